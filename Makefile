@@ -1,0 +1,38 @@
+# make train   from nothing to a trained detector on the built-in data: environment, data, training, validation, detection
+# make test    the whole test suite; make test-fast leaves the slow end-to-end tests out (under a minute)
+PYTHON ?= python3
+VENV ?= .venv
+PY = $(VENV)/bin/python
+PIP = $(PY) -m pip install --quiet --disable-pip-version-check
+RUN = runs/train/quickstart
+
+.PHONY: train test test-fast golden bench clean
+
+train: $(VENV)/ready
+	$(PY) train.py --cfg yolov5n.yaml --data data/shapes.yaml --imgsz 320 --epochs 16 --batch-size 16 --cos-lr \
+		--cache ram --project runs/train --name quickstart --exist-ok
+	$(PY) val.py --weights $(RUN)/weights/best.pt --data data/shapes.yaml --imgsz 320 \
+		--project runs/val --name quickstart --exist-ok
+	$(PY) detect.py --weights $(RUN)/weights/best.pt --source 'datasets/shapes/images/val/*0.*' --imgsz 320 \
+		--project runs/detect --name quickstart --exist-ok
+	@echo
+	@echo "Look at:  $(RUN)/results.png  $(RUN)/val_batch0_pred.jpg  runs/detect/quickstart/"
+	@echo "Next:     $(PY) train.py --data YOUR.yaml --cos-lr      (README.md: a first data set of your own)"
+
+test: $(VENV)/ready-test
+	$(PY) -m pytest -q
+
+test-fast: $(VENV)/ready-test
+	$(PY) -m pytest -q -m "not slow"
+
+$(VENV)/ready: requirements.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) -r requirements.txt
+	touch $@
+
+$(VENV)/ready-test: $(VENV)/ready tests/requirements.txt
+	$(PIP) -r tests/requirements.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) datasets

@@ -1,0 +1,530 @@
+"""Train a detector: `python train.py --data my.yaml --cos-lr`, `torchrun --nproc_per_node 4 train.py`, `--resume`.
+
+Top to bottom: read what was asked for, build data, model and optimizer, then the loop. Letters: B batch, H W rows and
+columns, T targets.
+"""
+
+import io
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+import val
+from models.loading import load_model, read_weights, resolve_weights, transfer
+from models.yolo import DetectionModel
+from utils.acquire import acquire
+from utils.autoanchor import check_anchors
+from utils.autobatch import find_batch_size
+from utils.checkpoint import TrainState, read_checkpoint, strip_checkpoint, write_checkpoint
+from utils.config import DatasetSpec, Hyperparameters, SuggestingParser, TrainOptions, add_flags
+from utils.dataset import Batch, Loader, class_weights, image_weights, make_loader
+from utils.ema import ModelEMA
+from utils.errors import UserError, run
+from utils.files import increment_path, write_yaml
+from utils.labels import LabelIndex, load_index
+from utils.loss import DetectionLoss, scale_gains
+from utils.metrics import Metrics
+from utils.optim import build_optimizer, scaled_weight_decay
+from utils.plots import Plotter, plot_batch, plot_label_correlogram, plot_labels, plot_results
+from utils.runlog import ResultsFile, header, memory_used, progress_line
+from utils.runtime import ROOT, Distributed, amp_dtype, describe_device, seed_everything
+from utils.schedule import EarlyStopping, Rates, Schedule, accumulation, multi_scale_size
+
+MAX_GRADIENT_NORM = 10.0
+PICTURED_BATCHES = 3  # training batches drawn into the run folder
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What was asked for
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options, which of them the user typed, and the checkpoint of the run to go on with (None for a new run)."""
+
+    options: TrainOptions
+    typed: frozenset[str]
+    resumed: dict | None
+
+
+def parse_args(argv: Sequence[str] | None = None) -> Request:
+    """Read the command line; with `--resume` the options are those of the resumed run, then those typed."""
+    parser = add_flags(SuggestingParser(prog="train.py", description="Train a detector."), TrainOptions)
+    given = vars(parser.parse_args(argv))
+    resume = given.pop("resume", False)
+    if not resume:
+        return Request(TrainOptions(**given), frozenset(given), None)
+    checkpoint = find_run(resume, given.get("project", TrainOptions.project))
+    content = read_checkpoint(checkpoint)
+    if content["kind"] != "train":
+        raise UserError(f"--resume {checkpoint}: holds weights only; resume from last.pt, or start with --weights")
+    stored = TrainOptions.from_dict(content["options"])
+    for key, value in given.items():
+        if getattr(stored, key) != value:
+            print(f"resume: --{key.replace('_', '-')} {getattr(stored, key)} -> {value}")
+    return Request(stored.replace(**given, resume=str(checkpoint)), frozenset(given), content)
+
+
+def find_run(resume: str | bool, project: str) -> Path:
+    """The checkpoint to go on from: the named file or run folder, or the newest last.pt below `project`."""
+    if resume is not True:
+        path = Path(resume)
+        checkpoint = path / "weights" / "last.pt" if path.is_dir() else path
+        if not checkpoint.is_file():
+            raise UserError(f"--resume {resume}: no checkpoint {checkpoint}")
+        return checkpoint
+    candidates = list(Path(project).rglob("weights/last.pt"))
+    if not candidates:
+        raise UserError(f"--resume: no run with a checkpoint below {project}; name one: --resume {project}/exp")
+    return max(candidates, key=lambda file: file.stat().st_mtime)
+
+
+def open_run_folder(options: TrainOptions) -> Path:
+    """The folder that this run writes into: the one it began in, or the next free number."""
+    if options.resume:
+        return Path(options.resume).resolve().parents[1]
+    name = Path(options.cfg or options.weights or "exp").stem if options.name == "cfg" else options.name
+    return increment_path(Path(options.project) / name, options.exist_ok)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+
+
+@dataclass(frozen=True)
+class Data:
+    spec: DatasetSpec
+    names: dict[int, str]
+    train: LabelIndex
+    val: LabelIndex
+
+
+def read_data(options: TrainOptions, distributed: Distributed) -> Data:
+    """The data set, scanned by rank 0 and handed to the others."""
+    return distributed.broadcast(_read_data(options) if distributed.is_main else None)
+
+
+def _read_data(options: TrainOptions) -> Data:
+    spec = acquire(options.data)
+    single = options.single_cls
+    names = {0: "item"} if single and spec.num_classes != 1 else spec.names
+    train, validation = (
+        load_index(spec.sources(split), spec.num_classes, prefix=f"{split}: ", single_cls=single)
+        for split in ("train", "val")
+    )
+    if not len(train.labels):
+        raise UserError(f"{spec.file}: the training images have no labels at all; labels belong beside them, "
+                        "with /images/ replaced by /labels/ and .txt for the suffix")
+    return Data(spec, names, train, validation)
+
+
+def build_loaders(options: TrainOptions, hyp: Hyperparameters, data: Data, stride: int,
+                  distributed: Distributed) -> tuple[Loader, Loader]:
+    """The training and the validation loader of this process."""
+    shared = {"imgsz": options.imgsz, "stride": stride, "workers": options.workers, "seed": options.seed,
+              "rank": distributed.rank, "world_size": distributed.world_size, "progress": distributed.is_main,
+              "pin_memory": distributed.device.type == "cuda"}
+    train = make_loader(data.train, batch_size=options.batch_size, hyp=hyp, rect=options.rect,
+                        shuffle=not options.rect, cache=None if options.cache == "val" else options.cache,
+                        image_weights=options.image_weights, quad=options.quad, **shared)
+    cache = None if options.noval else "ram" if options.cache == "val" else options.cache
+    validation = make_loader(data.val, batch_size=2 * options.batch_size, rect=True, pad=0.5, cache=cache, **shared)
+    return train, validation
+
+
+def label_sizes(index: LabelIndex, imgsz: int) -> np.ndarray:
+    """Width and height in pixels of every label (M, 2) when each picture's longer side is `imgsz`."""
+    scale = imgsz / index.shapes.max(1, keepdims=True)
+    sides = (index.shapes * scale)[:, ::-1].repeat(np.diff(index.offsets), axis=0)  # (M, 2) picture width, height
+    return index.labels[:, 3:5] * sides
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Model
+
+
+def build_model(request: Request, hyp: Hyperparameters, names: dict[int, str]) -> DetectionModel:
+    """The model on the CPU: of a resumed run, from weights (transferred by name and shape), or new from a YAML."""
+    options = request.options
+    settings = {"num_classes": len(names), "anchors": round(hyp.anchors) or None}
+    path = None if request.resumed else find_weights(options, request.typed)
+    if request.resumed:
+        model = DetectionModel(request.resumed["model"]["yaml"])
+    elif path is None:
+        cfg = options.cfg or Path(options.weights).with_suffix(".yaml").name
+        print(f"Model {cfg} from scratch")
+        model = DetectionModel(cfg, **settings)
+    else:
+        file = read_weights(path)
+        model = DetectionModel(options.cfg or file.yaml, **settings)
+        moved = transfer(model, file.state_dict, exclude=("anchor",) if options.cfg or hyp.anchors else ())
+        print(f"Transferred {moved.matched}/{moved.total} tensors from {path}")
+    model.names = names
+    return model
+
+
+def find_weights(options: TrainOptions, typed: frozenset[str]) -> Path | None:
+    """The file to start from, None to start from scratch. Only weights that the user named are ever downloaded."""
+    if not options.weights or (options.cfg and "weights" not in typed):
+        return None
+    if "weights" in typed:
+        return resolve_weights(options.weights, allow_download=True)
+    try:
+        return resolve_weights(options.weights, allow_download=False)
+    except UserError:
+        print(f"{options.weights} is not here: starting from scratch (--weights {options.weights} would fetch it)")
+        return None
+
+
+def freeze_layers(model: DetectionModel, freeze: Sequence[int]) -> list[nn.Module]:
+    """Stop gradients of layers 0 … N-1 (one number N) or of exactly the listed ones; returns those layers."""
+    indices = range(freeze[0]) if len(freeze) == 1 else freeze
+    for index in indices:
+        if not 0 <= index < len(model.model):
+            raise UserError(f"--freeze {index}: the model has layers 0 to {len(model.model) - 1}")
+    layers = [model.model[index] for index in indices]
+    for layer in layers:
+        layer.requires_grad_(False)
+    if layers:
+        print(f"Frozen layers: {', '.join(str(index) for index in indices)}")
+    return layers
+
+
+def round_to_stride(imgsz: int, stride: int) -> int:
+    """The image size that the model can take: up to the next multiple of its stride, at least two of them."""
+    rounded = max(-(-imgsz // stride) * stride, 2 * stride)
+    if rounded != imgsz:
+        print(f"WARNING --imgsz {imgsz} is not a multiple of the model's stride {stride}; using {rounded}")
+    return rounded
+
+
+def fit_model_anchors(model: DetectionModel, sizes: np.ndarray, threshold: float, seed: int) -> None:
+    """AutoAnchor: keep the model's anchors where they recall 98 % of the labels, fit new ones where better."""
+    stride = model.stride.cpu().numpy()[:, None, None]
+    anchors = model.head.anchors.cpu().numpy() * stride  # (L, A, 2) pixels
+    report = check_anchors(anchors, sizes, threshold, np.random.default_rng(seed))
+    print(report.message)
+    if report.replaced:
+        model.head.anchors.copy_(torch.from_numpy(np.asarray(report.anchors_px / stride, np.float32)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the loop needs, built once."""
+
+    options: TrainOptions
+    hyp: Hyperparameters
+    data: Data
+    distributed: Distributed
+    train_loader: Loader
+    val_loader: Loader
+    model: DetectionModel
+    wrapped: nn.Module  # the model in its parallel wrapper, or itself
+    frozen: list[nn.Module]
+    loss: DetectionLoss
+    schedule: Schedule
+    state: TrainState
+    autocast: torch.dtype | None
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self.state.members["optimizer"]
+
+    @property
+    def ema(self) -> ModelEMA:
+        return self.state.members["ema"]
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler:
+        return self.state.members["scaler"]
+
+    @property
+    def stopper(self) -> EarlyStopping:
+        return self.state.members["stopper"]
+
+
+def build_run(request: Request, distributed: Distributed) -> Run:
+    """Data, model, optimizer and schedule as asked for, with the state of the resumed run in them."""
+    options, hyp = request.options, read_hyperparameters(request)
+    data = read_data(options, distributed)
+    device = distributed.device
+    model = build_model(request, hyp, data.names)
+    grid = max(int(model.stride.max()), 32)
+    options = options.replace(imgsz=round_to_stride(options.imgsz, grid))
+    model = model.to(device, memory_format=torch.channels_last)
+    autocast = amp_dtype(options.amp, device)
+    if options.batch_size == -1:
+        options = options.replace(batch_size=find_batch_size(model, options.imgsz, autocast))
+    frozen = freeze_layers(model, options.freeze)
+    if not request.resumed and not options.noautoanchor:
+        fit_model_anchors(model, label_sizes(data.train, options.imgsz), hyp.anchor_t, options.seed)
+    train_loader, val_loader = build_loaders(options, hyp, data, grid, distributed)
+    state = build_state(model, options, hyp, autocast, request.resumed)
+    schedule = Schedule(hyp.to_dict(), options.epochs, len(train_loader), options.batch_size, options.cos_lr)
+    loss = build_loss(model, options, hyp, distributed)
+    wrapped = wrap_model(model, options, distributed)
+    return Run(options, hyp, data, distributed, train_loader, val_loader, model, wrapped, frozen, loss,
+               schedule, state, autocast)
+
+
+def read_hyperparameters(request: Request) -> Hyperparameters:
+    """Of the resumed run, unless another file is typed; else of `--hyp`."""
+    if request.resumed and "hyp" not in request.typed:
+        return Hyperparameters.from_dict(request.resumed["hyp"], request.options.resume)
+    return Hyperparameters.load(request.options.hyp, ROOT, ROOT / "data" / "hyps")
+
+
+def build_state(model: DetectionModel, options: TrainOptions, hyp: Hyperparameters, autocast: torch.dtype | None,
+                resumed: dict | None) -> TrainState:
+    """Optimizer, EMA, scaler and early stop around `model`, as the checkpoint `resumed` left them if there is one."""
+    decay = scaled_weight_decay(hyp.weight_decay, options.batch_size, accumulation(options.batch_size))
+    optimizer = build_optimizer(model, options.optimizer, hyp.lr0, hyp.momentum, decay)
+    if options.optimizer != "SGD" and hyp.lr0 >= 0.01:
+        print(f"WARNING --optimizer {options.optimizer} with lr0 {hyp.lr0}: 0.001 is usual; set lr0 in the --hyp file")
+    scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=autocast == torch.float16)
+    state = TrainState(model, ModelEMA(model), optimizer, scaler, EarlyStopping(options.patience))
+    state.class_maps = [0.0] * model.num_classes
+    if resumed:
+        state.load_state_dict(resumed)
+        if state.epoch >= options.epochs:
+            raise UserError(f"{options.resume}: all {state.epoch} epochs are done; add --epochs {2 * state.epoch} to go on")
+    return state
+
+
+def build_loss(model: DetectionModel, options: TrainOptions, hyp: Hyperparameters,
+               distributed: Distributed) -> DetectionLoss:
+    gains = {**hyp.to_dict(), "label_smoothing": options.label_smoothing}
+    gains = scale_gains(gains, len(model.stride), model.num_classes, options.imgsz)
+    counts = distributed.sum if distributed.world_size > 1 else None
+    return DetectionLoss(model.head.anchors, model.stride, model.num_classes, gains, sum_over_processes=counts)
+
+
+def wrap_model(model: DetectionModel, options: TrainOptions, distributed: Distributed) -> nn.Module:
+    if options.sync_bn and distributed.world_size > 1 and distributed.device.type == "cuda":
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place below the top: `model` itself is no BatchNorm
+    return distributed.wrap(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def train(run: Run, log: "RunLog") -> Metrics | None:
+    """Train to the last epoch, or until fitness stands still. Returns the metrics of the last validation."""
+    metrics = None
+    for epoch in range(run.state.epoch, run.options.epochs):
+        log.start_epoch(epoch)
+        losses, rates = train_one_epoch(run, epoch, log.batch_done)
+        run.state.epoch = epoch + 1
+        last = epoch + 1 == run.options.epochs
+        stop = False
+        if last or not run.options.noval:
+            metrics = validate(run)
+            run.state.class_maps = [float(value) for value in metrics.maps]
+            stop = run.stopper.update(epoch, metrics.fitness) and not run.options.noval
+        improved = metrics is not None and metrics.fitness > run.state.best_fitness
+        if improved:
+            run.state.best_fitness = float(metrics.fitness)
+        log.epoch_done(epoch, losses, metrics, rates)
+        if not run.options.nosave or last or stop:
+            log.save(epoch, metrics, improved)
+        if stop:
+            log.say(f"Stopped: no better fitness for {run.options.patience} epochs (best: epoch {run.stopper.best_epoch})")
+            break
+    return metrics
+
+
+def train_one_epoch(run: Run, epoch: int, batch_done: Callable) -> tuple[list[float], Rates]:
+    """One pass over the training pictures. Returns the mean box, obj and cls loss, and the last batch's rates."""
+    run.wrapped.train()
+    for layer in run.frozen:
+        layer.eval()  # frozen layers keep their batch statistics
+    loader, state, device = run.train_loader, run.state, run.distributed.device
+    loader.set_epoch(epoch, weights=sampling_weights(run))
+    run.optimizer.zero_grad(set_to_none=True)
+    means, pending = torch.zeros(3, device=device), 0
+    for step, batch in enumerate(loader):
+        rates = run.schedule.at(state.iteration)
+        set_rates(run.optimizer, rates)
+        images = prepare_images(run, batch.images)  # (B, 3, H, W)
+        with torch.autocast(device.type, run.autocast, enabled=run.autocast is not None):
+            predictions = run.wrapped(images)
+        total, losses = run.loss(predictions, batch.targets.to(device, non_blocking=True))
+        factor = run.distributed.world_size * (4 if run.options.quad else 1)  # DDP averages where a sum is meant
+        run.scaler.scale(total * factor).backward()
+        pending += 1
+        state.iteration += 1
+        if pending >= rates.accumulate or step + 1 == len(loader):  # what is left at the end is not thrown away
+            optimizer_step(run)
+            pending = 0
+        means += (torch.stack(losses).detach() - means) / (step + 1)
+        batch_done(epoch, step, batch, means, images.shape[-1])
+    return means.tolist(), rates
+
+
+def optimizer_step(run: Run) -> None:
+    """Clip, step, follow with the EMA."""
+    run.scaler.unscale_(run.optimizer)
+    nn.utils.clip_grad_norm_(run.model.parameters(), MAX_GRADIENT_NORM)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.ema.update(run.model)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
+    """Learning rates by group, and momentum where the optimizer has one (Adam's betas stay)."""
+    for group, rate in zip(optimizer.param_groups, (rates.lr_bias, rates.lr_weight, rates.lr_norm)):
+        group["lr"] = rate
+        if "momentum" in group:
+            group["momentum"] = rates.momentum
+
+
+def prepare_images(run: Run, images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) to float 0…1 on the device, at this iteration's size when sizes vary."""
+    images = images.to(run.distributed.device, non_blocking=True).float() / 255
+    if run.options.multi_scale:
+        grid = max(int(run.model.stride.max()), 32)
+        rng = np.random.default_rng([run.options.seed, run.state.iteration])
+        size = multi_scale_size(rng, run.options.imgsz, grid)
+        factor = size / max(images.shape[2:])
+        if factor != 1:
+            shape = [int(np.ceil(side * factor / grid)) * grid for side in images.shape[2:]]
+            images = F.interpolate(images, size=shape, mode="bilinear", align_corners=False)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def sampling_weights(run: Run) -> np.ndarray | None:
+    """Weight of each picture for `--image-weights`: many labels of rare classes with a low mAP weigh most."""
+    if not run.options.image_weights:
+        return None
+    by_class = class_weights(run.data.train, run.model.num_classes) * (1 - np.array(run.state.class_maps)) ** 2
+    return image_weights(run.data.train, by_class)
+
+
+def validate(run: Run) -> Metrics:
+    """Metrics of the EMA weights on the validation pictures."""
+    return val.evaluate(run.ema.ema, run.val_loader, single_cls=run.options.single_cls, names=run.data.names,
+                        autocast=run.autocast, loss=run.loss, distributed=run.distributed)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a run leaves behind (rank 0 only; other ranks have a silent twin)
+
+
+class RunLog:
+    """Console, run folder and checkpoints of a run."""
+
+    def __init__(self, run: Run, folder: Path):
+        self.run, self.folder, self.weights = run, folder, folder / "weights"
+        self.results, self.plotter, self.bar = ResultsFile(folder / "results.csv"), Plotter(), None
+        self.started, self.first_epoch = time.monotonic(), run.state.epoch
+        self.weights.mkdir(exist_ok=True)
+        write_yaml(folder / "opt.yaml", {**run.options.to_dict(), "save_dir": str(folder)})
+        write_yaml(folder / "hyp.yaml", run.hyp.to_dict())
+        if not run.options.noplots:
+            labels = run.data.train.labels
+            self.plotter.submit(plot_labels, labels, run.data.names, folder / "labels.jpg")
+            self.plotter.submit(plot_label_correlogram, labels, folder / "labels_correlogram.jpg")
+
+    def say(self, text: str) -> None:
+        print(text)
+
+    def introduce(self) -> None:
+        options = self.run.options
+        amp = str(self.run.autocast).removeprefix("torch.") if self.run.autocast else "off"
+        print(f"Image size {options.imgsz}, batch {options.batch_size}, {self.run.train_loader.workers} data workers, "
+              f"mixed precision {amp}\nLogging to {self.folder}\nTraining for {options.epochs} epochs...")
+
+    def start_epoch(self, epoch: int) -> None:
+        print("\n" + header())
+        self.bar = tqdm(total=len(self.run.train_loader), bar_format="{l_bar}{bar:10}{r_bar}", mininterval=0.5)
+
+    def batch_done(self, epoch: int, step: int, batch: Batch, means: Tensor, size: int) -> None:
+        last = step + 1 == len(self.run.train_loader)
+        if self.bar.update() or last or step == 0:  # reading the losses waits for the device: only when they are shown
+            line = progress_line(epoch, self.run.options.epochs, memory_used(means.device), means.tolist(),
+                                 len(batch.targets), size)
+            self.bar.set_description_str(line, refresh=last)
+        if self.run.state.iteration <= PICTURED_BATCHES and not self.run.options.noplots:
+            file = self.folder / f"train_batch{self.run.state.iteration - 1}.jpg"
+            self.plotter.submit(plot_batch, batch.images, batch.targets, batch.paths, file, names=self.run.data.names)
+        if last:
+            self.bar.close()
+
+    def epoch_done(self, epoch: int, losses: list[float], metrics: Metrics | None, rates: Rates) -> None:
+        scores = [0.0] * 4 if metrics is None else [metrics.precision, metrics.recall, metrics.map50, metrics.map]
+        val_losses = [0.0] * 3 if metrics is None else list(metrics.losses)
+        self.results.write(epoch, losses, scores, val_losses, [rates.lr_bias, rates.lr_weight, rates.lr_norm])
+
+    def save(self, epoch: int, metrics: Metrics | None, improved: bool) -> None:
+        """last.pt always, best.pt when better, epoch<k>.pt every --save-period epochs."""
+        run = self.run
+        content = {**run.state.state_dict(), "options": run.options.to_dict(), "hyp": run.hyp.to_dict(),
+                   "metrics": {} if metrics is None else {"map50": float(metrics.map50), "map": float(metrics.map)}}
+        write_checkpoint(self.weights / "last.pt", content)
+        if improved or not (self.weights / "best.pt").exists():
+            strip_checkpoint(self.weights / "last.pt", self.weights / "best.pt")
+        if run.options.save_period > 0 and epoch % run.options.save_period == 0:
+            write_checkpoint(self.weights / f"epoch{epoch}.pt", content)
+
+    def finish(self) -> None:
+        """Validate best.pt with pictures, draw the curves, say where everything is and what to type next."""
+        run, hours = self.run, (time.monotonic() - self.started) / 3600
+        print(f"\n{run.state.epoch - self.first_epoch} epochs completed in {hours:.3f} hours.")
+        best = self.weights / "best.pt"
+        strip_checkpoint(self.weights / "last.pt", self.weights / "last-half.pt")
+        print(f"Validating {best}...")
+        plots = None if run.options.noplots else self.folder
+        val.evaluate(load_model(best, run.distributed.device), run.val_loader, single_cls=run.options.single_cls,
+                     names=run.data.names, plots=plots, verbose=True)
+        if not run.options.noplots:
+            self.plotter.submit(plot_results, self.results.path, self.folder / "results.png")
+        self.plotter.close()
+        print(f"Results saved to {self.folder}\nNext: python detect.py --weights {best} --source YOUR_PICTURES")
+
+
+class SilentLog:
+    """What ranks other than 0 have in place of a RunLog."""
+
+    def __getattr__(self, name: str) -> Callable:
+        return lambda *args: None
+
+
+def main(argv: Sequence[str] | None = None) -> Metrics | None:
+    """Train as the command line `argv` says. Returns the metrics of the last validation."""
+    request = parse_args(argv)
+    options = request.options
+    distributed = Distributed.start(options.device, options.batch_size)
+    try:
+        seed_everything(options.seed)
+        with only_rank_0_prints(distributed):
+            print(f"train: {describe_device(distributed.device)} x {distributed.world_size}, torch {torch.__version__}")
+            run = build_run(request, distributed)
+            log = RunLog(run, open_run_folder(options)) if distributed.is_main else SilentLog()
+            log.introduce()
+            metrics = train(run, log)
+            log.finish()
+            return metrics
+    finally:
+        distributed.close()
+
+
+@contextmanager
+def only_rank_0_prints(distributed: Distributed) -> Iterator[None]:
+    """Standard output of the other ranks goes nowhere; their errors still show."""
+    with redirect_stdout(sys.stdout if distributed.is_main else io.StringIO()):
+        yield
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,47 @@
+"""From the text of `--data` to a data set whose pictures are there: found, drawn (the built-in one) or downloaded."""
+
+from pathlib import Path
+
+from data.scripts.make_shapes import make_shapes
+from utils.config import DatasetSpec, MissingData
+from utils.download import fetch, unpack
+from utils.errors import UserError
+from utils.files import find_file
+from utils.runtime import ROOT, datasets_folders
+
+BUILT_IN = ROOT / "data" / "shapes.yaml"
+
+
+def acquire(data: str, progress: bool = True) -> DatasetSpec:
+    """The data set that `data` (path or name of a YAML) describes, with its pictures in place.
+
+    Missing pictures are drawn for the built-in set, or fetched from the URLs of the YAML's `download:`; code in
+    `download:` is never run. Raises UserError when the YAML or the pictures cannot be found.
+    """
+    file = find_file(data, Path.cwd() / "data", ROOT, ROOT / "data")
+    if file is None or file.suffix.lower() not in (".yaml", ".yml"):
+        raise UserError(f"--data {data}: no such data set YAML; looked here, in {Path.cwd() / 'data'} and {ROOT / 'data'}")
+    try:
+        return DatasetSpec.load(file, datasets_folders())
+    except MissingData as missing:
+        if file.resolve() == BUILT_IN:
+            make_shapes(ROOT / "datasets" / "shapes", progress=progress)
+        elif missing.download:
+            _download(missing, progress)
+        else:
+            raise
+    return DatasetSpec.load(file, datasets_folders())
+
+
+def _download(missing: MissingData, progress: bool) -> None:
+    """Fetch and unpack every URL of the YAML into the first datasets folder."""
+    for url in missing.download:
+        if not url.startswith(("http://", "https://")):
+            raise UserError(f"{missing.file}: download: only http(s) addresses of .zip or .tar archives are fetched, "
+                            f"code is never run; get the data by hand and correct `path:`. {missing}")
+    folder = ROOT / "datasets"
+    folder.mkdir(exist_ok=True)
+    for url in missing.download:
+        archive = fetch(url, folder / url.rsplit("/", 1)[-1].split("?")[0], progress=progress)
+        unpack(archive, folder)
+        archive.unlink()

@@ -1,0 +1,79 @@
+"""Exponential moving average of a model's weights: what is validated and saved."""
+
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Slot = tuple[dict[str, Any], str]  # a module's own table of parameters or buffers, and a name in it
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside wrappers of data parallel training and compilation."""
+    while True:
+        inner = [getattr(model, name, None) for name in ("module", "_orig_mod")]
+        inner = [module for module in inner if isinstance(module, nn.Module)]
+        if not inner:
+            return model
+        model = inner[0]
+
+
+def _float_slots(model: nn.Module) -> list[Slot]:
+    """Where the floating-point entries of the state_dict live, each tensor once.
+
+    Places and not tensors: a buffer may be replaced (new anchors, a change of device) between two updates.
+    """
+    slots, seen = [], set()
+    for module in model.modules():
+        lasting = {k: v for k, v in module._buffers.items() if k not in module._non_persistent_buffers_set}
+        for table, names in ((module._parameters, module._parameters), (module._buffers, lasting)):
+            for name in names:
+                tensor = table[name]
+                if tensor is not None and tensor.is_floating_point() and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    slots.append((table, name))
+    return slots
+
+
+class ModelEMA:
+    """Keeps `.ema`, a copy of `model` in eval mode without gradients, that follows it: v = d v + (1 - d) v_model.
+
+    The decay d = decay (1 - exp(-updates / tau)) rises from nearly 0, so that early weights are soon forgotten.
+    Floating-point parameters and buffers follow, integer ones (batch counters) stay. Float32 throughout.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000, updates: int = 0):
+        self.ema = deepcopy(unwrap(model)).eval().requires_grad_(False)
+        self.decay, self.tau, self.updates = decay, tau, updates
+        self._own = _float_slots(self.ema)
+        self._source: nn.Module | None = None
+        self._theirs: list[Slot] = []
+
+    def decay_at(self, updates: int) -> float:
+        return self.decay * (1 - math.exp(-updates / self.tau))
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take one step toward `model` (wrapped or not); call it after each optimizer step."""
+        model = unwrap(model)
+        if model is not self._source:
+            self._source, self._theirs = model, _float_slots(model)
+            assert [name for _, name in self._theirs] == [name for _, name in self._own], "the models differ in layout"
+        self.updates += 1
+        own = [table[name] for table, name in self._own]
+        theirs = [_like(table[name], mine) for (table, name), mine in zip(self._theirs, own)]
+        torch._foreach_lerp_(own, theirs, 1 - self.decay_at(self.updates))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state_dict": self.ema.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.ema.load_state_dict(state["state_dict"])
+        self.updates = int(state["updates"])
+
+
+def _like(tensor: Tensor, other: Tensor) -> Tensor:
+    return tensor.detach().to(device=other.device, dtype=other.dtype)  # the tensor itself where nothing changes

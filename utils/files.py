@@ -1,0 +1,119 @@
+"""Run folders, file look-up, YAML reading, and writing that is whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import yaml
+
+from utils.errors import UserError
+
+MAX_YAML_BYTES = 4 << 20  # a configuration file is never this large: a larger one is a mistake or an attack
+
+
+def increment_path(path: str | Path, exist_ok: bool = False) -> Path:
+    """Create and return a new folder: `path`, or the first free of path2, path3, …; with `exist_ok` always `path`.
+
+    Creating the folder claims its number, so that two runs started at the same moment get different ones.
+    """
+    path = Path(path)
+    if exist_ok:
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    number = 1
+    while True:
+        candidate = path if number == 1 else path.with_name(f"{path.name}{number}")
+        try:
+            candidate.mkdir(parents=True)
+            return candidate
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise UserError(f"cannot create the folder {candidate}: {error.strerror}; give another --project") from error
+
+
+def find_file(name: str | Path, *folders: Path) -> Path | None:
+    """The file `name` as typed, else the first below `folders` (directly, then in any depth, by name); None if absent."""
+    if Path(name).is_file():
+        return Path(name)
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    for folder in folders:
+        hits = sorted(folder.rglob(Path(name).name)) if folder.is_dir() else []
+        if hits:
+            return hits[0]
+    return None
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """Yield a binary file that takes the place of `path` when the block ends well, and vanishes when it does not.
+
+    Written beside `path`, flushed to the disk and renamed, with the folder synced: a reader, or a machine that lost
+    its power, sees the whole old file or the whole new one.
+    """
+    path = Path(path)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` durable; file systems that cannot sync a folder are left alone."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def write_yaml(path: str | Path, content: dict) -> None:
+    """Write `content` as YAML in its own key order, atomically."""
+    with atomic_write(path) as file:
+        file.write(yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+
+
+def read_yaml(path: str | Path) -> dict:
+    """The mapping in a YAML file. Tags that build objects are refused; a UserError names file and line."""
+    path = Path(path)
+    try:
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise UserError(f"{path}: {path.stat().st_size} bytes is too large for a YAML configuration file")
+        content = yaml.safe_load(path.read_bytes().decode("utf-8", errors="ignore"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}{_yaml_place(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected `key: value` lines, found {type(content).__name__}")
+    return content
+
+
+def _yaml_place(error: Exception) -> str:
+    mark = getattr(error, "problem_mark", None)
+    reason = getattr(error, "problem", None) or str(error) or type(error).__name__
+    return f":{mark.line + 1}: {reason}" if mark else f": {reason}"

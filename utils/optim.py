@@ -1,0 +1,71 @@
+"""Optimizers over three groups of parameters, and the weight decay they use."""
+
+import difflib
+from typing import Any
+
+import torch
+from torch import nn
+
+from utils.errors import UserError
+
+NOMINAL_BATCH_SIZE = 64
+
+
+def scaled_weight_decay(weight_decay: float, batch_size: int, accumulate: int) -> float:
+    """Weight decay for optimizer steps over batch_size * accumulate images, given that for 64."""
+    return weight_decay * batch_size * accumulate / NOMINAL_BATCH_SIZE
+
+
+def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """Split all parameters, frozen ones too, into bias (named so), norm (weights of normalisation) and weight (the rest)."""
+    groups: dict[str, list[nn.Parameter]] = {"bias": [], "weight": [], "norm": []}
+    for module in model.modules():
+        kind = "norm" if _is_torch_norm(module) else "weight"
+        for name, parameter in module.named_parameters(recurse=False):
+            key = "bias" if name == "bias" else kind if name == "weight" else "weight"
+            groups[key].append(parameter)
+    return groups
+
+
+def _is_torch_norm(module: nn.Module) -> bool:
+    """Whether the module's class is, or extends, a normalisation layer that PyTorch ships."""
+    return any("Norm" in base.__name__ for base in type(module).__mro__ if base.__module__.startswith("torch.nn."))
+
+
+def build_optimizer(
+    model: nn.Module, name: str = "SGD", lr: float = 0.01, momentum: float = 0.937, weight_decay: float = 5e-4
+) -> torch.optim.Optimizer:
+    """Optimizer with the groups bias, weight and norm, in this order and so named; only weight decays.
+
+    SGD uses Nesterov momentum; for Adam and AdamW `momentum` is the first beta. An unknown name is a UserError.
+    """
+    makers = {
+        "SGD": lambda groups: torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True, **_kernel(model)),
+        "Adam": lambda groups: torch.optim.Adam(groups, lr=lr, betas=(momentum, 0.999), **_kernel(model)),
+        "AdamW": lambda groups: torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), **_kernel(model)),
+        "RMSProp": lambda groups: torch.optim.RMSprop(groups, lr=lr, momentum=momentum),
+    }
+    if name not in makers:
+        near = difflib.get_close_matches(name.lower(), [n.lower() for n in makers], n=1)
+        hint = next((n for n in makers if near and n.lower() == near[0]), "SGD")
+        raise UserError(f"--optimizer {name}: not one of {', '.join(makers)}; did you mean {hint}?")
+    decay = {"bias": 0.0, "weight": weight_decay, "norm": 0.0}
+    groups = parameter_groups(model)
+    return makers[name]([{"params": groups[n], "weight_decay": decay[n], "name": n} for n in ("bias", "weight", "norm")])
+
+
+def _kernel(model: nn.Module) -> dict[str, bool]:
+    """One kernel for all tensors where PyTorch has it; a loop over 180 tensors costs several times as much."""
+    devices = {parameter.device.type for parameter in model.parameters()}
+    return {"fused": True} if len(devices) == 1 and devices <= {"cpu", "cuda"} else {}
+
+
+def set_rates(optimizer: torch.optim.Optimizer, rates: Any) -> None:
+    """Set learning rates from `rates.lr_<group name>`, and `rates.momentum` in groups that have a momentum.
+
+    Adam's betas stay, warm-up or not.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = getattr(rates, f"lr_{group['name']}")
+        if "momentum" in group:
+            group["momentum"] = rates.momentum

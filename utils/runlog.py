@@ -1,0 +1,56 @@
+"""What a run says: the console table and results.csv."""
+
+import csv
+from pathlib import Path
+
+import torch
+
+from utils.files import atomic_write
+
+COLUMNS = ("epoch", "train/box_loss", "train/obj_loss", "train/cls_loss", "metrics/precision", "metrics/recall",
+           "metrics/mAP_0.5", "metrics/mAP_0.5:0.95", "val/box_loss", "val/obj_loss", "val/cls_loss",
+           "x/lr0", "x/lr1", "x/lr2")  # fmt: skip
+HEADER = ("Epoch", "GPU_mem", "box_loss", "obj_loss", "cls_loss", "Instances", "Size")
+
+
+def header() -> str:
+    """Column titles of the training table, 11 characters each."""
+    return "".join(f"{title:>11}" for title in HEADER)
+
+
+def memory_used(device: torch.device) -> str:
+    """GPU memory reserved by this process in GB, `0G` elsewhere."""
+    return f"{torch.cuda.memory_reserved(device) / 1e9 if device.type == 'cuda' else 0:.3g}G"
+
+
+def progress_line(epoch: int, epochs: int, memory: str, losses: list[float], instances: int, size: int) -> str:
+    """One row of the training table: `epoch/last epoch`, memory, three mean losses, targets and size of the batch."""
+    numbers = "".join(f"{value:11.4g}" for value in (*losses, instances, size))
+    return f"{f'{epoch}/{epochs - 1}':>11}{memory:>11}{numbers}"
+
+
+class ResultsFile:
+    """results.csv: one row per epoch in the columns people know, whole on the disk after each."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows = _read_rows(path)
+
+    def write(self, epoch: int, train_losses: list[float], metrics: list[float], val_losses: list[float],
+              rates: list[float]) -> None:
+        """Add the row of `epoch`, in place of any that a run before an interruption left for it or for later ones."""
+        values = [*train_losses, *metrics, *val_losses, *rates]
+        cells = [f"{epoch:>20}"] + [f"{value:20.5g}" for value in values]
+        self.rows = [row for row in self.rows if int(row[0]) < epoch] + [cells]
+        text = "\n".join(",".join(row) for row in [[f"{name:>20}" for name in COLUMNS], *self.rows])
+        with atomic_write(self.path) as file:
+            file.write((text + "\n").encode())
+
+
+def _read_rows(path: Path) -> list[list[str]]:
+    """Rows of an earlier part of the run, cells as they stand; none where there is no file."""
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    return [row for row in rows if len(row) == len(COLUMNS) and row[0].strip().isdigit()]
