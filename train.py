@@ -28,12 +28,12 @@ from utils.checkpoint import TrainState, read_checkpoint, strip_checkpoint, writ
 from utils.config import DatasetSpec, Hyperparameters, SuggestingParser, TrainOptions, add_flags
 from utils.dataset import Batch, Loader, class_weights, image_weights, make_loader
 from utils.ema import ModelEMA
-from utils.errors import UserError, run
+from utils.errors import UserError, run as run_command
 from utils.files import increment_path, write_yaml
 from utils.labels import LabelIndex, load_index
 from utils.loss import DetectionLoss, scale_gains
 from utils.metrics import Metrics
-from utils.optim import build_optimizer, scaled_weight_decay
+from utils.optim import build_optimizer, scaled_weight_decay, set_rates
 from utils.plots import Plotter, plot_batch, plot_label_correlogram, plot_labels, plot_results
 from utils.runlog import ResultsFile, header, memory_used, progress_line
 from utils.runtime import ROOT, Distributed, amp_dtype, describe_device, seed_everything
@@ -306,8 +306,8 @@ def build_state(model: DetectionModel, options: TrainOptions, hyp: Hyperparamete
 
 def build_loss(model: DetectionModel, options: TrainOptions, hyp: Hyperparameters,
                distributed: Distributed) -> DetectionLoss:
-    gains = {**hyp.to_dict(), "label_smoothing": options.label_smoothing}
-    gains = scale_gains(gains, len(model.stride), model.num_classes, options.imgsz)
+    gains = scale_gains(hyp, len(model.stride), model.num_classes, options.imgsz,
+                        label_smoothing=options.label_smoothing)
     counts = distributed.sum if distributed.world_size > 1 else None
     return DetectionLoss(model.head.anchors, model.stride, model.num_classes, gains, sum_over_processes=counts)
 
@@ -368,7 +368,7 @@ def train_one_epoch(run: Run, epoch: int, batch_done: Callable) -> tuple[list[fl
             pending = 0
         means += (torch.stack(losses).detach() - means) / (step + 1)
         batch_done(epoch, step, batch, means, images.shape[-1])
-    return means.tolist(), rates
+    return run.distributed.sum(means).tolist(), rates  # each process has its share of the sums
 
 
 def optimizer_step(run: Run) -> None:
@@ -379,14 +379,6 @@ def optimizer_step(run: Run) -> None:
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     run.ema.update(run.model)
-
-
-def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
-    """Learning rates by group, and momentum where the optimizer has one (Adam's betas stay)."""
-    for group, rate in zip(optimizer.param_groups, (rates.lr_bias, rates.lr_weight, rates.lr_norm)):
-        group["lr"] = rate
-        if "momentum" in group:
-            group["momentum"] = rates.momentum
 
 
 def prepare_images(run: Run, images: Tensor) -> Tensor:
@@ -413,6 +405,7 @@ def sampling_weights(run: Run) -> np.ndarray | None:
 
 def validate(run: Run) -> Metrics:
     """Metrics of the EMA weights on the validation pictures."""
+    run.distributed.share_buffers(run.ema.ema)  # batch statistics differ by process; rank 0's are saved
     return val.evaluate(run.ema.ema, run.val_loader, single_cls=run.options.single_cls, names=run.data.names,
                         autocast=run.autocast, loss=run.loss, distributed=run.distributed)
 
@@ -519,12 +512,19 @@ def main(argv: Sequence[str] | None = None) -> Metrics | None:
         distributed.close()
 
 
+class Nowhere(io.TextIOBase):
+    """A text stream that keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 @contextmanager
 def only_rank_0_prints(distributed: Distributed) -> Iterator[None]:
     """Standard output of the other ranks goes nowhere; their errors still show."""
-    with redirect_stdout(sys.stdout if distributed.is_main else io.StringIO()):
+    with redirect_stdout(sys.stdout if distributed.is_main else Nowhere()):
         yield
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -154,6 +154,12 @@ class Distributed:
             dist.all_reduce(tensor)
         return tensor
 
+    def share_buffers(self, module: torch.nn.Module) -> None:
+        """Give every process rank 0's buffers (batch statistics), in place."""
+        if self.world_size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
     def wrap(self, model: torch.nn.Module, **settings: Any) -> torch.nn.Module:
         """`model` in DistributedDataParallel, or itself in a group of one."""
         if self.world_size == 1:

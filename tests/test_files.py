@@ -1,0 +1,76 @@
+"""Run folders get their own numbers; files are whole or absent; broken YAML is named by line."""
+
+import os
+import threading
+
+import pytest
+
+from utils.errors import UserError
+from utils.files import atomic_write, find_file, increment_path, read_yaml, write_yaml
+
+
+def test_run_folders_are_numbered_and_gaps_reused(tmp_path):
+    made = [increment_path(tmp_path / "exp").name for _ in range(3)]
+    assert made == ["exp", "exp2", "exp3"]
+    (tmp_path / "exp2").rmdir()
+    assert increment_path(tmp_path / "exp").name == "exp2"
+    assert increment_path(tmp_path / "exp", exist_ok=True).name == "exp"
+
+
+def test_runs_started_together_get_different_folders(tmp_path):
+    made, start = [], threading.Barrier(8)
+
+    def begin():
+        start.wait()
+        made.append(increment_path(tmp_path / "exp").name)
+
+    threads = [threading.Thread(target=begin) for _ in range(8)]
+    [thread.start() for thread in threads], [thread.join() for thread in threads]
+    assert len(set(made)) == 8
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    file = tmp_path / "state"
+    file.write_bytes(b"old")
+    with pytest.raises(RuntimeError):
+        with atomic_write(file) as stream:
+            stream.write(b"half of the new")
+            raise RuntimeError("power cut")
+    assert file.read_bytes() == b"old" and os.listdir(tmp_path) == ["state"]
+    with atomic_write(file) as stream:
+        stream.write(b"new")
+    assert file.read_bytes() == b"new" and os.listdir(tmp_path) == ["state"]
+
+
+def test_files_are_found_as_typed_then_below_the_folders(tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    (tmp_path / "deep" / "er" / "x.yaml").write_text("a: 1")
+    assert find_file("x.yaml", tmp_path) == tmp_path / "deep/er/x.yaml"
+    assert find_file(tmp_path / "deep/er/x.yaml") == tmp_path / "deep/er/x.yaml"
+    assert find_file("y.yaml", tmp_path, tmp_path / "absent") is None
+
+
+def test_yaml_keeps_order_and_text(tmp_path):
+    content = {"z": 1, "a": "größe", "path": "x y"}
+    write_yaml(tmp_path / "o.yaml", content)
+    assert list(read_yaml(tmp_path / "o.yaml").items()) == list(content.items())
+
+
+@pytest.mark.parametrize("text, message", [
+    ("a: 1\nb: [1, 2\n", r":3: "),  # a bracket that never closes, seen at the end
+    ("- a\n", "found list"),
+    ("", "found NoneType"),
+    ("a: !!python/object/apply:os.system ['touch hacked']\n", "could not determine a constructor"),
+    ("a: &a [x]\nb: *c\n", "undefined alias"),
+])
+def test_broken_yaml_is_one_clear_error(tmp_path, text, message):
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message) as wrong:
+        read_yaml(file)
+    assert str(file) in str(wrong.value) and "\n" not in str(wrong.value)
+
+
+def test_a_missing_yaml_is_named(tmp_path):
+    with pytest.raises(UserError, match="cannot be read"):
+        read_yaml(tmp_path / "absent.yaml")
