@@ -14,6 +14,7 @@ from utils.errors import UserError
 
 GOOD_RECALL = 0.98  # anchors that reach more of the labels are left alone
 SMALL_PX = 3
+MIN_ANCHOR_PX = 2.0
 RESTARTS = 30
 SAMPLE = 16384  # labels that k-means starts on, and that weigh up a mutation first
 CHUNK = 16384  # labels at a time: the arrays stay in the processor's cache
@@ -88,7 +89,7 @@ def fit_anchors(
     wh = wh[(wh >= 2).any(axis=1)]
     if not len(wh):
         raise UserError("anchors cannot be fitted: no label is 2 px or more at this size; raise --imgsz, check labels")
-    start = _kmeans(wh, n, rng) if len(wh) >= n else _scatter(wh, n, rng)
+    start = np.maximum(_kmeans(wh, n, rng) if len(wh) >= n else _scatter(wh, n, rng), MIN_ANCHOR_PX)
     return _by_area(_evolve(_by_area(start), wh, threshold, generations, rng, progress)).astype(np.float32)
 
 
@@ -103,21 +104,22 @@ def _scatter(wh: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _kmeans(wh: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Centres (n, 2) of `wh` by Lloyd's algorithm, each side counted in its standard deviations.
+    """Centres (n, 2) of `wh` by Lloyd's algorithm on logarithms, whose differences are ratios as in closeness.
 
-    Restarts run side by side on a sample; the one with the least mean distance is finished on all labels.
+    In pixels the few large labels would draw most centres to themselves. Restarts run on a sample; the one with the
+    least mean distance is finished on all labels.
     """
-    spread = wh.std(axis=0)
-    spread[spread == 0] = 1
-    points = wh / spread
+    points = np.log(np.maximum(wh, MIN_ANCHOR_PX)).astype(np.float32)
     sample = rng.permutation(points)[:SAMPLE]
     centres = np.stack([rng.permutation(sample)[:n] for _ in range(RESTARTS)])
     centres, distortion = _lloyd(sample, centres)
     best = centres[None, np.argmin(distortion)]
-    return (_lloyd(points, best)[0][0] if len(points) > len(sample) else best[0]) * spread
+    return np.exp(_lloyd(points, best)[0][0] if len(points) > len(sample) else best[0])
 
 
-def _lloyd(points: np.ndarray, centres: np.ndarray, *, tolerance: float = 1e-5, limit: int = 100):
+def _lloyd(
+    points: np.ndarray, centres: np.ndarray, *, tolerance: float = 1e-4, limit: int = 100
+) -> tuple[np.ndarray, np.ndarray]:
     """Move centres (R, n, 2) until the mean distance of `points` (N, 2) falls by less than `tolerance` in every run.
 
     Returns the centres and the mean distances (R,). A centre without points stays where it is.
@@ -159,7 +161,7 @@ def _evolve(
     on_sample, fitness = _label_fitness(anchors, sample, threshold), anchor_fitness(anchors, wh, threshold)
     bar = tqdm(range(generations), desc="Evolving anchors", disable=not progress, leave=False)
     for _ in bar:
-        candidate = np.maximum(anchors * _mutation(anchors.shape, rng), 2.0)
+        candidate = np.maximum(anchors * _mutation(anchors.shape, rng), MIN_ANCHOR_PX)
         candidate_on_sample = _label_fitness(candidate, sample, threshold)
         if not _may_be_better(candidate_on_sample - on_sample):
             continue
@@ -175,7 +177,9 @@ def _may_be_better(gain: np.ndarray) -> bool:
     return bool(gain.mean() + 4 * gain.std() / np.sqrt(len(gain)) > 0)
 
 
-def _mutation(shape: tuple[int, ...], rng: np.random.Generator, *, share: float = 0.9, sigma: float = 0.1) -> np.ndarray:
+def _mutation(
+    shape: tuple[int, ...], rng: np.random.Generator, *, share: float = 0.9, sigma: float = 0.1
+) -> np.ndarray:
     """Factors from 0.3 to 3, not all 1: normal around 1 for about 9 of 10 entries, their width drawn up to `sigma`."""
     while True:
         chosen, width = rng.random(shape) < share, rng.random() * sigma

@@ -17,7 +17,7 @@ def scaled_weight_decay(weight_decay: float, batch_size: int, accumulate: int) -
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Split all parameters, frozen ones too, into bias (named so), norm (weights of normalisation) and weight (the rest)."""
+    """All parameters, frozen ones too, by group: bias (named so), norm (normalisation weights), weight (the rest)."""
     groups: dict[str, list[nn.Parameter]] = {"bias": [], "weight": [], "norm": []}
     for module in model.modules():
         kind = "norm" if _is_torch_norm(module) else "weight"
@@ -51,7 +51,7 @@ def build_optimizer(
         raise UserError(f"--optimizer {name}: not one of {', '.join(makers)}; did you mean {hint}?")
     decay = {"bias": 0.0, "weight": weight_decay, "norm": 0.0}
     groups = parameter_groups(model)
-    return makers[name]([{"params": groups[n], "weight_decay": decay[n], "name": n} for n in ("bias", "weight", "norm")])
+    return makers[name]([{"params": groups[key], "weight_decay": decay[key], "name": key} for key in groups])
 
 
 def _kernel(model: nn.Module) -> dict[str, bool]:

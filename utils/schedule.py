@@ -25,7 +25,7 @@ class Rates(NamedTuple):
 
 
 def lr_factor(epoch: float, epochs: int, lrf: float, cosine: bool = False) -> float:
-    """Share of the initial learning rate used in `epoch`: from 1 at 0 to `lrf` at `epochs`, on a line or a half cosine."""
+    """Share of the initial learning rate in `epoch`: from 1 at 0 to `lrf` at `epochs`, on a line or half a cosine."""
     progress = min(epoch / epochs, 1.0)
     if cosine:
         progress = (1 - math.cos(math.pi * progress)) / 2

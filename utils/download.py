@@ -1,0 +1,242 @@
+"""Fetch a file over HTTP so that an interruption costs nothing, and unpack archives without trusting them."""
+
+import hashlib
+import http.client
+import lzma
+import os
+import re
+import shutil
+import stat
+import tarfile
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
+
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+CHUNK = 1 << 20
+ATTEMPTS = 3  # connections in a row that may break off
+TIMEOUT_S = 30
+JUNK = ("__MACOSX", ".DS_Store")  # what a Mac adds to archives
+
+
+def fetch(
+    url: str, destination: str | Path, *, sha256: str | None = None, size: int | None = None, progress: bool = True
+) -> Path:
+    """Download `url` to the file `destination`, checked against `sha256` (hex) and `size` (bytes) where given.
+
+    Bytes go to `<destination>.part`, which a later call takes up where this one broke off; the file appears under its
+    own name only when complete. A file that is there and passes the checks is returned without a request.
+    Any failure is a UserError that says what to do by hand.
+    """
+    destination = Path(destination)
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"{url}: only http:// and https:// addresses can be fetched")
+    if destination.exists():
+        _check(destination, sha256, size, f"{destination} is not the file expected from {url}: delete it and try again")
+        return destination
+    part = destination.with_name(destination.name + ".part")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        _transfer(url, part, progress)
+        try:
+            _check(part, sha256, size, f"what {url} sent is not the file expected")
+        except UserError:
+            part.unlink()
+            raise
+        os.replace(part, destination)
+    except (OSError, http.client.HTTPException) as error:
+        reason = error.reason if type(error) is urllib.error.URLError else error
+        raise UserError(
+            f"could not fetch {url} ({reason}): try again (what has arrived is kept), or put the file at {destination}"
+        ) from None
+    return destination
+
+
+def _transfer(url: str, part: Path, progress: bool) -> None:
+    """Bring `part` to its full length, over several connections if need be; gives up when they bring nothing."""
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            return _receive(url, part, progress)
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code < 500:
+                raise
+            failure = error
+        except (OSError, http.client.HTTPException) as error:
+            failure = error
+        failures = 1 if part.exists() and part.stat().st_size > before else failures + 1
+        if failures >= ATTEMPTS:
+            raise failure
+        time.sleep(failures)
+
+
+def _receive(url: str, part: Path, progress: bool) -> None:
+    """One connection: append to `part` what is missing. A connection that ends early is a ConnectionError."""
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "anchorage"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code != 416 or not have:
+            raise
+        error.close()
+        if _total(error.headers) == have:  # nothing is missing
+            return
+        part.unlink()  # longer than the file: not a piece of it
+        raise ConnectionError("the file has changed; starting over") from None
+    with response:
+        resumed = response.status == 206
+        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            raise ConnectionError(f"the server did not continue at byte {have}")
+        have = have if resumed else 0
+        total = _total(response.headers) if resumed else _length(response.headers)
+        if total and total - have > shutil.disk_usage(part.parent).free:
+            raise UserError(f"{part.parent} lacks room for {url}: {_mb(total - have)} are needed")
+        with open(part, "ab" if resumed else "wb") as file:
+            have += _copy(response, file, have, total, part.name.removesuffix(".part"), progress)
+    if total is not None and have < total:
+        raise ConnectionError(f"the connection ended after {have} of {total} bytes")
+
+
+def _copy(response: BinaryIO, file: BinaryIO, have: int, total: int | None, name: str, progress: bool) -> int:
+    """Copy all that comes, and make sure that it is on the disk; returns the number of bytes."""
+    copied = 0
+    with tqdm(total=total, initial=have, desc=name, unit="B", unit_scale=True, disable=not progress) as bar:
+        while chunk := response.read1(CHUNK):
+            file.write(chunk)
+            copied += len(chunk)
+            bar.update(len(chunk))
+    file.flush()
+    os.fsync(file.fileno())
+    return copied
+
+
+def _length(headers: http.client.HTTPMessage) -> int | None:
+    text = headers.get("Content-Length", "")
+    return int(text) if text.isdigit() else None
+
+
+def _total(headers: http.client.HTTPMessage) -> int | None:
+    """Full length of the file from `Content-Range: bytes 5-9/10` or `bytes */10`."""
+    found = re.search(r"/(\d+)$", headers.get("Content-Range", ""))
+    return int(found[1]) if found else None
+
+
+def _check(file: Path, sha256: str | None, size: int | None, complaint: str) -> None:
+    actual_size = file.stat().st_size
+    if size is not None and actual_size != size:
+        raise UserError(f"{complaint} ({actual_size} bytes, expected {size})")
+    if sha256 is None:
+        return
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    if digest.hexdigest() != sha256.lower():
+        raise UserError(f"{complaint} (SHA-256 {digest.hexdigest()}, expected {sha256.lower()})")
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:.0f} MB"
+
+
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
+
+
+class _Member(NamedTuple):
+    """A regular file in an archive."""
+
+    name: str
+    size: int
+    open: Callable[[], BinaryIO]
+
+
+def unpack(archive: str | Path, folder: str | Path) -> Path:
+    """Unpack a zip or tar archive (tar also gz, bz2, xz) into `folder`, replacing files of the same names.
+
+    All or nothing: an archive that is damaged, needs more room than the disk has, or holds a member that is a link, a
+    device or would land outside `folder` is a UserError, and `folder` keeps what it had. A Mac's extra files are
+    left out. Returns `folder`.
+    """
+    archive, folder = Path(archive), Path(folder)
+    try:
+        with _members(archive) as members:
+            folder.mkdir(parents=True, exist_ok=True)
+            needed, free = sum(member.size for member in members), shutil.disk_usage(folder).free
+            if needed > free:
+                raise UserError(f"{archive} unpacks to {_mb(needed)}, but {folder} has room for {_mb(free)}")
+            with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder) as staging:
+                _write_all(members, Path(staging))
+                _merge(Path(staging), folder)
+    except (*_DAMAGED, OSError) as error:
+        raise UserError(f"could not unpack {archive} into {folder}: {error}") from None
+    return folder
+
+
+@contextmanager
+def _members(archive: Path) -> Iterator[list[_Member]]:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as opened:
+            yield list(_zip_members(archive, opened))
+    elif tarfile.is_tarfile(archive):
+        with tarfile.open(archive) as opened:
+            yield list(_tar_members(archive, opened))
+    else:
+        raise UserError(f"{archive} is neither a zip nor a tar archive, or is damaged: delete it and fetch it again")
+
+
+def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
+    for info in opened.infolist():
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise UserError(f"{archive}: refusing {info.filename!r}, which is a link or a device")
+        name = _safe_name(archive, info.filename)
+        if name and not info.is_dir():
+            yield _Member(name, info.file_size, lambda info=info: opened.open(info))
+
+
+def _tar_members(archive: Path, opened: tarfile.TarFile) -> Iterator[_Member]:
+    for info in opened:
+        if not (info.isfile() or info.isdir()):
+            raise UserError(f"{archive}: refusing {info.name!r}, which is a link or a device")
+        name = _safe_name(archive, info.name)
+        if name and info.isfile():
+            yield _Member(name, info.size, lambda info=info: opened.extractfile(info))
+
+
+def _safe_name(archive: Path, name: str) -> str | None:
+    """The member's path below the folder; None for what is left out. A path that leads elsewhere is a UserError."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", str(path)) or "\0" in name:
+        raise UserError(f"{archive}: refusing {name!r}, which would be written outside the folder")
+    return None if set(JUNK) & set(path.parts) or not path.parts else str(path)
+
+
+def _write_all(members: list[_Member], folder: Path) -> None:
+    for member in members:
+        target = folder / member.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with member.open() as source, open(target, "wb") as file:
+            shutil.copyfileobj(source, file, CHUNK)
+        if target.stat().st_size != member.size:
+            raise UserError(f"{member.name!r} in the archive is cut short: fetch the archive again")
+
+
+def _merge(source: Path, folder: Path) -> None:
+    """Move every file below `source` to the same place below `folder`."""
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        target = folder / file.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, target)
