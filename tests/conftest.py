@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -15,3 +18,43 @@ def reference() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip(f"reference folder {folder} is absent (set ANCHORAGE_REFERENCE)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory) -> Path:
+    """A data set YAML of two classes: 24 + 8 small pictures with bright and dark boxes on noise; two are empty."""
+    folder = tmp_path_factory.mktemp("tiny data")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 8)):
+        (folder / "images" / split).mkdir(parents=True)
+        (folder / "labels" / split).mkdir(parents=True)
+        for number in range(count):
+            image, rows = draw_boxes(rng, 0 if number == 5 else int(rng.integers(1, 4)))
+            cv2.imwrite(str(folder / "images" / split / f"{number}.png"), image)
+            (folder / "labels" / split / f"{number}.txt").write_text("".join(rows))
+    file = folder / "tiny.yaml"
+    file.write_text("train: images/train\nval: images/val\nnames: [dark, bright]\n")
+    return file
+
+
+def draw_boxes(rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[str]]:
+    """A picture of 96 x 64 pixels with `count` filled boxes, and its label rows."""
+    image = rng.integers(90, 160, (64, 96, 3), dtype=np.uint8)
+    rows = []
+    for _ in range(count):
+        w, h = rng.integers(14, 40, 2)
+        x, y = rng.integers(0, 96 - w), rng.integers(0, 64 - h)
+        kind = int(rng.integers(2))
+        image[y : y + h, x : x + w] = (20, 20, 60) if kind == 0 else (240, 250, 200)
+        rows.append(f"{kind} {(x + w / 2) / 96:.6f} {(y + h / 2) / 64:.6f} {w / 96:.6f} {h / 64:.6f}\n")
+    return image, rows
+
+
+@pytest.fixture(scope="session")
+def tiny_cfg(tmp_path_factory) -> Path:
+    """yolov5n at half its width and least depth: an epoch of the tiny data takes about a second."""
+    content = yaml.safe_load((ROOT / "models" / "yolov5n.yaml").read_text())
+    content.update(width_multiple=0.125, depth_multiple=0.1)
+    file = tmp_path_factory.mktemp("tiny model") / "tiny.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file

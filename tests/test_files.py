@@ -42,12 +42,12 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     assert file.read_bytes() == b"new" and os.listdir(tmp_path) == ["state"]
 
 
-def test_files_are_found_as_typed_then_below_the_folders(tmp_path):
-    (tmp_path / "deep" / "er").mkdir(parents=True)
-    (tmp_path / "deep" / "er" / "x.yaml").write_text("a: 1")
-    assert find_file("x.yaml", tmp_path) == tmp_path / "deep/er/x.yaml"
-    assert find_file(tmp_path / "deep/er/x.yaml") == tmp_path / "deep/er/x.yaml"
-    assert find_file("y.yaml", tmp_path, tmp_path / "absent") is None
+def test_files_are_found_as_typed_then_in_the_folders(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "x.yaml").write_text("a: 1")
+    assert find_file("x.yaml", tmp_path / "absent", tmp_path / "one") == tmp_path / "one/x.yaml"
+    assert find_file(tmp_path / "one/x.yaml") == tmp_path / "one/x.yaml"
+    assert find_file("y.yaml", tmp_path / "one") is None
 
 
 def test_yaml_keeps_order_and_text(tmp_path):

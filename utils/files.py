@@ -36,17 +36,9 @@ def increment_path(path: str | Path, exist_ok: bool = False) -> Path:
 
 
 def find_file(name: str | Path, *folders: Path) -> Path | None:
-    """The file `name` as typed, else the first below `folders` (directly, then in any depth, by name); None if absent."""
-    if Path(name).is_file():
-        return Path(name)
-    for folder in folders:
-        if (folder / name).is_file():
-            return folder / name
-    for folder in folders:
-        hits = sorted(folder.rglob(Path(name).name)) if folder.is_dir() else []
-        if hits:
-            return hits[0]
-    return None
+    """The file `name` as typed, else the first directly in one of `folders`; None if absent."""
+    candidates = [Path(name), *(folder / name for folder in folders)]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 @contextmanager

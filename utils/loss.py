@@ -41,6 +41,16 @@ class Losses(NamedTuple):
     cls: Tensor
 
 
+class LossSums(NamedTuple):
+    """Losses summed and what they are the sums of, per level (L,); a class loss counts once for each of C classes."""
+
+    box: Tensor  # over rows
+    obj: Tensor  # over cells
+    cls: Tensor  # over rows and classes
+    rows: Tensor
+    cells: Tensor
+
+
 def scale_gains(hyp: Any, num_levels: int, num_classes: int, imgsz: int, *, label_smoothing: float = 0.0) -> dict:
     """The hyperparameters with box, obj and cls gains fitted to the model and the picture size, as a new dict.
 
@@ -139,33 +149,52 @@ class DetectionLoss:
         predictions: per level (B, A, H, W, 5+C) logits. targets: (T, 6) image, class, x, y, w, h normalised, T may be
         0; left on the CPU they cost no synchronisation with the GPU.
         """
-        with torch.autocast(predictions[0].device.type, enabled=False):
-            return self._loss(predictions, targets)
+        sums = self.sums(predictions, targets)
+        L = len(predictions)
+        rows, cells = sums.rows, sums.cells
+        batch = rows.new_tensor(len(predictions[0]))
+        if self.sum_over_processes is not None:
+            counts = self.sum_over_processes(torch.cat((rows, cells, batch[None])))
+            rows, cells, batch = counts[:L], counts[L : 2 * L], counts[-1]
+        parts = self.mean(sums._replace(rows=rows, cells=cells))
+        if self.autobalance:
+            self._follow((sums.obj / cells).detach())
+        return sum(parts) * batch, Losses(*(part.detach() for part in parts))
 
-    def _loss(self, predictions: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, Losses]:
+    def sums(self, predictions: Sequence[Tensor], targets: Tensor) -> "LossSums":
+        """What the loss is made of, before any mean: for several parts of a batch the sums add up."""
         device = predictions[0].device
         grids = [(p.shape[2], p.shape[3]) for p in predictions]
         levels = assign_targets(targets, self.anchors, grids, threshold=self.hyp["anchor_t"])
         levels = [_to_device(rows, device) for rows in levels]
-        counts = self._global_counts(predictions, levels)
-        zero = torch.zeros((), device=device)
-        box, obj, cls = zero, [], zero
-        for i, (prediction, rows) in enumerate(zip(predictions, levels, strict=True)):
-            overlap = zero.expand(0)
-            if len(rows.image):
-                picked = prediction[rows.image, rows.anchor, rows.row, rows.column].float()  # (R, 5+C)
-                overlap = ciou(decode(picked, rows.anchor_wh), rows.xywh)  # (R,)
-                box = box + (1 - overlap).sum() / counts.rows[i]
-                if self.num_classes > 1:
-                    cls = cls + self._class_loss(picked[:, 5:], rows.cls) / (counts.rows[i] * self.num_classes)
-            goal = objectness_target(overlap.detach().clamp(min=0), rows, prediction.shape[:4])
-            obj.append(self._binary_loss(prediction[..., 4].float(), goal, self.hyp["obj_pw"]) / counts.cells[i])
-        by_level = torch.stack(obj)  # (L,)
-        self.balance = self.balance.to(device)
-        parts = [box * self.hyp["box"], (by_level * self.balance).sum() * self.hyp["obj"], cls * self.hyp["cls"]]
-        if self.autobalance:
-            self._follow(by_level.detach())
-        return sum(parts) * counts.batch, Losses(*(part.detach() for part in parts))
+        with torch.autocast(device.type, enabled=False):
+            by_level = [self._level(*pair) for pair in zip(predictions, levels, strict=True)]
+        box, obj, cls = (torch.stack(column) for column in zip(*by_level))
+        counts = [[len(rows.image) for rows in levels], [p[..., 4].numel() for p in predictions]]
+        rows, cells = torch.tensor(counts, dtype=torch.float32, device=device)
+        return LossSums(box, obj, cls, rows, cells)
+
+    def mean(self, sums: "LossSums") -> Losses:
+        """The three parts, weighted by their gains: means over the rows or cells of each level, summed over levels."""
+        self.balance = self.balance.to(sums.obj.device)
+        rows = sums.rows.clamp(min=1)
+        box = (sums.box / rows).sum()
+        obj = (sums.obj / sums.cells.clamp(min=1) * self.balance).sum()
+        cls = (sums.cls / (rows * self.num_classes)).sum()
+        return Losses(box * self.hyp["box"], obj * self.hyp["obj"], cls * self.hyp["cls"])
+
+    def _level(self, prediction: Tensor, rows: Assignment) -> tuple[Tensor, Tensor, Tensor]:
+        """Box, objectness and class loss of one level (B, A, H, W, 5+C), summed; each 0-dim."""
+        box = cls = prediction.new_zeros((), dtype=torch.float32)
+        overlap = box.expand(0)
+        if len(rows.image):
+            picked = prediction[rows.image, rows.anchor, rows.row, rows.column].float()  # (R, 5+C)
+            overlap = ciou(decode(picked, rows.anchor_wh), rows.xywh)  # (R,)
+            box = (1 - overlap).sum()
+            if self.num_classes > 1:
+                cls = self._class_loss(picked[:, 5:], rows.cls)
+        goal = objectness_target(overlap.detach().clamp(min=0), rows, prediction.shape[:4])
+        return box, self._binary_loss(prediction[..., 4].float(), goal, self.hyp["obj_pw"]), cls
 
     def _class_loss(self, logits: Tensor, classes: Tensor) -> Tensor:
         """Summed loss of (R, C) logits against one-hot classes (R,), smoothed."""
@@ -187,31 +216,12 @@ class DetectionLoss:
         # pow has an infinite slope at 0 for exponents below 1: p_of_truth is rounded to 1 for confident logits
         return (plain * alpha * (1 - p_of_truth).clamp(min=1e-12).pow(gamma)).sum()
 
-    def _global_counts(self, predictions: Sequence[Tensor], levels: Sequence[Assignment]) -> "_Counts":
-        rows = [len(level.image) for level in levels]
-        cells = [p[..., 4].numel() for p in predictions]
-        batch = len(predictions[0])
-        if self.sum_over_processes is None:
-            return _Counts(rows, cells, batch)
-        local = torch.tensor([*rows, *cells, batch], dtype=torch.float32, device=predictions[0].device)
-        total = self.sum_over_processes(local)
-        n = len(rows)
-        return _Counts(total[:n], total[n : 2 * n], total[-1])
-
     def _follow(self, obj: Tensor) -> None:
         """Let each level's weight drift to the inverse of its objectness loss (L,), relative to the stride-16 level."""
         if self.sum_over_processes is not None:
             obj = self.sum_over_processes(obj)
         balance = self.balance * 0.9999 + 0.0001 / obj
         self.balance = balance / balance[self.reference_level]
-
-
-class _Counts(NamedTuple):
-    """What the means divide by; per level: rows and cells. Numbers, or tensors when summed over processes."""
-
-    rows: Sequence[int] | Tensor
-    cells: Sequence[int] | Tensor
-    batch: int | Tensor
 
 
 def decode(logits: Tensor, anchor_wh: Tensor) -> Tensor:

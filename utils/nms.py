@@ -76,13 +76,12 @@ def _candidates(rows: Tensor, conf_thres: float, multi_label: bool) -> Tensor:
 
 
 def _surest(candidates: Tensor) -> Tensor:
-    """(n, 6) sorted by confidence, highest first, ties in their order, MAX_CANDIDATES rows at most."""
+    """(n, 6) sorted by confidence, highest first, ties in any order, MAX_CANDIDATES rows at most."""
     scores = candidates[:, 4]
     if len(scores) > MAX_CANDIDATES:  # sorting millions of rows is slow, finding the lowest score that can stay is not
         lowest = scores.topk(MAX_CANDIDATES).values[-1]
         candidates = candidates[scores >= lowest]
-    order = candidates[:, 4].argsort(descending=True, stable=True)
-    return candidates[order[:MAX_CANDIDATES]]
+    return candidates[candidates[:, 4].argsort(descending=True)[:MAX_CANDIDATES]]
 
 
 def _greedy(boxes: Tensor, groups: Tensor, iou_thres: float, max_det: int) -> Tensor:

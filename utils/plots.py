@@ -31,13 +31,15 @@ _HEX = (
 )
 PALETTE = tuple(tuple(bytes.fromhex(code)) for code in _HEX.split())  # RGB
 
+BGR = tuple[int, int, int]
+
 MAX_SIDE = 1920  # pixels, of a grid of pictures
 MAX_LEGEND = 20  # classes that still get a legend entry of their own
 MAX_NAMED = 30  # classes whose names or numbers still fit on an axis at full size
 MEAN_COLOR = "#0033CC"
 
 
-def color(index: int) -> tuple[int, int, int]:
+def color(index: int) -> BGR:
     """BGR colour of a class, for drawing on OpenCV pictures; the palette repeats after 20 classes."""
     red, green, blue = PALETTE[int(index) % len(PALETTE)]
     return blue, green, red
@@ -63,7 +65,7 @@ def draw_boxes(
     limit = np.array([width, height, width, height], dtype=np.float64)
     corners = np.clip(_array(boxes_xyxy).reshape(-1, 4).astype(np.float64), 0, limit - 1).round().astype(int)
     for (x1, y1, x2, y2), index in zip(corners.tolist(), classes, strict=True):
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), color(index), line_width, cv2.LINE_AA)
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), color(index), line_width)
     for (x1, y1, _, _), label, index in zip(corners.tolist(), labels, classes, strict=True):
         if label:
             _draw_label(canvas, label, x1 - line_width // 2, y1, font_size, color(index))
@@ -82,8 +84,9 @@ def plot_batch(
 ) -> None:
     """Grid of the first pictures of a batch with their boxes and file names.
 
-    images: (B, 3, H, W) RGB, uint8 or floats in 0...1. boxes: targets (T, 6) = image, class, x, y, w, h in 0...1, or a list of
-    detections (N, 6) = x1, y1, x2, y2 in pixels of `images`, confidence, class; those at or under `min_confidence` are left out.
+    images: (B, 3, H, W) RGB, uint8 or floats in 0...1. boxes: targets (T, 6) = image, class, x, y, w, h in 0...1, or a
+    list of detections (N, 6) = x1, y1, x2, y2 in pixels of `images`, confidence, class, of which those at or under
+    `min_confidence` are left out.
     """
     images = _array(images[:max_images])
     count, _, height, width = images.shape
@@ -106,8 +109,15 @@ def plot_batch(
 
 
 def save_image(file: str | Path, image: np.ndarray, *, quality: int = 95) -> None:
-    """Write a BGR uint8 picture in the format of the file's suffix, whole or not at all; UserError for a suffix OpenCV lacks."""
-    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if Path(file).suffix.lower() in {".jpg", ".jpeg"} else []
+    """Write a BGR uint8 picture in the format of the file's suffix, whole or not at all.
+
+    UserError for a format that OpenCV lacks. JPEG keeps the colour of every pixel (4:4:4): at half the resolution
+    coloured lines and text would smear.
+    """
+    options = []
+    if Path(file).suffix.lower() in {".jpg", ".jpeg"}:
+        options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+        options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
     try:
         written, encoded = cv2.imencode(Path(file).suffix, image, options)
     except cv2.error:
@@ -135,7 +145,7 @@ def plot_labels(labels: np.ndarray, names: Mapping[int, str] | Sequence[str], fi
 
 
 def plot_label_correlogram(labels: np.ndarray, file: str | Path) -> None:
-    """Pairs of x, y, width, height of labels (M, 5) against each other, with each one's own histogram on the diagonal."""
+    """Pairs of x, y, width, height of labels (M, 5) against each other; each one's own histogram on the diagonal."""
     values = _array(labels).reshape(-1, 5)[:, 1:]
     titles = ("x", "y", "width", "height")
     figure = Figure(figsize=(10, 10), layout="constrained")
@@ -163,7 +173,7 @@ RESULT_PANELS = (
 
 
 def plot_results(csv_file: str | Path, file: str | Path) -> None:
-    """Losses and metrics of a results.csv against the epoch; empty and non-numeric cells are gaps, absent columns empty panels."""
+    """Losses and metrics of a results.csv against the epoch; cells without a number are gaps, absent columns empty."""
     columns = _read_columns(csv_file)
     epochs = columns.get("epoch", np.empty(0))
     figure = Figure(figsize=(15, 7), layout="constrained")
@@ -208,8 +218,11 @@ def plot_curve(
 
 
 def plot_pr_curve(curves, ap50: np.ndarray, names: Sequence[str] | Mapping[int, str], file: str | Path) -> None:
-    """Precision against recall at IoU 0.5. curves: .recall_grid (1000,), .precision_at_recall (C', 1000), .classes (C',);
-    ap50: (C',) in the same order; names: by class id, so that a class without predictions shifts no legend entry."""
+    """Precision against recall at IoU 0.5, with each class's AP.
+
+    curves: .recall_grid (1000,), .precision_at_recall (C', 1000), .classes (C',); ap50: (C',) in the same order;
+    names: by class id, so that a class without predictions shifts no legend entry.
+    """
     x, ys, ap50 = _array(curves.recall_grid), np.atleast_2d(_array(curves.precision_at_recall)), _array(ap50)
     entries = _row_names(names, len(ys), _array(curves.classes).astype(int).tolist())
     entries = [f"{_shorten(name)} {value:.3f}" for name, value in zip(entries, ap50, strict=True)]
@@ -219,7 +232,7 @@ def plot_pr_curve(curves, ap50: np.ndarray, names: Sequence[str] | Mapping[int, 
 
 
 def plot_confusion(matrix: np.ndarray, names: Mapping[int, str] | Sequence[str], file: str | Path) -> None:
-    """Heat map of a confusion matrix (C+1, C+1), rows predicted, columns true, background last; each column sums to one."""
+    """Heat map of a confusion matrix (C+1, C+1): rows predicted, columns true, background last; columns sum to one."""
     counts = _array(matrix).astype(np.float64)
     num_classes = len(counts) - 1
     shares = counts / np.maximum(counts.sum(axis=0, keepdims=True), 1e-9)
@@ -246,7 +259,7 @@ def plot_confusion(matrix: np.ndarray, names: Mapping[int, str] | Sequence[str],
 
 
 class Plotter:
-    """Draws in one background thread, in the order of submission. A picture that fails costs one printed line, not the run.
+    """Draws in one background thread, in the order of submission. A picture that fails costs one line, not the run.
 
     What is submitted must not be changed afterwards. close(), or leaving the `with` block, waits for the last picture.
     """
@@ -294,8 +307,8 @@ def _text_mask(text: str, size: int) -> np.ndarray:
     return np.asarray(canvas, dtype=np.float32)[:, :, None] / 255
 
 
-def _draw_label(image: np.ndarray, text: str, left: int, bottom: int, size: int, background: tuple[int, int, int]) -> None:
-    """Write text in a filled box on `image` itself: over `bottom` where there is room, else under it; never cut at the right."""
+def _draw_label(image: np.ndarray, text: str, left: int, bottom: int, size: int, background: BGR) -> None:
+    """Write text in a filled box on `image` itself: over `bottom` where there is room, else under it."""
     mask = _text_mask(text.replace("\n", " "), size)
     height, width = mask.shape[:2]
     top = bottom - height if bottom >= height else bottom
@@ -306,7 +319,7 @@ def _draw_label(image: np.ndarray, text: str, left: int, bottom: int, size: int,
     region[:] = (np.array(background, dtype=np.float32) * (1 - mask) + ink * mask).round().astype(np.uint8)
 
 
-def _ink(background_bgr: tuple[int, int, int]) -> tuple[int, int, int]:
+def _ink(background_bgr: BGR) -> BGR:
     """Black or white, whichever is easier to read on a BGR background."""
     blue, green, red = background_bgr
     return (255, 255, 255) if 0.114 * blue + 0.587 * green + 0.299 * red < 140 else (0, 0, 0)
@@ -320,7 +333,7 @@ def _bgr(image: np.ndarray) -> np.ndarray:
 
 
 def _boxes_per_image(boxes, count: int, width: int, height: int, min_confidence: float) -> list[np.ndarray]:
-    """Targets or detections (see plot_batch) -> per picture (n, 6) = x1, y1, x2, y2 in pixels, class, confidence (nan: none)."""
+    """Targets or detections (see plot_batch) -> per picture (n, 6): xyxy in pixels, class, confidence or nan."""
     if isinstance(boxes, (list, tuple)):
         found = []
         for rows in boxes[:count]:
@@ -358,14 +371,13 @@ def _curves(
     file: str | Path,
     axis_titles: tuple[str, str],
 ) -> None:
-    """One line per class and a thick one for their mean, with the legend beside the panel; many classes share one grey."""
+    """One line per class and a thick one for their mean, the legend beside the panel; many classes share one grey."""
     figure = Figure(figsize=(10, 6), layout="constrained")
     panel = figure.subplots()
     named = len(ys) <= MAX_LEGEND
     lines = []
     for i, y in enumerate(ys):
-        style = {"color": _on_white(i), "linewidth": 1.5} if named else {"color": "gray", "linewidth": 0.7, "alpha": 0.6}
-        lines += panel.plot(x, y, **style)
+        lines += panel.plot(x, y, color=_on_white(i) if named else "darkgray", linewidth=1.5 if named else 0.7)
     mean_line = panel.plot(x, mean, color="black", linewidth=3.5)
     handles, texts = (lines + mean_line, [*entries, summary]) if named else (mean_line, [summary])
     # Numbers stand in at first: matplotlib would drop an entry that begins with an underscore, and read $ as formulas.
@@ -395,18 +407,18 @@ def _class_histogram(panel: Axes, classes: np.ndarray, names: Mapping[int, str] 
 
 
 def _overlaid_boxes(labels: np.ndarray, side: int = 1000) -> np.ndarray:
-    """White RGB canvas with the boxes of labels (M, 5), all centred; large ones first, so that small ones stay visible."""
+    """White RGB canvas with the boxes of labels (M, 5), all centred; large ones first: small ones stay visible."""
     canvas = np.full((side, side, 3), 255, dtype=np.uint8)
     for index, _, _, w, h in labels[np.argsort(-labels[:, 3] * labels[:, 4], kind="stable")]:
         half = np.array([w, h]) * side / 2
         low, high = (side / 2 - half).round().astype(int), (side / 2 + half).round().astype(int)
         rgb = [round(255 * part) for part in _on_white(int(index))]
-        cv2.rectangle(canvas, low.tolist(), high.tolist(), rgb, 2, cv2.LINE_AA)
+        cv2.rectangle(canvas, tuple(low.tolist()), tuple(high.tolist()), rgb, 2, cv2.LINE_AA)
     return canvas
 
 
 def _density(panel: Axes, x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str) -> None:
-    """2-D histogram over the unit square; the colour range ends where nine tenths of the filled cells lie, for contrast."""
+    """2-D histogram over the unit square; for contrast the colours end where nine tenths of the filled cells lie."""
     counts, _, _ = np.histogram2d(x, y, bins=50, range=((0, 1), (0, 1)))
     filled = counts[counts > 0]
     top = max(float(np.quantile(filled, 0.9)), 1.0) if len(filled) else 1.0
@@ -428,7 +440,7 @@ def _read_columns(csv_file: str | Path) -> dict[str, np.ndarray]:
         with open(csv_file, newline="", encoding="utf-8") as stream:
             rows = [row for row in csv.reader(stream) if row]
     except OSError as error:
-        raise UserError(f"{csv_file}: cannot be read ({error.strerror}); give a results.csv of a training run") from error
+        raise UserError(f"{csv_file}: cannot be read ({error.strerror}); give a training run's results.csv") from error
     if not rows:
         raise UserError(f"{csv_file}: is empty; the first line must name the columns (epoch, train/box_loss, ...)")
     header = [cell.strip() for cell in rows[0]]
@@ -448,6 +460,8 @@ def _number(text: str) -> float:
 
 def _gaussian(values: np.ndarray, *, sigma: float) -> np.ndarray:
     """Gaussian mean over neighbours within 4 sigma; gaps carry no weight and stay gaps."""
+    if not len(values):
+        return values
     radius = math.ceil(4 * sigma)
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     known = np.isfinite(values)

@@ -1,0 +1,305 @@
+"""Read YOLOv5 `.pt` files, which are pickles of whole programs' objects, without running anything in them.
+
+Modules become attribute bags, tensors are described and only loaded when asked for, and every callable that is not on
+the short list below is refused by name. Zip archives (torch 1.6 and later) and the older stream format are read.
+"""
+
+import io
+import math
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+MODULE_PACKAGES = ("models.", "utils.activations.", "torch.nn.modules.", "torch.nn.parallel.", "__main__.")
+DTYPES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
+          "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32,
+          "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
+          "BoolStorage": torch.bool}
+DTYPE_NAMES = {str(dtype): dtype for dtype in DTYPES.values()}  # torch.float32 ...
+DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, zipfile.LargeZipFile, struct.error, EOFError, OSError,
+          LookupError, AttributeError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError,
+          RuntimeError)
+
+
+class Bag:
+    """Stands in for an object of a class that is not imported: holds its attributes, does nothing.
+
+    Each load makes its own subclasses, so nothing that a file sets can outlive its reading.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.arguments = args
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict) and all(isinstance(key, str) for key in state):
+            self.__dict__.update(state)
+
+
+class Allowed:
+    """One permitted callable; it has no attributes that a file could replace."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]):
+        object.__setattr__(self, "_function", function)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise pickle.UnpicklingError(f"the file sets {name} on a function")
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+
+@dataclass(frozen=True)
+class StorageRef:
+    """A block of `numel` values in the file."""
+
+    key: str
+    dtype: torch.dtype
+    numel: int
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A view of a storage, in values. Its extent is checked against the storage when it is made."""
+
+    storage: StorageRef
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        numbers = (self.offset, *self.shape, *self.strides)
+        if not isinstance(self.storage, StorageRef) or len(self.shape) != len(self.strides) or not all(
+                type(number) is int and number >= 0 for number in numbers):
+            raise pickle.UnpicklingError("a tensor is described by something other than sizes")
+        numel = math.prod(self.shape)
+        extent = self.offset + sum((side - 1) * stride for side, stride in zip(self.shape, self.strides)) + 1
+        # The first test also bounds tensors with stride 0, which would grow when they are copied.
+        if numel > self.storage.numel or (numel and extent > self.storage.numel):
+            raise pickle.UnpicklingError(f"a tensor of shape {self.shape} exceeds its {self.storage.numel} values")
+
+
+def tensor_ref(storage: StorageRef, offset: int, shape: tuple, strides: tuple, *_: Any) -> TensorRef:
+    return TensorRef(storage, offset, tuple(shape), tuple(strides))
+
+
+def decode_bytes(text: str, encoding: str = "latin1") -> bytes:
+    """How protocol 2 spells bytes."""
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError("bytes in an unknown encoding")
+    return text.encode("latin1")
+
+
+def path_text(*parts: str) -> str:
+    if not all(isinstance(part, str) for part in parts):
+        raise pickle.UnpicklingError("a path that is not made of text")
+    return "/".join(parts)
+
+
+def first(value: Any, *_: Any) -> Any:
+    return value
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "torch._utils._rebuild_tensor": tensor_ref,
+    "torch._utils._rebuild_tensor_v2": tensor_ref,
+    "torch._utils._rebuild_parameter": first,
+    "torch._utils._rebuild_parameter_with_state": first,
+    "torch.Size": tuple,
+    "_codecs.encode": decode_bytes,
+    **{f"{module}.{kind}": kinds for module in ("builtins", "__builtin__")
+       for kind, kinds in (("set", set), ("frozenset", frozenset))},
+    **{f"{module}.{kind}": path_text for module in ("pathlib", "pathlib._local")
+       for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")},
+}
+# Nothing of these is needed (NumPy values are only ever the fitness), so they are held as bags.
+INERT = {"torch.device", "numpy.dtype", "numpy.ndarray", "argparse.Namespace",
+         *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct"))}
+# What the protocols 2 to 4 write; others serve nothing here, and some reserve as much memory as a file asks for.
+OPCODES = ("PROTO FRAME STOP MARK POP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE "
+           "SHORT_BINUNICODE BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES EMPTY_LIST APPEND APPENDS TUPLE "
+           "EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET GLOBAL "
+           "STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE").split()
+
+
+# The Python-written unpickler: the one in C reserves memory for whatever memo index a file names.
+class Unpickler(pickle._Unpickler):
+    """Builds containers, texts, numbers, bags and tensor references; raises UserError for any other callable."""
+
+    dispatch = {code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in OPCODES)}
+
+    def __init__(self, file: BinaryIO, path: Path):
+        super().__init__(file, encoding="latin1")
+        self.path = path
+        self.classes: dict[str, type | Any] = {}
+        self.storages: dict[str, StorageRef] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full not in self.classes:
+            self.classes[full] = self._stand_in(full)
+        return self.classes[full]
+
+    def _stand_in(self, full: str) -> Any:
+        module, _, name = full.rpartition(".")
+        if full == "collections.OrderedDict":
+            return OrderedDict
+        if module == "torch" and name in DTYPES:
+            return DTYPES[name]
+        if full in DTYPE_NAMES:
+            return DTYPE_NAMES[full]
+        if full in FUNCTIONS:
+            return Allowed(FUNCTIONS[full])
+        if full in INERT or full.startswith(MODULE_PACKAGES):
+            return type(name, (Bag,), {})
+        raise UserError(f"{self.path}: refused: the file calls {full}, which no YOLOv5 checkpoint needs; "
+                        "do not trust this file")
+
+    def persistent_load(self, pid: Any) -> Any:
+        if isinstance(pid, tuple) and pid and pid[0] == "module":  # older files send a class with its source text
+            return pid[1]
+        kind, dtype, key, _, numel, *view = pid
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, (str, int)) or not (
+                type(numel) is int and numel >= 0):
+            raise pickle.UnpicklingError("an unknown kind of stored object")
+        if view and view[0] is not None:
+            raise pickle.UnpicklingError("a storage that is part of another one")
+        return self.storages.setdefault(str(key), StorageRef(str(key), dtype, numel))
+
+
+class ForeignFile:
+    """The object in a `.pt` file of YOLOv5, and its tensors on demand. Use as a context manager.
+
+    Raises UserError, in one line, for files that are damaged, no checkpoints, or call anything not permitted.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._blocks: dict[str, bytes] = {}
+        self._tensors: dict[str, Tensor] = {}
+        self._spent = 0  # bytes made from the file, modules visited
+
+    def __enter__(self) -> "ForeignFile":
+        try:
+            self._file = self.path.open("rb")
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read: {error.strerror}") from error
+        try:
+            self.content = self._read()
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._file.close()
+
+    def _read(self) -> Any:
+        start = self._file.read(4)
+        self._file.seek(0)
+        try:
+            if start.startswith(b"PK\x03\x04"):
+                return self._read_zip()
+            if start.startswith(b"\x80"):
+                return self._read_stream()
+        except UserError:
+            raise
+        except DAMAGE as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"{self.path}: damaged, cut off or no YOLOv5 checkpoint ({reason[:200]})") from error
+        raise UserError(f"{self.path}: not a checkpoint: give a .pt file that a training wrote")
+
+    def _read_zip(self) -> Any:
+        self._archive = zipfile.ZipFile(self._file)
+        names = self._archive.namelist()
+        pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
+        if any(name.endswith("/constants.pkl") for name in names):
+            raise UserError(f"{self.path}: a TorchScript file is not supported yet: give the .pt file it was made from")
+        if len(pickles) != 1:
+            raise UserError(f"{self.path}: a zip archive, but not a checkpoint: give a .pt file that a training wrote")
+        self._folder = pickles[0].removesuffix("data.pkl")
+        if f"{self._folder}byteorder" in names and self._member("byteorder") != b"little":
+            raise UserError(f"{self.path}: written on a big-endian machine, which is not supported")
+        return Unpickler(io.BytesIO(self._member("data.pkl")), self.path).load()
+
+    def _member(self, name: str) -> bytes:
+        info = self._archive.getinfo(self._folder + name)
+        if info.compress_type != zipfile.ZIP_STORED:  # torch never compresses: a file that does may be a bomb
+            raise UserError(f"{self.path}: {name} is compressed, which no checkpoint is")
+        return self._archive.read(info)
+
+    def _read_stream(self) -> Any:
+        """Format before torch 1.6: magic, protocol, machine, object, storage keys, then each storage's bytes."""
+        if Unpickler(self._file, self.path).load() != LEGACY_MAGIC:
+            raise UserError(f"{self.path}: a pickle, but not a checkpoint: give a .pt file that a training wrote")
+        Unpickler(self._file, self.path).load()
+        machine = Unpickler(self._file, self.path).load()
+        if not machine.get("little_endian", True):
+            raise UserError(f"{self.path}: written on a big-endian machine, which is not supported")
+        reader = Unpickler(self._file, self.path)
+        content = reader.load()
+        for key in Unpickler(self._file, self.path).load():
+            storage = reader.storages[str(key)]
+            (numel,) = struct.unpack("<q", self._file.read(8))
+            self._blocks[storage.key] = self._file.read(storage.numel * storage.dtype.itemsize)
+            if numel != storage.numel:
+                raise pickle.UnpicklingError(f"storage {key} holds {numel} values, not {storage.numel}")
+        return content
+
+    def _spend(self, amount: int) -> None:
+        """Stop a small file that unfolds into something huge by naming the same part again and again."""
+        self._spent += amount
+        if self._spent > 4 * self.path.stat().st_size + (1 << 20):
+            raise UserError(f"{self.path}: refused: the file unfolds to many times its size")
+
+    def tensor(self, ref: TensorRef) -> Tensor:
+        """A copy of the tensor that `ref` describes. UserError where its bytes are missing or damaged."""
+        try:
+            self._spend(math.prod(ref.shape) * ref.storage.dtype.itemsize)
+            return self._storage(ref.storage).as_strided(ref.shape, ref.strides, ref.offset).clone()
+        except UserError:
+            raise
+        except DAMAGE as error:
+            raise UserError(f"{self.path}: damaged or cut off: storage {ref.storage.key} cannot be read ({error}); "
+                            "fetch the file again") from error
+
+    def _storage(self, storage: StorageRef) -> Tensor:
+        if storage.key not in self._tensors:
+            block = self._blocks.get(storage.key)
+            block = self._member(f"data/{storage.key}") if block is None else block
+            self._spend(len(block))
+            if len(block) != storage.numel * storage.dtype.itemsize:
+                raise UserError(f"{self.path}: damaged or cut off: storage {storage.key} has {len(block)} bytes, "
+                                f"expected {storage.numel * storage.dtype.itemsize}")
+            self._tensors[storage.key] = torch.frombuffer(bytearray(block), dtype=storage.dtype) if block else \
+                torch.empty(0, dtype=storage.dtype)
+        return self._tensors[storage.key]
+
+    def state_dict(self, module: Bag) -> dict[str, Tensor]:
+        """Tensors of a pickled torch module and its children, by the names that `Module.state_dict` gives them."""
+        return {name: self.tensor(ref) for name, ref in self._entries(module, "")}
+
+    def _entries(self, module: Any, prefix: str) -> Iterator[tuple[str, TensorRef]]:
+        if prefix.count(".") > 50:
+            raise UserError(f"{self.path}: modules nested more than 50 deep")
+        self._spend(100)
+        parts = vars(module) if isinstance(module, Bag) else {}
+        hidden = parts.get("_non_persistent_buffers_set") or ()
+        for group in ("_parameters", "_buffers"):
+            for name, value in (parts.get(group) or {}).items():
+                if isinstance(value, TensorRef) and not (group == "_buffers" and name in hidden):
+                    yield prefix + name, value
+        for name, child in (parts.get("_modules") or {}).items():
+            yield from self._entries(child, f"{prefix}{name}.")

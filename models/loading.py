@@ -1,0 +1,261 @@
+"""From a weights file to a model: our own checkpoints, `.pt` files of YOLOv5, ensembles, published names."""
+
+import itertools
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.foreign import Bag, ForeignFile
+from models.yolo import DetectionModel
+from utils.checkpoint import read_checkpoint
+from utils.errors import UserError
+from utils.runtime import ROOT
+
+RELEASE_URL = "https://github.com/ultralytics/yolov5/releases/download/v7.0/"
+PUBLISHED = tuple(f"yolov5{size}{level}.pt" for level in ("", "6") for size in "nsmlx")
+SHA256 = {
+    "yolov5n.pt": "4f180cf23ba0717ada0badd6c685026d73d48f184d00fc159c2641284b2ac0a3",
+    "yolov5s.pt": "8b3b748c1e592ddd8868022e8732fde20025197328490623cc16c6f24d0782ee",
+}
+OTHER_FORMATS = (".onnx", ".torchscript", ".engine", ".xml", ".mlmodel", ".mlpackage", ".pb", ".tflite", ".param")
+MAX_DESCRIPTION = 100_000  # values in a model's description; also the most classes a file may have
+# Activations that old checkpoints hold in their modules but not in their description.
+OLD_ACTIVATIONS = {"Hardswish": "nn.Hardswish()", "LeakyReLU": "nn.LeakyReLU(0.1)", "ReLU": "nn.ReLU()",
+                   "Mish": "nn.Mish()", "ReLU6": "nn.ReLU6()", "Identity": "nn.Identity()"}
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """What a weights file holds: tensors by name (float ones in float32), the model's description and class names."""
+
+    state_dict: dict[str, Tensor]
+    yaml: dict[str, Any]
+    names: dict[int, str]
+    origin: str  # "anchorage" or "yolov5"
+
+
+class Transfer(NamedTuple):
+    """How many of the model's entries were taken over, and how many it has."""
+
+    matched: int
+    total: int
+
+
+def read_weights(path: str | Path) -> WeightsFile:
+    """Read a checkpoint on the CPU, EMA weights where there are any. Nothing in the file is executed.
+
+    Raises UserError, in one line, for a file that is missing, damaged, no checkpoint, or calls foreign code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a .pt file")
+    return read_own(path) if is_own(path) else read_foreign(path)
+
+
+def is_own(path: Path) -> bool:
+    """Whether the file is plain data under our key; anything else is for the restricted reader to judge."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":  # our checkpoints are zip archives
+            return False
+    try:
+        content = torch.load(path, map_location="meta", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError,
+            TypeError):
+        return False
+    return isinstance(content, dict) and "anchorage" in content
+
+
+def read_own(path: Path) -> WeightsFile:
+    content = read_checkpoint(path)
+    try:
+        model = content["model"]
+        state = content["ema"]["state_dict"] if content.get("ema") else model["state_dict"]
+        return weights_file(path, state, model["yaml"], model["names"], "anchorage")
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: the checkpoint lacks a part of its model ({error})") from error
+
+
+def read_foreign(path: Path) -> WeightsFile:
+    """A `.pt` file of YOLOv5, of any version: whole pickled modules."""
+    with ForeignFile(path) as file:
+        content = file.content
+        module = pickled_model(content)
+        if module is None:
+            raise UserError(f"{path}: holds no YOLOv5 model (only {kind_of(content)}): "
+                            "give a .pt file that a training wrote")
+        attributes = vars(module)
+        if not isinstance(attributes.get("yaml"), dict):
+            raise UserError(f"{path}: its model has no description (yaml): it is not a detection model of YOLOv5")
+        description = plain(attributes["yaml"], path)
+        if "activation" not in description and (text := old_activation(module)):
+            description["activation"] = text
+        return weights_file(path, file.state_dict(module), description, attributes.get("names"), "yolov5")
+
+
+def pickled_model(content: Any) -> Bag | None:
+    """The EMA model, else the model; out of a wrapper for several GPUs where there is one."""
+    candidates = [content]
+    if isinstance(content, dict):
+        candidates = [content.get("ema"), content.get("model")]
+    for found in candidates:
+        found = found[0] if isinstance(found, tuple) and found else found  # before v6: (model, updates)
+        if isinstance(found, Bag):
+            inner = (vars(found).get("_modules") or {}).get("module")
+            return inner if isinstance(inner, Bag) else found
+    return None
+
+
+def kind_of(content: Any) -> str:
+    if isinstance(content, dict):
+        return f"the keys {', '.join(str(key) for key in list(content)[:3] if isinstance(key, (str, int)))}"
+    return f"a {type(content).__name__}"
+
+
+def old_activation(module: Bag) -> str | None:
+    """The activation of the first convolution, where it is not the usual one. Versions 1 to 3 had others."""
+    layers = vars((vars(module).get("_modules") or {}).get("model") or Bag()).get("_modules") or {}
+    block = layers.get("0")
+    while isinstance(block, Bag):
+        parts = vars(block).get("_modules") or {}
+        if isinstance(parts.get("act"), Bag):
+            return OLD_ACTIVATIONS.get(type(parts["act"]).__name__)
+        block = parts.get("conv")
+    return None
+
+
+def plain(value: Any, path: Path) -> Any:
+    """`value` made of dict, list, text, numbers and None alone. UserError for anything else, or for very much of it."""
+    visited = itertools.count()
+
+    def copy(entry: Any) -> Any:
+        if next(visited) < MAX_DESCRIPTION:
+            if entry is None or isinstance(entry, (str, bool, int, float)):
+                return entry
+            if isinstance(entry, (list, tuple)):
+                return [copy(part) for part in entry]
+            if isinstance(entry, dict):
+                return {copy(key): copy(part) for key, part in entry.items()}
+        raise UserError(f"{path}: the model's description is too large, or holds a {type(entry).__name__}")
+
+    try:
+        return copy(value)
+    except (RecursionError, TypeError) as error:
+        raise UserError(f"{path}: the model's description is not plain data") from error
+
+
+def weights_file(path: Path, state: Any, description: Any, names: Any, origin: str) -> WeightsFile:
+    """Put the parts together in one form, whatever their origin."""
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
+        raise UserError(f"{path}: holds no tensors by name")
+    if not isinstance(description, dict):
+        raise UserError(f"{path}: holds no description of its model")
+    state = {str(name): value.float() if value.is_floating_point() else value for name, value in state.items()}
+    listed = dict(enumerate(names)) if isinstance(names, (list, tuple)) else names if isinstance(names, dict) else {}
+    count = description.get("nc")
+    if not isinstance(count, int) or not 1 <= count <= MAX_DESCRIPTION:
+        raise UserError(f"{path}: the model's description has no usable number of classes (nc)")
+    texts = {number: name if isinstance(name := listed.get(number), str) else str(number) for number in range(count)}
+    return WeightsFile(state, description, texts, origin)
+
+
+@torch.no_grad()
+def transfer(model: nn.Module, state_dict: Mapping[str, Tensor], exclude: Sequence[str] = ()) -> Transfer:
+    """Copy the entries that agree in name and shape; `exclude` lists parts of names to leave alone."""
+    own = model.state_dict()
+    matched = 0
+    for name, value in state_dict.items():
+        if name in own and own[name].shape == value.shape and not any(part in name for part in exclude):
+            own[name].copy_(value)
+            matched += 1
+    return Transfer(matched, len(own))
+
+
+def build_from(weights: WeightsFile, path: str | Path) -> DetectionModel:
+    """The model that the file describes, with all of its weights. UserError where they do not fit the description."""
+    with torch.random.fork_rng(devices=()):  # initial values are overwritten: loading must not move the generator
+        try:
+            model = DetectionModel(weights.yaml)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    if any(name.endswith(".conv.bias") for name in weights.state_dict):  # saved after fusing
+        model.fuse()
+    transfer(model, weights.state_dict)
+    for name, value in model.state_dict().items():
+        found = weights.state_dict.get(name)
+        if (found is None or found.shape != value.shape) and not name.endswith("num_batches_tracked"):
+            shape = "is missing" if found is None else f"has shape {tuple(found.shape)}, not {tuple(value.shape)}"
+            raise UserError(f"{path}: does not fit its own description: {name} {shape}")
+    model.names = weights.names
+    return model
+
+
+def load_model(weights: str | Path, device: str | torch.device = "cpu", fuse: bool = True) -> DetectionModel:
+    """The model of a weights file, float32, in evaluation mode, batch norms folded in unless `fuse` is off."""
+    model = build_from(read_weights(weights), weights).eval()
+    return (model.fuse() if fuse else model).to(device)
+
+
+class Ensemble(nn.Module):
+    """Several models of the same classes as one: their decoded rows one after the other (B, N1 + N2 + ..., 5+C)."""
+
+    def __init__(self, models: Sequence[DetectionModel]):
+        super().__init__()
+        self.models = nn.ModuleList(models)
+        self.names, self.yaml, self.num_classes = models[0].names, models[0].yaml, models[0].num_classes
+
+    @property
+    def stride(self) -> Tensor:
+        """That of the model with the largest one."""
+        return max((model.stride for model in self.models), key=lambda stride: float(stride.max()))
+
+    def forward(self, x: Tensor, augment: bool = False) -> tuple[Tensor, None]:
+        return torch.cat([model(x, augment=augment)[0] for model in self.models], dim=1), None
+
+
+def load_ensemble(weights: Sequence[str | Path], device: str | torch.device = "cpu",
+                  fuse: bool = True) -> DetectionModel | Ensemble:
+    """All `weights` as one model; a single file gives that model itself. UserError where classes differ in number."""
+    if not weights:
+        raise UserError("no weights given: use --weights FILE.pt")
+    models = [load_model(file, device, fuse) for file in weights]
+    for file, model in zip(weights, models):
+        if model.num_classes != models[0].num_classes:
+            raise UserError(f"{file}: {model.num_classes} classes, but {weights[0]} has {models[0].num_classes}: "
+                            "an ensemble needs the same classes")
+    return models[0] if len(models) == 1 else Ensemble(models)
+
+
+def resolve_weights(name: str | Path, *, allow_download: bool) -> Path:
+    """The file of `name`: as typed, else in the project folder or its weights/.
+
+    Published names (yolov5n.pt ... yolov5x6.pt) that are not there are fetched where that is allowed. UserError
+    otherwise, saying where to put the file.
+    """
+    file = Path(name)
+    if file.suffix.lower() in OTHER_FORMATS:
+        raise UserError(f"{file}: {file.suffix} files are not supported yet: give a .pt file")
+    if not file.suffix and f"{file.name}.pt" in PUBLISHED:
+        file = file.with_name(f"{file.name}.pt")
+    for candidate in (file, ROOT / file, ROOT / "weights" / file.name):
+        if candidate.is_file():
+            return candidate
+        if candidate.is_dir():
+            raise UserError(f"{candidate}: a folder: give the .pt file in it, such as {candidate}/weights/best.pt")
+    target = ROOT / "weights" / file.name
+    if file.name not in PUBLISHED:
+        raise UserError(f"{file}: no such file, here or in {ROOT} or {target.parent}; give a .pt file")
+    if not allow_download:
+        raise UserError(f"{file}: not found: put the file at {target} (it is published at {RELEASE_URL}{file.name})")
+    return fetch_published(file.name, target)
+
+
+def fetch_published(name: str, target: Path) -> Path:
+    from utils.download import fetch  # late: only this needs the network
+
+    print(f"Fetching {name}: weights by Ultralytics under AGPL-3.0, not part of this project")
+    return fetch(RELEASE_URL + name, target, sha256=SHA256.get(name))

@@ -1,0 +1,306 @@
+"""The detection head, layers from a checked YAML, and the model.
+
+Legend: B batch, A anchors per level, H W rows and columns, C classes, L levels, N predictions.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.architecture import (BLOCKS, HEAD, SELF_REPEATING, WIDTH_SCALED, WORDS, Architecture, Row, check_anchors,
+                                 find_cfg, is_int, is_number, parse_activation, read_cfg)
+from models.common import Conv, resize_and_pad, use_activation
+from utils.errors import UserError
+
+__all__ = ["Detect", "DetectionModel", "find_cfg"]
+
+PROBE_SIZE = 256  # pixels; strides are measured on a blank square image of this size
+AUGMENT_PASSES = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored
+
+
+class Detect(nn.Module):
+    """Anchor-based head: one 1x1 convolution per level.
+
+    Training: list of L raw tensors (B, A, H, W, 5+C), logits of x, y, w, h, objectness, classes.
+    Evaluation: (decoded (B, N, 5+C) float32, that list); boxes are cx, cy, w, h in pixels of the input, the rest are
+    probabilities; rows run over levels, then anchors, rows, columns. Decoding is float32 whatever autocast does.
+    """
+
+    def __init__(self, num_classes: int, anchors: Sequence[Sequence[float]], channels: Sequence[int]):
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_levels = len(anchors)
+        self.num_anchors = len(anchors[0]) // 2
+        pairs = torch.tensor(anchors, dtype=torch.float32).reshape(self.num_levels, self.num_anchors, 2)
+        self.register_buffer("anchors", pairs)  # (L, A, 2) w, h: pixels until `set_stride`, then grid cells
+        self.register_buffer("stride", torch.ones(self.num_levels), persistent=False)
+        self.m = nn.ModuleList(nn.Conv2d(width, self.num_anchors * (5 + num_classes), 1) for width in channels)
+        self._grids: dict[tuple, tuple[Tensor, Tensor]] = {}
+
+    def forward(self, features: list[Tensor]) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        raw = []
+        for level, convolution in zip(features, self.m):
+            y = convolution(level)
+            B, _, H, W = y.shape
+            raw.append(y.reshape(B, self.num_anchors, -1, H, W).permute(0, 1, 3, 4, 2).contiguous())
+        return raw if self.training else (self.decode(raw), raw)
+
+    def decode(self, raw: list[Tensor]) -> Tensor:
+        """Raw levels (B, A, H, W, 5+C) -> (B, N, 5+C): xy = (2 s(t) - 0.5 + cell) stride, wh = (2 s(t))^2 anchor."""
+        flat = torch.cat([level.flatten(1, 3) for level in raw], dim=1)  # (B, N, 5+C)
+        scores = flat.float().sigmoid()
+        cells, prior = self.grid([tuple(level.shape[2:4]) for level in raw], flat.device)
+        stride = self.stride.float()[prior // self.num_anchors, None]  # (N, 1)
+        anchors_px = self.anchors.float().reshape(-1, 2)[prior] * stride  # (N, 2)
+        centres = (scores[..., :2] * 2 + cells) * stride
+        sizes = (scores[..., 2:4] * 2).square() * anchors_px
+        if scores.requires_grad:
+            return torch.cat([centres, sizes, scores[..., 4:]], dim=2)
+        scores[..., :2], scores[..., 2:4] = centres, sizes  # in place: no second copy of the class scores
+        return scores
+
+    def grid(self, sizes: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+        """For each of the N rows: (column - 0.5, row - 0.5) (N, 2) float32, and which of the L A anchors it has (N,).
+
+        Both depend on sizes and device alone, so that moving or casting the model leaves nothing stale.
+        """
+        key = (*sizes, device)
+        found = self._grids.get(key)
+        if found is None:
+            if len(self._grids) >= 16:  # rectangular batches come in few sizes; anything else must not pile up
+                self._grids.clear()
+            found = self._grids[key] = self._make_grid(sizes, device)
+        return found
+
+    def _make_grid(self, sizes: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
+        A = self.num_anchors
+        cells, prior = [], []
+        for level, (H, W) in enumerate(sizes):
+            count = torch.arange(A * H * W, device=device)
+            cells.append(torch.stack([count % W, count // W % H], dim=1) - 0.5)
+            prior.append(count // (H * W) + level * A)
+        return torch.cat(cells), torch.cat(prior)
+
+    @torch.no_grad()
+    def set_stride(self, stride: Tensor) -> None:
+        """Take strides (L,) in pixels; anchors go from pixels to grid cells, levels reversed if they run against it."""
+        areas = self.anchors.prod(dim=2).mean(dim=1)
+        growth = areas[-1] - areas[0]
+        if growth != 0 and growth.sign() != (stride[-1] - stride[0]).sign():
+            self.anchors.copy_(self.anchors.flip(0))
+        self.anchors.div_(stride.reshape(-1, 1, 1))
+        self.stride.copy_(stride)
+
+    @torch.no_grad()
+    def prime_biases(self) -> None:
+        """Start from about 8 objects per 640 px image and equally rare classes (focal loss paper, section 3.3)."""
+        for convolution, stride in zip(self.m, self.stride.tolist()):
+            bias = convolution.bias.view(self.num_anchors, -1)  # (A, 5+C)
+            bias[:, 4] += math.log(8 / (640 / stride) ** 2)
+            bias[:, 5:] += math.log(0.6 / (self.num_classes - 0.99999))
+
+
+def build_layers(arch: Architecture) -> nn.Sequential:
+    """Modules in the order of the rows, each with the attributes i (index), f (inputs), type and np (parameters)."""
+    layers: list[nn.Module] = []
+    widths: list[int] = []
+    for row in arch.rows:
+        channels = [arch.channels if entry < 0 else widths[entry] for entry in row.sources]
+        previous = widths[-1] if widths else arch.channels
+        try:
+            layer, width = build_layer(arch, row, channels, previous)
+        except UserError:
+            raise
+        except (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
+            raise UserError(f"{row.where}: args {row.args}: {one_line(error)}") from error
+        kind = Detect if row.name == HEAD else BLOCKS[row.name]
+        layer.i, layer.f, layer.type = row.index, row.inputs, f"{kind.__module__}.{kind.__name__}"
+        layer.np = sum(parameter.numel() for parameter in layer.parameters())
+        layers.append(layer)
+        widths.append(width)
+    return nn.Sequential(*layers)
+
+
+def build_layer(arch: Architecture, row: Row, channels: list[int], previous: int) -> tuple[nn.Module, int]:
+    """The module of `row` and its output channels, given the channels of its inputs."""
+    name = row.name
+    kind = Detect if name == HEAD else BLOCKS[name]
+    args = [resolve(value, arch, row.where) for value in row.args]
+    repeats = max(round(row.repeats * arch.depth), 1) if row.repeats > 1 else 1
+    width = channels[0]
+    if name in WIDTH_SCALED:
+        width = scaled_width(arch, row, args)
+        args = [channels[0], width, *args[1:]]
+        if name in SELF_REPEATING:
+            args.insert(2, repeats)
+            repeats = 1
+    elif name == "nn.BatchNorm2d":
+        args, width = [channels[0]], previous
+    elif name == "Concat":
+        width = sum(channels)
+    elif name == HEAD:
+        args, width = detect_args(arch, row, args, channels), previous
+    elif name in ("Contract", "Expand"):
+        gain = args[0] if args else 2
+        if not is_int(gain, 1):
+            raise UserError(f"{row.where}: gain: {gain!r} is not a whole number, 1 or more")
+        width = width * gain**2 if name == "Contract" else width // gain**2
+    if repeats > 1:
+        return nn.Sequential(*(kind(*args) for _ in range(repeats))), width
+    return kind(*args), width
+
+
+def resolve(value: Any, arch: Architecture, where: str) -> Any:
+    """What an argument means: the words nc, anchors, None, True, False, an activation, else itself."""
+    if isinstance(value, list):
+        return [resolve(entry, arch, where) for entry in value]
+    if not isinstance(value, str):
+        return value
+    if value.startswith("nn."):
+        try:
+            return parse_activation(value)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+    return {"nc": arch.num_classes, "anchors": arch.anchors, **WORDS}.get(value, value)
+
+
+def scaled_width(arch: Architecture, row: Row, args: list) -> int:
+    if not args or not is_int(args[0], 1):
+        raise UserError(f"{row.where}: args {row.args}: the first must be the output channels, a whole number above 0")
+    if args[0] == arch.outputs_per_cell:  # a convolution that makes predictions keeps its width
+        return args[0]
+    return math.ceil(args[0] * arch.width / arch.divisor) * arch.divisor
+
+
+def detect_args(arch: Architecture, row: Row, args: list, channels: list[int]) -> list:
+    if len(args) < 2 or args[0] != arch.num_classes:
+        raise UserError(f"{row.where}: args {row.args} must be [nc, anchors] (nc is {arch.num_classes})")
+    anchors = check_anchors(args[1], row.where)
+    if isinstance(anchors, int):  # sizes unknown: (0, 1), (2, 3), ... in every level, to be fitted to the data
+        anchors = [list(range(2 * anchors)) for _ in channels]
+    if len(anchors) != len(channels):
+        raise UserError(f"{row.where}: {len(anchors)} rows of anchors for {len(channels)} levels")
+    return [args[0], anchors, channels]
+
+
+def one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+class DetectionModel(nn.Module):
+    """A detector built from a YAML file, a name such as `yolov5s`, or a mapping of the same layout.
+
+    `num_classes` and `anchors` (rows in pixels, or a number of placeholders per level) override the description;
+    `channels` counts only where it has no `ch`. Raises UserError for what cannot be built.
+    `.yaml` is the description as used, `.names` {int: str}, `.stride` (L,) pixels, `.head` the Detect module.
+    """
+
+    def __init__(self, cfg: str | Path | Mapping[str, Any], channels: int = 3, num_classes: int | None = None,
+                 anchors: float | list | None = None):
+        super().__init__()
+        self.yaml, source = read_cfg(cfg)
+        self.yaml.setdefault("ch", channels)
+        if num_classes:
+            self.yaml["nc"] = num_classes
+        if anchors:
+            self.yaml["anchors"] = round(anchors) if is_number(anchors) else anchors
+        arch = Architecture.from_dict(self.yaml, source)
+        self.model = build_layers(arch)
+        if arch.activation:
+            try:
+                use_activation(self, parse_activation(arch.activation))
+            except UserError as error:
+                raise UserError(f"{source}: {error}") from error
+        # Layers whose output is needed by a later one than the next.
+        self.save = sorted({entry for row in arch.rows for entry in row.sources if entry != row.index - 1})
+        self.names = {number: str(number) for number in range(arch.num_classes)}
+        self._initialise(arch)
+
+    def _initialise(self, arch: Architecture) -> None:
+        self.head.set_stride(self._probe(arch))
+        self.head.prime_biases()
+        for part in self.modules():
+            if isinstance(part, nn.BatchNorm2d):
+                part.eps, part.momentum = 1e-3, 0.03
+
+    @torch.no_grad()
+    def _probe(self, arch: Architecture) -> Tensor:
+        """Strides (L,), measured in training mode: batch norms start from variance 0.9 as published models do."""
+        x, kept = torch.zeros(1, arch.channels, PROBE_SIZE, PROBE_SIZE), {}
+        for row, layer in zip(arch.rows, self.model):
+            try:
+                x = self._step(layer, x, kept)
+            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+                raise UserError(f"{row.where}: args {row.args} do not fit the input: {one_line(error)}") from error
+        return torch.tensor([PROBE_SIZE / level.shape[2] for level in x])
+
+    @property
+    def head(self) -> Detect:
+        return self.model[-1]
+
+    @property
+    def stride(self) -> Tensor:
+        return self.head.stride
+
+    @property
+    def num_classes(self) -> int:
+        return self.head.num_classes
+
+    def forward(self, x: Tensor, augment: bool = False) -> list[Tensor] | tuple[Tensor, list[Tensor] | None]:
+        """Images (B, channels, H, W) in 0...1, H and W multiples of the largest stride -> as Detect.
+
+        augment: three passes at several scales, one mirrored; (decoded rows of all passes, None). Evaluation only.
+        """
+        return self._augmented(x) if augment else self._layers(x)
+
+    def _layers(self, x: Tensor) -> Any:
+        kept: dict[int, Tensor] = {}
+        for layer in self.model:
+            x = self._step(layer, x, kept)
+        return x
+
+    def _step(self, layer: nn.Module, previous: Tensor, kept: dict[int, Tensor]) -> Any:
+        """Output of `layer`; `kept` gathers, by layer, the outputs that later layers need."""
+        if isinstance(layer.f, list):
+            output = layer([previous if entry == layer.i - 1 else kept[entry] for entry in layer.f])
+        else:
+            output = layer(previous if layer.f == layer.i - 1 else kept[layer.f])
+        if layer.i in self.save:
+            kept[layer.i] = output
+        return output
+
+    def _augmented(self, images: Tensor) -> tuple[Tensor, None]:
+        if self.training:
+            raise ValueError("augment=True needs the model in evaluation mode: call .eval()")
+        grid, results = int(self.stride.max()), []
+        for ratio, mirrored in AUGMENT_PASSES:
+            view = images.flip(3) if mirrored else images
+            rows, _ = self._layers(view if ratio == 1 else resize_and_pad(view, ratio, grid))
+            boxes = rows[..., :4] / ratio
+            if mirrored:
+                boxes[..., 0] = images.shape[3] - boxes[..., 0]
+            results.append(torch.cat([boxes, rows[..., 4:]], dim=2))
+        return torch.cat(self._without_tails(results), dim=1), None
+
+    def _without_tails(self, results: list[Tensor]) -> list[Tensor]:
+        """Drop the coarsest level of the first (largest) pass and the finest level of the last (smallest) one.
+
+        Each level has four times the rows of the next coarser one.
+        """
+        L = self.head.num_levels
+        shares = sum(4**level for level in range(L))
+        first, last = results[0], results[-1]
+        coarsest = first.shape[1] // shares
+        finest = last.shape[1] // shares * 4 ** (L - 1)
+        return [first[:, : first.shape[1] - coarsest], *results[1:-1], last[:, finest:]]
+
+    def fuse(self) -> "DetectionModel":
+        """Fold batch norms into their convolutions in place, for inference; returns the model itself."""
+        for part in self.modules():
+            if isinstance(part, Conv):
+                part.fuse()
+        return self

@@ -1,0 +1,571 @@
+"""A batch is a function of (seed, epoch, number): not of workers, processes, caches, or what was loaded before."""
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from utils import dataset
+from utils.augment import GREY, Letterbox
+from utils.dataset import (Batch, SharedBytes, class_weights, count_earlier, group_in_fours, image_weights, make_loader,
+                           rect_shapes)
+from utils.errors import UserError
+from utils.labels import LabelIndex, load_index
+
+HYP = {"hsv_h": 0.015, "hsv_s": 0.7, "hsv_v": 0.4, "degrees": 5.0, "translate": 0.1, "scale": 0.5, "fliplr": 0.5,
+       "flipud": 0.2, "mosaic": 0.8, "mixup": 0.3, "copy_paste": 0.5}
+SHAPES = [(48, 64), (64, 48), (43, 64), (37, 50), (64, 43), (54, 96), (60, 60), (96, 54), (40, 64), (64, 64), (32, 90)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Eleven pictures of many shapes with a coloured rectangle each, labelled as a box, as an outline, or not at all."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in ("images/set", "labels/set"):
+        (folder / name).mkdir(parents=True)
+    for k, (height, width) in enumerate(SHAPES):
+        image = np.full((height, width, 3), 20 * k, np.uint8)
+        y1, y2, x1, x2 = height // 4, height // 2, width // 4, width // 2
+        image[y1:y2, x1:x2] = (0, 0, 255)
+        cv2.imwrite(str(folder / f"images/set/{k:02}.png"), image)
+        x, y, w, h = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
+        outline = f"{x1 / width} {y1 / height} {x2 / width} {y1 / height} {x2 / width} {y2 / height} {x1 / width} {y2 / height}"
+        rows = ["", f"{k % 3} {x} {y} {w} {h}", f"{k % 3} {outline}\n0 .9 .9 .1 .1"][min(k, 1) + k % 2 * (k > 0)]
+        (folder / f"labels/set/{k:02}.txt").write_text(rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(folder) -> LabelIndex:
+    return load_index(folder / "images/set", 3, progress=False, cache=False)
+
+
+def loader_of(index: LabelIndex, **settings):
+    defaults = {"imgsz": 64, "batch_size": 4, "workers": 0, "seed": 7, "progress": False}
+    return make_loader(index, **(defaults | settings))
+
+
+def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs):
+        assert a.paths == b.paths and a.letterboxes == b.letterboxes
+        assert torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets)
+
+
+def epoch_of(loader, epoch: int, start_batch: int = 0, weights=None) -> list[Batch]:
+    loader.set_epoch(epoch, start_batch, weights)
+    return list(loader)
+
+
+# ---- what a batch is
+
+
+def test_a_training_batch(index):
+    loader = loader_of(index, hyp=HYP, shuffle=True)
+    batches = list(loader)
+    assert len(loader) == 3 and [len(batch.images) for batch in batches] == [4, 4, 3]
+    for batch in batches:
+        assert batch.images.dtype == torch.uint8 and batch.images.is_contiguous()
+        assert batch.images.shape[1:] == (3, 64, 64) and len(batch.paths) == len(batch.images)
+        assert batch.targets.dtype == torch.float32 and batch.targets.shape[1] == 6
+        assert set(batch.targets[:, 0].tolist()) <= set(range(len(batch.images)))
+        assert ((batch.targets[:, 2:] >= 0) & (batch.targets[:, 2:] <= 1)).all()
+        assert batch.letterboxes == [None] * len(batch.images)
+    assert sorted(path for batch in batches for path in batch.paths) == index.paths
+
+
+def test_images_are_red_green_blue(tmp_path):
+    cv2.imwrite(str(tmp_path / "x.png"), np.full((64, 64, 3), (10, 20, 30), np.uint8))
+    index = load_index(tmp_path, 1, progress=False, cache=False)
+    [batch] = loader_of(index)
+    assert batch.images[0, :, 5, 5].tolist() == [30, 20, 10]
+    assert batch.targets.shape == (0, 6)
+
+
+def test_hyperparameters_may_be_an_object(index):
+    class Hyp:
+        mosaic, scale = 1.0, 0.5
+
+    as_object, as_mapping = (list(loader_of(index, hyp=hyp)) for hyp in (Hyp(), {"mosaic": 1.0, "scale": 0.5}))
+    assert_same(as_object, as_mapping)
+
+
+@pytest.mark.parametrize("rect", [False, True])
+def test_validation_reads_every_picture_once_and_boxes_lead_back_to_the_originals(index, rect):
+    loader = loader_of(index, rect=rect, pad=0.5)
+    seen = []
+    for batch in loader:
+        height, width = batch.images.shape[2:]
+        for k, (path, box) in enumerate(zip(batch.paths, batch.letterboxes)):
+            i = index.paths.index(path)
+            seen.append(i)
+            assert isinstance(box, Letterbox) and box.shape == tuple(index.shapes[i])
+            rows = batch.targets[batch.targets[:, 0] == k].numpy()
+            xywh = rows[:, 2:] * (width, height, width, height)
+            xyxy = np.concatenate([xywh[:, :2] - xywh[:, 2:] / 2, xywh[:, :2] + xywh[:, 2:] / 2], 1)
+            labels = index.boxes(i)
+            native = np.concatenate([labels[:, 1:3] - labels[:, 3:] / 2, labels[:, 1:3] + labels[:, 3:] / 2], 1)
+            native *= np.tile(index.shapes[i][::-1], 2)
+            np.testing.assert_allclose(box.undo(xyxy), native, atol=2e-2)
+            for x1, y1, x2, y2 in xyxy[:1].round().astype(int):  # the first label is the red rectangle
+                inside = batch.images[k, :, y1 + 1:y2 - 1, x1 + 1:x2 - 1].float()
+                assert (inside[0] - inside[1]).min() > 200
+    assert sorted(seen) == list(range(len(index)))
+
+
+@pytest.mark.parametrize("hyp", [{"mosaic": 0.0}, {"mosaic": 1.0}, HYP, HYP | {"perspective": 0.0005, "mosaic": 0.5}])
+def test_augmented_boxes_stay_on_their_objects(index, hyp):
+    """Inside the boxes of large enough rectangles there is more red than anywhere else."""
+    loader, checked = loader_of(index, hyp=hyp | {"hsv_h": 0.0, "copy_paste": 0.0}, imgsz=128, shuffle=True), 0
+    for epoch in range(6):
+        for batch in epoch_of(loader, epoch):
+            redness = batch.images[:, 0].float() - batch.images[:, 1]
+            for k, kind, x, y, w, h in batch.targets.tolist():
+                if min(w, h) * 128 > 9 and (w < 0.5) and (h < 0.5):
+                    inside = redness[int(k), int((y - h / 4) * 128):int((y + h / 4) * 128),
+                                     int((x - w / 4) * 128):int((x + w / 4) * 128)]
+                    checked += 1
+                    if not (inside > 40).float().mean() > 0.9:  # the unmarked label in the corner of some pictures
+                        assert kind == 0
+    assert checked > 30
+
+
+def test_clipping_keeps_boxes_a_trifle_inside():
+    rows = dataset._targets(np.array([[2, -5, 10, 645, 650]], np.float32), 3, 640, 640)
+    np.testing.assert_allclose(rows, [[3, 2, 0.49999922, 0.50781172, 0.99999844, 0.98437344]], atol=1e-7)
+    assert dataset._targets(np.zeros((0, 5), np.float32), 0, 64, 64).shape == (0, 6)
+
+
+# ---- order and randomness
+
+
+@pytest.mark.parametrize("workers, start_method", [(1, None), (2, None), (2, "fork"), (2, "spawn")])
+def test_workers_change_nothing(index, workers, start_method, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    alone = loader_of(index, hyp=HYP, shuffle=True)
+    shared = loader_of(index, hyp=HYP, shuffle=True, workers=workers, start_method=start_method)
+    assert shared.workers == workers
+    for epoch in (0, 1, 5):
+        assert_same(epoch_of(alone, epoch), epoch_of(shared, epoch))
+
+
+def test_an_iteration_given_up_in_the_middle_leaves_nothing_behind(index, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    loader = loader_of(index, hyp=HYP, shuffle=True, workers=2)
+    loader.set_epoch(0)
+    next(iter(loader))
+    assert_same(epoch_of(loader, 1), epoch_of(loader_of(index, hyp=HYP, shuffle=True), 1))
+
+
+def test_epochs_and_seeds_differ_and_repeat_exactly(index):
+    loader = loader_of(index, hyp=HYP, shuffle=True)
+    first, second = epoch_of(loader, 0), epoch_of(loader, 1)
+    assert [batch.paths for batch in first] != [batch.paths for batch in second]
+    assert_same(epoch_of(loader, 0), first)
+    other = loader_of(index, hyp=HYP, shuffle=True, seed=8)
+    assert [batch.paths for batch in other] != [batch.paths for batch in first]
+    unshuffled = [path for batch in loader_of(index, hyp=HYP) for path in batch.paths]
+    assert unshuffled == index.paths
+
+
+def test_a_sample_depends_on_seed_epoch_and_picture_alone(index):
+    """Another batch size and another order, the same samples."""
+    def samples(loader) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        return {path: (batch.images[k], batch.targets[batch.targets[:, 0] == k, 1:])
+                for batch in epoch_of(loader, 3) for k, path in enumerate(batch.paths)}
+
+    some, others = samples(loader_of(index, hyp=HYP, shuffle=True)), samples(loader_of(index, hyp=HYP, batch_size=11))
+    assert some.keys() == others.keys()
+    assert all(torch.equal(a, b) for path in some for a, b in zip(some[path], others[path]))
+
+
+def test_torchs_generator_is_not_touched(index):
+    before = torch.get_rng_state()
+    list(loader_of(index, hyp=HYP, shuffle=True))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_can_be_taken_up_in_the_middle(index, workers, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    loader = loader_of(index, hyp=HYP, shuffle=True, workers=workers, batch_size=2)
+    whole = epoch_of(loader, 2)
+    assert_same(epoch_of(loader, 2, start_batch=4), whole[4:])
+    assert epoch_of(loader, 2, start_batch=6) == [] and len(loader) == 6
+
+
+def test_skipped_batches_are_not_loaded(index, monkeypatch):
+    read = []
+    original = dataset.read_image
+    monkeypatch.setattr(dataset, "read_image", lambda path: read.append(path) or original(path))
+    epoch_of(loader_of(index, batch_size=2), 0, start_batch=5)
+    assert read == index.paths[10:]
+
+
+# ---- processes
+
+
+def joined(slices: list[list[Batch]]) -> list[Batch]:
+    """The slices of all ranks put together again, batch by batch."""
+    batches = []
+    for parts in zip(*slices):
+        shifts = np.cumsum([0] + [len(part.images) for part in parts])
+        targets = [part.targets + torch.tensor([shift, 0, 0, 0, 0, 0]) for part, shift in zip(parts, shifts)]
+        batches.append(Batch(torch.cat([part.images for part in parts]), torch.cat(targets),
+                             sum((part.paths for part in parts), []), sum((part.letterboxes for part in parts), [])))
+    return batches
+
+
+@pytest.mark.parametrize("settings", [{"hyp": HYP, "shuffle": True}, {"hyp": HYP, "shuffle": True, "rect": True},
+                                      {"hyp": HYP, "image_weights": True}])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_processes_share_the_batches_of_one(index, world_size, settings):
+    few = load_index(index.paths[:8], 3, progress=False, cache=False)  # two full batches of four
+    weights = np.arange(8.0) if "image_weights" in settings else None
+    alone = epoch_of(loader_of(few, **settings), 1, 0, weights)
+    slices = [epoch_of(loader_of(few, rank=rank, world_size=world_size, **settings), 1, 0, weights)
+              for rank in range(world_size)]
+    assert_same(joined(slices), alone)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+def test_processes_have_equally_many_training_batches(index, world_size):
+    loaders = [loader_of(index, hyp=HYP, shuffle=True, batch_size=8, rank=rank, world_size=world_size)
+               for rank in range(world_size)]
+    slices = [list(loader) for loader in loaders]
+    assert {len(part) for part in slices} == {2} == {len(loader) for loader in loaders}
+    assert all(len(batch.images) for part in slices for batch in part)
+    assert {path for part in slices for batch in part for path in batch.paths} == set(index.paths)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("rect", [False, True])
+def test_validation_pictures_are_divided_each_once(index, world_size, rect):
+    loaders = [loader_of(index, rect=rect, batch_size=9, rank=rank, world_size=world_size) for rank in range(world_size)]
+    slices = [list(loader) for loader in loaders]
+    assert [len(part) for part in slices] == [len(loader) for loader in loaders]
+    assert sorted(path for part in slices for batch in part for path in batch.paths) == index.paths
+
+
+# ---- rectangular batches
+
+
+WIDTHS_HEIGHTS = [(640, 480), (480, 640), (640, 427), (500, 375), (427, 640), (1920, 1080), (600, 600), (1080, 1920)]
+
+
+@pytest.mark.parametrize("batch_size, pad, shapes", [
+    (8, 0.0, [(640, 640)]),
+    (8, 0.5, [(672, 672)]),
+    (2, 0.0, [(448, 640), (480, 640), (640, 640), (640, 448)]),
+    (2, 0.5, [(448, 672), (512, 672), (672, 672), (672, 448)]),
+])  # fmt: skip
+def test_rect_shapes(batch_size, pad, shapes):
+    order, ours = rect_shapes(np.array(WIDTHS_HEIGHTS)[:, ::-1], batch_size, imgsz=640, stride=32, pad=pad)
+    assert ours == shapes
+    assert order.tolist() == [5, 2, 0, 3, 6, 1, 4, 7]
+
+
+def test_a_rect_shape_holds_every_picture_of_its_batch():
+    rng = np.random.default_rng(0)
+    shapes = rng.integers(10, 2000, (400, 2))
+    order, sizes = rect_shapes(shapes, 3, imgsz=320, stride=32, pad=0.0)
+    for number, size in enumerate(sizes):
+        for i in order[3 * number:3 * number + 3]:
+            inner = dataset.resized_shape(*shapes[i].tolist(), 320)
+            assert inner[0] <= size[0] and inner[1] <= size[1] and size[0] % 32 == size[1] % 32 == 0
+
+
+def test_rect_training_has_no_mosaics_and_shuffles_whole_batches(index):
+    loader = loader_of(index, hyp=HYP | {"mosaic": 1.0}, rect=True, shuffle=True, batch_size=2)
+    epochs = [epoch_of(loader, epoch) for epoch in range(3)]
+    members = [{tuple(batch.paths) for batch in batches} for batches in epochs]
+    assert members[0] == members[1] == members[2]
+    assert len({tuple(batch.paths[0] for batch in batches) for batches in epochs}) > 1
+    assert len({tuple(batch.images.shape[2:]) for batch in epochs[0]}) > 2
+
+
+# ---- unreadable pictures
+
+
+@pytest.mark.parametrize("settings", [{"hyp": {"mosaic": 0.0}}, {"hyp": {"mosaic": 1.0}}, {}, {"cache": "disk"}])
+def test_a_picture_deleted_after_the_scan_is_grey_and_warned_of_once(tmp_path, capsys, settings):
+    (tmp_path / "images").mkdir()
+    for name in "ab":
+        cv2.imwrite(str(tmp_path / f"images/{name}.png"), np.zeros((64, 64, 3), np.uint8))
+        (tmp_path / f"images/{name}.txt").write_text("0 .5 .5 .5 .5")
+    index = load_index(tmp_path / "images", 1, progress=False, cache=False)
+    index = LabelIndex(**{**vars(index), "labels": np.repeat(index.labels, 2, 0)[[0, 1, 2, 3]][:1].repeat(2, 0)})
+    os.remove(index.paths[1])
+    loader = loader_of(index, batch_size=2, **settings)
+    for epoch in range(2):
+        [batch] = epoch_of(loader, epoch)
+        if settings.get("hyp", {}).get("mosaic") != 1.0:
+            assert (batch.images[1] == GREY).all() and not (batch.targets[:, 0] == 1).any()
+    assert capsys.readouterr().err.count("warning: ") == 1
+
+
+def test_workers_warn_once_between_them(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    for k in range(8):
+        cv2.imwrite(str(tmp_path / f"{k}.png"), np.zeros((64, 64, 3), np.uint8))
+    index = load_index(tmp_path, 1, progress=False, cache=False)
+    os.remove(index.paths[0])
+    loader = loader_of(index, hyp={"mosaic": 1.0}, workers=2, batch_size=2)
+    for epoch in range(3):
+        assert len(epoch_of(loader, epoch)) == 4
+    assert capfd.readouterr().err.count("0.png: cannot be read: No such file or directory; grey") == 1
+
+
+def test_a_picture_replaced_by_one_of_another_size_does_no_harm(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 32, 3), np.uint8))
+    index = load_index(tmp_path, 1, progress=False, cache=False)
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((20, 90, 3), np.uint8))
+    [batch] = loader_of(index)
+    assert batch.images.shape == (1, 3, 64, 64) and (batch.images[0, 0] == 0).sum() == 64 * 32
+
+
+# ---- caches of pictures
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+@pytest.mark.parametrize("workers, start_method", [(0, None), (2, "fork"), (2, "spawn")])
+@pytest.mark.parametrize("settings", [{"hyp": HYP, "shuffle": True}, {"rect": True, "pad": 0.5}])
+def test_caches_change_nothing(index, cache, workers, start_method, settings, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    plain = loader_of(index, **settings)
+    cached = loader_of(index, cache=cache, workers=workers, start_method=start_method, **settings)
+    for epoch in (0, 1):
+        assert_same(epoch_of(plain, epoch), epoch_of(cached, epoch))
+
+
+def reads(monkeypatch) -> list[str]:
+    read: list[str] = []
+    original = dataset.read_image
+    monkeypatch.setattr(dataset, "read_image", lambda path: read.append(path) or original(path))
+    return read
+
+
+def test_the_ram_cache_reads_each_picture_once(index, monkeypatch):
+    read = reads(monkeypatch)
+    loader = loader_of(index, cache="ram", hyp=HYP)
+    list(loader)
+    assert sorted(read) == index.paths
+
+
+@pytest.fixture
+def own_set(tmp_path, monkeypatch) -> LabelIndex:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "set/images").mkdir(parents=True)
+    for k in range(3):
+        cv2.imwrite(str(tmp_path / f"set/images/{k}.png"), np.full((80, 100, 3), 50 * k, np.uint8))
+    return load_index(tmp_path / "set/images", 1, progress=False, cache=False)
+
+
+def test_the_disk_cache_is_beside_the_pictures_and_outlives_the_loader(own_set, tmp_path, monkeypatch):
+    first = list(loader_of(own_set, cache="disk"))
+    assert len(list((tmp_path / "set/images.npy_cache").iterdir())) == 3
+    assert len(list((tmp_path / "set/images").iterdir())) == 3
+    read = reads(monkeypatch)
+    assert_same(list(loader_of(own_set, cache="disk")), first)
+    assert read == []
+    list(loader_of(own_set, cache="disk", imgsz=32))
+    assert len(read) == 3  # of another size
+
+
+def test_the_disk_cache_is_never_stale(own_set):
+    list(loader_of(own_set, cache="disk"))
+    path = own_set.paths[1]
+    size, time = os.path.getsize(path), os.stat(path).st_mtime_ns
+    cv2.imwrite(path, np.full((80, 100, 3), 51, np.uint8))
+    os.utime(path, ns=(time + 1, time + 1))
+    assert os.path.getsize(path) == size
+    [batch] = loader_of(own_set, cache="disk")
+    assert batch.images[:, 0, 32, 32].tolist() == [0, 51, 100]
+
+
+def test_damaged_files_of_the_disk_cache_are_made_anew(own_set, tmp_path):
+    first = list(loader_of(own_set, cache="disk"))
+    for k, path in enumerate(sorted((tmp_path / "set/images.npy_cache").iterdir())):
+        path.write_bytes([b"", path.read_bytes()[:1000], bytes(path.stat().st_size)][k])
+    assert_same(list(loader_of(own_set, cache="disk")), first)
+
+
+def test_the_disk_cache_of_a_read_only_set_is_in_the_home_folder(own_set, tmp_path):
+    (tmp_path / "set").chmod(0o555)
+    try:
+        list(loader_of(own_set, cache="disk"))
+    finally:
+        (tmp_path / "set").chmod(0o755)
+    assert not (tmp_path / "set/images.npy_cache").exists()
+    assert len(list((tmp_path / "home/.cache/anchorage/images").rglob("*.npy"))) == 3
+
+
+def test_a_cache_folder_that_cannot_be_written_is_done_without(own_set, tmp_path, capsys):
+    (tmp_path / "set/images.npy_cache").write_text("a file is in the way")
+    [batch] = loader_of(own_set, cache="disk")
+    assert batch.images[:, 0, 32, 32].tolist() == [0, 50, 100]
+    assert capsys.readouterr().err.count("going on uncached") == 1
+
+
+def test_a_cache_that_does_not_fit_is_left_out_with_a_line(index, capsys, monkeypatch):
+    monkeypatch.setattr(dataset, "available_memory", lambda: 1000)
+    loader = loader_of(index, cache="ram", progress=True)
+    assert type(loader.dataset.pictures) is dataset.Pictures
+    assert "--cache ram: 0.0GB required, 0.0GB available, not caching images" in capsys.readouterr().out
+    monkeypatch.setattr(dataset.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    loader = loader_of(index, cache="disk", progress=True, imgsz=96)
+    assert type(loader.dataset.pictures) is dataset.Pictures
+    assert "--cache disk: " in capsys.readouterr().out
+    with pytest.raises(UserError, match="--cache both: expected ram or disk"):
+        loader_of(index, cache="both")
+
+
+def test_the_space_that_pictures_need_is_known_beforehand(index):
+    pictures = dataset.Pictures(index, 64, smooth=False)
+    assert pictures.bytes_needed() == sum(pictures.read(i).nbytes for i in range(len(index)))
+
+
+def test_available_memory_is_plausible():
+    assert 2**20 < dataset.available_memory() < 2**50
+
+
+def test_shared_bytes_are_the_same_memory_in_both_processes():
+    block = SharedBytes(10)
+    child = os.fork()
+    if child == 0:
+        block.array[3] = 77
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert block.array.tolist() == [0, 0, 0, 77, 0, 0, 0, 0, 0, 0]
+    state = block.__getstate__()
+    other = SharedBytes.__new__(SharedBytes)
+    other.__setstate__(state)
+    other.array[0] = 5
+    assert block.array[0] == 5 and SharedBytes(0).array.size <= 1
+
+
+# ---- four in one
+
+
+def quad_input() -> Batch:
+    images = torch.arange(8, dtype=torch.uint8)[:, None, None, None].expand(8, 3, 4, 6).contiguous() * 10
+    targets = torch.tensor([[k, k, 0.5, 0.5, 0.2, 0.4] for k in range(8)])
+    return Batch(images, targets, [str(k) for k in range(8)], [None] * 8)
+
+
+class Coin:
+    def __init__(self, value: float):
+        self.value = value
+
+    def random(self) -> float:
+        return self.value
+
+
+def test_four_pictures_as_tiles_or_the_first_enlarged():
+    batch = group_in_fours(quad_input(), [Coin(0.9), Coin(0.1)])
+    assert batch.images.shape == (2, 3, 8, 12) and batch.paths == ["0", "4"] and batch.letterboxes == [None, None]
+    corners = [(0, 0), (7, 0), (0, 11), (7, 11)]  # tiles go down first, then right
+    assert [batch.images[0, 0, y, x].item() for y, x in corners] == [0, 10, 20, 30]
+    assert (batch.images[1] == 40).all()
+    want = [[0, 0, 0.25, 0.25, 0.1, 0.2], [0, 1, 0.25, 0.75, 0.1, 0.2], [0, 2, 0.75, 0.25, 0.1, 0.2],
+            [0, 3, 0.75, 0.75, 0.1, 0.2], [1, 4, 0.5, 0.5, 0.2, 0.4]]
+    np.testing.assert_allclose(batch.targets, want, atol=1e-6)
+
+
+def test_a_quad_loader(index, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    loader = loader_of(index, hyp=HYP, quad=True, shuffle=True)
+    batches = list(loader)
+    assert len(loader) == 2 and [tuple(batch.images.shape) for batch in batches] == [(1, 3, 128, 128)] * 2
+    assert_same(batches, epoch_of(loader_of(index, hyp=HYP, quad=True, shuffle=True, workers=2), 0))
+    two = [loader_of(index, hyp=HYP, quad=True, batch_size=8, rank=rank, world_size=2) for rank in (0, 1)]
+    assert_same(joined([list(loader) for loader in two]), list(loader_of(index, hyp=HYP, quad=True, batch_size=8)))
+    with pytest.raises(UserError, match="--quad needs a batch of at least 4"):
+        loader_of(index, hyp=HYP, quad=True, batch_size=3)
+
+
+# ---- weights
+
+
+def flat_index(classes: list[list[int]]) -> LabelIndex:
+    labels = np.array([[kind, 0.5, 0.5, 0.1, 0.1] for row in classes for kind in row], np.float32).reshape(-1, 5)
+    offsets = np.cumsum([0] + [len(row) for row in classes])
+    return LabelIndex([f"{k}.png" for k in range(len(classes))], np.full((len(classes), 2), 64, np.int32), labels, offsets,
+                      np.zeros((0, 2), np.float32), np.zeros(len(labels) + 1, np.int64), None, [])
+
+
+def test_class_and_image_weights():
+    index = flat_index([[0, 1], [0]])
+    weights = class_weights(index, 3)
+    np.testing.assert_allclose(weights, [0.2, 0.4, 0.4])
+    np.testing.assert_allclose(image_weights(index, weights), [0.6, 0.2])
+    assert image_weights(flat_index([[], [1], []]), weights).tolist() == [0, 0.4, 0]
+
+
+def test_heavy_pictures_come_more_often_and_their_repeats_differ(index):
+    weights = np.zeros(len(index))
+    weights[2] = 1.0
+    loader = loader_of(index, hyp=HYP | {"mosaic": 0.0}, image_weights=True, rect=True)
+    batches = epoch_of(loader, 0, 0, weights)
+    assert {path for batch in batches for path in batch.paths} == {index.paths[2]}
+    assert {tuple(batch.images.shape[2:]) for batch in batches} == {(64, 64)}  # weights rule rect out
+    pictures = torch.cat([batch.images for batch in batches])
+    assert len({picture.numpy().tobytes() for picture in pictures}) == len(index)
+
+
+def test_weights_choose_the_partners_in_a_mosaic_too(index, monkeypatch):
+    read = reads(monkeypatch)
+    weights = np.zeros(len(index))
+    weights[[2, 5]] = 1.0
+    epoch_of(loader_of(index, hyp={"mosaic": 1.0, "mixup": 1.0}, image_weights=True), 0, 0, weights)
+    assert set(read) == {index.paths[2], index.paths[5]}
+
+
+@pytest.mark.parametrize("weights", [None, np.zeros(len(SHAPES)), np.ones(len(SHAPES))])
+def test_equal_or_no_weights_draw_alike(index, weights):
+    batches = epoch_of(loader_of(index, image_weights=True), 1, 0, weights)
+    assert len({path for batch in batches for path in batch.paths}) > 3
+
+
+def test_drawing_follows_the_weights():
+    index = flat_index([[0]] * 4000)
+    loader = loader_of(index, image_weights=True, batch_size=100)
+    weights = np.r_[np.full(2000, 3.0), np.full(2000, 1.0)]
+    loader.set_epoch(0, weights=weights)
+    drawn = np.array([i for key in loader.batches for i in key.indices])
+    assert (drawn < 2000).mean() == pytest.approx(0.75, abs=0.03)
+
+
+@pytest.mark.parametrize("values, earlier", [([], []), ([4], [0]), ([2, 2, 1, 2, 1], [0, 1, 0, 2, 1])])
+def test_count_earlier(values, earlier):
+    assert count_earlier(np.array(values, np.int64)).tolist() == earlier
+
+
+# ---- limits
+
+
+@pytest.mark.parametrize("cpus, batch_size, workers, want", [(8, 4, 8, 4), (2, 16, 8, 2), (8, 1, 8, 0), (8, 16, 3, 3),
+                                                             (8, 16, 0, 0)])
+def test_the_number_of_workers(index, monkeypatch, cpus, batch_size, workers, want):
+    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    assert loader_of(index, batch_size=batch_size, workers=workers).workers == want
+
+
+def test_a_batch_is_no_larger_than_the_split(index):
+    loader = loader_of(index, batch_size=64)
+    assert loader.batch_size == len(index) == 11 and len(loader) == 1
+
+
+def test_a_million_pictures_are_no_trouble():
+    """Planning an epoch takes memory in proportion to a few numbers a picture, and seconds at most."""
+    count = 1_000_000
+    index = LabelIndex(["x.png"] * count, np.tile(np.array([[48, 64]], np.int32), (count, 1)),
+                       np.zeros((count, 5), np.float32), np.arange(count + 1), np.zeros((0, 2), np.float32),
+                       np.zeros(count + 1, np.int64), None, [])
+    loader = loader_of(index, hyp=HYP, shuffle=True, rect=True, batch_size=64)
+    loader.set_epoch(1)
+    key = next(iter(loader.batches))
+    assert len(loader) == 15_625 and len(key.indices) == 64

@@ -1,0 +1,292 @@
+"""Matching, average precision, curves and the confusion matrix, against published vectors and plain loops."""
+
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+from utils.errors import UserError
+from utils.metrics import (
+    GRID,
+    IOU_LEVELS,
+    ConfusionMatrix,
+    Metrics,
+    ap_per_class,
+    average_precision,
+    fitness,
+    match_detections,
+    metric_curves,
+    smooth,
+)
+
+LABELS = torch.tensor([[0, 0, 0, 100, 100], [0, 50, 50, 150, 150], [1, 200, 200, 260, 260]])
+DETECTIONS = torch.tensor(
+    [
+        [10, 10, 110, 110, 0.95, 0],
+        [0, 0, 100, 100, 0.9, 0],
+        [5, 5, 100, 100, 0.8, 0],
+        [48, 52, 150, 150, 0.7, 0],
+        [200, 200, 262, 262, 0.6, 1],
+        [200, 200, 261, 261, 0.5, 0],
+    ]
+)
+RANKING = dict(  # six detections and five labels of two classes
+    tp=np.array([[1] * 10, [1] * 8 + [0] * 2, [0] * 10, [1] * 5 + [0] * 5, [0] * 10, [1] * 10], dtype=bool),
+    conf=np.array([0.95, 0.9, 0.8, 0.7, 0.4, 0.3]),
+    pred_cls=np.array([0, 1, 0, 0, 1, 1]),
+    target_cls=np.array([0, 0, 0, 1, 1]),
+)
+ORDER_OF_TIES = 2552513375  # checksum of the ranking with which the reference was measured
+NOTHING = dict(tp=np.zeros((0, 10), bool), conf=np.zeros(0), pred_cls=np.zeros(0))
+
+
+def reference_matches(detections, labels, level):
+    """By the words: every detection picks its best label of its class, every label its surest suitor."""
+    taken, right = set(), []
+    for *box, _, cls in detections.tolist():
+        overlaps = [box_iou(box, other) if c == cls else 0.0 for c, *other in labels.tolist()]
+        best = int(np.argmax(overlaps)) if overlaps else -1
+        hit = bool(overlaps) and overlaps[best] >= level and best not in taken
+        taken |= {best} if hit else set()
+        right.append(hit)
+    return np.array(right, dtype=bool)
+
+
+def box_iou(a, b):
+    across, down = max(0, min(a[2], b[2]) - max(a[0], b[0])), max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    return across * down / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - across * down)
+
+
+def reference_ap(recall, precision):
+    """Highest precision at this recall or beyond, straight lines between the points, ending in (1, 0)."""
+    x, y = [0.0, *recall, 1.0], [1.0, *precision, 0.0]
+    y = [max(y[i:]) for i in range(len(y))]
+
+    def height(r):
+        for i in reversed(range(len(x))):
+            if x[i] <= r:
+                return y[i] if i == len(x) - 1 else y[i] + (y[i + 1] - y[i]) * (r - x[i]) / (x[i + 1] - x[i])
+
+    return sum((height(i / 100) + height((i + 1) / 100)) / 200 for i in range(100))
+
+
+def random_picture(rng, n, m):
+    def boxes(k):
+        corner = rng.uniform(0, 60, (k, 2))
+        return np.concatenate((corner, corner + rng.uniform(20, 40, (k, 2))), 1)
+
+    labels = np.concatenate((rng.integers(0, 2, (m, 1)), boxes(m)), 1)
+    conf = np.sort(rng.uniform(0, 1, n))[::-1, None]
+    return np.concatenate((boxes(n), conf, rng.integers(0, 2, (n, 1))), 1), labels
+
+
+def test_fitness():
+    assert fitness(0.7, 0.6, 0.5, 0.3) == pytest.approx(0.32)
+    assert fitness(0.5, 0.6, 0.7, 0.4) == pytest.approx(0.43)
+
+
+def test_matching_of_published_boxes():
+    right = match_detections(DETECTIONS, LABELS)
+    expected = np.zeros((6, 10), bool)
+    expected[0, :4] = True  # the surest one takes the label up to IoU 0.65
+    expected[1, 4:] = True  # beyond, the next one
+    expected[3] = True
+    expected[4, :9] = True
+    assert np.array_equal(right, expected)
+
+
+@pytest.mark.parametrize("n, m", [(0, 0), (0, 3), (4, 0)])
+def test_matching_of_nothing(n, m):
+    right = match_detections(DETECTIONS[:n], LABELS[:m])
+    assert right.shape == (n, 10) and not right.any()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_matching_agrees_with_the_reference(seed):
+    detections, labels = random_picture(np.random.default_rng(seed), 40, 12)
+    right = match_detections(detections, labels)
+    for i, level in enumerate(IOU_LEVELS):
+        assert np.array_equal(right[:, i], reference_matches(detections, labels, level))
+    assert right.any()
+
+
+@pytest.mark.parametrize(
+    "recall, precision, expected",
+    [
+        ([], [], 0.5),  # the straight line from (0, 1) to (1, 0): callers give 0 without calling
+        ([0.5], [1], 0.75),
+        ([1], [1], 0.995),  # flawless, less the drop at recall 1
+        ([0.25, 0.25, 0.5, 0.75], [1, 0.5, 2 / 3, 0.75], 0.7175),
+        ([0.5, 0.5, 1], [1, 0.5, 2 / 3], 0.828333),
+        ([0, 0], [0, 0], 0.0),
+    ],
+)
+def test_average_precision(recall, precision, expected):
+    assert average_precision(np.array(recall), np.array(precision)) == pytest.approx(expected, abs=1e-6)
+    assert reference_ap(recall, precision) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_average_precision_agrees_with_the_reference(seed):
+    hits = np.random.default_rng(seed).random(30) < 0.6
+    recall, precision = hits.cumsum() / 25, hits.cumsum() / np.arange(1, 31)
+    assert average_precision(recall, precision) == pytest.approx(reference_ap(recall, precision), abs=1e-9)
+
+
+def test_published_classes():
+    got = ap_per_class(**RANKING)
+    assert got.classes.tolist() == [0, 1]
+    assert got.p == pytest.approx([2 / 3, 2 / 3], abs=1e-4) and got.r == pytest.approx([2 / 3, 1], abs=1e-4)
+    assert got.f1 == pytest.approx([2 / 3, 0.8], abs=1e-4)
+    assert got.tp.tolist() == [2, 2] and got.fp.tolist() == [1, 1]
+    assert got.ap[0] == pytest.approx([0.6672] * 5 + [0.44555] * 5, abs=1e-4)
+    assert got.ap[1] == pytest.approx([0.828333] * 8 + [0.25] * 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("target_cls", [[], [0, 0, 3]], ids=["no labels", "labels"])
+def test_nothing_found(target_cls):
+    classes = sorted(set(target_cls))
+    got = ap_per_class(**NOTHING, target_cls=target_cls)
+    assert got.classes.tolist() == classes and got.ap.shape == (len(classes), 10)
+    assert all(not part.any() and part.shape == (len(classes),) for part in got[:5]) and not got.ap.any()
+    curves = metric_curves(**NOTHING, target_cls=target_cls)
+    assert curves.f1.shape == curves.precision_at_recall.shape == (len(classes), 1000) and not curves.f1.any()
+
+
+def test_detections_of_a_class_without_labels_cost_nothing():
+    more = {**RANKING, "tp": np.vstack((RANKING["tp"], np.zeros((5, 10), bool)))}
+    more["conf"] = np.append(RANKING["conf"], np.full(5, 0.99))
+    more["pred_cls"] = np.append(RANKING["pred_cls"], np.full(5, 7))
+    for a, b in zip(ap_per_class(**more), ap_per_class(**RANKING)):
+        assert np.array_equal(a, b)
+
+
+def test_order_of_the_detections_does_not_matter():
+    order = np.random.default_rng(0).permutation(6)
+    shuffled = {k: v[order] if k != "target_cls" else v for k, v in RANKING.items()}
+    assert ap_per_class(**shuffled).ap == pytest.approx(ap_per_class(**RANKING).ap)
+
+
+def test_curves_over_the_confidence():
+    curves = metric_curves(**RANKING)
+    one = np.searchsorted(curves.confidence, 0.97)  # surer than any detection
+    assert curves.recall[:, one].tolist() == [0, 0] and curves.precision[:, one].tolist() == [1, 1]
+    assert curves.recall[:, 0] == pytest.approx([2 / 3, 1]) and curves.precision[:, 0] == pytest.approx([2 / 3, 2 / 3])
+    best = np.searchsorted(curves.confidence, curves.best_confidence)
+    assert ap_per_class(**RANKING).p == pytest.approx(curves.precision[:, best])
+    assert curves.precision_at_recall[:, 0] == pytest.approx([1, 1]) and curves.precision_at_recall[0, -1] == 0
+
+
+def test_curves_have_a_row_for_every_class_with_labels():
+    """A class that was never found keeps its row, so that names stay with their curves."""
+    curves = metric_curves(**{**RANKING, "target_cls": np.array([0, 0, 0, 1, 1, 2, 0])})
+    assert curves.classes.tolist() == [0, 1, 2] and curves.precision_at_recall[1].any()
+    assert not curves.precision_at_recall[2].any() and not curves.f1[2].any()
+
+
+def test_smoothing():
+    step = smooth((np.arange(1000) >= 400).astype(float))
+    assert step[[349, 350, 399, 400]] == pytest.approx([0, 1 / 101, 0.49505, 0.50495], abs=1e-5)
+    assert len(step) == 1000 and smooth(np.ones(1000)) == pytest.approx(np.ones(1000))
+
+
+def test_confusion_of_published_boxes():
+    confusion = ConfusionMatrix(2)
+    confusion.update(DETECTIONS, LABELS)
+    assert confusion.matrix.tolist() == [[2, 1, 2], [0, 0, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    "detections, labels, expected",
+    [
+        ([], [], [[0, 0, 0], [0, 0, 0], [0, 0, 0]]),
+        ([], LABELS, [[0, 0, 0], [0, 0, 0], [2, 1, 0]]),  # all missed
+        ([[300, 300, 400, 400, 0.9, 0]], LABELS, [[0, 0, 1], [0, 0, 0], [2, 1, 0]]),  # nothing matched, still counted
+        ([[0, 0, 9, 9, 0.9, 1], [0, 0, 9, 9, 0.2, 1]], [], [[0, 0, 0], [0, 0, 1], [0, 0, 0]]),  # background; too unsure
+    ],
+)
+def test_every_false_positive_counts(detections, labels, expected):
+    confusion = ConfusionMatrix(2)
+    confusion.update(torch.as_tensor(detections).reshape(-1, 6), torch.as_tensor(labels).reshape(-1, 5))
+    assert confusion.matrix.tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_confusion_counts_every_box_once(seed):
+    detections, labels = random_picture(np.random.default_rng(seed), 30, 10)
+    confusion = ConfusionMatrix(2)
+    confusion.update(detections, labels)
+    assert confusion.matrix[:, :2].sum() == 10  # each label in the column of its class
+    assert confusion.matrix[:2].sum() == (detections[:, 4] > 0.25).sum()
+    assert confusion.matrix[2, 2] == 0
+
+
+@pytest.mark.parametrize(
+    "detections, labels, kind",
+    [
+        ([[0, 0, 9, 9, 0.9, 2]], [], "detection class 2"),
+        ([], [[2, 0, 0, 9, 9]], "label class 2"),
+        ([], [[-1, 0, 0, 9, 9]], "label class -1"),
+    ],
+)
+def test_class_ids_out_of_range(detections, labels, kind):
+    with pytest.raises(UserError, match=rf"{kind} is outside 0\.\.\.1"):
+        ConfusionMatrix(2).update(torch.as_tensor(detections).reshape(-1, 6), torch.as_tensor(labels).reshape(-1, 5))
+
+
+def test_metrics():
+    metrics = Metrics.from_statistics(**RANKING, num_classes=4, images=3, confusion=ConfusionMatrix(4))
+    map0, map1 = (0.6672 + 0.44555) / 2, 0.8 * 0.828333 + 0.2 * 0.25
+    assert metrics.map50 == pytest.approx((0.6672 + 0.828333) / 2, abs=1e-4)
+    assert metrics.map == pytest.approx((map0 + map1) / 2, abs=1e-4)
+    assert metrics.maps == pytest.approx([map0, map1, metrics.map, metrics.map], abs=1e-4)
+    assert metrics.fitness == fitness(metrics.precision, metrics.recall, metrics.map50, metrics.map)
+    assert metrics.instances == 5 and metrics.best_confidence in GRID and metrics.losses == (0, 0, 0)
+
+
+def test_metrics_of_nothing():
+    metrics = Metrics.from_statistics(**NOTHING, target_cls=[], num_classes=2, images=0, confusion=ConfusionMatrix(2))
+    assert (metrics.precision, metrics.recall, metrics.map50, metrics.map, metrics.fitness) == (0,) * 5
+    assert metrics.maps.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("wrong", [{"target_cls": [0, 9]}, {"pred_cls": np.full(6, 9)}])
+def test_metrics_of_unknown_classes(wrong):
+    with pytest.raises(UserError, match=r"class 9 is outside 0\.\.\.3"):
+        Metrics.from_statistics(**{**RANKING, **wrong}, num_classes=4, images=1, confusion=ConfusionMatrix(4))
+
+
+@pytest.fixture(scope="module")
+def golden(reference):
+    with np.load(reference / "golden" / "ap.npz") as file:
+        return dict(file)
+
+
+def golden_classes(golden, rank):
+    """Our answer with the detections handed over in the order that `rank` (N,) gives, and confidences without ties."""
+    order = np.lexsort((rank, -golden["conf"]))
+    distinct = np.linspace(1, 0.5, len(order))
+    return ap_per_class(golden["tp"][order], distinct, golden["pred_cls"][order], golden["target_cls"])
+
+
+def test_golden_rates(golden):
+    got = ap_per_class(golden["tp"], golden["conf"], golden["pred_cls"], golden["target_cls"])
+    for name, part in zip(("out_tp", "out_fp", "p", "r", "f1", "classes"), (*got[:5], got.classes)):
+        assert part == pytest.approx(golden[name], abs=1e-6), name
+    assert fitness(0.5, 0.6, 0.7, 0.4) == pytest.approx(golden["fitness"].item(), abs=1e-9)
+
+
+def test_golden_ap_up_to_the_order_of_ties(golden):
+    """The file's confidences hold ties: its AP lies between those with the right ones first and last among equals."""
+    hits = golden["tp"].sum(1)
+    best, worst = golden_classes(golden, -hits).ap, golden_classes(golden, hits).ap
+    assert (golden["ap"] <= best + 1e-6).all() and (golden["ap"] >= worst - 1e-6).all()
+    assert np.abs(best - worst).max() < 0.1
+
+
+def test_golden_ap(golden):
+    if zlib.crc32(np.argsort(-golden["conf"]).astype("<i8").tobytes()) != ORDER_OF_TIES:
+        pytest.skip("NumPy's sort orders ties otherwise on this machine than where the reference was measured")
+    got = ap_per_class(golden["tp"], golden["conf"], golden["pred_cls"], golden["target_cls"])
+    assert got.ap == pytest.approx(golden["ap"], abs=1e-6)

@@ -1,0 +1,163 @@
+"""The training program end to end, on a tiny model and tiny pictures, through its own command line."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import train
+from models.loading import load_model
+from utils.checkpoint import read_checkpoint
+from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(data, cfg, folder, *extra, epochs=2):
+    """Train and return the run's folder."""
+    train.main(["--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8", "--epochs", str(epochs),
+                "--workers", "0", "--device", "cpu", "--amp", "off", "--project", str(folder), "--name", "run",
+                "--exist-ok", *extra])
+    return Path(folder) / "run"
+
+
+def results(folder):
+    with open(folder / "results.csv", newline="") as file:
+        return [{key.strip(): value.strip() for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_data, tiny_cfg, tmp_path_factory):
+    """A run of 6 epochs with everything on."""
+    return run(tiny_data, tiny_cfg, tmp_path_factory.mktemp("runs"), "--cos-lr", epochs=6)
+
+
+def test_a_run_leaves_everything_people_look_for(finished):
+    expected = """opt.yaml hyp.yaml results.csv results.png labels.jpg labels_correlogram.jpg train_batch0.jpg train_batch1.jpg
+        train_batch2.jpg val_batch0_labels.jpg val_batch0_pred.jpg confusion_matrix.png P_curve.png R_curve.png F1_curve.png
+        PR_curve.png weights/best.pt weights/last.pt""".split()
+    missing = [name for name in expected if not (finished / name).is_file() or not (finished / name).stat().st_size]
+    assert not missing
+    assert [row["epoch"] for row in results(finished)] == [str(epoch) for epoch in range(6)]
+
+
+def test_training_reduces_the_validation_losses(finished):
+    rows = results(finished)
+    for part in ("val/box_loss", "val/cls_loss"):
+        assert float(rows[-1][part]) < float(rows[0][part]), part
+
+
+def test_the_options_and_hyperparameters_are_kept(finished):
+    options = yaml.safe_load((finished / "opt.yaml").read_text())
+    assert options["imgsz"] == 64 and options["cos_lr"] is True and options["batch_size"] == 8
+    assert yaml.safe_load((finished / "hyp.yaml").read_text())["lr0"] == 0.01
+
+
+def test_best_is_for_use_and_last_is_the_whole_state(finished):
+    model = load_model(finished / "weights" / "best.pt")
+    assert model.names == {0: "dark", 1: "bright"} and model(torch.zeros(1, 3, 64, 64))[0].shape[-1] == 7
+    last = read_checkpoint(finished / "weights" / "last.pt")
+    assert (last["kind"], last["epoch"], last["iteration"]) == ("train", 6, 18)
+    assert (finished / "weights" / "best.pt").stat().st_size < (finished / "weights" / "last.pt").stat().st_size / 3
+
+
+def test_learning_rates_follow_the_schedule(finished):
+    from utils.config import Hyperparameters
+    from utils.schedule import Schedule
+
+    schedule = Schedule(Hyperparameters().to_dict(), 6, 3, 8, cosine=True)
+    for row in results(finished):
+        rates = schedule.at(int(row["epoch"]) * 3 + 2)
+        assert float(row["x/lr0"]) == pytest.approx(rates.lr_bias, rel=1e-4)
+        assert float(row["x/lr1"]) == pytest.approx(rates.lr_weight, rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny_data, tiny_cfg, tmp_path):
+    a, b, c = (run(tiny_data, tiny_cfg, tmp_path / name, "--noplots", "--seed", seed)
+               for name, seed in (("a", "1"), ("b", "1"), ("c", "2")))
+    assert (a / "results.csv").read_bytes() == (b / "results.csv").read_bytes() != (c / "results.csv").read_bytes()
+
+
+def test_resume_at_an_epochs_end_changes_nothing(tiny_data, tiny_cfg, tmp_path):
+    whole = run(tiny_data, tiny_cfg, tmp_path / "whole", "--noplots", "--save-period", "1", epochs=4)
+    folder = tmp_path / "part" / "run"
+    (folder / "weights").mkdir(parents=True)
+    (whole / "weights" / "epoch1.pt").rename(folder / "weights" / "last.pt")
+    train.main(["--resume", str(folder), "--save-period", "-1"])
+    one, other = (read_checkpoint(run_folder / "weights" / "last.pt") for run_folder in (whole, folder))
+    for part in ("model", "ema"):
+        for name, value in one[part]["state_dict"].items():
+            assert torch.equal(value, other[part]["state_dict"][name]), name
+    assert results(folder) == results(whole)[2:]
+
+
+def test_a_finished_run_is_extended_by_more_epochs(finished, capsys):
+    with pytest.raises(UserError, match="all 6 epochs are done; add --epochs"):
+        train.main(["--resume", str(finished)])
+
+
+def test_transfer_says_how_much_came_over(finished, tiny_data, tiny_cfg, tmp_path, capsys):
+    run(tiny_data, tiny_cfg, tmp_path, "--weights", str(finished / "weights" / "best.pt"), "--noplots", epochs=1)
+    count = len(load_model(finished / "weights" / "best.pt", fuse=False).state_dict())
+    assert f"Transferred {count - 1}/{count} tensors" in capsys.readouterr().out  # all but the anchors: --cfg was given
+
+
+def test_frozen_layers_keep_weights_and_batch_statistics(finished, tiny_data, tiny_cfg, tmp_path):
+    best = finished / "weights" / "best.pt"
+    folder = run(tiny_data, tiny_cfg, tmp_path, "--weights", str(best), "--freeze", "10", "--noplots", epochs=1)
+    before = read_checkpoint(best)["model"]["state_dict"]
+    after = read_checkpoint(folder / "weights" / "last.pt")["model"]["state_dict"]
+    frozen = [name for name in before if int(name.split(".")[1]) < 10 and "num_batches" not in name]
+    assert all(torch.equal(before[name].float(), after[name]) for name in frozen)
+    assert not torch.equal(before["model.24.m.0.weight"].float(), after["model.24.m.0.weight"])
+
+
+@pytest.mark.parametrize("extra", [
+    ["--rect"], ["--multi-scale"], ["--quad"], ["--single-cls"], ["--image-weights"], ["--cache"], ["--cache", "disk"],
+    ["--optimizer", "AdamW"], ["--label-smoothing", "0.1"], ["--amp", "bf16"], ["--noval"], ["--nosave"],
+    ["--workers", "2"], ["--noautoanchor"], ["--hyp", "hyp.scratch-high.yaml"], ["--freeze", "0", "3"],
+], ids=" ".join)
+def test_every_option_trains(tiny_data, tiny_cfg, tmp_path, extra):
+    folder = run(tiny_data, tiny_cfg, tmp_path, "--noplots", *extra, epochs=1)
+    row = results(folder)[0]
+    assert all(float(value) == float(value) for value in row.values())  # no NaN
+    assert (folder / "weights" / "best.pt").is_file()
+
+
+def test_early_stopping_ends_the_run(tiny_data, tiny_cfg, tmp_path, capsys):
+    folder = run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--patience", "1", "--hyp", "hyp.no-augmentation.yaml",
+                 epochs=30)
+    assert len(results(folder)) < 30 and "Stopped" in capsys.readouterr().out
+
+
+def test_image_size_is_rounded_and_said(tiny_data, tiny_cfg, tmp_path, capsys):
+    folder = run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--imgsz", "70", epochs=1)
+    assert "--imgsz 70" in capsys.readouterr().out
+    assert read_checkpoint(folder / "weights" / "last.pt")["options"]["imgsz"] == 96
+
+
+@pytest.mark.parametrize("extra, message", [
+    (["--data", "absent.yaml"], "--data absent.yaml: no such data set YAML"),
+    (["--hyp", "absent.yaml"], "--hyp absent.yaml: no such file"),
+    (["--cfg", "absent.yaml"], "absent.yaml: no such model file"),
+    (["--weights", "absent.pt"], "absent.pt"),
+    (["--device", "7"], "--device 7: this machine has"),
+    (["--amp", "fp16"], "--amp fp16 needs a GPU"),
+    (["--freeze", "99"], "--freeze"),
+    (["--resume", "absent"], "--resume absent: no checkpoint"),
+])
+def test_a_users_mistake_is_one_line_and_leaves_nothing(tiny_data, tiny_cfg, tmp_path, extra, message):
+    with pytest.raises(UserError, match=message) as wrong:
+        run(tiny_data, tiny_cfg, tmp_path, *extra)
+    assert "\n" not in str(wrong.value) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_the_program_with_one_line_and_code_1():
+    done = subprocess.run([sys.executable, "train.py", "--data", "absent.yaml"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().startswith("error: --data absent.yaml") and len(done.stderr.strip().splitlines()) == 1

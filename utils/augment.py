@@ -1,0 +1,397 @@
+"""Reading, resizing and augmenting pictures together with their boxes: (image, boxes, rng) -> (image, boxes).
+
+Images are BGR uint8 (H, W, 3). `boxes` are (n, 5) float32 class, x1, y1, x2, y2 in pixels. `polygons` has for each box
+its (k, 2) outline in pixels, (0, 2) where only the box is known. Coordinates are continuous: pixel i spans i…i + 1.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from utils.errors import UserError
+
+GREY = 114  # value of every pixel that no picture covers
+MIN_SIDE = 2.0  # pixels; a warped box must be wider and higher
+MIN_AREA_BOX, MIN_AREA_POLYGON = 0.10, 0.01  # share of its scaled area that must remain visible
+MAX_ASPECT = 100.0
+MAX_COVERED = 0.30  # share of any other box that a pasted copy may cover
+HORIZON = 1e-3  # smallest third coordinate of a point in front of the viewer
+
+Polygons = list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """The hyperparameters that this module reads, under the names they have in a hyp YAML. All 0: nothing happens."""
+
+    hsv_h: float = 0.0  # hue, saturation and value are multiplied by 1 ± these
+    hsv_s: float = 0.0
+    hsv_v: float = 0.0
+    degrees: float = 0.0  # ± rotation
+    translate: float = 0.0  # ± share of the size
+    scale: float = 0.0  # 1 ± gain
+    shear: float = 0.0  # ± degrees
+    perspective: float = 0.0  # ± share a pixel, 0…0.001
+    flipud: float = 0.0  # probabilities
+    fliplr: float = 0.0
+    mosaic: float = 0.0
+    mixup: float = 0.0  # of a mosaic
+    copy_paste: float = 0.0  # share of the polygons in a mosaic that are pasted
+
+    @classmethod
+    def from_hyp(cls, hyp: Any) -> "AugmentSettings":
+        """From a mapping or an object with these names; absent ones are 0."""
+        if isinstance(hyp, Mapping):
+            return cls(**{field.name: float(hyp.get(field.name, 0.0)) for field in fields(cls)})
+        return cls(**{field.name: float(getattr(hyp, field.name, 0.0)) for field in fields(cls)})
+
+    @property
+    def hsv(self) -> tuple[float, float, float]:
+        return self.hsv_h, self.hsv_s, self.hsv_v
+
+
+# ---- reading and resizing --------------------------------------------------------------------------------------------
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Decode a picture: three 8-bit channels, turned by its EXIF orientation. UserError if it cannot be read."""
+    try:
+        data = np.fromfile(path, np.uint8)  # not cv2.imread, which fails on names the system's code page lacks
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except (OSError, cv2.error) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if image is None:
+        raise UserError(f"{path}: not a picture that can be decoded")
+    return image
+
+
+def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
+    """Height and width once the long side is `size`: the short side is rounded up, exactly (in integers)."""
+    long = max(height, width)
+    return -(-height * size // long), -(-width * size // long)
+
+
+def resize_to(image: np.ndarray, shape: tuple[int, int], *, smooth: bool) -> np.ndarray:
+    """Resize to (height, width). `smooth` averages when the picture gets smaller: sharper to look at, and slower."""
+    height, width = image.shape[:2]
+    if (height, width) == tuple(shape):
+        return image
+    shrinks = max(shape) < max(height, width)
+    return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA if smooth and shrinks else cv2.INTER_LINEAR)
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """Where an original picture lies in a network input: pixel_input = pixel_original * gain + pad, exactly."""
+
+    shape: tuple[int, int]  # height, width of the original
+    gain: tuple[float, float]  # along y, along x
+    pad: tuple[int, int]  # top, left
+
+    def apply(self, boxes: Any) -> Any:
+        """(…, 4) xyxy in the original's pixels -> in the input's pixels. NumPy array or torch tensor."""
+        return boxes * _like(boxes, self.gain[::-1] * 2) + _like(boxes, self.pad[::-1] * 2)
+
+    def undo(self, boxes: Any) -> Any:
+        """(…, 4) xyxy in the input's pixels -> in the original's, clipped to it. NumPy array or torch tensor."""
+        boxes = (boxes - _like(boxes, self.pad[::-1] * 2)) / _like(boxes, self.gain[::-1] * 2)
+        return boxes.clip(_like(boxes, (0.0,) * 4), _like(boxes, self.shape[::-1] * 2))
+
+
+def _like(boxes: Any, values: Sequence[float]) -> Any:
+    """`values` in the library, type and device of `boxes`; float32 where those are whole numbers."""
+    if isinstance(boxes, np.ndarray):
+        return np.asarray(values, boxes.dtype if boxes.dtype.kind == "f" else np.float32)
+    return (boxes if boxes.is_floating_point() else boxes.float()).new_tensor(values)
+
+
+def letterbox(image: np.ndarray, shape: int | tuple[int, int], auto: bool = True, scaleup: bool = True,
+              stride: int = 32) -> tuple[np.ndarray, Letterbox]:
+    """Fit a picture into `shape` (height, width) with its aspect kept, and fill up with grey on both sides.
+
+    `auto` fills up to the next multiple of `stride` only, instead of the whole shape; without `scaleup` pictures are
+    only ever made smaller. An odd margin has its extra pixel at the bottom or right.
+    """
+    target = (shape, shape) if isinstance(shape, int) else tuple(shape)
+    height, width = image.shape[:2]
+    ratio = min(target[0] / height, target[1] / width)
+    ratio = ratio if scaleup else min(ratio, 1.0)
+    inner = max(1, round(height * ratio)), max(1, round(width * ratio))
+    margin = [(outer - side) % stride if auto else outer - side for outer, side in zip(target, inner)]
+    top, left = margin[0] // 2, margin[1] // 2
+    box = Letterbox((height, width), (inner[0] / height, inner[1] / width), (top, left))
+    image = resize_to(image, inner, smooth=False)
+    if any(margin):
+        image = cv2.copyMakeBorder(image, top, margin[0] - top, left, margin[1] - left, cv2.BORDER_CONSTANT,
+                                   value=(GREY,) * 3)
+    return image, box
+
+
+# ---- labels ----------------------------------------------------------------------------------------------------------
+
+
+def place_labels(boxes: np.ndarray, polygons: Polygons, *, gain: tuple[float, float],
+                 pad: tuple[float, float]) -> tuple[np.ndarray, Polygons]:
+    """Labels as fractions (class, x, y, w, h) -> pixels: fraction * gain + pad, both given along y, x."""
+    scale, shift = np.array(gain[::-1], np.float32), np.array(pad[::-1], np.float32)
+    centre, half = boxes[:, 1:3], boxes[:, 3:5] / 2
+    corners = [(centre - half) * scale + shift, (centre + half) * scale + shift]
+    placed = np.concatenate([boxes[:, :1], *corners], 1).astype(np.float32)
+    return placed, [polygon * scale + shift if len(polygon) else polygon for polygon in polygons]
+
+
+def visible_hulls(polygons: Polygons, width: float, height: float) -> np.ndarray:
+    """(n, 4) xyxy hull of the part of each polygon inside the window 0…width, 0…height; zeros where none is.
+
+    Exact: each edge is cut by the window (Liang and Barsky, 1984), and a corner of the window counts where it lies
+    inside the polygon (even-odd rule), which also serves an object that fills the window.
+    """
+    lengths = np.array([len(polygon) for polygon in polygons])
+    starts = np.cumsum(lengths) - lengths
+    a = np.concatenate(polygons).astype(np.float64)  # (E, 2) edges from a to b
+    follower = np.arange(1, len(a) + 1)
+    follower[starts + lengths - 1] = starts
+    b = a[follower]
+    step = np.where(b == a, 1e-30, b - a)
+    window = np.array([width, height], np.float64)
+    cuts = np.stack([-a / step, (window - a) / step])  # (2, E, 2) parameter at which an edge meets each side
+    enter = np.maximum(cuts.min(0).max(1), 0.0)[:, None]
+    leave = np.minimum(cuts.max(0).min(1), 1.0)[:, None]
+    ends = np.stack([a + enter * (b - a), a + leave * (b - a)])  # (2, E, 2)
+    low = np.minimum.reduceat(np.where(enter <= leave, ends.min(0), np.inf), starts)
+    high = np.maximum.reduceat(np.where(enter <= leave, ends.max(0), -np.inf), starts)
+    for corner in window * [[0, 0], [1, 0], [1, 1], [0, 1]]:
+        beyond = a + (corner[1] - a[:, 1:]) / step[:, 1:] * (b - a)  # x where the corner's row meets the edge's line
+        crosses = ((a[:, 1] > corner[1]) != (b[:, 1] > corner[1])) & (beyond[:, 0] > corner[0])
+        inside = (np.add.reduceat(crosses.astype(np.int64), starts) % 2 == 1)[:, None]
+        low, high = np.where(inside, np.minimum(low, corner), low), np.where(inside, np.maximum(high, corner), high)
+    return np.where(np.isfinite(low).all(1)[:, None], np.concatenate([low, high], 1), 0.0)
+
+
+def candidates(before: np.ndarray, after: np.ndarray, min_area: float | np.ndarray) -> np.ndarray:
+    """(n,) bool: which of the boxes `after` (n, 4) a warp are still worth learning, compared with `before` (n, 4)."""
+    w1, h1 = (before[:, 2:] - before[:, :2]).T
+    w2, h2 = (after[:, 2:] - after[:, :2]).T
+    aspect = np.maximum(w2 / (h2 + 1e-16), h2 / (w2 + 1e-16))
+    return (w2 > MIN_SIDE) & (h2 > MIN_SIDE) & (w2 * h2 / (w1 * h1 + 1e-16) > min_area) & (aspect < MAX_ASPECT)
+
+
+# ---- random perspective ----------------------------------------------------------------------------------------------
+
+
+class Warp(NamedTuple):
+    """A plane projective map from a canvas to an output picture, in continuous coordinates."""
+
+    matrix: np.ndarray  # (3, 3)
+    scale: float  # how much it enlarges
+    canvas: tuple[int, int]  # height, width
+    output: tuple[int, int]
+
+    @property
+    def is_affine(self) -> bool:
+        return self.matrix[2, 0] == 0 and self.matrix[2, 1] == 0
+
+    def visible_region(self) -> tuple[int, int, int, int]:
+        """x1, y1, x2, y2: the part of the canvas that the output can show, with room for interpolation."""
+        height, width = self.canvas
+        if not self.is_affine:
+            return 0, 0, width, height
+        h, w = self.output
+        corners = np.linalg.inv(self.matrix) @ np.array([[0, w, w, 0], [0, 0, h, h], [1, 1, 1, 1]])
+        low, high = np.floor(corners[:2].min(1)) - 2, np.ceil(corners[:2].max(1)) + 2
+        x1, y1 = np.clip(low, 0, (width, height)).astype(int).tolist()
+        x2, y2 = np.clip(high, 0, (width, height)).astype(int).tolist()
+        return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
+
+    def image(self, canvas: np.ndarray, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
+        """Output picture of a canvas, or of the part of it that begins at `origin` x, y."""
+        if self.output == self.canvas == canvas.shape[:2] and np.array_equal(self.matrix, np.eye(3)):
+            return canvas
+        # OpenCV counts from the centres of pixels, half a pixel off the coordinates in which boxes are given.
+        matrix = _shift(-0.5, -0.5) @ self.matrix @ _shift(origin[0] + 0.5, origin[1] + 0.5)
+        settings = {"dsize": self.output[::-1], "flags": cv2.INTER_LINEAR, "borderValue": (GREY,) * 3}
+        if self.is_affine:
+            return cv2.warpAffine(canvas, matrix[:2], **settings)
+        return cv2.warpPerspective(canvas, matrix, **settings)
+
+    def points(self, points: np.ndarray) -> np.ndarray:
+        """(…, 2) canvas -> (…, 2) output; NaN for points behind the viewer, which only perspective has."""
+        moved = points @ self.matrix[:, :2].T + self.matrix[:, 2]
+        depth = moved[..., 2:]
+        return moved[..., :2] / np.where(depth > HORIZON, depth, np.nan)
+
+    def labels(self, boxes: np.ndarray, polygons: Polygons) -> np.ndarray:
+        """(m, 5) boxes of what remains visible: of polygons their exact visible hull, of boxes the hull of corners."""
+        if not len(boxes):
+            return boxes
+        height, width = self.output
+        corners = self.points(boxes[:, [1, 2, 3, 2, 3, 4, 1, 4]].reshape(-1, 4, 2))
+        moved = np.concatenate([corners.min(1), corners.max(1)], 1)  # (n, 4)
+        moved = np.nan_to_num(moved).clip(0, (width, height, width, height))
+        outlined = np.array([len(polygon) > 0 for polygon in polygons])
+        if outlined.any():
+            outlines = [np.nan_to_num(self.points(polygon)) for polygon in polygons if len(polygon)]
+            moved[outlined] = visible_hulls(outlines, width, height)
+        keep = candidates(boxes[:, 1:] * self.scale, moved, np.where(outlined, MIN_AREA_POLYGON, MIN_AREA_BOX))
+        keep &= np.isfinite(corners).all((1, 2))
+        return np.concatenate([boxes[:, :1], moved], 1)[keep].astype(np.float32)
+
+
+def _shift(x: float, y: float) -> np.ndarray:
+    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
+
+
+def draw_warp(canvas: tuple[int, int], output: tuple[int, int], *, settings: AugmentSettings,
+              rng: np.random.Generator) -> Warp:
+    """Centre the canvas, then perspective, rotation with scaling, shear, and a shift around the output's middle."""
+    s = settings
+    px, py, degrees, gain, shear_x, shear_y, tx, ty = rng.uniform(-1.0, 1.0, 8) * (
+        s.perspective, s.perspective, s.degrees, s.scale, s.shear, s.shear, s.translate, s.translate)
+    scale = max(1.0 + gain, 0.01)
+    cos, sin = scale * np.cos(np.radians(degrees)), scale * np.sin(np.radians(degrees))
+    perspective = np.array([[1, 0, 0], [0, 1, 0], [px, py, 1]])
+    rotation = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
+    shear = np.array([[1, np.tan(np.radians(shear_x)), 0], [np.tan(np.radians(shear_y)), 1, 0], [0, 0, 1]])
+    to_centre = _shift(-canvas[1] / 2, -canvas[0] / 2)
+    to_place = _shift((0.5 + tx) * output[1], (0.5 + ty) * output[0])
+    return Warp(to_place @ shear @ rotation @ perspective @ to_centre, scale, tuple(canvas), tuple(output))
+
+
+def random_perspective(image: np.ndarray, boxes: np.ndarray, *, polygons: Polygons, settings: AugmentSettings,
+                       rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Warp a picture and its labels within its own size; labels that hardly remain visible are dropped."""
+    warp = draw_warp(image.shape[:2], image.shape[:2], settings=settings, rng=rng)
+    return warp.image(image), warp.labels(boxes, polygons)
+
+
+# ---- mosaic, copy-paste, mixup ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture of a mosaic, decoded only if it turns out to be visible."""
+
+    shape: tuple[int, int]  # height, width of what `read` returns
+    boxes: np.ndarray  # (n, 5) class, x, y, w, h as fractions
+    polygons: Polygons  # as fractions
+    read: Callable[[], np.ndarray | None]  # None: unreadable, so its place stays grey and its labels are dropped
+
+
+def mosaic(tiles: Sequence[Tile], size: int, *, settings: AugmentSettings,
+           rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Four pictures around a random centre of a canvas of twice the size, warped down to (size, size).
+
+    Only the part of the canvas that the warp shows is built, and only the tiles in it are read.
+    """
+    canvas = (2 * size, 2 * size)
+    centre_y, centre_x = rng.uniform(size / 2, 3 * size / 2, 2).astype(int).tolist()
+    warp = draw_warp(canvas, (size, size), settings=settings, rng=rng)
+    pastes = settings.copy_paste > 0 and any(len(polygon) for tile in tiles for polygon in tile.polygons)
+    region = (0, 0, *canvas) if pastes else warp.visible_region()
+    image = np.full((region[3] - region[1], region[2] - region[0], 3), GREY, np.uint8)
+    boxes, polygons = [np.zeros((0, 5), np.float32)], []
+    for k, tile in enumerate(tiles):  # top left, top right, bottom left, bottom right: each touches the centre
+        left = centre_x if k % 2 else centre_x - tile.shape[1]
+        top = centre_y if k >= 2 else centre_y - tile.shape[0]
+        if _paste(image, tile, left - region[0], top - region[1]):
+            placed, outlines = place_labels(tile.boxes, tile.polygons, gain=tile.shape, pad=(top, left))
+            # A label may stick out of its picture: it must not reach into the neighbour, nor out of the canvas.
+            low = np.maximum((left, top), 0)
+            high = np.minimum((left + tile.shape[1], top + tile.shape[0]), 2 * size)
+            placed[:, 1:] = placed[:, 1:].clip(np.tile(low, 2), np.tile(high, 2))
+            boxes.append(placed)
+            polygons += [outline.clip(low, high).astype(np.float32) for outline in outlines]
+    boxes = np.concatenate(boxes)
+    if pastes:
+        image, boxes, polygons = copy_paste(image, boxes, polygons=polygons, fraction=settings.copy_paste, rng=rng)
+    return warp.image(image, region[:2]), warp.labels(boxes, polygons)
+
+
+def _paste(image: np.ndarray, tile: Tile, left: int, top: int) -> bool:
+    """Copy what of a tile falls into `image`; False if nothing does."""
+    x1, y1 = max(left, 0), max(top, 0)
+    x2, y2 = min(left + tile.shape[1], image.shape[1]), min(top + tile.shape[0], image.shape[0])
+    picture = tile.read() if x1 < x2 and y1 < y2 else None
+    if picture is None:
+        return False
+    image[y1:y2, x1:x2] = picture[y1 - top:y2 - top, x1 - left:x2 - left]
+    return True
+
+
+def copy_paste(image: np.ndarray, boxes: np.ndarray, *, polygons: Polygons, fraction: float,
+               rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, Polygons]:
+    """Paste mirror images of a random `fraction` of the outlined objects at their mirrored places.
+
+    A copy that would cover 30 % of any box present, earlier copies included, is left out (Ghiasi et al., 2021).
+    """
+    outlined = [j for j, polygon in enumerate(polygons) if len(polygon)]
+    chosen = rng.permutation(outlined)[:round(fraction * len(outlined))].tolist()
+    if not chosen:
+        return image, boxes, polygons
+    source, image, width = image, image.copy(), image.shape[1]
+    for j in chosen:
+        kind, x1, y1, x2, y2 = boxes[j]
+        mirrored = np.array([kind, width - x2, y1, width - x1, y2], np.float32)
+        if (_covered(boxes[:, 1:], mirrored[1:]) < MAX_COVERED).all():
+            _paste_mirrored(image, source, polygons[j])
+            boxes = np.concatenate([boxes, mirrored[None]])
+            polygons = [*polygons, np.stack([width - polygons[j][:, 0], polygons[j][:, 1]], 1)]
+    return image, boxes, polygons
+
+
+def _covered(boxes: np.ndarray, cover: np.ndarray) -> np.ndarray:
+    """(n,) share of each box (n, 4) that the box `cover` (4,) hides."""
+    sides = np.minimum(boxes[:, 2:], cover[2:]) - np.maximum(boxes[:, :2], cover[:2])
+    return sides.clip(0).prod(1) / ((boxes[:, 2:] - boxes[:, :2]).prod(1) + 1e-7)
+
+
+def _paste_mirrored(image: np.ndarray, source: np.ndarray, polygon: np.ndarray) -> None:
+    """Copy the pixels inside `polygon` from `source` to the mirrored place in `image`."""
+    height, width = image.shape[:2]
+    points = polygon.astype(np.int32)
+    x1, y1 = points.min(0).clip(0).tolist()
+    x2, y2 = (points.max(0) + 1).clip(0, (width, height)).tolist()
+    mask = np.zeros((max(y2 - y1, 0), max(x2 - x1, 0)), np.uint8)
+    if mask.size:
+        cv2.fillPoly(mask, [points - np.array([x1, y1], np.int32)], 1)
+        mirror = mask[:, ::-1].astype(bool)
+        image[y1:y2, width - x2:width - x1][mirror] = source[y1:y2, x1:x2][:, ::-1][mirror]
+
+
+def mixup(image: np.ndarray, boxes: np.ndarray, *, other: np.ndarray, other_boxes: np.ndarray,
+          rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Blend two pictures of one size, with the labels of both (Zhang et al., 2018; share from Beta(32, 32))."""
+    share = float(rng.beta(32.0, 32.0))
+    return cv2.addWeighted(image, share, other, 1.0 - share, 0.0), np.concatenate([boxes, other_boxes])
+
+
+# ---- colour and flips ------------------------------------------------------------------------------------------------
+
+
+def shift_hsv(image: np.ndarray, gains: tuple[float, float, float], *, rng: np.random.Generator) -> np.ndarray:
+    """Multiply hue, saturation and value by random factors of 1 ± gains; gains of 0 return the picture itself."""
+    if not any(gains):
+        return image
+    factors = 1.0 + rng.uniform(-1.0, 1.0, 3) * gains
+    levels = np.arange(256)[:, None] * factors  # (256, 3)
+    levels[:, 0] %= 180  # OpenCV's 8-bit hue goes round in 180 steps
+    table = levels.clip(0, 255).astype(np.uint8)[None]
+    return cv2.cvtColor(cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2HSV), table), cv2.COLOR_HSV2BGR)
+
+
+def flip_vertical(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Upside down."""
+    boxes = boxes.copy()
+    boxes[:, [2, 4]] = image.shape[0] - boxes[:, [4, 2]]
+    return cv2.flip(image, 0), boxes
+
+
+def flip_horizontal(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Left to right."""
+    boxes = boxes.copy()
+    boxes[:, [1, 3]] = image.shape[1] - boxes[:, [3, 1]]
+    return cv2.flip(image, 1), boxes

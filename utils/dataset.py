@@ -1,0 +1,532 @@
+"""Samples, batches and loaders: what a batch holds is a function of (seed, epoch, batch number) alone.
+
+The sampler cuts each epoch's global batches into a slice a process and hands each slice to the workers as a key; a
+sample's random numbers come from (seed, epoch, picture, repeat). So neither the number of workers, nor the number of
+processes, nor what was loaded before changes a pixel, and a run can be taken up in the middle of an epoch.
+
+Legend: B pictures of a batch, T their labels, N pictures of the split, C classes.
+"""
+
+import math
+import mmap
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from utils.augment import (GREY, AugmentSettings, Letterbox, Tile, flip_horizontal, flip_vertical, letterbox, mixup,
+                           mosaic, place_labels, random_perspective, read_image, resize_to, resized_shape, shift_hsv)
+from utils.errors import UserError
+from utils.labels import MAX_THREADS, LabelIndex, digest, is_writable, user_cache_folder
+
+EDGE = 1e-3  # pixels; boxes end this far before the right and bottom edges of the picture
+PARTNERS = 7  # pictures that a sample may need besides its own: three of its mosaic, four of another one to mix in
+PURPOSES = {"order": 1, "weights": 2, "partners": 3, "quad": 4}  # streams of random numbers besides the samples' own
+
+
+class Batch(NamedTuple):
+    """One process's slice of a global batch."""
+
+    images: torch.Tensor  # (B, 3, H, W) uint8 RGB
+    targets: torch.Tensor  # (T, 6) float32 picture in the batch, class, x, y, w, h: centre and size in 0…1
+    paths: list[str]  # of the pictures; of a mosaic, the picture it was made for
+    letterboxes: list[Letterbox | None]  # how to get back to the original's pixels; None after augmentation
+
+
+class BatchKey(NamedTuple):
+    """All that a worker needs to know to make a batch."""
+
+    epoch: int
+    indices: list[int]
+    repeats: list[int]  # how often each of them came up earlier in this epoch
+    shape: tuple[int, int]  # height, width
+    partners: list[list[int]] | None  # with image weights: (B, 7) weighted draws; else the sample draws its own
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+
+class SharedBytes:
+    """A block of memory that worker processes see too, however they are started."""
+
+    def __init__(self, size: int) -> None:
+        if hasattr(os, "memfd_create"):  # plain memory: /dev/shm is often tiny in containers
+            self.file = os.fdopen(os.memfd_create("anchorage-images"), "r+b")
+            self.path = f"/proc/{os.getpid()}/fd/{self.file.fileno()}"
+        else:
+            self.file = tempfile.NamedTemporaryFile(prefix="anchorage-images-")
+            self.path = self.file.name
+        self.file.truncate(max(size, 1))
+        self._map(size)
+
+    def _map(self, size: int) -> None:
+        self.size = size
+        self.array = np.frombuffer(mmap.mmap(self.file.fileno(), max(size, 1)), np.uint8)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "size": self.size}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path = state["path"]
+        self.file = open(self.path, "r+b")
+        self._map(state["size"])
+
+
+def warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+class Pictures:
+    """Pictures of an index, resized so that the long side is `size`."""
+
+    def __init__(self, index: LabelIndex, size: int, *, smooth: bool) -> None:
+        self.index, self.size, self.smooth = index, size, smooth
+        self.reported = SharedBytes(len(index))  # one flag a picture, so that one worker alone warns of it, and once
+
+    def shape(self, i: int) -> tuple[int, int]:
+        return resized_shape(*self.index.shapes[i].tolist(), self.size)
+
+    def read(self, i: int) -> np.ndarray | None:
+        """BGR picture i; None, with one warning, if it cannot be read (any more). Not to be written to."""
+        try:
+            return resize_to(read_image(self.index.paths[i]), self.shape(i), smooth=self.smooth)
+        except UserError as error:
+            if not self.reported.array[i]:
+                self.reported.array[i] = 1
+                warn(f"{error}; grey and without labels instead")
+            return None
+
+    def bytes_needed(self) -> int:
+        heights_widths = self.index.shapes.astype(np.int64)
+        return int((-(-heights_widths * self.size // heights_widths.max(1, keepdims=True))).prod(1).sum() * 3)
+
+
+class RamPictures(Pictures):
+    """All pictures read once, into one block of memory shared with the workers."""
+
+    def __init__(self, index: LabelIndex, size: int, *, smooth: bool, progress: bool) -> None:
+        super().__init__(index, size, smooth=smooth)
+        shapes = np.array([self.shape(i) for i in range(len(index))], np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(shapes.prod(1) * 3)])
+        self.block = SharedBytes(int(self.starts[-1]))
+        self.readable = np.zeros(len(index), bool)
+        title = f"Caching images ({self.starts[-1] / 2**30:.1f}GB ram)"
+        with ThreadPool(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+            done = pool.imap_unordered(self._fill, range(len(index)), chunksize=8)
+            for _ in tqdm(done, total=len(index), desc=title, disable=not progress, dynamic_ncols=True):
+                pass
+
+    def _view(self, i: int) -> np.ndarray:
+        return self.block.array[self.starts[i]:self.starts[i + 1]].reshape(*self.shape(i), 3)
+
+    def _fill(self, i: int) -> None:
+        picture = super().read(i)
+        if picture is not None:
+            self._view(i)[:] = picture
+            self.readable[i] = True
+
+    def read(self, i: int) -> np.ndarray | None:
+        if not self.readable[i]:
+            return None
+        view = self._view(i)
+        view.flags.writeable = False
+        return view
+
+
+class DiskPictures(Pictures):
+    """Each picture kept decoded and resized in a file of its own, valid for one size and time of the original."""
+
+    def __init__(self, index: LabelIndex, size: int, *, smooth: bool) -> None:
+        super().__init__(index, size, smooth=smooth)
+        self.writable = True
+        self.folders = {folder: self._place(folder) for folder in {os.path.dirname(path) for path in index.paths}}
+
+    @staticmethod
+    def _place(folder: str) -> Path:
+        """Beside the folder of pictures: images/train -> images/train.npy_cache; elsewhere if that is read-only."""
+        absolute = Path(folder).absolute()
+        beside = absolute.with_name(f"{absolute.name}.npy_cache")
+        return beside if is_writable(beside.parent) else user_cache_folder() / "images" / digest(absolute)[:16]
+
+    def read(self, i: int) -> np.ndarray | None:
+        folder, name = os.path.split(self.index.paths[i])
+        place = self.folders[folder] / f"{name}.{self.size}{'s' if self.smooth else ''}.npy"
+        height, width = self.shape(i)
+        try:
+            status = os.stat(self.index.paths[i])
+        except OSError:
+            return super().read(i)  # warns
+        stamp = np.array([status.st_size, status.st_mtime_ns, height, width], np.int64).view(np.uint8)
+        data = _load_bytes(place)
+        if data.shape == (stamp.size + height * width * 3,) and np.array_equal(data[:stamp.size], stamp):
+            return data[stamp.size:].reshape(height, width, 3)
+        picture = super().read(i)
+        if picture is not None and self.writable:
+            self._write(place, np.concatenate([stamp, picture.reshape(-1)]))
+        return picture
+
+    def _write(self, place: Path, data: np.ndarray) -> None:
+        """Rename into place, so that no reader sees half a file; not synced, as a damaged file is noticed."""
+        temporary = place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                np.save(file, data)
+            os.replace(temporary, place)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            self.writable = False
+            warn(f"--cache disk: {place.parent} cannot be written ({error.strerror}); going on uncached")
+
+    def room(self) -> tuple[int, int]:
+        """Bytes still to be written, and bytes free where they go."""
+        present = sum(entry.stat().st_size for place in self.folders.values() if place.is_dir()
+                      for entry in os.scandir(place))
+        place = next(iter(self.folders.values()))
+        existing = next(parent for parent in place.parents if parent.is_dir())
+        return max(0, self.bytes_needed() - present), shutil.disk_usage(existing).free
+
+
+def _load_bytes(place: Path) -> np.ndarray:
+    """The array in a .npy file; an empty one for a file that is absent or damaged."""
+    try:
+        with open(place, "rb") as file:
+            return np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return np.zeros(0, np.uint8)
+
+
+def available_memory() -> int:
+    """Bytes that can be taken without swapping: of the machine, and of the container if it has a limit."""
+    try:
+        memory = _read_table("/proc/meminfo")
+        free = int(memory["MemAvailable:"]) * 1024
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    try:
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        cached = int(_read_table("/sys/fs/cgroup/memory.stat")["inactive_file"])  # given back when it is needed
+        return min(free, limit - used + cached)
+    except (OSError, KeyError, ValueError):  # no container, or one without a limit ("max")
+        return free
+
+
+def _read_table(path: str) -> dict[str, str]:
+    """First word of each line -> second word."""
+    return {words[0]: words[1] for words in map(str.split, Path(path).read_text().splitlines()) if len(words) > 1}
+
+
+def open_pictures(index: LabelIndex, size: int, *, smooth: bool, cache: str | None, copies: int,
+                  progress: bool) -> Pictures:
+    """Pictures with the cache asked for (None, "ram", "disk"), or without one, saying so, where it does not fit."""
+    pictures = Pictures(index, size, smooth=smooth)
+    if cache == "ram":
+        need, free = pictures.bytes_needed() * copies, available_memory()
+        if 1.1 * need < free:
+            return RamPictures(index, size, smooth=smooth, progress=progress)
+    elif cache == "disk":
+        on_disk = DiskPictures(index, size, smooth=smooth)
+        need, free = on_disk.room()
+        if 1.1 * need < free:
+            return on_disk
+    elif cache is None:
+        return pictures
+    else:
+        raise UserError(f"--cache {cache}: expected ram or disk")
+    if progress:
+        print(f"--cache {cache}: {need / 2**30:.1f}GB required, {free / 2**30:.1f}GB available, not caching images")
+    return pictures
+
+
+# ---- samples ---------------------------------------------------------------------------------------------------------
+
+
+def random_stream(seed: int, epoch: int, *numbers: int, purpose: str | None = None) -> np.random.Generator:
+    """The generator of one sample (numbers = picture, repeat), or of one `purpose` in one epoch."""
+    spawn_key = (PURPOSES[purpose],) if purpose else ()
+    return np.random.default_rng(np.random.SeedSequence([seed % 2**32, epoch, *numbers], spawn_key=spawn_key))
+
+
+class Sample(NamedTuple):
+    image: np.ndarray  # BGR (H, W, 3)
+    boxes: np.ndarray  # (n, 5) class, x1, y1, x2, y2 in pixels
+    letterbox: Letterbox | None
+
+
+class DetectionDataset(Dataset):
+    """Maps a BatchKey to a Batch. `settings` None reads for validation, without any randomness."""
+
+    def __init__(self, index: LabelIndex, pictures: Pictures, *, settings: AugmentSettings | None, mosaics: bool,
+                 seed: int, quad: bool) -> None:
+        self.index, self.pictures, self.settings = index, pictures, settings
+        self.mosaics, self.seed, self.quad = mosaics, seed, quad
+
+    def __getitem__(self, key: BatchKey) -> Batch:
+        partners = key.partners or [None] * len(key.indices)
+        images = torch.empty((len(key.indices), 3, *key.shape), dtype=torch.uint8)
+        targets, letterboxes = [], []
+        for k, (i, repeat) in enumerate(zip(key.indices, key.repeats)):
+            if self.settings is None:
+                sample = self.plain(i, key.shape)
+            else:
+                rng = random_stream(self.seed, key.epoch, i, repeat)
+                sample = self.augmented(i, key.shape, rng=rng, partners=partners[k])
+            planes = list(images[k].numpy())
+            cv2.mixChannels([sample.image], planes, [2, 0, 1, 1, 0, 2])  # BGR rows of pixels -> R, G, B planes
+            targets.append(_targets(sample.boxes, k, *key.shape))
+            letterboxes.append(sample.letterbox)
+        batch = Batch(images, torch.from_numpy(np.concatenate(targets)), [self.index.paths[i] for i in key.indices],
+                      letterboxes)
+        return group_in_fours(batch, self._quad_rng(key)) if self.quad else batch
+
+    def _quad_rng(self, key: BatchKey) -> list[np.random.Generator]:
+        """A generator for each four of a batch, from the first of them."""
+        return [random_stream(self.seed, key.epoch, key.indices[k], key.repeats[k], purpose="quad")
+                for k in range(0, len(key.indices), 4)]
+
+    def plain(self, i: int, shape: tuple[int, int], scaleup: bool = False) -> Sample:
+        """Picture i, letterboxed."""
+        picture = self.pictures.read(i)
+        inner = self.pictures.shape(i)
+        image = np.full((*inner, 3), GREY, np.uint8) if picture is None else picture
+        image, box = letterbox(image, shape, auto=False, scaleup=scaleup)
+        height, width = self.index.shapes[i].tolist()
+        gain = (inner[0] * box.gain[0], inner[1] * box.gain[1])  # pixels of the picture's whole height and width
+        whole = Letterbox((height, width), (gain[0] / height, gain[1] / width), box.pad)
+        labels = self.index.boxes(i)[:0 if picture is None else None]
+        return Sample(image, place_labels(labels, [], gain=gain, pad=box.pad)[0], whole)
+
+    def augmented(self, i: int, shape: tuple[int, int], *, rng: np.random.Generator,
+                  partners: Sequence[int] | None = None) -> Sample:
+        """Picture i in a mosaic or alone, warped, with its colours shifted, flipped."""
+        settings = self.settings
+        if self.mosaics and rng.random() < settings.mosaic:
+            others = rng.integers(len(self.index), size=PARTNERS).tolist() if partners is None else partners
+            image, boxes = self._mosaic([i, *others[:3]], shape[0], rng)
+            if rng.random() < settings.mixup:
+                other, other_boxes = self._mosaic(others[3:], shape[0], rng)
+                image, boxes = mixup(image, boxes, other=other, other_boxes=other_boxes, rng=rng)
+        else:
+            image, boxes = self._warped(i, shape, rng)
+        image = shift_hsv(image, settings.hsv, rng=rng)
+        if rng.random() < settings.flipud:
+            image, boxes = flip_vertical(image, boxes)
+        if rng.random() < settings.fliplr:
+            image, boxes = flip_horizontal(image, boxes)
+        return Sample(image, boxes, None)
+
+    def _mosaic(self, four: list[int], size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        tiles = [Tile(self.pictures.shape(i), self.index.boxes(i), self.index.polygons(i),
+                      lambda i=i: self.pictures.read(i)) for i in rng.permutation(four).tolist()]
+        return mosaic(tiles, size, settings=self.settings, rng=rng)
+
+    def _warped(self, i: int, shape: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        sample = self.plain(i, shape, scaleup=True)
+        box = sample.letterbox
+        gain = box.gain[0] * box.shape[0], box.gain[1] * box.shape[1]
+        outlines = self.index.polygons(i)[:len(sample.boxes)]
+        _, polygons = place_labels(self.index.boxes(i), outlines, gain=gain, pad=box.pad)
+        return random_perspective(sample.image, sample.boxes, polygons=polygons, settings=self.settings, rng=rng)
+
+
+def _targets(boxes: np.ndarray, k: int, height: int, width: int) -> np.ndarray:
+    """(n, 5) class and xyxy in pixels -> (n, 6) k, class, x, y, w, h as fractions, clipped to the picture."""
+    low = boxes[:, 1:3].clip(0, (width - EDGE, height - EDGE))
+    high = boxes[:, 3:5].clip(0, (width - EDGE, height - EDGE))
+    size = np.array([width, height], np.float32)
+    columns = np.full((len(boxes), 1), k), boxes[:, :1], (low + high) / 2 / size, (high - low) / size
+    return np.concatenate(columns, 1).astype(np.float32)
+
+
+def group_in_fours(batch: Batch, rngs: Sequence[np.random.Generator]) -> Batch:
+    """Each four pictures become one of twice the size: the first alone, enlarged, or all four as tiles (even odds).
+
+    Tiles go top left, bottom left, top right, bottom right. Paths are those of each four's first picture. A rest of
+    fewer than four is left out.
+    """
+    images, targets, paths = [], [], []
+    for k in range(len(batch.images) // 4):
+        four = batch.images[4 * k:4 * k + 4]
+        rows = [batch.targets[batch.targets[:, 0] == 4 * k + j].clone() for j in range(4)]
+        if rngs[k].random() < 0.5:
+            height, width = four.shape[2:]
+            planes = [cv2.resize(plane.numpy(), (2 * width, 2 * height)) for plane in four[0]]
+            images.append(torch.from_numpy(np.stack(planes)))
+            rows = rows[:1]
+        else:
+            images.append(torch.cat([torch.cat([four[0], four[1]], 1), torch.cat([four[2], four[3]], 1)], 2))
+            for tile, shift in zip(rows, torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])):
+                tile[:, 2:4] = (tile[:, 2:4] + shift) / 2
+                tile[:, 4:6] /= 2
+        rows = torch.cat(rows)
+        rows[:, 0] = k
+        targets.append(rows)
+        paths.append(batch.paths[4 * k])
+    return Batch(torch.stack(images), torch.cat(targets), paths, [None] * len(paths))
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+
+def rect_shapes(shapes: np.ndarray, batch_size: int, *, imgsz: int, stride: int,
+                pad: float) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    """Order of the pictures by aspect, (N,), and for each batch in that order the height and width that holds them."""
+    aspect = shapes[:, 0] / shapes[:, 1]
+    order = np.argsort(aspect, kind="stable")
+    sizes = []
+    for start in range(0, len(order), batch_size):
+        flattest, tallest = aspect[order[start:start + batch_size]][[0, -1]].tolist()
+        ratio = (tallest, 1.0) if tallest < 1 else (1.0, 1 / flattest) if flattest > 1 else (1.0, 1.0)
+        sizes.append(tuple(math.ceil(side * imgsz / stride + pad) * stride for side in ratio))
+    return order, sizes
+
+
+class GlobalBatches(Sampler[BatchKey]):
+    """The batches of an epoch, cut into one slice a process; each as the key that its worker needs."""
+
+    def __init__(self, shapes: np.ndarray, *, batch_size: int, imgsz: int, stride: int, pad: float, rect: bool,
+                 shuffle: bool, weighted: bool, quad: bool, training: bool, seed: int, rank: int,
+                 world_size: int) -> None:
+        self.count, self.batch_size, self.seed = len(shapes), batch_size, seed
+        self.shuffle, self.weighted, self.quad, self.training = shuffle, weighted, quad, training
+        self.rank, self.world_size = rank, world_size
+        self.epoch, self.start_batch, self.weights = 0, 0, None
+        self.rect_order, self.shapes = (rect_shapes(shapes, batch_size, imgsz=imgsz, stride=stride, pad=pad)
+                                        if rect else (None, [(imgsz, imgsz)] * math.ceil(self.count / batch_size)))
+
+    def __len__(self) -> int:
+        last = self.count - (len(self.shapes) - 1) * self.batch_size
+        return len(self.shapes) - (not self._slice(np.arange(last)).size)
+
+    def _slice(self, batch: np.ndarray) -> np.ndarray:
+        """This process's part of a batch; in training never nothing, since processes step together."""
+        if self.quad:
+            batch = batch[:len(batch) // (4 * self.world_size) * 4 * self.world_size]
+        if self.training and not self.quad and len(batch) < self.world_size:
+            batch = np.resize(batch, self.world_size)
+        return np.array_split(batch, self.world_size)[self.rank]
+
+    def _epoch_order(self) -> tuple[np.ndarray, np.ndarray]:
+        """Pictures in the order of the epoch, (N,), and the numbers of its batches, of which rect fixes the members."""
+        numbers = np.arange(len(self.shapes))
+        rng = random_stream(self.seed, self.epoch, purpose="weights" if self.weighted else "order")
+        if self.weighted:
+            return rng.choice(self.count, self.count, p=_probabilities(self.weights)), numbers
+        if self.rect_order is not None:
+            return self.rect_order, rng.permutation(numbers) if self.shuffle else numbers
+        return rng.permutation(self.count) if self.shuffle else np.arange(self.count), numbers
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        order, numbers = self._epoch_order()
+        repeats = count_earlier(order)
+        partners = None
+        if self.weighted:
+            rng = random_stream(self.seed, self.epoch, purpose="partners")
+            partners = order[rng.integers(self.count, size=(self.count, PARTNERS))]
+        for number in numbers[self.start_batch:].tolist():
+            rows = self._slice(np.arange(self.count)[number * self.batch_size:(number + 1) * self.batch_size])
+            if rows.size:
+                yield BatchKey(self.epoch, order[rows].tolist(), repeats[rows].tolist(), self.shapes[number],
+                               None if partners is None else partners[rows].tolist())
+
+
+def count_earlier(values: np.ndarray) -> np.ndarray:
+    """For each value how many equal ones stand before it."""
+    order = np.argsort(values, kind="stable")
+    ranked = values[order]
+    first = np.searchsorted(ranked, ranked, side="left")
+    earlier = np.empty(len(values), np.int64)
+    earlier[order] = np.arange(len(values)) - first
+    return earlier
+
+
+def _probabilities(weights: np.ndarray | None) -> np.ndarray | None:
+    """Weights scaled to sum 1; None (all alike) where there are none, or nothing but zeros."""
+    total = 0.0 if weights is None else float(np.sum(weights, dtype=np.float64))
+    return np.asarray(weights, np.float64) / total if total > 0 else None
+
+
+class Loader:
+    """Iterates over the batches of the epoch that `set_epoch` chose (at first epoch 0); workers live on between epochs."""
+
+    def __init__(self, dataset: DetectionDataset, batches: GlobalBatches, *, workers: int, pin_memory: bool,
+                 start_method: str | None) -> None:
+        self.index, self.batch_size, self.workers = dataset.index, batches.batch_size, workers
+        self.dataset, self.batches = dataset, batches
+        self._loader = DataLoader(
+            dataset, batch_size=None, sampler=batches, num_workers=workers, collate_fn=_as_it_is,
+            pin_memory=pin_memory and torch.cuda.is_available(), persistent_workers=workers > 0,
+            worker_init_fn=_set_up_worker, multiprocessing_context=start_method if workers else None,
+            generator=torch.Generator().manual_seed(0))  # its own: torch's global one stays where it is
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch in this process."""
+        return len(self.batches)
+
+    def set_epoch(self, epoch: int, start_batch: int = 0, weights: np.ndarray | None = None) -> None:
+        """Choose what the next iteration yields: `epoch` from `start_batch` on; `weights` (N,) with image weights."""
+        self.batches.epoch, self.batches.start_batch, self.batches.weights = epoch, start_batch, weights
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._loader)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _set_up_worker(worker: int) -> None:
+    cv2.setNumThreads(0)  # one worker, one core
+
+
+def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int = 32, hyp: Any = None,
+                rect: bool = False, pad: float = 0.0, shuffle: bool = False, cache: str | None = None,
+                workers: int = 8, seed: int = 0, rank: int = 0, world_size: int = 1, image_weights: bool = False,
+                quad: bool = False, pin_memory: bool = False, progress: bool = True,
+                start_method: str | None = None) -> Loader:
+    """Loader of a split. `hyp` (a mapping or Hyperparameters) switches augmentation on; None reads for validation.
+
+    `batch_size` counts the pictures of all processes together. `rect` groups pictures of like aspect into batches of
+    their own shape (with `pad` strides around) and rules mosaics out; `image_weights` rules `rect` out. `quad` turns
+    each four pictures into one of twice the size. Without `hyp` every picture is read exactly once over all processes.
+    """
+    batch_size = min(batch_size, len(index))
+    if quad and batch_size < 4 * world_size:
+        raise UserError(f"--quad needs a batch of at least {4 * world_size} pictures, not {batch_size}: "
+                        "raise --batch-size (or leave --quad out)")
+    rect = rect and not image_weights
+    settings = None if hyp is None else AugmentSettings.from_hyp(hyp)
+    pictures = open_pictures(index, imgsz, smooth=hyp is None, cache=cache, copies=world_size, progress=progress)
+    dataset = DetectionDataset(index, pictures, settings=settings, mosaics=not rect, seed=seed, quad=quad)
+    batches = GlobalBatches(index.shapes, batch_size=batch_size, imgsz=imgsz, stride=stride, pad=pad, rect=rect,
+                            shuffle=shuffle, weighted=image_weights, quad=quad, training=hyp is not None, seed=seed,
+                            rank=rank, world_size=world_size)
+    workers = min(os.cpu_count() or 1, batch_size if batch_size > 1 else 0, workers)
+    return Loader(dataset, batches, workers=workers, pin_memory=pin_memory, start_method=start_method)
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+
+def class_weights(index: LabelIndex, num_classes: int) -> np.ndarray:
+    """(C,) inverse of each class's number of labels (0 counts as 1), scaled to sum 1."""
+    counts = np.bincount(index.labels[:, 0].astype(np.int64), minlength=num_classes)
+    inverse = 1.0 / np.maximum(counts, 1)
+    return inverse / inverse.sum()
+
+
+def image_weights(index: LabelIndex, class_weights: np.ndarray) -> np.ndarray:
+    """(N,) sum of the weights of each picture's labels; 0 for a background."""
+    picture = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    return np.bincount(picture, class_weights[index.labels[:, 0].astype(np.int64)], minlength=len(index))

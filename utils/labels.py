@@ -1,0 +1,544 @@
+"""Find pictures, read and verify their labels, and remember the result: read-only on everything the user owns.
+
+A label file holds one object a line: `class x y w h` (a box: centre and size as fractions of the picture), or
+`class x1 y1 x2 y2 x3 y3 …` (a polygon, whose hull is the box). The one file written is the cache beside the labels.
+
+Legend: N pictures, M labels, P polygon points.
+"""
+
+import hashlib
+import math
+import os
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from utils.errors import UserError
+from utils.files import atomic_write
+
+IMAGE_SUFFIXES = frozenset(".bmp .dng .jpeg .jpg .mpo .pfm .png .tif .tiff .webp".split())
+VIDEO_SUFFIXES = frozenset(".asf .avi .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ts .wmv".split())
+
+CACHE_FORMAT = 1  # raise it whenever the parser or the cache's layout changes: caches of another number are not read
+MAX_THREADS = 8
+MIN_SIDE = 10  # pixels
+ONE = 1 + 2**-24  # whatever is not above this is at most 1.0 as a float32
+NAMED_ROWS = 10  # dropped rows of one file that are named one by one
+
+
+class Counts(NamedTuple):
+    """found + missing + empty pictures are in the index (the last two as backgrounds); corrupt ones are not."""
+
+    found: int = 0
+    missing: int = 0
+    empty: int = 0
+    corrupt: int = 0
+
+    @property
+    def backgrounds(self) -> int:
+        return self.missing + self.empty
+
+    def __str__(self) -> str:
+        return f"{self.found} images, {self.backgrounds} backgrounds, {self.corrupt} corrupt"
+
+
+@dataclass(frozen=True, eq=False)
+class LabelIndex:
+    """The pictures of a split and their labels, in flat arrays."""
+
+    paths: list[str]
+    shapes: np.ndarray  # (N, 2) int32 height, width of the picture as it is decoded, turned by its EXIF orientation
+    labels: np.ndarray  # (M, 5) float32 class, x, y, w, h: centre and size in 0…1
+    offsets: np.ndarray  # (N + 1,) int64: picture i has the labels offsets[i]:offsets[i + 1]
+    points: np.ndarray  # (P, 2) float32 x, y as fractions of the picture
+    segment_offsets: np.ndarray  # (M + 1,) int64: label j has the polygon points[…[j]:…[j + 1]], no points for a box row
+    counts: Counts
+    messages: list[str]  # what was left out and why, one `file: reason` or `file:line: reason` each
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def boxes(self, i: int) -> np.ndarray:
+        """(n, 5) class, x, y, w, h of picture i."""
+        return self.labels[self.offsets[i]:self.offsets[i + 1]]
+
+    def polygons(self, i: int) -> list[np.ndarray]:
+        """For each label of picture i its (k, 2) points as fractions of the picture; (0, 2) for a box row."""
+        cuts = self.segment_offsets[self.offsets[i]:self.offsets[i + 1] + 1]
+        return [self.points[a:b] for a, b in zip(cuts[:-1], cuts[1:])]
+
+
+# ---- which pictures --------------------------------------------------------------------------------------------------
+
+
+def is_image(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
+
+
+def label_path(image_path: str | Path) -> str:
+    """The picture's label file: the last folder `images` becomes `labels`, the suffix `.txt`."""
+    stem = os.path.splitext(str(image_path))[0]
+    folder = f"{os.sep}images{os.sep}"
+    before, found, after = f"{os.sep}{stem}".rpartition(folder)  # the separator in front lets a path begin with images/
+    return (f"{before}{os.sep}labels{os.sep}{after}"[1:] if found else stem) + ".txt"
+
+
+def find_images(sources: str | Path | Sequence[str | Path]) -> list[str]:
+    """Sorted paths of the pictures in folders (any depth, hidden names left out), list files and single files.
+
+    A list file has a path a line; a relative one is looked for from the current folder, then from the list's own; one
+    that begins `./` only from the list's own. A path listed twice counts twice. UserError where a source is absent.
+    """
+    sources = [sources] if isinstance(sources, (str, Path)) else sources
+    paths: list[str] = []
+    for source in sources:
+        if os.path.isdir(source):
+            paths += _walk(str(source))
+        elif not os.path.isfile(source):
+            raise UserError(f"{source} does not exist: expected a folder of pictures or a .txt file that lists them")
+        else:
+            paths += [str(source)] if is_image(str(source)) else _read_list(Path(source))
+    return sorted(paths)
+
+
+def _walk(folder: str) -> Iterable[str]:
+    seen = set()  # real folders, so that a link to a parent does not turn into an endless path
+    for here, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        if real not in seen:
+            seen.add(real)
+            yield from (os.path.join(here, name) for name in names if not name.startswith(".") and is_image(name))
+
+
+def _read_list(file: Path) -> Iterable[str]:
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not a text file that lists pictures, one path a line ({error})") from error
+    folder = str(file.parent)
+    for line in filter(is_image, map(str.strip, text.splitlines())):
+        if line.startswith("./"):
+            yield os.path.join(folder, line[2:])
+        else:
+            beside = os.path.join(folder, line)
+            yield beside if not os.path.isabs(line) and not os.path.exists(line) and os.path.exists(beside) else line
+
+
+# ---- one picture -----------------------------------------------------------------------------------------------------
+
+
+def picture_shape(path: str | Path) -> tuple[int, int]:
+    """Height and width that a picture decodes to (turned as its EXIF says); ValueError says why it is unusable.
+
+    JPEG, PNG and WebP are read by their headers and end marks alone; whatever else, or is unusual, is decoded.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(32)
+            if not head:
+                raise ValueError("the file is empty")
+            height, width = _header_shape(file, head) or _decoded_shape(file)
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    if min(height, width) < MIN_SIDE:
+        raise ValueError(f"the picture is {width}x{height} pixels, less than {MIN_SIDE}")
+    return height, width
+
+
+def _header_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
+    if head.startswith(b"\xff\xd8\xff"):
+        return _jpeg_shape(file)
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return _png_shape(file, head)
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return _webp_shape(file, head)
+    if head.startswith(b"GIF8"):
+        raise ValueError("GIF pictures are not read: convert it to PNG or JPEG")
+    return None
+
+
+def _decoded_shape(file: BinaryIO) -> tuple[int, int]:
+    file.seek(0)
+    try:
+        image = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise ValueError(f"cannot be decoded ({str(error.err)})") from error
+    if image is None:
+        raise ValueError("not a picture that can be decoded")
+    return image.shape[:2]
+
+
+def _jpeg_shape(file: BinaryIO) -> tuple[int, int] | None:
+    """Walk the segments up to the frame header; None where they do not follow each other as they should."""
+    turned = False
+    file.seek(2)
+    while True:
+        start, code = file.read(2).ljust(2, b"\0")
+        while code == 0xFF:  # any number of fill bytes may stand before a marker's code
+            code = (file.read(1) or b"\0")[0]
+        body = int.from_bytes(file.read(2), "big") - 2
+        if start != 0xFF or code in (0x00, 0x01, 0xD9, 0xDA) or 0xD0 <= code <= 0xD8 or body < 0:
+            return None
+        if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):  # frame header: precision, height, width
+            frame = file.read(body)
+            height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
+            _expect_end(file, b"\xff\xd9", at_end=2)
+            return ((width, height) if turned else (height, width)) if height and width else None
+        if code == 0xE1:
+            turned = turned or _exif_orientation(file.read(body)) >= 5
+        else:
+            file.seek(body, os.SEEK_CUR)
+
+
+def _exif_orientation(segment: bytes) -> int:
+    """Orientation 1…8 in a JPEG's Exif segment, 1 where it has none."""
+    tiff = segment[6:] if segment.startswith(b"Exif\0\0") else b""
+    order = {b"II": "little", b"MM": "big"}.get(tiff[:2])
+    if order is None:
+        return 1
+    table = int.from_bytes(tiff[4:8], order)
+    for k in range(int.from_bytes(tiff[table:table + 2], order)):
+        entry = tiff[table + 2 + 12 * k:table + 14 + 12 * k]
+        if int.from_bytes(entry[:2], order) == 0x0112:
+            value = int.from_bytes(entry[8:10], order)
+            return value if 1 <= value <= 8 else 1
+        if len(entry) < 12:
+            break
+    return 1
+
+
+def _png_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
+    file.seek(8)
+    while (chunk := file.read(8))[4:] != b"IDAT":
+        if len(chunk) < 8 or chunk[4:] == b"eXIf":  # an orientation may be in it: let the decoder turn it
+            return None
+        file.seek(int.from_bytes(chunk[:4], "big") + 4, os.SEEK_CUR)
+    _expect_end(file, b"IEND\xaeB`\x82", at_end=8)
+    return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
+
+
+def _webp_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
+    if file.seek(0, os.SEEK_END) < int.from_bytes(head[4:8], "little") + 8:
+        raise ValueError("the picture is truncated: it is shorter than its header says")
+    if head[12:16] == b"VP8 " and head[23:26] == b"\x9d\x01\x2a":
+        width, height = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
+        return height & 0x3FFF, width & 0x3FFF  # the upper two bits ask for a scaling that decoders leave alone
+    return None
+
+
+def _expect_end(file: BinaryIO, mark: bytes, *, at_end: int) -> None:
+    """ValueError unless `mark` ends the file, or stands somewhere behind the reading position (junk may follow it)."""
+    position = file.tell()
+    file.seek(-at_end, os.SEEK_END)
+    if file.read() != mark:
+        file.seek(position)
+        if mark not in file.read():
+            raise ValueError("the picture is truncated: its end mark is missing")
+
+
+# ---- one label file --------------------------------------------------------------------------------------------------
+
+
+class ParsedLabels(NamedTuple):
+    boxes: list[tuple[float, ...]]  # class, x, y, w, h
+    polygons: list[list[float]]  # x1, y1, x2, y2, … for a polygon row, empty for a box row
+    problems: list[tuple[int, str]]  # line number, why that row was left out
+
+
+def parse_labels(data: bytes) -> ParsedLabels:
+    """Read a label file's bytes row by row; a row that does not hold is left out and reported, the others stay.
+
+    Numbers are ASCII and finite, the class a whole number of at least 0, the centre and size of the box (of a polygon's
+    hull too) within 0…1 and the size above 0. Rows that repeat an earlier one in every number are left out.
+    """
+    parsed, seen = ParsedLabels([], [], []), set()
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+        tokens = line.split()
+        if not tokens:
+            continue
+        try:
+            values = _parse_numbers(tokens)
+            box, polygon = (values, ()) if len(values) == 5 else (_hull(values), values[1:])
+            _check_box(box)
+        except ValueError as error:
+            parsed.problems.append((number, str(error)))
+            continue
+        if values in seen:
+            parsed.problems.append((number, "the same row stands above: this one is left out"))
+            continue
+        seen.add(values)
+        parsed.boxes.append(box)
+        parsed.polygons.append(polygon)
+    return parsed
+
+
+def _parse_numbers(tokens: list[bytes]) -> tuple[float, ...]:
+    if len(tokens) != 5 and (len(tokens) < 7 or len(tokens) % 2 == 0):
+        raise ValueError(f"{len(tokens)} numbers in the row: a box has 5 (class x y w h), "
+                         "a polygon an odd count of 7 or more (class x1 y1 x2 y2 x3 y3)")
+    try:
+        values = tuple(map(float, tokens))  # of bytes: takes ASCII only
+    except ValueError:
+        values = (math.nan,)
+    if not all(map(math.isfinite, values)) or any(b"_" in token for token in tokens):
+        bad = next(token for token in tokens if b"_" in token or not _is_finite(token))
+        raise ValueError(f"{bad[:20].decode('ascii', 'backslashreplace')!r} is not a finite number")
+    return values
+
+
+def _is_finite(token: bytes) -> bool:
+    try:
+        return math.isfinite(float(token))
+    except ValueError:
+        return False
+
+
+def _hull(values: tuple[float, ...]) -> tuple[float, ...]:
+    xs, ys = values[1::2], values[2::2]
+    left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+    return values[0], (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+
+
+def _check_box(box: tuple[float, ...]) -> None:
+    kind, x, y, w, h = box
+    if kind < 0 or kind != int(kind):
+        raise ValueError(f"class {kind:g} is not a whole number of at least 0")
+    if min(x, y, w, h) < 0 or max(x, y, w, h) > ONE:
+        raise ValueError(f"x y w h = {x:g} {y:g} {w:g} {h:g} is not within 0...1: divide pixels by the picture's size")
+    if min(w, h) < 1e-12:
+        raise ValueError("the box has no area")
+
+
+# ---- the scan --------------------------------------------------------------------------------------------------------
+
+
+def _scan_label_file(path: str, num_classes: int | None) -> tuple[ParsedLabels | None, list[str]]:
+    """Labels of a file (None where it does not exist) and messages; UserError for a class the data set lacks."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        return None, []
+    except OSError as error:
+        return ParsedLabels([], [], []), [f"{path}: cannot be read: {error.strerror}"]
+    parsed = parse_labels(data)
+    if num_classes is not None and parsed.boxes and max(box[0] for box in parsed.boxes) >= num_classes:
+        raise UserError(_unknown_class(path, data, num_classes))
+    messages = [f"{path}:{number}: {reason}" for number, reason in parsed.problems[:NAMED_ROWS]]
+    if len(parsed.problems) > NAMED_ROWS:
+        messages.append(f"{path}: {len(parsed.problems) - NAMED_ROWS} more rows left out")
+    return parsed, messages
+
+
+def _unknown_class(path: str, data: bytes, num_classes: int) -> str:
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+        row = parse_labels(line).boxes
+        if row and row[0][0] >= num_classes:
+            return (f"{path}:{number}: class {row[0][0]:.0f}, but the data set names {num_classes} classes "
+                    f"(0...{num_classes - 1}): correct the row, or add the class to `names`")
+    raise AssertionError("called for a file without such a class")
+
+
+def _scan(paths: Sequence[str], num_classes: int | None, single_cls: bool) -> tuple[LabelIndex, np.ndarray]:
+    """Index of the usable ones among `paths`, and which those are, (len(paths),) bool."""
+    kept = np.zeros(len(paths), bool)
+    found = missing = 0
+    shapes, boxes, per_image, points, per_label, messages = [], [], [], [], [], []
+    for i, path in enumerate(paths):
+        try:
+            shapes.append(picture_shape(path))
+        except ValueError as error:
+            messages.append(f"{path}: picture left out: {error}")
+            continue
+        kept[i] = True
+        parsed, notes = _scan_label_file(label_path(path), None if single_cls else num_classes)
+        messages += notes
+        rows = parsed.boxes if parsed else []
+        missing, found = missing + (parsed is None), found + bool(rows)
+        boxes += rows
+        per_image.append(len(rows))
+        for polygon in parsed.polygons if parsed else []:
+            points += polygon
+            per_label.append(len(polygon) // 2)
+    labels = np.array(boxes, np.float32).reshape(-1, 5)
+    if single_cls:
+        labels[:, 0] = 0
+    counts = Counts(found, missing, len(shapes) - found - missing, len(paths) - len(shapes))
+    index = LabelIndex([path for path, keep in zip(paths, kept) if keep], np.array(shapes, np.int32).reshape(-1, 2),
+                       labels, _cuts(per_image), np.array(points, np.float32).reshape(-1, 2), _cuts(per_label),
+                       counts, messages)
+    return index, kept
+
+
+def _cuts(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Where runs of these lengths begin and end in a flat array."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def _merge(parts: list[LabelIndex]) -> LabelIndex:
+    def join(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    def rejoin(name: str) -> np.ndarray:
+        return _cuts(np.concatenate([np.diff(getattr(part, name)) for part in parts]))
+
+    return LabelIndex([path for part in parts for path in part.paths], join("shapes"), join("labels"),
+                      rejoin("offsets"), join("points"), rejoin("segment_offsets"),
+                      Counts(*map(sum, zip(*(part.counts for part in parts)))),
+                      [message for part in parts for message in part.messages])
+
+
+def load_index(sources: str | Path | Sequence[str | Path], num_classes: int, *, prefix: str = "", cache: bool = True,
+               progress: bool = True, single_cls: bool = False) -> LabelIndex:
+    """Find and verify the pictures of `sources` (see `find_images`) and read their labels, from the cache if it holds.
+
+    `single_cls` sets every class to 0. `progress` prints the bar and what was left out. UserError: no picture, none
+    usable, or a class id of `num_classes` and above (unless `single_cls`), named with file and line.
+    """
+    sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    paths = find_images(sources)
+    if not paths:
+        raise UserError(f"{prefix}no pictures in {', '.join(map(str, sources))}: expected "
+                        f"{' '.join(sorted(IMAGE_SUFFIXES))} files, or a list of their paths")
+    with ThreadPool(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        stamps = _stamps(pool, paths) if cache else None
+        places = _cache_places(sources, paths) if cache else []
+        key = {"format": CACHE_FORMAT, "num_classes": num_classes, "single_cls": int(single_cls)}
+        index = next(filter(None, (_read_cache(place, key, paths, stamps) for place in places)), None)
+        if index is None:
+            index, kept = _scan_all(pool, paths, num_classes, single_cls, f"{prefix}Scanning {sources[0]}", progress)
+            if cache and not _write_cache(places, key, paths, stamps, kept, index) and progress:
+                print(f"{prefix}the labels cannot be cached: no folder for it can be written")
+        elif progress:
+            print(f"{prefix}Scanning {sources[0]}... {index.counts} (cached)")
+    if progress:
+        print(*(f"{prefix}{message}\n" for message in index.messages), sep="", end="", flush=True)
+        if index.paths and not index.counts.found:
+            print(f"{prefix}no labels: those of {index.paths[0]} are expected in {label_path(index.paths[0])}")
+    if not index.paths:
+        raise UserError(f"{prefix}none of the {len(paths)} pictures in {sources[0]} can be used: {index.messages[0]}")
+    return index
+
+
+def _scan_all(pool: ThreadPool, paths: list[str], num_classes: int, single_cls: bool, title: str,
+              progress: bool) -> tuple[LabelIndex, np.ndarray]:
+    size = max(1, min(256, len(paths) // (8 * MAX_THREADS)))  # small enough for a lively bar, large enough to be cheap
+    chunks = [paths[k:k + size] for k in range(0, len(paths), size)]
+    parts, masks, counts = [], [], Counts()
+    with tqdm(total=len(paths), desc=f"{title}...", disable=not progress, dynamic_ncols=True) as bar:
+        for part, kept in pool.imap(lambda chunk: _scan(chunk, num_classes, single_cls), chunks):
+            parts.append(part)
+            masks.append(kept)
+            counts = Counts(*map(sum, zip(counts, part.counts)))
+            bar.set_description(f"{title}... {counts}", refresh=False)
+            bar.update(len(kept))
+    return _merge(parts), np.concatenate(masks)
+
+
+# ---- the cache -------------------------------------------------------------------------------------------------------
+
+
+def user_cache_folder() -> Path:
+    """Where derived files go when the data set's own folders are read-only."""
+    return Path.home() / ".cache" / "anchorage"
+
+
+def is_writable(folder: Path) -> bool:
+    """Whether files may be added. A folder without any write permission is left alone by the superuser too."""
+    return folder.is_dir() and os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
+
+
+def _stamps(pool: ThreadPool, paths: list[str]) -> np.ndarray:
+    """(N, 4) int64: size and modification time in ns of each picture and of its label file, -1 for an absent one."""
+    def stamp(path: str) -> tuple[int, int]:
+        try:
+            status = os.stat(path)
+            return status.st_size, status.st_mtime_ns
+        except OSError:
+            return -1, -1
+
+    rows = pool.imap(lambda path: stamp(path) + stamp(label_path(path)), paths, chunksize=256)
+    return np.fromiter((value for row in rows for value in row), np.int64, 4 * len(paths)).reshape(-1, 4)
+
+
+def _cache_places(sources: list[str | Path], paths: list[str]) -> list[Path]:
+    """Where the cache is looked for and written, best first: labels/train -> labels/train.cache, train.txt -> train.cache.
+
+    Splits that are put together of several sources share a labels folder: their names tell them apart.
+    """
+    folder = Path(label_path(paths[0])).absolute().parent
+    beside = folder.with_name(f"{folder.name}.cache")
+    if len(sources) > 1:
+        beside = folder.with_name(f"{folder.name}-{digest(*sources)[:8]}.cache")
+    elif Path(sources[0]).suffix.lower() == ".txt":
+        beside = Path(sources[0]).absolute().with_suffix(".cache")
+    private = user_cache_folder() / "labels" / f"{digest(beside)[:16]}.cache"
+    return [beside, private] if is_writable(beside.parent) else [private]
+
+
+def digest(*texts: str | Path) -> str:
+    return hashlib.sha256("\0".join(map(str, texts)).encode(errors="surrogateescape")).hexdigest()
+
+
+def _pack(texts: list[str]) -> np.ndarray:
+    """Strings as one array of UTF-8 bytes, a zero byte between them (no path and no message holds one)."""
+    return np.frombuffer("\0".join(texts).encode(errors="surrogateescape"), np.uint8)
+
+
+def _unpack(data: np.ndarray) -> list[str]:
+    text = data.astype(np.uint8).tobytes().decode(errors="surrogateescape")
+    return text.split("\0") if text else []
+
+
+def _write_cache(places: list[Path], key: dict[str, int], paths: list[str], stamps: np.ndarray, kept: np.ndarray,
+                 index: LabelIndex) -> bool:
+    """Write the cache to the first place that takes it; False where none does."""
+    arrays = {name: getattr(index, name) for name in ("shapes", "labels", "offsets", "points", "segment_offsets")}
+    for place in places:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(place) as file:
+                np.savez(file, **key, **arrays, paths=_pack(paths), stamps=stamps, kept=kept,
+                         counts=np.array(index.counts), messages=_pack(index.messages))
+            return True
+        except OSError:
+            continue
+    return False
+
+
+def _read_cache(place: Path, key: dict[str, int], paths: list[str], stamps: np.ndarray) -> LabelIndex | None:
+    """The index as it was written for exactly these pictures, labels and settings; None for whatever else is there."""
+    try:
+        with open(place, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            data = {name: arrays[name] for name in arrays.files}
+        same = all(int(data[name]) == value for name, value in key.items()) and np.array_equal(data["stamps"], stamps)
+        if not same or _unpack(data["paths"]) != paths:
+            return None
+        kept = data["kept"].astype(bool)
+        index = LabelIndex([path for path, keep in zip(paths, kept, strict=True) if keep], data["shapes"],
+                           data["labels"], data["offsets"], data["points"], data["segment_offsets"],
+                           Counts(*map(int, data["counts"])), _unpack(data["messages"]))
+        return index if _is_consistent(index) else None
+    except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile):
+        return None
+
+
+def _is_consistent(index: LabelIndex) -> bool:
+    """Whether every offset of a cache points into its arrays, so that a damaged file is scanned anew, not believed."""
+    def cuts(offsets: np.ndarray, runs: int, total: int) -> bool:
+        return (offsets.shape == (runs + 1,) and offsets.dtype == np.int64 and offsets[0] == 0
+                and offsets[-1] == total and bool((np.diff(offsets) >= 0).all()))
+
+    arrays = (index.shapes, np.int32, 2), (index.labels, np.float32, 5), (index.points, np.float32, 2)
+    return (all(array.dtype == dtype and array.ndim == 2 and array.shape[1] == width for array, dtype, width in arrays)
+            and len(index.shapes) == len(index.paths)
+            and cuts(index.offsets, len(index.paths), len(index.labels))
+            and cuts(index.segment_offsets, len(index.labels), len(index.points)))
