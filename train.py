@@ -8,7 +8,7 @@ import io
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import closing, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,18 +24,20 @@ from models.yolo import DetectionModel
 from utils.acquire import acquire
 from utils.autoanchor import check_anchors
 from utils.autobatch import find_batch_size
-from utils.checkpoint import TrainState, read_checkpoint, strip_checkpoint, write_checkpoint
+from utils.checkpoint import TrainState, read_checkpoint, snapshot
 from utils.config import DatasetSpec, Hyperparameters, SuggestingParser, TrainOptions, add_flags
 from utils.dataset import Batch, Loader, class_weights, image_weights, make_loader
 from utils.ema import ModelEMA
 from utils.errors import UserError, run as run_command
-from utils.files import increment_path, write_yaml
+from utils.files import increment_path
+from utils.guard import PATIENCE, SEARCHING_PATIENCE, Guard, poison
+from utils.interruption import EXIT_CODE, Interruption
 from utils.labels import LabelIndex, load_index
 from utils.loss import DetectionLoss, scale_gains
 from utils.metrics import Metrics
 from utils.optim import build_optimizer, scaled_weight_decay, set_rates
-from utils.plots import Plotter, plot_batch, plot_label_correlogram, plot_labels, plot_results
-from utils.runlog import ResultsFile, header, memory_used, progress_line
+from utils.runfolder import RunFolder
+from utils.runlog import header, memory_used, progress_line
 from utils.runtime import ROOT, Distributed, amp_dtype, describe_device, seed_everything
 from utils.schedule import EarlyStopping, Rates, Schedule, accumulation, multi_scale_size
 
@@ -255,6 +257,10 @@ class Run:
     def stopper(self) -> EarlyStopping:
         return self.state.members["stopper"]
 
+    @property
+    def guard(self) -> Guard:
+        return self.state.members["guard"]
+
 
 def build_run(request: Request, distributed: Distributed) -> Run:
     """Data, model, optimizer and schedule as asked for, with the state of the resumed run in them."""
@@ -295,7 +301,9 @@ def build_state(model: DetectionModel, options: TrainOptions, hyp: Hyperparamete
     if options.optimizer != "SGD" and hyp.lr0 >= 0.01:
         print(f"WARNING --optimizer {options.optimizer} with lr0 {hyp.lr0}: 0.001 is usual; set lr0 in the --hyp file")
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=autocast == torch.float16)
-    state = TrainState(model, ModelEMA(model), optimizer, scaler, EarlyStopping(options.patience))
+    guard = Guard(model, SEARCHING_PATIENCE if scaler.is_enabled() else PATIENCE)
+    state = TrainState(model, ema=ModelEMA(model), optimizer=optimizer, scaler=scaler, guard=guard,
+                       stopper=EarlyStopping(options.patience))
     state.class_maps = [0.0] * model.num_classes
     if resumed:
         state.load_state_dict(resumed)
@@ -318,67 +326,113 @@ def wrap_model(model: DetectionModel, options: TrainOptions, distributed: Distri
     return distributed.wrap(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
-def train(run: Run, log: "RunLog") -> Metrics | None:
+class Interrupted(Exception):
+    """A signal asked the run to stop, and its state is saved."""
+
+
+class NumbersWentBad(Exception):
+    """Several optimizer steps in a row were not finite."""
+
+
+def train(run: Run, log: "RunLog", interruption: Interruption) -> Metrics | None:
     """Train to the last epoch, or until fitness stands still. Returns the metrics of the last validation."""
-    metrics = None
-    for epoch in range(run.state.epoch, run.options.epochs):
+    metrics, state = None, run.state
+    while state.epoch < run.options.epochs:
+        epoch, good = state.epoch, snapshot(state.state_dict())
         log.start_epoch(epoch)
-        losses, rates = train_one_epoch(run, epoch, log.batch_done)
-        run.state.epoch = epoch + 1
-        last = epoch + 1 == run.options.epochs
-        stop = False
+        try:
+            losses = train_one_epoch(run, log, interruption)
+        except NumbersWentBad:
+            go_back(run, good)
+            continue
+        state.epoch, state.step = epoch + 1, 0
+        last, stop = state.epoch == run.options.epochs, False
         if last or not run.options.noval:
             metrics = validate(run)
-            run.state.class_maps = [float(value) for value in metrics.maps]
+            state.class_maps = [float(value) for value in metrics.maps]
             stop = run.stopper.update(epoch, metrics.fitness) and not run.options.noval
-        improved = metrics is not None and metrics.fitness > run.state.best_fitness
+        improved = metrics is not None and metrics.fitness > state.best_fitness
         if improved:
-            run.state.best_fitness = float(metrics.fitness)
-        log.epoch_done(epoch, losses, metrics, rates)
+            state.best_fitness = float(metrics.fitness)
+        log.epoch_done(epoch, losses, metrics)
         if not run.options.nosave or last or stop:
-            log.save(epoch, metrics, improved)
+            log.save(metrics, improved=improved)
         if stop:
-            log.say(f"Stopped: no better fitness for {run.options.patience} epochs (best: epoch {run.stopper.best_epoch})")
+            print(f"Stopped: no better fitness for {run.options.patience} epochs (best: epoch {run.stopper.best_epoch})")
             break
     return metrics
 
 
-def train_one_epoch(run: Run, epoch: int, batch_done: Callable) -> tuple[list[float], Rates]:
-    """One pass over the training pictures. Returns the mean box, obj and cls loss, and the last batch's rates."""
+def train_one_epoch(run: Run, log: "RunLog", interruption: Interruption) -> list[float]:
+    """The rest of the present epoch, from the state's step on. Returns the epoch's mean box, obj and cls loss."""
     run.wrapped.train()
     for layer in run.frozen:
         layer.eval()  # frozen layers keep their batch statistics
     loader, state, device = run.train_loader, run.state, run.distributed.device
-    loader.set_epoch(epoch, weights=sampling_weights(run))
+    loader.set_epoch(state.epoch, start_batch=state.step, weights=sampling_weights(run))
     run.optimizer.zero_grad(set_to_none=True)
-    means, pending = torch.zeros(3, device=device), 0
-    for step, batch in enumerate(loader):
-        rates = run.schedule.at(state.iteration)
+    means = torch.tensor(state.means if state.step else [0.0] * 3, device=device)
+    pending = 0
+    for step, batch in enumerate(loader, start=state.step):
+        rates = rates_at(run, state.iteration)
         set_rates(run.optimizer, rates)
         images = prepare_images(run, batch.images)  # (B, 3, H, W)
         with torch.autocast(device.type, run.autocast, enabled=run.autocast is not None):
             predictions = run.wrapped(images)
-        total, losses = run.loss(predictions, batch.targets.to(device, non_blocking=True))
+        total, losses = run.loss(predictions, batch.targets)
         factor = run.distributed.world_size * (4 if run.options.quad else 1)  # DDP averages where a sum is meant
-        run.scaler.scale(total * factor).backward()
-        pending += 1
-        state.iteration += 1
+        run.scaler.scale(poison(total) * factor).backward()
+        means += (torch.stack(losses) - means) / (step + 1)
+        log.batch_done(step, batch, means, images.shape[-1])
+        pending, state.iteration = pending + 1, state.iteration + 1
         if pending >= rates.accumulate or step + 1 == len(loader):  # what is left at the end is not thrown away
             optimizer_step(run)
-            pending = 0
-        means += (torch.stack(losses).detach() - means) / (step + 1)
-        batch_done(epoch, step, batch, means, images.shape[-1])
-    return run.distributed.sum(means).tolist(), rates  # each process has its share of the sums
+            pending, state.step, state.means = 0, step + 1, means.tolist()
+            save_between_steps(run, log, interruption)
+    return run.distributed.sum(means).tolist()  # each process has its share of the sums
+
+
+def rates_at(run: Run, iteration: int) -> Rates:
+    """The schedule's rates, lower after each return to a good state."""
+    rates, factor = run.schedule.at(iteration), run.guard.rate
+    return rates._replace(lr_bias=rates.lr_bias * factor, lr_weight=rates.lr_weight * factor,
+                          lr_norm=rates.lr_norm * factor)
 
 
 def optimizer_step(run: Run) -> None:
-    """Clip, step, follow with the EMA."""
+    """Clip, step, follow with the EMA; a step that is not finite is left out."""
     run.scaler.unscale_(run.optimizer)
-    nn.utils.clip_grad_norm_(run.model.parameters(), MAX_GRADIENT_NORM)
-    run.scaler.step(run.optimizer)
+    norm = nn.utils.clip_grad_norm_(run.model.parameters(), MAX_GRADIENT_NORM)
+    if run.guard.admit(norm):
+        run.scaler.step(run.optimizer)
+        run.ema.update(run.model)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    run.ema.update(run.model)
+    if run.guard.must_return:
+        raise NumbersWentBad
+
+
+def go_back(run: Run, good: dict) -> None:
+    """Return to the state at the epoch's start (or where the run was taken up), at a lower rate."""
+    guard = run.guard
+    if guard.exhausted:
+        raise UserError(f"the loss is not finite, also after {guard.returns} returns to a good state at lower rates; "
+                        "try a lower lr0 in the --hyp file, --amp off, and look for damaged labels or pictures")
+    counts = guard.state_dict()
+    run.state.load_state_dict(good)
+    guard.load_state_dict(counts)
+    guard.note_return()
+    print(f"WARNING {guard.patience} steps in a row were not finite: back to the last good state, rates x {guard.rate}")
+
+
+def save_between_steps(run: Run, log: "RunLog", interruption: Interruption) -> None:
+    """Save when it is time to, or when a signal has asked any process to stop; then raise Interrupted."""
+    asked = run.distributed.any(bool(interruption.asked))
+    if asked or interruption.save_due():
+        log.save(None)
+        interruption.note_save()
+    if asked:
+        raise Interrupted(interruption.asked or "another process")
 
 
 def prepare_images(run: Run, images: Tensor) -> Tensor:
@@ -411,105 +465,95 @@ def validate(run: Run) -> Metrics:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a run leaves behind (rank 0 only; other ranks have a silent twin)
+# What a run says and leaves behind
 
 
 class RunLog:
-    """Console, run folder and checkpoints of a run."""
+    """Progress, results and checkpoints of a run; on ranks other than 0 its twin is silent."""
 
-    def __init__(self, run: Run, folder: Path):
-        self.run, self.folder, self.weights = run, folder, folder / "weights"
-        self.results, self.plotter, self.bar = ResultsFile(folder / "results.csv"), Plotter(), None
+    def __init__(self, run: Run, folder: RunFolder):
+        self.run, self.folder, self.bar = run, folder, None
         self.started, self.first_epoch = time.monotonic(), run.state.epoch
-        self.weights.mkdir(exist_ok=True)
-        write_yaml(folder / "opt.yaml", {**run.options.to_dict(), "save_dir": str(folder)})
-        write_yaml(folder / "hyp.yaml", run.hyp.to_dict())
-        if not run.options.noplots:
-            labels = run.data.train.labels
-            self.plotter.submit(plot_labels, labels, run.data.names, folder / "labels.jpg")
-            self.plotter.submit(plot_label_correlogram, labels, folder / "labels_correlogram.jpg")
-
-    def say(self, text: str) -> None:
-        print(text)
-
-    def introduce(self) -> None:
-        options = self.run.options
-        amp = str(self.run.autocast).removeprefix("torch.") if self.run.autocast else "off"
-        print(f"Image size {options.imgsz}, batch {options.batch_size}, {self.run.train_loader.workers} data workers, "
-              f"mixed precision {amp}\nLogging to {self.folder}\nTraining for {options.epochs} epochs...")
+        options, labels = run.options, run.data.train.labels
+        folder.describe(options.to_dict(), run.hyp.to_dict(), labels, run.data.names)
+        amp = str(run.autocast).removeprefix("torch.") if run.autocast else "off"
+        print(f"Image size {options.imgsz}, batch {options.batch_size}, {run.train_loader.workers} data workers, "
+              f"mixed precision {amp}\nLogging to {folder.path}\nTraining for {options.epochs} epochs...")
 
     def start_epoch(self, epoch: int) -> None:
         print("\n" + header())
-        self.bar = tqdm(total=len(self.run.train_loader), bar_format="{l_bar}{bar:10}{r_bar}", mininterval=0.5)
+        self.bar = tqdm(total=len(self.run.train_loader), initial=self.run.state.step, mininterval=0.5,
+                        bar_format="{l_bar}{bar:10}{r_bar}")
 
-    def batch_done(self, epoch: int, step: int, batch: Batch, means: Tensor, size: int) -> None:
-        last = step + 1 == len(self.run.train_loader)
+    def batch_done(self, step: int, batch: Batch, means: Tensor, size: int) -> None:
+        state, last = self.run.state, step + 1 == len(self.run.train_loader)
         if self.bar.update() or last or step == 0:  # reading the losses waits for the device: only when they are shown
-            line = progress_line(epoch, self.run.options.epochs, memory_used(means.device), means.tolist(),
+            line = progress_line(state.epoch, self.run.options.epochs, memory_used(means.device), means.tolist(),
                                  len(batch.targets), size)
             self.bar.set_description_str(line, refresh=last)
-        if self.run.state.iteration <= PICTURED_BATCHES and not self.run.options.noplots:
-            file = self.folder / f"train_batch{self.run.state.iteration - 1}.jpg"
-            self.plotter.submit(plot_batch, batch.images, batch.targets, batch.paths, file, names=self.run.data.names)
+        if state.iteration < PICTURED_BATCHES:
+            self.folder.picture_batch(state.iteration, batch, self.run.data.names)
         if last:
             self.bar.close()
 
-    def epoch_done(self, epoch: int, losses: list[float], metrics: Metrics | None, rates: Rates) -> None:
+    def epoch_done(self, epoch: int, losses: list[float], metrics: Metrics | None) -> None:
         scores = [0.0] * 4 if metrics is None else [metrics.precision, metrics.recall, metrics.map50, metrics.map]
         val_losses = [0.0] * 3 if metrics is None else list(metrics.losses)
-        self.results.write(epoch, losses, scores, val_losses, [rates.lr_bias, rates.lr_weight, rates.lr_norm])
+        rates = rates_at(self.run, self.run.state.iteration - 1)
+        self.folder.results.write(epoch, losses, scores, val_losses, [rates.lr_bias, rates.lr_weight, rates.lr_norm])
 
-    def save(self, epoch: int, metrics: Metrics | None, improved: bool) -> None:
-        """last.pt always, best.pt when better, epoch<k>.pt every --save-period epochs."""
+    def save(self, metrics: Metrics | None, improved: bool = False) -> None:
         run = self.run
-        content = {**run.state.state_dict(), "options": run.options.to_dict(), "hyp": run.hyp.to_dict(),
+        content = {**run.state.state_dict(), "options": {**run.options.to_dict(), "resume": False},
+                   "hyp": run.hyp.to_dict(),
                    "metrics": {} if metrics is None else {"map50": float(metrics.map50), "map": float(metrics.map)}}
-        write_checkpoint(self.weights / "last.pt", content)
-        if improved or not (self.weights / "best.pt").exists():
-            strip_checkpoint(self.weights / "last.pt", self.weights / "best.pt")
-        if run.options.save_period > 0 and epoch % run.options.save_period == 0:
-            write_checkpoint(self.weights / f"epoch{epoch}.pt", content)
+        self.folder.save(content, best=improved, period=run.options.save_period)
 
     def finish(self) -> None:
         """Validate best.pt with pictures, draw the curves, say where everything is and what to type next."""
-        run, hours = self.run, (time.monotonic() - self.started) / 3600
-        print(f"\n{run.state.epoch - self.first_epoch} epochs completed in {hours:.3f} hours.")
-        best = self.weights / "best.pt"
-        strip_checkpoint(self.weights / "last.pt", self.weights / "last-half.pt")
-        print(f"Validating {best}...")
-        plots = None if run.options.noplots else self.folder
+        run, best, hours = self.run, self.folder.best, (time.monotonic() - self.started) / 3600
+        self.folder.finish()
+        print(f"\n{run.state.epoch - self.first_epoch} epochs completed in {hours:.3f} hours.\nValidating {best}...")
         val.evaluate(load_model(best, run.distributed.device), run.val_loader, single_cls=run.options.single_cls,
-                     names=run.data.names, plots=plots, verbose=True)
-        if not run.options.noplots:
-            self.plotter.submit(plot_results, self.results.path, self.folder / "results.png")
-        self.plotter.close()
-        print(f"Results saved to {self.folder}\nNext: python detect.py --weights {best} --source YOUR_PICTURES")
+                     names=run.data.names, plots=None if run.options.noplots else self.folder.path, verbose=True)
+        print(f"Results saved to {self.folder.path}\nNext: python detect.py --weights {best} --source YOUR_PICTURES")
 
 
 class SilentLog:
     """What ranks other than 0 have in place of a RunLog."""
 
     def __getattr__(self, name: str) -> Callable:
-        return lambda *args: None
+        return lambda *args, **named: None
 
 
 def main(argv: Sequence[str] | None = None) -> Metrics | None:
-    """Train as the command line `argv` says. Returns the metrics of the last validation."""
+    """Train as the command line `argv` says. Returns the metrics of the last validation.
+
+    Raises SystemExit with interruption.EXIT_CODE when a signal stopped the run and its state is saved.
+    """
     request = parse_args(argv)
     options = request.options
     distributed = Distributed.start(options.device, options.batch_size)
-    try:
+    with only_rank_0_prints(distributed), closing(distributed):
         seed_everything(options.seed)
-        with only_rank_0_prints(distributed):
-            print(f"train: {describe_device(distributed.device)} x {distributed.world_size}, torch {torch.__version__}")
-            run = build_run(request, distributed)
-            log = RunLog(run, open_run_folder(options)) if distributed.is_main else SilentLog()
-            log.introduce()
-            metrics = train(run, log)
-            log.finish()
-            return metrics
-    finally:
-        distributed.close()
+        print(f"train: {describe_device(distributed.device)} x {distributed.world_size}, torch {torch.__version__}")
+        run = build_run(request, distributed)
+        if not distributed.is_main:
+            return train_and_finish(run, SilentLog())
+        with closing(RunFolder(open_run_folder(options), plots=not options.noplots)) as folder:
+            return train_and_finish(run, RunLog(run, folder))
+
+
+def train_and_finish(run: Run, log: RunLog) -> Metrics | None:
+    try:
+        with Interruption(run.options.save_minutes) as interruption:
+            metrics = train(run, log, interruption)
+    except Interrupted as signal:
+        if run.distributed.is_main:
+            print(f"\nInterrupted ({signal}), the state is saved. Go on with: python train.py --resume {log.folder.path}")
+        raise SystemExit(EXIT_CODE) from None
+    log.finish()
+    return metrics
 
 
 class Nowhere(io.TextIOBase):

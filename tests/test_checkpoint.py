@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.yolo import DetectionModel
-from utils.checkpoint import TrainState, read_checkpoint, strip_checkpoint, write_checkpoint
+from utils.checkpoint import CheckpointWriter, TrainState, read_checkpoint, snapshot, write_checkpoint
 from utils.ema import ModelEMA
 from utils.errors import UserError
 from utils.optim import build_optimizer
@@ -21,7 +21,7 @@ def state(tiny_cfg) -> TrainState:
     model.train()(torch.rand(2, 3, 64, 64))[0].mean().backward()
     optimizer.step()
     ema.update(model)
-    return TrainState(model, ema, optimizer, torch.amp.GradScaler("cpu", enabled=False), EarlyStopping(5))
+    return TrainState(model, ema=ema, optimizer=optimizer, stopper=EarlyStopping(5))
 
 
 def test_state_comes_back_to_the_bit(state, tiny_cfg, tmp_path):
@@ -29,8 +29,7 @@ def test_state_comes_back_to_the_bit(state, tiny_cfg, tmp_path):
     state.members["stopper"].update(2, 0.25)
     write_checkpoint(tmp_path / "last.pt", state.state_dict())
     other = DetectionModel(tiny_cfg)
-    fresh = TrainState(other, ModelEMA(other), build_optimizer(other), torch.amp.GradScaler("cpu", enabled=False),
-                       EarlyStopping(5))
+    fresh = TrainState(other, ema=ModelEMA(other), optimizer=build_optimizer(other), stopper=EarlyStopping(5))
     fresh.load_state_dict(read_checkpoint(tmp_path / "last.pt"))
     write_checkpoint(tmp_path / "again.pt", fresh.state_dict())
     first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("last.pt", "again.pt"))
@@ -49,21 +48,59 @@ def flatten(value, prefix=""):
 
 def test_a_state_of_another_model_is_refused(state, tmp_path):
     other = DetectionModel("yolov5n.yaml", num_classes=3)
-    fresh = TrainState(other, ModelEMA(other), build_optimizer(other), torch.amp.GradScaler("cpu", enabled=False),
-                       EarlyStopping(5))
+    fresh = TrainState(other, ema=ModelEMA(other), optimizer=build_optimizer(other), stopper=EarlyStopping(5))
     with pytest.raises(UserError, match="does not fit"):
         fresh.load_state_dict(state.state_dict())
 
 
-def test_stripping_keeps_the_ema_in_half_precision(state, tmp_path):
-    write_checkpoint(tmp_path / "last.pt", {**state.state_dict(), "hyp": {"lr0": 0.01}})
-    strip_checkpoint(tmp_path / "last.pt", tmp_path / "use.pt")
+def test_the_stripped_file_has_the_ema_in_half_precision(state, tmp_path):
+    writer = CheckpointWriter()
+    writer.submit(snapshot({**state.state_dict(), "hyp": {"lr0": 0.01}}), full=[], stripped=[tmp_path / "use.pt"])
+    writer.close()
     content = read_checkpoint(tmp_path / "use.pt")
     ema = state.members["ema"].ema.state_dict()
     assert content["kind"] == "weights" and "optimizer" not in content and content["hyp"] == {"lr0": 0.01}
     for name, value in content["model"]["state_dict"].items():
         expected = ema[name].half() if ema[name].is_floating_point() else ema[name]
         assert torch.equal(value, expected), name
+
+
+def test_a_snapshot_does_not_follow_training(state, tmp_path):
+    content = snapshot(state.state_dict())
+    before = flatten(content)
+    with torch.no_grad():
+        [parameter.add_(1) for parameter in state.model.parameters()]
+    assert flatten(content) == before != flatten(state.state_dict())
+
+
+@pytest.mark.parametrize("part", ["model", "ema"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_weights_are_never_written(state, tmp_path, capsys, part, bad):
+    write_checkpoint(tmp_path / "last.pt", state.state_dict())
+    good = (tmp_path / "last.pt").read_bytes()
+    content = snapshot(state.state_dict())
+    content[part]["state_dict"]["model.0.conv.weight"].view(-1)[3] = bad
+    writer = CheckpointWriter()
+    writer.submit(content, full=[tmp_path / "last.pt"], stripped=[tmp_path / "best.pt"])
+    writer.close()
+    assert (tmp_path / "last.pt").read_bytes() == good and not (tmp_path / "best.pt").exists()
+    assert "NaN or infinity" in capsys.readouterr().err
+
+
+def test_a_full_disk_costs_one_warning_and_keeps_the_file_before(state, tmp_path, capsys, monkeypatch):
+    write_checkpoint(tmp_path / "last.pt", state.state_dict())
+    good = (tmp_path / "last.pt").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("utils.files.os.fsync", full)
+    writer = CheckpointWriter()
+    writer.submit(snapshot(state.state_dict()), full=[tmp_path / "last.pt"], stripped=[])
+    writer.close()
+    message = capsys.readouterr().err
+    assert "last.pt could not be written: No space left" in message and len(message.splitlines()) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"] and (tmp_path / "last.pt").read_bytes() == good
 
 
 class Attack:

@@ -42,6 +42,20 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     assert file.read_bytes() == b"new" and os.listdir(tmp_path) == ["state"]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="rights as POSIX has them")
+@pytest.mark.parametrize("umask, rights", [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_new_files_get_the_rights_that_the_umask_grants(tmp_path, umask, rights, monkeypatch):
+    before = os.umask(umask)
+    try:
+        with monkeypatch.context() as patch:  # it belongs to the whole process: other threads create files too
+            patch.setattr(os, "umask", lambda mask: pytest.fail("the umask was changed"))
+            with atomic_write(tmp_path / "state") as stream:
+                stream.write(b"new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "state").stat().st_mode & 0o777 == rights
+
+
 def test_files_are_found_as_typed_then_in_the_folders(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "x.yaml").write_text("a: 1")

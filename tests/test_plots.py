@@ -1,4 +1,4 @@
-"""Pictures: that they are written, show what they are given, and leave the caller's arrays alone."""
+"""Charts: that they are written, show what they are given, and leave the caller's arrays alone."""
 
 import threading
 from types import SimpleNamespace
@@ -7,7 +7,6 @@ import cv2
 import matplotlib
 import numpy as np
 import pytest
-import torch
 
 from utils import plots
 from utils.errors import UserError
@@ -16,131 +15,12 @@ NAMES = {0: "cat", 1: "dog", 2: "Straße"}
 GRID = np.linspace(0, 1, 1000)
 
 
-def batch(count=2, height=64, width=96):
-    return np.full((count, 3, height, width), 50, dtype=np.uint8)
-
-
 def legend_texts(monkeypatch, draw):
     """Legend entries of the figure that `draw` would have saved."""
     found = []
     monkeypatch.setattr(plots, "_save", lambda figure, file, dpi: found.append(figure))
     draw()
     return [text.get_text() for text in found[0].axes[0].get_legend().get_texts()], found[0]
-
-
-# ---- boxes on pictures
-
-
-def test_no_boxes_leave_the_picture_as_it_is():
-    image = np.full((40, 50, 3), 9, dtype=np.uint8)
-    drawn = plots.draw_boxes(image, np.zeros((0, 4)), [], [])
-    assert drawn is not image and np.array_equal(drawn, image)
-
-
-def test_a_box_is_drawn_in_its_colour_on_a_copy():
-    image = np.zeros((100, 200, 3), dtype=np.uint8)
-    drawn = plots.draw_boxes(image, np.array([[20, 40, 120, 80.4]]), [""], [6], line_width=1)
-    assert not image.any()
-    assert tuple(drawn[80, 70]) == plots.color(6) == (0x4F, 0x44, 0xFF)  # BGR of FF444F
-    assert not drawn[60, 70].any()
-
-
-@pytest.mark.parametrize(
-    "box, inside",
-    [
-        ((50, 60, 150, 90), (slice(40, 58), slice(50, 90))),  # room above the box
-        ((50, 0, 150, 90), (slice(2, 18), slice(54, 90))),  # none: the label goes into it
-        ((180, 60, 199, 90), (slice(40, 58), slice(150, 199))),  # shifted left at the right border
-        ((-40, 60, 30, 90), (slice(40, 58), slice(2, 30))),  # box sticks out at the left
-    ],
-)
-def test_labels_stay_inside_the_picture(box, inside):
-    image = np.zeros((100, 200, 3), dtype=np.uint8)
-    plain = plots.draw_boxes(image, np.array([box]), [""], [0], line_width=1, font_size=14)
-    labelled = plots.draw_boxes(image, np.array([box]), ["person"], [0], line_width=1, font_size=14)
-    changed = (plain != labelled).any(axis=2)
-    assert changed[inside].mean() > 0.5  # the label's ground
-    assert (labelled[inside] > 250).all(axis=2).any()  # white letters on blue
-
-
-def test_letters_beyond_ascii_are_drawn():
-    masks = [plots._text_mask(text, 20) for text in ("Straße", "Strase", "кошка", "ñ")]
-    assert all(mask.max() > 0.9 for mask in masks)
-    missing = plots._text_mask("\uffff", 20)
-    assert not any(mask.shape == missing.shape and np.array_equal(mask, missing) for mask in masks)
-
-
-def test_a_label_larger_than_the_picture_is_cut():
-    drawn = plots.draw_boxes(np.zeros((6, 8, 3), np.uint8), np.array([[1, 1, 6, 5]]), ["a very long name"], [1])
-    assert drawn.shape == (6, 8, 3)
-
-
-def test_ink_contrasts_with_every_colour_of_the_palette():
-    for i in range(len(plots.PALETTE)):
-        ground, ink = np.array(plots.color(i)), np.array(plots._ink(plots.color(i)))
-        weights = np.array([0.114, 0.587, 0.299])
-        assert abs(weights @ ground - weights @ ink) > 100, i
-
-
-def test_colours_repeat_and_are_distinct():
-    assert len(set(plots.PALETTE)) == len(plots.PALETTE) == 20
-    assert plots.color(20) == plots.color(0) and plots.color(np.int64(3)) == plots.color(3.0)
-
-
-# ---- grids of a batch
-
-
-def test_grid_of_targets(tmp_path):
-    images, targets = batch(3), np.array([[0, 1, 0.5, 0.5, 0.5, 0.5], [2, 0, 0.25, 0.25, 0.5, 0.5]], dtype=np.float32)
-    before = images.copy(), targets.copy()
-    plots.plot_batch(images, targets, ["a/one.jpg", "b/two.jpg", "three.png"], tmp_path / "grid.png", names=NAMES)
-    grid = cv2.imread(str(tmp_path / "grid.png"))
-    assert grid.shape == (128, 192, 3)  # 2 x 2 cells
-    assert (grid[70:, 100:] == 255).all()  # no fourth picture
-    assert tuple(grid[48, 48]) == plots.color(1)  # lower edge of the box in picture 0
-    assert tuple(grid[16, 96 + 48]) == plots.color(0)  # right edge in picture 2, which begins the second column
-    assert np.array_equal(before[0], images) and np.array_equal(before[1], targets)
-
-
-def test_float_tensors_are_not_scaled_in_place(tmp_path):
-    images = torch.full((1, 3, 32, 32), 0.5)
-    plots.plot_batch(images, torch.zeros(0, 6), ["x.jpg"], tmp_path / "grid.png")
-    assert (images == 0.5).all()
-    assert tuple(cv2.imread(str(tmp_path / "grid.png"))[10, 10]) == (128, 128, 128)
-
-
-def test_channels_are_turned_from_rgb(tmp_path):
-    images = batch(1)
-    images[:, 0] = 200  # red
-    plots.plot_batch(images, np.zeros((0, 6)), [], tmp_path / "grid.png")
-    assert tuple(cv2.imread(str(tmp_path / "grid.png"))[20, 20]) == (50, 50, 200)
-
-
-def test_grid_of_detections_leaves_out_the_unsure(tmp_path):
-    sure, unsure = [10, 20, 40, 50, 0.9, 1], [50, 20, 90, 50, 0.2, 0]
-    detections = [torch.tensor([sure, unsure]), torch.zeros(0, 6)]
-    plots.plot_batch(batch(2), detections, ["a.jpg", "b.jpg"], tmp_path / "grid.png", names=NAMES)
-    grid = cv2.imread(str(tmp_path / "grid.png"))
-    assert tuple(grid[35, 40]) == plots.color(1)
-    assert tuple(grid[20, 70]) == (50, 50, 50)
-
-
-def test_many_large_pictures_fit_the_limit(tmp_path):
-    plots.plot_batch(batch(20, 640, 640), np.zeros((0, 6)), ["x" * 300] * 20, tmp_path / "grid.jpg")
-    assert cv2.imread(str(tmp_path / "grid.jpg")).shape == (1920, 1920, 3)  # the first 16 of 20
-
-
-def test_class_text():
-    assert plots._class_text(1, float("nan"), NAMES) == "dog"
-    assert plots._class_text(1, 0.87, NAMES) == "dog 0.9"
-    assert plots._class_text(7, 0.5, NAMES) == "7 0.5"  # a class that the names lack
-    assert plots._class_text(1, float("nan"), None) == "1"
-
-
-def test_unknown_picture_format(tmp_path):
-    with pytest.raises(UserError, match="use .jpg or .png"):
-        plots.save_image(tmp_path / "x.abc", np.zeros((2, 2, 3), np.uint8))
-    assert not list(tmp_path.iterdir())
 
 
 # ---- figures

@@ -6,7 +6,9 @@ this project cannot be imported. Two kinds: `train` (the full state of a run) an
 
 import copy
 import pickle
+import sys
 import zipfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +26,23 @@ UPGRADES: dict[int, Any] = {}
 class TrainState:
     """Everything a run must not lose. Members with a `state_dict` carry their own; the rest are plain values.
 
-    epoch: epochs finished; iteration: batches finished over the whole run; best_fitness: of the EMA weights.
+    epoch: epochs finished; step: batches finished in the present epoch; iteration: in the whole run; means: of the
+    present epoch's losses; best_fitness: of the EMA weights; class_maps: mAP by class of the last validation. The
+    state is written between optimizer steps, when no gradient waits: so it holds none.
     """
 
-    def __init__(self, model: nn.Module, ema: Any, optimizer: Any, scaler: Any, stopper: Any):
-        self.members = {"ema": ema, "optimizer": optimizer, "scaler": scaler, "stopper": stopper}
-        self.model = model
-        self.epoch = 0
-        self.iteration = 0
+    def __init__(self, model: nn.Module, **members: Any):
+        self.model, self.members = model, members
+        self.epoch = self.step = self.iteration = 0
+        self.means: list[float] = []
         self.best_fitness = -1.0
-        self.class_maps: list[float] = []  # mAP by class of the last validation, for --image-weights
+        self.class_maps: list[float] = []
+
+    PLAIN = ("epoch", "step", "iteration", "means", "best_fitness", "class_maps")
 
     def state_dict(self) -> dict[str, Any]:
-        values = {"epoch": self.epoch, "iteration": self.iteration, "best_fitness": self.best_fitness,
-                  "class_maps": self.class_maps, "rng": rng_state(), "model": describe_model(self.model)}
+        values = {name: getattr(self, name) for name in self.PLAIN}
+        values |= {"rng": rng_state(), "model": describe_model(self.model)}
         return values | {name: member.state_dict() for name, member in self.members.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -46,12 +51,12 @@ class TrainState:
             self.model.load_state_dict(state["model"]["state_dict"])
             for name, member in self.members.items():
                 member.load_state_dict(state[name])
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            for name in self.PLAIN:
+                setattr(self, name, copy.copy(state[name]))
+            set_rng_state(state["rng"])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"the checkpoint does not fit this run: {reason}; start anew with --weights") from error
-        self.epoch, self.iteration = state["epoch"], state["iteration"]
-        self.best_fitness, self.class_maps = state["best_fitness"], state["class_maps"]
-        set_rng_state(state["rng"])
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -59,10 +64,69 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     return {"yaml": copy.deepcopy(model.yaml), "names": dict(model.names), "state_dict": model.state_dict()}
 
 
+def snapshot(value: Any) -> Any:
+    """A copy of nested dicts and lists with their tensors on the CPU, which later training does not change."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: snapshot(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(snapshot(entry) for entry in value)
+    return value
+
+
+def is_finite(content: dict[str, Any]) -> bool:
+    """Whether the weights and the EMA in a state hold neither NaN nor infinity."""
+    parts = [content[name]["state_dict"] for name in ("model", "ema") if name in content]
+    tensors = [value for part in parts for value in part.values() if value.is_floating_point()]
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
 def write_checkpoint(path: str | Path, content: dict[str, Any], kind: str = "train") -> None:
     """Write `content` with schema and kind, atomically. Raises OSError (disk full, no right to write)."""
     with atomic_write(path) as file:
         torch.save({"anchorage": SCHEMA, "kind": kind, **content}, file)
+
+
+class CheckpointWriter:
+    """Writes snapshots in a thread of its own, one after the other, so that training does not wait for the disk.
+
+    A file that cannot be written (disk full, read-only folder) costs one warning: what was there before stays.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._waiting: list[Future] = []
+
+    def submit(self, content: dict[str, Any], *, full: list[Path], stripped: list[Path]) -> None:
+        """Write the weights of `content` for use to the files `stripped`, then the whole of it to `full`.
+
+        Non-finite weights are never written. At most one earlier snapshot is kept waiting in memory.
+        """
+        self.wait()
+        if not is_finite(content):
+            print("WARNING not saved: the weights hold NaN or infinity; the checkpoints before stay", file=sys.stderr)
+            return
+        self._waiting = [self._thread.submit(_write, path, stripped_content(content), "weights") for path in stripped]
+        self._waiting += [self._thread.submit(_write, path, content, "train") for path in full]
+
+    def wait(self) -> None:
+        """Until everything handed over is on the disk."""
+        for task in self._waiting:
+            task.result()
+        self._waiting = []
+
+    def close(self) -> None:
+        self.wait()
+        self._thread.shutdown()
+
+
+def _write(path: Path, content: dict[str, Any], kind: str) -> None:
+    try:
+        write_checkpoint(path, content, kind)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        print(f"WARNING {path} could not be written: {reason}; the one before stays, training goes on", file=sys.stderr)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -86,11 +150,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def strip_checkpoint(source: str | Path, target: str | Path) -> None:
-    """Write the model of `source` for use: EMA weights in half precision, without the state of training."""
-    content = read_checkpoint(source)
-    model = content["model"]
-    weights = content["ema"]["state_dict"] if "ema" in content else model["state_dict"]
+def stripped_content(content: dict[str, Any]) -> dict[str, Any]:
+    """The model of a training state for use: EMA weights in half precision, nothing that only training needs."""
+    weights = content.get("ema", content["model"])["state_dict"]
     half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     kept = {key: content[key] for key in ("epoch", "metrics", "options", "hyp") if key in content}
-    write_checkpoint(target, {"model": {**model, "state_dict": half}, **kept}, kind="weights")
+    return {"model": {**content["model"], "state_dict": half}, **kept}

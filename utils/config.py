@@ -109,6 +109,7 @@ class TrainOptions:
     patience: int = flag(100, "epochs without improvement before stopping, 0 never stops")
     freeze: list = flag([0], "freeze the first N layers, or exactly the listed ones", type=int, nargs="+")
     save_period: int = flag(-1, "keep a checkpoint every N epochs, off below 1")
+    save_minutes: float = flag(10.0, "minutes between saves within an epoch, 0 saves at epochs' ends only")
     seed: int = flag(0, "seed of every random choice")
     local_rank: int = flag(-1, "accepted for launchers, the environment decides", names=["--local_rank"])
     amp: str = flag("auto", "mixed precision", choices=["auto", "off", "fp16", "bf16"])

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,8 +80,11 @@ class SharedBytes:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.path = state["path"]
-        self.file = open(self.path, "r+b")
-        self._map(state["size"])
+        with open(self.path, "r+b") as self.file:
+            self._map(state["size"])
+
+    def __del__(self) -> None:
+        self.file.close()  # the memory itself lives as long as the array
 
 
 def warn(text: str) -> None:
@@ -185,7 +189,8 @@ class DiskPictures(Pictures):
                 np.save(file, data)
             os.replace(temporary, place)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
             self.writable = False
             warn(f"--cache disk: {place.parent} cannot be written ({error.strerror}); going on uncached")
 
@@ -458,7 +463,7 @@ def _probabilities(weights: np.ndarray | None) -> np.ndarray | None:
 
 
 class Loader:
-    """Iterates over the batches of the epoch that `set_epoch` chose (at first epoch 0); workers live on between epochs."""
+    """Iterates over the batches of the epoch that `set_epoch` chose, at first epoch 0; workers live on over epochs."""
 
     def __init__(self, dataset: DetectionDataset, batches: GlobalBatches, *, workers: int, pin_memory: bool,
                  start_method: str | None) -> None:

@@ -58,7 +58,7 @@ class LabelIndex:
     labels: np.ndarray  # (M, 5) float32 class, x, y, w, h: centre and size in 0…1
     offsets: np.ndarray  # (N + 1,) int64: picture i has the labels offsets[i]:offsets[i + 1]
     points: np.ndarray  # (P, 2) float32 x, y as fractions of the picture
-    segment_offsets: np.ndarray  # (M + 1,) int64: label j has the polygon points[…[j]:…[j + 1]], no points for a box row
+    segment_offsets: np.ndarray  # (M + 1,) int64: label j has points[…[j]:…[j + 1]], none for a box row
     counts: Counts
     messages: list[str]  # what was left out and why, one `file: reason` or `file:line: reason` each
 
@@ -470,7 +470,7 @@ def _stamps(pool: ThreadPool, paths: list[str]) -> np.ndarray:
 
 
 def _cache_places(sources: list[str | Path], paths: list[str]) -> list[Path]:
-    """Where the cache is looked for and written, best first: labels/train -> labels/train.cache, train.txt -> train.cache.
+    """Places of the cache, best first: labels/train -> labels/train.cache, train.txt -> train.cache.
 
     Splits that are put together of several sources share a labels folder: their names tell them apart.
     """

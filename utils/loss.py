@@ -176,10 +176,9 @@ class DetectionLoss:
 
     def mean(self, sums: "LossSums") -> Losses:
         """The three parts, weighted by their gains: means over the rows or cells of each level, summed over levels."""
-        self.balance = self.balance.to(sums.obj.device)
         rows = sums.rows.clamp(min=1)
         box = (sums.box / rows).sum()
-        obj = (sums.obj / sums.cells.clamp(min=1) * self.balance).sum()
+        obj = (sums.obj / sums.cells.clamp(min=1) * self.balance.to(sums.obj.device)).sum()
         cls = (sums.cls / (rows * self.num_classes)).sum()
         return Losses(box * self.hyp["box"], obj * self.hyp["obj"], cls * self.hyp["cls"])
 
@@ -220,7 +219,7 @@ class DetectionLoss:
         """Let each level's weight drift to the inverse of its objectness loss (L,), relative to the stride-16 level."""
         if self.sum_over_processes is not None:
             obj = self.sum_over_processes(obj)
-        balance = self.balance * 0.9999 + 0.0001 / obj
+        balance = self.balance.to(obj.device) * 0.9999 + 0.0001 / obj
         self.balance = balance / balance[self.reference_level]
 
 

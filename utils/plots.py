@@ -1,136 +1,33 @@
-"""Every picture the project writes. Functions take arrays and a file name, never touch the caller's arrays, and keep no
+"""Every chart the project writes. Functions take arrays and a file name, never touch the caller's arrays, and keep no
 global state: figures are plain objects with their own Agg canvas, so that a background thread may draw (see Plotter).
 
-Letters: B batch, H W rows and columns, C classes, T targets, M labels, N detections.
+Letters: C classes, M labels.
 """
 
 import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
 
-from utils.boxes import xywh_to_xyxy
+from utils.drawing import PALETTE, as_array, class_name, plot_batch  # noqa: F401
 from utils.errors import UserError
 from utils.files import atomic_write
 
-# Neighbouring classes differ in lightness as well as in hue, so that they stay apart for colour-blind eyes.
-_HEX = (
-    "042AFF 0BDBEB F3F3F3 00DFB7 111F68 FF6FDD FF444F "
-    "CCED00 00F344 BD00FF 00B4FF DD00BA 00FFFF 26C000 "
-    "01FFB3 7D24FF 7B0068 FF1B6C FC6D2F A2FF0B"
-)
-PALETTE = tuple(tuple(bytes.fromhex(code)) for code in _HEX.split())  # RGB
-
-BGR = tuple[int, int, int]
-
-MAX_SIDE = 1920  # pixels, of a grid of pictures
 MAX_LEGEND = 20  # classes that still get a legend entry of their own
 MAX_NAMED = 30  # classes whose names or numbers still fit on an axis at full size
 MEAN_COLOR = "#0033CC"
 
 
-def color(index: int) -> BGR:
-    """BGR colour of a class, for drawing on OpenCV pictures; the palette repeats after 20 classes."""
-    red, green, blue = PALETTE[int(index) % len(PALETTE)]
-    return blue, green, red
-
-
-def draw_boxes(
-    image: np.ndarray,
-    boxes_xyxy: np.ndarray,
-    labels: Sequence[str],
-    classes: Sequence[int],
-    *,
-    line_width: int | None = None,
-    font_size: int | None = None,
-) -> np.ndarray:
-    """Copy of a BGR uint8 picture (H, W, 3) with boxes (N, 4) in pixels and a label on each; "" draws no label.
-
-    All boxes come before all labels, and later boxes lie on top: give the lowest score first.
-    """
-    canvas = np.ascontiguousarray(image).copy()
-    height, width = canvas.shape[:2]
-    line_width = line_width or max(round((height + width) * 0.0015), 2)
-    font_size = font_size or max(round(line_width * 6), 12)
-    limit = np.array([width, height, width, height], dtype=np.float64)
-    corners = np.clip(_array(boxes_xyxy).reshape(-1, 4).astype(np.float64), 0, limit - 1).round().astype(int)
-    for (x1, y1, x2, y2), index in zip(corners.tolist(), classes, strict=True):
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), color(index), line_width)
-    for (x1, y1, _, _), label, index in zip(corners.tolist(), labels, classes, strict=True):
-        if label:
-            _draw_label(canvas, label, x1 - line_width // 2, y1, font_size, color(index))
-    return canvas
-
-
-def plot_batch(
-    images: np.ndarray,
-    boxes: np.ndarray | Sequence[np.ndarray],
-    paths: Sequence[str],
-    file: str | Path,
-    *,
-    names: Mapping[int, str] | Sequence[str] | None = None,
-    max_images: int = 16,
-    min_confidence: float = 0.25,
-) -> None:
-    """Grid of the first pictures of a batch with their boxes and file names.
-
-    images: (B, 3, H, W) RGB, uint8 or floats in 0...1. boxes: targets (T, 6) = image, class, x, y, w, h in 0...1, or a
-    list of detections (N, 6) = x1, y1, x2, y2 in pixels of `images`, confidence, class, of which those at or under
-    `min_confidence` are left out.
-    """
-    images = _array(images[:max_images])
-    count, _, height, width = images.shape
-    side = math.ceil(math.sqrt(count))
-    scale = min(1.0, MAX_SIDE / (side * max(height, width)))
-    cell_h, cell_w = round(height * scale), round(width * scale)
-    font_size = max(11, round(min(cell_h, cell_w) / 30))
-    grid = np.full((side * cell_h, side * cell_w, 3), 255, dtype=np.uint8)
-    per_image = _boxes_per_image(boxes, count, width, height, min_confidence)
-    for i, found in enumerate(per_image):
-        cell = cv2.resize(_bgr(images[i]), (cell_w, cell_h), interpolation=cv2.INTER_AREA)
-        texts = [_class_text(row[4], row[5], names) for row in found]
-        cell = draw_boxes(cell, found[:, :4] * scale, texts, found[:, 4], line_width=2, font_size=font_size)
-        if i < len(paths):
-            _draw_label(cell, Path(paths[i]).name[:40], 2, cell_h, font_size, (60, 60, 60))
-        cv2.rectangle(cell, (0, 0), (cell_w - 1, cell_h - 1), (255, 255, 255), 2)
-        left, top = (i // side) * cell_w, (i % side) * cell_h
-        grid[top : top + cell_h, left : left + cell_w] = cell
-    save_image(file, grid)
-
-
-def save_image(file: str | Path, image: np.ndarray, *, quality: int = 95) -> None:
-    """Write a BGR uint8 picture in the format of the file's suffix, whole or not at all.
-
-    UserError for a format that OpenCV lacks. JPEG keeps the colour of every pixel (4:4:4): at half the resolution
-    coloured lines and text would smear.
-    """
-    options = []
-    if Path(file).suffix.lower() in {".jpg", ".jpeg"}:
-        options = [cv2.IMWRITE_JPEG_QUALITY, quality]
-        options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    try:
-        written, encoded = cv2.imencode(Path(file).suffix, image, options)
-    except cv2.error:
-        written = False
-    if not written:
-        raise UserError(f"{file}: OpenCV cannot write pictures of this kind; use .jpg or .png")
-    with atomic_write(file) as stream:
-        stream.write(encoded.tobytes())
-
-
 def plot_labels(labels: np.ndarray, names: Mapping[int, str] | Sequence[str], file: str | Path) -> None:
     """Four panels on a data set's labels (M, 5) = class, x, y, w, h in 0...1: classes, shapes, centres, sizes."""
-    labels = _array(labels).reshape(-1, 5)
+    labels = as_array(labels).reshape(-1, 5)
     figure = Figure(figsize=(10, 9), layout="constrained")
     (bars, shapes), (centres, sizes) = figure.subplots(2, 2)
     _class_histogram(bars, labels[:, 0].astype(int), names)
@@ -146,7 +43,7 @@ def plot_labels(labels: np.ndarray, names: Mapping[int, str] | Sequence[str], fi
 
 def plot_label_correlogram(labels: np.ndarray, file: str | Path) -> None:
     """Pairs of x, y, width, height of labels (M, 5) against each other; each one's own histogram on the diagonal."""
-    values = _array(labels).reshape(-1, 5)[:, 1:]
+    values = as_array(labels).reshape(-1, 5)[:, 1:]
     titles = ("x", "y", "width", "height")
     figure = Figure(figsize=(10, 10), layout="constrained")
     axes = figure.subplots(4, 4)
@@ -208,13 +105,13 @@ def plot_curve(
     names: one per row of ys; or, with `classes` (the class id of each row), the data set's names by class id.
     mean: (1000,) to draw instead of the rows' mean smoothed over a tenth of the range.
     """
-    x, ys = _array(x), np.atleast_2d(_array(ys))
+    x, ys = as_array(x), np.atleast_2d(as_array(ys))
     if mean is None:
         mean = _box_filter(ys.mean(axis=0), fraction=0.1) if len(ys) else np.zeros_like(x)
     best = int(np.argmax(mean))
     summary = f"all classes {mean[best]:.2f} at {x[best]:.3f}"
     entries = [_shorten(name) for name in _row_names(names, len(ys), classes)]
-    _curves(x, ys, entries, _array(mean), summary, file, (xlabel, ylabel))
+    _curves(x, ys, entries, as_array(mean), summary, file, (xlabel, ylabel))
 
 
 def plot_pr_curve(curves, ap50: np.ndarray, names: Sequence[str] | Mapping[int, str], file: str | Path) -> None:
@@ -223,8 +120,8 @@ def plot_pr_curve(curves, ap50: np.ndarray, names: Sequence[str] | Mapping[int, 
     curves: .recall_grid (1000,), .precision_at_recall (C', 1000), .classes (C',); ap50: (C',) in the same order;
     names: by class id, so that a class without predictions shifts no legend entry.
     """
-    x, ys, ap50 = _array(curves.recall_grid), np.atleast_2d(_array(curves.precision_at_recall)), _array(ap50)
-    entries = _row_names(names, len(ys), _array(curves.classes).astype(int).tolist())
+    x, ys, ap50 = as_array(curves.recall_grid), np.atleast_2d(as_array(curves.precision_at_recall)), as_array(ap50)
+    entries = _row_names(names, len(ys), as_array(curves.classes).astype(int).tolist())
     entries = [f"{_shorten(name)} {value:.3f}" for name, value in zip(entries, ap50, strict=True)]
     mean = ys.mean(axis=0) if len(ys) else np.zeros_like(x)
     average = ap50.mean() if len(ap50) else 0.0
@@ -233,7 +130,7 @@ def plot_pr_curve(curves, ap50: np.ndarray, names: Sequence[str] | Mapping[int, 
 
 def plot_confusion(matrix: np.ndarray, names: Mapping[int, str] | Sequence[str], file: str | Path) -> None:
     """Heat map of a confusion matrix (C+1, C+1): rows predicted, columns true, background last; columns sum to one."""
-    counts = _array(matrix).astype(np.float64)
+    counts = as_array(matrix).astype(np.float64)
     num_classes = len(counts) - 1
     shares = counts / np.maximum(counts.sum(axis=0, keepdims=True), 1e-9)
     figure = Figure(figsize=(12, 10), layout="constrained")
@@ -247,7 +144,7 @@ def plot_confusion(matrix: np.ndarray, names: Mapping[int, str] | Sequence[str],
             style = {"color": "white" if share > 0.5 else "black", "fontsize": size, "ha": "center", "va": "center"}
             panel.text(column, row, f"{share:.2f}", **style)
     if num_classes < 99:
-        ticks = [_shorten(_name(names, i)) for i in range(num_classes)] + ["background"]
+        ticks = [_shorten(class_name(names, i)) for i in range(num_classes)] + ["background"]
         size = float(np.interp(num_classes, (10, MAX_NAMED, 99), (12, 9, 6)))
         style = {"fontsize": size, "parse_math": False}
         panel.set_xticks(range(num_classes + 1), ticks, rotation=90 if num_classes > 5 else 0, **style)
@@ -286,70 +183,6 @@ class Plotter:
         except Exception as error:  # a background thread has nobody above it who could catch this
             name = getattr(function, "__name__", "picture")
             self._report(f"warning: {name} was not drawn: {type(error).__name__}: {error}")
-
-
-# ---- text and boxes on pictures
-
-
-@lru_cache(maxsize=32)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans as matplotlib ships it: Latin, Greek, Cyrillic, Arabic and many signs, without fetching anything."""
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
-
-
-def _text_mask(text: str, size: int) -> np.ndarray:
-    """Coverage (h, w, 1) in 0...1 of a line of text with a margin around it."""
-    font = _font(size)
-    ascent, descent = font.getmetrics()
-    margin = max(2, size // 6)
-    canvas = Image.new("L", (math.ceil(font.getlength(text)) + 2 * margin, ascent + descent + 1))
-    ImageDraw.Draw(canvas).text((margin, 0), text, fill=255, font=font)
-    return np.asarray(canvas, dtype=np.float32)[:, :, None] / 255
-
-
-def _draw_label(image: np.ndarray, text: str, left: int, bottom: int, size: int, background: BGR) -> None:
-    """Write text in a filled box on `image` itself: over `bottom` where there is room, else under it."""
-    mask = _text_mask(text.replace("\n", " "), size)
-    height, width = mask.shape[:2]
-    top = bottom - height if bottom >= height else bottom
-    left, top = max(0, min(left, image.shape[1] - width)), max(0, min(top, image.shape[0] - height))
-    region = image[top : top + height, left : left + width]
-    mask = mask[: region.shape[0], : region.shape[1]]
-    ink = np.array(_ink(background), dtype=np.float32)
-    region[:] = (np.array(background, dtype=np.float32) * (1 - mask) + ink * mask).round().astype(np.uint8)
-
-
-def _ink(background_bgr: BGR) -> BGR:
-    """Black or white, whichever is easier to read on a BGR background."""
-    blue, green, red = background_bgr
-    return (255, 255, 255) if 0.114 * blue + 0.587 * green + 0.299 * red < 140 else (0, 0, 0)
-
-
-def _bgr(image: np.ndarray) -> np.ndarray:
-    """(3, H, W) RGB, uint8 or floats in 0...1 -> new (H, W, 3) BGR uint8."""
-    if image.dtype != np.uint8:
-        image = (np.clip(image.astype(np.float32), 0, 1) * 255).round().astype(np.uint8)
-    return np.ascontiguousarray(image[::-1].transpose(1, 2, 0))
-
-
-def _boxes_per_image(boxes, count: int, width: int, height: int, min_confidence: float) -> list[np.ndarray]:
-    """Targets or detections (see plot_batch) -> per picture (n, 6): xyxy in pixels, class, confidence or nan."""
-    if isinstance(boxes, (list, tuple)):
-        found = []
-        for rows in boxes[:count]:
-            rows = _array(rows).reshape(-1, 6).astype(np.float32)
-            rows = rows[rows[:, 4] > min_confidence][:300][::-1]  # lowest score first: the best lie on top
-            found.append(rows[:, [0, 1, 2, 3, 5, 4]])
-        return found + [np.zeros((0, 6), np.float32)] * (count - len(found))
-    targets = _array(boxes).reshape(-1, 6).astype(np.float32)
-    corners = xywh_to_xyxy(targets[:, 2:6]) * np.array([width, height, width, height], dtype=np.float32)
-    rows = np.concatenate([corners, targets[:, 1:2], np.full((len(targets), 1), np.nan, np.float32)], axis=1)
-    return [rows[targets[:, 0] == i] for i in range(count)]
-
-
-def _class_text(index: float, confidence: float, names: Mapping[int, str] | Sequence[str] | None) -> str:
-    name = str(int(index)) if names is None else _name(names, int(index))
-    return name if math.isnan(confidence) else f"{name} {confidence:.1f}"
 
 
 # ---- figures
@@ -397,7 +230,7 @@ def _class_histogram(panel: Axes, classes: np.ndarray, names: Mapping[int, str] 
     bars = panel.bar(range(num_classes), counts, color=[_on_white(i) for i in range(num_classes)])
     panel.set(ylabel="boxes", title=f"{len(classes)} boxes in {num_classes} classes")
     if num_classes < MAX_NAMED:
-        ticks = [_shorten(_name(names, i)) for i in range(num_classes)]
+        ticks = [_shorten(class_name(names, i)) for i in range(num_classes)]
         size = 8 if num_classes > 15 else 10
         panel.set_xticks(range(num_classes), ticks, rotation=90, fontsize=size, parse_math=False)
         panel.bar_label(bars, fontsize=size - 1, rotation=90 if num_classes > 8 else 0, padding=2)
@@ -477,21 +310,10 @@ def _box_filter(values: np.ndarray, *, fraction: float) -> np.ndarray:
     return np.convolve(padded, np.full(2 * half + 1, 1 / (2 * half + 1)), mode="valid")
 
 
-def _array(values) -> np.ndarray:
-    """NumPy view of an array, or of a tensor on any device; this module needs no torch for it."""
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
-
-
-def _name(names: Mapping[int, str] | Sequence[str], index: int) -> str:
-    """Name of a class, or its number where the names do not reach that far."""
-    known = names.get(index) if isinstance(names, Mapping) else names[index] if 0 <= index < len(names) else None
-    return str(index) if known is None else str(known)
-
-
 def _row_names(names: Mapping[int, str] | Sequence[str], rows: int, classes: Sequence[int] | None) -> list[str]:
     if classes is not None:
         assert len(classes) == rows, (len(classes), rows)
-        return [_name(names, int(index)) for index in classes]
+        return [class_name(names, int(index)) for index in classes]
     assert len(names) == rows, f"{len(names)} names for {rows} curves: give classes= too"
     return [str(name) for name in (names.values() if isinstance(names, Mapping) else names)]
 

@@ -103,13 +103,16 @@ class Distributed:
     rank: int
     world_size: int
     device: torch.device
+    devices: tuple[torch.device, ...] = ()  # more than one: a single process that spreads batches over them
+    cpu_group: Any = None  # for objects and flags, which must not wait for the GPU
 
     @classmethod
     def start(cls, device: str = "", batch_size: int | None = None) -> "Distributed":
         """Join the group that a launcher (torchrun) describes in the environment, or be a group of one."""
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         if "RANK" not in os.environ or world_size == 1:
-            return cls(0, 1, select_device(device, batch_size)[0])
+            devices = select_device(device, batch_size)
+            return cls(0, 1, devices[0], tuple(devices))
         rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", 0))
         if batch_size is not None and batch_size % world_size:
             raise UserError(f"--batch-size {batch_size} must be a multiple of the {world_size} processes")
@@ -121,7 +124,8 @@ class Distributed:
         if on_gpu:
             torch.cuda.set_device(own)
         dist.init_process_group("nccl" if on_gpu else "gloo", timeout=GROUP_TIMEOUT)
-        return cls(rank, world_size, own)
+        cpu_group = dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT) if on_gpu else None
+        return cls(rank, world_size, own, (own,), cpu_group)
 
     @property
     def is_main(self) -> bool:
@@ -136,7 +140,7 @@ class Distributed:
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self.cpu_group)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -144,7 +148,7 @@ class Distributed:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.cpu_group)
         return values
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -154,6 +158,14 @@ class Distributed:
             dist.all_reduce(tensor)
         return tensor
 
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any process; the same answer on all of them."""
+        if self.world_size == 1:
+            return flag
+        vote = torch.tensor([int(flag)])
+        dist.all_reduce(vote, dist.ReduceOp.MAX, group=self.cpu_group)
+        return bool(vote.item())
+
     def share_buffers(self, module: torch.nn.Module) -> None:
         """Give every process rank 0's buffers (batch statistics), in place."""
         if self.world_size > 1:
@@ -161,11 +173,16 @@ class Distributed:
                 dist.broadcast(buffer, src=0)
 
     def wrap(self, model: torch.nn.Module, **settings: Any) -> torch.nn.Module:
-        """`model` in DistributedDataParallel, or itself in a group of one."""
-        if self.world_size == 1:
-            return model
-        device_ids = [self.device.index] if self.device.type == "cuda" else None
-        return torch.nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **settings)
+        """`model` in DistributedDataParallel, in DataParallel for one process with several GPUs, or itself."""
+        if self.world_size > 1:
+            device_ids = [self.device.index] if self.device.type == "cuda" else None
+            return torch.nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **settings)
+        if len(self.devices) > 1:
+            indices = [device.index for device in self.devices]
+            print(f"WARNING one process for {len(indices)} GPUs is slow; better: torchrun --nproc_per_node "
+                  f"{len(indices)} train.py ... --device {','.join(map(str, indices))}")
+            return torch.nn.DataParallel(model, device_ids=indices)
+        return model
 
     def close(self) -> None:
         if self.world_size > 1 and dist.is_initialized():

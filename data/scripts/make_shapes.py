@@ -1,13 +1,12 @@
-"""Make "shapes": a small detection data set with eight classes, drawn on the spot from a seed, with nothing to download.
+"""Make "shapes": a small detection data set with eight classes, drawn on the spot from a seed; nothing is downloaded.
 
     python data/scripts/make_shapes.py                               640 + 128 pictures into datasets/shapes
     python data/scripts/make_shapes.py --seed 7 --folder /tmp/other
 
-What a picture shows depends on (seed, split, index) alone: pixels and labels are the same on every machine, and the JPEG
-files are the same bytes for the same OpenCV build. The set appears under its name once it is whole, never before.
+What a picture shows depends on (seed, split, index) alone: pixels and labels are the same on every machine, and the
+JPEG files are the same bytes for the same OpenCV build. The set appears under its name once it is whole, never before.
 """
 
-import argparse
 import json
 import shutil
 import sys
@@ -22,6 +21,7 @@ if __name__ == "__main__":  # started as a file: Python put this file's folder o
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.scripts.shapes_drawing import NAMES, Picture, draw_picture
+from utils.config import SuggestingParser
 from utils.errors import UserError, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,9 +33,9 @@ RECORD = "made.json"  # in the data set's folder: what it was made from
 def label_text(picture: Picture) -> str:
     """One row a box: class, then centre and size as fractions of the picture; nothing for a picture without objects."""
     H, W = picture.image.shape[:2]
-    return "".join(
-        f"{kind} {(left + right) / 2 / W:.6f} {(top + bottom) / 2 / H:.6f} {(right - left) / W:.6f} {(bottom - top) / H:.6f}\n"
-        for kind, left, top, right, bottom in picture.boxes)
+    rows = [(kind, (left + right) / 2 / W, (top + bottom) / 2 / H, (right - left) / W, (bottom - top) / H)
+            for kind, left, top, right, bottom in picture.boxes]
+    return "".join("{} {:.6f} {:.6f} {:.6f} {:.6f}\n".format(*row) for row in rows)
 
 
 def write_picture(folder: Path, split: str, index: int, *, seed: int) -> None:
@@ -52,7 +52,7 @@ def is_made(folder: Path, record: dict) -> bool:
     try:
         found = json.loads((folder / RECORD).read_text())
     except (OSError, ValueError):
-        raise UserError(f"{folder} is there but was not made by make_shapes.py: give another folder with --folder") from None
+        raise UserError(f"{folder} is there but was not made by make_shapes.py: give another --folder") from None
     if found != record:
         wanted, there = (", ".join(f"{k} {v}" for k, v in d.items()) for d in (record, found))
         raise UserError(f"{folder} holds shapes of {there}; asked for {wanted}: delete it or give another --folder")
@@ -77,15 +77,16 @@ def fill(folder: Path, counts: dict[str, int], *, seed: int, progress: bool) -> 
 def make_shapes(folder: str | Path, *, seed: int = 0, train: int = 640, val: int = 128, progress: bool = True) -> Path:
     """Make the data set unless it is there: images/{train,val}/*.jpg and labels/{train,val}/*.txt. Returns its folder.
 
-    It is drawn in a folder beside `folder` that gets its name at the end, so that a run cut short leaves no half set under
-    that name; of two runs at once the first to end wins. UserError where the folder holds anything but this very set.
+    It is drawn in a folder beside `folder` that gets its name at the end, so that a run cut short leaves no half set
+    under that name; of two runs at once the first to end wins. UserError where the folder holds anything but this set.
     """
     folder = Path(folder).absolute()
     if seed < 0 or train < 1 or val < 1:
-        raise UserError(f"seed {seed}, train {train}, val {val}: the seed must be 0 or more, the numbers of pictures 1 or more")
+        raise UserError(f"seed {seed}, train {train}, val {val}: seed must be 0 or more, numbers of pictures 1 or more")
     record = {"shapes": VERSION, "seed": seed, "train": train, "val": val}
     if is_made(folder, record):
-        print(f"{folder} is complete already: nothing to do") if progress else None
+        if progress:
+            print(f"{folder} is complete already: nothing to do")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-unfinished-", dir=folder.parent))
@@ -101,8 +102,8 @@ def make_shapes(folder: str | Path, *, seed: int = 0, train: int = 640, val: int
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=f"Draw a small detection data set with the classes {', '.join(NAMES)}.")
-    parser.add_argument("--folder", type=Path, default=ROOT / "datasets" / "shapes", help="where to (default: datasets/shapes)")
+    parser = SuggestingParser(description=f"Draw a small detection data set with the classes {', '.join(NAMES)}.")
+    parser.add_argument("--folder", type=Path, default=ROOT / "datasets" / "shapes", help="default: datasets/shapes")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other pictures")
     parser.add_argument("--train", type=int, default=640, help="number of training pictures")
     parser.add_argument("--val", type=int, default=128, help="number of validation pictures")

@@ -1,7 +1,7 @@
 """Colours, noise, backgrounds and surface textures of the "shapes" pictures.
 
-Only operations that IEEE 754 rounds exactly (+ - * / sqrt, integers) touch pixels, and sines are rounded: the same numbers
-come out on every machine. Legend: H W rows and columns; x y pixels; u v coordinates in a shape (-1...1); t any field.
+Only operations that IEEE 754 rounds exactly (+ - * / sqrt, integers) touch pixels, and sines are rounded: the same
+numbers come out on every machine. Legend: H W rows and columns; x y pixels; u v coordinates in a shape (-1...1).
 """
 
 import colorsys
@@ -47,7 +47,9 @@ def any_color(rng: Rng) -> Color:
 
 
 def mix(first: np.ndarray, second: np.ndarray, share: Field) -> np.ndarray:
-    return first + (second - first) * share
+    blend = (second - first) * share
+    blend += first
+    return blend
 
 
 def smooth(t: np.ndarray) -> np.ndarray:
@@ -65,7 +67,7 @@ def stretch(lattice: np.ndarray, length: int, cell: float, *, axis: int) -> np.n
     """Lattice values, `cell` pixels apart, smoothly interpolated to `length` pixels along an axis."""
     at = np.arange(length, dtype=np.float32) / np.float32(cell)
     low = at.astype(np.int64)
-    share = smooth(at - low)
+    share = smooth(at - np.floor(at))  # float32: integers mixed in would make it, and all after it, float64
     return mix(lattice.take(low, axis), lattice.take(low + 1, axis), share if axis else share[:, None])
 
 
@@ -73,7 +75,7 @@ def lattice_noise(rng: Rng, shape: tuple[int, int], cell: float) -> Field:
     """Smooth values in 0...1 whose bumps are about `cell` pixels wide."""
     H, W = shape
     lattice = rng.random((int(H / cell) + 2, int(W / cell) + 2), dtype=np.float32)
-    return stretch(stretch(lattice, H, cell, axis=0), W, cell, axis=1)
+    return stretch(stretch(lattice, W, cell, axis=1), H, cell, axis=0)
 
 
 def cloud(rng: Rng, shape: tuple[int, int], cell: float, octaves: int = 3) -> Field:
@@ -145,9 +147,9 @@ BACKGROUNDS = (haze, hills, marble, stripes, tiles)
 
 def background(rng: Rng, shape: tuple[int, int]) -> np.ndarray:
     """One of the kinds in a palette of mostly related, rather dull colours, under uneven light."""
-    hue, value = uniform(rng, 0, 1), uniform(rng, 0.2, 0.85)
+    hue, value = uniform(rng, 0, 1), uniform(rng, 0.3, 0.85)
     spread = float(rng.choice([0.1, 0.1, 0.5]))
-    palette = [color(hue + uniform(rng, -spread, spread), uniform(rng, 0.03, 0.6), value + uniform(rng, -0.25, 0.25))
+    palette = [color(hue + uniform(rng, -spread, spread), uniform(rng, 0.03, 0.6), value + uniform(rng, -0.2, 0.2))
                for _ in range(3)]
     canvas = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))](rng, shape, palette)
     x, y = pixels(shape)
