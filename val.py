@@ -3,14 +3,11 @@
 Letters: B pictures of a batch, H W rows and columns, T targets, n detections and m labels of a picture, L levels.
 """
 
-import contextlib
-import io
 import itertools
-import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,25 +20,23 @@ from tqdm import tqdm
 
 from models.loading import load_ensemble, resolve_weights
 from utils.acquire import acquire
-from utils.boxes import xywh_to_xyxy, xyxy_to_xywh
-from utils.config import DatasetSpec, SuggestingParser, add_flags, flag, nearest
+from utils.boxes import xywh_to_xyxy
+from utils.config import DatasetSpec, SuggestingParser, add_flags, flag
 from utils.dataset import Batch, Loader, make_loader
 from utils.errors import UserError, run as run_command
-from utils.files import atomic_write, increment_path
+from utils.files import increment_path
 from utils.labels import LabelIndex, load_index
 from utils.loss import DetectionLoss, LossSums
 from utils.metrics import IOU_LEVELS, ConfusionMatrix, Metrics, Speed, match_detections
 from utils.nms import non_max_suppression
-from utils.plots import Plotter, plot_batch, plot_confusion, plot_curve, plot_pr_curve
+from utils.plots import Plotter
+from utils.predictions import CocoWriter, TextWriter, Writer
+from utils.report import HEADER, draw_batch, draw_curves, table
 from utils.runtime import Distributed, describe_device, select_device
 
 PICTURED_BATCHES = 3  # drawn into the run folder
-COLUMNS = ("Images", "Instances", "P", "R", "mAP50", "mAP50-95")
-HEADER = f"{'Class':>22}" + "".join(f"{title:>11}" for title in COLUMNS)
 STUDY_SIZES = range(256, 1536 + 1, 128)
 
-# Called for each picture: its path, detections (n, 6) xyxy in its own pixels, confidence, class, and its height, width.
-Writer = Callable[[str, Tensor, tuple[int, int]], None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -199,175 +194,6 @@ def mean_losses(loss: DetectionLoss | None, batches: list[list[Statistics]]) -> 
     sums = [torch.from_numpy(sum(share.losses for share in batch)) for batch in batches]  # (5, L) each
     means = [torch.stack(loss.mean(LossSums(*rows))) for rows in sums]
     return tuple(torch.stack(means).mean(0).tolist())
-
-
-def table(metrics: Metrics, names: Mapping[int, str], *, verbose: bool) -> Iterator[str]:
-    """The rows below HEADER: all classes together and, if verbose, each class that has labels."""
-    def row(name: str, instances: int, *values: float) -> str:
-        return f"{name:>22}{metrics.images:>11}{instances:>11}" + "".join(f"{value:11.3g}" for value in values)
-
-    overall = row("all", metrics.instances, metrics.precision, metrics.recall, metrics.map50, metrics.map)
-    yield f"{overall}   (P and R at confidence {metrics.best_confidence:.3f})"
-    if metrics.instances == 0:
-        yield "WARNING these pictures have no labels: there is nothing to measure against"
-    if verbose and len(names) > 1:
-        found = metrics.per_class
-        for k, cls in enumerate(found.classes.tolist()):
-            name = str(names[cls])[:21]
-            yield row(name, metrics.label_counts[k], found.p[k], found.r[k], found.ap[k, 0], found.ap[k].mean())
-
-
-def draw_batch(plotter: Plotter, folder: Path, number: int, batch: Batch, detections: list[Tensor],
-               names: Mapping[int, str]) -> None:
-    for kind, boxes in (("labels", batch.targets), ("pred", detections)):
-        plotter.submit(plot_batch, batch.images, boxes, batch.paths, folder / f"val_batch{number}_{kind}.jpg",
-                       names=names)
-
-
-def draw_curves(folder: Path, metrics: Metrics, names: Mapping[int, str]) -> None:
-    """The confusion matrix and, if anything was found, precision, recall and F1 over confidence, and their trade."""
-    curves, classes = metrics.curves, metrics.curves.classes.tolist()
-    with Plotter() as plotter:
-        plotter.submit(plot_confusion, metrics.confusion.matrix, names, folder / "confusion_matrix.png")
-        if not curves.f1.any():
-            return
-        for title, rows in (("Precision", curves.precision), ("Recall", curves.recall), ("F1", curves.f1)):
-            file = folder / f"{title if title == 'F1' else title[0]}_curve.png"
-            plotter.submit(plot_curve, curves.confidence, rows, names, file, ylabel=title, classes=classes)
-        plotter.submit(plot_pr_curve, curves, metrics.per_class.ap[:, 0], names, folder / "PR_curve.png")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Files with detections
-
-
-class TextWriter:
-    """FOLDER/<picture>.txt: a line `class x y w h [confidence]` for each detection, in 0...1, the surest first.
-
-    Files of an earlier run for the same pictures are removed at the start; a picture without detections has none.
-    """
-
-    def __init__(self, folder: Path, paths: Sequence[str], *, confidence: bool):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.files = {path: folder / f"{name}.txt" for path, name in unique_names(paths).items()}
-        self.confidence, self.written = confidence, 0
-        for file in self.files.values():
-            file.unlink(missing_ok=True)
-
-    def __call__(self, path: str, detections: Tensor, shape: tuple[int, int]) -> None:
-        if len(detections) == 0:
-            return
-        height, width = shape
-        boxes = xyxy_to_xywh(detections[:, :4].double()) / torch.tensor([width, height, width, height])
-        lines = [
-            " ".join(f"{value:g}" for value in (cls, *box, *([confidence] if self.confidence else [])))
-            for box, (confidence, cls) in zip(boxes.tolist(), detections[:, 4:].tolist())
-        ]
-        self.files[str(Path(path))].write_text("\n".join(lines) + "\n")
-        self.written += 1
-
-
-def unique_names(paths: Sequence[str]) -> dict[str, str]:
-    """A file name without suffix for each picture: its stem or, where several share it, folder_stem_suffix."""
-    stems = Counter(Path(path).stem for path in set(paths))
-    names: dict[str, str] = {}
-    taken = {stem for stem, count in stems.items() if count == 1}
-    for path in map(Path, dict.fromkeys(paths)):
-        name = path.stem
-        if stems[name] > 1:
-            name = f"{path.parent.name}_{path.stem}_{path.suffix[1:]}"
-            while name in taken:
-                name += "_"
-            taken.add(name)
-        names[str(path)] = name
-    return names
-
-
-class CocoWriter:
-    """A COCO results file, with the image and category ids of `annotations`, a COCO ground truth file.
-
-    Without annotations image ids are the pictures' stems (numbers where they are numbers) and category ids the class
-    numbers. Raises UserError when a class or a picture is not in the annotations.
-    """
-
-    def __init__(self, annotations: Path | None, names: Mapping[int, str], *, single_cls: bool):
-        self.annotations, self.single_cls = annotations, single_cls
-        self.truth = read_annotations(annotations) if annotations else {}
-        self.categories = self._match_categories(names) if annotations else {i: i for i in names}
-        images = {Path(entry["file_name"]): entry["id"] for entry in self.truth.get("images", ())}
-        self.images = {file.stem: i for file, i in images.items()} | {file.name: i for file, i in images.items()}
-        self.rows, self.seen = [], []
-
-    def _match_categories(self, names: Mapping[int, str]) -> dict[int, int]:
-        ids = {entry["name"]: entry["id"] for entry in self.truth["categories"]}
-        if self.single_cls:
-            return {0: next(iter(ids.values()))}
-        for name in names.values():
-            if name not in ids:
-                raise UserError(f"{self.annotations}: no category {name!r}{nearest(name, ids)}")
-        return {i: ids[name] for i, name in names.items()}
-
-    def _image_id(self, path: str) -> int | str:
-        file = Path(path)
-        if self.annotations is None:
-            return int(file.stem) if file.stem.isdigit() else file.stem
-        found = self.images.get(file.name, self.images.get(file.stem))
-        if found is None:
-            raise UserError(f"{self.annotations}: no image {file.name}: give this split's file, --annotations FILE")
-        return found
-
-    def __call__(self, path: str, detections: Tensor, shape: tuple[int, int]) -> None:
-        image = self._image_id(path)
-        self.seen.append(image)
-        for x1, y1, x2, y2, confidence, cls in detections.tolist():
-            box = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
-            self.rows.append({"image_id": image, "category_id": self.categories[int(cls)], "bbox": box,
-                              "score": round(confidence, 5)})
-
-    def finish(self, file: Path, metrics: Metrics) -> None:
-        """Write the file, and print pycocotools' scores beside ours."""
-        with atomic_write(file) as stream:
-            stream.write(json.dumps(self.rows).encode())
-        print(f"{len(self.rows)} detections saved to {file}")
-        if self.annotations is None:
-            print("--save-json: no annotations to compare with; give them with --annotations FILE")
-        elif self.truth.get("annotations") and (scores := self._coco_scores()):
-            print(f"mAP50 {metrics.map50:.4f}, mAP50-95 {metrics.map:.4f} by our rule; "
-                  f"{scores[0]:.4f}, {scores[1]:.4f} by pycocotools")
-
-    def _coco_scores(self) -> tuple[float, float] | None:
-        """AP at IoU 0.5 and 0.5...0.95 on the pictures seen; None, with a line that says why, without pycocotools."""
-        try:
-            from pycocotools.coco import COCO
-            from pycocotools.cocoeval import COCOeval
-        except ImportError:
-            print("--save-json: not compared with the annotations: pip install pycocotools")
-            return None
-        if not self.rows:
-            return 0.0, 0.0
-        truth = COCO()
-        truth.dataset = {"info": {}, **self.truth}
-        with contextlib.redirect_stdout(io.StringIO()):  # its progress is not ours
-            truth.createIndex()
-            scoring = COCOeval(truth, truth.loadRes(self.rows), "bbox")
-            scoring.params.imgIds = sorted(set(self.seen))
-            scoring.params.useCats = int(not self.single_cls)
-            scoring.evaluate()
-            scoring.accumulate()
-        scoring.summarize()
-        return float(scoring.stats[1]), float(scoring.stats[0])
-
-
-def read_annotations(file: Path) -> dict:
-    """The content of a COCO ground truth file; UserError where it is not one."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        complete = content["images"] and content["categories"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not a COCO annotations file ({type(error).__name__}: {error})") from error
-    if not complete:
-        raise UserError(f"{file}: a COCO annotations file without images or categories")
-    return content
 
 
 # ---------------------------------------------------------------------------------------------------------------------

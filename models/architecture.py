@@ -21,6 +21,7 @@ from utils.files import read_yaml
 
 CFG_FOLDERS = (Path(__file__).parent, Path(__file__).parent / "hub")
 HEAD = "Detect"  # the class is in models/yolo.py
+MAX_LAYERS = 10_000  # of a model, repeats counted
 
 _ZOO = ("Conv DWConv DWConvTranspose2d Bottleneck BottleneckCSP CrossConv C3 C3x C3TR C3Ghost C3SPP SPP SPPF Focus "
         "GhostConv GhostBottleneck MixConv2d Concat Contract Expand").split()
@@ -159,6 +160,8 @@ def read_rows(cfg: Mapping[str, Any], source: str) -> list[Row]:
             rows.append(read_row(row, len(rows), f"{source}: layer {len(rows)} ({part})"))
     if not rows or rows[-1].name != HEAD:
         raise UserError(f"{source}: the last layer must be Detect")
+    if sum(row.repeats for row in rows) * max(cfg["depth_multiple"], 1) > MAX_LAYERS:
+        raise UserError(f"{source}: more than {MAX_LAYERS} layers: reduce depth_multiple, or number in the rows")
     return rows
 
 

@@ -1,7 +1,6 @@
 """From a weights file to a model: our own checkpoints, `.pt` files of YOLOv5, ensembles, published names."""
 
 import itertools
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from models.foreign import Bag, ForeignFile
 from models.yolo import DetectionModel
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import DAMAGE, check_archive, read_checkpoint
 from utils.errors import UserError
 from utils.runtime import ROOT
 
@@ -63,9 +62,9 @@ def is_own(path: Path) -> bool:
         if file.read(4) != b"PK\x03\x04":  # our checkpoints are zip archives
             return False
     try:
+        check_archive(path)
         content = torch.load(path, map_location="meta", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, LookupError, AttributeError,
-            TypeError):
+    except DAMAGE:
         return False
     return isinstance(content, dict) and "anchorage" in content
 
@@ -75,7 +74,7 @@ def read_own(path: Path) -> WeightsFile:
     try:
         model = content["model"]
         state = content["ema"]["state_dict"] if content.get("ema") else model["state_dict"]
-        return weights_file(path, state, model["yaml"], model["names"], "anchorage")
+        return weights_file(path, state, plain(model["yaml"], path), model["names"], "anchorage")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: the checkpoint lacks a part of its model ({error})") from error
 
@@ -177,9 +176,10 @@ def transfer(model: nn.Module, state_dict: Mapping[str, Tensor], exclude: Sequen
 
 def build_from(weights: WeightsFile, path: str | Path) -> DetectionModel:
     """The model that the file describes, with all of its weights. UserError where they do not fit the description."""
+    stored = sum(value.numel() for value in weights.state_dict.values())
     with torch.random.fork_rng(devices=()):  # initial values are overwritten: loading must not move the generator
         try:
-            model = DetectionModel(weights.yaml)
+            model = DetectionModel(weights.yaml, max_parameters=2 * stored)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     if any(name.endswith(".conv.bias") for name in weights.state_dict):  # saved after fusing

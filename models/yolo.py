@@ -4,7 +4,8 @@ Legend: B batch, A anchors per level, H W rows and columns, C classes, L levels,
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from utils.errors import UserError
 __all__ = ["Detect", "DetectionModel", "find_cfg"]
 
 PROBE_SIZE = 256  # pixels; strides are measured on a blank square image of this size
+MAX_PARAMETERS = 2**31  # of a model: 8 GiB in float32, twelve times the largest published one
+MAX_ACTIVATION = 2**28  # values that one layer may make of the probe
 AUGMENT_PASSES = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored
 
 
@@ -102,6 +105,35 @@ class Detect(nn.Module):
             bias = convolution.bias.view(self.num_anchors, -1)  # (A, 5+C)
             bias[:, 4] += math.log(8 / (640 / stride) ** 2)
             bias[:, 5:] += math.log(0.6 / (self.num_classes - 0.99999))
+
+
+def check_size(arch: Architecture, max_parameters: int) -> None:
+    """Raise UserError for a description that would fill the memory, before anything is built: shapes alone are run."""
+    with torch.random.fork_rng(devices=()), torch.device("meta"), torch.no_grad():
+        layers = build_layers(arch)
+        parameters = sum(layer.np for layer in layers)
+        if parameters > max_parameters:
+            raise UserError(f"{arch.source}: describes {parameters:,} parameters, more than the {max_parameters:,} "
+                            "that fit; reduce width_multiple, depth_multiple or the channels")
+        x, kept = torch.zeros(1, arch.channels, PROBE_SIZE, PROBE_SIZE), []
+        for row, layer in zip(arch.rows[:-1], layers):
+            inputs = [x if entry == row.index - 1 else kept[entry] for entry in row.sources]
+            with describe_misfit(row):
+                x = layer(inputs if isinstance(row.inputs, list) else inputs[0])
+            if x.numel() > MAX_ACTIVATION:
+                raise UserError(f"{row.where}: args {row.args}: makes {x.numel():,} values of a small picture")
+            kept.append(x)
+
+
+@contextmanager
+def describe_misfit(row: Row) -> Iterator[None]:
+    """Errors of a layer's forward pass as UserErrors that name its row."""
+    try:
+        yield
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{row.where}: args {row.args} do not fit the input: {one_line(error)}") from error
 
 
 def build_layers(arch: Architecture) -> nn.Sequential:
@@ -200,7 +232,7 @@ class DetectionModel(nn.Module):
     """
 
     def __init__(self, cfg: str | Path | Mapping[str, Any], channels: int = 3, num_classes: int | None = None,
-                 anchors: float | list | None = None):
+                 anchors: float | list | None = None, max_parameters: int = MAX_PARAMETERS):
         super().__init__()
         self.yaml, source = read_cfg(cfg)
         self.yaml.setdefault("ch", channels)
@@ -209,6 +241,7 @@ class DetectionModel(nn.Module):
         if anchors:
             self.yaml["anchors"] = round(anchors) if is_number(anchors) else anchors
         arch = Architecture.from_dict(self.yaml, source)
+        check_size(arch, max_parameters)
         self.model = build_layers(arch)
         if arch.activation:
             try:
@@ -232,10 +265,8 @@ class DetectionModel(nn.Module):
         """Strides (L,), measured in training mode: batch norms start from variance 0.9 as published models do."""
         x, kept = torch.zeros(1, arch.channels, PROBE_SIZE, PROBE_SIZE), {}
         for row, layer in zip(arch.rows, self.model):
-            try:
+            with describe_misfit(row):
                 x = self._step(layer, x, kept)
-            except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-                raise UserError(f"{row.where}: args {row.args} do not fit the input: {one_line(error)}") from error
         return torch.tensor([PROBE_SIZE / level.shape[2] for level in x])
 
     @property

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from utils import dataset
+from utils import dataset, image_cache
 from utils.augment import GREY, Letterbox
-from utils.dataset import (Batch, SharedBytes, class_weights, count_earlier, group_in_fours, image_weights, make_loader,
+from utils.dataset import (Batch, class_weights, count_earlier, group_in_fours, image_weights, make_loader,
                            rect_shapes)
 from utils.errors import UserError
+from utils.image_cache import SharedBytes
 from utils.labels import LabelIndex, load_index
 
 HYP = {"hsv_h": 0.015, "hsv_s": 0.7, "hsv_v": 0.4, "degrees": 5.0, "translate": 0.1, "scale": 0.5, "fliplr": 0.5,
@@ -201,8 +202,8 @@ def test_an_epoch_can_be_taken_up_in_the_middle(index, workers, monkeypatch):
 
 def test_skipped_batches_are_not_loaded(index, monkeypatch):
     read = []
-    original = dataset.read_image
-    monkeypatch.setattr(dataset, "read_image", lambda path: read.append(path) or original(path))
+    original = image_cache.read_image
+    monkeypatch.setattr(image_cache, "read_image", lambda path: read.append(path) or original(path))
     epoch_of(loader_of(index, batch_size=2), 0, start_batch=5)
     assert read == index.paths[10:]
 
@@ -277,7 +278,7 @@ def test_a_rect_shape_holds_every_picture_of_its_batch():
     order, sizes = rect_shapes(shapes, 3, imgsz=320, stride=32, pad=0.0)
     for number, size in enumerate(sizes):
         for i in order[3 * number:3 * number + 3]:
-            inner = dataset.resized_shape(*shapes[i].tolist(), 320)
+            inner = image_cache.resized_shape(*shapes[i].tolist(), 320)
             assert inner[0] <= size[0] and inner[1] <= size[1] and size[0] % 32 == size[1] % 32 == 0
 
 
@@ -350,8 +351,8 @@ def test_caches_change_nothing(index, cache, workers, start_method, settings, mo
 
 def reads(monkeypatch) -> list[str]:
     read: list[str] = []
-    original = dataset.read_image
-    monkeypatch.setattr(dataset, "read_image", lambda path: read.append(path) or original(path))
+    original = image_cache.read_image
+    monkeypatch.setattr(image_cache, "read_image", lambda path: read.append(path) or original(path))
     return read
 
 
@@ -418,25 +419,25 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(own_set, tmp_path
 
 
 def test_a_cache_that_does_not_fit_is_left_out_with_a_line(index, capsys, monkeypatch):
-    monkeypatch.setattr(dataset, "available_memory", lambda: 1000)
+    monkeypatch.setattr(image_cache, "available_memory", lambda: 1000)
     loader = loader_of(index, cache="ram", progress=True)
-    assert type(loader.dataset.pictures) is dataset.Pictures
+    assert type(loader.dataset.pictures) is image_cache.Pictures
     assert "--cache ram: 0.0GB required, 0.0GB available, not caching images" in capsys.readouterr().out
-    monkeypatch.setattr(dataset.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
     loader = loader_of(index, cache="disk", progress=True, imgsz=96)
-    assert type(loader.dataset.pictures) is dataset.Pictures
+    assert type(loader.dataset.pictures) is image_cache.Pictures
     assert "--cache disk: " in capsys.readouterr().out
     with pytest.raises(UserError, match="--cache both: expected ram or disk"):
         loader_of(index, cache="both")
 
 
 def test_the_space_that_pictures_need_is_known_beforehand(index):
-    pictures = dataset.Pictures(index, 64, smooth=False)
+    pictures = image_cache.Pictures(index, 64, smooth=False)
     assert pictures.bytes_needed() == sum(pictures.read(i).nbytes for i in range(len(index)))
 
 
 def test_available_memory_is_plausible():
-    assert 2**20 < dataset.available_memory() < 2**50
+    assert 2**20 < image_cache.available_memory() < 2**50
 
 
 def test_shared_bytes_are_the_same_memory_in_both_processes():

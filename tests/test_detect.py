@@ -1,6 +1,8 @@
-"""detect.py: from pictures and videos to boxes, files and log lines."""
+"""detect.py: from pictures, videos and streams to boxes, files and log lines."""
 
-import csv
+import functools
+import http.server
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,12 +12,15 @@ import pytest
 import torch
 
 import detect
-from detect import Detector, Found, OutputNames, Outputs, Speed, Timing
+from detect import Detector, DetectOptions, Found, Speed, Timing
+from models import loading
 from models.yolo import DetectionModel
 from utils.boxes import pairwise_iou, xywh_to_xyxy
 from utils.checkpoint import describe_model, write_checkpoint
+from utils.config import SuggestingParser, add_flags
 from utils.errors import UserError
-from utils.sources import Frame, open_source
+from utils.outputs import Outputs
+from utils.sources import Frame, Source, open_source
 
 NAMES = {0: "person", 1: "bus", 2: "wine glass/cup"}
 IMAGE = np.full((100, 200, 3), 120, dtype=np.uint8)
@@ -67,164 +72,33 @@ def run(weights, source, tmp_path, *flags, name="exp"):
     return detect.main(["--weights", str(weights), "--source", str(source), *small, *place, *flags])
 
 
-# ---- one frame's outputs
+# ---- options and log lines
+
+DETECT_FLAGS = {
+    "--weights": ["yolov5s.pt"], "--source": "data/images", "--data": "data/coco128.yaml", "--imgsz": [640],
+    "--img": [640], "--img-size": [640], "--conf-thres": 0.25, "--iou-thres": 0.45, "--max-det": 1000, "--device": "",
+    "--view-img": False, "--save-txt": False, "--save-format": 0, "--save-csv": False, "--save-conf": False,
+    "--save-crop": False, "--nosave": False, "--classes": None, "--agnostic-nms": False, "--augment": False,
+    "--update": False, "--project": "runs/detect", "--name": "exp", "--exist-ok": False, "--line-thickness": 3,
+    "--hide-labels": False, "--hide-conf": False, "--half": False, "--dnn": False, "--vid-stride": 1,
+}  # fmt: skip
 
 
-def test_text_is_normalised_with_the_lowest_score_first(tmp_path):
-    Outputs(tmp_path, NAMES, text=True, pictures=False).write(frame(), ROWS)
-    assert (tmp_path / "labels/cat.txt").read_text() == "1 0.2 0.3 0.2 0.4\n0 0.25 0.5 0.5 1\n"
+def test_no_flag_of_the_command_line_vanishes():
+    options, known = DetectOptions(), add_flags(SuggestingParser(), DetectOptions)._option_string_actions
+    assert known.keys() - {"-h", "--help"} == DETECT_FLAGS.keys()
+    for flag, default in DETECT_FLAGS.items():
+        assert getattr(options, known[flag].dest) == default, flag
+        several = flag in ("--weights", "--imgsz", "--img", "--img-size", "--classes")
+        assert known[flag].nargs == (0 if default is False else "+" if several else None), flag
 
 
-def test_text_as_corners_with_confidence(tmp_path):
-    Outputs(tmp_path, NAMES, text=True, pictures=False, corners=True, confidence=True).write(frame(), ROWS)
-    assert (tmp_path / "labels/cat.txt").read_text() == "1 0.1 0.1 0.3 0.5 0.5\n0 0 0 0.5 1 0.876\n"
-
-
-@pytest.mark.parametrize(
-    "kind, number, file", [("video", 7, "cat_7.txt"), ("screen", 1, "cat_1.txt"), ("image", 0, "cat.txt")]
-)
-def test_text_file_of_a_frame(tmp_path, kind, number, file):
-    path = "cat" if kind == "screen" else "/a/cat.mp4"
-    Outputs(tmp_path, NAMES, text=True, pictures=False).write(frame(path, kind, number), ROWS)
-    assert files_below(tmp_path) == [f"labels/{file}"]
-
-
-def test_text_of_an_earlier_run_is_replaced_or_removed(tmp_path):
-    for rows, expected in [(ROWS, 2), (ROWS[:1], 1), (NOTHING, None)]:
-        outputs = Outputs(tmp_path, NAMES, text=True, pictures=False)
-        outputs.write(frame(), rows)
-        file = tmp_path / "labels/cat.txt"
-        assert (len(file.read_text().splitlines()) if file.exists() else None) == expected
-        assert outputs.label_files == (expected is not None)
-
-
-def test_table(tmp_path):
-    for _ in range(2):  # the second run starts the file anew
-        outputs = Outputs(tmp_path, NAMES | {1: 'a "bus", red'}, table=True, pictures=False)
-        outputs.write(frame(), NOTHING)
-        outputs.write(frame(), ROWS)
-        outputs.close()
-    with open(tmp_path / "predictions.csv", newline="") as file:
-        rows = list(csv.reader(file))
-    header = ["Image Name", "Prediction", "Confidence"]
-    assert rows == [header, ["cat.jpg", 'a "bus", red', "0.50"], ["cat.jpg", "person", "0.88"]]
-
-
-def test_crops_are_a_little_larger_than_the_boxes(tmp_path):
-    image = IMAGE.copy()
-    image[10:50, 20:60] = (0, 0, 255)
-    boxes = [[20, 10, 60, 50, 0.5, 2], [150, 60, 199, 99, 0.6, 2], [150, 60, 200, 100, 0.7, 0]]
-    rows = np.array(boxes, dtype=np.float32)
-    for _ in range(2):  # a second run into the folder writes the same files
-        outputs = Outputs(tmp_path, NAMES, crops=True, pictures=False)
-        outputs.write(frame(image=image), rows)
-    assert files_below(tmp_path) == [
-        "crops/person/cat.jpg",
-        "crops/wine glass_cup/cat.jpg",
-        "crops/wine glass_cup/cat2.jpg",
-    ]
-    crop = cv2.imread(str(tmp_path / "crops/wine glass_cup/cat.jpg"))
-    assert crop.shape == (51, 51, 3)  # 40 * 1.02 + 10 = 50.8, from 4.6 and 14.6 to 55.4 and 65.4
-    assert (crop[8:40, 8:40, 2] > 200).all() and (crop[:3, :3] < 160).all()
-    assert cv2.imread(str(tmp_path / "crops/wine glass_cup/cat2.jpg")).shape == (46, 56, 3)  # clipped at the border
-
-
-def test_a_crop_does_not_take_the_name_of_anothers(tmp_path):
-    outputs = Outputs(tmp_path, NAMES, crops=True, pictures=False)
-    outputs.write(frame("/a/cat2.jpg"), ROWS[:1])
-    outputs.write(frame("/a/cat.jpg"), np.repeat(ROWS[:1], 2, axis=0))
-    assert files_below(tmp_path) == ["crops/bus/cat.jpg", "crops/bus/cat2.jpg", "crops/bus/cat3.jpg"]
-
-
-def test_annotated_picture(tmp_path):
-    before = IMAGE.copy()
-    Outputs(tmp_path, NAMES, hide_labels=True, line_width=1).write(frame("/a/cat.png"), ROWS[:1])
-    drawn = cv2.imread(str(tmp_path / "cat.png"))
-    assert np.array_equal(IMAGE, before) and drawn.shape == IMAGE.shape
-    assert tuple(drawn[50, 40]) == (0xEB, 0xDB, 0x0B) and tuple(drawn[30, 40]) == (120, 120, 120)
-    assert (drawn != IMAGE).any(axis=2).sum() == 2 * (41 + 39)  # nothing but the box
-
-
-@pytest.mark.parametrize(
-    "style, expected",
-    [
-        ({}, "bus 0.50"),
-        ({"hide_conf": True}, "bus"),
-        ({"hide_labels": True}, ""),
-        ({"hide_labels": True, "hide_conf": True}, ""),
-    ],
-)
-def test_label(tmp_path, style, expected):
-    assert Outputs(tmp_path, NAMES, **style)._label(ROWS[0]) == expected
-
-
-def test_a_picture_format_that_cannot_be_written_becomes_jpg(tmp_path):
-    Outputs(tmp_path, NAMES).write(frame("/a/cat.DNG"), ROWS)
-    assert files_below(tmp_path) == ["cat.jpg"]
-
-
-def test_a_result_never_overwrites_its_source(tmp_path):
-    cv2.imwrite(str(tmp_path / "cat.png"), IMAGE)
-    with pytest.raises(UserError, match="overwrite its own source"):
-        Outputs(tmp_path, NAMES).write(frame(str(tmp_path / "cat.png")), ROWS)
-    assert np.array_equal(cv2.imread(str(tmp_path / "cat.png")), IMAGE)
-
-
-def test_videos_have_the_rate_and_size_of_their_frames(tmp_path):
-    outputs = Outputs(tmp_path, NAMES)
-    for number in range(1, 5):
-        outputs.write(frame("/a/cat.avi", "video", number, fps=12.5), ROWS)
-    outputs.write(frame("/a/dog.mov", "video", 1, fps=5.0, image=IMAGE[:48, :64]), NOTHING)
-    outputs.write(frame("/a/dog.mov", "video", 2, fps=5.0), NOTHING)  # another size: fitted to the first
-    outputs.close()
-    read, keys = {}, (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FRAME_WIDTH)
-    for name in ("cat.mp4", "dog.mp4"):
-        capture = cv2.VideoCapture(str(tmp_path / name))
-        read[name] = [capture.get(key) for key in keys]
-    assert read == {"cat.mp4": [12.5, 4, 200], "dog.mp4": [5, 2, 64]}
-
-
-def test_streams_are_written_side_by_side(tmp_path):
-    outputs = Outputs(tmp_path, NAMES)
-    for number in range(1, 4):
-        for path in ("rtsp://host/a?x=1", "0"):
-            outputs.write(frame(path, "stream", number, fps=10.0), NOTHING)
-    outputs.close()
-    assert files_below(tmp_path) == ["0.mp4", "rtsp___host_a_x_1.mp4"]
-    assert cv2.VideoCapture(str(tmp_path / "0.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
-
-
-@pytest.mark.parametrize(
-    "times, values",
-    [
-        ([], []),
-        ([0.0, 0.1, 0.2], [0, 1, 2]),  # at the rate of the file: one frame each
-        ([0.0, 0.1, 0.4, 0.5], [0, 1, 1, 1, 2, 3]),  # two were left out: the one before stays
-        ([0.0, 0.04, 0.06, 0.1], [0, 2]),  # faster than the file: it is time that counts
-        ([0.3, 0.4], [0, 0, 0, 0, 1]),  # the first comes late
-    ],
-)
-def test_a_video_plays_as_long_as_it_took(tmp_path, times, values):
-    video = detect.VideoFile(tmp_path / "x.mp4", 10.0, (48, 64))
-    for i, time in enumerate(times):
-        video.write(np.full((48, 64, 3), 40 * i, dtype=np.uint8), time)
-    video.close()
-    capture, seen = cv2.VideoCapture(str(tmp_path / "x.mp4")), []
-    while (read := capture.read())[0]:
-        seen.append(round(float(read[1].mean()) / 40))
-    assert seen == values
-
-
-def test_every_source_has_a_name_of_its_own():
-    names = OutputNames()
-    paths = ["/a/cat.jpg", "/b/cat.jpg", "/a/cat.png", "/a/cat_2.jpg", "/a/x_7.jpg"]
-    stems = {path: names.stem(frame(path)) for path in paths}
-    stems["/a/x.mp4"] = names.stem(frame("/a/x.mp4", "video", 1))  # its frame 7 would be x_7 as well
-    assert list(stems.values()) == ["cat", "cat_2", "cat_3", "cat_2_2", "x_7", "x_2"]
-    assert names.stem(frame("/b/cat.jpg")) == "cat_2"
-
-
-# ---- log lines and options
+def test_typed_values_have_their_types():
+    words = "--img 480 640 --conf 0.5 --classes 0 2 --weights a.pt b.pt --save_txt --source 0 --vid-stride 3"
+    options, typed = detect.parse_args(words.split())
+    assert (options.imgsz, options.conf_thres, options.classes) == ([480, 640], 0.5, [0, 2])
+    assert (options.weights, options.source, options.vid_stride) == (["a.pt", "b.pt"], "0", 3)
+    assert typed == {"imgsz", "conf_thres", "classes", "weights", "save_txt", "source", "vid_stride"}
 
 
 @pytest.mark.parametrize(
@@ -276,14 +150,46 @@ def test_unknown_flag_names_the_nearest(capsys):
 
 
 def test_default_source(tmp_path, monkeypatch):
-    """data/images where it is, else the built-in data set's validation pictures."""
+    """data/images where it is, else the built-in validation pictures, else one line that says what to type."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(detect, "ROOT", tmp_path)
-    spec = SimpleNamespace(sources=lambda split: [tmp_path / split])
-    monkeypatch.setattr(detect, "acquire", lambda data: spec if data == f"{tmp_path}/data/shapes.yaml" else None)
-    assert detect.default_source() == str(tmp_path / "val")
-    (tmp_path / "data/images").mkdir(parents=True)
-    assert Path(detect.default_source()).resolve() == tmp_path / "data/images"
+    monkeypatch.setattr(detect, "ROOT", tmp_path / "project")
+    monkeypatch.setattr(detect, "datasets_folders", lambda: [tmp_path / "x", tmp_path / "project/datasets"])
+    with pytest.raises(UserError, match="--source YOUR_PICTURES"):
+        detect.default_source()
+    for folder in ("project/datasets/shapes/images/val", "project/data/images", "data/images"):
+        (tmp_path / folder).mkdir(parents=True)
+        assert Path(detect.default_source()).resolve() == tmp_path / folder
+
+
+def test_a_typed_source_is_never_replaced(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(detect, "default_source", lambda: pytest.fail("asked for the default"))
+    with pytest.raises(UserError, match="data/images: does not exist"):
+        detect.main(["--weights", str(weights), "--source", "data/images"])
+
+
+@pytest.fixture
+def no_weights_here(monkeypatch, tmp_path):
+    """A project without weights; a download becomes an empty file in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "ROOT", tmp_path)
+    monkeypatch.setattr(loading, "fetch_published", lambda name, target: target)
+    return tmp_path
+
+
+def test_default_weights_are_not_downloaded(no_weights_here, pictures):
+    message = "type --weights runs/train/exp/weights/best.pt, or --weights yolov5s.pt"
+    with pytest.raises(UserError, match=message) as error:
+        detect.main(["--source", str(pictures / "a")])
+    assert "\n" not in str(error.value)
+    (no_weights_here / "yolov5s.pt").touch()
+    assert detect.find_weights(["yolov5s.pt"], typed=False) == [Path("yolov5s.pt")]
+
+
+def test_weights_that_are_typed_are_downloaded(no_weights_here):
+    assert detect.find_weights(["yolov5s.pt"], typed=True) == [no_weights_here / "weights/yolov5s.pt"]
+    with pytest.raises(UserError, match="mine.pt: no such file"):
+        detect.find_weights(["mine.pt"], typed=True)
 
 
 def test_names_from_the_data_file_only_where_the_model_has_none(tmp_path, capsys):
@@ -369,14 +275,103 @@ def test_half_and_view_img_go_on_without(weights, pictures, tmp_path, capsys, mo
     assert "--half needs a GPU" in text and "--view-img: no window" in text
 
 
-def test_interrupting_keeps_what_is_done(tmp_path, capsys):
-    def frames():
-        yield frame("/a/cat.mp4", "video", 1, fps=5.0)
-        raise KeyboardInterrupt
+class Given(Source):
+    """Yields the rounds it was given, and raises what is among them."""
 
-    speed = detect.detect(frames(), lambda image: found(ROWS), Outputs(tmp_path, NAMES))
+    def __init__(self, *rounds):
+        self._rounds = rounds
+
+    def rounds(self):
+        for entry in self._rounds:
+            if isinstance(entry, BaseException):
+                raise entry
+            yield entry
+
+
+def test_interrupting_keeps_what_is_done(tmp_path, capsys):
+    source = Given([frame("/a/cat.mp4", "video", 1, fps=5.0)], KeyboardInterrupt())
+    speed = detect.detect(source, lambda images: [found(ROWS)], Outputs(tmp_path, NAMES))
     assert speed.frames == 1 and "stopped" in capsys.readouterr().out
     assert cv2.VideoCapture(str(tmp_path / "cat.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 1
+
+
+def test_frames_of_a_round_get_their_own_rows(tmp_path, capsys):
+    """Both streams go to the detector together."""
+    rounds = [[frame("a", "stream", n, fps=5.0), frame("b", "stream", n, fps=5.0)] for n in range(2)]
+    asked = []
+
+    def detector(images):
+        asked.append(len(images))
+        return [found(ROWS[:1]), found(NOTHING)]
+
+    speed = detect.detect(Given(*rounds), detector, Outputs(tmp_path, NAMES, text=True, pictures=False))
+    assert asked == [2, 2] and speed.frames == 4
+    assert files_below(tmp_path) == ["labels/a_0.txt", "labels/a_1.txt"]
+
+
+def test_q_in_a_window_ends_after_the_round(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(cv2, "imshow", lambda name, image: shown.append((name, image.shape)))
+    monkeypatch.setattr(cv2, "waitKey", lambda wait: ord("q"))
+    monkeypatch.setattr(cv2, "destroyAllWindows", lambda: None)
+    rounds = [[frame("a", "stream", n, fps=5.0), frame("b", "stream", n, fps=5.0)] for n in range(3)]
+    outputs = Outputs(tmp_path, NAMES, pictures=False)
+    speed = detect.detect(Given(*rounds), lambda images: [found(ROWS)] * 2, outputs, show=True)
+    assert speed.frames == 2 and shown == [("a", IMAGE.shape), ("b", IMAGE.shape)]
+
+
+@pytest.mark.parametrize("shapes, batches", [
+    ([(48, 64), (48, 64)], [2]),
+    ([(48, 64), (96, 128), (24, 32)], [3]),  # equally large for the model
+    ([(32, 64), (64, 32)], [1, 1]),
+    ([(48, 64)], [1]),
+])  # fmt: skip
+def test_a_batch_finds_what_single_pictures_do(weights, shapes, batches, monkeypatch):
+    detector = Detector(detect.load_ensemble([weights]), torch.device("cpu"), (64, 64), conf_thres=1e-4, max_det=3)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    alone = [detector([image])[0] for image in images]
+    sizes, forward = [], detector.model.forward
+
+    def counted(x, **options):
+        sizes.append(len(x))
+        return forward(x, **options)
+
+    monkeypatch.setattr(detector.model, "forward", counted)
+    together = detector(images)
+    assert sizes == batches and len(together) == len(images)
+    for one, other in zip(alone, together, strict=True):
+        assert one.input_shape == other.input_shape and len(one.rows) == 3
+        assert np.allclose(one.rows, other.rows, atol=1e-4)
+        assert min(other.timing) > 0
+
+
+@pytest.fixture
+def web(tmp_path):
+    """Address of a local web server over tmp_path."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(tmp_path)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_list_of_streams(weights, pictures, tmp_path, web, capsys):
+    """Two videos over HTTP: a line for each of their frames, a video for each."""
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes((pictures / "b/cat.mp4").read_bytes())
+    (tmp_path / "cameras.streams").write_text(f"{web}/one\n# off\n{web}/two\n")
+    folder = run(weights, tmp_path / "cameras.streams", tmp_path)
+    stem = web.replace(":", "_").replace("/", "_")
+    assert files_below(folder) == [f"{stem}_one.mp4", f"{stem}_two.mp4"]
+    lines = capsys.readouterr().out.splitlines()
+    for i, name in enumerate(("one", "two")):
+        assert 1 <= sum(line.startswith(f"{i}: {web}/{name}: 64x64 ") for line in lines) <= 6
 
 
 def test_augment_and_ensemble(weights, pictures, tmp_path):
@@ -413,7 +408,7 @@ def test_sure_detections_are_labelled_objects(published, reference):
         labels = np.loadtxt(reference / f"datasets/coco128/labels/train2017/{picture}.txt", ndmin=2)
         height, width = image.shape[:2]
         boxes = torch.as_tensor(xywh_to_xyxy(labels[:, 1:]) * [width, height, width, height]).float()
-        result = published(image)
+        (result,) = published([image])
         assert max(result.input_shape) == 640 and all(side % 32 == 0 for side in result.input_shape)
         overlap = pairwise_iou(torch.as_tensor(result.rows[:, :4]), boxes).numpy()
         same = result.rows[:, 5:6] == labels[None, :, 0]
@@ -426,11 +421,11 @@ def test_sure_detections_are_labelled_objects(published, reference):
 
 def test_a_tall_picture_is_boxed_by_both_its_sides(published):
     """Nothing on a grey picture; the input is the smallest rectangle of multiples of the stride."""
-    result = published(np.full((300, 90, 3), 114, dtype=np.uint8))
+    (result,) = published([np.full((300, 90, 3), 114, dtype=np.uint8)])
     assert result.input_shape == (640, 192) and result.rows.shape == (0, 6)
 
 
 def test_sources_and_detector_fit_together(published, reference):
     source = open_source(reference / "datasets/coco128/images/train2017/000000000081.jpg")
-    (only,) = [published(frame.image) for frame in source]
+    ((only,),) = [published([frame.image]) for frame in source]
     assert only.rows[-1, 5] == 4  # an aeroplane, and the surest comes last

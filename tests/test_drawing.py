@@ -58,14 +58,13 @@ def test_letters_beyond_ascii_are_drawn():
 
 
 def test_without_matplotlib_another_font_draws(monkeypatch):
-    monkeypatch.setattr(drawing, "find_spec", lambda name: None)
+    assert drawing._font(20).getname()[0] == "DejaVu Sans"
     drawing._font.cache_clear()
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(drawing, "find_spec", lambda name: None)
         assert "DejaVu" not in drawing._font(20).getname()[0]
         assert drawing._text_mask("person 0.87", 20).max() > 0.9
-    finally:
-        drawing._font.cache_clear()
-    assert drawing._font(20).getname()[0] == "DejaVu Sans"
+    drawing._font.cache_clear()
 
 
 def test_a_label_larger_than_the_picture_is_cut():

@@ -1,8 +1,6 @@
-"""What counts as a picture, what counts as a label, and when the cache is believed."""
+"""Which pictures are found, what is left out and said, and when the cache is believed."""
 
 import os
-import struct
-import zlib
 from pathlib import Path
 
 import cv2
@@ -11,7 +9,7 @@ import pytest
 
 from utils import labels
 from utils.errors import UserError
-from utils.labels import find_images, label_path, load_index, parse_labels, picture_shape
+from utils.labels import find_images, label_path, load_index
 
 
 def write_picture(path: Path, height: int = 24, width: int = 32, value: int = 90) -> Path:
@@ -94,99 +92,7 @@ def test_an_absent_source_or_one_without_pictures_is_an_error(tmp_path):
         find_images(write_labels(tmp_path / "list.txt", b"\xff\xfe\x00"))
 
 
-# ---- one picture
-
-
-def with_segment(jpeg: bytes, code: int, payload: bytes) -> bytes:
-    return jpeg[:2] + struct.pack(">BBH", 0xFF, code, len(payload) + 2) + payload + jpeg[2:]
-
-
-def exif(orientation: int, order: str) -> bytes:
-    sign, name = ("<", b"II") if order == "little" else (">", b"MM")
-    return (b"Exif\0\0" + name + struct.pack(f"{sign}HI", 42, 8) + struct.pack(f"{sign}H", 1)
-            + struct.pack(f"{sign}HHIHHI", 0x0112, 3, 1, orientation, 0, 0))
-
-
-@pytest.mark.parametrize("order", ["little", "big"])
-@pytest.mark.parametrize("orientation", range(0, 10))
-def test_the_size_is_that_of_the_turned_picture(tmp_path, orientation, order):
-    path = write_picture(tmp_path / "x.jpg", 20, 30)
-    path.write_bytes(with_segment(path.read_bytes(), 0xE1, exif(orientation, order)))
-    turned = 5 <= orientation <= 8
-    assert picture_shape(path) == ((30, 20) if turned else (20, 30))
-    assert cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).shape[:2] == picture_shape(path)
-
-
-def test_a_turned_png_has_the_size_that_it_decodes_to(tmp_path):
-    path = write_picture(tmp_path / "x.png", 20, 30)
-    chunk = b"eXIf" + exif(6, "big")[6:]
-    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    path.write_bytes(path.read_bytes()[:33] + chunk + path.read_bytes()[33:])
-    assert picture_shape(path) == cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).shape[:2]
-
-
-@pytest.mark.parametrize("suffix", [".bmp", ".jpg", ".png", ".tiff", ".webp"])
-def test_every_format_reports_the_decoded_size(tmp_path, suffix):
-    path = write_picture(tmp_path / f"x{suffix}", 21, 34)
-    assert picture_shape(path) == (21, 34)
-
-
-def test_lossy_webp_is_read_by_its_header(tmp_path):
-    data = cv2.imencode(".webp", np.zeros((21, 34, 3), np.uint8), [cv2.IMWRITE_WEBP_QUALITY, 80])[1].tobytes()
-    path = write_labels(tmp_path / "x.webp", data)
-    assert picture_shape(path) == (21, 34)
-    write_labels(path, data[:-4])
-    with pytest.raises(ValueError, match="truncated"):
-        picture_shape(path)
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".png"])
-@pytest.mark.parametrize("keep", [0.2, 0.5, 0.9, 0.999])
-def test_a_truncated_picture_is_found(tmp_path, suffix, keep):
-    path = write_picture(tmp_path / f"x{suffix}", 64, 64)
-    data = path.read_bytes()
-    path.write_bytes(data[:int(len(data) * keep)])
-    with pytest.raises(ValueError, match="truncated|decoded"):
-        picture_shape(path)
-
-
-@pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_junk_behind_the_end_mark_is_no_fault(tmp_path, suffix):
-    path = write_picture(tmp_path / f"x{suffix}", 20, 30)
-    path.write_bytes(path.read_bytes() + b"\0" * 100)
-    assert picture_shape(path) == (20, 30)
-
-
-def test_the_end_mark_of_an_embedded_preview_does_not_hide_a_truncation(tmp_path):
-    path = write_picture(tmp_path / "x.jpg", 64, 64)
-    data = with_segment(path.read_bytes(), 0xE1, b"Exif\0\0 preview \xff\xd9")
-    path.write_bytes(data[:len(data) // 2])
-    with pytest.raises(ValueError, match="truncated"):
-        picture_shape(path)
-
-
-@pytest.mark.parametrize("data, reason", [
-    (b"", "empty"),  # nothing was written
-    (b"hello, this is no picture at all", "not a picture"),
-    (b"\xff\xd8\xff", "not a picture"),  # a JPEG that ends with its first marker
-    (b"\xff\xd8\xff\xe0\x00\x00", "not a picture"),  # a segment shorter than its own length field
-    (b"\x89PNG\r\n\x1a\n", "not a picture"),
-    (b"GIF89a" + bytes(40), "GIF"),
-    (b"RIFF\xff\xff\xff\x00WEBPVP8 " + bytes(20), "truncated"),
-])  # fmt: skip
-def test_what_is_no_picture_is_named_with_the_reason(tmp_path, data, reason):
-    with pytest.raises(ValueError, match=reason):
-        picture_shape(write_labels(tmp_path / "x.jpg", data))
-
-
-@pytest.mark.parametrize("height, width, usable", [(9, 100, False), (100, 9, False), (10, 10, True)])
-def test_pictures_have_at_least_ten_pixels_a_side(tmp_path, height, width, usable):
-    path = write_picture(tmp_path / "x.png", height, width)
-    if usable:
-        assert picture_shape(path) == (height, width)
-    else:
-        with pytest.raises(ValueError, match=f"{width}x{height} pixels"):
-            picture_shape(path)
+# ---- what is left out
 
 
 def test_unusable_pictures_are_left_out_named_and_counted(folder):
@@ -203,70 +109,6 @@ def test_nothing_usable_is_an_error_that_gives_the_first_reason(tmp_path):
     write_labels(tmp_path / "x.jpg", "")
     with pytest.raises(UserError, match="none of the 1 pictures .* the file is empty"):
         load_index(tmp_path, 1, progress=False, cache=False)
-
-
-# ---- one label file
-
-
-@pytest.mark.parametrize("data, boxes", [
-    (b"", []),
-    (b"\n \n\t\n", []),
-    (b"1 .5 .5 .2 .4", [(1, 0.5, 0.5, 0.2, 0.4)]),
-    (b"1 .5 .5 .2 .4\r\n0 .1 .1 .1 .1\r\n", [(1, 0.5, 0.5, 0.2, 0.4), (0, 0.1, 0.1, 0.1, 0.1)]),  # CRLF
-    (b"\xef\xbb\xbf1 .5 .5 .2 .4", [(1, 0.5, 0.5, 0.2, 0.4)]),  # byte order mark
-    (b"1.0 5e-1 .5 .2 .4", [(1, 0.5, 0.5, 0.2, 0.4)]),  # programs write classes as floats
-    (b"0 .95 .5 .3 .2", [(0, 0.95, 0.5, 0.3, 0.2)]),  # may stick out of the picture: each number is in 0...1
-    (b"0 1.00000001 .5 1.00000001 .2", [(0, 1.00000001, 0.5, 1.00000001, 0.2)]),  # 1 as a float32
-    (b"0 .1 .1 .3 .1 .3 .4 .1 .4", [(0, 0.2, 0.25, 0.2, 0.3)]),  # polygon: its hull
-    (b"0 .9 .1 1.05 .1 1.05 .4", [(0, 0.975, 0.25, 0.15, 0.3)]),  # polygon that sticks out
-])  # fmt: skip
-def test_good_rows(data, boxes):
-    parsed = parse_labels(data)
-    assert parsed.problems == []
-    np.testing.assert_allclose(np.array(parsed.boxes).reshape(-1, 5), np.array(boxes).reshape(-1, 5), atol=1e-9)
-
-
-@pytest.mark.parametrize("row, reason", [
-    (b"0 nan .5 .2 .2", "'nan' is not a finite number"),
-    (b"0 .5 .5 inf .2", "'inf' is not a finite number"),
-    (b"0 .5 .5 1e400 .2", "'1e400' is not a finite number"),  # overflows to infinity
-    (b"0 .5 .5 0_1 .2", "'0_1' is not a finite number"),  # Python would read it
-    ("0 .5 .5 .２ .2".encode(), "is not a finite number"),  # Unicode digits
-    (b"0 .5 .5 .2 \x00\xff", "is not a finite number"),
-    (b"cat .5 .5 .2 .2", "'cat' is not a finite number"),
-    (b"0 .5 .5 .2", "4 numbers"),
-    (b"0 .5 .5 .2 .2 .9", "6 numbers"),  # a confidence behind the box
-    (b"0 .1 .1 .3 .1 .3 .4 .1", "8 numbers"),  # half a point
-    (b"0", "1 numbers"),
-    (b"-1 .5 .5 .2 .2", "class -1"),
-    (b".5 .5 .5 .2 .2", "class 0.5"),
-    (b"0 320 240 64 48", "divide pixels"),
-    (b"0 .5 .5 -.2 .2", "not within 0...1"),
-    (b"0 .5 1.001 .2 .2", "not within 0...1"),
-    (b"0 .5 .5 0 .2", "no area"),
-    (b"0 .5 .5 .2 1e-50", "no area"),  # 0 as a float32
-    (b"0 .1 .1 .3 .1 .2 .1", "no area"),  # a flat polygon
-    (b"0 .1 .1 .3 nan .2 .1", "'nan'"),
-    (b"0 .1 .1 30 .1 .2 .4", "not within 0...1"),
-])  # fmt: skip
-def test_a_bad_row_is_left_out_and_named_and_its_neighbours_stay(row, reason):
-    parsed = parse_labels(b"0 .5 .5 .2 .2\n" + row + b"\n1 .5 .5 .2 .2\n")
-    assert [box[0] for box in parsed.boxes] == [0, 1]
-    [(number, text)] = parsed.problems
-    assert number == 2 and reason in text
-
-
-def test_each_row_is_read_by_its_own_length():
-    parsed = parse_labels(b"0 .1 .1 .3 .1 .3 .4\n1 .5 .5 .2 .2\n")
-    np.testing.assert_allclose(parsed.boxes, [(0, 0.2, 0.25, 0.2, 0.3), (1, 0.5, 0.5, 0.2, 0.2)], atol=1e-9)
-    assert [len(polygon) for polygon in parsed.polygons] == [6, 0]
-
-
-def test_repeated_rows_are_left_out_but_not_other_polygons_with_the_same_hull():
-    rows = b"1 .5 .5 .2 .2\n0 .5 .5 .2 .2\n1 .5 .5 .2 .2\n2 .1 .1 .3 .1 .3 .4\n2 .1 .1 .3 .4 .1 .4\n"
-    parsed = parse_labels(rows)
-    assert [box[0] for box in parsed.boxes] == [1, 0, 2, 2]
-    assert [number for number, _ in parsed.problems] == [3]
 
 
 def test_binary_rubbish_keeps_the_picture_and_does_not_flood(folder):

@@ -374,6 +374,22 @@ def test_list_of_streams(tmp_path, monkeypatch):
         open_source(tmp_path / "empty.streams")
 
 
+def test_rounds_hold_what_is_there_at_the_moment(tmp_path, monkeypatch):
+    """Streams that all have a new frame give one round; pictures and videos come one by one."""
+    captures = {address: FakeCapture([20], count=20.0) for address in ("rtsp://a", "rtsp://b")}
+    source, _ = stream(monkeypatch, lambda address: captures[address](address), captures)
+    with source:
+        rounds = []
+        for frames in source.rounds():
+            rounds.append([frame.path for frame in frames])
+            time.sleep(0.1)  # a model at work, while both deliver some five
+    assert all(len(set(paths)) == len(paths) for paths in rounds)
+    assert ["rtsp://a", "rtsp://b"] in rounds and sum(map(len, rounds)) < 40
+    write_picture(tmp_path / "a.jpg")
+    write_video(tmp_path / "b.mp4", frames=2)
+    assert [len(frames) for frames in open_source(tmp_path).rounds()] == [1, 1, 1]
+
+
 def test_a_video_over_http_is_read_as_a_stream(tmp_path):
     write_video(tmp_path / "x.mp4", frames=8, fps=40).rename(tmp_path / "live")
     lines = []

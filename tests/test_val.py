@@ -1,7 +1,6 @@
 """evaluate() on models whose answers are known, and the command line from flags to files."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -197,100 +196,6 @@ def test_losses_of_processes_add_up():
         sums = torch.stack(loss.sums([raw[0][k : k + 1]], targets)).numpy()
         shares.append(val.Statistics(1, *[np.zeros(0)] * 4, sums))
     assert val.mean_losses(loss, [shares]) == pytest.approx([part.item() for part in expected])
-
-
-# ---- files
-
-
-def test_text_files(tmp_path):
-    folder = tmp_path / "labels"
-    folder.mkdir()
-    (folder / "2.txt").write_text("left by an earlier run\n")
-    writer = val.TextWriter(folder, ["/data/0.jpg", "/data/2.jpg"], confidence=True)
-    writer("/data/0.jpg", torch.tensor([[20.0, 8, 80, 68, 0.9, 0], [0, 0, 200, 100, 0.25, 1]]), (100, 200))
-    writer("/data/2.jpg", torch.zeros(0, 6), (100, 200))
-    assert sorted(file.name for file in folder.iterdir()) == ["0.txt"] and writer.written == 1
-    rows = [[float(word) for word in line.split()] for line in (folder / "0.txt").read_text().splitlines()]
-    assert rows == [pytest.approx([0, 0.25, 0.38, 0.3, 0.6, 0.9]), pytest.approx([1, 0.5, 0.5, 1, 1, 0.25])]
-    val.TextWriter(folder, ["/data/0.jpg"], confidence=False)
-    assert not list(folder.iterdir())
-
-
-@pytest.mark.parametrize(
-    "paths, names",
-    [
-        ([], []),
-        (["/a/1.jpg", "/a/2.jpg"], ["1", "2"]),
-        (["/a/1.jpg", "/b/1.jpg", "/b/1.png"], ["a_1_jpg", "b_1_jpg", "b_1_png"]),  # one folder, one stem, two suffixes
-        (["/x/a/1.jpg", "/y/a/1.jpg", "/a_1_jpg.jpg"], ["a_1_jpg_", "a_1_jpg__", "a_1_jpg"]),  # all the same, and taken
-    ],
-)
-def test_names_of_pictures_are_unlike(paths, names):
-    assert list(val.unique_names(paths).values()) == names and len(set(names)) == len(paths)
-
-
-@pytest.fixture
-def truth(tmp_path):
-    """COCO annotations of two pictures; ids and order unlike those of the data set YAML."""
-    file = tmp_path / "instances_val.json"
-    box = {"iscrowd": 0, "area": 3600.0, "segmentation": []}
-    content = {
-        "images": [{"id": 42, "file_name": "a.jpg", "width": 200, "height": 100}, {"id": 7, "file_name": "b.png"}],
-        "categories": [{"id": 3, "name": "bright"}, {"id": 90, "name": "dark"}],
-        "annotations": [{"id": 1, "image_id": 42, "category_id": 90, "bbox": [20, 8, 60, 60], **box}],
-    }
-    file.write_text(json.dumps(content))
-    return file
-
-
-def test_json_with_ids_of_the_annotations(truth, tmp_path, capsys):
-    pytest.importorskip("pycocotools")
-    writer = val.CocoWriter(truth, NAMES, single_cls=False)
-    writer("/x/a.jpg", torch.tensor([[20.0, 8, 80, 68, 0.912345678, 0]]), (100, 200))
-    writer("/x/b.jpg", torch.zeros(0, 6), (100, 200))  # known by its stem
-    assert writer.seen == [42, 7]
-    metrics = evaluate(FOUND)
-    writer.finish(tmp_path / "out.json", metrics)
-    rows = json.loads((tmp_path / "out.json").read_text())
-    assert rows == [{"image_id": 42, "category_id": 90, "bbox": [20, 8, 60, 60], "score": 0.91235}]
-    assert "mAP50 0.9950, mAP50-95 0.9950 by our rule; 1.0000, 1.0000 by pycocotools" in capsys.readouterr().out
-
-
-def test_json_without_detections(truth, tmp_path, capsys):
-    pytest.importorskip("pycocotools")
-    writer = val.CocoWriter(truth, NAMES, single_cls=True)
-    writer("/x/a.jpg", torch.zeros(0, 6), (100, 200))
-    writer.finish(tmp_path / "out.json", evaluate(FOUND))
-    assert json.loads((tmp_path / "out.json").read_text()) == []
-    assert "0.0000, 0.0000 by pycocotools" in capsys.readouterr().out
-
-
-def test_json_where_pycocotools_is_absent(truth, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    writer = val.CocoWriter(truth, NAMES, single_cls=False)
-    writer.finish(tmp_path / "out.json", evaluate(FOUND))
-    assert (tmp_path / "out.json").is_file() and "pip install pycocotools" in capsys.readouterr().out
-
-
-def test_json_without_annotations(tmp_path, capsys):
-    writer = val.CocoWriter(None, NAMES, single_cls=False)
-    for name in ("/x/000042.jpg", "/x/cat.jpg"):
-        writer(name, torch.tensor([[1.0, 2, 3, 5, 0.5, 1]]), (100, 200))
-    writer.finish(tmp_path / "out.json", evaluate(FOUND))
-    rows = json.loads((tmp_path / "out.json").read_text())
-    assert [(row["image_id"], row["category_id"]) for row in rows] == [(42, 1), ("cat", 1)]
-    assert "--annotations FILE" in capsys.readouterr().out
-
-
-def test_annotations_that_do_not_fit(truth, tmp_path):
-    with pytest.raises(UserError, match="no category 'brigth'; did you mean bright?"):
-        val.CocoWriter(truth, {0: "dark", 1: "brigth"}, single_cls=False)
-    with pytest.raises(UserError, match="no image other.jpg"):
-        val.CocoWriter(truth, NAMES, single_cls=False)("/x/other.jpg", torch.zeros(0, 6), (1, 1))
-    for text in ("no JSON", "[]", "{}", '{"images": [], "categories": []}'):
-        (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(UserError, match="bad.json: .*COCO annotations file"):
-            val.CocoWriter(tmp_path / "bad.json", NAMES, single_cls=False)
 
 
 # ---- command line

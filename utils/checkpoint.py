@@ -5,7 +5,9 @@ this project cannot be imported. Two kinds: `train` (the full state of a run) an
 """
 
 import copy
+import itertools
 import pickle
+import struct
 import sys
 import zipfile
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,16 +29,19 @@ class TrainState:
     """Everything a run must not lose. Members with a `state_dict` carry their own; the rest are plain values.
 
     epoch: epochs finished; step: batches finished in the present epoch; iteration: in the whole run; means: of the
-    present epoch's losses; best_fitness: of the EMA weights; class_maps: mAP by class of the last validation. The
-    state is written between optimizer steps, when no gradient waits: so it holds none.
+    present epoch's losses, a row for each process; best_fitness: of the EMA weights; class_maps: mAP by class of the
+    last validation. The state is written between optimizer steps, when no gradient waits: so it holds none.
+
+    `good` is not part of the state: a snapshot of it at the epoch's start, for a run whose numbers go bad.
     """
 
     def __init__(self, model: nn.Module, **members: Any):
         self.model, self.members = model, members
         self.epoch = self.step = self.iteration = 0
-        self.means: list[float] = []
+        self.means: list[list[float]] = []
         self.best_fitness = -1.0
         self.class_maps: list[float] = []
+        self.good: dict[str, Any] | None = None
 
     PLAIN = ("epoch", "step", "iteration", "means", "best_fitness", "class_maps")
 
@@ -51,10 +56,12 @@ class TrainState:
             self.model.load_state_dict(state["model"]["state_dict"])
             for name, member in self.members.items():
                 member.load_state_dict(state[name])
+            if not all(type(state[name]) is int and state[name] >= 0 for name in ("epoch", "step", "iteration")):
+                raise ValueError("epoch, step and iteration are not counts")
             for name in self.PLAIN:
                 setattr(self, name, copy.copy(state[name]))
             set_rng_state(state["rng"])
-        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"the checkpoint does not fit this run: {reason}; start anew with --weights") from error
 
@@ -97,23 +104,25 @@ class CheckpointWriter:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._waiting: list[Future] = []
+        self.failed = False  # whether anything handed over last could not be written; known after `wait`
 
     def submit(self, content: dict[str, Any], *, full: list[Path], stripped: list[Path]) -> None:
-        """Write the weights of `content` for use to the files `stripped`, then the whole of it to `full`.
+        """Write the weights of `content` for use to the files `stripped`, then the whole of it to `full`, in order.
 
         Non-finite weights are never written. At most one earlier snapshot is kept waiting in memory.
         """
         self.wait()
         if not is_finite(content):
             print("WARNING not saved: the weights hold NaN or infinity; the checkpoints before stay", file=sys.stderr)
+            self.failed = True
             return
         self._waiting = [self._thread.submit(_write, path, stripped_content(content), "weights") for path in stripped]
         self._waiting += [self._thread.submit(_write, path, content, "train") for path in full]
 
     def wait(self) -> None:
-        """Until everything handed over is on the disk."""
-        for task in self._waiting:
-            task.result()
+        """Until everything handed over is on the disk, or has `failed`."""
+        if self._waiting:
+            self.failed = not all([task.result() for task in self._waiting])
         self._waiting = []
 
     def close(self) -> None:
@@ -121,26 +130,32 @@ class CheckpointWriter:
         self._thread.shutdown()
 
 
-def _write(path: Path, content: dict[str, Any], kind: str) -> None:
+def _write(path: Path, content: dict[str, Any], kind: str) -> bool:
+    """Whether the file could be written; if not, a line says why."""
     try:
         write_checkpoint(path, content, kind)
+        return True
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error.__context__ if isinstance(error.__context__, OSError) else error, "strerror", None)
+        reason = reason or (str(error) or type(error).__name__).splitlines()[0]
         print(f"WARNING {path} could not be written: {reason}; the one before stays, training goes on", file=sys.stderr)
+        return False
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The dict of one of our own checkpoints, on the CPU, upgraded to the present schema.
 
-    Nothing in the file is executed. Raises UserError for anything that is not such a file.
+    Nothing in the file is executed, and it cannot unfold to more than its size. Raises UserError for anything that is
+    not such a file.
     """
+    if not Path(path).exists():
+        raise UserError(f"{path}: no such file")
     try:
+        check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, KeyError,
-            AttributeError, TypeError, IndexError) as error:
+    except DAMAGE as error:
         raise UserError(f"{path}: not a whole checkpoint of this project") from error
+    check_extent(content, path)
     if not isinstance(content, dict) or not isinstance(content.get("anchorage"), int):
         raise UserError(f"{path}: not a checkpoint of this project")
     if content["anchorage"] > SCHEMA:
@@ -148,6 +163,38 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     while content["anchorage"] < SCHEMA:
         content = UPGRADES[content["anchorage"]](content)
     return content
+
+
+DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, zipfile.LargeZipFile, struct.error, RuntimeError, EOFError,
+          OSError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, MemoryError)
+MAX_PARTS = 1_000_000  # values in a checkpoint, counted as often as they are named
+
+
+def check_archive(path: str | Path) -> None:
+    """Raise BadZipFile for an archive that would unfold: torch stores its records one after the other, uncompressed."""
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise zipfile.BadZipFile("compressed records")
+    if sum(record.file_size for record in records) > Path(path).stat().st_size:
+        raise zipfile.BadZipFile("records that overlap")
+
+
+def check_extent(content: Any, path: str | Path) -> None:
+    """Raise UserError where a part is named again and again, or a tensor is larger than what is stored of it."""
+    visited, waiting = itertools.count(1), [content]
+    while waiting:
+        value = waiting.pop()
+        if next(visited) > MAX_PARTS:
+            raise UserError(f"{path}: refused: the file unfolds to many times its size")
+        if isinstance(value, torch.Tensor):
+            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                raise UserError(f"{path}: refused: a tensor of shape {tuple(value.shape)} is larger than what is stored")
+        elif isinstance(value, dict):
+            waiting += value.keys()
+            waiting += value.values()
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            waiting += value
 
 
 def stripped_content(content: dict[str, Any]) -> dict[str, Any]:

@@ -8,28 +8,20 @@ Legend: B pictures of a batch, T their labels, N pictures of the split, C classe
 """
 
 import math
-import mmap
 import os
-import shutil
-import sys
-import tempfile
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from multiprocessing.pool import ThreadPool
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
 from utils.augment import (GREY, AugmentSettings, Letterbox, Tile, flip_horizontal, flip_vertical, letterbox, mixup,
-                           mosaic, place_labels, random_perspective, read_image, resize_to, resized_shape, shift_hsv)
+                           mosaic, place_labels, random_perspective, shift_hsv)
 from utils.errors import UserError
-from utils.labels import MAX_THREADS, LabelIndex, digest, is_writable, user_cache_folder
+from utils.image_cache import Pictures, open_pictures
+from utils.labels import LabelIndex
 
 EDGE = 1e-3  # pixels; boxes end this far before the right and bottom edges of the picture
 PARTNERS = 7  # pictures that a sample may need besides its own: three of its mosaic, four of another one to mix in
@@ -53,205 +45,6 @@ class BatchKey(NamedTuple):
     repeats: list[int]  # how often each of them came up earlier in this epoch
     shape: tuple[int, int]  # height, width
     partners: list[list[int]] | None  # with image weights: (B, 7) weighted draws; else the sample draws its own
-
-
-# ---- pictures --------------------------------------------------------------------------------------------------------
-
-
-class SharedBytes:
-    """A block of memory that worker processes see too, however they are started."""
-
-    def __init__(self, size: int) -> None:
-        if hasattr(os, "memfd_create"):  # plain memory: /dev/shm is often tiny in containers
-            self.file = os.fdopen(os.memfd_create("anchorage-images"), "r+b")
-            self.path = f"/proc/{os.getpid()}/fd/{self.file.fileno()}"
-        else:
-            self.file = tempfile.NamedTemporaryFile(prefix="anchorage-images-")
-            self.path = self.file.name
-        self.file.truncate(max(size, 1))
-        self._map(size)
-
-    def _map(self, size: int) -> None:
-        self.size = size
-        self.array = np.frombuffer(mmap.mmap(self.file.fileno(), max(size, 1)), np.uint8)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "size": self.size}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.path = state["path"]
-        with open(self.path, "r+b") as self.file:
-            self._map(state["size"])
-
-    def __del__(self) -> None:
-        self.file.close()  # the memory itself lives as long as the array
-
-
-def warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
-class Pictures:
-    """Pictures of an index, resized so that the long side is `size`."""
-
-    def __init__(self, index: LabelIndex, size: int, *, smooth: bool) -> None:
-        self.index, self.size, self.smooth = index, size, smooth
-        self.reported = SharedBytes(len(index))  # one flag a picture, so that one worker alone warns of it, and once
-
-    def shape(self, i: int) -> tuple[int, int]:
-        return resized_shape(*self.index.shapes[i].tolist(), self.size)
-
-    def read(self, i: int) -> np.ndarray | None:
-        """BGR picture i; None, with one warning, if it cannot be read (any more). Not to be written to."""
-        try:
-            return resize_to(read_image(self.index.paths[i]), self.shape(i), smooth=self.smooth)
-        except UserError as error:
-            if not self.reported.array[i]:
-                self.reported.array[i] = 1
-                warn(f"{error}; grey and without labels instead")
-            return None
-
-    def bytes_needed(self) -> int:
-        heights_widths = self.index.shapes.astype(np.int64)
-        return int((-(-heights_widths * self.size // heights_widths.max(1, keepdims=True))).prod(1).sum() * 3)
-
-
-class RamPictures(Pictures):
-    """All pictures read once, into one block of memory shared with the workers."""
-
-    def __init__(self, index: LabelIndex, size: int, *, smooth: bool, progress: bool) -> None:
-        super().__init__(index, size, smooth=smooth)
-        shapes = np.array([self.shape(i) for i in range(len(index))], np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(shapes.prod(1) * 3)])
-        self.block = SharedBytes(int(self.starts[-1]))
-        self.readable = np.zeros(len(index), bool)
-        title = f"Caching images ({self.starts[-1] / 2**30:.1f}GB ram)"
-        with ThreadPool(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-            done = pool.imap_unordered(self._fill, range(len(index)), chunksize=8)
-            for _ in tqdm(done, total=len(index), desc=title, disable=not progress, dynamic_ncols=True):
-                pass
-
-    def _view(self, i: int) -> np.ndarray:
-        return self.block.array[self.starts[i]:self.starts[i + 1]].reshape(*self.shape(i), 3)
-
-    def _fill(self, i: int) -> None:
-        picture = super().read(i)
-        if picture is not None:
-            self._view(i)[:] = picture
-            self.readable[i] = True
-
-    def read(self, i: int) -> np.ndarray | None:
-        if not self.readable[i]:
-            return None
-        view = self._view(i)
-        view.flags.writeable = False
-        return view
-
-
-class DiskPictures(Pictures):
-    """Each picture kept decoded and resized in a file of its own, valid for one size and time of the original."""
-
-    def __init__(self, index: LabelIndex, size: int, *, smooth: bool) -> None:
-        super().__init__(index, size, smooth=smooth)
-        self.writable = True
-        self.folders = {folder: self._place(folder) for folder in {os.path.dirname(path) for path in index.paths}}
-
-    @staticmethod
-    def _place(folder: str) -> Path:
-        """Beside the folder of pictures: images/train -> images/train.npy_cache; elsewhere if that is read-only."""
-        absolute = Path(folder).absolute()
-        beside = absolute.with_name(f"{absolute.name}.npy_cache")
-        return beside if is_writable(beside.parent) else user_cache_folder() / "images" / digest(absolute)[:16]
-
-    def read(self, i: int) -> np.ndarray | None:
-        folder, name = os.path.split(self.index.paths[i])
-        place = self.folders[folder] / f"{name}.{self.size}{'s' if self.smooth else ''}.npy"
-        height, width = self.shape(i)
-        try:
-            status = os.stat(self.index.paths[i])
-        except OSError:
-            return super().read(i)  # warns
-        stamp = np.array([status.st_size, status.st_mtime_ns, height, width], np.int64).view(np.uint8)
-        data = _load_bytes(place)
-        if data.shape == (stamp.size + height * width * 3,) and np.array_equal(data[:stamp.size], stamp):
-            return data[stamp.size:].reshape(height, width, 3)
-        picture = super().read(i)
-        if picture is not None and self.writable:
-            self._write(place, np.concatenate([stamp, picture.reshape(-1)]))
-        return picture
-
-    def _write(self, place: Path, data: np.ndarray) -> None:
-        """Rename into place, so that no reader sees half a file; not synced, as a damaged file is noticed."""
-        temporary = place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-        try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                np.save(file, data)
-            os.replace(temporary, place)
-        except OSError as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            self.writable = False
-            warn(f"--cache disk: {place.parent} cannot be written ({error.strerror}); going on uncached")
-
-    def room(self) -> tuple[int, int]:
-        """Bytes still to be written, and bytes free where they go."""
-        present = sum(entry.stat().st_size for place in self.folders.values() if place.is_dir()
-                      for entry in os.scandir(place))
-        place = next(iter(self.folders.values()))
-        existing = next(parent for parent in place.parents if parent.is_dir())
-        return max(0, self.bytes_needed() - present), shutil.disk_usage(existing).free
-
-
-def _load_bytes(place: Path) -> np.ndarray:
-    """The array in a .npy file; an empty one for a file that is absent or damaged."""
-    try:
-        with open(place, "rb") as file:
-            return np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return np.zeros(0, np.uint8)
-
-
-def available_memory() -> int:
-    """Bytes that can be taken without swapping: of the machine, and of the container if it has a limit."""
-    try:
-        memory = _read_table("/proc/meminfo")
-        free = int(memory["MemAvailable:"]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    try:
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        cached = int(_read_table("/sys/fs/cgroup/memory.stat")["inactive_file"])  # given back when it is needed
-        return min(free, limit - used + cached)
-    except (OSError, KeyError, ValueError):  # no container, or one without a limit ("max")
-        return free
-
-
-def _read_table(path: str) -> dict[str, str]:
-    """First word of each line -> second word."""
-    return {words[0]: words[1] for words in map(str.split, Path(path).read_text().splitlines()) if len(words) > 1}
-
-
-def open_pictures(index: LabelIndex, size: int, *, smooth: bool, cache: str | None, copies: int,
-                  progress: bool) -> Pictures:
-    """Pictures with the cache asked for (None, "ram", "disk"), or without one, saying so, where it does not fit."""
-    pictures = Pictures(index, size, smooth=smooth)
-    if cache == "ram":
-        need, free = pictures.bytes_needed() * copies, available_memory()
-        if 1.1 * need < free:
-            return RamPictures(index, size, smooth=smooth, progress=progress)
-    elif cache == "disk":
-        on_disk = DiskPictures(index, size, smooth=smooth)
-        need, free = on_disk.room()
-        if 1.1 * need < free:
-            return on_disk
-    elif cache is None:
-        return pictures
-    else:
-        raise UserError(f"--cache {cache}: expected ram or disk")
-    if progress:
-        print(f"--cache {cache}: {need / 2**30:.1f}GB required, {free / 2**30:.1f}GB available, not caching images")
-    return pictures
 
 
 # ---- samples ---------------------------------------------------------------------------------------------------------

@@ -32,7 +32,8 @@ def increment_path(path: str | Path, exist_ok: bool = False) -> Path:
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise UserError(f"cannot create the folder {candidate}: {error.strerror}; give another --project") from error
+            problem = f"cannot create the folder {candidate}: {error.strerror}"
+            raise UserError(f"{problem}; give another --project") from error
 
 
 def find_file(name: str | Path, *folders: Path) -> Path | None:

@@ -1,8 +1,10 @@
-"""What a detection run writes: text files, a table, cut out objects, pictures and videos, each under a name of its own."""
+"""What a detection run leaves behind: text, a table, crops, pictures and videos, each by a name of its own."""
 
 import csv
 import itertools
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,7 +64,6 @@ class Outputs:
     hide_labels: bool = False
     hide_conf: bool = False
     label_files: int = 0
-    picture_files: int = 0
     _stems: OutputNames = field(default_factory=OutputNames)
     _videos: dict[str, "VideoFile"] = field(default_factory=dict)
     _crop_numbers: Counter = field(default_factory=Counter)
@@ -149,13 +150,11 @@ class Outputs:
             raise UserError(f"{file}: the result would overwrite its own source; choose another --name")
         if frame.kind == "image":
             save_image(file, drawn)
-            self.picture_files += 1
             return
         if frame.path not in self._videos:
             if frame.kind == "video":  # files come one after the other; streams all at once
                 self._finish_videos()
             self._videos[frame.path] = VideoFile(file, frame.fps, drawn.shape[:2])
-            self.picture_files += 1
         self._videos[frame.path].write(drawn, frame.time)
 
     def _finish_videos(self) -> None:
@@ -192,3 +191,12 @@ class VideoFile:
     def _add(self, image: np.ndarray) -> None:
         self._writer.write(image)
         self._written += 1
+
+
+def can_show_windows() -> bool:
+    """Tried in a process of its own: without a display, Qt does not raise an error but ends the process."""
+    script = "import cv2; cv2.namedWindow('test'); cv2.waitKey(1); cv2.destroyAllWindows()"
+    try:
+        return subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=30).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False

@@ -8,7 +8,8 @@ import numpy as np
 from utils.checkpoint import CheckpointWriter, snapshot
 from utils.dataset import Batch
 from utils.files import write_yaml
-from utils.plots import Plotter, plot_batch, plot_label_correlogram, plot_labels, plot_results
+from utils.drawing import plot_batch
+from utils.plots import Plotter, plot_label_correlogram, plot_labels, plot_results
 from utils.runlog import ResultsFile
 
 

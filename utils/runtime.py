@@ -1,11 +1,17 @@
 """The machine: devices, precision, seeds, processes. The only reader of environment variables."""
 
+import io
 import os
 import random
-from dataclasses import dataclass
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
@@ -14,7 +20,8 @@ import torch.distributed as dist
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]  # the project folder
-GROUP_TIMEOUT = timedelta(minutes=30)
+GROUP_TIMEOUT = timedelta(minutes=10)  # for processes that train side by side; one that is gone is noticed at once
+PATIENT_TIMEOUT = timedelta(days=7)  # while rank 0 downloads, scans labels, fits anchors or writes
 
 
 def datasets_folders() -> list[Path]:
@@ -22,6 +29,11 @@ def datasets_folders() -> list[Path]:
     named = [os.environ.get(key) for key in ("ANCHORAGE_DATASETS", "YOLOv5_DATASETS_DIR")]
     return [*(Path(folder) for folder in named if folder), Path.cwd(), Path.cwd() / "datasets", ROOT,
             ROOT / "datasets", ROOT.parent / "datasets"]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment variables of this process with `changes`, for a child process."""
+    return {**os.environ, **changes}
 
 
 def select_device(text: str = "", batch_size: int | None = None) -> list[torch.device]:
@@ -96,6 +108,21 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def launch_token() -> str:
+    """Names the launcher that started this process, the same through all restarts of its workers; '' without one.
+
+    Host, process and starting time of torchrun's agent: a run id may be used again, and a process number too.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
+    agent = os.getppid()
+    try:
+        started = Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        started = ""
+    return f"{socket.gethostname()}:{agent}:{started}"
+
+
 @dataclass(frozen=True)
 class Distributed:
     """The group of processes this one belongs to; one process is world_size 1, not a special path."""
@@ -104,43 +131,109 @@ class Distributed:
     world_size: int
     device: torch.device
     devices: tuple[torch.device, ...] = ()  # more than one: a single process that spreads batches over them
-    cpu_group: Any = None  # for objects and flags, which must not wait for the GPU
+    local_rank: int | None = None  # among the launcher's processes on this machine; None without a launcher
+    patient_group: Any = None  # its members wait for as long as rank 0 has something to do alone
 
     @classmethod
-    def start(cls, device: str = "", batch_size: int | None = None) -> "Distributed":
-        """Join the group that a launcher (torchrun) describes in the environment, or be a group of one."""
-        world_size = int(os.environ.get("WORLD_SIZE", 1))
-        if "RANK" not in os.environ or world_size == 1:
-            devices = select_device(device, batch_size)
-            return cls(0, 1, devices[0], tuple(devices))
-        rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", 0))
-        if batch_size is not None and batch_size % world_size:
-            raise UserError(f"--batch-size {batch_size} must be a multiple of the {world_size} processes")
-        on_gpu = device.lower() != "cpu" and torch.cuda.is_available()
-        if on_gpu and local_rank >= torch.cuda.device_count():
-            raise UserError(f"process {rank} finds {torch.cuda.device_count()} GPU(s): start fewer processes "
-                            "(--nproc_per_node), or use --device cpu")
-        own = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-        if on_gpu:
-            torch.cuda.set_device(own)
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=GROUP_TIMEOUT)
-        cpu_group = dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT) if on_gpu else None
-        return cls(rank, world_size, own, (own,), cpu_group)
+    def join(cls) -> "Distributed":
+        """Join the group that a launcher (torchrun) describes in the environment, or be a group of one.
+
+        The device is the CPU until `use` chooses it: objects travel over gloo in any case, tensors of GPUs over NCCL.
+        """
+        cpu = torch.device("cpu")
+        if "RANK" not in os.environ:
+            return cls(0, 1, cpu, (cpu,))
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+        rank, world_size, local_rank = (int(os.environ.get(*pair)) for pair in zip(names, "010"))
+        if world_size <= 1:
+            return cls(0, 1, cpu, (cpu,), local_rank)
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            if name not in os.environ:
+                raise UserError(f"RANK is set but {name} is not: start with torchrun --nproc_per_node N train.py ...")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=GROUP_TIMEOUT)
+        patient = dist.new_group(backend="gloo", timeout=PATIENT_TIMEOUT)
+        return cls(rank, world_size, cpu, (cpu,), local_rank, patient)
+
+    def use(self, device: str = "", batch_size: int | None = None) -> "Distributed":
+        """The same group on the devices that `--device` names: under a launcher each process has its own."""
+        if self.local_rank is None:
+            devices = tuple(select_device(device, batch_size))
+        else:
+            devices = (self._own_device(device),)
+        if batch_size is not None and batch_size % self.world_size and batch_size > 0:
+            raise UserError(f"--batch-size {batch_size} must be a multiple of the {self.world_size} processes: "
+                            f"{max(batch_size // self.world_size, 1) * self.world_size}, for instance")
+        if self.local_rank is not None and devices[0].type == "cuda":
+            torch.cuda.set_device(devices[0])
+        return replace(self, device=devices[0], devices=devices)
+
+    def _own_device(self, text: str) -> torch.device:
+        """This process's GPU: the one of its local rank, of those in `text` or of all; the CPU where there is none."""
+        if not torch.cuda.is_available():
+            if text.strip().lower() not in ("", "cpu"):
+                print(f"WARNING --device {text}: no GPU is found here, training on the CPU")
+            return torch.device("cpu")
+        devices = select_device(text or ",".join(map(str, range(torch.cuda.device_count()))))
+        if devices[0].type != "cuda":
+            return devices[0]
+        if self.local_rank >= len(devices):
+            named = f"--device {text} names" if text else "this machine has"
+            raise UserError(f"{named} {len(devices)} GPU(s), too few for process {self.local_rank + 1} on it: start "
+                            "fewer (--nproc_per_node), or use --device cpu")
+        return devices[self.local_rank]
+
+    @contextmanager
+    def session(self) -> Iterator["Distributed"]:
+        """Only rank 0 prints; errors of the other ranks are shown with their rank. The group is left at the end.
+
+        In a group of several an error ends the process at once, with code 1, since a tidy end could wait for the
+        others: so launcher and peers notice within seconds, and nobody waits for one who is gone.
+        """
+        if self.world_size == 1:
+            yield self
+            return
+        out = sys.stdout if self.is_main else Nowhere()
+        err = sys.stderr if self.is_main else Prefixed(sys.stderr, f"[rank {self.rank}] ")
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                yield self
+            except Exception as error:
+                if not isinstance(error, Relayed) or self.local_rank == 0:  # one line a machine is enough
+                    print(_report(error), file=err)
+                out.flush(), err.flush()
+                os._exit(1)
+            finally:
+                if dist.is_initialized():
+                    dist.destroy_process_group()
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def barrier(self) -> None:
+    def wait_for_all(self) -> None:
+        """Until every process is here, however long that takes."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(self.patient_group)
 
-    def broadcast(self, value: Any) -> Any:
-        """Rank 0's `value` (anything picklable) on every rank."""
+    def on_main(self, function: Callable[[], Any]) -> Any:
+        """What `function` (called by rank 0 alone, for however long) returns, picklable, on every rank.
+
+        What it raises there is raised everywhere, on the other ranks as a UserError that names rank 0.
+        """
         if self.world_size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.cpu_group)
+            return function()
+        failure, box = None, [None, None]
+        if self.is_main:
+            try:
+                box[0] = function()
+            except Exception as error:
+                failure, box[1] = error, f"{'' if isinstance(error, UserError) else type(error).__name__ + ': '}{error}"
+        dist.broadcast_object_list(box, src=0, group=self.patient_group)
+        if failure is not None:
+            raise failure
+        if box[1] is not None:
+            raise Relayed(f"rank 0 failed: {box[1]}")
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -148,7 +241,7 @@ class Distributed:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.cpu_group)
+        dist.all_gather_object(values, value)
         return values
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -162,8 +255,8 @@ class Distributed:
         """Whether `flag` is true on any process; the same answer on all of them."""
         if self.world_size == 1:
             return flag
-        vote = torch.tensor([int(flag)])
-        dist.all_reduce(vote, dist.ReduceOp.MAX, group=self.cpu_group)
+        vote = torch.tensor([int(flag)])  # on the CPU: it must not wait for the GPU
+        dist.all_reduce(vote, dist.ReduceOp.MAX)
         return bool(vote.item())
 
     def share_buffers(self, module: torch.nn.Module) -> None:
@@ -184,6 +277,49 @@ class Distributed:
             return torch.nn.DataParallel(model, device_ids=indices)
         return model
 
-    def close(self) -> None:
-        if self.world_size > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+    @contextmanager
+    def exchange_gradients(self, wrapped: torch.nn.Module, now: bool) -> Iterator[None]:
+        """Forward and backward passes within leave their gradients averaged over all processes, or local if not `now`."""
+        if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel) and not now:
+            with wrapped.no_sync():
+                yield
+        else:
+            yield
+
+
+class Relayed(UserError):
+    """Rank 0 has failed, and shows its own message."""
+
+
+class Nowhere(io.TextIOBase):
+    """A text stream that keeps nothing."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+class Prefixed(io.TextIOBase):
+    """Passes text on line by line, each with `prefix` in front."""
+
+    def __init__(self, stream: TextIO, prefix: str):
+        self.stream, self.prefix, self.begun = stream, prefix, ""
+
+    def write(self, text: str) -> int:
+        *lines, self.begun = (self.begun + text).split("\n")
+        self.stream.write("".join(f"{self.prefix}{line}\n" for line in lines))
+        return len(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+LOST_CONTACT = ("Connection closed", "Connection reset", "Broken pipe", "gloo", "NCCL", "Socket")
+
+
+def _report(error: Exception) -> str:
+    """One line for a user's mistake and for a peer that is gone, else the traceback."""
+    if isinstance(error, UserError):
+        return f"error: {error}"
+    if isinstance(error, RuntimeError) and any(word in str(error) for word in LOST_CONTACT):
+        return f"error: lost contact with another process, whose own message says why ({str(error).splitlines()[0]})"
+    return "".join(traceback.format_exception(error)).rstrip()

@@ -53,6 +53,7 @@ class Frame:
 class Source:
     """Iterates Frame; close() (or leaving a `with` block) releases devices, threads and temporary files.
 
+    rounds(): the same frames in lists, of those that are there at the same moment: one from each stream at most.
     kind: "files", "stream" or "screen"; the latter two go on until they are stopped.
     """
 
@@ -60,6 +61,9 @@ class Source:
 
     def __iter__(self) -> Iterator[Frame]:
         raise NotImplementedError
+
+    def rounds(self) -> Iterator[list[Frame]]:
+        return ([frame] for frame in self)
 
     def close(self) -> None:
         """Nothing to release, unless a subclass has something."""
@@ -241,17 +245,22 @@ class StreamSource(Source):
             raise
 
     def __iter__(self) -> Iterator[Frame]:
+        return itertools.chain.from_iterable(self.rounds())
+
+    def rounds(self) -> Iterator[list[Frame]]:
         for reader in self._readers:
             reader.start()  # not before: loading the model may take longer than a short stream lasts
         seen = [0] * len(self._readers)
         yielded = [0] * len(self._readers)
         while fresh := self._fresh(seen):
+            frames = []
             for i, decoded, image in fresh:
                 reader = self._readers[i]
                 seen[i] = decoded
                 line, shown_at = f"{i}: {reader.shown}: ", (decoded - 1) / reader.fps
-                yield Frame(image, reader.shown, "stream", line, yielded[i], reader.fps, shown_at)
+                frames.append(Frame(image, reader.shown, "stream", line, yielded[i], reader.fps, shown_at))
                 yielded[i] += 1
+            yield frames
 
     def close(self) -> None:
         for reader in self._readers:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.files import write_yaml
-from utils.labels import picture_shape
+from utils.image_header import picture_shape
 
 SPLITS = ("train", "val", "test")
 

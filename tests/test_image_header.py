@@ -1,0 +1,115 @@
+"""The size of a picture from its header is that of the decoded one, and what is damaged is named."""
+
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.image_header import picture_shape
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def write_picture(path: Path, height: int = 24, width: int = 32, value: int = 90) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(value).integers(0, 255, (height, width, 3), np.uint8)
+    path.write_bytes(cv2.imencode(path.suffix, noise)[1].tobytes())
+    return path
+
+
+def with_segment(jpeg: bytes, code: int, payload: bytes) -> bytes:
+    return jpeg[:2] + struct.pack(">BBH", 0xFF, code, len(payload) + 2) + payload + jpeg[2:]
+
+
+def exif(orientation: int, order: str) -> bytes:
+    sign, name = ("<", b"II") if order == "little" else (">", b"MM")
+    return (b"Exif\0\0" + name + struct.pack(f"{sign}HI", 42, 8) + struct.pack(f"{sign}H", 1)
+            + struct.pack(f"{sign}HHIHHI", 0x0112, 3, 1, orientation, 0, 0))
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+@pytest.mark.parametrize("orientation", range(0, 10))
+def test_the_size_is_that_of_the_turned_picture(tmp_path, orientation, order):
+    path = write_picture(tmp_path / "x.jpg", 20, 30)
+    path.write_bytes(with_segment(path.read_bytes(), 0xE1, exif(orientation, order)))
+    turned = 5 <= orientation <= 8
+    assert picture_shape(path) == ((30, 20) if turned else (20, 30))
+    assert cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).shape[:2] == picture_shape(path)
+
+
+def test_a_turned_png_has_the_size_that_it_decodes_to(tmp_path):
+    path = write_picture(tmp_path / "x.png", 20, 30)
+    chunk = b"eXIf" + exif(6, "big")[6:]
+    chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    path.write_bytes(path.read_bytes()[:33] + chunk + path.read_bytes()[33:])
+    assert picture_shape(path) == cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).shape[:2]
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".jpg", ".png", ".tiff", ".webp"])
+def test_every_format_reports_the_decoded_size(tmp_path, suffix):
+    path = write_picture(tmp_path / f"x{suffix}", 21, 34)
+    assert picture_shape(path) == (21, 34)
+
+
+def test_lossy_webp_is_read_by_its_header(tmp_path):
+    data = cv2.imencode(".webp", np.zeros((21, 34, 3), np.uint8), [cv2.IMWRITE_WEBP_QUALITY, 80])[1].tobytes()
+    path = write(tmp_path / "x.webp", data)
+    assert picture_shape(path) == (21, 34)
+    write(path, data[:-4])
+    with pytest.raises(ValueError, match="truncated"):
+        picture_shape(path)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("keep", [0.2, 0.5, 0.9, 0.999])
+def test_a_truncated_picture_is_found(tmp_path, suffix, keep):
+    path = write_picture(tmp_path / f"x{suffix}", 64, 64)
+    data = path.read_bytes()
+    path.write_bytes(data[:int(len(data) * keep)])
+    with pytest.raises(ValueError, match="truncated|decoded"):
+        picture_shape(path)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_junk_behind_the_end_mark_is_no_fault(tmp_path, suffix):
+    path = write_picture(tmp_path / f"x{suffix}", 20, 30)
+    path.write_bytes(path.read_bytes() + b"\0" * 100)
+    assert picture_shape(path) == (20, 30)
+
+
+def test_the_end_mark_of_an_embedded_preview_does_not_hide_a_truncation(tmp_path):
+    path = write_picture(tmp_path / "x.jpg", 64, 64)
+    data = with_segment(path.read_bytes(), 0xE1, b"Exif\0\0 preview \xff\xd9")
+    path.write_bytes(data[:len(data) // 2])
+    with pytest.raises(ValueError, match="truncated"):
+        picture_shape(path)
+
+
+@pytest.mark.parametrize("data, reason", [
+    (b"", "empty"),  # nothing was written
+    (b"hello, this is no picture at all", "not a picture"),
+    (b"\xff\xd8\xff", "not a picture"),  # a JPEG that ends with its first marker
+    (b"\xff\xd8\xff\xe0\x00\x00", "not a picture"),  # a segment shorter than its own length field
+    (b"\x89PNG\r\n\x1a\n", "not a picture"),
+    (b"GIF89a" + bytes(40), "GIF"),
+    (b"RIFF\xff\xff\xff\x00WEBPVP8 " + bytes(20), "truncated"),
+])  # fmt: skip
+def test_what_is_no_picture_is_named_with_the_reason(tmp_path, data, reason):
+    with pytest.raises(ValueError, match=reason):
+        picture_shape(write(tmp_path / "x.jpg", data))
+
+
+@pytest.mark.parametrize("height, width, usable", [(9, 100, False), (100, 9, False), (10, 10, True)])
+def test_pictures_have_at_least_ten_pixels_a_side(tmp_path, height, width, usable):
+    path = write_picture(tmp_path / "x.png", height, width)
+    if usable:
+        assert picture_shape(path) == (height, width)
+    else:
+        with pytest.raises(ValueError, match=f"{width}x{height} pixels"):
+            picture_shape(path)

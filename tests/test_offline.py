@@ -1,0 +1,81 @@
+"""Nothing is fetched that the user has not asked for: training, validation and detection open no connection."""
+
+import socket
+
+import pytest
+
+import detect
+import train
+import val
+from models import loading
+from utils import download
+from utils.errors import UserError
+
+
+@pytest.fixture
+def attempts(monkeypatch) -> list[str]:
+    """Every attempt to reach another machine from now on; each of them fails."""
+    made: list[str] = []
+
+    def refuse(name: str):
+        def attempt(*args, **named):
+            made.append(f"{name}{args[-1:]}")
+            raise OSError("no network in this test")
+        return attempt
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse(name))
+    for name in ("getaddrinfo", "gethostbyname", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse(name))
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)  # between attempts
+    return made
+
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """A working folder and a project folder without any weights."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_a_whole_session_without_network(tiny_data, tiny_cfg, tmp_path, attempts):
+    common = ["--imgsz", "64", "--device", "cpu", "--project", str(tmp_path), "--exist-ok"]
+    data = ["--data", str(tiny_data), "--batch-size", "8", "--workers", "0"]
+    train.main([*common, *data, "--cfg", str(tiny_cfg), "--epochs", "1", "--name", "train"])  # with pictures and curves
+    best = str(tmp_path / "train" / "weights" / "best.pt")
+    assert val.main([*common, *data, "--weights", best, "--name", "val"]).images == 8
+    pictures = str(tiny_data.parent / "images" / "val")
+    folder = detect.main([*common, "--weights", best, "--source", pictures, "--name", "detect"])
+    assert len(list(folder.glob("*.png"))) == 8
+    assert (tmp_path / "train" / "results.png").is_file() and (tmp_path / "val" / "confusion_matrix.png").is_file()
+    assert attempts == []
+
+
+def test_default_weights_that_are_not_here_are_not_fetched(tiny_data, nowhere, attempts, capsys):
+    request = train.parse_args(["--data", str(tiny_data)])
+    assert train.find_weights(request.options, request.typed) is None
+    assert "starting from scratch (--weights yolov5s.pt would fetch it)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="yolov5s.pt: not found: put the file at"):
+        val.main(["--data", str(tiny_data), "--device", "cpu"])
+    with pytest.raises(UserError, match="--weights yolov5s.pt to download that model"):
+        detect.main(["--source", str(tiny_data.parent / "images" / "val"), "--device", "cpu"])
+    assert attempts == [] and not list(nowhere.iterdir())
+
+
+@pytest.mark.parametrize("main, extra", [(train.main, ["--data"]), (val.main, ["--data"]), (detect.main, ["--source"])],
+                         ids=["train", "val", "detect"])
+def test_weights_asked_for_by_name_are_fetched(tiny_data, nowhere, attempts, main, extra):
+    """The control: this is how an attempt shows. Where it fails, one line says what to do."""
+    where = tiny_data if extra == ["--data"] else tiny_data.parent / "images" / "val"
+    with pytest.raises(UserError, match="could not fetch https://.*/yolov5n.pt") as wrong:
+        main([*extra, str(where), "--weights", "yolov5n.pt", "--device", "cpu"])
+    assert attempts and "\n" not in str(wrong.value)
+
+
+def test_missing_pictures_without_an_address_are_not_fetched(tmp_path, attempts):
+    file = tmp_path / "set.yaml"
+    file.write_text("path: coco128\ntrain: images/absent\nval: images/absent\nnames: [a]\n")
+    with pytest.raises(UserError, match="images/absent not found"):
+        train.main(["--data", str(file), "--device", "cpu"])
+    assert attempts == []

@@ -1,0 +1,80 @@
+"""One label file: an object a line, read row by row.
+
+`class x y w h` is a box: centre and size as fractions of the picture. `class x1 y1 x2 y2 x3 y3 …` is a polygon, whose
+hull is the box.
+"""
+
+import math
+from typing import NamedTuple
+
+ONE = 1 + 2**-24  # whatever is not above this is at most 1.0 as a float32
+
+
+class ParsedLabels(NamedTuple):
+    boxes: list[tuple[float, ...]]  # class, x, y, w, h
+    polygons: list[list[float]]  # x1, y1, x2, y2, … for a polygon row, empty for a box row
+    problems: list[tuple[int, str]]  # line number, why that row was left out
+
+
+def parse_labels(data: bytes) -> ParsedLabels:
+    """Read a label file's bytes row by row; a row that does not hold is left out and reported, the others stay.
+
+    Numbers are ASCII and finite, the class a whole number of at least 0, the centre and size of the box (of a polygon's
+    hull too) within 0…1 and the size above 0. Rows that repeat an earlier one in every number are left out.
+    """
+    parsed, seen = ParsedLabels([], [], []), set()
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+        tokens = line.split()
+        if not tokens:
+            continue
+        try:
+            values = _parse_numbers(tokens)
+            box, polygon = (values, ()) if len(values) == 5 else (_hull(values), values[1:])
+            _check_box(box)
+        except ValueError as error:
+            parsed.problems.append((number, str(error)))
+            continue
+        if values in seen:
+            parsed.problems.append((number, "the same row stands above: this one is left out"))
+            continue
+        seen.add(values)
+        parsed.boxes.append(box)
+        parsed.polygons.append(polygon)
+    return parsed
+
+
+def _parse_numbers(tokens: list[bytes]) -> tuple[float, ...]:
+    if len(tokens) != 5 and (len(tokens) < 7 or len(tokens) % 2 == 0):
+        raise ValueError(f"{len(tokens)} numbers in the row: a box has 5 (class x y w h), "
+                         "a polygon an odd count of 7 or more (class x1 y1 x2 y2 x3 y3)")
+    try:
+        values = tuple(map(float, tokens))  # of bytes: takes ASCII only
+    except ValueError:
+        values = (math.nan,)
+    if not all(map(math.isfinite, values)) or any(b"_" in token for token in tokens):
+        bad = next(token for token in tokens if b"_" in token or not _is_finite(token))
+        raise ValueError(f"{bad[:20].decode('ascii', 'backslashreplace')!r} is not a finite number")
+    return values
+
+
+def _is_finite(token: bytes) -> bool:
+    try:
+        return math.isfinite(float(token))
+    except ValueError:
+        return False
+
+
+def _hull(values: tuple[float, ...]) -> tuple[float, ...]:
+    xs, ys = values[1::2], values[2::2]
+    left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+    return values[0], (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+
+
+def _check_box(box: tuple[float, ...]) -> None:
+    kind, x, y, w, h = box
+    if kind < 0 or kind != int(kind):
+        raise ValueError(f"class {kind:g} is not a whole number of at least 0")
+    if min(x, y, w, h) < 0 or max(x, y, w, h) > ONE:
+        raise ValueError(f"x y w h = {x:g} {y:g} {w:g} {h:g} is not within 0...1: divide pixels by the picture's size")
+    if min(w, h) < 1e-12:
+        raise ValueError("the box has no area")

@@ -1,0 +1,149 @@
+"""Files with the detections of a validation run: label files, and COCO results with the scores of pycocotools."""
+
+import contextlib
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from utils.boxes import xyxy_to_xywh
+from utils.config import nearest
+from utils.errors import UserError
+from utils.files import atomic_write
+from utils.metrics import Metrics
+
+# Called for each picture: its path, detections (n, 6) xyxy in its own pixels, confidence, class, and its height, width.
+Writer = Callable[[str, Tensor, tuple[int, int]], None]
+
+
+class TextWriter:
+    """FOLDER/<picture>.txt: a line `class x y w h [confidence]` for each detection, in 0...1, the surest first.
+
+    Files of an earlier run for the same pictures are removed at the start; a picture without detections has none.
+    """
+
+    def __init__(self, folder: Path, paths: Sequence[str], *, confidence: bool):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.files = {path: folder / f"{name}.txt" for path, name in unique_names(paths).items()}
+        self.confidence, self.written = confidence, 0
+        for file in self.files.values():
+            file.unlink(missing_ok=True)
+
+    def __call__(self, path: str, detections: Tensor, shape: tuple[int, int]) -> None:
+        if len(detections) == 0:
+            return
+        height, width = shape
+        boxes = xyxy_to_xywh(detections[:, :4].double()) / torch.tensor([width, height, width, height])
+        lines = [
+            " ".join(f"{value:g}" for value in (cls, *box, *([confidence] if self.confidence else [])))
+            for box, (confidence, cls) in zip(boxes.tolist(), detections[:, 4:].tolist())
+        ]
+        self.files[str(Path(path))].write_text("\n".join(lines) + "\n")
+        self.written += 1
+
+
+def unique_names(paths: Sequence[str]) -> dict[str, str]:
+    """A file name without suffix for each picture: its stem or, where several share it, folder_stem_suffix."""
+    stems = Counter(Path(path).stem for path in set(paths))
+    names: dict[str, str] = {}
+    taken = {stem for stem, count in stems.items() if count == 1}
+    for path in map(Path, dict.fromkeys(paths)):
+        name = path.stem
+        if stems[name] > 1:
+            name = f"{path.parent.name}_{path.stem}_{path.suffix[1:]}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+        names[str(path)] = name
+    return names
+
+
+class CocoWriter:
+    """A COCO results file, with the image and category ids of `annotations`, a COCO ground truth file.
+
+    Without annotations image ids are the pictures' stems (numbers where they are numbers) and category ids the class
+    numbers. Raises UserError when a class or a picture is not in the annotations.
+    """
+
+    def __init__(self, annotations: Path | None, names: Mapping[int, str], *, single_cls: bool):
+        self.annotations, self.single_cls = annotations, single_cls
+        self.truth = read_annotations(annotations) if annotations else {}
+        self.categories = self._match_categories(names) if annotations else {i: i for i in names}
+        images = {Path(entry["file_name"]): entry["id"] for entry in self.truth.get("images", ())}
+        self.images = {file.stem: i for file, i in images.items()} | {file.name: i for file, i in images.items()}
+        self.rows, self.seen = [], []
+
+    def _match_categories(self, names: Mapping[int, str]) -> dict[int, int]:
+        ids = {entry["name"]: entry["id"] for entry in self.truth["categories"]}
+        if self.single_cls:
+            return {0: next(iter(ids.values()))}
+        for name in names.values():
+            if name not in ids:
+                raise UserError(f"{self.annotations}: no category {name!r}{nearest(name, ids)}")
+        return {i: ids[name] for i, name in names.items()}
+
+    def _image_id(self, path: str) -> int | str:
+        file = Path(path)
+        if self.annotations is None:
+            return int(file.stem) if file.stem.isdigit() else file.stem
+        found = self.images.get(file.name, self.images.get(file.stem))
+        if found is None:
+            raise UserError(f"{self.annotations}: no image {file.name}: give this split's file, --annotations FILE")
+        return found
+
+    def __call__(self, path: str, detections: Tensor, shape: tuple[int, int]) -> None:
+        image = self._image_id(path)
+        self.seen.append(image)
+        for x1, y1, x2, y2, confidence, cls in detections.tolist():
+            box = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
+            self.rows.append({"image_id": image, "category_id": self.categories[int(cls)], "bbox": box,
+                              "score": round(confidence, 5)})
+
+    def finish(self, file: Path, metrics: Metrics) -> None:
+        """Write the file, and print pycocotools' scores beside ours."""
+        with atomic_write(file) as stream:
+            stream.write(json.dumps(self.rows).encode())
+        print(f"{len(self.rows)} detections saved to {file}")
+        if self.annotations is None:
+            print("--save-json: no annotations to compare with; give them with --annotations FILE")
+        elif self.truth.get("annotations") and (scores := self._coco_scores()):
+            print(f"mAP50 {metrics.map50:.4f}, mAP50-95 {metrics.map:.4f} by our rule; "
+                  f"{scores[0]:.4f}, {scores[1]:.4f} by pycocotools")
+
+    def _coco_scores(self) -> tuple[float, float] | None:
+        """AP at IoU 0.5 and 0.5...0.95 on the pictures seen; None, with a line that says why, without pycocotools."""
+        try:
+            from pycocotools.coco import COCO
+            from pycocotools.cocoeval import COCOeval
+        except ImportError:
+            print("--save-json: not compared with the annotations: pip install pycocotools")
+            return None
+        if not self.rows:
+            return 0.0, 0.0
+        truth = COCO()
+        truth.dataset = {"info": {}, **self.truth}
+        with contextlib.redirect_stdout(io.StringIO()):  # its progress is not ours
+            truth.createIndex()
+            scoring = COCOeval(truth, truth.loadRes(self.rows), "bbox")
+            scoring.params.imgIds = sorted(set(self.seen))
+            scoring.params.useCats = int(not self.single_cls)
+            scoring.evaluate()
+            scoring.accumulate()
+        scoring.summarize()
+        return float(scoring.stats[1]), float(scoring.stats[0])
+
+
+def read_annotations(file: Path) -> dict:
+    """The content of a COCO ground truth file; UserError where it is not one."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        complete = content["images"] and content["categories"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not a COCO annotations file ({type(error).__name__}: {error})") from error
+    if not complete:
+        raise UserError(f"{file}: a COCO annotations file without images or categories")
+    return content
