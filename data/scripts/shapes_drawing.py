@@ -20,7 +20,9 @@ from data.scripts.shapes_textures import (
 SPLITS = ("train", "val")
 PICTURE_SIZES = ((480, 640), (480, 640), (427, 640), (640, 480), (640, 427), (360, 480), (480, 480), (384, 512))  # H, W
 EXTENTS = ((0.06, 0.026, 0.05), (0.16, 0.05, 0.10), (0.48, 0.10, 0.27), (0.30, 0.27, 0.52))  # share, of short side
-MAX_OBJECTS = 12
+MAX_OBJECTS = 16
+TILT = 0.07  # turns either way: shapes stand upright, more or less, as most things do
+TYPICAL_SHARE = 0.75  # of a class's objects wear its typical hue, more or less; the rest any
 EMPTY_SHARE = 0.05  # of the pictures show clutter alone
 MIN_VISIBLE = 0.6  # of an object's area must show: inside the frame and not covered
 MIN_SIDE = 6  # pixels, of a box
@@ -255,27 +257,35 @@ class Pose(NamedTuple):
 def any_pose(rng: Rng, shape: tuple[int, int]) -> Pose:
     _, low, high = EXTENTS[int(np.searchsorted(np.cumsum([e[0] for e in EXTENTS]), rng.random()))]
     radius = round(max(min(shape) * low * (high / low) ** float(rng.random()), 10) / 2, 3)
-    return Pose(uniform(rng, 0, shape[1]), uniform(rng, 0, shape[0]), radius, direction(rng), uniform(rng, 0.87, 1.15))
+    upright = 0.25  # of a turn: the direction along which u grows
+    turn = direction(rng, upright - TILT, upright + TILT)
+    return Pose(uniform(rng, 0, shape[1]), uniform(rng, 0, shape[0]), radius, turn, uniform(rng, 0.87, 1.15))
 
 
-def contrasting_color(rng: Rng, ground: Color) -> Color:
-    """A random colour that stands out; the best of twelve where none does."""
+def contrasting_color(rng: Rng, ground: Color, hue: tuple[float, float] = (0, 1)) -> Color:
+    """A random colour, its hue in a range, that stands out; the best of twelve where none does."""
     tried = []
     for _ in range(12):
-        paint = color(uniform(rng, 0, 1), uniform(rng, 0.15, 1), uniform(rng, 0.1, 1))
+        paint = color(uniform(rng, *hue), uniform(rng, 0.15, 1), uniform(rng, 0.1, 1))
         tried.append((float(np.sqrt(((paint - ground) ** 2).astype(np.int64).sum())), len(tried), paint))
         if tried[-1][0] >= MIN_CONTRAST:
             break
     return max(tried)[2]
 
 
-def coat(rng: Rng, ground: Color, u: Field, v: Field, depth: Field) -> np.ndarray:
-    """Paint (3, h, w) for a shape: a texture of two colours, light from one side, at times an outline.
+def any_hue(rng: Rng, kind: int) -> tuple[float, float]:
+    """A range of hues for a shape of this class: around the class's own, or all of them."""
+    middle = kind / len(SHAPES)
+    return (middle - 0.05, middle + 0.05) if chance(rng, TYPICAL_SHARE) else (0, 1)
+
+
+def coat(rng: Rng, ground: Color, u: Field, v: Field, depth: Field, kind: int) -> np.ndarray:
+    """Paint (3, h, w) for a shape of class `kind`: a texture of two colours, light from one side, at times an outline.
 
     depth: pixels from the edge, inwards.
     """
     size = float(u.shape[1])
-    first = contrasting_color(rng, ground)
+    first = contrasting_color(rng, ground, any_hue(rng, kind))
     second = mix(first, contrasting_color(rng, ground), uniform(rng, 0.3, 0.8))
     texture = COATS[int(rng.integers(len(COATS) if size > 36 else 4))]
     paint = mix(first, second, texture(u, v, rng))
@@ -319,7 +329,7 @@ def add_object(scene: Scene, rng: Rng) -> bool:
     scene.visible.append(int(seen.sum()))
     if chance(rng, 0.6):
         shadow(scene, rng, place, part, distance=distance, radius=pose.radius)
-    paint = coat(rng, ground, u, v, np.maximum(-distance, 0))
+    paint = coat(rng, ground, u, v, np.maximum(-distance, 0), kind)
     scene.blend(place, paint[(slice(None), *part)], np.clip(0.5 - distance, 0, 1)[part])
     return True
 
@@ -360,7 +370,7 @@ def draw_picture(seed: int, split: str, index: int) -> Picture:
     for _ in range(int(rng.integers(0, 6))):
         CLUTTER[int(rng.integers(len(CLUTTER)))](scene, rng)
     if not chance(rng, EMPTY_SHARE):
-        for _ in range(1 + int(MAX_OBJECTS * float(rng.random()) ** 1.3)):
+        for _ in range(1 + int(MAX_OBJECTS * float(rng.random()))):
             any(add_object(scene, rng) for _ in range(8))
     for _ in range(int(rng.integers(0, 3))):
         scribble(scene, rng)  # in front
