@@ -29,14 +29,13 @@ from utils.labels import LabelIndex, load_index
 from utils.loss import DetectionLoss, LossSums
 from utils.metrics import IOU_LEVELS, ConfusionMatrix, Metrics, Speed, match_detections
 from utils.nms import non_max_suppression
-from utils.plots import Plotter
-from utils.predictions import CocoWriter, TextWriter, Writer
+from utils.plots import Plotter, plot_study
+from utils.predictions import CocoWriter, TextWriter, Writer, unique_names
 from utils.report import HEADER, draw_batch, draw_curves, table
 from utils.runtime import Distributed, describe_device, select_device
 
 PICTURED_BATCHES = 3  # drawn into the run folder
 STUDY_SIZES = range(256, 1536 + 1, 128)
-
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -336,17 +335,16 @@ def validate(options: ValOptions, subject: Subject) -> Metrics:
     return metrics
 
 
-def study(options: ValOptions, subject: Subject, folder: Path) -> list[Metrics]:
-    """Measure at all sizes; a row of P, R, mAP50, mAP50-95, three losses (0) and three times in ms for each size."""
+def study(options: ValOptions, subject: Subject, file: Path) -> tuple[list[Metrics], np.ndarray]:
+    """Measure at all sizes; in `file` and the second answer a row of P, R, mAP50, mAP50-95, three losses (0) and
+    three times in ms for each size (S, 10)."""
     found, rows = [], []
     for size in STUDY_SIZES:
         found.append(measure(replace(options, imgsz=size), subject))
         m, s = found[-1], found[-1].speed
-        row = (m.precision, m.recall, m.map50, m.map, *m.losses, s.preprocess, s.inference, s.nms)
-        rows.append("".join(f"{value:10.4g}" for value in row))
-    file = folder / f"study_{subject.spec.file.stem}_{subject.weights[0].stem}.txt"
-    file.write_text("\n".join(rows) + "\n")
-    return found
+        rows.append((m.precision, m.recall, m.map50, m.map, *m.losses, s.preprocess, s.inference, s.nms))
+    np.savetxt(file, rows, fmt="%10.4g", delimiter="")
+    return found, np.array(rows)
 
 
 def main(argv: Sequence[str] | None = None) -> Metrics | list[Metrics]:
@@ -370,16 +368,18 @@ def main(argv: Sequence[str] | None = None) -> Metrics | list[Metrics]:
 
 def compare_weights(options: ValOptions, weights: Sequence[Path], device: torch.device) -> list[Metrics]:
     """The tasks speed and study: each weights by itself."""
-    found = []
-    folder = increment_path(Path(options.project) / options.name, options.exist_ok) if options.task == "study" else None
-    for file in weights:
-        subject = build_subject(options, [file], device)
-        if folder:
-            found += study(options, subject, folder)
-        else:
-            found.append(measure(replace(options, conf_thres=0.25, iou_thres=0.45), subject))
-    if folder:
-        print(f"Results saved to {folder}")
+    if options.task == "speed":
+        fast = replace(options, conf_thres=0.25, iou_thres=0.45)
+        return [measure(fast, build_subject(options, [file], device)) for file in weights]
+    folder = increment_path(Path(options.project) / options.name, options.exist_ok)
+    found, tables = [], {}
+    for path, name in unique_names(list(map(str, weights))).items():
+        subject = build_subject(options, [Path(path)], device)
+        metrics, tables[name] = study(options, subject, folder / f"study_{subject.spec.file.stem}_{name}.txt")
+        found += metrics
+    with Plotter() as plotter:
+        plotter.submit(plot_study, tables, STUDY_SIZES, folder / "study.png")
+    print(f"Results saved to {folder}")
     return found
 
 

@@ -364,7 +364,7 @@ class MixConv2d(nn.Module):
 
     @staticmethod
     def even_split(channels: int, parts: int) -> list[int]:
-        ramp = torch.linspace(0, parts - 1e-6, channels, dtype=torch.float64)
+        ramp = torch.linspace(0, parts - 1e-6, channels, dtype=torch.float64, device="cpu")
         return torch.bincount(ramp.floor().long(), minlength=parts).tolist()
 
     @staticmethod

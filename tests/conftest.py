@@ -21,6 +21,12 @@ def reference() -> Path:
 
 
 @pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    """Folder with the small reference numbers (architectures, outputs, schedules, AP, ...), which come with the tests."""
+    return ROOT / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
     """A data set YAML of two classes: 24 + 8 small pictures with bright and dark boxes on noise; two are empty."""
     folder = tmp_path_factory.mktemp("tiny data")

@@ -16,15 +16,17 @@ LAYERS = [
     ["utils.download"],
     ["utils.boxes", "utils.files", "utils.runtime", "utils.schedule", "utils.ema", "utils.optim", "utils.autoanchor",
      "utils.image_header", "utils.label_file", "utils.guard", "utils.interruption"],
-    ["utils.autobatch", "utils.config", "utils.drawing"],
+    ["utils.autobatch", "utils.config", "utils.drawing", "utils.launch"],
     ["data.scripts.shapes_textures"],
     ["data.scripts.shapes_drawing"],
     ["data.scripts.make_shapes"],
     ["utils.nms", "utils.metrics", "utils.loss", "utils.augment", "utils.labels", "utils.checkpoint", "utils.evolve",
      "utils.plots", "utils.runlog"],
-    ["utils.image_cache"],
-    ["utils.acquire", "utils.dataset", "utils.sources", "utils.predictions"],
-    ["utils.report", "utils.outputs", "utils.runfolder"],
+    ["utils.resume", "utils.image_cache", "utils.subset", "utils.evolve_guard", "utils.evolve_store", "utils.evolve_verdict",
+     "utils.evolve_plots"],
+    ["utils.acquire", "utils.dataset", "utils.sources", "utils.predictions", "utils.evolve_study", "utils.evolve_workers",
+     "utils.evolve_report"],
+    ["utils.report", "utils.outputs", "utils.runfolder", "utils.evolve_run"],
     ["data.scripts.yolo_folder"],
     ["data.scripts.coco_to_yolo", "data.scripts.voc_to_yolo"],
     ["models.common"],
@@ -102,7 +104,7 @@ def test_pure_parts_know_no_data_set_and_no_command_line(name):
 
 
 def test_matplotlib_stays_in_one_file():
-    assert {name for name in FILES if "matplotlib" in thirds(TREES[name])} <= {"utils.plots"}
+    assert {name for name in FILES if "matplotlib" in thirds(TREES[name])} <= {"utils.plots", "utils.evolve_plots"}
     assert not any("pyplot" in source for source in imported(TREES["utils.plots"])), "pyplot keeps global state"
 
 

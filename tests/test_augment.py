@@ -38,8 +38,8 @@ def red_box(image: np.ndarray) -> np.ndarray:
 # ---- letterbox
 
 
-def test_letterbox_has_the_reference_geometry(reference):
-    table = np.load(reference / "golden/letterbox.npz")
+def test_letterbox_has_the_reference_geometry(golden_folder):
+    table = np.load(golden_folder / "letterbox.npz")
     names = table["columns"].tolist()
     for row in table["rows"]:
         want = dict(zip(names, row.tolist()))

@@ -27,8 +27,8 @@ def disturb(model: nn.Module) -> None:
         model.scratch.add_(1)
 
 
-def test_decay_ramps_up(reference):
-    golden = np.load(reference / "golden" / "schedule.npz")["ema_decay"]
+def test_decay_ramps_up(golden_folder):
+    golden = np.load(golden_folder / "schedule.npz")["ema_decay"]
     ema = ModelEMA(small_model())
     ours = [ema.decay_at(n) for n in (1, 10, 100, 1000, 2000, 10000, 100000)]
     np.testing.assert_allclose(ours, golden, rtol=0, atol=1e-9)

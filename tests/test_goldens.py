@@ -5,7 +5,6 @@ test_models, test_loss, test_schedule, test_ema, test_optim and test_trajectory.
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ import torch
 import yaml
 from test_models import FORWARD, MODELS, fill, image, largest_difference
 
+import train
 from models.yolo import DetectionModel, find_cfg
 from utils.augment import GREY, letterbox
 from utils.config import Hyperparameters
@@ -25,9 +25,9 @@ LARGER = ["yolov5m", "yolov5l", "yolov5-p6", "yolov5-panet", "yolov5s6", "yolov5
 
 
 @pytest.fixture(scope="module")
-def golden(reference):
-    """{name: content} of the reference files that are read here."""
-    return {name: np.load(reference / "golden" / f"{name}.npz") for name in ("forward", "nms", "ap", "letterbox")}
+def golden(golden_folder):
+    """{name: content} of the reference files that are read here and come with the tests."""
+    return {name: np.load(golden_folder / f"{name}.npz") for name in ("forward", "ap", "letterbox")}
 
 
 @pytest.mark.parametrize("name", LARGER)
@@ -45,20 +45,21 @@ def test_no_forward_output_is_left_out(golden):
     assert {key.split(".")[0] for key in golden["forward"]} == {*FORWARD, *LARGER}
 
 
-def test_nms_has_the_same_rows_in_the_same_order(golden):
-    content = golden["nms"]
+def test_nms_has_the_same_rows_in_the_same_order(reference):
+    content = np.load(reference / "golden" / "nms.npz")
     for case in {key.split(".")[0] for key in content}:
-        found = non_max_suppression(torch.tensor(content[f"{case}.in"]).float(), **json.loads(str(content[f"{case}.kw"])))
+        settings = json.loads(str(content[f"{case}.kw"]))
+        found = non_max_suppression(torch.tensor(content[f"{case}.in"]).float(), **settings)
         for number, rows in enumerate(found):
             wanted = content[f"{case}.out{number}"]
             assert rows.shape == wanted.shape, case
             np.testing.assert_allclose(rows.numpy(), wanted, rtol=0, atol=1e-4, err_msg=case)
 
 
-def test_ap_in_the_references_order_of_ties(golden):
+def test_ap_in_the_references_order_of_ties(golden, golden_folder):
     """The file's confidences hold ties. Its own order of them, kept here, gives its AP on every processor."""
     content = golden["ap"]
-    order = np.array(json.loads((Path(__file__).parent / "golden" / "ap_order.json").read_text()))
+    order = np.array(json.loads((golden_folder / "ap_order.json").read_text()))
     assert (np.diff(content["conf"][order]) <= 0).all() and sorted(order) == list(range(len(order)))
     distinct = np.linspace(1, 0.5, len(order))
     found = ap_per_class(content["tp"][order], distinct, content["pred_cls"][order], content["target_cls"])
@@ -66,7 +67,7 @@ def test_ap_in_the_references_order_of_ties(golden):
 
 
 def test_letterbox_table_is_exact(golden):
-    """Every column. Where a margin is odd the table has the half of it, and our pad the whole pixel the picture is at."""
+    """Every column. Of an odd margin the table has the half, and our pad the whole pixel that the picture is at."""
     columns = golden["letterbox"]["columns"].tolist()
     for row in golden["letterbox"]["rows"]:
         want = dict(zip(columns, row.tolist()))
@@ -86,6 +87,18 @@ def test_letterbox_table_is_exact(golden):
 
 
 # ---- every architecture learns
+
+
+@pytest.mark.parametrize("name", ["yolov5n.pt", "yolov5n_v6.0.pt"])
+def test_published_weights_start_a_training_of_other_classes(name, reference, capsys):
+    weights = reference / "weights" / name
+    if not weights.is_file():
+        pytest.skip(f"{weights} is absent")
+    options = train.TrainOptions(weights=str(weights))
+    request = train.Request(options, frozenset({"weights"}), None)
+    model = train.build_model(request, Hyperparameters(), {0: "a", 1: "b", 2: "c"})
+    assert "Transferred 343/349 tensors" in capsys.readouterr().out  # all but weight and bias of the head's 3 levels
+    assert [level.shape[-1] for level in model.train()(image(1, 64))] == [8, 8, 8]
 
 
 @pytest.mark.parametrize("name", MODELS)

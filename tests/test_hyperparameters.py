@@ -45,7 +45,8 @@ def check_lrf():
 
 def check_momentum():
     assert [row.momentum for row in rates(momentum=0.5)] == pytest.approx([0.8, 0.8 - 0.3 * 99 / 300, 0.5, 0.5])
-    for name, key, value in (("SGD", "momentum", 0.5), ("Adam", "betas", (0.5, 0.999)), ("AdamW", "betas", (0.5, 0.999))):
+    betas = (0.5, 0.999)
+    for name, key, value in (("SGD", "momentum", 0.5), ("Adam", "betas", betas), ("AdamW", "betas", betas)):
         groups = optimizer(momentum=0.5, name=name).param_groups
         assert all(group[key] == value for group in groups)
 
@@ -62,7 +63,8 @@ def check_warmup_epochs():
 
 
 def check_warmup_momentum():
-    assert [row.momentum for row in rates(warmup_momentum=0.3)] == pytest.approx([0.3, 0.3 + 0.637 * 0.33, 0.937, 0.937])
+    found = [row.momentum for row in rates(warmup_momentum=0.3)]
+    assert found == pytest.approx([0.3, 0.3 + 0.637 * 0.33, 0.937, 0.937])
 
 
 def check_warmup_bias_lr():
@@ -175,7 +177,7 @@ def picture(tmp_path_factory):
 
 
 def samples(count: int = 60, **hyp) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pictures (H, W, RGB) as they come with all augmentation off but `hyp`, and boxes (n, 4) x1, y1, x2, y2 in pixels."""
+    """Pictures (H, W, RGB) and boxes (n, 4) x1, y1, x2, y2 in pixels, with all augmentation off but `hyp`."""
     loader = make_loader(picture.index, imgsz=SIDE, batch_size=1, hyp=STILL | hyp, workers=0, progress=False)
     found = []
     for epoch in range(count):

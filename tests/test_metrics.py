@@ -258,8 +258,8 @@ def test_metrics_of_unknown_classes(wrong):
 
 
 @pytest.fixture(scope="module")
-def golden(reference):
-    with np.load(reference / "golden" / "ap.npz") as file:
+def golden(golden_folder):
+    with np.load(golden_folder / "ap.npz") as file:
         return dict(file)
 
 

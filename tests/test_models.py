@@ -69,13 +69,13 @@ def largest_difference(found: Tensor, wanted: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def forward_golden(reference):
-    return np.load(reference / "golden" / "forward.npz")
+def forward_golden(golden_folder):
+    return np.load(golden_folder / "forward.npz")
 
 
 @pytest.fixture(scope="module")
-def architecture_golden(reference):
-    return json.loads((reference / "golden" / "architecture.json").read_text())
+def architecture_golden(golden_folder):
+    return json.loads((golden_folder / "architecture.json").read_text())
 
 
 # ---- architectures

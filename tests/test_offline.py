@@ -9,6 +9,7 @@ import train
 import val
 from models import loading
 from utils import download
+from utils.config import TrainOptions
 from utils.errors import UserError
 
 
@@ -53,8 +54,7 @@ def test_a_whole_session_without_network(tiny_data, tiny_cfg, tmp_path, attempts
 
 
 def test_default_weights_that_are_not_here_are_not_fetched(tiny_data, nowhere, attempts, capsys):
-    request = train.parse_args(["--data", str(tiny_data)])
-    assert train.find_weights(request.options, request.typed) is None
+    assert train.find_weights(TrainOptions(), frozenset()) is None
     assert "starting from scratch (--weights yolov5s.pt would fetch it)" in capsys.readouterr().out
     with pytest.raises(UserError, match="yolov5s.pt: not found: put the file at"):
         val.main(["--data", str(tiny_data), "--device", "cpu"])

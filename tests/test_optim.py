@@ -49,10 +49,10 @@ def test_own_classes_named_like_norms_decay():
 
 @pytest.mark.parametrize("cfg", ["yolov5n", "yolov5s"])
 @pytest.mark.parametrize("name", NAMES)
-def test_published_groups(reference, cfg, name):
+def test_published_groups(golden_folder, cfg, name):
     yolo = pytest.importorskip("models.yolo")
     optimizer = build_optimizer(yolo.DetectionModel(f"{cfg}.yaml"), name, lr=0.01, momentum=0.937, weight_decay=5e-4)
-    golden = json.loads((reference / "golden" / "optimizer.json").read_text())[f"{cfg}.{name}"]
+    golden = json.loads((golden_folder / "optimizer.json").read_text())[f"{cfg}.{name}"]
     assert [group["name"] for group in optimizer.param_groups] == ["bias", "weight", "norm"]
     for group, expected in zip(optimizer.param_groups, golden, strict=True):
         ours = {key: group.get(key) for key in ("weight_decay", "lr", "nesterov", "momentum")}

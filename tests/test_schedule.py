@@ -15,16 +15,16 @@ HYP = {
 
 
 @pytest.mark.parametrize("curve", ["linear", "cosine"])
-def test_published_curves(reference, curve):
-    golden = np.load(reference / "golden" / "schedule.npz")
+def test_published_curves(golden_folder, curve):
+    golden = np.load(golden_folder / "schedule.npz")
     plan = Schedule(HYP, 30, 40, 16, cosine=curve == "cosine")
     ours = np.array([plan.at(int(row[0])) for row in golden[curve]])
     assert list(golden["columns"][1:6]) == list(schedule.Rates._fields)
     np.testing.assert_allclose(ours, golden[curve][:, 1:6], rtol=0, atol=1e-9)
 
 
-def test_optimizer_steps_follow_from_accumulation(reference):
-    golden = np.load(reference / "golden" / "schedule.npz")["linear"]
+def test_optimizer_steps_follow_from_accumulation(golden_folder):
+    golden = np.load(golden_folder / "schedule.npz")["linear"]
     plan, last, steps = Schedule(HYP, 30, 40, 16), -1, []
     for iteration in range(len(golden)):
         steps.append(iteration - last >= plan.at(iteration).accumulate)

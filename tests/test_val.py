@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -297,11 +298,22 @@ def test_speed(val_args, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_study(val_args, tmp_path, monkeypatch):
+def test_study(val_args, tiny_weights, tmp_path, monkeypatch):
     monkeypatch.setattr(val, "STUDY_SIZES", (32, 64))
-    assert len(val.main([*val_args, "--task", "study"])) == 2
-    rows = np.loadtxt(tmp_path / "runs" / "exp" / "study_tiny_tiny.txt")
-    assert rows.shape == (2, 10) and (rows[:, 4:7] == 0).all() and (rows[:, 7:] > 0).all()
+    other = tmp_path / "other" / tiny_weights.name  # of the same name: both have a table of their own
+    other.parent.mkdir()
+    other.write_bytes(tiny_weights.read_bytes())
+    args = [*val_args, "--task", "study"]
+    args.insert(2, str(other))
+    assert len(val.main(args)) == 4
+    folder = tmp_path / "runs" / "exp"
+    tables = sorted(folder.glob("study_tiny_*.txt"))
+    assert len(tables) == 2
+    for table in tables:
+        rows = np.loadtxt(table)
+        assert rows.shape == (2, 10) and (rows[:, 4:7] == 0).all() and (rows[:, 7:] > 0).all()
+        assert all(len(line) == 100 for line in table.read_text().splitlines())
+    assert cv2.imread(str(folder / "study.png")).shape[2] == 3
 
 
 @pytest.mark.parametrize(

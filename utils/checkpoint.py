@@ -23,14 +23,15 @@ from utils.runtime import rng_state, set_rng_state
 
 SCHEMA = 1  # raise it when the layout changes, and add a function to UPGRADES that lifts the layout before
 UPGRADES: dict[int, Any] = {}
+PLAIN = (str, int, float, bool, type(None))  # besides tensors, dicts, lists and tuples
 
 
 class TrainState:
     """Everything a run must not lose. Members with a `state_dict` carry their own; the rest are plain values.
 
     epoch: epochs finished; step: batches finished in the present epoch; iteration: in the whole run; means: of the
-    present epoch's losses, a row for each process; best_fitness: of the EMA weights; class_maps: mAP by class of the
-    last validation. The state is written between optimizer steps, when no gradient waits: so it holds none.
+    present epoch's losses; best_fitness: of the EMA weights; class_maps: mAP by class of the last validation. The
+    state is written between optimizer steps, when no gradient waits: so it holds none.
 
     `good` is not part of the state: a snapshot of it at the epoch's start, for a run whose numbers go bad.
     """
@@ -38,7 +39,7 @@ class TrainState:
     def __init__(self, model: nn.Module, **members: Any):
         self.model, self.members = model, members
         self.epoch = self.step = self.iteration = 0
-        self.means: list[list[float]] = []
+        self.means: list[float] = []
         self.best_fitness = -1.0
         self.class_maps: list[float] = []
         self.good: dict[str, Any] | None = None
@@ -79,6 +80,7 @@ def snapshot(value: Any) -> Any:
         return {key: snapshot(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(snapshot(entry) for entry in value)
+    assert type(value) in PLAIN, f"a checkpoint of a {type(value)} could not be read again"
     return value
 
 

@@ -5,7 +5,7 @@ Names of flags and YAML keys are interfaces of YOLOv5 and kept; each becomes a d
 
 import argparse
 import difflib
-import math
+import reprlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -14,6 +14,14 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.files import find_file, read_yaml
+
+
+MAX_PATH = 4096  # characters
+
+
+def brief(value: Any) -> str:
+    """`value` as one may type it, shortened where it is large."""
+    return reprlib.repr(value)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -113,6 +121,18 @@ class TrainOptions:
     seed: int = flag(0, "seed of every random choice")
     local_rank: int = flag(-1, "accepted for launchers, the environment decides", names=["--local_rank"])
     amp: str = flag("auto", "mixed precision", choices=["auto", "off", "fp16", "bf16"])
+    evolve: int = flag(0, "search hyperparameters in N trainings (without a number: 300); the same command again goes on",
+                       nargs="?", const=300, metavar="N")
+    evolve_population: str = flag("data/hyps", "folder of hyperparameter files to try first besides --hyp",
+                                  names=["--evolve_population"])
+    resume_evolve: str = flag("", "try the individuals of an evolve_population.yaml or evolve.csv first",
+                              names=["--resume_evolve"])
+    evolve_workers: int = flag(0, "trainings at a time; 0 takes one for each device")
+    evolve_storage: str = flag("", "Optuna study that several machines share: postgresql://..., sqlite:///FILE, or a journal FILE")
+    evolve_prune: bool = flag(False, "stop a generation that falls behind the median of the others")
+    evolve_fraction: float = flag(1.0, "share of the training pictures to use, the same ones each time")
+    evolve_timeout: float = flag(0.0, "minutes that one generation may take; 0 goes by the others")
+    score_only: bool = flag(False, "leave results.csv only: no checkpoints, no second look at the best")
 
     def __post_init__(self) -> None:
         checks = [
@@ -122,6 +142,10 @@ class TrainOptions:
             (self.workers >= 0, f"--workers {self.workers}: 0 or more"),
             (0 <= self.label_smoothing <= 1, f"--label-smoothing {self.label_smoothing}: 0 to 1"),
             (self.patience >= 0, f"--patience {self.patience}: 0 or more"),
+            (self.evolve >= 0, f"--evolve {self.evolve}: at least 1"),
+            (self.evolve_workers >= 0, f"--evolve-workers {self.evolve_workers}: at least 1"),
+            (self.evolve_timeout >= 0, f"--evolve-timeout {self.evolve_timeout}: 0 or more minutes"),
+            (0 < self.evolve_fraction <= 1, f"--evolve-fraction {self.evolve_fraction}: above 0, at most 1"),
             (self.cfg or self.weights, "--weights '' needs a --cfg, for instance --cfg yolov5n.yaml"),
         ]
         for holds, message in checks:
@@ -129,10 +153,18 @@ class TrainOptions:
                 raise UserError(message)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "TrainOptions":
-        """From a mapping as written by `to_dict`; keys that this version does not know are left out."""
-        known = {entry.name for entry in fields(cls)}
-        return cls(**{key: value for key, value in values.items() if key in known})
+    def from_dict(cls, values: dict[str, Any], source: str = "options") -> "TrainOptions":
+        """From a mapping as written by `to_dict`; keys that this version does not know are left out.
+
+        UserError names `source` and a key whose value is of another type than it should be.
+        """
+        known = {key: value for key, value in values.items() if key in cls.__dataclass_fields__}
+        defaults = cls().to_dict()
+        for key, value in known.items():
+            fitting = {float: (int, float), type(None): (str, type(None))}.get(type(defaults[key]), type(defaults[key]))
+            if key != "resume" and (not isinstance(value, fitting) or (type(value) is bool) != (fitting is bool)):
+                raise UserError(f"{source}: option {key}: {value!r} is not of the type of {defaults[key]!r}")
+        return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, in the order of the fields."""
@@ -196,11 +228,11 @@ class Hyperparameters:
 
     @classmethod
     def _check(cls, key: str, value: Any, source: str) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise UserError(f"{source}: {key}: {value!r} is not a number")
         low, high = cls.LIMITS.get(key, (0, 1e6))
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+            raise UserError(f"{source}: {key}: {brief(value)} is not a number")
         if not low <= value <= high:
-            raise UserError(f"{source}: {key}: {value} is outside {low} to {high}")
+            raise UserError(f"{source}: {key}: {brief(value)} is outside {low} to {high}")
 
     @classmethod
     def load(cls, path: str | Path, *folders: Path) -> "Hyperparameters":
@@ -246,14 +278,18 @@ class DatasetSpec:
                 raise UserError(f"{path}: `{key}:` is missing")
         names = _read_names(content["names"], path)
         if content.get("nc") not in (None, len(names)):
-            print(f"WARNING {path}: nc: {content['nc']} but {len(names)} names; the names count")
+            print(f"WARNING {path}: nc: {brief(content['nc'])} but {len(names)} names; the names count")
         download = _as_strings(content.get("download") or [], path, "download")
-        roots = _root_candidates(str(content.get("path") or "."), path, folders)
         wanted = {key: _as_strings(content.get(key) or [], path, key) for key in ("train", "val", "test")}
-        for root in roots:
-            splits = {key: [_resolve(root, entry) for entry in entries] for key, entries in wanted.items()}
-            if all(entry.exists() for key in ("train", "val") for entry in splits[key]):
-                return cls(path, root, splits, names, tuple(download))
+        start = _as_strings(content.get("path") or ".", path, "path")
+        try:
+            roots = _root_candidates(start[0] if start else ".", path, folders)
+            for root in roots:
+                splits = {key: [_resolve(root, entry) for entry in entries] for key, entries in wanted.items()}
+                if all(entry.exists() for key in ("train", "val") for entry in splits[key]):
+                    return cls(path, root, splits, names, tuple(download))
+        except (OSError, RuntimeError) as error:  # a name too long, links in a circle
+            raise UserError(f"{path}: a path in it cannot be followed: {brief(str(error))}") from error
         raise MissingData(path, roots, wanted, download)
 
 
@@ -291,8 +327,8 @@ def _resolve(root: Path, entry: str) -> Path:
 def _as_strings(value: Any, file: Path, key: str) -> list[str]:
     values = value if isinstance(value, list) else [value]
     for entry in values:
-        if not isinstance(entry, str):
-            raise UserError(f"{file}: {key}: {entry!r} is not a path")
+        if not isinstance(entry, str) or "\0" in entry or len(entry) > MAX_PATH:
+            raise UserError(f"{file}: {key}: {brief(entry)} is not a path")
     return values
 
 
@@ -303,5 +339,5 @@ def _read_names(names: Any, file: Path) -> dict[int, str]:
         raise UserError(f"{file}: names: expected a list, or a mapping with the keys 0 to n-1")
     for index, name in pairs.items():
         if isinstance(name, (bool, dict, list, type(None))):
-            raise UserError(f"{file}: names: {index}: {name!r} is not a name; put quotes around it")
+            raise UserError(f"{file}: names: {index}: {brief(name)} is not a name; put quotes around it")
     return {index: str(pairs[index]) for index in range(len(pairs))}

@@ -7,8 +7,11 @@ processes, nor what was loaded before changes a pixel, and a run can be taken up
 Legend: B pictures of a batch, T their labels, N pictures of the split, C classes.
 """
 
+import atexit
 import math
 import os
+import signal
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +28,7 @@ from utils.labels import LabelIndex
 
 EDGE = 1e-3  # pixels; boxes end this far before the right and bottom edges of the picture
 PARTNERS = 7  # pictures that a sample may need besides its own: three of its mosaic, four of another one to mix in
+STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")  # for the main process, which may need its workers for one more step
 PURPOSES = {"order": 1, "weights": 2, "partners": 3, "quad": 4}  # streams of random numbers besides the samples' own
 
 
@@ -179,7 +183,10 @@ def group_in_fours(batch: Batch, rngs: Sequence[np.random.Generator]) -> Batch:
 
 def rect_shapes(shapes: np.ndarray, batch_size: int, *, imgsz: int, stride: int,
                 pad: float) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Order of the pictures by aspect, (N,), and for each batch in that order the height and width that holds them."""
+    """Order of the pictures by aspect, (N,), and for each batch in that order the height and width that holds them.
+
+    Pictures of equal aspect stay in their order, so that every machine puts the same ones into a batch.
+    """
     aspect = shapes[:, 0] / shapes[:, 1]
     order = np.argsort(aspect, kind="stable")
     sizes = []
@@ -261,7 +268,7 @@ class Loader:
     def __init__(self, dataset: DetectionDataset, batches: GlobalBatches, *, workers: int, pin_memory: bool,
                  start_method: str | None) -> None:
         self.index, self.batch_size, self.workers = dataset.index, batches.batch_size, workers
-        self.dataset, self.batches = dataset, batches
+        self.dataset, self.batches, self._closes_at_exit = dataset, batches, False
         self._loader = DataLoader(
             dataset, batch_size=None, sampler=batches, num_workers=workers, collate_fn=_as_it_is,
             pin_memory=pin_memory and torch.cuda.is_available(), persistent_workers=workers > 0,
@@ -277,7 +284,39 @@ class Loader:
         self.batches.epoch, self.batches.start_batch, self.batches.weights = epoch, start_batch, weights
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._loader)
+        try:
+            batches = iter(self._loader)
+            if self.workers and not self._closes_at_exit:  # later than multiprocessing's own hook: so it runs before
+                atexit.register(_close, weakref.ref(self))
+                self._closes_at_exit = True
+            yield from batches
+        except (RuntimeError, OSError) as error:
+            if not any(word in str(error) for word in SHORT_OF_MEMORY):
+                raise
+            raise UserError(f"too little shared memory for {self.workers} data workers: use --workers "
+                            f"{self.workers // 2}, or raise it (docker run --shm-size 8g, or --ipc host)") from error
+
+    def close(self) -> None:
+        """End the workers. They ignore signals, so that a run can finish its step: nobody else ends them."""
+        iterator = self._loader._iterator
+        if iterator is None or not self.workers:
+            return
+        iterator._shutdown_workers()
+        for worker in iterator._workers:
+            if worker.is_alive():
+                worker.kill()
+        self._loader._iterator = None
+
+
+# What torch says when /dev/shm is full: the worker is killed, or cannot make its file there.
+SHORT_OF_MEMORY = ("Bus error", "shared memory", "No space left on device")
+
+
+def _close(reference: "weakref.ref[Loader]") -> None:
+    """Close a loader at the program's end, if it still lives."""
+    loader = reference()
+    if loader is not None:
+        loader.close()
 
 
 def _as_it_is(batch: Batch) -> Batch:
@@ -286,6 +325,9 @@ def _as_it_is(batch: Batch) -> Batch:
 
 def _set_up_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # one worker, one core
+    for name in STOPPING:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int = 32, hyp: Any = None,

@@ -1,5 +1,6 @@
 """The one kind of error that a user's mistake raises, and the edge where it becomes one line."""
 
+import errno
 import sys
 from collections.abc import Callable
 
@@ -8,10 +9,35 @@ class UserError(ValueError):
     """Something the user gave is wrong: the message is one line that says what, where, and what to type instead."""
 
 
+MAX_LINE = 1000  # characters of a message: values in it may come from a file
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+
+
+def one_line(text: str) -> str:
+    """`text` without line ends and control characters, and not endless."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text)
+    return plain if len(plain) <= MAX_LINE else f"{plain[:MAX_LINE]} ... ({len(plain)} characters)"
+
+
+def explain(error: BaseException) -> tuple[str, int] | None:
+    """The line and the exit code for what users can mend, and for Ctrl-C; None for anything else."""
+    if isinstance(error, UserError):
+        return f"error: {one_line(str(error))}", 1
+    if isinstance(error, OSError) and error.errno in DISK:
+        return f"error: {one_line(f'{error.filename}: {error.strerror}')}; choose another folder", 1
+    if isinstance(error, KeyboardInterrupt):
+        return "\ninterrupted; nothing was lost that had been saved", 130  # as shells have it
+    return None
+
+
 def run(main: Callable[[], object]) -> None:
-    """Run a command line's `main`; a UserError becomes one line on stderr and exit code 1, with no traceback."""
+    """Run a command line's `main` without tracebacks for what users can mend."""
     try:
         main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    except (Exception, KeyboardInterrupt) as error:
+        explained = explain(error)
+        if explained is None:
+            raise
+        line, code = explained
+        print(line, file=sys.stderr)
+        sys.exit(code)

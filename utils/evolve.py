@@ -67,7 +67,7 @@ ANCHORS_AFTER_OWN = 3.0  # where a mutation begins that leaves the model's own a
 PARENTS = 6  # the best so far that pass on their genes
 RECOMBINATION = 1.0  # share of children that take each gene from a parent of its own, the better ones more often
 MUTATED = 0.25  # share of genes that a mutation touches
-STEP = 0.2  # mean size of a mutation in parts of the gene's range (of its logarithm where the scale is)
+STEP = 0.25  # mean size of a mutation in parts of the gene's range (of its logarithm where the scale is)
 STARTS = 3  # failures after which a search that has no success gives up
 
 
@@ -138,12 +138,13 @@ def mutate(hyp: Hyp, rng: np.random.Generator) -> dict[str, float]:
     movable = np.array([GENES[key].gain > 0 for key in hyp])
     if not movable.any():
         return dict(hyp)
-    touched = np.zeros(len(hyp), bool)
-    while not touched.any():
+    child = dict(hyp)
+    while child == hyp:  # no gene was drawn, or a bound stopped those that were
         touched = movable & (rng.random(len(hyp)) < MUTATED)
-    steps = rng.standard_normal(len(hyp)) * STEP * 2 * rng.random()
-    return {key: _moved(key, value, step) if moves else value
-            for (key, value), step, moves in zip(hyp.items(), steps.tolist(), touched.tolist())}
+        steps = rng.standard_normal(len(hyp)) * STEP * 2 * rng.random()
+        child = {key: _moved(key, value, step) if moves else value
+                 for (key, value), step, moves in zip(hyp.items(), steps.tolist(), touched.tolist())}
+    return child
 
 
 def _moved(key: str, value: float, step: float) -> float:
@@ -231,7 +232,7 @@ def falls_behind(curve: Sequence[float], others: Sequence[Sequence[float]], epoc
     if epoch < max(2, SPARED * epochs) or epoch >= epochs:
         return False
     best = [max(other[:epoch]) for other in others if len(other) >= epoch]
-    return len(best) >= NEEDED and max(curve) < statistics.median(best)
+    return len(best) >= NEEDED and bool(max(curve) < statistics.median(best))
 
 
 # ---- doing it --------------------------------------------------------------------------------------------------------
@@ -347,13 +348,14 @@ def evolve(objective: Callable[..., Any], hyp: Hyp, generations: int = 300, *, s
     """Search from `hyp` for the hyperparameters with the highest fitness in `generations` calls of the objective.
 
     objective(hyp: dict, generation: int) returns a fitness or an Outcome; it runs in `workers` threads. `population`:
-    further hyperparameters to try first. `store` keeps the generations (in memory, where none is given).
+    further hyperparameters to try first, what one lacks is `hyp`'s. `store` keeps the generations, in memory if not given.
     Raises UserError when `hyp` lacks a hyperparameter, has one out of bounds, or when nothing succeeds.
     """
     if generations < 1 or workers < 1:
         raise UserError(f"evolution needs at least 1 generation and 1 worker, not {generations} and {workers}")
-    for source, individual in [("start", hyp), *((f"individual {k}", one) for k, one in enumerate(population, 1))]:
-        check_hyp(individual, source)
+    check_hyp(hyp, "start")
+    for number, individual in enumerate(population, 1):
+        check_hyp({**hyp, **individual}, f"individual {number}")
     store = MemoryStore() if store is None else store
     search = Search(hyp, seed, population)
     carry_out(objective, store, [(number, 0) for number in range(generations)], search.propose, workers=workers, **settings)

@@ -1,7 +1,8 @@
-"""`train.py --evolve`: what the command line asks for, the search with real trainings, and what it leaves behind."""
+"""`train.py --evolve`: from the command line to a search with real trainings."""
 
+import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,10 @@ import torch
 
 from utils.config import Hyperparameters, TrainOptions
 from utils.errors import UserError
-from utils.evolve import Generation, Hyp, Key, Search, Store, best_first, carry_out, check_hyp, falls_behind, run_seed
-from utils.evolve_report import Report, load_individuals
-from utils.evolve_store import CsvStore, alone_in
-from utils.evolve_study import StudyStore, without_password
+from utils.evolve import GENES, OWN_ANCHORS, Generation, Hyp, Key, Search, carry_out, check_hyp, falls_behind, run_seed
+from utils.evolve_report import Report
+from utils.evolve_store import CsvStore, alone_in, read_individuals
+from utils.evolve_study import StudyStore
 from utils.evolve_verdict import Repeats, Verdict, candidates, judge
 from utils.evolve_workers import Trainings, typed_flags
 from utils.files import find_file, read_yaml, write_yaml
@@ -22,12 +23,13 @@ from utils.runtime import ROOT, select_device
 
 REPEATS = 2  # further seeds for each of the best
 PROJECT = "runs/evolve"
-# What may differ between two commands on one evolution; everything else decides what its fitness means.
-FREE = {"evolve", "device", "workers", "project", "name", "exist_ok", "resume", "cache", "nosave", "noval", "noplots",
-        "save_period", "local_rank", "score_only", "evolve_population", "resume_evolve", "evolve_workers", "evolve_storage",
-        "evolve_timeout", "evolve_prune"}  # fmt: skip
-# What every training gets its own value of, or must not get.
-OVERRIDDEN = FREE - {"workers", "cache"} | {"hyp", "seed", "amp"} - {"amp"}
+POPULATION_SHARE = 8  # the project's own files are tried as one in so many generations, unless the user names a folder
+# Each training has these of its own, or must not have them.
+OWN = {"hyp", "seed", "device", "workers", "project", "name", "exist_ok", "resume", "nosave", "noval", "noplots",
+       "save_period", "score_only", "evolve", "evolve_population", "resume_evolve", "evolve_workers", "evolve_storage",
+       "evolve_timeout", "evolve_prune"}  # fmt: skip
+# What may change when the same evolution goes on, or differ between machines: it does not touch the meaning of fitness.
+FREE = OWN - {"hyp", "seed"} | {"cache", "local_rank"}
 
 
 @dataclass(frozen=True)
@@ -39,43 +41,188 @@ class Plan:
     script: Path  # train.py
     folder: Path
     start: dict[str, float]
-    population: list[Hyp]
-    devices: list[str]  # one per worker
+    population: list[dict[str, float]]
+    devices: list[str]  # one word per worker
 
     @property
     def wanted(self) -> list[Key]:
         return [(number, 0) for number in range(self.options.evolve)]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the meaning of fitness, in plain types."""
+        values = {key: value for key, value in self.options.to_dict().items() if key not in FREE}
+        return {**values, "hyp": dict(self.start)}
+
+    @property
+    def flags(self) -> list[str]:
+        """What the user typed that is for every training."""
+        return typed_flags({key: getattr(self.options, key) for key in sorted(self.typed - OWN)})
+
 
 def run_evolution(options: TrainOptions, typed: frozenset[str], script: Path) -> Verdict:
-    """Search, repeat the best, and leave evolve.csv, hyp_evolve.yaml and the pictures in the run folder."""
+    """Search, repeat the best, and leave evolve.csv, hyp_evolve.yaml and the pictures in the run folder.
+
+    The same command again goes on where it stopped. Raises UserError for whatever the user can put right.
+    """
     plan = read_plan(options, typed, script)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    command = shlex.join(["python", script.name, *plan.flags])
     with ExitStack() as stack:
         if not options.evolve_storage:
             stack.enter_context(alone_in(plan.folder))
         agree_on_settings(plan)
-        store = open_store(plan, "evolve", plan.options.name)
-        report = stack.enter_context(Report(plan.folder, len(plan.wanted), len(plan.devices), options, command_line(plan)))
-        report.begin(store.records(), store.messages)
-        trainings = build_trainings(plan, store, report)
-        search = Search(plan.start, options.seed, plan.population)
-        carry_out(trainings, store, plan.wanted, search.propose, workers=len(plan.devices),
-                  watch=lambda generation: report.ended(generation, store.records()), cancel=trainings.cancel)
-        again = repeat_the_best(plan, store, trainings, report)
-        verdict = judge(_of_this_search(plan, store), again)
-        report.close_with(verdict, _of_this_search(plan, store), again)
-        return verdict
+        report = stack.enter_context(Report(plan.folder, options.evolve, len(plan.devices), options.epochs,
+                                            command=command, pictures=not options.noplots))
+        try:
+            return _search(plan, report)
+        except KeyboardInterrupt:
+            print(f"\nStopped. Nothing that was finished is lost: the same command goes on from {plan.folder}")
+            sys.exit(130)
 
 
-def repeat_the_best(plan: Plan, store: Store, trainings: Trainings, report: Report) -> list[Generation]:
-    """Train the best three and the start under two other seeds each; returns those that ended."""
-    ranked = candidates(_of_this_search(plan, store))
+def _search(plan: Plan, report: Report) -> Verdict:
+    store = open_store(plan, "evolve", plan.options.name)
+    print(*store.messages, sep="\n", end="\n" * bool(store.messages))
+    workers = f"{len(plan.devices)} at a time ({', '.join(plan.devices)})"
+    print(f"Evolving {len(plan.start)} hyperparameters of {plan.options.hyp} over {plan.options.evolve} generations, {workers}")
+    report.begin(store.records(), REPEATS * 4)
+    trainings = build_trainings(plan, store, report)
+    search = Search(plan.start, plan.options.seed, plan.population)
+    carry_out(trainings, store, plan.wanted, search.propose, workers=len(plan.devices),
+              watch=lambda generation: report.ended(generation, store.records()), cancel=trainings.cancel)
+    records = [record for record in store.records() if record.status != "started"]
+    ranked = candidates(records)
     if not ranked:
-        raise UserError(f"none of the {len(plan.wanted)} generations succeeded; their logs: {plan.folder / 'generations'}")
-    wanted = [(number, repeat) for repeat in range(1, REPEATS + 1) for number in ranked]
-    repeats = open_store(plan, "evolve_repeats", f"{plan.options.name}-repeats-{len(plan.wanted)}")
-    report.repeating(len(ranked), wanted, repeats.records())
-    trainings.judged, trainings.report = False, repeats.report if isinstance(repeats, StudyStore) else None
-    carry_out(trainings, repeats, wanted, Repeats(ranked, plan.options.seed).propose, workers=len(plan.devices),
-              watch=lambda generation: report.ended(generation, []), cancel=trainings.cancel)
-    return [record for record in repeats.records() if record.key in wanted and record.status != "started"]
+        raise UserError(f"none of the {len(records)} generations succeeded; their logs are in {plan.folder / 'generations'}")
+    repeats = repeat(plan, ranked, report)
+    verdict = judge(records, repeats)
+    report.close_with(verdict, records, repeats)
+    return verdict
+
+
+def repeat(plan: Plan, ranked: dict[int, Generation], report: Report) -> list[Generation]:
+    """Train the best and the start again under other seeds; returns those runs."""
+    store = open_store(plan, "evolve_repeats", f"{plan.options.name}-repeats-{plan.options.evolve}")
+    wanted = [(number, again) for again in range(1, REPEATS + 1) for number in ranked]
+    done = [record for record in store.records() if record.key in wanted and record.status != "started"]
+    report.repeating(len(ranked), len(wanted), len(done))
+    trainings = build_trainings(plan, store, report, judged=False)
+    carry_out(trainings, store, wanted, Repeats(ranked, plan.options.seed).propose, workers=len(plan.devices),
+              watch=report.repeated, cancel=trainings.cancel)
+    return [record for record in store.records() if record.key in wanted and record.status != "started"]
+
+
+def open_store(plan: Plan, file: str, study: str) -> CsvStore | StudyStore:
+    if not plan.options.evolve_storage:
+        return CsvStore(plan.folder, list(plan.start), file)
+    return StudyStore(plan.options.evolve_storage, study, list(plan.start), plan.folder / f"{file}.csv",
+                      settings=plan.settings)
+
+
+def agree_on_settings(plan: Plan) -> None:
+    """UserError where the folder holds an evolution under other settings: its fitness means another thing."""
+    file = plan.folder / "opt.yaml"
+    before = read_yaml(file) if file.is_file() else {}
+    for key, value in plan.settings.items():
+        if key in before and before[key] != value:
+            raise UserError(f"{plan.folder} was evolved with {_difference(key, before[key], value)}: fitness would mean "
+                            "another thing; type what you typed then, or give another --name")
+    write_yaml(file, {**plan.options.to_dict(), "evolve_storage": "", **plan.settings})
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        name = next(name for name in {**before, **now} if before.get(name) != now.get(name))
+        return f"{name} {before.get(name)} to start from, not {now.get(name)} (--hyp)"
+    return f"--{key.replace('_', '-')} {before}, not {now}"
+
+
+# ---- the trainings ---------------------------------------------------------------------------------------------------
+
+
+def build_trainings(plan: Plan, store: CsvStore | StudyStore, report: Report, judged: bool | None = None) -> Trainings:
+    """The objective. `judged`: whether every epoch is validated; without it as `--evolve-prune` says."""
+    options = plan.options
+    judged = options.evolve_prune if judged is None else judged
+
+    def stop(curve: Sequence[float]) -> bool:
+        return falls_behind(curve, [record.curve for record in report.records if record.curve], options.epochs)
+
+    def told(number: int, repeat: int, epochs: int, seconds: float, fitness: float | None) -> None:
+        report.told((number, repeat), epochs, seconds)
+        if fitness is not None and isinstance(store, StudyStore):
+            store.report((number, repeat), epochs, fitness)
+
+    def command(hyp: Path, folder: Path, number: int, repeat: int, device: str) -> list[str]:
+        sharing = plan.devices.count(device)
+        own = {"hyp": hyp, "seed": run_seed(options.seed, number, repeat), "device": device, "project": folder.parent,
+               "name": folder.name, "exist_ok": True, "noplots": True, "score_only": True, "noval": not judged,
+               "workers": -(-options.workers // sharing)}  # fmt: skip
+        return [sys.executable, str(plan.script), *plan.flags, *typed_flags(own)]
+
+    shared_cpu = len(plan.devices) > 1 and plan.devices[0] == "cpu"
+    return Trainings(
+        command, plan.folder / "generations", devices=plan.devices, limit=options.evolve_timeout * 60, judged=judged,
+        threads=max(1, torch.get_num_threads() // len(plan.devices)) if shared_cpu else 0,
+        lasted=[record.seconds for record in store.records() if record.status == "done"], stop=stop, told=told,
+    )  # fmt: skip
+
+
+# ---- what was asked for ----------------------------------------------------------------------------------------------
+
+
+def read_plan(options: TrainOptions, typed: frozenset[str], script: Path) -> Plan:
+    """Everything that can be wrong is found here, before anything is written."""
+    if options.batch_size == -1:
+        raise UserError("--batch-size -1 with --evolve: every generation would find another one; give a number")
+    if torch.distributed.is_torchelastic_launched():
+        raise UserError("--evolve starts its own processes: type python train.py --device 0,1,2,3, without torchrun")
+    name = Path(options.cfg or options.weights or "exp").stem if options.name == "cfg" else options.name
+    folder = Path(options.project if "project" in typed else PROJECT) / name
+    start = read_start(options)
+    words = [str(device.index) if device.type == "cuda" else device.type for device in select_device(options.device)]
+    workers = options.evolve_workers or len(words)
+    return Plan(options.replace(name=name), typed, script.resolve(), folder, start, read_population(options, typed, start),
+                [words[number % len(words)] for number in range(workers)])
+
+
+def read_start(options: TrainOptions) -> dict[str, float]:
+    """Every gene's value in `--hyp`; `anchors` is one unless `--noautoanchor`."""
+    file = find_file(options.hyp, ROOT, ROOT / "data" / "hyps")
+    if file is None:
+        raise UserError(f"--hyp {options.hyp}: no such file")
+    given = read_yaml(file)
+    values = Hyperparameters.from_dict(given, str(file)).to_dict()
+    check_hyp({key: value for key, value in values.items() if key in given}, str(file))
+    return {key: values.get(key, OWN_ANCHORS) for key in GENES if key != "anchors" or not options.noautoanchor}
+
+
+def read_population(options: TrainOptions, typed: frozenset[str], start: Hyp) -> list[dict[str, float]]:
+    """Hyperparameters to try first besides the start: of `--resume_evolve`, else of `--evolve_population`."""
+    if options.resume_evolve:
+        individuals = read_individuals(Path(options.resume_evolve))
+    elif not options.evolve_population:
+        return []
+    else:
+        individuals = {str(file): read_yaml(file) for file in _population_files(options, typed)}
+    population: list[dict[str, float]] = []
+    for source, values in individuals.items():
+        Hyperparameters.from_dict(values, source)
+        absent = [key for key in start if key not in values and key != "anchors"]
+        if absent:
+            print(f"{source}: lacks {', '.join(absent)}; taken from {options.hyp}")
+        individual = {key: float(values.get(key, OWN_ANCHORS if key == "anchors" else value)) for key, value in start.items()}
+        check_hyp(individual, source)
+        if individual != start and individual not in population:
+            population.append(individual)
+    chosen = options.resume_evolve or "evolve_population" in typed
+    return population if chosen else population[: options.evolve // POPULATION_SHARE]
+
+
+def _population_files(options: TrainOptions, typed: frozenset[str]) -> list[Path]:
+    places = [folder for folder in (Path(options.evolve_population), ROOT / options.evolve_population) if folder.is_dir()]
+    files = sorted(places[0].glob("*.y*ml")) if places else []
+    if not files and "evolve_population" in typed:
+        raise UserError(f"--evolve_population {options.evolve_population}: no folder with hyperparameter files (*.yaml)")
+    return files

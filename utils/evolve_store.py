@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from utils.errors import UserError
-from utils.evolve import Generation, Key, MemoryStore, check_hyp
-from utils.files import atomic_write
+from utils.evolve import GENES, Generation, Key, MemoryStore, check_hyp
+from utils.files import atomic_write, read_yaml
+from utils.metrics import fitness
 
 try:
     import fcntl
@@ -57,12 +58,12 @@ def from_cells(cells: Sequence[str], names: Sequence[str]) -> Generation:
     row = dict(zip(columns(names), (cell.strip() for cell in cells)))
     if row["status"] not in STATUSES:
         raise ValueError(f"status {row['status']!r} is none of {', '.join(STATUSES)}")
-    fitness = _number(row, "fitness") if row["fitness"] else None
-    if (fitness is None) == (row["status"] == "done"):
+    score = _number(row, "fitness") if row["fitness"] else None
+    if (score is None) == (row["status"] == "done"):
         raise ValueError(f"a generation that is {row['status']} with fitness {row['fitness']!r}")
     results = tuple(_number(row, name) for name in RESULTS) if row[RESULTS[0]] else ()
     return Generation(
-        number=_count(row, "generation"), repeat=_count(row, "repeat"), status=row["status"], fitness=fitness,
+        number=_count(row, "generation"), repeat=_count(row, "repeat"), status=row["status"], fitness=score,
         hyp={name: _number(row, name) for name in names}, seed=_count(row, "seed"), origin=row["origin"],
         parents=tuple(int(word) for word in row["parents"].split()), results=results, epochs=_count(row, "epochs"),
         seconds=_number(row, "seconds"), curve=tuple(float(word) for word in row["curve"].split()), note=row["note"],
@@ -191,3 +192,35 @@ class CsvStore(MemoryStore):
     def finish(self, generation: Generation) -> bool:
         append(self.file, self.names, generation)
         return super().finish(generation)
+
+
+def read_individuals(file: Path, limit: int = 50) -> dict[str, dict[str, float]]:
+    """Sets of hyperparameters by name: of a population YAML {name: {key: value}}, or the best rows of an evolve.csv."""
+    if not file.is_file():
+        raise UserError(f"--resume_evolve {file}: no such file; expected an evolve_population.yaml or an evolve.csv")
+    if file.suffix.lower() == ".csv":
+        return _best_rows(file, 6)
+    found = {f"{file}: {name}": values for name, values in read_yaml(file).items()}
+    for name, values in found.items():
+        if not isinstance(values, dict):
+            raise UserError(f"{name}: expected hyperparameters `key: value`, found {values!r}")
+    return dict(list(found.items())[:limit])
+
+
+def _best_rows(file: Path, count: int) -> dict[str, dict[str, float]]:
+    """The hyperparameters in the best rows of a table, by this program or one like it."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    header = [cell.strip() for cell in lines[0].split(",")] if lines else []
+    rows = []
+    for number, line in enumerate(lines[1:], 2):
+        try:
+            row = dict(zip(header, [cell.strip() for cell in next(csv.reader([line], skipinitialspace=True), [])], strict=True))
+            if row.get("status", "done") == "done":
+                score = fitness(*(float(row[name]) for name in RESULTS[:4]))
+                rows.append((score, number, {name: float(row[name]) for name in GENES if row.get(name)}))
+        except (ValueError, KeyError, csv.Error) as error:
+            print(f"{file}:{number}: left out: {error}")
+    if not rows:
+        raise UserError(f"--resume_evolve {file}: no row with metrics and hyperparameters")
+    ranked = sorted(rows, key=lambda row: (-row[0], row[1]))[:count]
+    return {f"{file}:{number}": values for _, number, values in ranked}

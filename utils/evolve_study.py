@@ -191,7 +191,7 @@ class StudyStore:
 
     def records(self) -> list[Generation]:
         found = []
-        for place in self._places(self._trials())[: len(self.wanted) or None]:
+        for place in self._places(self._trials()):
             trial = _counting(place)
             if trial and "seed" in trial.user_attrs:
                 found.append(self._record(trial))

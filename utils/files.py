@@ -5,13 +5,16 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import yaml
 
 from utils.errors import UserError
 
-MAX_YAML_BYTES = 4 << 20  # a configuration file is never this large: a larger one is a mistake or an attack
+# A configuration is never this large: a larger one is a mistake or an attack.
+MAX_YAML_BYTES = 1 << 20
+MAX_YAML_PARTS = 300_000  # counted as often as aliases repeat them
+MAX_NUMBER_LETTERS = 100
 
 
 def increment_path(path: str | Path, exist_ok: bool = False) -> Path:
@@ -90,14 +93,40 @@ def read_yaml(path: str | Path) -> dict:
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
             raise UserError(f"{path}: {path.stat().st_size} bytes is too large for a YAML configuration file")
-        content = yaml.safe_load(path.read_bytes().decode("utf-8", errors="ignore"))
+        content = _load_yaml(path.read_bytes().decode("utf-8", errors="ignore"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, LookupError, ArithmeticError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path}{_yaml_place(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {type(content).__name__}")
     return content
+
+
+def _load_yaml(text: str) -> Any:
+    """What a YAML document holds. Its size is checked before it is built, as aliases may repeat parts without end."""
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        waiting, count = [root], 0
+        while waiting:
+            node, count = waiting.pop(), count + 1
+            if count > MAX_YAML_PARTS:
+                raise yaml.MarkedYAMLError(problem="too many values, or aliases that repeat each other",
+                                           problem_mark=node.start_mark)
+            if isinstance(node, yaml.MappingNode):
+                waiting += [part for pair in node.value for part in pair]
+            elif isinstance(node, yaml.SequenceNode):
+                waiting += node.value
+            elif len(node.value) > MAX_NUMBER_LETTERS and not node.tag.endswith(":str"):
+                raise yaml.MarkedYAMLError(problem=f"a number of {len(node.value)} letters", problem_mark=node.start_mark)
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
 
 
 def _yaml_place(error: Exception) -> str:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 MIN_SIDE = 10  # pixels
+MAX_PIXELS = 2**28  # of a picture; decoded it takes three bytes for each, in every worker at once
 
 
 def picture_shape(path: str | Path) -> tuple[int, int]:
@@ -25,6 +26,8 @@ def picture_shape(path: str | Path) -> tuple[int, int]:
         raise ValueError(error.strerror or str(error)) from error
     if min(height, width) < MIN_SIDE:
         raise ValueError(f"the picture is {width}x{height} pixels, less than {MIN_SIDE}")
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"the picture is {width}x{height} pixels, more than {MAX_PIXELS}: cut it into tiles")
     return height, width
 
 
@@ -41,6 +44,9 @@ def _header_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
 
 
 def _decoded_shape(file: BinaryIO) -> tuple[int, int]:
+    height, width = _tiff_shape(file) or (1, 1)
+    if height * width > MAX_PIXELS:  # of the formats that come here, TIFF alone can hide many pixels in few bytes
+        return height, width
     file.seek(0)
     try:
         image = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)
@@ -49,6 +55,22 @@ def _decoded_shape(file: BinaryIO) -> tuple[int, int]:
     if image is None:
         raise ValueError("not a picture that can be decoded")
     return image.shape[:2]
+
+
+def _tiff_shape(file: BinaryIO) -> tuple[int, int] | None:
+    """What a TIFF says of its first page, before anything of it is decoded; None for whatever is no TIFF."""
+    file.seek(0)
+    head = file.read(8)
+    order = {b"II*\0": "little", b"MM\0*": "big"}.get(head[:4])
+    if order is None:
+        return None
+    file.seek(int.from_bytes(head[4:8], order))
+    sizes = {}
+    for _ in range(int.from_bytes(file.read(2), order)):
+        entry = file.read(12)
+        tag, kind = int.from_bytes(entry[:2], order), int.from_bytes(entry[2:4], order)
+        sizes[tag] = int.from_bytes(entry[8:10] if kind == 3 else entry[8:12], order)  # 3: of 16 bits
+    return (sizes[257], sizes[256]) if 256 in sizes and 257 in sizes else None
 
 
 def _jpeg_shape(file: BinaryIO) -> tuple[int, int] | None:

@@ -3,22 +3,32 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
 EXIT_CODE = 75  # of a run that was interrupted, saved and can be resumed; a crash has 1
+LAUNCHER_SECONDS = 3.0  # within which a launcher passes on a signal that its processes have heard themselves
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop, and its state can be saved as it is."""
 
 
 class Interruption:
     """Hears the signals of Ctrl-C, of schedulers and of pre-emption while used as a context.
 
-    `.asked` names the signal, or is empty; `save_due(now)` says when the time between saves is over.
+    `.asked` names the signal, or is empty; `save_due()` says when the time between saves is over. A signal that comes
+    after the first stops the process at once, unless it comes within `echo_seconds`: launchers repeat signals.
     """
 
-    def __init__(self, save_minutes: float):
+    def __init__(self, save_minutes: float, echo_seconds: float = 0.0):
         self.asked = ""
         self.save_seconds = save_minutes * 60
-        self.saved_at = time.monotonic()
+        self.saved_at = self.asked_at = time.monotonic()
+        self.echo_seconds = echo_seconds
+        self._raises = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Interruption":
@@ -32,8 +42,23 @@ class Interruption:
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         if self.asked:
-            os._exit(128 + number)
-        self.asked = signal.Signals(number).name
+            if time.monotonic() - self.asked_at >= self.echo_seconds:
+                os._exit(128 + number)
+            return
+        self.asked, self.asked_at = signal.Signals(number).name, time.monotonic()
+        if self._raises:
+            raise Interrupted(self.asked)
+
+    @contextmanager
+    def at_once(self, allowed: bool = True) -> Iterator[None]:
+        """Within, the first signal raises Interrupted: for work that takes long and changes no state."""
+        self._raises = allowed
+        try:
+            if allowed and self.asked:
+                raise Interrupted(self.asked)
+            yield
+        finally:
+            self._raises = False
 
     def save_due(self) -> bool:
         """Whether --save-minutes have passed since the last save."""

@@ -25,9 +25,10 @@ from utils.label_file import ParsedLabels, parse_labels
 IMAGE_SUFFIXES = frozenset(".bmp .dng .jpeg .jpg .mpo .pfm .png .tif .tiff .webp".split())
 VIDEO_SUFFIXES = frozenset(".asf .avi .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ts .wmv".split())
 
-CACHE_FORMAT = 1  # raise it whenever the parser or the cache's layout changes: caches of another number are not read
+CACHE_FORMAT = 2  # raise it whenever the parser or the cache's layout changes: caches of another number are not read
 MAX_THREADS = 8
 NAMED_ROWS = 10  # dropped rows of one file that are named one by one
+MAX_LABEL_BYTES = 64 << 20  # of one label file
 
 
 class Counts(NamedTuple):
@@ -136,7 +137,9 @@ def _scan_label_file(path: str, num_classes: int | None) -> tuple[ParsedLabels |
     """Labels of a file (None where it does not exist) and messages; UserError for a class the data set lacks."""
     try:
         with open(path, "rb") as file:
-            data = file.read()
+            data = file.read(MAX_LABEL_BYTES + 1)
+        if len(data) > MAX_LABEL_BYTES:
+            return ParsedLabels([], [], []), [f"{path}: more than {MAX_LABEL_BYTES >> 20} MiB: not read as labels"]
     except FileNotFoundError:
         return None, []
     except OSError as error:
@@ -269,16 +272,19 @@ def is_writable(folder: Path) -> bool:
 
 
 def _stamps(pool: ThreadPool, paths: list[str]) -> np.ndarray:
-    """(N, 4) int64: size and modification time in ns of each picture and of its label file, -1 for an absent one."""
-    def stamp(path: str) -> tuple[int, int]:
+    """(N, 6) int64: size, time of modification and of change in ns of each picture and of its label file, -1 if absent.
+
+    Programs may set the first of the times back (cp -p, rsync, touch -r), but not the second.
+    """
+    def stamp(path: str) -> tuple[int, int, int]:
         try:
             status = os.stat(path)
-            return status.st_size, status.st_mtime_ns
+            return status.st_size, status.st_mtime_ns, status.st_ctime_ns
         except OSError:
-            return -1, -1
+            return -1, -1, -1
 
     rows = pool.imap(lambda path: stamp(path) + stamp(label_path(path)), paths, chunksize=256)
-    return np.fromiter((value for row in rows for value in row), np.int64, 4 * len(paths)).reshape(-1, 4)
+    return np.fromiter((value for row in rows for value in row), np.int64, 6 * len(paths)).reshape(-1, 6)
 
 
 def _cache_places(sources: list[str | Path], paths: list[str]) -> list[Path]:

@@ -89,6 +89,26 @@ def plot_results(csv_file: str | Path, file: str | Path) -> None:
     _save(figure, file, dpi=150)
 
 
+def plot_study(tables: Mapping[str, np.ndarray], sizes: Sequence[int], file: str | Path) -> None:
+    """mAP50-95 in percent against milliseconds of inference: a line per weights, a point per picture size.
+
+    tables: rows (S, 10) as in study_*.txt by the name of the weights; sizes: (S,) pixels.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    panel = figure.subplots()
+    for number, (name, rows) in enumerate(tables.items()):
+        rows = np.atleast_2d(as_array(rows))
+        milliseconds, percent = rows[:, 8], 100 * rows[:, 3]
+        panel.plot(milliseconds, percent, marker=".", markersize=8, color=_on_white(number), label=_shorten(name))
+        for size, *point in zip(sizes, milliseconds, percent, strict=True):
+            panel.annotate(str(size), point, xytext=(3, 3), textcoords="offset points", fontsize=7)
+    panel.set(xlabel="inference, milliseconds per picture", ylabel="mAP50-95, percent")
+    panel.set_xlim(left=0)
+    panel.grid(alpha=0.25)
+    panel.legend()
+    _save(figure, file, dpi=200)
+
+
 def plot_curve(
     x: np.ndarray,
     ys: np.ndarray,

@@ -1,15 +1,18 @@
 """The folder of a training run: settings, results, pictures and checkpoints, each written off the training path."""
 
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from utils.checkpoint import CheckpointWriter, snapshot
 from utils.dataset import Batch
+from utils.errors import UserError
 from utils.files import write_yaml
 from utils.drawing import plot_batch
 from utils.plots import Plotter, plot_label_correlogram, plot_labels, plot_results
+from utils.resume import HALF, START
 from utils.runlog import ResultsFile
 
 
@@ -19,6 +22,10 @@ class RunFolder:
     def __init__(self, path: Path, plots: bool = True):
         self.path, self.plots, self.weights = path, plots, path / "weights"
         self.weights.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_folder(path)
+        for folder in (path, self.weights):
+            remove_leftovers(folder)
+        self._start_written: Any = None
         self.results = ResultsFile(path / "results.csv")
         self._plotter, self._writer = Plotter(), CheckpointWriter()
 
@@ -26,6 +33,11 @@ class RunFolder:
     def last(self) -> Path:
         """The whole state of the run, to resume from, also after its end."""
         return self.weights / "last.pt"
+
+    @property
+    def half(self) -> Path:
+        """The weights of last.pt for use; written when the run has ended."""
+        return self.weights / HALF
 
     @property
     def best(self) -> Path:
@@ -45,27 +57,68 @@ class RunFolder:
         file = self.path / f"train_batch{number}.jpg"
         self._draw(plot_batch, batch.images, batch.targets, batch.paths, file, names=names)
 
-    def save(self, content: dict[str, Any], *, best: bool = False, period: int = 0) -> None:
+    def save(self, content: dict[str, Any], *, start: dict[str, Any] | None = None, best: bool = False,
+             period: int = 0) -> None:
         """Write last.pt; best.pt too when the state is the `best`; epoch<k>.pt every `period` epochs, at their ends.
 
-        best.pt comes first: a run cut off between the two repeats the epoch and writes both again.
+        last.pt comes last: a run cut off before it repeats the epoch and writes all of them again. Within an epoch
+        the snapshot `start` of the epoch's start is kept beside it, for a resumed run whose numbers go bad.
         """
-        epoch_ended = content["step"] == 0
-        full, finished = [self.last], content["epoch"] - 1
-        if period > 0 and epoch_ended and finished % period == 0:
-            full.append(self.weights / f"epoch{finished}.pt")
-        stripped = [self.best] if best or (epoch_ended and not self.best.exists()) else []
+        finished = content["epoch"] - 1 if content["step"] == 0 else -1
+        full = [self.last]
+        if period > 0 and finished >= 0 and finished % period == 0:
+            full.insert(0, self.weights / f"epoch{finished}.pt")
+        if start is not None and content["step"] and self._start_written != start["iteration"]:
+            self._start_written = start["iteration"]
+            self._writer.submit(start, full=[self.weights / START], stripped=[])
+        stripped = [self.best] if best or (finished >= 0 and not self.best.exists()) else []
         self._writer.submit(snapshot(content), full=full, stripped=stripped)
+
+    def is_saved(self) -> bool:
+        """Wait for the disk; whether all that was handed over last is on it."""
+        self._writer.wait()
+        return not self._writer.failed
 
     def finish(self) -> None:
         """Everything written, with results.png."""
         self._writer.wait()
         self._draw(plot_results, self.results.path, self.path / "results.png")
 
+    def mark_end(self, content: dict[str, Any]) -> None:
+        """The run is over, its last validation too: keep the last weights for use, drop what only resuming needs."""
+        (self.weights / START).unlink(missing_ok=True)
+        self._writer.submit(content, full=[], stripped=[self.half])
+
     def close(self) -> None:
         self._writer.close()
         self._plotter.close()
+        self._lock.close()
 
     def _draw(self, function: Any, *args: Any, **named: Any) -> None:
         if self.plots:
             self._plotter.submit(function, *args, **named)
+
+
+def lock_folder(path: Path) -> BinaryIO:
+    """Claim a run folder for this process until the file is closed. UserError while another process has it.
+
+    The lock goes with the process, however it ends, and does not pass to its children.
+    """
+    file = open(path / ".lock", "ab")
+    try:
+        import fcntl  # late: only POSIX has it
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        file.close()
+        raise UserError(f"{path}: another process is training in this folder; wait for it, or give another --name") from error
+    except (ImportError, OSError):
+        pass  # a file system without locks
+    return file
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of atomic_write that a killed process left in a folder that is now ours."""
+    for file in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            file.unlink()

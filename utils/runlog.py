@@ -1,6 +1,7 @@
 """What a run says: the console table and results.csv."""
 
 import csv
+import sys
 from pathlib import Path
 
 import torch
@@ -38,13 +39,19 @@ class ResultsFile:
 
     def write(self, epoch: int, train_losses: list[float], metrics: list[float], val_losses: list[float],
               rates: list[float]) -> None:
-        """Add the row of `epoch`, in place of any that a run before an interruption left for it or for later ones."""
+        """Add the row of `epoch`, in place of any that a run before an interruption left for it or for later ones.
+
+        A file that cannot be written costs a warning: the next epoch writes all rows again.
+        """
         values = [*train_losses, *metrics, *val_losses, *rates]
         cells = [f"{epoch:>20}"] + [f"{value:20.5g}" for value in values]
         self.rows = [row for row in self.rows if int(row[0]) < epoch] + [cells]
         text = "\n".join(",".join(row) for row in [[f"{name:>20}" for name in COLUMNS], *self.rows])
-        with atomic_write(self.path) as file:
-            file.write((text + "\n").encode())
+        try:
+            with atomic_write(self.path) as file:
+                file.write((text + "\n").encode())
+        except OSError as error:
+            print(f"WARNING {self.path} could not be written: {error.strerror}; training goes on", file=sys.stderr)
 
 
 def _read_rows(path: Path) -> list[list[str]]:

@@ -1,10 +1,12 @@
 """The machine: devices, precision, seeds, processes. The only reader of environment variables."""
 
+import inspect
 import io
 import os
 import random
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -17,10 +19,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from utils.errors import UserError
+from utils.errors import UserError, explain
 
 ROOT = Path(__file__).resolve().parents[1]  # the project folder
 GROUP_TIMEOUT = timedelta(minutes=10)  # for processes that train side by side; one that is gone is noticed at once
+STORE_KEY = "anchorage/port"
 PATIENT_TIMEOUT = timedelta(days=7)  # while rank 0 downloads, scans labels, fits anchors or writes
 
 
@@ -123,6 +126,32 @@ def launch_token() -> str:
     return f"{socket.gethostname()}:{agent}:{started}"
 
 
+def meeting_place(rank: int) -> dist.Store:
+    """The store through which the processes of a group find each other, new for each start of them.
+
+    The one that torchrun's agent keeps outlives a restart (in PyTorch 2.15), and what the dead processes have left in
+    it makes the new ones wait for them. So it only tells where the store of the present rank 0 is: an address left
+    by an earlier rank 0 refuses connections.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return dist.TCPStore(host, port, is_master=rank == 0, wait_for_workers=False, timeout=GROUP_TIMEOUT)
+    board = dist.TCPStore(host, port, is_master=False, timeout=GROUP_TIMEOUT)
+    if rank == 0:
+        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=GROUP_TIMEOUT)
+        board.set(STORE_KEY, str(store.port))
+        return store
+    deadline = time.monotonic() + GROUP_TIMEOUT.total_seconds()
+    while time.monotonic() < deadline:
+        port = int(board.get(STORE_KEY))
+        try:
+            socket.create_connection((host, port), 5).close()
+            return dist.TCPStore(host, port, is_master=False, timeout=GROUP_TIMEOUT)
+        except (OSError, dist.DistError):
+            time.sleep(0.1)
+    raise UserError(f"no process of rank 0 is found at {host} within {GROUP_TIMEOUT}")
+
+
 @dataclass(frozen=True)
 class Distributed:
     """The group of processes this one belongs to; one process is world_size 1, not a special path."""
@@ -151,7 +180,8 @@ class Distributed:
             if name not in os.environ:
                 raise UserError(f"RANK is set but {name} is not: start with torchrun --nproc_per_node N train.py ...")
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=GROUP_TIMEOUT)
+        dist.init_process_group(backend, store=meeting_place(rank), rank=rank, world_size=world_size,
+                                timeout=GROUP_TIMEOUT)
         patient = dist.new_group(backend="gloo", timeout=PATIENT_TIMEOUT)
         return cls(rank, world_size, cpu, (cpu,), local_rank, patient)
 
@@ -198,11 +228,16 @@ class Distributed:
         with redirect_stdout(out), redirect_stderr(err):
             try:
                 yield self
-            except Exception as error:
+                self.wait_for_all()  # rank 0 keeps the store that all use
+            except SystemExit:
+                raise
+            except BaseException as error:
+                text, code = explain(error) or (_unexpected(error), 1)
                 if not isinstance(error, Relayed) or self.local_rank == 0:  # one line a machine is enough
-                    print(_report(error), file=err)
-                out.flush(), err.flush()
-                os._exit(1)
+                    print(text, file=err)
+                out.flush()
+                err.flush()
+                os._exit(code)
             finally:
                 if dist.is_initialized():
                     dist.destroy_process_group()
@@ -265,11 +300,17 @@ class Distributed:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
 
-    def wrap(self, model: torch.nn.Module, **settings: Any) -> torch.nn.Module:
-        """`model` in DistributedDataParallel, in DataParallel for one process with several GPUs, or itself."""
+    def wrap(self, model: torch.nn.Module, *, static_graph: bool = False) -> torch.nn.Module:
+        """`model` in DistributedDataParallel, in DataParallel for one process with several GPUs, or itself.
+
+        Buffers stay each process's own (see share_buffers). static_graph: every parameter takes part in every step.
+        """
         if self.world_size > 1:
-            device_ids = [self.device.index] if self.device.type == "cuda" else None
-            return torch.nn.parallel.DistributedDataParallel(model, device_ids=device_ids, **settings)
+            parallel = torch.nn.parallel.DistributedDataParallel
+            known = inspect.signature(parallel).parameters  # PyTorch 2.15 renames the setting
+            buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+            return parallel(model, device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                            gradient_as_bucket_view=True, static_graph=static_graph, **{buffers: False})
         if len(self.devices) > 1:
             indices = [device.index for device in self.devices]
             print(f"WARNING one process for {len(indices)} GPUs is slow; better: torchrun --nproc_per_node "
@@ -316,10 +357,8 @@ class Prefixed(io.TextIOBase):
 LOST_CONTACT = ("Connection closed", "Connection reset", "Broken pipe", "gloo", "NCCL", "Socket")
 
 
-def _report(error: Exception) -> str:
-    """One line for a user's mistake and for a peer that is gone, else the traceback."""
-    if isinstance(error, UserError):
-        return f"error: {error}"
+def _unexpected(error: BaseException) -> str:
+    """One line where a peer is gone, else the traceback."""
     if isinstance(error, RuntimeError) and any(word in str(error) for word in LOST_CONTACT):
         return f"error: lost contact with another process, whose own message says why ({str(error).splitlines()[0]})"
     return "".join(traceback.format_exception(error)).rstrip()

@@ -92,7 +92,11 @@ class EarlyStopping:
         """Take note of the fitness of `epoch`; True asks to stop after it. NaN is never an improvement."""
         if fitness > self.best_fitness:
             self.best_fitness, self.best_epoch = float(fitness), epoch
-        return 0 < self.patience <= epoch - self.best_epoch
+        return self.is_over(epoch)
+
+    def is_over(self, epoch: int) -> bool:
+        """Whether the run should have stopped after `epoch`, by what was seen so far."""
+        return self.best_fitness > -math.inf and 0 < self.patience <= epoch - self.best_epoch
 
     def state_dict(self) -> dict[str, float]:
         return {"best_fitness": self.best_fitness, "best_epoch": self.best_epoch}

@@ -1,0 +1,317 @@
+"""Kill a real training again and again, resume it each time, and compare its bytes with a run that never stopped.
+
+    python tests/kill_and_resume.py --kills 25 --epochs 20 --workers any --multi-scale --image-weights
+    python tests/kill_and_resume.py --kills 10 --processes 2      two processes under torchrun
+
+Prints a line for every life of the run and the number of differences; exit code 1 if there are any. What is compared:
+every tensor and number in last.pt (weights, EMA, optimizer, scaler, early stop, best fitness ...), in the checkpoints
+for use and in those kept by --save-period, and the bytes of results.csv and hyp.yaml.
+"""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # runs as a program too
+
+from conftest import draw_boxes  # noqa: E402
+
+AUGMENTATION = {"mosaic": 1.0, "mixup": 0.5, "copy_paste": 0.3, "degrees": 10.0, "flipud": 0.5, "warmup_epochs": 1.0}
+BEGUN = "Training for"  # what a run prints when it has been built
+
+
+def draw_data(folder: Path, pictures: int) -> Path:
+    """A data set YAML with `pictures` training pictures and 8 for validation."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", pictures), ("val", 8)):
+        for kind in ("images", "labels"):
+            (folder / kind / split).mkdir(parents=True)
+        for number in range(count):
+            image, rows = draw_boxes(rng, int(rng.integers(0, 4)))
+            cv2.imwrite(str(folder / "images" / split / f"{number}.png"), image)
+            (folder / "labels" / split / f"{number}.txt").write_text("".join(rows))
+    (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [dark, bright]\n")
+    return folder / "data.yaml"
+
+
+def write_model(folder: Path) -> Path:
+    content = yaml.safe_load((ROOT / "models" / "yolov5n.yaml").read_text())
+    content.update(width_multiple=0.125, depth_multiple=0.1)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
+    return folder / "tiny.yaml"
+
+
+def write_hyp(folder: Path) -> Path:
+    content = yaml.safe_load((ROOT / "data" / "hyps" / "hyp.scratch-low.yaml").read_text())
+    (folder / "hyp.yaml").write_text(yaml.safe_dump({**content, **AUGMENTATION}))
+    return folder / "hyp.yaml"
+
+
+# ---- one life of a run -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Life:
+    """A training process that may be killed at any moment. Its output goes to `log`."""
+
+    pid: int
+    log: Path
+    wait: Callable[[float], int | None]  # seconds to wait at most -> exit code (negative: a signal's), None while it runs
+
+    def until(self, text: str, limit: float) -> float | None:
+        """Seconds until the process has printed `text`; None if it ends before."""
+        started = time.monotonic()
+        while time.monotonic() - started < limit:
+            if text in self.log.read_text(errors="replace"):
+                return time.monotonic() - started
+            if self.wait(0.02) is not None:
+                return None
+        raise TimeoutError(f"no {text!r} in {self.log} after {limit} s")
+
+    def send(self, number: int) -> None:
+        """Send the signal; SIGKILL goes to the processes that it started too, as in a power cut."""
+        for pid in [self.pid, *descendants(self.pid)] if number == signal.SIGKILL else [self.pid]:
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below `pid`."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError, ValueError):
+            continue
+    found, grown = {pid}, True
+    while grown:
+        more = {child for child, parent in parents.items() if parent in found} - found
+        found, grown = found | more, bool(more)
+    return sorted(found - {pid})
+
+
+def start(arguments: list[str], log: Path, processes: int = 1) -> Life:
+    """train.py as a program of its own, under torchrun for several processes."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    log.write_text("")
+    with open(log, "ab") as output:
+        process = subprocess.Popen([sys.executable, *launcher, "train.py", *arguments], cwd=ROOT, stdout=output,
+                                   stderr=subprocess.STDOUT, start_new_session=True,
+                                   env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"})
+
+    def wait(seconds: float) -> int | None:
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+
+    return Life(process.pid, log, wait)
+
+
+def fork(arguments: list[str], log: Path, processes: int = 1) -> Life:
+    """train.py in a child of this process, which has everything imported: a second is spared at each start."""
+    assert processes == 1, "several processes need their launcher"
+    import train
+
+    log.write_text("")
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            torch.set_num_threads(1)
+            output = os.open(log, os.O_WRONLY | os.O_APPEND)
+            os.dup2(output, 1), os.dup2(output, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+            train.run_command(lambda: train.main(arguments))
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    ended: list[int] = []
+
+    def wait(seconds: float) -> int | None:
+        deadline = time.monotonic() + seconds
+        while not ended:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                ended.append(os.waitstatus_to_exitcode(status))
+            elif time.monotonic() >= deadline:
+                return None
+            else:
+                time.sleep(0.005)
+        return ended[0]
+
+    return Life(pid, log, wait)
+
+
+# ---- comparing -------------------------------------------------------------------------------------------------------
+
+
+def flatten(value, prefix: str = "") -> dict[str, object]:
+    """Every leaf of nested dicts and lists by its path, tensors as their type, shape and bytes."""
+    if isinstance(value, dict):
+        return {path: leaf for key, entry in value.items() for path, leaf in flatten(entry, f"{prefix}/{key}").items()}
+    if isinstance(value, (list, tuple)):
+        return flatten(dict(enumerate(value)), prefix)
+    if isinstance(value, torch.Tensor):
+        return {prefix: (str(value.dtype), tuple(value.shape), value.contiguous().view(-1).numpy().tobytes())}
+    return {prefix: value}
+
+
+VARYING = ("/options/workers", "/options/project", "/options/name")  # of the run, not of its numbers
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """What differs between two run folders, a line each."""
+    found = []
+    names = {str(file.relative_to(folder)) for folder in (one, other) for file in folder.rglob("*.pt")}
+    for name in sorted(names):
+        if not (one / name).is_file() or not (other / name).is_file():
+            found.append(f"{name} is missing in one of the runs")
+            continue
+        a, b = (flatten(torch.load(folder / name, weights_only=True)) for folder in (one, other))
+        keys = sorted(key for key in a.keys() | b.keys() if key not in VARYING)
+        found += [f"{name}: {key}" for key in keys if a.get(key, "absent") != b.get(key, "absent")]
+    for name in ("results.csv", "hyp.yaml"):
+        if (one / name).read_bytes() != (other / name).read_bytes():
+            found.append(name)
+    return found
+
+
+# ---- the experiment --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Plan:
+    """What is trained, and how it is disturbed."""
+
+    epochs: int = 20
+    kills: int = 25
+    workers: str = "0"  # a number, or `any`: another one in each life
+    batch_size: int = 8
+    pictures: int = 48
+    processes: int = 1
+    signals: str = "KILL"  # comma-separated, one is drawn for each life
+    seed: int = 0
+    extra: list[str] = field(default_factory=list)  # more flags for train.py
+    forked: bool = False
+    limit: float = 120.0  # seconds for one life
+
+
+class Experiment:
+    def __init__(self, plan: Plan, folder: Path, say: Callable[[str], None] = print):
+        self.plan, self.folder, self.say = plan, folder, say
+        self.rng = random.Random(plan.seed)
+        data, cfg, hyp = draw_data(folder / "data", plan.pictures), write_model(folder), write_hyp(folder)
+        self.common = ["--data", str(data), "--cfg", str(cfg), "--hyp", str(hyp), "--imgsz", "64", "--batch-size",
+                       str(plan.batch_size), "--epochs", str(plan.epochs), "--device", "cpu", "--amp", "off",
+                       "--noplots", "--save-minutes", "0.00001", "--save-period", "3", "--project", str(folder),
+                       *plan.extra]
+
+    def begin(self, name: str) -> Life:
+        new = fork if self.plan.forked else start
+        last = self.folder / name / "weights" / "last.pt"
+        workers = str(self.rng.randrange(3)) if self.plan.workers == "any" else self.plan.workers
+        arguments = ["--resume", str(self.folder / name)] if last.is_file() else \
+            [*self.common, "--name", name, "--exist-ok"]
+        return new([*arguments, "--workers", workers], self.folder / f"{name}.log", self.plan.processes)
+
+    def wait_for(self, life: Life, iteration: float) -> None:
+        """Until the run in folder `killed` has saved a state of `iteration` or later, or has ended."""
+        deadline = time.monotonic() + self.plan.limit
+        while life.wait(0.01) is None and self.iteration("killed") < iteration:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not at iteration {iteration} after {self.plan.limit} s: {life.log}")
+
+    def finish(self, life: Life) -> None:
+        code = life.wait(self.plan.limit)
+        if code is None:
+            life.send(signal.SIGKILL)
+        if code != 0:
+            raise RuntimeError(f"the run ended with {code}:\n{life.log.read_text(errors='replace')[-3000:]}")
+
+    def iteration(self, name: str) -> int:
+        last = self.folder / name / "weights" / "last.pt"
+        return torch.load(last, weights_only=True)["iteration"] if last.is_file() else 0
+
+    def run(self) -> tuple[int, list[str]]:
+        """Kills done, and differences found."""
+        whole = self.begin("whole")
+        begun = whole.until(BEGUN, self.plan.limit)
+        started = time.monotonic()
+        self.finish(whole)
+        training, total = time.monotonic() - started, self.iteration("whole")
+        self.say(f"never stopped: {begun:.1f} s to begin, {training:.1f} s for {total} iterations")
+        kills = self.disturb(begun, training, total)
+        return kills, differences(self.folder / "whole", self.folder / "killed")
+
+    def disturb(self, begun: float, training: float, total: int) -> int:
+        """Lives that end by a signal until there were enough, then one to the end."""
+        for kill in range(self.plan.kills):
+            before = self.iteration("killed")
+            goal = before + self.rng.uniform(0, 2 * (total - before) / (self.plan.kills - kill + 1))
+            goal = min(goal, 0.85 * total * (kill + 2) / (self.plan.kills + 1))  # the run must not end before the kills do
+            life = self.begin("killed")
+            name = self.rng.choice(self.plan.signals.split(","))
+            early = name == "KILL" and (self.rng.random() < 0.2 or before > 0.9 * total)
+            if not early and life.until(BEGUN, self.plan.limit) is None:
+                raise RuntimeError(f"ended too soon, after {kill} kills:\n{life.log.read_text(errors='replace')[-3000:]}")
+            self.wait_for(life, 0 if early else goal)
+            ended = life.wait(self.rng.uniform(0, begun if early else 3 * training / total))
+            life.send(getattr(signal, f"SIG{name}"))
+            ended = life.wait(self.plan.limit) if ended is None else ended
+            expected = -signal.SIGKILL if name == "KILL" else 75
+            self.say(f"life {kill + 1}: {'while starting' if early else 'in training'}, SIG{name} -> exit {ended}, "
+                     f"saved up to iteration {self.iteration('killed')} of {total}")
+            if ended != expected:
+                raise RuntimeError(f"expected exit code {expected}:\n{life.log.read_text(errors='replace')[-3000:]}")
+        self.finish(self.begin("killed"))
+        return self.plan.kills
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=Plan.epochs)
+    parser.add_argument("--kills", type=int, default=Plan.kills)
+    parser.add_argument("--workers", default=Plan.workers, help="a number, or any: another one in each life")
+    parser.add_argument("--batch-size", type=int, default=Plan.batch_size, help="below 64 gradients are accumulated")
+    parser.add_argument("--pictures", type=int, default=Plan.pictures)
+    parser.add_argument("--processes", type=int, default=Plan.processes, help="above 1: under torchrun")
+    parser.add_argument("--signals", default=Plan.signals, help="comma-separated, of KILL TERM INT USR1")
+    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--fork", dest="forked", action="store_true", help="spare each life the imports")
+    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    args, extra = parser.parse_known_args()  # all other flags are train.py's
+    values = {key: value for key, value in vars(args).items() if key != "folder"}
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="kill and resume ") as temporary:
+        folder = args.folder or Path(temporary)
+        kills, found = Experiment(Plan(**values, extra=extra), folder).run()
+    print(*found[:20], sep="\n")
+    print(f"{kills} kills, {len(found)} differences")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Deliberate differences from YOLOv5 that no other test pins; README.md has the whole list."""
+
+import ast
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import train
+from models import loading
+from utils import resume
+from utils.acquire import acquire
+from utils.autobatch import MEMORY_SHARE, TRIED, extrapolate
+from utils.checkpoint import read_checkpoint
+from utils.config import DatasetSpec, Hyperparameters, TrainOptions
+from utils.errors import UserError
+from utils.nms import non_max_suppression
+from utils.runtime import select_device
+
+ROOT = Path(__file__).resolve().parents[1]
+THIRD_PARTIES = {"PIL", "cv2", "matplotlib", "mss", "numpy", "optuna", "pycocotools", "torch", "torchvision",
+                 "tqdm", "yaml"}
+
+
+def run(data, cfg, folder, *extra, epochs):
+    train.main(["--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8", "--epochs", str(epochs),
+                "--workers", "0", "--device", "cpu", "--amp", "off", "--noplots", "--project", str(folder), "--name",
+                "run", *extra])
+    return Path(folder) / "run"
+
+
+# ---- training
+
+
+def test_gradients_left_at_an_epochs_end_are_applied(tiny_data, tiny_cfg, tmp_path):
+    """Three batches an epoch and eight to a step: YOLOv5 would throw most of them away."""
+    hyp = tmp_path / "hyp.yaml"
+    hyp.write_text("warmup_epochs: 0\n")
+    folder = run(tiny_data, tiny_cfg, tmp_path, "--hyp", str(hyp), "--noval", epochs=2)
+    assert read_checkpoint(folder / "weights" / "last.pt")["ema"]["updates"] == 2
+
+
+def test_without_validation_nothing_stops_early(tiny_data, tiny_cfg, tmp_path):
+    folder = run(tiny_data, tiny_cfg, tmp_path, "--noval", "--patience", "1", epochs=4)
+    assert read_checkpoint(folder / "weights" / "last.pt")["epoch"] == 4
+
+
+def test_noautoanchor_keeps_the_models_own_anchors(tiny_cfg, capsys):
+    """`anchors:` of a hyp file alone would leave placeholders, one of them without width."""
+    options = TrainOptions(cfg=str(tiny_cfg), noautoanchor=True)
+    model = train.build_model(train.Request(options, frozenset({"cfg"}), None), Hyperparameters(anchors=3.4), {0: "a"})
+    assert (model.head.anchors > 0).all() and model.yaml["anchors"][0] == [10, 13, 16, 30, 33, 23]
+    assert "WARNING anchors: 3.4" in capsys.readouterr().out
+
+
+def test_default_weights_are_used_only_if_present_and_without_a_cfg(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "ROOT", tmp_path)
+    assert train.find_weights(TrainOptions(), frozenset()) is None and "from scratch" in capsys.readouterr().out
+    (tmp_path / "yolov5s.pt").touch()
+    assert train.find_weights(TrainOptions(), frozenset()) == Path("yolov5s.pt")
+    assert train.find_weights(TrainOptions(cfg="yolov5n.yaml"), frozenset({"cfg"})) is None
+    both = TrainOptions(cfg="yolov5n.yaml", weights="yolov5s.pt")
+    assert train.find_weights(both, frozenset({"cfg", "weights"})) == Path("yolov5s.pt")
+
+
+def test_resume_looks_in_the_project_folder_only(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files = [Path(folder, "weights", "last.pt") for folder in ("runs/train/a", "runs/train/b", "runs/other/c")]
+    for age, file in enumerate(files):
+        file.parent.mkdir(parents=True)
+        file.touch()
+        os.utime(file, (age, age))
+    assert resume.find_run(True, "runs/train") == files[1]
+    with pytest.raises(UserError, match="no run with a checkpoint below runs/absent"):
+        resume.find_run(True, "runs/absent")
+
+
+def test_varying_sizes_are_the_same_on_every_process():
+    def sizes(generator_seed):
+        torch.manual_seed(generator_seed)
+        np.random.seed(generator_seed)
+        run = SimpleNamespace(
+            options=TrainOptions(multi_scale=True, imgsz=128), model=SimpleNamespace(stride=torch.tensor([32.0])),
+            distributed=SimpleNamespace(device=torch.device("cpu")), state=SimpleNamespace(iteration=0))
+        found = []
+        for run.state.iteration in range(12):
+            found.append(train.prepare_images(run, torch.zeros(1, 3, 128, 128, dtype=torch.uint8)).shape[-1])
+        return found
+
+    assert sizes(0) == sizes(1) and len(set(sizes(0))) > 2
+
+
+def test_one_gpu_unless_a_list_is_given(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert select_device("") == [torch.device("cuda", 0)]
+    assert select_device("1,3") == [torch.device("cuda", 1), torch.device("cuda", 3)]
+
+
+def test_automatic_batch_fills_a_share_of_the_free_memory():
+    used = {batch: 1e9 + batch * 1e8 for batch in TRIED}
+    assert extrapolate(used, MEMORY_SHARE * 20e9) == int((MEMORY_SHARE * 20e9 - 1e9) / 1e8)
+    assert extrapolate({1: 1e9, 2: 2e9, 4: 4e9}, 1e12) == 4  # 8 has failed
+
+
+# ---- validation and data
+
+
+def test_a_slow_clock_drops_no_detections(monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    prediction = torch.rand(4, 200, 8, generator=rng) * torch.tensor([600, 600, 50, 50, 1, 1, 1, 1])
+    before = non_max_suppression(prediction, 0.1, 0.5)
+    clock = iter(range(10**6))
+    for name in ("time", "perf_counter", "monotonic"):
+        monkeypatch.setattr(time, name, lambda: 1000.0 * next(clock))
+    after = non_max_suppression(prediction, 0.1, 0.5)
+    assert all(len(rows) and torch.equal(rows, other) for rows, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("code", ["bash get.sh", "import os; os.system('touch owned')", "ftp://example.org/set.zip"])
+def test_code_in_a_data_file_is_refused(tmp_path, code):
+    file = tmp_path / "set.yaml"
+    file.write_text(f"path: absent\ntrain: images\nval: images\nnames: [a]\ndownload: \"{code}\"\n")
+    with pytest.raises(UserError, match="code is never run"):
+        acquire(str(file))
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_wrong_nc_is_warned_of(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    file = tmp_path / "set.yaml"
+    file.write_text("train: images\nval: images\nnames: [a, b]\nnc: 3\n")
+    assert DatasetSpec.load(file, []).num_classes == 2
+    assert "nc: 3 but 2 names" in capsys.readouterr().out
+
+
+# ---- programs
+
+
+def test_nothing_but_the_requirements_is_imported():
+    """No service that needs an account, no other logger, no package that changes training by being installed."""
+    found = set()
+    folders = [ROOT, *(ROOT / name for name in ("models", "utils", "data/scripts"))]
+    for file in [file for folder in folders for file in folder.glob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found.add(node.module.split(".")[0])
+    own = {"models", "utils", "data", *(file.stem for file in ROOT.glob("*.py"))}
+    assert found - own - set(sys.stdlib_module_names) <= THIRD_PARTIES

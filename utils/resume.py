@@ -1,0 +1,125 @@
+"""Going on with a run: which one, what changes by the flags typed, and what is no longer exact because of it."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from utils.checkpoint import read_checkpoint
+from utils.config import TrainOptions
+from utils.errors import UserError
+from utils.runtime import Distributed
+
+# Flags that leave the bytes of the weights alone. `epochs` is another run by intention, and the list says it.
+HARMLESS = frozenset("data workers cache save_minutes save_period nosave noplots project name exist_ok".split())
+FIXED = ("cfg", "weights")  # these made the model, which is in the checkpoint
+START = "epoch-start.pt"  # beside last.pt while a run is within an epoch
+HALF = "last-half.pt"  # beside last.pt when the run has ended
+
+
+def find_run(resume: str | bool, project: str) -> Path:
+    """The checkpoint to go on from: the named file or run folder, or the newest last.pt below `project`."""
+    if resume is not True:
+        path = Path(resume)
+        checkpoint = path / "weights" / "last.pt" if path.is_dir() else path
+        if not checkpoint.is_file():
+            raise UserError(f"--resume {resume}: no checkpoint {checkpoint}")
+        return checkpoint
+    candidates = list(Path(project).rglob("weights/last.pt"))
+    if not candidates:
+        raise UserError(f"--resume: no run with a checkpoint below {project}; name one: --resume {project}/exp")
+    return max(candidates, key=lambda file: file.stat().st_mtime)
+
+
+def run_folder(checkpoint: Path) -> Path | None:
+    """The run folder that a checkpoint lies in; None for one that lies elsewhere."""
+    checkpoint = checkpoint.resolve()
+    return checkpoint.parents[1] if checkpoint.parent.name == "weights" else None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The whole state of a run. UserError for a file of another kind, or one that lacks a part."""
+    content = read_checkpoint(checkpoint)
+    if content.get("kind") == "weights":
+        raise UserError(f"--resume {checkpoint}: holds weights only; resume from last.pt, or start with --weights")
+    parts = [content.get(name) for name in ("options", "hyp", "model")]
+    if not all(isinstance(part, dict) for part in parts) or not isinstance(parts[2].get("yaml"), dict):
+        raise UserError(f"--resume {checkpoint}: not the state of a run; start anew with --weights {checkpoint}")
+    return content
+
+
+def changed_options(content: Mapping[str, Any], checkpoint: Path, given: Mapping[str, Any]) -> TrainOptions:
+    """Options of the run with those `given` now in their place; each change is printed."""
+    stored = TrainOptions.from_dict(content["options"], str(checkpoint))
+    changes = {key: value for key, value in given.items() if getattr(stored, key) != value}
+    for key in FIXED:
+        if key in changes:
+            raise UserError(f"--resume goes on with the model of {checkpoint}: leave --{key} out, "
+                            f"or start a new run with --weights {checkpoint}")
+    for key, value in changes.items():
+        print(f"resume: --{key.replace('_', '-')} {getattr(stored, key)} -> {value}")
+    inexact = sorted(set(changes) - HARMLESS)
+    if inexact:
+        print(f"resume: from here on the run differs from one that never stopped ({', '.join(inexact)})")
+    return stored.replace(**given, resume=str(checkpoint))
+
+
+def read_start(checkpoint: Path, state: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state at the start of the epoch that `state` is within, where it was kept beside the checkpoint."""
+    try:
+        start = read_checkpoint(checkpoint.with_name(START))
+        return start if start["kind"] == "train" and start["epoch"] == state["epoch"] and state["step"] else None
+    except (UserError, KeyError):
+        return None
+
+
+def was_finished(checkpoint: Path, epoch: int) -> bool:
+    """Whether the run ended after `epoch` epochs with everything done that follows the last of them."""
+    try:
+        return read_checkpoint(checkpoint.with_name(HALF)).get("epoch") == epoch
+    except UserError:
+        return False
+
+
+def fingerprint(shapes: np.ndarray, labels: np.ndarray, offsets: np.ndarray) -> str:
+    """Names what is trained on: sizes of the pictures in their order, and their labels."""
+    text = hashlib.sha256()
+    for array in (shapes, labels, offsets):
+        text.update(np.ascontiguousarray(array).tobytes())
+    return text.hexdigest()[:16]
+
+
+def surroundings(group: Distributed, data: str, steps_per_epoch: int) -> dict[str, Any]:
+    """All that the bytes of a run depend on besides its options and its state."""
+    device = group.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"processes": group.world_size, "device": name, "torch": str(torch.__version__), "data": data,
+            "threads": torch.get_num_threads() if device.type == "cpu" else 0, "steps_per_epoch": steps_per_epoch}
+
+
+REASONS = {
+    "processes": "the batches are the same, but sums are rounded in another order and batch statistics are of others' shares",
+    "device": "other kernels round otherwise",
+    "threads": "sums are rounded in another order; OMP_NUM_THREADS sets it",
+    "torch": "another version may round otherwise",
+    "data": "other pictures or labels than before: the order of the pictures is another one",
+}
+
+
+def report_differences(before: Any, now: Mapping[str, Any]) -> None:
+    """A line for everything around the run that is another than before, and therefore no longer exact."""
+    before = before if isinstance(before, dict) else {}
+    for key, reason in REASONS.items():
+        if key in before and before[key] != now[key]:
+            print(f"resume: {key} {before[key]} -> {now[key]}: no longer exact to the bit ({reason})")
+
+
+def rescaled(step: int, epoch: int, before: Any, now: int) -> tuple[int, int]:
+    """Step within the epoch and iteration in the run, when an epoch has `now` steps where it had `before`."""
+    if not isinstance(before, int) or before < 1 or before == now:
+        return step, epoch * now + step
+    step = min(round(step / before * now), now)
+    return step, epoch * now + step
