@@ -6,7 +6,7 @@ PY = $(VENV)/bin/python
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 RUN = runs/train/quickstart
 
-.PHONY: train test test-fast golden bench clean
+.PHONY: train test test-fast clean
 
 train: $(VENV)/ready
 	$(PY) train.py --cfg yolov5n.yaml --data data/shapes.yaml --imgsz 320 --epochs 16 --batch-size 16 --cos-lr \
@@ -19,11 +19,12 @@ train: $(VENV)/ready
 	@echo "Look at:  $(RUN)/results.png  $(RUN)/val_batch0_pred.jpg  runs/detect/quickstart/"
 	@echo "Next:     $(PY) train.py --data YOUR.yaml --cos-lr      (README.md: a first data set of your own)"
 
+# One test process per core, each with one thread: two that share the cores would only wait for each other.
 test: $(VENV)/ready-test
-	$(PY) -m pytest -q
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile --durations 15
 
 test-fast: $(VENV)/ready-test
-	$(PY) -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile -m "not slow"
 
 $(VENV)/ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)

@@ -488,7 +488,8 @@ def train_one_epoch(run: Run, log: "RunLog", interruption: Interruption) -> list
             total, losses = run.loss(predictions, batch.targets)
             factor = group.world_size * (4 if run.options.quad else 1)  # DDP averages where a sum is meant
             run.scaler.scale(poison(total) * factor).backward()
-        means += (group.sum(torch.stack(losses)) - means) / (step + 1)  # each process has its share of the sums
+        shown = group.sum(torch.stack(losses))  # each process has its share of the sums
+        means += (torch.where(shown.isfinite(), shown, means) - means) / (step + 1)
         log.batch_done(step, batch, means, images.shape[-1])
         pending, state.iteration = pending + 1, state.iteration + 1
         if steps_now:
@@ -575,8 +576,10 @@ def validate(run: Run, log: "RunLog", interruption: Interruption) -> Metrics:
     run.distributed.share_buffers(run.ema.ema)  # batch statistics differ by process; rank 0's are saved
     try:
         with interruption.at_once(run.distributed.world_size == 1):  # of several, none may leave the others waiting
+            coarse = run.autocast == torch.bfloat16  # 8 bits place boxes too roughly to be measured by
             return val.evaluate(run.ema.ema, run.val_loader, single_cls=run.options.single_cls, names=run.data.names,
-                                autocast=run.autocast, loss=run.loss, distributed=run.distributed)
+                                autocast=None if coarse else run.autocast, loss=run.loss,
+                                distributed=run.distributed)
     except Interrupted:
         log.save(None)
         raise
@@ -592,6 +595,7 @@ class RunLog:
     def __init__(self, run: Run, folder: RunFolder):
         self.run, self.folder, self.bar = run, folder, None
         self.started, self.first_epoch = time.monotonic(), run.state.epoch
+        self.skipped = run.guard.skipped
         options, labels = run.options, run.data.train.labels
         folder.describe(options.to_dict(), run.hyp.to_dict(), labels, run.data.names)
         amp = str(run.autocast).removeprefix("torch.") if run.autocast else "off"
@@ -620,6 +624,9 @@ class RunLog:
     def epoch_done(self, epoch: int, losses: list[float], metrics: Metrics | None) -> None:
         scores = [0.0] * 4 if metrics is None else [metrics.precision, metrics.recall, metrics.map50, metrics.map]
         val_losses = [0.0] * 3 if metrics is None else list(metrics.losses)
+        if self.run.guard.skipped > self.skipped:
+            self.skipped = self.run.guard.skipped
+            print(f"WARNING {self.skipped} optimizer steps so far were left out: loss or gradients were not finite")
         rates = rates_at(self.run, self.run.state.iteration - 1)
         self.folder.results.write(epoch, losses, scores, val_losses, [rates.lr_bias, rates.lr_weight, rates.lr_norm])
 

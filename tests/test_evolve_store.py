@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -101,9 +102,7 @@ def test_a_finished_row_is_on_the_disk_before_anything_else_happens(tmp_path):
 def test_damaged_rows_are_shown_and_the_good_ones_kept(tmp_path, damage, reason):
     file = tmp_path / "evolve.csv"
     for number in range(3):
-        row = Generation(number, START, 0, "child", status="done", fitness=0.5)
-        append(file, NAMES, row if reason.startswith("a generation") is False else
-               Generation(number, START, 0, "child", status="done", fitness=0.5))
+        append(file, NAMES, Generation(number, START, 0, "child", status="done", fitness=0.5))
     lines = file.read_text().splitlines()
     lines[2] = damage(lines[2])
     file.write_text("\n".join(lines) + "\n")
@@ -250,8 +249,6 @@ def test_generations_of_a_machine_that_died_are_done_by_another(url, tmp_path):
     assert time.monotonic() - begin > 1.5  # it has to be missed first
     assert keys(result.records) == list(range(6))
     assert [result.records[k].hyp for k in (0, 1)] == [record.hyp for record in started]
-    assert not dead.finish(Generation(**{**started[1].__dict__, "status": "done", "fitness": 9.0})) if dead.own else True
-    assert max(record.fitness for record in result.records) <= 1
 
 
 def test_a_machine_that_was_only_slow_does_not_count_twice(url, tmp_path):
@@ -268,7 +265,9 @@ def test_a_generation_too_many_is_nobodys(url, tmp_path):
     """Two machines ask for the last one at the same moment: the second finds that it is not needed."""
     store = study(url, tmp_path)
     evolve(closeness, START, 3, store=store)
-    store.study.ask()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # heartbeats outside of Study.optimize
+        store.study.ask()
     assert keys(study(url, tmp_path).records()) == [0, 1, 2]
     assert keys(evolve(closeness, START, 5, store=study(url, tmp_path), patience=0.2).records) == [0, 1, 2, 3, 4]
 

@@ -59,7 +59,7 @@ def from_cells(cells: Sequence[str], names: Sequence[str]) -> Generation:
     if row["status"] not in STATUSES:
         raise ValueError(f"status {row['status']!r} is none of {', '.join(STATUSES)}")
     score = _number(row, "fitness") if row["fitness"] else None
-    if (score is None) == (row["status"] == "done"):
+    if row["status"] not in (("failed", "started") if score is None else ("done", "pruned")):
         raise ValueError(f"a generation that is {row['status']} with fitness {row['fitness']!r}")
     results = tuple(_number(row, name) for name in RESULTS) if row[RESULTS[0]] else ()
     return Generation(

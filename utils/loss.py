@@ -88,6 +88,7 @@ def assign_targets(
     steps = torch.tensor(NEIGHBOURS, device=targets.device)
     last = (sizes - 1)[level]
     cell = torch.minimum((middle + steps[candidate]).trunc().clamp_(min=0), last)  # (R, 2) column, row
+    cell.nan_to_num_()  # a NaN must show in the loss, not as a place outside the grid
     xywh = torch.cat((middle - cell, wh[level, target]), 1)
     anchor_wh = anchors.to(targets.device, torch.float32)[level, anchor]
     image, cls = targets[:, :2].long()[target].unbind(1)

@@ -1,0 +1,128 @@
+"""What the tests start several processes of: `torchrun --nproc_per_node N tests/distributed_worker.py JOB ...`."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import train  # noqa: E402
+import val  # noqa: E402
+from models.loading import load_model  # noqa: E402
+from models.yolo import DetectionModel  # noqa: E402
+from utils.config import Hyperparameters  # noqa: E402
+from utils.dataset import make_loader  # noqa: E402
+from utils.labels import load_index  # noqa: E402
+from utils.loss import DetectionLoss, scale_gains  # noqa: E402
+from utils.runtime import Distributed  # noqa: E402
+
+PICTURES = 5  # in each of two batches that one step accumulates: uneven in 2 and in 3 processes
+
+
+def keep_statistics() -> None:
+    """From here on batch normalisation uses its running statistics, also in training."""
+    nn.BatchNorm2d.train = lambda self, mode=True: nn.Module.train(self, False)
+
+
+def batch_of(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Five pictures; in batch 0 only the first two have targets, so that the last of 2 or 3 processes gets none."""
+    generator = torch.Generator().manual_seed(number)
+    images = torch.rand(PICTURES, 3, 64, 64, generator=generator)
+    count = 9
+    targets = torch.rand(count, 6, generator=generator)
+    targets[:, 0] = torch.arange(count) % (PICTURES if number else 2)
+    targets[:, 1] = torch.arange(count) % 3
+    targets[:, 2:4] = targets[:, 2:4] * 0.8 + 0.1
+    targets[:, 4:] = targets[:, 4:] * 0.5 + 0.1
+    return images, targets
+
+
+def share_of(rank: int, world_size: int, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pictures of one process with their targets, numbered from 0."""
+    numbers = torch.arange(len(images)).tensor_split(world_size)[rank]
+    mine = targets[torch.isin(targets[:, 0], numbers)].clone()
+    mine[:, 0] -= numbers[0]
+    return images[numbers], mine
+
+
+def gradients(group: Distributed, cfg: str, *, frozen: bool) -> dict[str, torch.Tensor]:
+    """Gradients of two accumulated batches, and the summed losses, of a model whose batch statistics are kept."""
+    torch.manual_seed(0)
+    model = DetectionModel(cfg, num_classes=3)
+    if frozen:
+        train.freeze_layers(model, [3])
+    gains = scale_gains(Hyperparameters().to_dict(), 3, 3, 64)
+    loss = DetectionLoss(model.head.anchors, model.stride, 3, gains,
+                         sum_over_processes=group.sum if group.world_size > 1 else None)
+    wrapped = group.wrap(model, static_graph=not frozen)
+    if group.world_size > 1:
+        train.settle_buckets(wrapped, 64, group.device)
+    wrapped.train()
+    for number in range(2):
+        images, targets = share_of(group.rank, group.world_size, *batch_of(number))
+        with group.exchange_gradients(wrapped, now=number == 1):
+            total, losses = loss(wrapped(images), targets)
+            (total * group.world_size).backward()
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {**found, "losses": group.sum(torch.stack(losses))}
+
+
+def validation(group: Distributed, weights: str, pictures: str) -> dict[str, object]:
+    """Metrics of all pictures below a folder: the last batch has fewer than there are processes."""
+    index = load_index(pictures, 2, cache=False, progress=False)
+    loader = make_loader(index, imgsz=64, batch_size=7, rect=True, pad=0.5, workers=0, rank=group.rank,
+                         world_size=group.world_size, progress=False)
+    model = load_model(weights)
+    loss = DetectionLoss(model.head.anchors, model.stride, 2, scale_gains(Hyperparameters().to_dict(), 3, 2, 64))
+    found = val.evaluate(model, loader, loss=loss, distributed=group, progress=False)
+    return {"metrics": [found.precision, found.recall, found.map50, found.map, *found.losses, found.images,
+                        found.instances], "ap": torch.from_numpy(found.per_class.ap),
+            "confusion": torch.from_numpy(found.confusion.matrix)}
+
+
+def measure(out: str, cfg: str, weights: str, pictures: str) -> None:
+    """Write gradients and metrics, checked to be the same in all processes, to the file `out`."""
+    with Distributed.join().session() as group:
+        keep_statistics()
+        found = {"all": gradients(group, cfg, frozen=False), "frozen": gradients(group, cfg, frozen=True),
+                 "validation": validation(group, weights, pictures)}
+        alike = group.gather([tensor.double().sum().item() for tensor in found["all"].values()])
+        assert all(other == alike[0] for other in alike)
+        if group.is_main:
+            torch.save(found, out)
+
+
+def fail(kind: str) -> None:
+    """Let something go wrong in the third batch of a training."""
+    rank = int(os.environ["RANK"])
+    prepare, calls = train.prepare_images, []
+
+    def prepare_or_fail(run, images):
+        calls.append(1)
+        images = prepare(run, images)
+        if len(calls) == 3 and kind == "nan" and rank == 1:
+            return images * float("nan")
+        if len(calls) == 3 and kind == "error" and rank == 1:
+            raise LookupError("what a bug raises")
+        if len(calls) == 3 and kind == "disk" and rank == 0:
+            raise OSError(errno.ENOSPC, "No space left on device", "results.csv")
+        return images
+
+    train.prepare_images = prepare_or_fail
+
+
+if __name__ == "__main__":
+    job, *words = sys.argv[1:]
+    if job == "measure":
+        measure(*words)
+    else:
+        if job == "keep":
+            keep_statistics()
+        else:
+            fail(job)
+        train.run_command(lambda: train.main(words))

@@ -1,0 +1,340 @@
+"""Several processes: the same numbers as one, no hang, and a launch that restarts its workers goes on by itself."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from utils.checkpoint import read_checkpoint
+from utils.errors import UserError
+from utils.launch import find_launch, remember_launch
+from utils.runtime import Distributed, Prefixed, launch_token
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKER = ROOT / "tests" / "distributed_worker.py"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+ALONE = ["--standalone"]  # takes a free port
+LIMIT = 240  # seconds, for a machine that is busy with other things; a hang takes longer than any of it
+
+pytestmark = pytest.mark.slow
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """Of the processes that a test starts: one thread each, and nothing left of a launcher around the tests."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("TORCHELASTIC", "MASTER_"))}
+    for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        inherited.pop(key, None)
+    return {**inherited, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **changes}
+
+
+def start(command, *, cwd=ROOT) -> subprocess.Popen:
+    return subprocess.Popen([str(word) for word in command], cwd=cwd, env=environment(), text=True, errors="replace",
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def finish(process: subprocess.Popen, limit: float = LIMIT) -> str:
+    """What it printed; everything that it started is ended when it takes longer than `limit` seconds."""
+    try:
+        return process.communicate(timeout=limit)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail(f"hangs: {process.communicate()[0][-3000:]}")
+
+
+def launch(*command, code=0, cwd=ROOT) -> str:
+    process = start(command, cwd=cwd)
+    output = finish(process)
+    assert (process.returncode == 0) == (code == 0), output[-3000:]
+    return output
+
+
+def wait_for(happened, process: subprocess.Popen, limit: float = LIMIT) -> None:
+    deadline = time.monotonic() + limit
+    while not happened():
+        if process.poll() is not None or time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
+            pytest.fail(f"ended, or took too long: {process.communicate()[0][-3000:]}")
+        time.sleep(0.05)
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """Rows of results.csv; none while it is not there."""
+    file = folder / "results.csv"
+    if not file.is_file():
+        return []
+    with open(file, newline="") as stream:
+        return [{key.strip(): float(value) for key, value in row.items()} for row in csv.DictReader(stream)]
+
+
+def options(data, cfg, project: Path, name: str, *extra, epochs: int, batch: int = 12) -> list[str]:
+    words = ["--data", data, "--cfg", cfg, "--imgsz", 64, "--batch-size", batch, "--epochs", epochs, "--workers", 0,
+             "--project", project, "--name", name, "--exist-ok", "--noplots", "--amp", "off", *extra]
+    return [str(word) for word in words]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def long_run(tiny_data, tiny_cfg, project):
+    """Words of a training of two processes that saves after each optimizer step."""
+    def words(name: str) -> list[str]:
+        return options(tiny_data, tiny_cfg, project, name, "--save-minutes", "0.0001", epochs=10)
+
+    return words
+
+
+@pytest.fixture(scope="module")
+def whole(long_run, project) -> Path:
+    """Folder of that training, never stopped."""
+    launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, ROOT / "train.py", *long_run("whole"))
+    return project / "whole"
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert (one / "results.csv").read_bytes() == (other / "results.csv").read_bytes()
+    first, second = (read_checkpoint(folder / "weights" / "last.pt") for folder in (one, other))
+    for part in ("model", "ema"):
+        for name, value in first[part]["state_dict"].items():
+            assert torch.equal(value, second[part]["state_dict"][name]), name
+
+
+# ---- the number of processes does not change the result ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pretrained(tiny_cfg, project) -> Path:
+    """Weights after three epochs on the built-in data."""
+    train.main(options("data/shapes.yaml", tiny_cfg, project, "pretrained", "--device", "cpu", epochs=3, batch=64))
+    return project / "pretrained" / "weights" / "best.pt"
+
+
+def test_two_processes_train_as_one_does(pretrained, tiny_cfg, project):
+    def words(name):
+        return options("data/shapes.yaml", tiny_cfg, project, name, "--weights", pretrained, "--device", "cpu",
+                       epochs=2, batch=64)
+
+    launch(sys.executable, WORKER, "keep", *words("one"))
+    launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, WORKER, "keep", *words("two"))
+    one, two = rows(project / "one"), rows(project / "two")
+    assert len(one) == len(two) == 2 and one[-1]["metrics/mAP_0.5"] > 0
+    for a, b in zip(one, two):
+        assert b == pytest.approx(a, abs=1e-4), a["epoch"]
+        assert b["train/box_loss"] == pytest.approx(a["train/box_loss"], rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def measured(pretrained_tiny, tiny_data, tiny_cfg, project):
+    """Gradients and validation metrics by number of processes."""
+    found = {}
+    for count in (1, 2, 3):
+        out = project / f"measured{count}.pt"
+        launcher = [*TORCHRUN, *ALONE, "--nproc_per_node", count] if count > 1 else [sys.executable]
+        launch(*launcher, WORKER, "measure", out, tiny_cfg, pretrained_tiny, tiny_data.parent / "images" / "val")
+        found[count] = torch.load(out, weights_only=False)
+    return found
+
+
+@pytest.fixture(scope="module")
+def pretrained_tiny(tiny_data, tiny_cfg, project) -> Path:
+    train.main(options(tiny_data, tiny_cfg, project, "pretrained tiny", "--device", "cpu", "--hyp",
+                       "hyp.no-augmentation.yaml", epochs=20))
+    return project / "pretrained tiny" / "weights" / "best.pt"
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("layers", ["all", "frozen"])  # a static graph, and one with frozen layers
+def test_the_averaged_gradient_is_that_of_one_process(measured, count, layers):
+    one, several = measured[1][layers], measured[count][layers]
+    assert one.keys() == several.keys() and len(one) > 100
+    for name, gradient in one.items():
+        limit = 1e-5 * max(float(gradient.abs().max()), 1.0)
+        assert float((several[name] - gradient).abs().max()) <= limit, name
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_validation_counts_each_picture_once_and_gives_the_same_metrics(measured, count):
+    one, several = measured[1]["validation"], measured[count]["validation"]
+    assert several["metrics"] == pytest.approx(one["metrics"], abs=1e-7) and one["metrics"][3] > 0
+    assert torch.equal(several["confusion"], one["confusion"])
+    assert torch.allclose(several["ap"], one["ap"], atol=1e-7)
+
+
+# ---- the commands that people type -------------------------------------------------------------------------------------
+
+
+def test_four_processes_by_the_card(tiny_cfg, project):
+    output = launch(*TORCHRUN, "--nproc_per_node", 4, "train.py", "--cfg",
+                    tiny_cfg, "--imgsz", 64, "--epochs", 1, "--project", project, "--name", "four", "--noplots")
+    assert "x 4, torch" in output and output.count("1 epochs completed") == 1  # one process speaks
+    assert len(rows(project / "four")) == 1
+    last = read_checkpoint(project / "four" / "weights" / "last.pt")
+    assert last["options"]["batch_size"] == 16 and last["iteration"] == 40  # the batch is that of all processes
+
+
+def test_the_bare_command_of_the_card_starts(tmp_path):
+    """As typed, with the default model, size and data: to the end of the first batch."""
+    command = Path(sys.executable).with_name("torchrun")
+    process = start([command, "--nproc_per_node", 4, ROOT / "train.py"], cwd=tmp_path)
+    folder = tmp_path / "runs" / "train" / "exp"
+    wait_for((folder / "train_batch0.jpg").is_file, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert "x 4, torch" in process.communicate()[0]
+
+
+def test_the_old_launcher_and_early_stopping(tiny_data, tiny_cfg, project):
+    """`python -m torch.distributed.launch` passes --local-rank; all processes stop at the same epoch."""
+    output = launch(sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node", 2, "--master_port", free_port(),
+                    "train.py", *options(tiny_data, tiny_cfg, project, "old", "--patience", 1, "--hyp",
+                                         "hyp.no-augmentation.yaml", epochs=30))
+    assert "x 2, torch" in output and "Stopped: no better fitness" in output and len(rows(project / "old")) < 30
+
+
+def test_gpus_that_are_not_there_leave_the_processors(tiny_data, tiny_cfg, project):
+    output = launch(*TORCHRUN, *ALONE, "--nproc_per_node", 4, "train.py",
+                    *options(tiny_data, tiny_cfg, project, "gpus", "--device", "0,1,2,3", epochs=1))
+    assert "WARNING --device 0,1,2,3: no GPU is found here" in output and len(rows(project / "gpus")) == 1
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def test_two_machines_train_together(long_run, whole, project):
+    """Two agents that meet by a c10d rendezvous: the result is that of two processes of one launcher."""
+    meeting = ["--nnodes", 2, "--nproc_per_node", 1, "--rdzv_backend", "c10d", "--rdzv_id", "two-machines",
+               "--rdzv_endpoint", f"localhost:{free_port()}"]
+    agents = [start([*TORCHRUN, *meeting, ROOT / "train.py", *long_run("machines")]) for _ in range(2)]
+    outputs = [finish(agent) for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], outputs
+    assert sum("10 epochs completed" in output for output in outputs) == 1
+    assert_same_run(whole, project / "machines")
+
+
+# ---- what goes wrong ends well, or clearly, and soon --------------------------------------------------------------------
+
+
+def test_a_batch_that_does_not_divide_is_one_clear_line(tiny_data, tiny_cfg, tmp_path):
+    output = launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, "train.py",
+                    *options(tiny_data, tiny_cfg, tmp_path, "x", epochs=1, batch=13), code=1)
+    assert "error: --batch-size 13 must be a multiple of the 2 processes: 12, for instance" in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_that_rank_0_finds_ends_all(tiny_cfg, tmp_path):
+    output = launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, "train.py",
+                    *options("absent.yaml", tiny_cfg, tmp_path, "x", epochs=1), code=1)
+    assert output.count("error: --data absent.yaml: no such data set YAML") == 1
+    assert "Error: --data" not in output.split("torch.distributed.elastic")[0]  # no traceback of ours
+
+
+@pytest.mark.parametrize("kind, expected", [
+    ("error", r"\[rank 1\] LookupError: what a bug raises"),
+    ("disk", r"error: results.csv: No space left on device"),
+])
+def test_a_process_that_fails_brings_all_down(tiny_data, tiny_cfg, tmp_path, kind, expected):
+    process = start([*TORCHRUN, *ALONE, "--nproc_per_node", 2, WORKER, kind,
+                     *options(tiny_data, tiny_cfg, tmp_path, "x", epochs=50)])
+    wait_for(lambda: (tmp_path / "x" / "opt.yaml").is_file(), process)
+    began = time.monotonic()
+    output = finish(process)
+    assert process.returncode and time.monotonic() - began < 60
+    assert re.search(expected, output) and "lost contact with another process" in output
+
+
+def test_a_batch_gone_bad_on_one_process_is_skipped_by_all(tiny_data, tiny_cfg, tmp_path):
+    launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, WORKER, "nan", *options(tiny_data, tiny_cfg, tmp_path, "x", epochs=2))
+    last = read_checkpoint(tmp_path / "x" / "weights" / "last.pt")
+    assert last["guard"]["skipped"] == 1 and last["epoch"] == 2
+    assert all(torch.isfinite(value).all() for value in last["model"]["state_dict"].values())
+
+
+# ---- going on -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_run_of_two_processes_resumes_exactly(long_run, whole, project):
+    process = start([*TORCHRUN, *ALONE, "--nproc_per_node", 2, ROOT / "train.py", *long_run("stopped")])
+    folder = project / "stopped"
+    wait_for(lambda: len(rows(folder)) >= 3, process)
+    process.send_signal(signal.SIGTERM)  # the agent hands it on
+    assert "the state is saved" in finish(process) and len(rows(folder)) < 10
+    launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, ROOT / "train.py", "--resume", folder)
+    assert_same_run(whole, folder)
+
+
+def test_a_killed_worker_comes_back_and_the_run_is_exact(long_run, whole, project):
+    process = start([*TORCHRUN, *ALONE, "--nproc_per_node", 2, "--max-restarts", 3, ROOT / "train.py",
+                     *long_run("killed")])
+    folder = project / "killed"
+    wait_for(lambda: len(rows(folder)) >= 3, process)
+    os.kill(json.loads((folder / "launch.json").read_text())["process"], signal.SIGKILL)
+    output = finish(process)
+    assert process.returncode == 0 and f"Restarted by the launcher: going on with {folder}" in output, output[-3000:]
+    assert_same_run(whole, folder)
+
+
+def test_a_launch_finds_its_own_run_and_no_other(tmp_path):
+    for name, launchers in (("exp", ["a:1:5", "b:2:6"]), ("exp2", ["c:3:7"]), ("exp3", [""])):
+        (tmp_path / name).mkdir()
+        remember_launch(tmp_path / name, launchers)
+    assert not (tmp_path / "exp3" / "launch.json").exists()  # without a launcher nothing is to be remembered
+    assert find_launch(tmp_path, ["b:2:6", "d:4:8"]) is None  # this process itself began it: a second run, not a restart
+    for record in tmp_path.rglob("launch.json"):
+        record.write_text(record.read_text().replace(f'"process": {os.getpid()}', '"process": 0'))
+    assert find_launch(tmp_path, ["b:2:6", "d:4:8"]) == tmp_path / "exp"
+    assert find_launch(tmp_path, ["b:2:9"]) is find_launch(tmp_path, [""]) is find_launch(tmp_path, []) is None
+    (tmp_path / "exp2" / "launch.json").write_text("{")
+    assert find_launch(tmp_path, ["c:3:7"]) is None
+
+
+# ---- the object itself ---------------------------------------------------------------------------------------------------
+
+
+def test_one_process_needs_no_group(monkeypatch):
+    for key in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(key, raising=False)
+    assert launch_token() == ""
+    with Distributed.join().session() as group:
+        assert (group.world_size, group.is_main, group.any(True), group.gather(3)) == (1, True, True, [3])
+        assert group.on_main(lambda: 5) == 5 and group.use("cpu").devices == (torch.device("cpu"),)
+        with pytest.raises(UserError, match="absent"):
+            group.on_main(lambda: (_ for _ in ()).throw(UserError("absent")))
+
+
+def test_a_launcher_with_one_process_is_a_group_of_one(monkeypatch):
+    for key, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}.items():
+        monkeypatch.setenv(key, value)
+    group = Distributed.join()
+    assert (group.world_size, group.local_rank) == (1, 0) and launch_token() == launch_token() != ""
+    assert group.use("cpu", 3).device.type == "cpu"
+
+
+def test_an_environment_without_a_meeting_place_is_said(monkeypatch):
+    for key in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="RANK is set but MASTER_ADDR is not: start with torchrun"):
+        Distributed.join()
+
+
+def test_lines_of_other_ranks_begin_with_their_rank(capsys):
+    stream = Prefixed(sys.stdout, "[rank 3] ")
+    print("one\ntwo", end="", file=stream)
+    print(" and a half", file=stream)
+    assert capsys.readouterr().out == "[rank 3] one\n[rank 3] two and a half\n"

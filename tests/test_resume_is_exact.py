@@ -1,0 +1,266 @@
+"""A run that was killed and resumed ends with the bytes of one that never stopped; and resuming does what one means.
+
+tests/kill_and_resume.py is the longer version, for any number of kills.
+"""
+
+import csv
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from kill_and_resume import differences, flatten
+from utils.checkpoint import read_checkpoint, write_checkpoint
+from utils.errors import UserError
+from utils.resume import rescaled
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# ---- kills
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [
+    # pictures of several sizes, drawn by weight, mixed; another number of workers in each life
+    ["--kills", "6", "--epochs", "5", "--batch-size", "16", "--workers", "any", "--multi-scale", "--image-weights"],
+    # gradients over several batches, saved in the middle of epochs, also when signals ask for it
+    ["--kills", "5", "--epochs", "3", "--batch-size", "16", "--pictures", "96", "--signals", "KILL,TERM,USR1,INT"],
+], ids=["everything at random", "accumulation"])
+def test_killed_runs_lose_nothing(flags):
+    done = subprocess.run([sys.executable, "tests/kill_and_resume.py", "--fork", *flags], cwd=ROOT, capture_output=True,
+                          text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and f"{flags[1]} kills, 0 differences" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_that_were_killed_lose_nothing():
+    flags = ["--processes", "2", "--kills", "2", "--epochs", "3", "--pictures", "32", "--workers", "1"]
+    done = subprocess.run([sys.executable, "tests/kill_and_resume.py", *flags], cwd=ROOT, capture_output=True,
+                          text=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and "2 kills, 0 differences" in done.stdout, done.stdout + done.stderr
+
+
+# ---- in one process: stopped by a signal at a chosen iteration
+
+
+def arguments(data, cfg, folder, *extra, epochs=2):
+    return ["--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8", "--epochs", str(epochs),
+            "--workers", "0", "--device", "cpu", "--amp", "off", "--noplots", "--project", str(folder), "--name", "run",
+            *extra]
+
+
+def state_of(run: Path) -> dict:
+    return read_checkpoint(run / "weights" / "last.pt")
+
+
+def stop_at(monkeypatch, iteration: int, argv: list[str]) -> None:
+    """Train until a signal in `iteration`, counted from 0, stops the run."""
+    plain = train.prepare_images
+
+    def prepare(run, images):
+        if run.state.iteration == iteration:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(run, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "prepare_images", prepare)
+        with pytest.raises(SystemExit) as end:
+            train.main(argv)
+    assert end.value.code == 75
+
+
+@pytest.fixture
+def a_step_for_each_batch(monkeypatch):
+    monkeypatch.setattr("utils.schedule.NOMINAL_BATCH_SIZE", 8)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_data, tiny_cfg, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    train.main(arguments(tiny_data, tiny_cfg, folder))
+    return folder / "run"
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Path:
+    """A finished run of two epochs that a test may change."""
+    return Path(shutil.copytree(finished, tmp_path / "elsewhere" / "run"))
+
+
+@pytest.mark.parametrize("extra", [["--optimizer", "AdamW", "--cache"], ["--rect", "--cos-lr", "--freeze", "3"], ["--quad"],
+                                   ["--amp", "bf16", "--patience", "1"], ["--noval", "--nosave"]], ids=" ".join)
+def test_stopped_in_the_middle_of_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch, a_step_for_each_batch, extra):
+    train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole", *extra))
+    stop_at(monkeypatch, 4, arguments(tiny_data, tiny_cfg, tmp_path / "part", *extra))
+    saved = state_of(tmp_path / "part" / "run")
+    assert (saved["epoch"], saved["step"], saved["iteration"]) == (1, 2, 5)
+    train.main(["--resume", str(tmp_path / "part" / "run"), "--project", str(tmp_path / "whole")])
+    assert differences(tmp_path / "whole" / "run", tmp_path / "part" / "run") == []
+
+
+def test_stopped_in_the_validation(tiny_data, tiny_cfg, tmp_path, monkeypatch):
+    train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole"))
+    plain = train.val.evaluate
+
+    def evaluate(*args, **named):
+        os.kill(os.getpid(), signal.SIGINT)
+        return plain(*args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.val, "evaluate", evaluate)
+        with pytest.raises(SystemExit) as end:
+            train.main(arguments(tiny_data, tiny_cfg, tmp_path / "part"))
+    assert end.value.code == 75 and state_of(tmp_path / "part" / "run")["step"] == 3
+    train.main(["--resume", str(tmp_path / "part" / "run"), "--project", str(tmp_path / "whole")])
+    assert differences(tmp_path / "whole" / "run", tmp_path / "part" / "run") == []
+
+
+def test_stopped_after_the_last_epoch_only_the_end_is_made_up_for(copy, capsys):
+    (copy / "weights" / "last-half.pt").unlink()
+    before = state_of(copy)
+    train.main(["--resume", str(copy)])
+    assert flatten(state_of(copy)) == flatten(before) and (copy / "weights" / "last-half.pt").is_file()
+    assert "Validating" in capsys.readouterr().out
+
+
+def test_a_run_is_extended_exactly(copy, tmp_path, monkeypatch, a_step_for_each_batch, capsys):
+    other = Path(shutil.copytree(copy, tmp_path / "other" / "run"))
+    train.main(["--resume", str(copy), "--epochs", "4"])
+    assert "resume: --epochs 2 -> 4" in capsys.readouterr().out
+    stop_at(monkeypatch, 9, ["--resume", str(other), "--epochs", "4"])
+    train.main(["--resume", str(other)])
+    assert differences(copy, other) == [] and state_of(copy)["epoch"] == 4
+    with open(copy / "results.csv", newline="") as file:
+        assert [row[0].strip() for row in csv.reader(file)] == ["epoch", "0", "1", "2", "3"]
+
+
+def test_a_run_that_early_stopping_ended_stays_ended(tiny_data, tiny_cfg, tmp_path, capsys):
+    flat = ["--patience", "2", "--hyp", "hyp.no-augmentation.yaml"]
+    train.main(arguments(tiny_data, tiny_cfg, tmp_path, *flat, epochs=30))
+    run, epoch = tmp_path / "run", state_of(tmp_path / "run")["epoch"]
+    assert epoch < 30
+    with pytest.raises(UserError, match=f"all {epoch} epochs are done; add --patience to go on"):
+        train.main(["--resume", str(run)])
+    (run / "weights" / "last-half.pt").unlink()  # as if killed right after the last save
+    train.main(["--resume", str(run)])
+    assert state_of(run)["epoch"] == epoch
+
+
+def test_the_full_state_and_weights_for_use_are_kept_after_the_end(finished):
+    last, half = (read_checkpoint(finished / "weights" / name) for name in ("last.pt", "last-half.pt"))
+    assert (last["kind"], half["kind"]) == ("train", "weights") and "optimizer" in last and "optimizer" not in half
+    for name, value in last["ema"]["state_dict"].items():
+        expected = value.half() if value.is_floating_point() else value
+        assert torch.equal(half["model"]["state_dict"][name], expected), name
+    assert not list(finished.rglob("*.tmp")) and not (finished / "weights" / "epoch-start.pt").exists()
+
+
+# ---- which run, and what changes
+
+
+def test_the_latest_run_below_the_project_is_found(copy, tmp_path, capsys):
+    older = Path(shutil.copytree(copy, tmp_path / "elsewhere" / "deep" / "older"))
+    os.utime(older / "weights" / "last.pt", (1, 1))
+    train.main(["--resume", "--project", str(tmp_path / "elsewhere"), "--epochs", "3"])
+    assert state_of(copy)["epoch"] == 3 and state_of(older)["epoch"] == 2
+    with pytest.raises(UserError, match="no run with a checkpoint below"):
+        train.main(["--resume", "--project", str(tmp_path / "nothing")])
+
+
+def test_a_named_checkpoint_elsewhere_begins_a_folder_of_its_own(copy, tmp_path):
+    shutil.copy(copy / "weights" / "last.pt", tmp_path / "kept.pt")
+    train.main(["--resume", str(tmp_path / "kept.pt"), "--epochs", "3", "--project", str(tmp_path / "new")])
+    assert state_of(tmp_path / "new" / "run")["epoch"] == 3 and state_of(copy)["epoch"] == 2
+
+
+def test_a_moved_data_set_is_gone_on_with_exactly(copy, tiny_data, tmp_path, capsys):
+    other = Path(shutil.copytree(copy, tmp_path / "other" / "run"))
+    moved = shutil.copytree(tiny_data.parent, tmp_path / "moved data")
+    train.main(["--resume", str(copy), "--epochs", "3"])
+    train.main(["--resume", str(other), "--epochs", "3", "--data", str(moved / "tiny.yaml")])
+    assert "no longer exact" not in capsys.readouterr().out
+    found = differences(copy, other)
+    assert found and all(line.endswith("/options/data") for line in found)
+
+
+def test_what_changed_is_listed_and_what_makes_it_inexact(copy, capsys):
+    train.main(["--resume", str(copy), "--epochs", "3", "--batch-size", "4", "--imgsz", "96", "--workers", "1",
+                "--optimizer", "Adam"])
+    printed = capsys.readouterr().out
+    for line in ("--epochs 2 -> 3", "--batch-size 8 -> 4", "--imgsz 64 -> 96", "--workers 0 -> 1", "--optimizer SGD -> Adam",
+                 "from here on the run differs from one that never stopped (batch_size, epochs, imgsz, optimizer)"):
+        assert f"resume: {line}" in printed
+    state = state_of(copy)
+    assert (state["epoch"], state["iteration"]) == (3, 18)  # three epochs of six steps of four pictures
+
+
+def test_other_surroundings_are_named(copy, capsys):
+    content = state_of(copy)
+    around = {"processes": 2, "device": "NVIDIA X", "threads": 99, "torch": "1.0", "data": "another"}
+    content["surroundings"] |= around
+    write_checkpoint(copy / "weights" / "last.pt", {key: value for key, value in content.items() if key != "anchorage"})
+    train.main(["--resume", str(copy), "--epochs", "3"])
+    printed = capsys.readouterr().out
+    for key, value in around.items():
+        assert re.search(rf"resume: {key} {value} -> .*no longer exact to the bit", printed), key
+
+
+def test_a_state_with_a_gradient_scale_goes_on_without_one(copy):
+    content = state_of(copy)
+    content["scaler"] = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000,
+                         "_growth_tracker": 3}
+    write_checkpoint(copy / "weights" / "last.pt", content)
+    train.main(["--resume", str(copy), "--epochs", "3"])
+    assert state_of(copy)["scaler"] == {}
+
+
+@pytest.mark.parametrize("extra, message", [
+    (["--cfg", "yolov5s.yaml"], "leave --cfg out"),
+    (["--weights", "other.pt"], "leave --weights out"),
+    (["--single-cls"], "a model of 2 classes, but .* names 1"),
+])
+def test_what_cannot_change_is_refused(copy, extra, message):
+    with pytest.raises(UserError, match=message) as wrong:
+        train.main(["--resume", str(copy), "--epochs", "3", *extra])
+    assert "\n" not in str(wrong.value)
+
+
+def test_weights_for_use_cannot_be_resumed(copy):
+    with pytest.raises(UserError, match="best.pt: holds weights only; resume from last.pt"):
+        train.main(["--resume", str(copy / "weights" / "best.pt")])
+
+
+@pytest.mark.parametrize("step, epoch, before, now, expected", [
+    (0, 0, None, 10, (0, 0)),  # nothing known of before
+    (4, 2, 10, 10, (4, 24)),  # as before
+    (4, 2, 10, 5, (2, 12)),  # batches of twice the size
+    (10, 2, 10, 3, (3, 9)),  # all batches done, the validation not
+    (1, 0, 3, 100, (33, 33)),
+])
+def test_the_place_within_an_epoch_is_kept(step, epoch, before, now, expected):
+    assert rescaled(step, epoch, before, now) == expected
+
+
+# ---- the comparison itself
+
+
+def test_a_single_changed_number_is_found(copy, tmp_path):
+    other = Path(shutil.copytree(copy, tmp_path / "other"))
+    assert differences(copy, other) == []
+    content = state_of(other)
+    key = next(iter(content["optimizer"]["state"]))
+    content["optimizer"]["state"][key]["momentum_buffer"].reshape(-1)[0] += 1e-7
+    content["stopper"]["best_epoch"] += 1
+    write_checkpoint(other / "weights" / "last.pt", content)
+    with open(other / "results.csv", "a") as file:
+        file.write(" ")
+    assert differences(copy, other) == [
+        f"weights/last.pt: /optimizer/state/{key}/momentum_buffer", "weights/last.pt: /stopper/best_epoch", "results.csv"]

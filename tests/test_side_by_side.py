@@ -1,0 +1,173 @@
+"""Trainings beside each other, and long ones: own folders, a cache that is never stale, memory that stays flat."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import train
+from utils import labels
+from utils.checkpoint import read_checkpoint
+from utils.errors import UserError
+from utils.image_cache import RamPictures
+from utils.labels import load_index
+from utils.runfolder import RunFolder
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def arguments(data, cfg, folder, *extra):
+    return ["--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8", "--device", "cpu", "--amp", "off",
+            "--noplots", "--project", str(folder), *extra]
+
+
+@pytest.fixture
+def own_data(tiny_data, tmp_path) -> Path:
+    """A data set without caches that a test may change."""
+    folder = Path(shutil.copytree(tiny_data.parent, tmp_path / "own data", ignore=shutil.ignore_patterns("*.cache")))
+    return folder / "tiny.yaml"
+
+
+def scan(data: Path):
+    return load_index(data.parent / "images" / "train", 2, progress=False)
+
+
+def scans(monkeypatch) -> list:
+    """Grows by one with each scan that is not answered by the cache."""
+    plain, seen = labels._scan_all, []
+    monkeypatch.setattr(labels, "_scan_all", lambda *args: seen.append(1) or plain(*args))
+    return seen
+
+
+# ---- at the same moment
+
+
+@pytest.mark.slow
+def test_trainings_started_at_the_same_moment_do_not_meet(own_data, tiny_cfg, tmp_path):
+    command = [sys.executable, "train.py", *arguments(own_data, tiny_cfg, tmp_path / "runs", "--epochs", "1", "--workers", "0")]
+    together = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                 env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    printed = [process.communicate(timeout=300)[0] for process in together]
+    assert [process.returncode for process in together] == [0, 0], printed
+    folders = {re.search(r"Logging to (.*)", text).group(1) for text in printed}
+    assert len(folders) == 2 and {Path(folder).name for folder in folders} == {"exp", "exp2"}
+    one, other = (read_checkpoint(Path(folder) / "weights" / "last.pt") for folder in sorted(folders))
+    assert one["epoch"] == other["epoch"] == 1 and one["means"] == other["means"]
+    caches = list(own_data.parent.rglob("*.cache"))
+    assert len(caches) == 2 and not list(own_data.parent.rglob("*.tmp"))
+
+
+def test_a_cache_written_by_many_at_once_holds(own_data, monkeypatch):
+    code = "import sys; from utils.labels import load_index; print(len(load_index(sys.argv[1], 2, progress=False).labels))"
+    folder = own_data.parent / "images" / "train"
+    together = [subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+                for _ in range(4)]
+    counts = {process.communicate(timeout=120)[0].strip() for process in together}
+    seen = scans(monkeypatch)
+    assert counts == {str(len(scan(own_data).labels))} and not seen
+
+
+def test_a_folder_in_use_is_not_trained_in_twice(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", "import sys; from pathlib import Path; from utils.runfolder import "
+                               "lock_folder; f = lock_folder(Path(sys.argv[1])); print('held', flush=True); input()",
+                               str(tmp_path)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another process is training in this folder"):
+        RunFolder(tmp_path)
+    holder.kill(), holder.wait()
+    RunFolder(tmp_path).close()  # the lock went with the process
+
+
+# ---- the label cache
+
+
+@pytest.mark.parametrize("change", ["label", "label with its old time", "picture", "classes", "parser"])
+def test_a_change_of_anything_leads_to_a_new_scan(own_data, monkeypatch, change):
+    scan(own_data)
+    seen = scans(monkeypatch)
+    scan(own_data)
+    assert not seen
+    label, picture = (own_data.parent / kind / "train" / name for kind, name in (("labels", "0.txt"), ("images", "0.png")))
+    before = label.stat()
+    if change.startswith("label"):
+        text = label.read_text()
+        label.write_text(("1" if text[0] == "0" else "0") + text[1:])  # as many bytes as before
+    if change == "label with its old time":
+        os.utime(label, ns=(before.st_atime_ns, before.st_mtime_ns))
+    if change == "picture":
+        cv2.imwrite(str(picture), np.zeros((64, 96, 3), np.uint8))
+    if change == "parser":
+        monkeypatch.setattr(labels, "CACHE_FORMAT", labels.CACHE_FORMAT + 1)
+    index = load_index(own_data.parent / "images" / "train", 3 if change == "classes" else 2, progress=False)
+    assert seen == [1]
+    if change.startswith("label"):
+        assert index.boxes(index.paths.index(str(picture)))[0, 0] == int(label.read_text()[0])
+
+
+def test_a_read_only_data_set_trains(own_data, tiny_cfg, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    before = sorted(own_data.parent.rglob("*"))
+    for folder, _, _ in os.walk(own_data.parent):
+        os.chmod(folder, 0o555)
+    try:
+        for _ in range(2):
+            train.main(arguments(own_data, tiny_cfg, tmp_path / "runs", "--epochs", "1", "--workers", "0", "--cache", "disk"))
+    finally:
+        for folder, _, _ in os.walk(own_data.parent):
+            os.chmod(folder, 0o755)
+    assert sorted(own_data.parent.rglob("*")) == before
+    assert list((tmp_path / "home").rglob("*.cache")) and list((tmp_path / "home").rglob("*.npy"))
+
+
+# ---- memory
+
+
+def resident(pid: int) -> float:
+    """MiB of memory that the process alone keeps, files and shared memory left out."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(r"RssAnon:\s*(\d+)", text).group(1)) / 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads /proc")
+@pytest.mark.slow
+def test_memory_is_flat_over_epochs(tiny_data, tiny_cfg, tmp_path, monkeypatch):
+    """Main process and workers, from the tenth epoch to the fortieth."""
+    plain, sizes = train.RunLog.epoch_done, []
+
+    def epoch_done(self, *args):
+        plain(self, *args)
+        iterator = self.run.train_loader._loader._iterator
+        sizes.append([resident(pid) for pid in (os.getpid(), *(worker.pid for worker in iterator._workers))])
+
+    monkeypatch.setattr(train.RunLog, "epoch_done", epoch_done)
+    train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--epochs", "40", "--workers", "2", "--cache", "--multi-scale"))
+    sizes = np.array(sizes)  # (epochs, processes)
+    assert sizes.shape == (40, 3)
+    growth = np.median(sizes[-8:], 0) - np.median(sizes[8:16], 0)
+    assert growth[0] < 25 and growth[1:].max() < 10, f"MiB grown in 24 epochs: {growth}"
+
+
+def test_the_ram_cache_is_shared_and_not_copied_by_workers(tiny_data):
+    index = scan(tiny_data)
+    pictures = RamPictures(index, 64, smooth=False, progress=False)
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        pictures.block.array[:4] = 77  # seen by the parent: the same memory
+        os.write(writer, b"done")
+        os._exit(0)
+    assert os.read(reader, 4) == b"done"
+    os.waitpid(pid, 0)
+    assert pictures.block.array[:4].tolist() == [77] * 4
+
+
+def test_a_cache_beyond_the_free_memory_is_left_out_with_a_line(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("utils.image_cache.available_memory", lambda: 1000)
+    train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--epochs", "1", "--workers", "0", "--cache"))
+    assert "--cache ram: 0.0GB required, 0.0GB available, not caching images" in capsys.readouterr().out
