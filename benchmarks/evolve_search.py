@@ -1,16 +1,16 @@
-"""Is the genetic search worth its code? Best fitness after so many evaluations on known functions, without any training.
+"""Is the genetic search worth its code? Best fitness after so many evaluations of known functions, no training.
 
     python benchmarks/evolve_search.py [--evaluations 300] [--seeds 20]
 
-The functions live in the space of the real hyperparameters, inside their bounds, and have their best somewhere inside it:
+The functions live in the space of the real hyperparameters, inside their bounds:
   bowl     every gene has its own best value near the start; a few matter much, most little
   far      the best values lie anywhere in the bounds
   rotated  far, and what is best for one gene depends on the others
   noisy    far, measured with the noise that seeds cause (0.005); the true value of what was chosen is printed
   ripples  far, with many local maxima
   linear   far, in the plain values of all genes, noisy
-Against: random search in the same bounds, random search on the genes' own scales, and the mutation of a single parent that
-YOLOv5's trainers use (one of the best five, each gene times a normal step). "no recombination" is ours with one parent.
+Against: random search in the same bounds, random search on the genes' own scales, and the mutation of a single parent
+that YOLOv5's trainers use (one of the best five, each gene times a normal step). "no recombination": ours, one parent.
 """
 
 import argparse
@@ -36,8 +36,10 @@ FUNCTIONS = ("bowl", "far", "rotated", "noisy", "ripples", "linear")
 
 def to_unit(hyp: dict[str, float], linear: bool = False) -> np.ndarray:
     """Where each value lies between its bounds, 0 to 1, on the gene's own scale or on a linear one."""
-    return np.array([math.log(hyp[name] / low) / math.log(high / low) if log and not linear else (hyp[name] - low) / (high - low)
-                     for name, (_, low, high, log) in GENES.items()])
+    def place(value: float, low: float, high: float, log: bool) -> float:
+        return math.log(value / low) / math.log(high / low) if log and not linear else (value - low) / (high - low)
+
+    return np.array([place(hyp[name], low, high, log) for name, (_, low, high, log) in GENES.items()])
 
 
 def from_unit(places: np.ndarray, linear: bool = False) -> dict[str, float]:
@@ -81,15 +83,15 @@ def keep_fixed(hyp: dict[str, float]) -> dict[str, float]:
 
 
 def single_parent(records: list[Generation], number: int, rng: np.random.Generator) -> dict[str, float]:
-    """One of the best five, drawn by its lead over the fifth; each gene with probability 0.8 times 1 + a normal step."""
+    """One of the best five, drawn by its lead over the fifth; each gene in 0.8 of the cases times 1 + a normal step."""
     parents = best_first(records)[:5]
     lead = np.array([parent.fitness for parent in parents]) - parents[-1].fitness + 1e-6
     parent = parents[rng.choice(len(parents), p=lead / lead.sum())]
     factors = np.ones(len(GENES))
     while (factors == 1).all():
         size = 0.2 * rng.random()
-        factors = np.array([1 + gene.gain * size * rng.normal() if rng.random() < 0.8 else 1.0 for gene in GENES.values()])
-        factors = factors.clip(0.3, 3.0)
+        steps = np.array([gene.gain * size * rng.normal() for gene in GENES.values()])
+        factors = (1 + steps * (rng.random(len(steps)) < 0.8)).clip(0.3, 3.0)
     return {name: min(max(parent.hyp[name] * factor, low), high)
             for (name, (_, low, high, _)), factor in zip(GENES.items(), factors.tolist())}
 

@@ -15,6 +15,7 @@ import train  # noqa: E402
 import val  # noqa: E402
 from models.loading import load_model  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
+from utils.parallel import settle_buckets
 from utils.config import Hyperparameters  # noqa: E402
 from utils.dataset import make_loader  # noqa: E402
 from utils.labels import load_index  # noqa: E402
@@ -61,7 +62,7 @@ def gradients(group: Distributed, cfg: str, *, frozen: bool) -> dict[str, torch.
                          sum_over_processes=group.sum if group.world_size > 1 else None)
     wrapped = group.wrap(model, static_graph=not frozen)
     if group.world_size > 1:
-        train.settle_buckets(wrapped, 64, group.device)
+        settle_buckets(wrapped, 64, group.device)
     wrapped.train()
     for number in range(2):
         images, targets = share_of(group.rank, group.world_size, *batch_of(number))

@@ -2,8 +2,8 @@
 
 Starts in a fraction of the time, because it imports no torch.
 
-What it does besides is in the file `behaviour` of the run's grandparent: lines `NUMBER WORD`, where WORD is crash, hang,
-silent or hungry.
+What it does besides is in the file `behaviour` of the run's grandparent: lines `NUMBER WORD`, where WORD is crash,
+hang, silent or hungry.
 """
 
 import math
@@ -45,7 +45,7 @@ def main() -> None:
         time.sleep(600 if word == "hang" and epoch == 1 else 0.05)
         seen = options.noval and epoch + 1 < options.epochs
         fitness = 0 if seen else top * (1 - math.exp(-3 * (epoch + 1) / options.epochs))
-        text += f"{epoch},0.1,0.1,0.1,{fitness:.5g},{fitness:.5g},{fitness:.5g},{fitness:.5g},0.2,0.2,0.2,0.01,0.01,0.01\n"
+        text += f"{epoch},{'0.1,' * 3}{f'{fitness:.5g},' * 4}{'0.2,' * 3}0.01,0.01,0.01\n"
         with atomic_write(folder / "results.csv") as file:
             file.write(text.encode())
 

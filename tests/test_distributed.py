@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,33 +38,52 @@ def environment(**changes: str) -> dict[str, str]:
     return {**inherited, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **changes}
 
 
-def start(command, *, cwd=ROOT) -> subprocess.Popen:
-    return subprocess.Popen([str(word) for word in command], cwd=cwd, env=environment(), text=True, errors="replace",
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+class Started(subprocess.Popen):
+    """A command whose output goes into a file: a full pipe would stop it."""
+
+    def __init__(self, command, *, cwd=ROOT):
+        self.log = tempfile.TemporaryFile()
+        super().__init__([str(word) for word in command], cwd=cwd, env=environment(), start_new_session=True,
+                         stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT)
+
+    def output(self) -> str:
+        """All that it and its workers printed; it must have ended."""
+        with self.log:
+            self.log.seek(0)
+            return self.log.read().decode(errors="replace")
+
+    def end(self) -> str:
+        """Ask it to end, as a launcher that ends its workers in their own sessions; what they printed."""
+        self.terminate()
+        try:
+            self.wait(60)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self.wait()
+        return self.output()
 
 
-def finish(process: subprocess.Popen, limit: float = LIMIT) -> str:
+def finish(process: Started, limit: float = LIMIT) -> str:
     """What it printed; everything that it started is ended when it takes longer than `limit` seconds."""
     try:
-        return process.communicate(timeout=limit)[0]
+        process.wait(limit)
+        return process.output()
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"hangs: {process.communicate()[0][-3000:]}")
+        pytest.fail(f"hangs: {process.end()[-3000:]}")
 
 
 def launch(*command, code=0, cwd=ROOT) -> str:
-    process = start(command, cwd=cwd)
+    process = Started(command, cwd=cwd)
     output = finish(process)
     assert (process.returncode == 0) == (code == 0), output[-3000:]
     return output
 
 
-def wait_for(happened, process: subprocess.Popen, limit: float = LIMIT) -> None:
+def wait_for(happened, process: Started, limit: float = LIMIT) -> None:
     deadline = time.monotonic() + limit
     while not happened():
         if process.poll() is not None or time.monotonic() > deadline:
-            os.killpg(process.pid, signal.SIGKILL) if process.poll() is None else None
-            pytest.fail(f"ended, or took too long: {process.communicate()[0][-3000:]}")
+            pytest.fail(f"ended, or took too long: {process.end()[-3000:]}")
         time.sleep(0.05)
 
 
@@ -186,11 +207,11 @@ def test_four_processes_by_the_card(tiny_cfg, project):
 def test_the_bare_command_of_the_card_starts(tmp_path):
     """As typed, with the default model, size and data: to the end of the first batch."""
     command = Path(sys.executable).with_name("torchrun")
-    process = start([command, "--nproc_per_node", 4, ROOT / "train.py"], cwd=tmp_path)
+    process = Started([command, "--nproc_per_node", 4, ROOT / "train.py"], cwd=tmp_path)
     folder = tmp_path / "runs" / "train" / "exp"
     wait_for((folder / "train_batch0.jpg").is_file, process)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert "x 4, torch" in process.communicate()[0]
+    output = process.end()
+    assert "x 4, torch" in output and "the state is saved" in output and (folder / "weights" / "last.pt").is_file()
 
 
 def test_the_old_launcher_and_early_stopping(tiny_data, tiny_cfg, project):
@@ -219,7 +240,7 @@ def test_two_machines_train_together(long_run, whole, project):
     """Two agents that meet by a c10d rendezvous: the result is that of two processes of one launcher."""
     meeting = ["--nnodes", 2, "--nproc_per_node", 1, "--rdzv_backend", "c10d", "--rdzv_id", "two-machines",
                "--rdzv_endpoint", f"localhost:{free_port()}"]
-    agents = [start([*TORCHRUN, *meeting, ROOT / "train.py", *long_run("machines")]) for _ in range(2)]
+    agents = [Started([*TORCHRUN, *meeting, ROOT / "train.py", *long_run("machines")]) for _ in range(2)]
     outputs = [finish(agent) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs
     assert sum("10 epochs completed" in output for output in outputs) == 1
@@ -248,7 +269,7 @@ def test_a_mistake_that_rank_0_finds_ends_all(tiny_cfg, tmp_path):
     ("disk", r"error: results.csv: No space left on device"),
 ])
 def test_a_process_that_fails_brings_all_down(tiny_data, tiny_cfg, tmp_path, kind, expected):
-    process = start([*TORCHRUN, *ALONE, "--nproc_per_node", 2, WORKER, kind,
+    process = Started([*TORCHRUN, *ALONE, "--nproc_per_node", 2, WORKER, kind,
                      *options(tiny_data, tiny_cfg, tmp_path, "x", epochs=50)])
     wait_for(lambda: (tmp_path / "x" / "opt.yaml").is_file(), process)
     began = time.monotonic()
@@ -268,7 +289,7 @@ def test_a_batch_gone_bad_on_one_process_is_skipped_by_all(tiny_data, tiny_cfg, 
 
 
 def test_an_interrupted_run_of_two_processes_resumes_exactly(long_run, whole, project):
-    process = start([*TORCHRUN, *ALONE, "--nproc_per_node", 2, ROOT / "train.py", *long_run("stopped")])
+    process = Started([*TORCHRUN, *ALONE, "--nproc_per_node", 2, ROOT / "train.py", *long_run("stopped")])
     folder = project / "stopped"
     wait_for(lambda: len(rows(folder)) >= 3, process)
     process.send_signal(signal.SIGTERM)  # the agent hands it on
@@ -278,7 +299,7 @@ def test_an_interrupted_run_of_two_processes_resumes_exactly(long_run, whole, pr
 
 
 def test_a_killed_worker_comes_back_and_the_run_is_exact(long_run, whole, project):
-    process = start([*TORCHRUN, *ALONE, "--nproc_per_node", 2, "--max-restarts", 3, ROOT / "train.py",
+    process = Started([*TORCHRUN, *ALONE, "--nproc_per_node", 2, "--max-restarts", 3, ROOT / "train.py",
                      *long_run("killed")])
     folder = project / "killed"
     wait_for(lambda: len(rows(folder)) >= 3, process)

@@ -10,8 +10,8 @@ import pytest
 from benchmarks import evolve_search
 from utils.config import Hyperparameters
 from utils.errors import UserError
-from utils.evolve import (GENES, Generation, MemoryStore, Outcome, Search, best_first, breed, carry_out, check_hyp, evolve,
-                          falls_behind, mutate, rank_weights, run_seed)
+from utils.evolve import (GENES, Generation, MemoryStore, Outcome, Search, best_first, breed, carry_out, check_hyp,
+                          evolve, falls_behind, mutate, rank_weights, run_seed)
 from utils.evolve_verdict import candidates, judge
 
 START = {**Hyperparameters().to_dict(), "anchors": 0.0}
@@ -23,7 +23,8 @@ def closeness(hyp, generation=0):
 
 
 def record(number, fitness, status="done", origin="child", **rest):
-    return Generation(number, dict(START, lr0=0.01 + number / 1000), number, origin, status=status, fitness=fitness, **rest)
+    hyp = dict(START, lr0=0.01 + number / 1000)
+    return Generation(number, hyp, number, origin, status=status, fitness=fitness, **rest)
 
 
 # ---- genes and bounds
@@ -91,7 +92,8 @@ def test_values_have_five_digits():
 
 def test_children_take_each_gene_from_one_of_the_best(monkeypatch):
     monkeypatch.setattr("utils.evolve.mutate", lambda hyp, rng: hyp)
-    records = [Generation(n, dict.fromkeys(START, float(n)), n, "child", status="done", fitness=n / 100) for n in range(20)]
+    records = [Generation(n, dict.fromkeys(START, float(n)), n, "child", status="done", fitness=n / 100)
+               for n in range(20)]
     hyp, parents = breed(records, np.random.default_rng(0))
     assert set(hyp.values()) <= {19.0, 18.0, 17.0, 16.0, 15.0, 14.0} and len(set(hyp.values())) > 2
     assert set(parents) == {int(value) for value in hyp.values()}
@@ -183,9 +185,24 @@ def test_nothing_but_failures_ends_the_search_with_the_reason():
         calls.append(generation)
         raise RuntimeError("no such data set")
 
-    with pytest.raises(UserError, match="the first 3 generations all failed, the last with: RuntimeError: no such data set"):
+    with pytest.raises(UserError, match="the first 3 generations all failed, the last with: RuntimeError: no such"):
         evolve(objective, START, 100)
     assert len(calls) == 3
+
+
+def test_failures_in_a_row_stop_a_search_that_went_well():
+    """A disk that is full must not use up hundreds of generations in seconds."""
+    calls = []
+
+    def objective(hyp, generation):
+        calls.append(generation)
+        if generation > 3:
+            raise OSError("no space left on device")
+        return closeness(hyp)
+
+    with pytest.raises(UserError, match="10 generations in a row failed, the last with: OSError: no space left"):
+        evolve(objective, START, 100)
+    assert len(calls) == 14
 
 
 @pytest.mark.parametrize("settings", [{"generations": 0}, {"workers": 0}])

@@ -38,7 +38,7 @@ run(lambda: run_evolution(TrainOptions(**given), frozenset(given), Path({str(STU
 
 def options(folder, **settings):
     return {"project": str(folder), "device": "cpu", "evolve": 6, "epochs": 3, "evolve_workers": 2, "workers": 0,
-            "evolve_population": "", **settings}  # fmt: skip
+            "evolve_population": "", "noplots": True, **settings}  # fmt: skip
 
 
 def evolve(folder, **settings):
@@ -49,7 +49,8 @@ def evolve(folder, **settings):
 
 def start_cli(folder, **settings):
     words = typed_flags(options(folder, **settings))
-    return subprocess.Popen([sys.executable, "-c", CLI, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with open(folder / "output", "a") as output:
+        return subprocess.Popen([sys.executable, "-c", CLI, *words], stdout=output, stderr=subprocess.STDOUT)
 
 
 def behave(folder, text):
@@ -69,26 +70,30 @@ def begun(folder):
 def finished(tmp_path_factory):
     """An evolution of 12 generations of four epochs each, two at a time."""
     folder = tmp_path_factory.mktemp("evolution")
-    return folder, evolve(folder, evolve=12, epochs=4)
+    return folder, evolve(folder, evolve=12, epochs=4, noplots=False)
 
 
 # ---- what it leaves behind
 
 
+@pytest.mark.slow
 def test_everything_is_there_and_counts_once(finished):
     folder, _ = finished
-    names = "evolve.csv hyp_evolve.yaml evolve.png evolve_progress.png evolve_population.yaml evolve_repeats.csv opt.yaml"
-    assert not [name for name in names.split() if not (folder / "exp" / name).stat().st_size]
+    names = ["evolve.csv", "hyp_evolve.yaml", "evolve.png", "evolve_progress.png", "evolve_population.yaml",
+             "evolve_repeats.csv", "opt.yaml"]  # fmt: skip
+    assert not [name for name in names if not (folder / "exp" / name).stat().st_size]
     rows = rows_of(folder)
     assert [row.number for row in sorted(rows, key=lambda row: row.number)] == list(range(12))
     assert {row.status for row in rows} == {"done"} and {row.epochs for row in rows} == {4}
 
 
+@pytest.mark.slow
 def test_fitness_is_the_projects_fitness_of_the_last_epoch(finished):
     for row in rows_of(finished[0]):
         assert row.fitness == pytest.approx(0.1 * row.results[2] + 0.9 * row.results[3], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_best_three_and_the_start_ran_again_under_two_other_seeds(finished):
     folder, verdict = finished
     repeats, rows = rows_of(folder, "evolve_repeats"), rows_of(folder)
@@ -101,6 +106,7 @@ def test_the_best_three_and_the_start_ran_again_under_two_other_seeds(finished):
     assert verdict.winner.number in expected and verdict.start is not None
 
 
+@pytest.mark.slow
 def test_trainings_got_their_seed_device_and_hyperparameters(finished):
     folder, _ = finished
     seeds = {name: seed for name, device, seed, _ in begun(folder) if device == "cpu"}
@@ -110,17 +116,19 @@ def test_trainings_got_their_seed_device_and_hyperparameters(finished):
         assert {**used.to_dict(), "anchors": used.anchors} == pytest.approx(row.hyp)
 
 
+@pytest.mark.slow
 def test_the_best_file_is_a_hyp_file_that_says_how_it_was_found(finished):
     folder, verdict = finished
     file = folder / "exp" / "hyp_evolve.yaml"
     hyp = Hyperparameters.load(file)
     assert {**hyp.to_dict(), "anchors": hyp.anchors} == pytest.approx(verdict.winner.hyp)
     text = file.read_text()
-    for words in (f"# Best generation: {verdict.winner.number} (", "# Last generation: 11, 12 in all", "metrics/mAP_0.5:0.95",
-                  "noise between seeds", "# Found with: python evolve_stub.py --epochs=4 --evolve 12"):
+    for words in (f"# Best generation: {verdict.winner.number} (", "# Last generation: 11, 12 in all",
+                  "metrics/mAP_0.5:0.95", "noise between seeds", "# Found with: python evolve_stub.py --epochs=4 --evolve 12"):
         assert words in text
 
 
+@pytest.mark.slow
 def test_the_pictures_are_pictures(finished):
     import cv2
 
@@ -129,30 +137,36 @@ def test_the_pictures_are_pictures(finished):
         assert min(image.shape[:2]) >= least * 0.9 and image.std() > 20
 
 
+@pytest.mark.slow
 def test_nothing_large_is_left_of_the_trainings(finished):
     left = [path for path in (finished[0] / "exp" / "generations").rglob("*") if path.is_file()]
     assert {path.name for path in left} == {"hyp.yaml", "results.csv", "train.log"}
 
 
+@pytest.mark.slow
 def test_the_same_command_again_does_nothing_twice_and_more_generations_go_on(finished, capsys):
     folder, verdict = finished
     trainings = len(begun(folder))
     assert evolve(folder, evolve=12, epochs=4) == verdict and len(begun(folder)) == trainings
     out = capsys.readouterr().out
-    assert "Going on after 12 of 12 generations" in out and "Train with it: python evolve_stub.py --epochs=4 --hyp " in out
+    assert "Going on after 12 of 12 generations" in out
+    assert "Train with it: python evolve_stub.py --epochs=4 --hyp " in out
     evolve(folder, evolve=14, epochs=4)
     assert [row.number for row in sorted(rows_of(folder), key=lambda row: row.number)] == list(range(14))
 
 
+@pytest.mark.slow
 def test_the_start_and_the_closing_lines(tmp_path, capsys):
     verdict = evolve(tmp_path, evolve=3)
     streams = capsys.readouterr()
-    assert "Evolving 29 hyperparameters of data/hyps/hyp.scratch-low.yaml over 3 generations, 2 at a time (cpu, cpu)" in streams.out
-    assert re.search(r"Estimated: 1[01] trainings of [\d.]+ s \(8 of them .* 2 at a time: [\d.]+ (s|min) in all, until", streams.out)
+    assert "Evolving 29 hyperparameters of data/hyps/hyp.scratch-low.yaml over 3 generations, 2 at a time" in streams.out
+    assert re.search(r"Estimated: 1[01] trainings of [\d.]+ s \(8 of them .* 2 at a time: [\d.]+ (s|min) in all, until",
+                     streams.out)
     assert f"generation {verdict.winner.number}" in streams.out or "the start itself" in streams.out
     assert "generations: 100%" in streams.err and "best 0." in streams.err
 
 
+@pytest.mark.slow
 def test_another_folder_can_begin_with_what_this_one_found(finished, tmp_path):
     for source in ("evolve.csv", "evolve_population.yaml"):
         evolve(tmp_path / source, evolve=3, resume_evolve=str(finished[0] / "exp" / source))
@@ -164,6 +178,7 @@ def test_another_folder_can_begin_with_what_this_one_found(finished, tmp_path):
 # ---- what it survives
 
 
+@pytest.mark.slow
 def test_crashes_hunger_and_silence_are_failed_generations_with_their_log(tmp_path, capsys):
     behave(tmp_path, "1 crash\n2 hungry\n3 silent\n")
     evolve(tmp_path, evolve=6)
@@ -178,6 +193,7 @@ def test_crashes_hunger_and_silence_are_failed_generations_with_their_log(tmp_pa
     assert "generation 1 failed after" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_ended_at_the_time_limit_with_all_its_processes(tmp_path):
     behave(tmp_path, "2 hang\n")
     evolve(tmp_path, evolve=4, evolve_timeout=0.1)  # minutes; a stub takes seconds to start on a busy machine
@@ -193,9 +209,10 @@ def processes_of(folder):
     return [line for line in found if str(folder) in line and not line.startswith("Z")]
 
 
+@pytest.mark.slow
 def test_when_all_fail_one_line_says_why(tmp_path):
     behave(tmp_path, "".join(f"{k} crash\n" for k in range(10)))
-    with pytest.raises(UserError, match="the first 3 generations all failed, the last with: exit status 1: RuntimeError: CUDA"):
+    with pytest.raises(UserError, match="the first 3 generations all failed, .*: exit status 1: RuntimeError: CUDA"):
         evolve(tmp_path, evolve_workers=1)
     behave(tmp_path, "")  # put right: the same command goes on, with the start first
     evolve(tmp_path, evolve_workers=1)
@@ -219,8 +236,7 @@ def test_killed_three_times_it_ends_with_every_generation_once(tmp_path):
         kept = {row.number: row for row in rows_of(tmp_path)}
         assert finished.items() <= kept.items() and len(kept) < total
     process = start_cli(tmp_path, evolve=total, epochs=8)
-    out = process.communicate(timeout=240)[0]
-    assert process.returncode == 0, out[-2000:]
+    assert process.wait(240) == 0, (tmp_path / "output").read_text()[-2000:]
     rows = rows_of(tmp_path)
     assert sorted(row.number for row in rows) == list(range(total)) and {row.status for row in rows} == {"done"}
     start = next(row for row in rows if row.origin == "start")
@@ -234,7 +250,7 @@ def wait_for(condition, process=None, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come so far"
-        assert process is None or process.poll() is None, process.stdout.read()[-2000:]
+        assert process is None or process.poll() is None, "it ended too early"
         time.sleep(0.05)
 
 
@@ -244,13 +260,15 @@ def test_ctrl_c_ends_it_cleanly_and_says_how_to_go_on(tmp_path):
     try:
         wait_for(lambda: len(rows_of(tmp_path)) >= 2, process)
         process.send_signal(signal.SIGINT)
-        out = process.communicate(timeout=60)[0]
+        assert process.wait(60) == 130
     finally:
         process.kill()
-    assert process.returncode == 130 and "the same command goes on from" in out and "Traceback" not in out
+    out = (tmp_path / "output").read_text()
+    assert "the same command goes on from" in out and "Traceback" not in out
     assert {row.status for row in rows_of(tmp_path)} == {"done"} and not processes_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_second_copy_is_refused(tmp_path):
     process = start_cli(tmp_path, evolve=40)
     try:
@@ -265,6 +283,7 @@ def test_a_second_copy_is_refused(tmp_path):
 # ---- cheaper
 
 
+@pytest.mark.slow
 def test_pruning_stops_those_below_the_median_and_records_how_far_they_came(tmp_path):
     verdict = evolve(tmp_path, evolve=16, epochs=10, evolve_prune=True)
     rows = rows_of(tmp_path)
@@ -275,6 +294,7 @@ def test_pruning_stops_those_below_the_median_and_records_how_far_they_came(tmp_
     assert {row.status for row in rows_of(tmp_path, "evolve_repeats")} == {"done"}  # repeats are never stopped
 
 
+@pytest.mark.slow
 def test_a_part_of_the_data_is_asked_for(tmp_path):
     evolve(tmp_path, evolve=1, evolve_fraction=0.25)
     assert {fraction for *_, fraction in begun(tmp_path)} == {"0.25"}
@@ -291,13 +311,13 @@ def test_a_part_of_the_data_is_asked_for(tmp_path):
     ({"device": "7"}, "--device 7: this machine has"),
     ({"evolve_population": "absent"}, "--evolve_population absent: no folder with hyperparameter files"),
     ({"resume_evolve": "absent.yaml"}, "--resume_evolve absent.yaml: no such file"),
-    ({"resume_evolve": "{population}"}, "population.yaml: one: scale: 2.0 is outside the bounds"),
+    ({"resume_evolve": "{population}"}, "population.yaml: one: box: 0.5 is outside the bounds of evolution"),
     ({"resume_evolve": "{text}"}, "text.yaml: one: lr0: 'fast' is not a number"),
 ], ids=str)
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, settings, message):
     whole = yaml.safe_load((ROOT / "data" / "hyps" / "hyp.scratch-low.yaml").read_text())
     files = {"partial": {"lr0": 0.01, "lrf": 0.1}, "high": {**whole, "lr0": 0.5},
-             "population": {"one": {**whole, "scale": 2.0}}, "text": {"one": {**whole, "lr0": "fast"}}}  # fmt: skip
+             "population": {"one": {**whole, "box": 0.5}}, "text": {"one": {**whole, "lr0": "fast"}}}  # fmt: skip
     for name, content in files.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
     paths = {name: str(tmp_path / f"{name}.yaml") for name in files}
@@ -307,6 +327,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, settings, message):
     assert "\n" not in str(wrong.value) and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change, message", [
     ({"epochs": 5}, "was evolved with --epochs 3, not 5: fitness would mean another thing; .* --name"),
     ({"hyp": "hyp.scratch-med.yaml"}, "was evolved with lrf 0.01 to start from, not 0.1 \\(--hyp\\)"),
@@ -318,6 +339,7 @@ def test_another_command_on_the_same_folder_is_refused(tmp_path, change, message
         evolve(tmp_path, evolve=1, **change)
 
 
+@pytest.mark.slow
 def test_a_damaged_table_is_shown_and_gone_on_with(tmp_path, capsys):
     evolve(tmp_path, evolve=3)
     file = tmp_path / "exp" / "evolve.csv"
@@ -328,6 +350,7 @@ def test_a_damaged_table_is_shown_and_gone_on_with(tmp_path, capsys):
     assert sorted(row.number for row in rows_of(tmp_path)) == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_an_individual_that_lacks_keys_takes_them_from_the_start_and_says_so(tmp_path, capsys):
     (tmp_path / "p.yaml").write_text("one: {lr0: 0.02}\n")
     evolve(tmp_path, evolve=2, resume_evolve=str(tmp_path / "p.yaml"))
@@ -366,8 +389,8 @@ def test_runs_go_to_their_own_project_and_workers_to_the_devices(monkeypatch):
 
 
 def test_flags_for_trainings_are_those_typed_and_read_back_as_they_were():
-    values = {"batch_size": 8, "cos_lr": True, "rect": False, "freeze": [0, 3], "cache": None, "weights": "", "data": "a b.yaml"}
-    words = typed_flags(values)
+    words = typed_flags({"batch_size": 8, "cos_lr": True, "rect": False, "freeze": [0, 3], "cache": None, "weights": "",
+                         "data": "a b.yaml"})
     assert words == ["--batch-size=8", "--cos-lr", "--freeze", "0", "3", "--weights=", "--data=a b.yaml"]
     assert plan(epochs=7, hyp="hyp.VOC.yaml", seed=3, noval=True, cos_lr=True).flags == ["--cos-lr", "--epochs=7"]
 
@@ -408,12 +431,13 @@ def test_the_automatic_limit_follows_the_longest_that_succeeded(tmp_path, monkey
 # ---- the real thing
 
 
+@pytest.mark.slow
 def test_the_whole_way_through_train_main(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
     """Real trainings by the real command line: start, one child, their repeats."""
     monkeypatch.chdir(tmp_path)
     command = ["--data", str(tiny_data), "--cfg", str(tiny_cfg), "--imgsz", "64", "--batch-size", "8", "--epochs", "2",
-               "--workers", "0", "--device", "cpu", "--amp", "off", "--evolve_population", "", "--evolve-fraction", "0.5",
-               "--evolve", "2", "--evolve-workers", "2"]  # fmt: skip
+               "--workers", "0", "--device", "cpu", "--amp", "off", "--evolve_population", "", "--evolve-fraction",
+               "0.5", "--evolve", "2", "--evolve-workers", "2"]  # fmt: skip
     verdict = train.main(command)
     folder = tmp_path / "runs" / "evolve" / "exp"
     rows, _ = read_table(folder / "evolve.csv", NAMES)

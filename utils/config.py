@@ -121,14 +121,14 @@ class TrainOptions:
     seed: int = flag(0, "seed of every random choice")
     local_rank: int = flag(-1, "accepted for launchers, the environment decides", names=["--local_rank"])
     amp: str = flag("auto", "mixed precision", choices=["auto", "off", "fp16", "bf16"])
-    evolve: int = flag(0, "search hyperparameters in N trainings (without a number: 300); the same command again goes on",
+    evolve: int = flag(0, "search hyperparameters in N trainings (300 if not given); the same command goes on",
                        nargs="?", const=300, metavar="N")
     evolve_population: str = flag("data/hyps", "folder of hyperparameter files to try first besides --hyp",
                                   names=["--evolve_population"])
     resume_evolve: str = flag("", "try the individuals of an evolve_population.yaml or evolve.csv first",
                               names=["--resume_evolve"])
     evolve_workers: int = flag(0, "trainings at a time; 0 takes one for each device")
-    evolve_storage: str = flag("", "Optuna study that several machines share: postgresql://..., sqlite:///FILE, or a journal FILE")
+    evolve_storage: str = flag("", "Optuna study shared by machines: postgresql://..., sqlite:///FILE or a journal FILE")
     evolve_prune: bool = flag(False, "stop a generation that falls behind the median of the others")
     evolve_fraction: float = flag(1.0, "share of the training pictures to use, the same ones each time")
     evolve_timeout: float = flag(0.0, "minutes that one generation may take; 0 goes by the others")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from utils.augment import (GREY, AugmentSettings, Letterbox, Tile, flip_horizontal, flip_vertical, letterbox, mixup,
                            mosaic, place_labels, random_perspective, shift_hsv)
@@ -75,6 +75,14 @@ class DetectionDataset(Dataset):
         self.mosaics, self.seed, self.quad = mosaics, seed, quad
 
     def __getitem__(self, key: BatchKey) -> Batch:
+        """The batch; a worker's is in shared memory already. Where that lacks room, this raises: the thread that hands
+        batches over would swallow the error, and training would wait for ever."""
+        batch = self._batch(key)
+        if get_worker_info() is not None:
+            batch.images.share_memory_(), batch.targets.share_memory_()
+        return batch
+
+    def _batch(self, key: BatchKey) -> Batch:
         partners = key.partners or [None] * len(key.indices)
         images = torch.empty((len(key.indices), 3, *key.shape), dtype=torch.uint8)
         targets, letterboxes = [], []
@@ -291,10 +299,14 @@ class Loader:
                 self._closes_at_exit = True
             yield from batches
         except (RuntimeError, OSError) as error:
-            if not any(word in str(error) for word in SHORT_OF_MEMORY):
-                raise
-            raise UserError(f"too little shared memory for {self.workers} data workers: use --workers "
-                            f"{self.workers // 2}, or raise it (docker run --shm-size 8g, or --ipc host)") from error
+            fewer = f"use --workers {self.workers // 2}"
+            if any(word in str(error) for word in SHORT_OF_SHARED):
+                raise UserError(f"too little shared memory for {self.workers} data workers: {fewer}, or give the "
+                                "container more of it (docker run --shm-size 8g, or --ipc host)") from error
+            if "killed by signal: Killed" in str(error):
+                raise UserError(f"one of {self.workers} data workers was killed, most often for want of memory: {fewer}, "
+                                "or leave --cache out") from error
+            raise
 
     def close(self) -> None:
         """End the workers. They ignore signals, so that a run can finish its step: nobody else ends them."""
@@ -309,7 +321,7 @@ class Loader:
 
 
 # What torch says when /dev/shm is full: the worker is killed, or cannot make its file there.
-SHORT_OF_MEMORY = ("Bus error", "shared memory", "No space left on device")
+SHORT_OF_SHARED = ("Bus error", "shared memory", "No space left on device")
 
 
 def _close(reference: "weakref.ref[Loader]") -> None:

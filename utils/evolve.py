@@ -69,6 +69,7 @@ RECOMBINATION = 1.0  # share of children that take each gene from a parent of it
 MUTATED = 0.25  # share of genes that a mutation touches
 STEP = 0.25  # mean size of a mutation in parts of the gene's range (of its logarithm where the scale is)
 STARTS = 3  # failures after which a search that has no success gives up
+IN_A_ROW = 10  # failures in a row after which any search stops: a full disk must not use up all generations
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ class Generation:
     @property
     def key(self) -> Key:
         return self.number, self.repeat
+
+
+Propose = Callable[[Key, Sequence[Generation]], Generation]  # what to start, given all other records
 
 
 @dataclass(frozen=True)
@@ -244,11 +248,14 @@ class Store(Protocol):
     def records(self) -> list[Generation]:
         """Every finished generation, and every started one that somebody is at."""
 
-    def claim(self, wanted: Sequence[Key], propose: Callable[[Key, Sequence[Generation]], Generation]) -> Generation | None:
+    def claim(self, wanted: Sequence[Key], propose: Propose) -> Generation | None:
         """Take one of `wanted`: first what was started and left, then a new one. None: nothing to do now."""
 
     def finish(self, generation: Generation) -> bool:
         """Keep a finished generation for good. False where somebody else took it over meanwhile."""
+
+    def release(self) -> None:
+        """Let go of what was claimed here and will not be finished."""
 
 
 @dataclass
@@ -261,7 +268,7 @@ class MemoryStore:
     def records(self) -> list[Generation]:
         return sorted(self.kept.values(), key=lambda record: record.key)
 
-    def claim(self, wanted: Sequence[Key], propose: Callable[[Key, Sequence[Generation]], Generation]) -> Generation | None:
+    def claim(self, wanted: Sequence[Key], propose: Propose) -> Generation | None:
         left = next((record for record in self.left if record.key in wanted), None)
         if left:
             self.left.remove(left)
@@ -276,14 +283,17 @@ class MemoryStore:
         self.kept[generation.key] = generation
         return True
 
+    def release(self) -> None:
+        self.kept = {key: record for key, record in self.kept.items() if record.status != "started"}
 
-def carry_out(objective: Callable, store: Store, wanted: Sequence[Key], propose: Callable, *, workers: int = 1,
+
+def carry_out(objective: Callable, store: Store, wanted: Sequence[Key], propose: Propose, *, workers: int = 1,
               watch: Callable[[Generation], None] = lambda generation: None,
               cancel: Callable[[], None] = lambda: None, patience: float = 5.0) -> None:
     """Call the objective until all of `wanted` are in the store, `workers` at a time; a free worker waits for nobody.
 
-    `watch` is told of each one that ended here, `cancel` is called when an error or Ctrl-C ends it all. An objective that
-    raises has failed, and the search goes on; UserError where nothing but failures came of the first tries.
+    `watch` is told of each one that ended here, `cancel` is called when an error or Ctrl-C ends it all. An objective
+    that raises has failed, and the search goes on; UserError after the first three or any ten in a row.
     """
     running: dict[Future, Generation] = {}
     failures = 0
@@ -299,15 +309,17 @@ def carry_out(objective: Callable, store: Store, wanted: Sequence[Key], propose:
             for future in wait(running, timeout=patience, return_when=FIRST_COMPLETED).done if running else ():
                 finished = future.result()
                 del running[future]
-                failures += finished.status == "failed"
+                failures = failures + 1 if finished.status == "failed" else 0
                 if store.finish(finished):
                     watch(finished)
-                _give_up_without_success(store.records(), failures, finished)
+                _give_up(store.records(), failures, finished)
     except BaseException:
         cancel()
+        pool.shutdown(cancel_futures=True)
+        store.release()
         raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown()
 
 
 def is_complete(records: Iterable[Generation], wanted: Sequence[Key]) -> bool:
@@ -323,16 +335,21 @@ def _attempt(objective: Callable, started: Generation) -> Generation:
         if not isinstance(outcome, Outcome):
             outcome = Outcome(float(outcome))
         if outcome.fitness is not None and not np.isfinite(outcome.fitness):
-            outcome = replace(outcome, fitness=None, status="failed", note=f"fitness is {outcome.fitness} {outcome.note}")
+            note = f"fitness is {outcome.fitness} {outcome.note}"
+            outcome = replace(outcome, fitness=None, status="failed", note=note)
     except Exception as error:  # whatever it was: one generation is lost, not the search
         outcome = Outcome(None, "failed", note=f"{type(error).__name__}: {error}")
     return replace(started, seconds=round(time.monotonic() - begin, 1), status=outcome.status, fitness=outcome.fitness,
                    results=outcome.results, epochs=outcome.epochs, curve=outcome.curve, note=outcome.note)
 
 
-def _give_up_without_success(records: Sequence[Generation], failures: int, last: Generation) -> None:
+def _give_up(records: Sequence[Generation], failures: int, last: Generation) -> None:
+    """UserError after too many `failures` in a row."""
     if failures >= STARTS and not any(record.status in ("done", "pruned") for record in records):
         raise UserError(f"the first {failures} generations all failed, the last with: {last.note}")
+    if failures >= IN_A_ROW:
+        raise UserError(f"{failures} generations in a row failed, the last with: {last.note}; "
+                        "when that is put right, the same command goes on")
 
 
 class Evolved(NamedTuple):
@@ -348,7 +365,7 @@ def evolve(objective: Callable[..., Any], hyp: Hyp, generations: int = 300, *, s
     """Search from `hyp` for the hyperparameters with the highest fitness in `generations` calls of the objective.
 
     objective(hyp: dict, generation: int) returns a fitness or an Outcome; it runs in `workers` threads. `population`:
-    further hyperparameters to try first, what one lacks is `hyp`'s. `store` keeps the generations, in memory if not given.
+    further hyperparameters to try first, what one lacks is `hyp`'s. `store` keeps the generations (default: in memory).
     Raises UserError when `hyp` lacks a hyperparameter, has one out of bounds, or when nothing succeeds.
     """
     if generations < 1 or workers < 1:
@@ -358,7 +375,8 @@ def evolve(objective: Callable[..., Any], hyp: Hyp, generations: int = 300, *, s
         check_hyp({**hyp, **individual}, f"individual {number}")
     store = MemoryStore() if store is None else store
     search = Search(hyp, seed, population)
-    carry_out(objective, store, [(number, 0) for number in range(generations)], search.propose, workers=workers, **settings)
+    wanted = [(number, 0) for number in range(generations)]
+    carry_out(objective, store, wanted, search.propose, workers=workers, **settings)
     records = [record for record in store.records() if record.status != "started"]
     ranked = best_first(records)
     if not ranked:

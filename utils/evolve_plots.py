@@ -52,7 +52,7 @@ def plot_evolve(names: Sequence[str], values: np.ndarray, fitness: np.ndarray, f
 
 def plot_evolve_progress(numbers: np.ndarray, fitness: np.ndarray, statuses: Sequence[str], file: str | Path, *,
                          start: float | None = None, repeats: Sequence[tuple[int, float]] = ()) -> None:
-    """Fitness (N,) of each generation by its number (N,), and the best so far; a failed one, NaN, is a mark at the bottom.
+    """Fitness (N,) of each generation by its number (N,), and the best so far; a failed one (NaN) is a mark below.
 
     start: fitness of the start, drawn as a line. repeats: number and fitness of the runs under other seeds.
     """

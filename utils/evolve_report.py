@@ -1,4 +1,4 @@
-"""What an evolution says and leaves for people: progress bar, estimate, hyp_evolve.yaml, pictures, the closing words."""
+"""What an evolution says and leaves for people: bar, estimate, hyp_evolve.yaml, pictures, the closing words."""
 
 import threading
 import time
@@ -50,7 +50,8 @@ class Report:
         finished = [record for record in records if record.status != "started"]
         if finished:
             left = sum(record.status == "started" for record in records)
-            print(f"Going on after {len(finished)} of {self.total} generations" + (f", {left} under way" if left else ""))
+            under_way = f", {left} under way" if left else ""
+            print(f"Going on after {len(finished)} of {self.total} generations{under_way}")
         self._open_bar("generations", self.total, len(finished))
         seconds = [record.seconds for record in finished if record.status == "done"]
         if seconds:
@@ -80,8 +81,9 @@ class Report:
         runs = max(self.total - finished, 0) + self.repeats_to_come
         total = each * -(-runs // self.workers)
         until = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + total))
-        tqdm.write(f"Estimated: {runs} trainings of {duration(each)} ({self.repeats_to_come} of them to repeat the best under "
-                   f"other seeds), {self.workers} at a time: {duration(total)} in all, until {until}")
+        repeats = f"{self.repeats_to_come} of them to repeat the best"
+        tqdm.write(f"Estimated: {runs} trainings of {duration(each)} ({repeats} under other seeds), "
+                   f"{self.workers} at a time: {duration(total)} in all, until {until}")
 
     def ended(self, generation: Generation, records: Sequence[Generation]) -> None:
         """A generation of the search has ended; `records` are all there are."""
@@ -100,7 +102,7 @@ class Report:
             self.draw(records)
 
     def repeating(self, ranked: int, wanted: int, done: int) -> None:
-        tqdm.write(f"Repeating {ranked} generations (the best and the start) under other seeds, so that the winner is not luck")
+        tqdm.write(f"Repeating {ranked} generations (the best and the start) under other seeds: was it luck?")
         self._open_bar("repeats", wanted, done)
 
     def repeated(self, generation: Generation) -> None:
@@ -116,7 +118,8 @@ class Report:
         if ranked:
             self.bar.set_postfix_str(f"best {ranked[0].fitness:.4g} (generation {ranked[0].number})", refresh=True)
 
-    def draw(self, records: Sequence[Generation], repeats: Sequence[Generation] = (), winner: int | None = None) -> None:
+    def draw(self, records: Sequence[Generation], repeats: Sequence[Generation] = (),
+             winner: int | None = None) -> None:
         """Both pictures, in the background."""
         done = [record for record in records if record.status == "done"]
         if not self.pictures or not done:
@@ -147,21 +150,21 @@ class Report:
         self.draw(records, repeats, verdict.winner.number)
         self.__exit__()
         counts = {word: sum(record.status == word for record in records) for word in ("done", "pruned", "failed")}
-        hours = sum(record.seconds for record in [*records, *repeats])
-        print(f"{len(records)} generations ({', '.join(f'{count} {word}' for word, count in counts.items() if count)}) and "
-              f"{len(repeats)} repeats, {duration(hours)} of training\n{in_words(verdict)}\nResults saved to {self.folder}\n"
-              f"Train with it: {self.command} --hyp {file}")
+        ends = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+        seconds = sum(record.seconds for record in [*records, *repeats])
+        print(f"{len(records)} generations ({ends}) and {len(repeats)} repeats, {duration(seconds)} of training\n"
+              f"{in_words(verdict)}\nResults saved to {self.folder}\nTrain with it: {self.command} --hyp {file}")
 
 
 def in_words(verdict: Verdict) -> str:
     """One line: who won, and whether the gain is more than luck."""
     winner = verdict.winner
+    best = f"Best: generation {winner.number}, fitness {verdict.fitness:.4g}"
     if verdict.start is None:
-        return f"Best: generation {winner.number}, fitness {verdict.fitness:.4g}; the start failed, so there is no gain to tell"
+        return f"{best}; the start failed, so there is no gain to tell"
     if winner.origin == "start":
         return f"Best: the start itself, fitness {verdict.fitness:.4g}: nothing better was found"
-    line = (f"Best: generation {winner.number}, fitness {verdict.fitness:.4g} against {verdict.start:.4g} of the start; "
-            f"gain {verdict.gain:+.4g} on fresh seeds")
+    line = f"{best} against {verdict.start:.4g} of the start; gain {verdict.gain:+.4g} on fresh seeds"
     if verdict.noise is None:
         return f"{line}; nothing was repeated, so nobody knows the noise between seeds"
     word = "larger than" if verdict.significant else "not larger than"

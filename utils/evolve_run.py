@@ -84,8 +84,8 @@ def run_evolution(options: TrainOptions, typed: frozenset[str], script: Path) ->
 def _search(plan: Plan, report: Report) -> Verdict:
     store = open_store(plan, "evolve", plan.options.name)
     print(*store.messages, sep="\n", end="\n" * bool(store.messages))
-    workers = f"{len(plan.devices)} at a time ({', '.join(plan.devices)})"
-    print(f"Evolving {len(plan.start)} hyperparameters of {plan.options.hyp} over {plan.options.evolve} generations, {workers}")
+    print(f"Evolving {len(plan.start)} hyperparameters of {plan.options.hyp} over {plan.options.evolve} generations, "
+          f"{len(plan.devices)} at a time ({', '.join(plan.devices)})")
     report.begin(store.records(), REPEATS * 4)
     trainings = build_trainings(plan, store, report)
     search = Search(plan.start, plan.options.seed, plan.population)
@@ -94,7 +94,7 @@ def _search(plan: Plan, report: Report) -> Verdict:
     records = [record for record in store.records() if record.status != "started"]
     ranked = candidates(records)
     if not ranked:
-        raise UserError(f"none of the {len(records)} generations succeeded; their logs are in {plan.folder / 'generations'}")
+        raise UserError(f"none of the {len(records)} generations succeeded; logs: {plan.folder / 'generations'}")
     repeats = repeat(plan, ranked, report)
     verdict = judge(records, repeats)
     report.close_with(verdict, records, repeats)
@@ -126,8 +126,9 @@ def agree_on_settings(plan: Plan) -> None:
     before = read_yaml(file) if file.is_file() else {}
     for key, value in plan.settings.items():
         if key in before and before[key] != value:
-            raise UserError(f"{plan.folder} was evolved with {_difference(key, before[key], value)}: fitness would mean "
-                            "another thing; type what you typed then, or give another --name")
+            difference = _difference(key, before[key], value)
+            raise UserError(f"{plan.folder} was evolved with {difference}: fitness would mean another thing; "
+                            "type what you typed then, or give another --name")
     write_yaml(file, {**plan.options.to_dict(), "evolve_storage": "", **plan.settings})
 
 
@@ -182,9 +183,9 @@ def read_plan(options: TrainOptions, typed: frozenset[str], script: Path) -> Pla
     folder = Path(options.project if "project" in typed else PROJECT) / name
     start = read_start(options)
     words = [str(device.index) if device.type == "cuda" else device.type for device in select_device(options.device)]
-    workers = options.evolve_workers or len(words)
-    return Plan(options.replace(name=name), typed, script.resolve(), folder, start, read_population(options, typed, start),
-                [words[number % len(words)] for number in range(workers)])
+    devices = [words[number % len(words)] for number in range(options.evolve_workers or len(words))]
+    population = read_population(options, typed, start)
+    return Plan(options.replace(name=name), typed, script.resolve(), folder, start, population, devices)
 
 
 def read_start(options: TrainOptions) -> dict[str, float]:
@@ -212,7 +213,8 @@ def read_population(options: TrainOptions, typed: frozenset[str], start: Hyp) ->
         absent = [key for key in start if key not in values and key != "anchors"]
         if absent:
             print(f"{source}: lacks {', '.join(absent)}; taken from {options.hyp}")
-        individual = {key: float(values.get(key, OWN_ANCHORS if key == "anchors" else value)) for key, value in start.items()}
+        whole = {**start, "anchors": OWN_ANCHORS, **values}
+        individual = {key: float(whole[key]) for key in start}
         check_hyp(individual, source)
         if individual != start and individual not in population:
             population.append(individual)
@@ -221,8 +223,9 @@ def read_population(options: TrainOptions, typed: frozenset[str], start: Hyp) ->
 
 
 def _population_files(options: TrainOptions, typed: frozenset[str]) -> list[Path]:
-    places = [folder for folder in (Path(options.evolve_population), ROOT / options.evolve_population) if folder.is_dir()]
-    files = sorted(places[0].glob("*.y*ml")) if places else []
+    name = options.evolve_population
+    folders = [folder for folder in (Path(name), ROOT / name) if folder.is_dir()]
+    files = sorted(folders[0].glob("*.y*ml")) if folders else []
     if not files and "evolve_population" in typed:
-        raise UserError(f"--evolve_population {options.evolve_population}: no folder with hyperparameter files (*.yaml)")
+        raise UserError(f"--evolve_population {name}: no folder with hyperparameter files (*.yaml)")
     return files

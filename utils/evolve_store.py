@@ -1,7 +1,7 @@
 """evolve.csv: the state of an evolution as a table that people, spreadsheets and older programs read.
 
-A row per finished generation, appended under a lock and flushed to the disk; the columns people know come first. What was
-started stands in evolve_started.csv in the same form, so that it is started again after a power cut.
+A row per finished generation, appended under a lock and flushed to the disk; the columns people know come first. What
+was started stands in evolve_started.csv in the same form, so that it is started again after a power cut.
 """
 
 import csv
@@ -9,13 +9,13 @@ import io
 import math
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from utils.errors import UserError
-from utils.evolve import GENES, Generation, Key, MemoryStore, check_hyp
+from utils.evolve import GENES, Generation, Key, MemoryStore, Propose, check_hyp
 from utils.files import atomic_write, read_yaml
 from utils.metrics import fitness
 
@@ -38,8 +38,8 @@ def columns(names: Sequence[str]) -> list[str]:
 def to_cells(record: Generation, names: Sequence[str]) -> list[str]:
     """One cell per column; numbers in the shortest form that reads back as the same number."""
     results = record.results or (None,) * len(RESULTS)
-    own = [str(record.number), str(record.repeat), record.status, _shown(record.fitness), str(record.seed), record.origin,
-           " ".join(map(str, record.parents)), str(record.epochs), f"{record.seconds:.1f}",
+    own = [str(record.number), str(record.repeat), record.status, _shown(record.fitness), str(record.seed),
+           record.origin, " ".join(map(str, record.parents)), str(record.epochs), f"{record.seconds:.1f}",
            " ".join(map(_shown, record.curve)), " ".join(record.note.split())[:500]]  # fmt: skip
     return [*map(_shown, results), *(_shown(record.hyp[name]) for name in names), *own]
 
@@ -61,7 +61,7 @@ def from_cells(cells: Sequence[str], names: Sequence[str]) -> Generation:
     score = _number(row, "fitness") if row["fitness"] else None
     if row["status"] not in (("failed", "started") if score is None else ("done", "pruned")):
         raise ValueError(f"a generation that is {row['status']} with fitness {row['fitness']!r}")
-    results = tuple(_number(row, name) for name in RESULTS) if row[RESULTS[0]] else ()
+    results = tuple(float(row[name]) for name in RESULTS) if row[RESULTS[0]] else ()  # a loss may be infinite
     return Generation(
         number=_count(row, "generation"), repeat=_count(row, "repeat"), status=row["status"], fitness=score,
         hyp={name: _number(row, name) for name in names}, seed=_count(row, "seed"), origin=row["origin"],
@@ -122,9 +122,10 @@ def _check_header(file: Path, line: str, names: Sequence[str]) -> None:
     found = [cell.strip() for cell in line.split(",")]
     if found == columns(names):
         return
-    absent, foreign = (", ".join(sorted(set(a) - set(b))) for a, b in ((columns(names), found), (found, columns(names))))
-    raise UserError(f"{file}: not the table of this search (without: {absent or 'nothing'}; in addition: {foreign or 'nothing'}); "
-                    "give another --name, or start from its best with --resume_evolve " + str(file))
+    absent = ", ".join(sorted(set(columns(names)) - set(found))) or "nothing"
+    foreign = ", ".join(sorted(set(found) - set(columns(names)))) or "nothing"
+    raise UserError(f"{file}: not the table of this search (without: {absent}; in addition: {foreign}); "
+                    f"give another --name, or start from its best with --resume_evolve {file}")
 
 
 def write_table(file: Path, names: Sequence[str], records: Iterable[Generation]) -> None:
@@ -135,7 +136,7 @@ def write_table(file: Path, names: Sequence[str], records: Iterable[Generation])
 
 
 def append(file: Path, names: Sequence[str], record: Generation) -> None:
-    """Add a row, on the disk when this returns. A line that a power cut left unfinished stays, and costs no other one."""
+    """Add a row, on the disk when this returns. A line that a power cut left unfinished stays and costs no other."""
     if not file.is_file() or not file.stat().st_size:
         write_table(file, names, [])  # its folder's entry is on the disk too
     with open(file, "ab+") as stream, _locked(stream):
@@ -164,8 +165,9 @@ def alone_in(folder: Path) -> Iterator[None]:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 stream.seek(0)
-                raise UserError(f"{folder} is being evolved by {stream.read().strip() or 'another process'}: wait, give another "
-                                "--name, or work on one search together with --evolve-storage") from error
+                who = stream.read().strip() or "another process"
+                raise UserError(f"{folder} is being evolved by {who}: wait, give another --name, "
+                                "or work on one search together with --evolve-storage") from error
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
         stream.flush()
@@ -182,7 +184,7 @@ class CsvStore(MemoryStore):
         kept = {record.key: record for record in finished if record.status != "started"}
         super().__init__(kept, [record for record in started if record.key not in kept])
 
-    def claim(self, wanted: Sequence[Key], propose: Callable[[Key, Sequence[Generation]], Generation]) -> Generation | None:
+    def claim(self, wanted: Sequence[Key], propose: Propose) -> Generation | None:
         before = len(self.left)
         started = super().claim(wanted, propose)
         if started and len(self.left) == before:  # not one that is in the file already
@@ -214,7 +216,8 @@ def _best_rows(file: Path, count: int) -> dict[str, dict[str, float]]:
     rows = []
     for number, line in enumerate(lines[1:], 2):
         try:
-            row = dict(zip(header, [cell.strip() for cell in next(csv.reader([line], skipinitialspace=True), [])], strict=True))
+            cells = next(csv.reader([line], skipinitialspace=True), [])
+            row = dict(zip(header, [cell.strip() for cell in cells], strict=True))
             if row.get("status", "done") == "done":
                 score = fitness(*(float(row[name]) for name in RESULTS[:4]))
                 rows.append((score, number, {name: float(row[name]) for name in GENES if row.get(name)}))

@@ -1,11 +1,11 @@
 """Generations kept in an Optuna study, so that several machines work on one search; Optuna is an optional extra.
 
-Every generation is a trial, our genetic step is the study's sampler, Optuna's heartbeats find the machines that died, and
-its dashboards and plots work on the study. What stands where: hyperparameters are the trial's parameters, the fitness
-its value, the curve its intermediate values, and the rest its user attributes.
+Every generation is a trial, our genetic step is the study's sampler, Optuna's heartbeats find the machines that died,
+and its dashboards and plots work on the study. What stands where: hyperparameters are the trial's parameters, the
+fitness its value, the curve its intermediate values, and the rest its user attributes.
 
-Each generation counts once, whoever dies: the k-th trial that is no retry is generation k, one past the last is surplus,
-and a lost trial gets a retry, of which the oldest that lives counts. Every machine reads that from the trials alone.
+Each generation counts once, whoever dies: the k-th trial that is no retry is generation k, one past the last is
+surplus, and a lost trial gets a retry, of which the oldest that lives counts. Every machine reads that from the trials.
 """
 
 import importlib.util
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
-from utils.evolve import GENES, OWN_ANCHORS, Generation, Key
+from utils.evolve import GENES, OWN_ANCHORS, Generation, Key, Propose
 from utils.evolve_store import write_table
 
 RETRY = "retry of"  # user attribute of a trial that takes the place of a lost one: the position of its generation
@@ -41,7 +41,7 @@ def without_password(url: str) -> str:
 
 
 def open_storage(url: str, heartbeat: int, grace: int) -> Any:
-    """The storage behind `url`: a database (sqlite:///file, postgresql://…, mysql://…) or the path of a journal file."""
+    """The storage behind `url`: a database (sqlite:///file, postgresql://…, mysql://…) or a journal file."""
     optuna = load_optuna()
     if "://" not in url or url.startswith("journal://"):
         file = Path(url.removeprefix("journal://"))
@@ -53,7 +53,8 @@ def open_storage(url: str, heartbeat: int, grace: int) -> Any:
     settings = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     for pause in (1, 2, 4, 0):
         try:
-            return optuna.storages.RDBStorage(_with_driver(url), settings, heartbeat_interval=heartbeat, grace_period=grace)
+            return optuna.storages.RDBStorage(_with_driver(url), settings, heartbeat_interval=heartbeat,
+                                              grace_period=grace)
         except ImportError as error:
             raise UserError(f"--evolve-storage {without_password(url)}: its driver is absent; "
                             "pip install 'psycopg[binary]' (PostgreSQL) or mysqlclient (MySQL)") from error
@@ -74,18 +75,18 @@ def _with_driver(url: str) -> str:
 
 
 class StudyStore:
-    """A Store in the study `name` behind `url`; `file` is kept as its evolve.csv. `settings`: what all machines share."""
+    """A Store in the study `name` behind `url`; `file` is its evolve.csv. `settings`: what all machines must share."""
 
-    def __init__(self, url: str, name: str, names: Sequence[str], file: Path, *, settings: Mapping[str, Any] | None = None,
-                 heartbeat: int = HEARTBEAT, grace: int = GRACE):
+    def __init__(self, url: str, name: str, names: Sequence[str], file: Path, *,
+                 settings: Mapping[str, Any] | None = None, heartbeat: int = HEARTBEAT, grace: int = GRACE):
         self.optuna = load_optuna()
         self.names, self.file, self.grace = list(names), file, grace
         self.messages: list[str] = []
         self.wanted: Sequence[Key] = ()
-        self.propose: Callable[[Key, Sequence[Generation]], Generation] | None = None
+        self.propose: Propose | None = None
         self.proposed: dict[int, Generation] = {}  # by number of the trial
         self.own: dict[Key, Any] = {}  # trials that run here
-        self.seen: dict[int, tuple[Any, float]] = {}  # by number of the trial: its sign of life, and since when it is that
+        self.seen: dict[int, tuple[Any, float]] = {}  # by number of the trial: its sign of life, and since when
         self.lock = threading.Lock()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # heartbeats are called experimental
@@ -110,7 +111,7 @@ class StudyStore:
 
     # ---- who does what
 
-    def claim(self, wanted: Sequence[Key], propose: Callable[[Key, Sequence[Generation]], Generation]) -> Generation | None:
+    def claim(self, wanted: Sequence[Key], propose: Propose) -> Generation | None:
         self.wanted, self.propose = wanted, propose
         return self._patiently(self._claim)
 
@@ -160,9 +161,10 @@ class StudyStore:
         hyp = {name: trial.suggest_float(name, *_bounds(name)) for name in self.names}
         key = self.wanted[position]
         started = self._started(trial, key, hyp)
-        for name, value in {"generation": key[0], "repeat": key[1], "origin": started.origin, "host": socket.gethostname(),
-                            "parents": list(started.parents), "seed": started.seed}.items():
-            trial.set_user_attr(name, value)  # the seed last: with it the trial is whole
+        facts = {"generation": key[0], "repeat": key[1], "origin": started.origin, "parents": list(started.parents),
+                 "host": socket.gethostname(), "seed": started.seed}  # the seed last: with it the trial is whole
+        for name, value in facts.items():
+            trial.set_user_attr(name, value)
         with self.lock:
             self.own[key] = trial
         self._write()
@@ -201,11 +203,11 @@ class StudyStore:
         seen = trial.user_attrs
         status = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}.get(trial.state.name, "started")
         curve = tuple(trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values))
-        return Generation(seen["generation"], {name: trial.params[name] for name in self.names}, seen["seed"], seen["origin"],
-                          tuple(seen["parents"]), seen["repeat"], status,
-                          trial.value if status == "done" else curve[-1] if status == "pruned" and curve else None,
-                          tuple(seen.get("results", ())), seen.get("epochs", 0), seen.get("seconds", 0.0), curve,
-                          seen.get("note", ""))
+        hyp = {name: trial.params[name] for name in self.names}
+        fitness = trial.value if status == "done" else curve[-1] if status == "pruned" and curve else None
+        return Generation(seen["generation"], hyp, seen["seed"], seen["origin"], tuple(seen["parents"]), seen["repeat"],
+                          status, fitness, tuple(seen.get("results", ())), seen.get("epochs", 0),
+                          seen.get("seconds", 0.0), curve, seen.get("note", ""))
 
     def report(self, key: Key, epoch: int, fitness: float) -> None:
         """Fitness of a running generation after `epoch` epochs."""
@@ -223,6 +225,16 @@ class StudyStore:
             self.own.pop(generation.key, None)
         self._patiently(self._write)
         return kept
+
+    def release(self) -> None:
+        """Give up what runs here, so that others need not wait until it is missed."""
+        with self.lock:
+            trials, self.own = list(self.own.values()), {}
+        try:
+            for trial in trials:
+                self._tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
+        except self.outages:  # then it is missed
+            pass
 
     def _finish(self, generation: Generation) -> bool:
         trial = self.own[generation.key]

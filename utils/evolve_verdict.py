@@ -17,7 +17,8 @@ class Repeats:
 
     def propose(self, key: Key, records: Sequence[Generation]) -> Generation:
         number, repeat = key
-        return Generation(number, dict(self.of[number].hyp), run_seed(self.seed, number, repeat), "repeat", (number,), repeat)
+        hyp, seed = dict(self.of[number].hyp), run_seed(self.seed, number, repeat)
+        return Generation(number, hyp, seed, "repeat", (number,), repeat)
 
 
 def candidates(records: Sequence[Generation], top: int = 3) -> dict[int, Generation]:
@@ -55,7 +56,8 @@ def judge(records: Sequence[Generation], repeats: Sequence[Generation]) -> Verdi
     own = fresh[winner.number] or values[winner.number]
     gain = 0.0 if winner is start else statistics.fmean(own) - means[start.number]
     error = None if noise is None else noise * (1 / len(own) + 1 / len(values[start.number])) ** 0.5
-    return Verdict(winner, means[winner.number], means[start.number], gain, noise, None if error is None else gain > 2 * error)
+    significant = None if error is None else gain > 2 * error
+    return Verdict(winner, means[winner.number], means[start.number], gain, noise, significant)
 
 
 def _pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:

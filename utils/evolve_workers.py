@@ -5,6 +5,7 @@ generation with its log; nothing of it outlives the evolution.
 """
 
 import csv
+import math
 import queue
 import shutil
 import subprocess
@@ -118,7 +119,7 @@ class Trainings:
             reason = f"no results.csv: {last_words(folder / 'train.log')}"
         if reason:
             return Outcome(None, "failed", (), len(rows), curve, f"{reason}; {place}")
-        return Outcome(to_curve(rows[-1:])[0], "done", results_of(rows[-1]), len(rows), curve)
+        return Outcome(score(rows[-1]), "done", results_of(rows[-1]), len(rows), curve)
 
 
 def claim_folder(parent: Path, name: str) -> Path:
@@ -148,8 +149,12 @@ def results_of(row: Mapping[str, float]) -> tuple[float, ...]:
 
 
 def to_curve(rows: Sequence[Mapping[str, float]]) -> tuple[float, ...]:
-    """Fitness after each epoch."""
-    return tuple(round(fitness(*results_of(row)[:4]), 6) for row in rows)
+    """Fitness after each epoch, 0 where it is no number."""
+    return tuple(value if math.isfinite(value) else 0.0 for value in map(score, rows))
+
+
+def score(row: Mapping[str, float]) -> float:
+    return round(fitness(*results_of(row)[:4]), 6)
 
 
 def newest(folder: Path) -> float:
@@ -167,7 +172,8 @@ def last_words(log: Path, limit: int = 4000) -> str:
     """What a training said last, in one line: its error where there is one."""
     data = log.read_bytes()[-limit:].decode(errors="replace").replace("\r", "\n")
     lines = [line.strip() for line in data.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("error:") or line.split(":")[0].endswith(("Error", "Exception"))]
+    kinds = [line.split(":")[0] for line in lines]
+    errors = [line for line, kind in zip(lines, kinds) if kind == "error" or kind.endswith(("Error", "Exception"))]
     return (errors or lines or ["it said nothing"])[-1][:300]
 
 

@@ -8,7 +8,7 @@ from utils.labels import LabelIndex
 
 
 def take(index: LabelIndex, chosen: np.ndarray) -> LabelIndex:
-    """The pictures number `chosen` (n,) of `index` with their labels, in that order; counts and messages are those of all."""
+    """The pictures number `chosen` (n,) of `index` with their labels, in that order; counts and messages stay."""
     labels = _runs(index.offsets, chosen)
     return replace(
         index, paths=[index.paths[i] for i in chosen.tolist()], shapes=index.shapes[chosen],

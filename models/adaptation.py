@@ -1,0 +1,43 @@
+"""Fitting a model to what it is to be trained on: anchors, image size, frozen layers."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.yolo import DetectionModel
+from utils.autoanchor import check_anchors
+from utils.errors import UserError
+
+
+def freeze_layers(model: DetectionModel, freeze: Sequence[int]) -> list[nn.Module]:
+    """Stop gradients of layers 0 … N-1 (one number N) or of exactly the listed ones; returns those layers."""
+    indices = range(freeze[0]) if len(freeze) == 1 else freeze
+    for index in indices:
+        if not 0 <= index < len(model.model):
+            raise UserError(f"--freeze {index}: the model has layers 0 to {len(model.model) - 1}")
+    layers = [model.model[index] for index in indices]
+    for layer in layers:
+        layer.requires_grad_(False)
+    if layers:
+        print(f"Frozen layers: {', '.join(str(index) for index in indices)}")
+    return layers
+
+
+def round_to_stride(imgsz: int, stride: int) -> int:
+    """The image size that the model can take: up to the next multiple of its stride, at least two of them."""
+    rounded = max(-(-imgsz // stride) * stride, 2 * stride)
+    if rounded != imgsz:
+        print(f"WARNING --imgsz {imgsz} is not a multiple of the model's stride {stride}; using {rounded}")
+    return rounded
+
+
+def fit_model_anchors(model: DetectionModel, sizes: np.ndarray, threshold: float, seed: int) -> None:
+    """AutoAnchor: keep the model's anchors where they recall 98 % of the labels, fit new ones where better."""
+    stride = model.stride.cpu().numpy()[:, None, None]
+    anchors = model.head.anchors.cpu().numpy() * stride  # (L, A, 2) pixels
+    report = check_anchors(anchors, sizes, threshold, np.random.default_rng(seed), strides=model.stride.tolist())
+    print(report.message)
+    if report.replaced:
+        model.head.anchors.copy_(torch.from_numpy(np.asarray(report.anchors_px / stride, np.float32)))

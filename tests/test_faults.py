@@ -1,0 +1,314 @@
+"""What the machine does to a run: full and read-only disks, signals, killed workers, too little memory."""
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from kill_and_resume import BEGUN, descendants, start
+from utils import errors
+from utils.checkpoint import read_checkpoint
+from utils.dataset import make_loader
+from utils.errors import UserError
+from utils.files import atomic_write
+from utils.interruption import EXIT_CODE, Interrupted, Interruption
+from utils.labels import load_index
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def arguments(data, cfg, folder, *extra, epochs=3):
+    return ["--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8", "--epochs", str(epochs),
+            "--workers", "0", "--device", "cpu", "--amp", "off", "--noplots", "--project", str(folder), "--name", "run",
+            *extra]
+
+
+def state_of(folder: Path) -> dict:
+    return read_checkpoint(folder / "run" / "weights" / "last.pt")
+
+
+def during(monkeypatch, epoch: int, begin, end) -> None:
+    """Call `begin` after `epoch` is trained and before it is saved, and `end` an epoch later."""
+    plain = train.RunLog.epoch_done
+
+    def epoch_done(self, number, *args):
+        self.folder.is_saved()
+        begin() if number == epoch else end() if number == epoch + 1 else None
+        plain(self, number, *args)
+
+    monkeypatch.setattr(train.RunLog, "epoch_done", epoch_done)
+
+
+# ---- disks
+
+
+def test_a_quota_costs_a_line_and_the_run_goes_on(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd):
+    """Files over 64 KiB cannot be written for one epoch, by a limit of the system itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    seen = []
+
+    def forbid():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+        seen.append(state_of(tmp_path)["epoch"])
+
+    def allow():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        seen.append(state_of(tmp_path)["epoch"])
+
+    during(monkeypatch, 1, forbid, allow)
+    try:
+        train.main(arguments(tiny_data, tiny_cfg, tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert seen == [1, 1] and state_of(tmp_path)["epoch"] == 3  # the one before stayed, later ones were written
+    lines = [line for line in capfd.readouterr().err.splitlines() if "could not be written" in line]
+    assert len(lines) in (1, 2) and "last.pt could not be written: File too large; the one before stays" in lines[-1]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO], ids=lambda n: errno.errorcode[n])
+def test_nothing_can_be_written_for_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd, number):
+    def refuse(path, *_):
+        raise OSError(number, os.strerror(number), str(path))
+
+    during(monkeypatch, 1, lambda: monkeypatch.setattr("utils.files.open", refuse, raising=False),
+           lambda: monkeypatch.delattr("utils.files.open"))
+    train.main(arguments(tiny_data, tiny_cfg, tmp_path))
+    assert state_of(tmp_path)["epoch"] == 3
+    lines = [line for line in capfd.readouterr().err.splitlines() if "could not be written" in line]
+    assert any("results.csv" in line and os.strerror(number) in line for line in lines) and len(lines) <= 3
+    rows = (tmp_path / "run" / "results.csv").read_text().splitlines()
+    assert [row.split(",")[0].strip() for row in rows] == ["epoch", "0", "1", "2"]  # caught up
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_disk_that_fills_up_while_a_checkpoint_is_written(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd):
+    during(monkeypatch, 1, lambda: monkeypatch.setattr("utils.files.open", lambda *_: open("/dev/full", "wb"), raising=False),
+           lambda: monkeypatch.delattr("utils.files.open"))
+    train.main(arguments(tiny_data, tiny_cfg, tmp_path))
+    assert state_of(tmp_path)["epoch"] == 3
+    assert "last.pt could not be written: No space left on device" in capfd.readouterr().err
+
+
+def test_a_signal_when_nothing_can_be_saved_does_not_claim_it_was(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd):
+    plain = train.prepare_images
+
+    def prepare(run, images):
+        if run.state.iteration == 4:
+            monkeypatch.setattr("utils.files.open", lambda *_: open("/dev/full", "wb"), raising=False)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(run, images)
+
+    monkeypatch.setattr(train, "prepare_images", prepare)
+    with pytest.raises(SystemExit) as end:
+        train.main(arguments(tiny_data, tiny_cfg, tmp_path))
+    assert end.value.code == 1 and "could NOT be saved" in capfd.readouterr().out
+    assert state_of(tmp_path)["epoch"] == 1
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(tiny_data, tiny_cfg, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot create the folder .*; give another --project"):
+        train.main(arguments(tiny_data, tiny_cfg, tmp_path / "file"))
+
+
+@pytest.mark.parametrize("error, code, text", [
+    (OSError(errno.ENOSPC, "No space left on device", "x/opt.yaml"), 1, "error: x/opt.yaml: No space left on device"),
+    (UserError("bad\n\x1b[31mthing"), 1, "error: bad  [31mthing\n"),
+    (UserError("x" * 5000), 1, "... (5000 characters)"),
+    (KeyboardInterrupt(), 130, "interrupted"),
+], ids=["disk", "control characters", "endless", "Ctrl-C"])
+def test_what_a_user_can_mend_is_one_line(capsys, error, code, text):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        errors.run(main)
+    printed = capsys.readouterr().err
+    assert end.value.code == code and text in printed and len(printed.strip().splitlines()) == 1
+
+
+def test_leftovers_of_a_killed_writer_are_removed(tiny_data, tiny_cfg, tmp_path):
+    train.main(arguments(tiny_data, tiny_cfg, tmp_path, epochs=1))
+    leftover = tmp_path / "run" / "weights" / ".last.pt.0123abcd.tmp"
+    leftover.write_bytes(b"half")
+    train.main(["--resume", str(tmp_path / "run"), "--epochs", "2"])
+    assert not leftover.exists()
+
+
+# What a power cut leaves after each step of writing a file: nothing new, or all of it.
+@pytest.mark.parametrize("cut", ["write", "fsync", "replace"])
+def test_a_power_cut_at_any_step_leaves_the_old_file_or_the_new_one(tmp_path, monkeypatch, cut):
+    target = tmp_path / "last.pt"
+    target.write_bytes(b"old")
+    pid = os.fork()
+    if pid == 0:
+        if cut != "write":
+            setattr(os, cut, lambda *_: os._exit(9))
+        with atomic_write(target) as file:
+            file.write(b"half of the new")
+            os._exit(9) if cut == "write" else file.write(b" file")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    assert target.read_bytes() == b"old"
+
+
+# ---- signals
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_to_all_processes_of_a_run_saves_it(tiny_data, tiny_cfg, tmp_path, name):
+    """As Ctrl-C and schedulers send it: to the workers too, which must go on until the step is done."""
+    life = start(arguments(tiny_data, tiny_cfg, tmp_path / "a b", "--workers", "2", epochs=500), tmp_path / "log")
+    assert life.until(BEGUN, 120) is not None
+    time.sleep(2)
+    for pid in [*descendants(life.pid), life.pid]:
+        os.kill(pid, getattr(signal, name))
+    assert life.wait(60) == EXIT_CODE, life.log.read_text()
+    printed = life.log.read_text()
+    assert f"Interrupted ({name}), the state is saved. Go on with: python train.py --resume '{tmp_path}/a b/run'" in printed
+    assert "Traceback" not in printed and state_of(tmp_path / "a b")["iteration"] > 0
+    assert not descendants(life.pid)
+
+
+@pytest.mark.slow
+def test_a_second_signal_stops_at_once(tmp_path):
+    code = ("import time\nfrom utils.interruption import Interruption\nwith Interruption(0):\n"
+            "    print('ready', flush=True)\n    time.sleep(1)\n    time.sleep(60)\n")
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    assert process.poll() is None  # the first is only noted
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 128 + signal.SIGINT and time.monotonic() - started < 10
+
+
+@pytest.mark.slow
+def test_ctrl_c_under_torchrun_saves_the_run(tiny_data, tiny_cfg, tmp_path):
+    """The launcher repeats the signal that its processes have heard already: that is not a second one."""
+    life = start(arguments(tiny_data, tiny_cfg, tmp_path, epochs=500), tmp_path / "log", processes=2)
+    assert life.until("/499", 200) is not None
+    time.sleep(1)
+    for pid in [*descendants(life.pid), life.pid]:
+        os.kill(pid, signal.SIGINT)
+    assert life.wait(60) not in (None, 0)
+    assert "Interrupted (SIGINT), the state is saved" in life.log.read_text() and state_of(tmp_path)["iteration"] > 0
+
+
+def test_signals_are_noted_echoes_ignored_and_handlers_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with Interruption(10, echo_seconds=60) as interruption:
+        assert not interruption.asked and not interruption.save_due()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)  # would end the process, were it no echo
+        assert interruption.asked == "SIGUSR1"
+        with pytest.raises(Interrupted, match="SIGUSR1"), interruption.at_once():
+            pytest.fail("work that takes long was begun")
+        with interruption.at_once(False):
+            pass
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_long_work_without_a_state_is_left_at_once():
+    with Interruption(10) as interruption, pytest.raises(Interrupted, match="SIGTERM"):
+        with interruption.at_once():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+            pytest.fail("the signal was not heard")
+
+
+def test_saves_are_due_by_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("utils.interruption.time.monotonic", lambda: now[0])
+    interruption = Interruption(10)
+    for now[0], due in ((599.0, False), (600.0, True), (1000.0, True)):
+        assert interruption.save_due() is due
+    interruption.note_save()
+    assert not interruption.save_due() and not Interruption(0).save_due()
+
+
+def test_a_run_is_saved_by_time_within_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.schedule.NOMINAL_BATCH_SIZE", 8)
+    plain, seen = train.RunFolder.save, []
+    monkeypatch.setattr(train.RunFolder, "save", lambda self, content, **named: (
+        seen.append((content["epoch"], content["step"])), plain(self, content, **named)))
+    train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--save-minutes", "0.0000001", epochs=2))
+    assert seen == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0)]
+
+
+# ---- workers and memory
+
+
+@pytest.fixture
+def loader(tiny_data):
+    index = load_index(tiny_data.parent / "images" / "train", 2, progress=False)
+    with_workers = make_loader(index, imgsz=64, batch_size=4, workers=2, progress=False)
+    yield with_workers
+    with_workers.close()
+
+
+def test_workers_ignore_the_signals_of_the_run_and_end_with_the_loader(loader):
+    batches = iter(loader)
+    next(batches)
+    workers = [worker.pid for worker in loader._loader._iterator._workers]
+    for pid in workers:
+        for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+            os.kill(pid, getattr(signal, name))
+    assert sum(1 for _ in batches) == len(loader) - 1
+    loader.close()
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
+    assert sum(1 for _ in loader) == len(loader)  # others are started when they are needed
+
+
+def test_a_killed_worker_is_one_line(loader):
+    batches = iter(loader)
+    next(batches)
+    with pytest.raises(UserError, match="data workers was killed, most often for want of memory: use --workers 1"):
+        for pid in [worker.pid for worker in loader._loader._iterator._workers]:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(1)
+        for _ in batches:
+            pass
+
+
+def can_mount() -> bool:
+    if not shutil.which("unshare"):
+        return False
+    probe = ["unshare", "-m", "sh", "-c", "mount -t tmpfs -o size=100k tmpfs /dev/shm"]
+    return subprocess.run(probe, capture_output=True).returncode == 0
+
+
+@pytest.mark.slow
+def test_too_little_shared_memory_names_the_flag(tiny_data, tiny_cfg, tmp_path):
+    if not can_mount():
+        pytest.skip("needs the right to mount a small /dev/shm")
+    command = " ".join(f"'{word}'" for word in
+                       [sys.executable, "train.py", *arguments(tiny_data, tiny_cfg, tmp_path, "--workers", "2")])
+    shell = f"mount -t tmpfs -o size=100k tmpfs /dev/shm && exec {command}"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=200,
+                          env=ENVIRONMENT)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "too little shared memory for 2 data workers: use --workers 1" in done.stderr
+
+
+def test_too_little_gpu_memory_names_the_batch_to_try(tiny_data, tiny_cfg, tmp_path, monkeypatch):
+    def out_of_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train, "prepare_images", out_of_memory)
+    with pytest.raises(UserError, match="out of GPU memory at --batch-size 8, --imgsz 64: try --batch-size 4, or "
+                                        "--batch-size -1"):
+        train.main(arguments(tiny_data, tiny_cfg, tmp_path))

@@ -1,0 +1,48 @@
+"""What a training learns from: the indices of a data set's two splits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.acquire import acquire
+from utils.config import DatasetSpec, TrainOptions
+from utils.errors import UserError
+from utils.labels import LabelIndex, load_index
+from utils.subset import fraction
+
+
+@dataclass(frozen=True)
+class Data:
+    spec: DatasetSpec
+    names: dict[int, str]
+    train: LabelIndex
+    val: LabelIndex
+
+
+def read_data(options: TrainOptions) -> Data:
+    spec = acquire(options.data)
+    single = options.single_cls
+    names = {0: "item"} if single and spec.num_classes != 1 else spec.names
+    train, validation = (
+        load_index(spec.sources(split), spec.num_classes, prefix=f"{split}: ", single_cls=single)
+        for split in ("train", "val")
+    )
+    if not len(train.labels):
+        raise UserError(f"{spec.file}: the training images have no labels at all; labels belong beside them, "
+                        "with /images/ replaced by /labels/ and .txt for the suffix")
+    return Data(spec, names, fraction(train, options.evolve_fraction), validation)
+
+
+def expect_pictures(data: Data) -> None:
+    """UserError where this machine lacks the pictures that rank 0, maybe on another one, has found."""
+    for path in (data.train.paths[0], data.val.paths[0]):
+        if not Path(path).is_file():
+            raise UserError(f"{path} is not on this machine: all machines need the data set in the same place")
+
+
+def label_sizes(index: LabelIndex, imgsz: int) -> np.ndarray:
+    """Width and height in pixels of every label (M, 2) when each picture's longer side is `imgsz`."""
+    scale = imgsz / index.shapes.max(1, keepdims=True)
+    sides = (index.shapes * scale)[:, ::-1].repeat(np.diff(index.offsets), axis=0)  # (M, 2) picture width, height
+    return index.labels[:, 3:5] * sides
