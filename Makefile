@@ -9,8 +9,9 @@ RUN = runs/train/quickstart
 .PHONY: train test test-fast clean
 
 train: $(VENV)/ready
-	$(PY) train.py --cfg yolov5n.yaml --data data/shapes.yaml --imgsz 320 --epochs 16 --batch-size 16 --cos-lr \
-		--cache ram --project runs/train --name quickstart --exist-ok
+	$(PY) train.py --cfg yolov5n.yaml --data data/shapes.yaml --imgsz 320 --epochs 40 --batch-size 16 --cos-lr \
+		--optimizer AdamW --hyp data/quickstart/hyp.yaml --workers 1 --cache ram \
+		--project runs/train --name quickstart --exist-ok
 	$(PY) val.py --weights $(RUN)/weights/best.pt --data data/shapes.yaml --imgsz 320 \
 		--project runs/val --name quickstart --exist-ok
 	$(PY) detect.py --weights $(RUN)/weights/best.pt --source 'datasets/shapes/images/val/*0.*' --imgsz 320 \

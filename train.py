@@ -22,7 +22,7 @@ from models.yolo import DetectionModel
 from utils.autobatch import find_batch_size
 from utils.checkpoint import TrainState, is_finite, snapshot
 from utils.config import Hyperparameters, SuggestingParser, TrainOptions, add_flags
-from utils.dataset import Loader, class_weights, image_weights, make_loader
+from utils.dataset import Loader, advise, class_weights, image_weights, make_loader
 from utils.ema import ModelEMA
 from utils.errors import UserError, run as run_command
 from utils.evolve_run import run_evolution
@@ -443,6 +443,9 @@ def train_and_finish(run: Run, log: RunLog) -> Metrics | None:
         batch, imgsz = run.options.batch_size, run.options.imgsz
         raise UserError(f"out of GPU memory at --batch-size {batch}, --imgsz {imgsz}: try --batch-size "
                         f"{max(batch // 2, 1)}, or --batch-size -1, which finds the largest that fits") from error
+    except RuntimeError as error:
+        advise(error, run.train_loader.workers)
+        raise
 
 
 if __name__ == "__main__":

@@ -112,3 +112,9 @@ def test_downloads_are_addresses_never_code(path):
     for url in [urls] if isinstance(urls, str) else urls:
         assert url.startswith("https://") and url.endswith(".zip") and len(url.split()) == 1
     assert set(content) <= {"path", "train", "val", "test", "names", "download"}
+
+
+def test_the_quickstart_hyperparameters_are_whole_and_valid():
+    path = DATA / "quickstart" / "hyp.yaml"
+    assert list(read("quickstart/hyp.yaml")) == list(read("hyps/hyp.scratch-low.yaml"))
+    assert Hyperparameters.load(path).cls == 2.5

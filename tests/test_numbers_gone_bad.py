@@ -183,7 +183,7 @@ def test_numbers_that_stay_bad_stop_the_run_with_advice(tiny_data, tiny_cfg, tmp
 
 def test_a_run_that_goes_back_is_exact_also_when_it_was_interrupted(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     """Interrupted within the epoch that is returned to: the state at its start was kept, and is returned to as well."""
-    monkeypatch.setattr("utils.guard.PATIENCE", 2), monkeypatch.setattr(train, "PATIENCE", 2)
+    monkeypatch.setattr("utils.guard.PATIENCE", 2), monkeypatch.setattr("utils.trainstate.PATIENCE", 2)
     into_the_loss(monkeypatch, math.nan, at(4, 5))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole", 3))
     plain = train.prepare_images

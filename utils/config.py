@@ -128,7 +128,7 @@ class TrainOptions:
     resume_evolve: str = flag("", "try the individuals of an evolve_population.yaml or evolve.csv first",
                               names=["--resume_evolve"])
     evolve_workers: int = flag(0, "trainings at a time; 0 takes one for each device")
-    evolve_storage: str = flag("", "Optuna study shared by machines: postgresql://..., sqlite:///FILE or a journal FILE")
+    evolve_storage: str = flag("", "Optuna study that machines share: postgresql://..., sqlite:///FILE, a journal FILE")
     evolve_prune: bool = flag(False, "stop a generation that falls behind the median of the others")
     evolve_fraction: float = flag(1.0, "share of the training pictures to use, the same ones each time")
     evolve_timeout: float = flag(0.0, "minutes that one generation may take; 0 goes by the others")

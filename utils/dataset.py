@@ -299,13 +299,7 @@ class Loader:
                 self._closes_at_exit = True
             yield from batches
         except (RuntimeError, OSError) as error:
-            fewer = f"use --workers {self.workers // 2}"
-            if any(word in str(error) for word in SHORT_OF_SHARED):
-                raise UserError(f"too little shared memory for {self.workers} data workers: {fewer}, or give the "
-                                "container more of it (docker run --shm-size 8g, or --ipc host)") from error
-            if "killed by signal: Killed" in str(error):
-                raise UserError(f"one of {self.workers} data workers was killed, most often for want of memory: {fewer}, "
-                                "or leave --cache out") from error
+            advise(error, self.workers)
             raise
 
     def close(self) -> None:
@@ -329,6 +323,20 @@ def _close(reference: "weakref.ref[Loader]") -> None:
     loader = reference()
     if loader is not None:
         loader.close()
+
+
+def advise(error: Exception, workers: int) -> None:
+    """Raise a UserError for what data workers suffer when memory is short; nothing for other errors.
+
+    That a worker was killed shows anywhere in the main process, not only where it reads batches.
+    """
+    fewer = f"use --workers {workers // 2}"
+    if workers and any(word in str(error) for word in SHORT_OF_SHARED):
+        raise UserError(f"too little shared memory for {workers} data workers: {fewer}, or give the container more of "
+                        "it (docker run --shm-size 8g, or --ipc host)") from error
+    if "DataLoader worker" in str(error):
+        raise UserError(f"one of {workers} data workers was killed, most often for want of memory: {fewer}, or leave "
+                        "--cache out") from error
 
 
 def _as_it_is(batch: Batch) -> Batch:

@@ -123,8 +123,8 @@ class StudyStore:
             for position, place in enumerate(places[: len(self.wanted)]):
                 if not _counting(place):
                     self._retry(position, place)
-            trials = self._trials()
-            if len(places) >= len(self.wanted) and not any(trial.state.name == "WAITING" for trial in trials):
+            needed = self._places(self._trials())[: len(self.wanted)]
+            if len(needed) == len(self.wanted) and not any(t.state.name == "WAITING" for place in needed for t in place):
                 return None
             started = self._take()
         return started
@@ -158,16 +158,24 @@ class StudyStore:
         if position >= len(self.wanted) or _counting(places[position]).number != trial.number:
             self._tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
             return None
+        key, begun = self.wanted[position], []
+        with self.lock:
+            self.own[key] = trial  # its heart beats from here on
+        if not self._unless_lost(lambda: begun.append(self._begin(trial, key))):
+            with self.lock:
+                del self.own[key]
+            return None
+        self._write()
+        return begun[0]
+
+    def _begin(self, trial: Any, key: Key) -> Generation:
+        """Write down what the trial is to try."""
         hyp = {name: trial.suggest_float(name, *_bounds(name)) for name in self.names}
-        key = self.wanted[position]
         started = self._started(trial, key, hyp)
         facts = {"generation": key[0], "repeat": key[1], "origin": started.origin, "parents": list(started.parents),
                  "host": socket.gethostname(), "seed": started.seed}  # the seed last: with it the trial is whole
         for name, value in facts.items():
             trial.set_user_attr(name, value)
-        with self.lock:
-            self.own[key] = trial
-        self._write()
         return started
 
     def _started(self, trial: Any, key: Key, hyp: dict[str, float]) -> Generation:
@@ -271,10 +279,8 @@ class StudyStore:
         """Whether the trial was still ours: another machine may have taken us for dead."""
         try:
             act()
-        except self.optuna.exceptions.UpdateFinishedTrialError:
-            return False
-        except ValueError as error:
-            if "Cannot tell a" not in str(error):  # Optuna's words for a finished trial
+        except (RuntimeError, ValueError) as error:
+            if not re.search("already finished|Cannot tell a", str(error)):  # Optuna's words for a finished trial
                 raise
             return False
         return True

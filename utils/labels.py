@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.files import atomic_write
 from utils.image_header import picture_shape
 from utils.label_file import ParsedLabels, parse_labels
@@ -235,7 +235,7 @@ def load_index(sources: str | Path | Sequence[str | Path], num_classes: int, *, 
         elif progress:
             print(f"{prefix}Scanning {sources[0]}... {index.counts} (cached)")
     if progress:
-        print(*(f"{prefix}{message}\n" for message in index.messages), sep="", end="", flush=True)
+        print(*(f"{prefix}{one_line(message)}\n" for message in index.messages), sep="", end="", flush=True)
         if index.paths and not index.counts.found:
             print(f"{prefix}no labels: those of {index.paths[0]} are expected in {label_path(index.paths[0])}")
     if not index.paths:
