@@ -21,6 +21,7 @@ from utils.files import read_yaml
 
 CFG_FOLDERS = (Path(__file__).parent, Path(__file__).parent / "hub")
 HEAD = "Detect"  # the class is in models/yolo.py
+MAX_ANCHORS = 100  # of a level
 MAX_LAYERS = 10_000  # of a model, repeats counted
 
 _ZOO = ("Conv DWConv DWConvTranspose2d Bottleneck BottleneckCSP CrossConv C3 C3x C3TR C3Ghost C3SPP SPP SPPF Focus "
@@ -137,7 +138,7 @@ class Architecture:
 
 def check_anchors(anchors: Any, where: str) -> list | int:
     """`anchors` if it is a count or rows of the same even length; UserError otherwise."""
-    if is_int(anchors, 1):
+    if is_int(anchors, 1) and anchors <= MAX_ANCHORS:
         return anchors
     if not isinstance(anchors, list) or not anchors or not all(isinstance(row, list) and row for row in anchors):
         raise UserError(f"{where}: anchors: {anchors!r} is neither a whole number nor a list of rows w,h, w,h, ...")

@@ -57,14 +57,27 @@ class TrainState:
             self.model.load_state_dict(state["model"]["state_dict"])
             for name, member in self.members.items():
                 member.load_state_dict(state[name])
-            if not all(type(state[name]) is int and state[name] >= 0 for name in ("epoch", "step", "iteration")):
-                raise ValueError("epoch, step and iteration are not counts")
+            self._check_plain(state)
             for name in self.PLAIN:
                 setattr(self, name, copy.copy(state[name]))
             set_rng_state(state["rng"])
         except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"the checkpoint does not fit this run: {reason}; start anew with --weights") from error
+
+
+    def _check_plain(self, state: dict[str, Any]) -> None:
+        """Raise ValueError where a plain value is of another kind than this state's."""
+        lists = {"means": (0, 3), "class_maps": (len(self.class_maps),)}
+        for name in ("epoch", "step", "iteration"):
+            if type(state[name]) is not int or state[name] < 0:
+                raise ValueError(f"{name} is not a count")
+        for name, lengths in lists.items():
+            value = state[name]
+            if not isinstance(value, list) or len(value) not in lengths or not all(type(v) is float for v in value):
+                raise ValueError(f"{name} is not a list of {lengths[-1]} numbers")
+        if type(state["best_fitness"]) is not float:
+            raise ValueError("best_fitness is not a number")
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:

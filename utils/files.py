@@ -131,5 +131,5 @@ def _load_yaml(text: str) -> Any:
 
 def _yaml_place(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
-    reason = getattr(error, "problem", None) or str(error) or type(error).__name__
+    reason = getattr(error, "problem", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
     return f":{mark.line + 1}: {reason}" if mark else f": {reason}"
