@@ -8,6 +8,8 @@ RUN = runs/train/quickstart
 
 .PHONY: train test test-fast clean
 
+# Threads that wait sleep instead of spinning: the data worker needs a core too.
+train: export OMP_WAIT_POLICY = PASSIVE
 train: $(VENV)/ready
 	$(PY) train.py --cfg yolov5n.yaml --data data/shapes.yaml --imgsz 320 --epochs 40 --batch-size 16 --cos-lr \
 		--optimizer AdamW --hyp data/quickstart/hyp.yaml --workers 1 --cache ram \
