@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / "tests" / "distributed_worker.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ALONE = ["--standalone"]  # takes a free port
-LIMIT = 240  # seconds, for a machine that is busy with other things; a hang takes longer than any of it
+LIMIT = 400  # seconds, for a machine that is busy with other things; a hang takes longer than any of it
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +45,9 @@ class Started(subprocess.Popen):
         self.log = tempfile.TemporaryFile()
         super().__init__([str(word) for word in command], cwd=cwd, env=environment(), start_new_session=True,
                          stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT)
+
+    def so_far(self) -> str:
+        return os.pread(self.log.fileno(), 1 << 24, 0).decode(errors="replace")
 
     def output(self) -> str:
         """All that it and its workers printed; it must have ended."""
@@ -82,7 +85,10 @@ def launch(*command, code=0, cwd=ROOT) -> str:
 def wait_for(happened, process: Started, limit: float = LIMIT) -> None:
     deadline = time.monotonic() + limit
     while not happened():
-        if process.poll() is not None or time.monotonic() > deadline:
+        ended = process.poll() is not None
+        if ended and happened():
+            return
+        if ended or time.monotonic() > deadline:
             pytest.fail(f"ended, or took too long: {process.end()[-3000:]}")
         time.sleep(0.05)
 
@@ -196,8 +202,10 @@ def test_validation_counts_each_picture_once_and_gives_the_same_metrics(measured
 
 
 def test_four_processes_by_the_card(tiny_cfg, project):
-    output = launch(*TORCHRUN, "--nproc_per_node", 4, "train.py", "--cfg",
-                    tiny_cfg, "--imgsz", 64, "--epochs", 1, "--project", project, "--name", "four", "--noplots")
+    """With the GPUs as people name them: where there is none, on the processor, and said."""
+    output = launch(*TORCHRUN, "--nproc_per_node", 4, "train.py", "--cfg", tiny_cfg, "--imgsz", 64, "--epochs", 1,
+                    "--device", "0,1,2,3", "--project", project, "--name", "four", "--noplots")
+    assert output.count("WARNING --device 0,1,2,3: no GPU is found here") == 1
     assert "x 4, torch" in output and output.count("1 epochs completed") == 1  # one process speaks
     assert len(rows(project / "four")) == 1
     last = read_checkpoint(project / "four" / "weights" / "last.pt")
@@ -222,12 +230,6 @@ def test_the_old_launcher_and_early_stopping(tiny_data, tiny_cfg, project):
     assert "x 2, torch" in output and "Stopped: no better fitness" in output and len(rows(project / "old")) < 30
 
 
-def test_gpus_that_are_not_there_leave_the_processors(tiny_data, tiny_cfg, project):
-    output = launch(*TORCHRUN, *ALONE, "--nproc_per_node", 4, "train.py",
-                    *options(tiny_data, tiny_cfg, project, "gpus", "--device", "0,1,2,3", epochs=1))
-    assert "WARNING --device 0,1,2,3: no GPU is found here" in output and len(rows(project / "gpus")) == 1
-
-
 def free_port() -> int:
     import socket
 
@@ -250,11 +252,11 @@ def test_two_machines_train_together(long_run, whole, project):
 # ---- what goes wrong ends well, or clearly, and soon --------------------------------------------------------------------
 
 
-def test_a_batch_that_does_not_divide_is_one_clear_line(tiny_data, tiny_cfg, tmp_path):
-    output = launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, "train.py",
-                    *options(tiny_data, tiny_cfg, tmp_path, "x", epochs=1, batch=13), code=1)
-    assert "error: --batch-size 13 must be a multiple of the 2 processes: 12, for instance" in output
-    assert not list(tmp_path.iterdir())
+def test_a_batch_that_does_not_divide_is_one_clear_line():
+    group = Distributed(0, 2, torch.device("cpu"), local_rank=0)
+    with pytest.raises(UserError, match="--batch-size 13 must be a multiple of the 2 processes: 12, for instance"):
+        group.use("cpu", 13)
+    assert group.use("cpu", 12).world_size == group.use("cpu", -1).world_size == 2
 
 
 def test_a_mistake_that_rank_0_finds_ends_all(tiny_cfg, tmp_path):
@@ -270,12 +272,12 @@ def test_a_mistake_that_rank_0_finds_ends_all(tiny_cfg, tmp_path):
 ])
 def test_a_process_that_fails_brings_all_down(tiny_data, tiny_cfg, tmp_path, kind, expected):
     process = Started([*TORCHRUN, *ALONE, "--nproc_per_node", 2, WORKER, kind,
-                     *options(tiny_data, tiny_cfg, tmp_path, "x", epochs=50)])
-    wait_for(lambda: (tmp_path / "x" / "opt.yaml").is_file(), process)
+                       *options(tiny_data, tiny_cfg, tmp_path, "x", epochs=50)])
+    wait_for(lambda: re.search(expected, process.so_far()), process)
     began = time.monotonic()
     output = finish(process)
     assert process.returncode and time.monotonic() - began < 60
-    assert re.search(expected, output) and "lost contact with another process" in output
+    assert "lost contact with another process" in output
 
 
 def test_a_batch_gone_bad_on_one_process_is_skipped_by_all(tiny_data, tiny_cfg, tmp_path):

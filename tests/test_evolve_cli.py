@@ -19,7 +19,7 @@ from utils.errors import UserError
 from utils.evolve import GENES
 from utils.evolve_run import read_plan, run_evolution
 from utils.evolve_store import read_table
-from utils.evolve_workers import Trainings, last_words, tidy, typed_flags
+from utils.evolve_workers import typed_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 STUB = Path(__file__).with_name("evolve_stub.py")
@@ -388,44 +388,8 @@ def test_runs_go_to_their_own_project_and_workers_to_the_devices(monkeypatch):
     assert plan(device="0,1,2,3", evolve_workers=8).devices == ["0", "1", "2", "3"] * 2
 
 
-def test_flags_for_trainings_are_those_typed_and_read_back_as_they_were():
-    words = typed_flags({"batch_size": 8, "cos_lr": True, "rect": False, "freeze": [0, 3], "cache": None, "weights": "",
-                         "data": "a b.yaml"})
-    assert words == ["--batch-size=8", "--cos-lr", "--freeze", "0", "3", "--weights=", "--data=a b.yaml"]
+def test_trainings_get_what_was_typed_and_not_what_they_have_of_their_own():
     assert plan(epochs=7, hyp="hyp.VOC.yaml", seed=3, noval=True, cos_lr=True).flags == ["--cos-lr", "--epochs=7"]
-
-
-@pytest.mark.parametrize("text, expected", [
-    ("", "it said nothing"),
-    ("a\nb\n", "b"),
-    ("Traceback\n  File x\nRuntimeError: CUDA out of memory\n[W] goodbye\n", "RuntimeError: CUDA out of memory"),
-    ("error: --data x: no such file\n", "error: --data x: no such file"),
-    ("50%|##\r100%|####\nKilled", "Killed"),
-])
-def test_the_last_words_of_a_log_are_its_error(tmp_path, text, expected):
-    (tmp_path / "log").write_text(text)
-    assert last_words(tmp_path / "log") == expected
-
-
-def test_a_log_is_kept_as_a_terminal_would_show_it(tmp_path):
-    (tmp_path / "log").write_bytes(b"start\n  1%|\r 50%|#\r100%|##\nend\r\nlast\r")
-    tidy(tmp_path / "log")
-    assert (tmp_path / "log").read_bytes() == b"start\n100%|##\nend\nlast"
-
-
-def test_a_worker_is_found_hung_by_its_silence(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.evolve_workers.SILENCE", 1.0)
-    trainings = Trainings(lambda *a: [sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, devices=["cpu"])
-    outcome = trainings({"lr0": 0.01}, 0)
-    assert outcome.status == "failed" and outcome.note.startswith("no sign of life for")
-
-
-def test_the_automatic_limit_follows_the_longest_that_succeeded(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.evolve_workers.LEAST_LIMIT", 0.1)
-    command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    trainings = Trainings(lambda *a: command, tmp_path, devices=["cpu"], lasted=[0.2])
-    outcome = trainings({"lr0": 0.01}, 0)
-    assert outcome.status == "failed" and "took longer than" in outcome.note
 
 
 # ---- the real thing

@@ -68,7 +68,7 @@ class TrainState:
 
     def _check_plain(self, state: dict[str, Any]) -> None:
         """Raise ValueError where a plain value is of another kind than this state's."""
-        lists = {"means": (0, 3), "class_maps": (len(self.class_maps),)}
+        lists = {"means": (0, 3), "class_maps": (0, len(self.class_maps or state["class_maps"]))}
         for name in ("epoch", "step", "iteration"):
             if type(state[name]) is not int or state[name] < 0:
                 raise ValueError(f"{name} is not a count")

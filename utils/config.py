@@ -162,8 +162,9 @@ class TrainOptions:
         defaults = cls().to_dict()
         for key, value in known.items():
             fitting = {float: (int, float), type(None): (str, type(None))}.get(type(defaults[key]), type(defaults[key]))
-            if key != "resume" and (not isinstance(value, fitting) or (type(value) is bool) != (fitting is bool)):
-                raise UserError(f"{source}: option {key}: {value!r} is not of the type of {defaults[key]!r}")
+            fits = isinstance(value, fitting) and (type(value) is bool) == (fitting is bool)
+            if key != "resume" and not (fits and (fitting is not list or all(type(entry) is int for entry in value))):
+                raise UserError(f"{source}: option {key}: {brief(value)} is not of the type of {defaults[key]!r}")
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:

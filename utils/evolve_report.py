@@ -137,7 +137,8 @@ class Report:
                             np.array([np.nan if record.fitness is None else record.fitness for record in ended]),
                             [record.status for record in ended], self.folder / "evolve_progress.png",
                             start=None if start is None else done[start].fitness,
-                            repeats=[(record.number, record.fitness) for record in repeats if record.status == "done"])
+                            repeats=[(record.number, record.fitness) for record in repeats if record.status == "done"],
+                            winner=winner)
         self.drawn = time.monotonic()
 
     # ---- at the end

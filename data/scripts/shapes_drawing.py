@@ -19,12 +19,12 @@ from data.scripts.shapes_textures import (
 
 SPLITS = ("train", "val")
 PICTURE_SIZES = ((480, 640), (480, 640), (427, 640), (640, 480), (640, 427), (360, 480), (480, 480), (384, 512))  # H, W
-EXTENTS = ((0.05, 0.026, 0.05), (0.12, 0.05, 0.10), (0.48, 0.10, 0.27), (0.35, 0.27, 0.52))  # share, of short side
-MAX_OBJECTS = 16
+EXTENTS = ((0.04, 0.026, 0.05), (0.06, 0.05, 0.10), (0.40, 0.12, 0.27), (0.50, 0.27, 0.52))  # share, of short side
+MAX_OBJECTS = 12
 TILT = 0.07  # turns either way: shapes stand upright, more or less, as most things do
 TYPICAL_SHARE = 0.9  # of a class's objects wear its typical hue, more or less; the rest any
 EMPTY_SHARE = 0.05  # of the pictures show clutter alone
-MIN_VISIBLE = 0.6  # of an object's area must show: inside the frame and not covered
+MIN_VISIBLE = 0.75  # of an object's area must show: inside the frame and not covered
 MIN_SIDE = 6  # pixels, of a box
 MIN_CONTRAST = 100  # distance in blue, green, red between an object and what it lies on
 

@@ -1,0 +1,203 @@
+"""How training scales over processes: pictures per second, and the shares of time in communication and validation.
+
+    python benchmarks/scaling.py                         1, 2, 4 and 8 processes, as many as there are GPUs
+    python benchmarks/scaling.py --processes 1 2 -- --device cpu --cfg yolov5n.yaml --imgsz 160
+
+What follows `--` goes to train.py. Each row is a launch of torchrun with the program's own loop, loss and loaders. The
+batch is the total over all processes; with --per-process it is that of each. `DDP of 1` is one process in a group of
+one: what the wrapper costs by itself. Communication is the time that a step takes longer than one in which the
+processes exchange nothing, neither gradients nor counts. Ratios are to the plain process of the same run of this
+script: times of different runs on a shared machine cannot be compared.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import train  # noqa: E402
+import val  # noqa: E402
+from utils.dataset import Batch, Loader  # noqa: E402
+from utils.errors import UserError  # noqa: E402
+from utils.interruption import Interruption  # noqa: E402
+from utils.runtime import Distributed, environment  # noqa: E402
+
+COLUMNS = ("processes", "batch", "pictures/s", "ratio", "ms/step", "communication", "validation")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One process of a row
+
+
+class Repeated:
+    """The batches of a loader's first epoch, over and over, `count` of them."""
+
+    def __init__(self, loader: Loader, count: int):
+        self.loader, self.count = loader, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def set_epoch(self, *_: object, **__: object) -> None:
+        self.loader.set_epoch(0)
+
+    def __iter__(self) -> Iterator[Batch]:
+        left = self.count
+        while left:
+            for batch in self.loader:
+                yield batch
+                left -= 1
+                if not left:
+                    return
+
+
+class StepTimer(train.SilentLog):
+    """Notes when each batch is done, on the device too; saves nothing."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.times = device, []
+
+    def batch_done(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.times.append(time.perf_counter())
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Within, the processes say nothing to each other: each takes its own numbers for those of all."""
+    with ExitStack() as patches:
+        for name, alone in (("sum", lambda group, tensor: tensor), ("any", lambda group, flag: flag),
+                            ("exchange_gradients", lambda group, wrapped, now: (
+                                wrapped.no_sync() if hasattr(wrapped, "no_sync") else nullcontext()))):
+            patches.enter_context(mock.patch.object(Distributed, name, alone))
+        yield
+
+
+def seconds_of_a_step(run: train.Run, steps: int, warmup: int) -> float:
+    """Median over `steps` steps after `warmup` of them, of the slowest process."""
+    log = StepTimer(run.distributed.device)
+    run.state.epoch = run.state.step = run.state.iteration = 0
+    again = dataclasses.replace(run, train_loader=Repeated(run.train_loader, steps + warmup + 1))
+    with Interruption(0) as interruption:
+        train.train_one_epoch(again, log, interruption)
+    taken = sorted(after - before for before, after in zip(log.times[warmup:], log.times[warmup + 1:]))
+    return max(run.distributed.gather(taken[len(taken) // 2]))
+
+
+def seconds_of(function: Callable[[], object], group: Distributed) -> float:
+    """Of the slowest process."""
+    group.wait_for_all()
+    begin = time.perf_counter()
+    function()
+    return max(group.gather(time.perf_counter() - begin))
+
+
+def validate(run: train.Run) -> None:
+    run.distributed.share_buffers(run.ema.ema)
+    val.evaluate(run.ema.ema, run.val_loader, names=run.data.names, autocast=run.autocast, loss=run.loss,
+                 distributed=run.distributed, progress=False)
+
+
+def wrap_alone(run: train.Run) -> train.Run:
+    """The run of one process with its model in DistributedDataParallel, in a group of one."""
+    device = run.distributed.device
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    wrapped = torch.nn.parallel.DistributedDataParallel(
+        run.model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
+        static_graph=True)
+    train.settle_buckets(wrapped, 128, device)
+    return dataclasses.replace(run, wrapped=wrapped)
+
+
+def work(out: str, steps: int, warmup: int, wrapped: bool, words: list[str]) -> None:
+    """Be one of a row's processes; rank 0 writes what was measured to the file `out`."""
+    with Distributed.join().session() as group:
+        request = train.understand(train.parse_args(words), [])
+        group = group.use(request.options.device, request.options.batch_size)
+        train.seed_everything(request.options.seed)
+        run = train.build_run(request, group)
+        run = wrap_alone(run) if wrapped else run
+        found = {"batch": run.options.batch_size, "step": seconds_of_a_step(run, steps, warmup)}
+        with silence():
+            found["alone"] = seconds_of_a_step(run, steps, warmup)
+        validate(run)  # the first time is slower
+        found["validation"] = seconds_of(lambda: validate(run), group)
+        found["epoch"] = len(run.train_loader) * found["step"] + found["validation"]
+        if group.is_main:
+            Path(out).write_text(json.dumps(found))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+
+
+def measure(processes: int, wrapped: bool, args: argparse.Namespace) -> dict[str, float]:
+    """Launch a row's processes and read what they found."""
+    batch = args.batch_size * (processes if args.per_process else 1)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        command = [*(launcher if processes > 1 else [sys.executable]), __file__, "--work", str(out), "--steps",
+                   str(args.steps), "--warmup", str(args.warmup), *(["--wrapped"] if wrapped else []), "--",
+                   *args.words, "--batch-size", str(batch), "--project", folder]
+        threads = os.cpu_count() // max(args.processes) or 1  # the same for all rows: only the processes differ
+        done = subprocess.run(command, env=environment(OMP_NUM_THREADS=str(threads)), capture_output=True, text=True)
+        if done.returncode or not out.is_file():
+            raise UserError(f"{processes} processes failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+        return json.loads(out.read_text())
+
+
+def row(name: str, found: dict[str, float], first: dict[str, float]) -> str:
+    speed, before = found["batch"] / found["step"], first["batch"] / first["step"]
+    communication = max(found["step"] - found["alone"], 0) / found["step"]
+    cells = (name, int(found["batch"]), f"{speed:.1f}", f"{speed / before:.2f}", f"{1000 * found['step']:.1f}",
+             f"{communication:.1%}", f"{found['validation'] / found['epoch']:.1%}")
+    return "".join(f"{cell:>15}" for cell in cells)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--processes", type=int, nargs="+", help="one row each; the first row is always 1")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--per-process", action="store_true", help="--batch-size is that of each process")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--warmup", type=int, default=5)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("--wrapped", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("words", nargs="*", help="for train.py")
+    args = parser.parse_args()
+    most = max(torch.cuda.device_count(), 2)
+    args.processes = sorted({1, *(args.processes or [n for n in (1, 2, 4, 8) if n <= most])})
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    if args.work:
+        return work(args.work, args.steps, args.warmup, args.wrapped, args.words)
+    print(f"torch {torch.__version__}, {os.cpu_count()} processor cores, {torch.cuda.device_count()} GPUs\n"
+          + "".join(f"{title:>15}" for title in COLUMNS), flush=True)
+    first = measure(1, False, args)
+    print(row("1", first, first), flush=True)
+    for processes in args.processes:
+        name = "DDP of 1" if processes == 1 else str(processes)
+        print(row(name, measure(processes, processes == 1, args), first), flush=True)
+
+
+if __name__ == "__main__":
+    train.run_command(main)

@@ -1,0 +1,311 @@
+"""Thousands of broken and hostile files for each reader: a result or one line, nothing else, and in time.
+
+    python tests/test_fuzz.py 20000        so many inputs for each reader; prints the table of the README
+
+What counts as an escape: any exception but UserError, any program started, any connection, any file written (seen by an
+audit hook of the interpreter), a message of several lines, or a result that breaks the reader's promise. A hang is an
+input that takes longer than SECONDS.
+"""
+
+import io
+import math
+import pickle
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]  # runs as a program too
+
+from models.loading import load_model, read_weights  # noqa: E402
+from models.yolo import DetectionModel  # noqa: E402
+from utils.checkpoint import describe_model, read_checkpoint, write_checkpoint  # noqa: E402
+from utils.config import DatasetSpec, Hyperparameters, TrainOptions  # noqa: E402
+from utils.errors import UserError, one_line  # noqa: E402
+from utils.files import read_yaml  # noqa: E402
+from utils.label_file import parse_labels  # noqa: E402
+
+INPUTS = 60  # for each reader in the test suite
+SECONDS = 30
+MEMORY = 1 << 30  # bytes that all inputs of a reader together may add to the peak
+FORBIDDEN = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "socket.connect",
+             "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree", "ctypes.dlopen", "urllib.Request")
+
+
+class Watch:
+    """Notes what the interpreter does while a reader reads."""
+
+    def __init__(self) -> None:
+        self.active, self.seen = False, []
+        sys.addaudithook(self._hear)  # for the life of the process: there is no way to remove one
+
+    def _hear(self, event: str, args: tuple) -> None:
+        if self.active and (event in FORBIDDEN or event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")):
+            self.seen.append(f"{event}{args[:2]}")
+
+
+class Hang(BaseException):
+    pass
+
+
+def on_alarm(*_: object) -> None:
+    raise Hang
+
+
+WATCH: list[Watch] = []
+
+
+def attempt(read: Callable[[], object], counts: Counter) -> None:
+    """Read once and judge. AssertionError for an escape or a hang."""
+    if not WATCH:
+        WATCH.append(Watch())
+    watch = WATCH[0]
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    counts["inputs"] += 1
+    signal.alarm(SECONDS)
+    watch.active = True
+    try:
+        read()
+        counts["read"] += 1
+    except UserError as error:
+        counts["refused"] += 1
+        assert one_line(str(error)) and str(error).count("\n") <= repr(str(error)).count("\\n")
+    except Hang:
+        counts["hangs"] += 1
+        raise AssertionError("a hang") from None
+    except Exception as error:
+        counts["escapes"] += 1
+        raise AssertionError(f"escaped: {type(error).__name__}: {error}") from error
+    finally:
+        watch.active = False
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    if watch.seen:
+        counts["escapes"] += 1
+        raise AssertionError(f"did {watch.seen}")
+
+
+# ---- what the inputs are made of -------------------------------------------------------------------------------------
+
+TINY = {"nc": 2, "depth_multiple": 1.0, "width_multiple": 1.0, "anchors": [[10, 13]],
+        "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "C3", [8]]], "head": [[-1, 1, "Conv", [8, 3, 2]],
+                                                                                [[2], 1, "Detect", ["nc", "anchors"]]]}
+WORDS = ["a", "train", "names", "path", "nc", "backbone", "head", "lr0", "anchors", "download", "val", "x" * 300, "é", "\0", "/",
+         "..", "Conv", "Detect", "nn.Upsample", "os.system", "nn.SiLU()", "__import__('os')", "~", "null", "<<", "=", "-1"]
+NUMBERS = st.one_of(st.integers(-3, 9), st.integers(), st.floats(), st.sampled_from([2**31, 2**63, 10**30, 1e308, 5e-324]))
+PLAIN = st.recursive(st.one_of(st.none(), st.booleans(), NUMBERS, st.sampled_from(WORDS), st.text(max_size=8)),
+                     lambda inner: st.one_of(st.lists(inner, max_size=4),
+                                             st.dictionaries(st.one_of(st.sampled_from(WORDS), st.integers(0, 3)), inner,
+                                                             max_size=4)), max_leaves=12)
+YAML_PARTS = ["a: ", "b: ", "names: ", "train: ", "val: ", "- ", "\n", "\n  ", "\n- ", "[", "]", "{", "}", ", ", ": ", "? ", "&a ",
+              "*a", "<<: ", "<<: *a", "!!int ", "!!float ", "!!bool ", "!!binary ", "!!set ", "!!omap ", "!!timestamp ",
+              "!!python/object/apply:os.system ", "!!python/name:os.system", "!x ", "''", "\"", "'", "|\n", ">-\n", "%TAG ! x\n",
+              "%YAML 1.1\n", "---\n", "...\n", "#", "1", "1:59", "0x", "0b1", ".inf", ".nan", "1e999", "2001-01-01", "yes",
+              "2001-12-14t21:59:43.10-99:99", "\t", "\u2028", "\ufeff", "\0", "\x7f", "é", "x", "~", "=", "`", "@", "1_0", "08"]
+
+
+def change_parts(content: dict, changes: list[tuple[list[int], object]]) -> dict:
+    """`content` with other values where each list of numbers leads: one number chooses a branch at each depth."""
+    content = yaml.safe_load(yaml.safe_dump(content))
+    for route, value in changes:
+        place = content
+        for number in route:
+            keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+            if not keys:
+                break
+            key = keys[number % len(keys)]
+            if not isinstance(place[key], (dict, list)) or number == route[-1]:
+                place[key] = value
+                break
+            place = place[key]
+    return content
+
+
+CHANGES = st.lists(st.tuples(st.lists(st.integers(0, 9), min_size=1, max_size=4), PLAIN), min_size=1, max_size=3)
+DATA = {"path": ".", "train": "a", "val": ["a"], "test": None, "nc": 2, "names": ["x", "y"], "download": "http://x/y.zip"}
+
+
+def dump(content: object) -> bytes:
+    return yaml.safe_dump(content, allow_unicode=True).encode("utf-8", "surrogatepass")
+
+
+YAML = st.one_of(
+    st.binary(max_size=200), st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.lists(st.sampled_from(YAML_PARTS), max_size=40).map(lambda parts: "".join(parts).encode()),
+    *(CHANGES.map(lambda changes, content=content: dump(change_parts(content, changes)))
+      for content in (DATA, Hyperparameters().to_dict())))
+MODEL = st.one_of(YAML, CHANGES.map(lambda changes: dump(change_parts(TINY, changes))))
+TOKENS = st.one_of(st.floats(0, 1).map(repr), NUMBERS.map(str), st.sampled_from(
+    ["0", "1", ".5", "0.5", "1.0", "nan", "-inf", "1e400", "1_0", "٣", "0x1", "", "\ufeff", "\0", "é", ",", "x" * 50, "1e-400"]))
+LABELS = st.one_of(
+    st.binary(max_size=300),
+    st.lists(st.lists(TOKENS, max_size=12).map(" ".join), max_size=8).map(lambda rows: "\n".join(rows).encode()),
+    st.lists(st.lists(TOKENS, min_size=5, max_size=5).map("\t".join), max_size=8).map(lambda rows: "\r\n".join(rows).encode()))
+
+NAMES = ["os system", "posix system", "builtins eval", "builtins getattr", "collections OrderedDict", "torch FloatStorage",
+         "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "models.yolo Model", "torch.nn.modules.conv Conv2d",
+         "builtins set", "numpy.core.multiarray _reconstruct", "torch.storage _load_from_bytes", "torch Size", "pathlib PosixPath",
+         "_codecs encode", "functools partial", "torch.serialization load", "torch.nn Module", "__main__ x"]
+PICKLE_PARTS = st.one_of(
+    st.sampled_from([b"(", b")", b"]", b"}", b"N", b"\x88", b"0", b"1", b"2", b"R", b"b", b"s", b"u", b"a", b"e", b"t", b"\x85",
+                     b"\x86", b"\x87", b"q\0", b"h\0", b"Q", b"\x81", b"\x93", b"\x94", b"l", b"d", b"o", b"i", b"\x8f", b"\x90",
+                     b"X\3\0\0\0abc", b"X\xff\xff\xff\x7f", b"K\5", b"J\xff\xff\xff\xff", b"\x8a\2\0\1", b"G" + bytes(8),
+                     b"r\xff\xff\xff\x7f", b"\x96" + b"\xff" * 8, b"U\3abc", b"B\xff\xff\xff\xff", b"\x8c\7storage", b"."]),
+    st.sampled_from(NAMES).map(lambda name: b"c" + name.replace(" ", "\n").encode() + b"\n"), st.binary(max_size=3))
+PICKLES = st.lists(PICKLE_PARTS, max_size=40).map(lambda parts: b"\x80\x02" + b"".join(parts) + b".")
+
+
+def archive(data: bytes) -> bytes:
+    """The zip archive that torch expects, with `data` for its pickle and one storage."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for name, content in (("data.pkl", data), ("version", b"3\n"), ("data/0", bytes(64)), ("byteorder", b"little")):
+            file.writestr(f"archive/{name}", content)
+    return out.getvalue()
+
+
+def mutated(whole: bytes, seed: int, count: int) -> bytes:
+    """`whole` with bytes changed, cut out or doubled in `count` places, most of them in its pickle or its directory."""
+    rng, data = random.Random(seed), bytearray(whole)
+    for _ in range(count):
+        place = rng.randrange(len(data)) if rng.random() < 0.3 else rng.choice([rng.randrange(min(6000, len(data))),
+                                                                              len(data) - 1 - rng.randrange(min(8000, len(data)))])
+        kind = rng.randrange(4)
+        if kind < 2:
+            data[place] = rng.randrange(256) if kind else data[place] ^ (1 << rng.randrange(8))
+        elif kind == 2:
+            del data[place : place + rng.randrange(1, 64)]
+        else:
+            data[place:place] = data[place : place + rng.randrange(1, 64)]
+        if not data:
+            break
+    return bytes(data)
+
+
+def whole_files(folder: Path) -> list[bytes]:
+    """Good checkpoints: a state of ours, weights of ours, a pickled model such as YOLOv5 writes, in both formats."""
+    model = DetectionModel(TINY)
+    write_checkpoint(folder / "a.pt", {"model": describe_model(model), "epoch": 3, "options": TrainOptions().to_dict(),
+                                       "ema": {"state_dict": model.state_dict(), "updates": 3}, "hyp": {"lr0": 0.1}})
+    write_checkpoint(folder / "b.pt", {"model": describe_model(model)}, kind="weights")
+    torch.save({"model": model, "epoch": 1}, folder / "c.pt")
+    torch.save({"model": model, "epoch": 1}, folder / "d.pt", _use_new_zipfile_serialization=False)
+    return [(folder / f"{name}.pt").read_bytes() for name in "abcd"]
+
+
+# ---- the readers: a strategy of inputs, and what reads one -----------------------------------------------------------
+
+
+def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes], object]]]:
+    """Name -> inputs and reader. Files are written before the reader is watched."""
+    wholes = whole_files(folder)
+    (folder / "a").mkdir()
+    damaged = st.builds(mutated, st.sampled_from(wholes), st.integers(0, 2**31), st.integers(1, 6))
+    hostile = st.one_of(PICKLES, PICKLES.map(archive), st.binary(max_size=200).map(lambda data: b"PK\x03\x04" + data))
+    file, text = folder / "input.pt", folder / "input.yaml"
+
+    def labels(data: bytes) -> Callable[[], None]:
+        def read() -> None:
+            parsed = parse_labels(data)
+            assert len(parsed.boxes) == len(parsed.polygons) and all(number >= 1 and reason for number, reason in parsed.problems)
+            for kind, *box in parsed.boxes:
+                assert kind >= 0 and kind == int(kind) and all(0 <= value <= 1 + 1e-7 for value in box) and min(box[2:]) > 0
+            assert all(math.isfinite(value) for polygon in parsed.polygons for value in polygon)
+
+        return read
+
+    def on(path: Path, *functions: Callable) -> Callable[[bytes], Callable[[], None]]:
+        def prepare(data: bytes) -> Callable[[], None]:
+            path.write_bytes(data)
+
+            def read() -> None:
+                for function in functions:
+                    function(path)
+
+            return read
+
+        return prepare
+
+    return {
+        "checkpoint, damaged": (damaged, on(file, read_weights)),
+        "checkpoint, our reader": (damaged, on(file, read_checkpoint)),
+        "checkpoint, hostile pickle": (hostile, on(file, read_weights)),
+        "checkpoint to model": (damaged, on(file, load_model)),
+        "label file": (LABELS, labels),
+        "YAML": (YAML, on(text, read_yaml)),
+        "hyperparameter YAML": (YAML, on(text, Hyperparameters.load)),
+        "data set YAML": (YAML, on(text, lambda path: DatasetSpec.load(path, [folder]))),
+        "model YAML": (MODEL, on(text, DetectionModel)),
+    }
+
+
+NAMES_OF_READERS = ("checkpoint, damaged", "checkpoint, our reader", "checkpoint, hostile pickle", "checkpoint to model",
+                    "label file", "YAML", "hyperparameter YAML", "data set YAML", "model YAML")
+
+
+def fuzz(name: str, folder: Path, inputs: int, seed: int | None = None) -> Counter:
+    """Try `inputs` inputs on a reader; what became of them. AssertionError, with the smallest input, for an escape."""
+    strategy, prepare = readers(folder)[name]
+    counts = Counter()
+
+    @settings(max_examples=inputs, deadline=None, database=None, derandomize=seed is None, print_blob=False,
+              phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck))
+    @given(strategy)
+    def run(data: bytes) -> None:
+        attempt(prepare(data), counts)
+
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    run()
+    counts["MiB"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    counts["seconds"] = int(time.monotonic() - started)
+    assert counts["MiB"] << 20 < MEMORY, f"{counts['MiB']} MiB"
+    return counts
+
+
+@pytest.mark.parametrize("name", NAMES_OF_READERS)
+def test_nothing_escapes(name, tmp_path, capsys):
+    counts = fuzz(name, tmp_path, INPUTS)
+    with capsys.disabled():
+        print(f"\nfuzz {name}: {counts['inputs']} inputs, {counts['refused']} refused, {counts['read']} read, "
+              f"{counts['escapes']} escapes, {counts['hangs']} hangs")
+    assert counts["inputs"] >= 0.5 * INPUTS and counts["escapes"] == counts["hangs"] == 0
+    assert counts["refused"] + counts["read"] == counts["inputs"]
+
+
+@pytest.mark.parametrize("read, message", [
+    (lambda: print(1 / 0), "escaped: ZeroDivisionError"), (lambda: open("/dev/null", "w").close(), "did .*open"),
+    (lambda: pickle.loads(b"cos\nsystem\n(S'true'\ntR."), "did .*os.system"), (lambda: time.sleep(60), "a hang"),
+], ids=["error", "write", "program", "hang"])
+def test_the_judge_sees(read, message, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "SECONDS", 1)
+    try:
+        with pytest.raises(AssertionError, match=message):
+            attempt(read, Counter())
+    finally:
+        WATCH[0].seen.clear()
+
+
+def main(inputs: int) -> None:
+    print("| reader | inputs | refused in one line | read | escapes | hangs |\n|---|---|---|---|---|---|")
+    for name in NAMES_OF_READERS:
+        with tempfile.TemporaryDirectory() as folder:
+            counts = fuzz(name, Path(folder), inputs, seed=0)
+        print(f"| {name} | " + " | ".join(f"{counts[key]:,}" for key in ("inputs", "refused", "read", "escapes", "hangs"))
+              + f" |  <!-- {counts['seconds']} s, {counts['MiB']} MiB -->", flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000)
