@@ -215,7 +215,7 @@ class Plan:
     seed: int = 0
     extra: list[str] = field(default_factory=list)  # more flags for train.py
     forked: bool = False
-    limit: float = 120.0  # seconds for one life
+    limit: float = 600.0  # seconds for one life
 
 
 class Experiment:

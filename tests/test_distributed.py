@@ -137,7 +137,7 @@ def assert_same_run(one: Path, other: Path) -> None:
             assert torch.equal(value, second[part]["state_dict"][name]), name
 
 
-# ---- the number of processes does not change the result ---------------------------------------------------------------
+# ---- the number of processes does not change the result --------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ def test_validation_counts_each_picture_once_and_gives_the_same_metrics(measured
     assert torch.allclose(several["ap"], one["ap"], atol=1e-7)
 
 
-# ---- the commands that people type -------------------------------------------------------------------------------------
+# ---- the commands that people type -----------------------------------------------------------------------------------
 
 
 def test_four_processes_by_the_card(tiny_cfg, project):
@@ -249,7 +249,7 @@ def test_two_machines_train_together(long_run, whole, project):
     assert_same_run(whole, project / "machines")
 
 
-# ---- what goes wrong ends well, or clearly, and soon --------------------------------------------------------------------
+# ---- what goes wrong ends well, or clearly, and soon -----------------------------------------------------------------
 
 
 def test_a_batch_that_does_not_divide_is_one_clear_line():
@@ -287,7 +287,7 @@ def test_a_batch_gone_bad_on_one_process_is_skipped_by_all(tiny_data, tiny_cfg, 
     assert all(torch.isfinite(value).all() for value in last["model"]["state_dict"].values())
 
 
-# ---- going on -----------------------------------------------------------------------------------------------------------
+# ---- going on --------------------------------------------------------------------------------------------------------
 
 
 def test_an_interrupted_run_of_two_processes_resumes_exactly(long_run, whole, project):
@@ -325,7 +325,7 @@ def test_a_launch_finds_its_own_run_and_no_other(tmp_path):
     assert find_launch(tmp_path, ["c:3:7"]) is None
 
 
-# ---- the object itself ---------------------------------------------------------------------------------------------------
+# ---- the object itself -----------------------------------------------------------------------------------------------
 
 
 def test_one_process_needs_no_group(monkeypatch):
