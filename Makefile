@@ -1,12 +1,12 @@
 # make train   from nothing to a trained detector on the built-in data: environment, data, training, validation, detection
-# make test    the whole test suite; make test-fast leaves the slow end-to-end tests out (under a minute)
+# make test    the test suite (make test-processes: trainings of several processes); make test-fast leaves the slow end-to-end tests out (under a minute)
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 RUN = runs/train/quickstart
 
-.PHONY: train test test-fast clean
+.PHONY: train test test-fast test-processes clean
 
 # Threads that wait sleep instead of spinning: the data worker needs a core too.
 train: export OMP_WAIT_POLICY = PASSIVE
@@ -24,7 +24,11 @@ train: $(VENV)/ready
 
 # One test process per core, each with one thread: two that share the cores would only wait for each other.
 test: $(VENV)/ready-test
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile --durations 15
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile --durations 15 -m "not processes"
+
+# Trainings under torchrun: minutes each, on a machine that does nothing else.
+test-processes: $(VENV)/ready-test
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m processes
 
 test-fast: $(VENV)/ready-test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile -m "not slow"

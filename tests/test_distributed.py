@@ -27,7 +27,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 ALONE = ["--standalone"]  # takes a free port
 LIMIT = 400  # seconds, for a machine that is busy with other things; a hang takes longer than any of it
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -28,7 +28,7 @@ def test_every_mix_of_ends_is_drawn(tmp_path, statuses):
 
 @pytest.mark.parametrize("fitness, expected", [
     ([], 0.0), ([0.3], 0.3), ([0.3, 0.4, 0.35], 0.3),  # nothing is cut
-    ([0.30, 0.31, 0.32, 0.33, 0.34, 0.35, 0.36, 0.37, 0.01], 0.37 - 4 * 0.05),  # the disaster is
+    ([0.30, 0.31, 0.32, 0.33, 0.34, 0.35, 0.36, 0.37, 0.01], 0.37 - 4 * 0.06),  # the disaster is
 ])
 def test_where_the_axis_begins(fitness, expected):
     assert lowest_shown(np.array(fitness)) == pytest.approx(expected, abs=0.011)
