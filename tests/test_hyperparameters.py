@@ -9,7 +9,7 @@ import torch
 
 import train
 from models.yolo import DetectionModel
-from utils.autoanchor import check_anchors
+from utils import autoanchor
 from utils.augment import AugmentSettings, shift_hsv
 from utils.config import Hyperparameters, TrainOptions
 from utils.dataset import make_loader
@@ -139,7 +139,7 @@ def check_anchor_t():
     assert counts[0] == 0 and counts == sorted(set(counts))
     rng = np.random.default_rng(0)
     sizes = rng.uniform(5, 60, (200, 2))  # the same key decides whether the anchors fit the data
-    kept = [check_anchors(TINY_MODEL.head.anchors.numpy() * TINY_MODEL.stride.numpy()[:, None, None], sizes,
+    kept = [autoanchor.check_anchors(TINY_MODEL.head.anchors.numpy() * TINY_MODEL.stride.numpy()[:, None, None], sizes,
                                 value, np.random.default_rng(0)).recall for value in (1.5, 4.0)]
     assert kept[0] < kept[1]
 
