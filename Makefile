@@ -1,5 +1,5 @@
 # make train   from nothing to a trained detector on the built-in data: environment, data, training, validation, detection
-# make test    the test suite (make test-processes: trainings of several processes); make test-fast leaves the slow end-to-end tests out (under a minute)
+# make test    the test suite; make test-processes trainings of several processes; make test-fast without the slow runs
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
