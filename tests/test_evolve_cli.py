@@ -50,7 +50,9 @@ def evolve(folder, **settings):
 def start_cli(folder, **settings):
     words = typed_flags(options(folder, **settings))
     with open(folder / "output", "a") as output:
-        return subprocess.Popen([sys.executable, "-c", CLI, *words], stdout=output, stderr=subprocess.STDOUT)
+        return subprocess.Popen([sys.executable, "-c", CLI, *words], stdout=output, stderr=subprocess.STDOUT,
+                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's
+        # background jobs inherit SIGINT ignored, and Python then leaves it so
 
 
 def behave(folder, text):
