@@ -333,7 +333,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, settings, message):
 @pytest.mark.parametrize("change, message", [
     ({"epochs": 5}, "was evolved with --epochs 3, not 5: fitness would mean another thing; .* --name"),
     ({"hyp": "hyp.scratch-med.yaml"}, "was evolved with lrf 0.01 to start from, not 0.1 \\(--hyp\\)"),
-    ({"noautoanchor": True}, "was evolved with (--noautoanchor False, not True|anchors 0.0 to start from, not None)"),
+    ({"noautoanchor": True}, "was evolved with --noautoanchor False, not True"),
 ])
 def test_another_command_on_the_same_folder_is_refused(tmp_path, change, message):
     evolve(tmp_path, evolve=1)

@@ -124,7 +124,8 @@ def agree_on_settings(plan: Plan) -> None:
     """UserError where the folder holds an evolution under other settings: its fitness means another thing."""
     file = plan.folder / "opt.yaml"
     before = read_yaml(file) if file.is_file() else {}
-    for key, value in plan.settings.items():
+    for key, value in sorted(plan.settings.items(), key=lambda entry: isinstance(entry[1], dict)):
+        # flags first: one of them, such as --noautoanchor, may be why the values to start from differ
         if key in before and before[key] != value:
             difference = _difference(key, before[key], value)
             raise UserError(f"{plan.folder} was evolved with {difference}: fitness would mean another thing; "

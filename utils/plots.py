@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from utils.drawing import PALETTE, as_array, class_name, plot_batch  # noqa: F401
+from utils.drawing import PALETTE, as_array, class_name
 from utils.errors import UserError
 from utils.files import atomic_write
 
