@@ -207,7 +207,8 @@ def build_run(request: Request, distributed: Distributed) -> Run:
     if request.resumed:
         state.good = distributed.on_main(lambda: begin_again(state, request, options, around))
         state.step, state.iteration = rescaled(state.step, state.epoch, steps_before(request), len(train_loader))
-    schedule = Schedule(hyp.to_dict(), options.epochs, len(train_loader), options.batch_size, options.cos_lr)
+    schedule = Schedule(hyp.to_dict(), options.epochs, len(train_loader), options.batch_size, options.cos_lr,
+                        options.nbs)
     loss = build_loss(model, options, hyp, distributed)
     distributed.wait_for_all()  # caching pictures may have taken some longer than others
     wrapped = wrap_model(model, options, distributed, static=not frozen)

@@ -241,11 +241,10 @@ def test_saves_are_due_by_time(monkeypatch):
 
 
 def test_a_run_is_saved_by_time_within_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.schedule.NOMINAL_BATCH_SIZE", 8)
     plain, seen = train.RunFolder.save, []
     monkeypatch.setattr(train.RunFolder, "save", lambda self, content, **named: (
         seen.append((content["epoch"], content["step"])), plain(self, content, **named)))
-    train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--save-minutes", "0.0000001", epochs=2))
+    train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--nbs", "8", "--save-minutes", "0.0000001", epochs=2))
     assert seen == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0)]
 
 

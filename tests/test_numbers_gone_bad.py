@@ -19,14 +19,9 @@ BAD = pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=str)
 STEPS = 3  # of an epoch
 
 
-@pytest.fixture(autouse=True)
-def a_step_for_each_batch(monkeypatch):
-    """Without accumulation every batch has its own optimizer step: so a test knows which step it spoils."""
-    monkeypatch.setattr("utils.schedule.NOMINAL_BATCH_SIZE", 8)
-
-
 def arguments(data, cfg, folder, epochs):
-    return ["--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8", "--epochs", str(epochs),
+    """--nbs 8: every batch has its own optimizer step, so a test knows which step it spoils."""
+    return ["--nbs", "8", "--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8", "--epochs", str(epochs),
             "--workers", "0", "--device", "cpu", "--amp", "off", "--noplots", "--project", str(folder), "--name", "run"]
 
 

@@ -78,11 +78,6 @@ def stop_at(monkeypatch, iteration: int, argv: list[str]) -> None:
     assert end.value.code == 75
 
 
-@pytest.fixture
-def a_step_for_each_batch(monkeypatch):
-    monkeypatch.setattr("utils.schedule.NOMINAL_BATCH_SIZE", 8)
-
-
 @pytest.fixture(scope="module")
 def finished(tiny_data, tiny_cfg, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
@@ -98,7 +93,8 @@ def copy(finished, tmp_path) -> Path:
 
 @pytest.mark.parametrize("extra", [["--optimizer", "AdamW", "--cache"], ["--rect", "--cos-lr", "--freeze", "3"], ["--quad"],
                                    ["--amp", "bf16", "--patience", "1"], ["--noval", "--nosave"]], ids=" ".join)
-def test_stopped_in_the_middle_of_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch, a_step_for_each_batch, extra):
+def test_stopped_in_the_middle_of_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch, extra):
+    extra = ["--nbs", "8", *extra]  # an optimizer step for each batch
     train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole", *extra))
     stop_at(monkeypatch, 4, arguments(tiny_data, tiny_cfg, tmp_path / "part", *extra))
     saved = state_of(tmp_path / "part" / "run")
@@ -132,11 +128,11 @@ def test_stopped_after_the_last_epoch_only_the_end_is_made_up_for(copy, capsys):
     assert "Validating" in capsys.readouterr().out
 
 
-def test_a_run_is_extended_exactly(copy, tmp_path, monkeypatch, a_step_for_each_batch, capsys):
+def test_a_run_is_extended_exactly(copy, tmp_path, monkeypatch, capsys):
     other = Path(shutil.copytree(copy, tmp_path / "other" / "run"))
-    train.main(["--resume", str(copy), "--epochs", "4"])
+    train.main(["--resume", str(copy), "--epochs", "4", "--nbs", "8"])
     assert "resume: --epochs 2 -> 4" in capsys.readouterr().out
-    stop_at(monkeypatch, 9, ["--resume", str(other), "--epochs", "4"])
+    stop_at(monkeypatch, 9, ["--resume", str(other), "--epochs", "4", "--nbs", "8"])
     train.main(["--resume", str(other)])
     assert differences(copy, other) == [] and state_of(copy)["epoch"] == 4
     with open(copy / "results.csv", newline="") as file:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from utils import optim, schedule
+from utils import schedule
 from utils.schedule import EarlyStopping, Schedule, accumulation, lr_factor, multi_scale_size
 
 HYP = {
@@ -92,8 +92,11 @@ def test_accumulation_towards_the_nominal_batch(batch, expected):
     assert Schedule(HYP, 30, 40, batch).at(1000).accumulate == expected
 
 
-def test_nominal_batch_is_one_number():
-    assert schedule.NOMINAL_BATCH_SIZE == optim.NOMINAL_BATCH_SIZE == 64
+def test_another_nominal_batch():
+    assert accumulation(16, 16) == 1 and accumulation(16, 128) == 8
+    assert {Schedule(HYP, 30, 40, 16, nominal=16).at(iteration).accumulate for iteration in range(1200)} == {1}
+    plain, other = Schedule(HYP, 30, 40, 16), Schedule(HYP, 30, 40, 16, nominal=32)
+    assert other.at(1000).accumulate == 2 and other.at(57)[:4] == plain.at(57)[:4]  # rates do not follow
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ DIFFERENT = {
     "detect": {},
 }
 ADDED = {
-    "train": {"--save-minutes": ("float", "10.0"), "--amp": ("str", "auto"), "--evolve-workers": ("int", "0"),
+    "train": {"--save-minutes": ("float", "10.0"), "--amp": ("str", "auto"), "--nbs": ("int", "64"), "--evolve-workers": ("int", "0"),
               "--evolve-storage": ("str", ""), "--evolve-prune": ("flag", ""), "--evolve-fraction": ("float", "1.0"),
               "--evolve-timeout": ("float", "0.0"), "--score-only": ("flag", "")},
     "val": {"--annotations": ("str", "")},

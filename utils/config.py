@@ -91,6 +91,7 @@ class TrainOptions:
     hyp: str = flag("data/hyps/hyp.scratch-low.yaml", "hyperparameter YAML")
     epochs: int = flag(100, "total epochs")
     batch_size: int = flag(16, "total batch over all devices, -1 finds it", names=["--batch-size"])
+    nbs: int = flag(64, "nominal batch: gradients of about so many pictures make an optimizer step")
     imgsz: int = flag(640, "train and validation size in pixels", names=["--imgsz", "--img", "--img-size"])
     rect: bool = flag(False, "rectangular training batches, no mosaic, no shuffling")
     resume: str | bool = flag(False, "go on with the latest run, or with the named run or checkpoint", type=str,
@@ -138,6 +139,7 @@ class TrainOptions:
         checks = [
             (self.epochs >= 1, f"--epochs {self.epochs}: at least 1"),
             (self.batch_size >= 1 or self.batch_size == -1, f"--batch-size {self.batch_size}: at least 1, or -1"),
+            (self.nbs >= 1, f"--nbs {self.nbs}: at least 1"),
             (self.imgsz >= 1, f"--imgsz {self.imgsz}: at least 32"),
             (self.workers >= 0, f"--workers {self.workers}: 0 or more"),
             (0 <= self.label_smoothing <= 1, f"--label-smoothing {self.label_smoothing}: 0 to 1"),

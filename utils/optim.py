@@ -8,12 +8,10 @@ from torch import nn
 
 from utils.errors import UserError
 
-NOMINAL_BATCH_SIZE = 64
 
-
-def scaled_weight_decay(weight_decay: float, batch_size: int, accumulate: int) -> float:
-    """Weight decay for optimizer steps over batch_size * accumulate images, given that for 64."""
-    return weight_decay * batch_size * accumulate / NOMINAL_BATCH_SIZE
+def scaled_weight_decay(weight_decay: float, batch_size: int, accumulate: int, nominal: int = 64) -> float:
+    """Weight decay for optimizer steps over batch_size * accumulate images, given that for `nominal`."""
+    return weight_decay * batch_size * accumulate / nominal
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-NOMINAL_BATCH_SIZE = 64  # gradients of about this many images make one optimizer step
 MIN_WARMUP_ITERATIONS = 100
 MAX_WARMUP_SHARE = 1 / 3  # of all iterations, so that a tiny run also sees its full learning rate
 
@@ -32,9 +31,9 @@ def lr_factor(epoch: float, epochs: int, lrf: float, cosine: bool = False) -> fl
     return 1 + progress * (lrf - 1)
 
 
-def accumulation(batch_size: int) -> int:
-    """Batches per optimizer step after warm-up."""
-    return max(round(NOMINAL_BATCH_SIZE / batch_size), 1)
+def accumulation(batch_size: int, nominal: int = 64) -> int:
+    """Batches per optimizer step after warm-up: gradients of about `nominal` images make one step."""
+    return max(round(nominal / batch_size), 1)
 
 
 class Schedule:
@@ -47,12 +46,19 @@ class Schedule:
     """
 
     def __init__(
-        self, hyp: Mapping[str, float] | Any, epochs: int, steps_per_epoch: int, batch_size: int, cosine: bool = False
+        self,
+        hyp: Mapping[str, float] | Any,
+        epochs: int,
+        steps_per_epoch: int,
+        batch_size: int,
+        cosine: bool = False,
+        nominal: int = 64,
     ):
         read = hyp.__getitem__ if isinstance(hyp, Mapping) else lambda key: getattr(hyp, key)
         self.lr0, self.lrf, self.momentum = float(read("lr0")), float(read("lrf")), float(read("momentum"))
         self.warmup_bias_lr, self.warmup_momentum = float(read("warmup_bias_lr")), float(read("warmup_momentum"))
         self.epochs, self.steps_per_epoch, self.batch_size, self.cosine = epochs, steps_per_epoch, batch_size, cosine
+        self.nominal = nominal
         self.warmup_iterations = self._warmup_length(float(read("warmup_epochs")))
 
     def _warmup_length(self, warmup_epochs: float) -> int:
@@ -71,7 +77,7 @@ class Schedule:
             lr_weight=weight_lr,
             lr_norm=weight_lr,
             momentum=self._warm(iteration, self.warmup_momentum, self.momentum),
-            accumulate=max(round(self._warm(iteration, 1.0, NOMINAL_BATCH_SIZE / self.batch_size)), 1),
+            accumulate=max(round(self._warm(iteration, 1.0, self.nominal / self.batch_size)), 1),
         )
 
     def _warm(self, iteration: int, start: float, aim: float) -> float:

@@ -20,7 +20,8 @@ from utils.schedule import EarlyStopping, accumulation
 def build_state(model: nn.Module, options: TrainOptions, hyp: Hyperparameters, autocast: torch.dtype | None,
                 resumed: dict | None) -> TrainState:
     """Optimizer, EMA, scaler and early stop around `model`, as the checkpoint `resumed` left them if there is one."""
-    decay = scaled_weight_decay(hyp.weight_decay, options.batch_size, accumulation(options.batch_size))
+    accumulate = accumulation(options.batch_size, options.nbs)
+    decay = scaled_weight_decay(hyp.weight_decay, options.batch_size, accumulate, options.nbs)
     optimizer = build_optimizer(model, options.optimizer, hyp.lr0, hyp.momentum, decay)
     if options.optimizer != "SGD" and hyp.lr0 >= 0.01:
         print(f"WARNING --optimizer {options.optimizer} with lr0 {hyp.lr0}: 0.001 is usual; set lr0 in the --hyp file")
