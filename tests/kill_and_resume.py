@@ -11,6 +11,7 @@ for use and in those kept by --save-period, and the bytes of results.csv and hyp
 import argparse
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # runs as a program too
 
 from conftest import draw_boxes  # noqa: E402
+from utils.interruption import EXIT_CODE  # noqa: E402
 
 AUGMENTATION = {"mosaic": 1.0, "mixup": 0.5, "copy_paste": 0.3, "degrees": 10.0, "flipud": 0.5, "warmup_epochs": 1.0}
 BEGUN = "Training for"  # what a run prints when it has been built
@@ -262,31 +264,37 @@ class Experiment:
         self.finish(whole)
         training, total = time.monotonic() - started, self.iteration("whole")
         self.say(f"never stopped: {begun:.1f} s to begin, {training:.1f} s for {total} iterations")
-        kills = self.disturb(begun, training, total)
-        return kills, differences(self.folder / "whole", self.folder / "killed")
+        return self.disturb(begun, training, total)
 
-    def disturb(self, begun: float, training: float, total: int) -> int:
-        """Lives that end by a signal until there were enough, then one to the end."""
-        for kill in range(self.plan.kills):
+    def disturb(self, begun: float, training: float, total: int) -> tuple[int, list[str]]:
+        """Lives that end by a signal until there were enough, then one to the end. A run that reaches its end before
+        its signal is compared too, and another takes its place."""
+        kills, found = 0, []
+        for _ in range(3 * self.plan.kills):
+            if kills == self.plan.kills:
+                break
             before = self.iteration("killed")
-            goal = before + self.rng.uniform(0, 2 * (total - before) / (self.plan.kills - kill + 1))
-            goal = min(goal, 0.85 * total * (kill + 2) / (self.plan.kills + 1))  # the run must not end before the kills do
+            goal = before + self.rng.uniform(0, 2 * (total - before) / (self.plan.kills - kills + 1))
+            goal = min(goal, 0.85 * total * (kills + 2) / (self.plan.kills + 1))  # the run should outlive the kills
             life = self.begin("killed")
             name = self.rng.choice(self.plan.signals.split(","))
             early = name == "KILL" and (self.rng.random() < 0.2 or before > 0.9 * total)
-            if not early and life.until(BEGUN, self.plan.limit) is None:
-                raise RuntimeError(f"ended too soon, after {kill} kills:\n{life.log.read_text(errors='replace')[-3000:]}")
-            self.wait_for(life, 0 if early else goal)
-            ended = life.wait(self.rng.uniform(0, begun if early else 3 * training / total))
-            life.send(getattr(signal, f"SIG{name}"))
-            ended = life.wait(self.plan.limit) if ended is None else ended
-            expected = -signal.SIGKILL if name == "KILL" else 75
-            self.say(f"life {kill + 1}: {'while starting' if early else 'in training'}, SIG{name} -> exit {ended}, "
+            if early or life.until(BEGUN, self.plan.limit) is not None:
+                self.wait_for(life, 0 if early else goal)
+                ended = life.wait(self.rng.uniform(0, begun if early else 3 * training / total))
+                life.send(getattr(signal, f"SIG{name}"))
+            ended = life.wait(self.plan.limit)
+            self.say(f"life {kills + 1}: {'while starting' if early else 'in training'}, SIG{name} -> exit {ended}, "
                      f"saved up to iteration {self.iteration('killed')} of {total}")
-            if ended != expected:
-                raise RuntimeError(f"expected exit code {expected}:\n{life.log.read_text(errors='replace')[-3000:]}")
+            if ended == 0:  # too late
+                found += differences(self.folder / "whole", self.folder / "killed")
+                shutil.rmtree(self.folder / "killed")
+            elif ended == (-signal.SIGKILL if name == "KILL" else EXIT_CODE):
+                kills += 1
+            else:
+                raise RuntimeError(f"exit code {ended}:\n{life.log.read_text(errors='replace')[-3000:]}")
         self.finish(self.begin("killed"))
-        return self.plan.kills
+        return kills, found + differences(self.folder / "whole", self.folder / "killed")
 
 
 def main() -> int:

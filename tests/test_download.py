@@ -35,7 +35,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch) -> Iterator[Server]:
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(download, "PAUSE_S", 0)
     monkeypatch.setattr(download, "TIMEOUT_S", 5)
     for name in list(os.environ):
         if name.lower().endswith("_proxy"):

@@ -207,7 +207,7 @@ def test_one_that_hangs_is_ended_at_the_time_limit_with_all_its_processes(tmp_pa
 
 def processes_of(folder):
     """Command lines of living processes that name `folder`."""
-    found = subprocess.run(["ps", "-eo", "stat=,args="], capture_output=True, text=True).stdout.splitlines()
+    found = subprocess.run(["ps", "-ewwo", "stat=,args="], capture_output=True, text=True).stdout.splitlines()
     return [line for line in found if str(folder) in line and not line.startswith("Z")]
 
 

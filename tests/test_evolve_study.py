@@ -38,8 +38,19 @@ def optuna():
     return pytest.importorskip("optuna", reason="the optional extra `evolve` (optuna) is not installed")
 
 
+OPEN: list[StudyStore] = []
+
+
+@pytest.fixture(autouse=True)
+def no_heartbeat_goes_on():
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
 def study(url, folder, **settings):
-    return StudyStore(str(url), "exp", NAMES, folder / "evolve.csv", heartbeat=1, grace=2, **settings)
+    OPEN.append(StudyStore(str(url), "exp", NAMES, folder / "evolve.csv", heartbeat=1, grace=2, **settings))
+    return OPEN[-1]
 
 
 @pytest.fixture(params=["journal", pytest.param("sqlite", marks=pytest.mark.slow)])

@@ -67,11 +67,12 @@ def test_what_the_guard_runs_dies_with_whoever_asked_for_it(tmp_path):
                                "stdin=subprocess.PIPE); time.sleep(97)"])
 
     def living():
-        found = subprocess.run(["ps", "-eo", "stat=,args="], capture_output=True, text=True).stdout.splitlines()
+        found = subprocess.run(["ps", "-ewwo", "stat=,args="], capture_output=True, text=True).stdout.splitlines()
         return [line for line in found if str(tmp_path) in line and "time.sleep(97)" in line and not line.startswith("Z")]
 
     deadline = time.monotonic() + 60
-    while len(living()) < 3 and time.monotonic() < deadline:  # the asking one, the command, its child
+    while len(living()) < 4:  # the asking one, the guard, the command, its child
+        assert time.monotonic() < deadline
         time.sleep(0.1)
     asking.kill()
     asking.wait()

@@ -28,7 +28,7 @@ def attempts(monkeypatch) -> list[str]:
         monkeypatch.setattr(socket.socket, name, refuse(name))
     for name in ("getaddrinfo", "gethostbyname", "create_connection"):
         monkeypatch.setattr(socket, name, refuse(name))
-    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)  # between attempts
+    monkeypatch.setattr(download, "PAUSE_S", 0)  # between attempts
     return made
 
 

@@ -41,7 +41,6 @@ def test_killed_runs_lose_nothing(flags):
 
 
 @pytest.mark.slow
-@pytest.mark.processes
 def test_two_processes_that_were_killed_lose_nothing():
     flags = ["--processes", "2", "--kills", "2", "--epochs", "3", "--pictures", "32", "--workers", "1"]
     done = subprocess.run([sys.executable, "tests/kill_and_resume.py", *flags], cwd=ROOT, capture_output=True,

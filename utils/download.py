@@ -26,6 +26,7 @@ from utils.errors import UserError
 CHUNK = 1 << 20
 ATTEMPTS = 3  # connections in a row that may break off
 TIMEOUT_S = 30
+PAUSE_S = 1.0  # after the first failure, longer after each further one
 JUNK = ("__MACOSX", ".DS_Store")  # what a Mac adds to archives
 
 
@@ -79,7 +80,7 @@ def _transfer(url: str, part: Path, progress: bool) -> None:
         failures = 1 if part.exists() and part.stat().st_size > before else failures + 1
         if failures >= ATTEMPTS:
             raise failure
-        time.sleep(failures)
+        time.sleep(failures * PAUSE_S)
 
 
 def _receive(url: str, part: Path, progress: bool) -> None:

@@ -257,6 +257,9 @@ class Store(Protocol):
     def release(self) -> None:
         """Let go of what was claimed here and will not be finished."""
 
+    def close(self) -> None:
+        """After the last use."""
+
 
 @dataclass
 class MemoryStore:
@@ -285,6 +288,9 @@ class MemoryStore:
 
     def release(self) -> None:
         self.kept = {key: record for key, record in self.kept.items() if record.status != "started"}
+
+    def close(self) -> None:
+        pass  # nothing is open
 
 
 def carry_out(objective: Callable, store: Store, wanted: Sequence[Key], propose: Propose, *, workers: int = 1,

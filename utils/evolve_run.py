@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,14 +75,14 @@ def run_evolution(options: TrainOptions, typed: frozenset[str], script: Path) ->
         report = stack.enter_context(Report(plan.folder, options.evolve, len(plan.devices), options.epochs,
                                             command=command, pictures=not options.noplots))
         try:
-            return _search(plan, report)
+            store = stack.enter_context(closing(open_store(plan, "evolve", plan.options.name)))
+            return _search(plan, store, report)
         except KeyboardInterrupt:
             print(f"\nStopped. Nothing that was finished is lost: the same command goes on from {plan.folder}")
             sys.exit(130)
 
 
-def _search(plan: Plan, report: Report) -> Verdict:
-    store = open_store(plan, "evolve", plan.options.name)
+def _search(plan: Plan, store: CsvStore | StudyStore, report: Report) -> Verdict:
     print(*store.messages, sep="\n", end="\n" * bool(store.messages))
     print(f"Evolving {len(plan.start)} hyperparameters of {plan.options.hyp} over {plan.options.evolve} generations, "
           f"{len(plan.devices)} at a time ({', '.join(plan.devices)})")
@@ -103,7 +103,11 @@ def _search(plan: Plan, report: Report) -> Verdict:
 
 def repeat(plan: Plan, ranked: dict[int, Generation], report: Report) -> list[Generation]:
     """Train the best and the start again under other seeds; returns those runs."""
-    store = open_store(plan, "evolve_repeats", f"{plan.options.name}-repeats-{plan.options.evolve}")
+    with closing(open_store(plan, "evolve_repeats", f"{plan.options.name}-repeats-{plan.options.evolve}")) as store:
+        return _repeat(plan, ranked, store, report)
+
+
+def _repeat(plan: Plan, ranked: dict[int, Generation], store: CsvStore | StudyStore, report: Report) -> list[Generation]:
     wanted = [(number, again) for again in range(1, REPEATS + 1) for number in ranked]
     done = [record for record in store.records() if record.key in wanted and record.status != "started"]
     report.repeating(len(ranked), len(wanted), len(done))

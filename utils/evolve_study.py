@@ -97,7 +97,12 @@ class StudyStore:
         self._agree(name, {**(settings or {}), "hyperparameters": self.names})
         self.outages = (self.optuna.exceptions.StorageInternalError, OSError)
         self.beats = hasattr(self.storage, "record_heartbeat")
+        self.closed = threading.Event()
         threading.Thread(target=self._keep_beating, args=(heartbeat,), daemon=True, name="heartbeat").start()
+
+    def close(self) -> None:
+        """Give no more signs of life."""
+        self.closed.set()
 
     def _agree(self, name: str, settings: dict[str, Any]) -> None:
         """UserError where the study was begun with other settings: fitness would mean another thing."""
@@ -292,8 +297,7 @@ class StudyStore:
     # ---- who is alive
 
     def _keep_beating(self, interval: int) -> None:
-        while True:
-            time.sleep(interval)
+        while not self.closed.wait(interval):
             with self.lock:
                 trials = list(self.own.values())
             for trial in trials:
