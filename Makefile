@@ -1,17 +1,15 @@
 # make train   from nothing to a trained detector on the built-in data: environment, data, training, validation, detection
-# make test    the test suite; make test-processes trainings of several processes; make test-fast without the slow runs
+# make test    the test suite; make test-fast leaves out the slow runs
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 RUN = runs/train/quickstart
 
-.PHONY: train test test-fast test-processes clean
+.PHONY: train test test-fast clean
 
-# Threads that wait sleep instead of spinning: the data worker needs a core too.
-train: export OMP_WAIT_POLICY = PASSIVE
 train: $(VENV)/ready
-	$(PY) train.py --cfg yolov5n.yaml --data data/shapes.yaml --imgsz 320 --epochs 40 --batch-size 16 --cos-lr \
+	$(PY) train.py --cfg yolov5n.yaml --data data/shapes.yaml --imgsz 320 --epochs 24 --batch-size 16 --nbs 16 --cos-lr \
 		--optimizer AdamW --hyp data/quickstart/hyp.yaml --workers 1 --cache ram \
 		--project runs/train --name quickstart --exist-ok
 	$(PY) val.py --weights $(RUN)/weights/best.pt --data data/shapes.yaml --imgsz 320 \
@@ -24,11 +22,7 @@ train: $(VENV)/ready
 
 # One test process per core, each with one thread: two that share the cores would only wait for each other.
 test: $(VENV)/ready-test
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile --durations 15 -m "not processes"
-
-# Trainings under torchrun: minutes each, on a machine that does nothing else.
-test-processes: $(VENV)/ready-test
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m processes
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile --durations 15
 
 test-fast: $(VENV)/ready-test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile -m "not slow"
