@@ -10,8 +10,8 @@ import pytest
 from benchmarks import evolve_search
 from utils.config import Hyperparameters
 from utils.errors import UserError
-from utils.evolve import (GENES, Generation, MemoryStore, Outcome, Search, best_first, breed, carry_out, check_hyp,
-                          evolve, falls_behind, mutate, rank_weights, run_seed)
+from utils.evolve import (GENES, STARTS, Generation, MemoryStore, Outcome, Search, best_first, breed, carry_out,
+                          check_hyp, evolve, falls_behind, mutate, rank_weights, run_seed)
 from utils.evolve_verdict import candidates, judge
 
 START = {**Hyperparameters().to_dict(), "anchors": 0.0}
@@ -176,6 +176,33 @@ def test_the_start_is_tried_again_when_it_failed():
     result = evolve(lambda hyp, generation: 1 / generation, START, 4)  # divides by zero in generation 0
     assert [(r.origin, r.status) for r in result.records[:2]] == [("start", "failed"), ("start", "done")]
     assert result.records[2].origin == "child"
+
+
+def test_a_start_that_always_fails_does_not_use_up_the_search_of_others_that_succeed():
+    others, one_is_done = [], threading.Event()
+
+    def objective(hyp, generation):
+        if hyp == START:
+            assert one_is_done.wait(20)
+            raise RuntimeError("CUDA out of memory")
+        others.append(generation)
+        if len(others) == 2:  # the first of them is in the records
+            one_is_done.set()
+        return closeness(hyp)
+
+    result = evolve(objective, START, 12, workers=2)
+    assert [r.origin for r in result.records].count("start") == STARTS
+    assert sum(r.status == "done" for r in result.records) == 12 - STARTS
+
+
+@pytest.mark.parametrize("failed, others, origin", [
+    (STARTS - 1, [record(8, 0.3)], "start"),  # once more
+    (STARTS, [record(8, 0.3)], "child"),  # enough
+    (STARTS, [], "start"),  # nothing has succeeded: what was wrong may have been put right since
+])
+def test_how_often_the_start_is_tried(failed, others, origin):
+    records = [record(number, None, "failed", origin="start") for number in range(failed)]
+    assert Search(START).propose((9, 0), [*records, *others]).origin == origin
 
 
 def test_nothing_but_failures_ends_the_search_with_the_reason():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ import yaml
 import train
 from utils.config import Hyperparameters, TrainOptions
 from utils.errors import UserError
-from utils.evolve import GENES
-from utils.evolve_run import read_plan, run_evolution
+from utils.evolve import GENES, MemoryStore
+from utils.evolve_run import build_trainings, read_plan, run_evolution
 from utils.evolve_store import read_table
 from utils.evolve_workers import typed_flags
 
@@ -388,6 +389,14 @@ def test_runs_go_to_their_own_project_and_workers_to_the_devices(monkeypatch):
     monkeypatch.setattr("utils.evolve_run.select_device", lambda text: cards)
     assert plan(device="0,1,2,3").devices == ["0", "1", "2", "3"]
     assert plan(device="0,1,2,3", evolve_workers=8).devices == ["0", "1", "2", "3"] * 2
+
+
+def test_the_start_is_never_stopped_early():
+    """Every gain is told against it."""
+    started = plan(epochs=20)
+    others = [SimpleNamespace(curve=(0.5,) * 20) for _ in range(9)]
+    stop = build_trainings(started, MemoryStore(), SimpleNamespace(records=others), judged=True).stop
+    assert stop({**started.start, "lr0": 0.02}, [0.1] * 10) and not stop(dict(started.start), [0.1] * 10)
 
 
 def test_trainings_get_what_was_typed_and_not_what_they_have_of_their_own():

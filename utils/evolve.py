@@ -68,7 +68,7 @@ PARENTS = 6  # the best so far that pass on their genes
 RECOMBINATION = 1.0  # share of children that take each gene from a parent of its own, the better ones more often
 MUTATED = 0.25  # share of genes that a mutation touches
 STEP = 0.25  # mean size of a mutation in parts of the gene's range (of its logarithm where the scale is)
-STARTS = 3  # failures after which a search that has no success gives up
+STARTS = 3  # tries of the start where others succeed; failures after which a search that has no success gives up
 IN_A_ROW = 10  # failures in a row after which any search stops: a full disk must not use up all generations
 
 
@@ -196,7 +196,7 @@ def breed(records: Iterable[Generation], rng: np.random.Generator) -> tuple[dict
 class Search:
     """What generation k tries: 0 the start, then the population, then children of the best.
 
-    A search without a success tries the start again, because every comparison is made with it.
+    A start that failed is tried again, because every comparison is made with it; not without end where others succeed.
     """
 
     start: Hyp
@@ -207,14 +207,15 @@ class Search:
         """The generation `key` as it is to be started. `records`: all others, the started ones too."""
         number, _ = key
         starts = [record.status for record in records if record.origin == "start"]
+        succeeded = any(record.status == "done" for record in records)
         rng = np.random.default_rng([self.seed, number])
         parents: tuple[int, ...] = ()
-        if not {"started", "done"} & set(starts):
+        if not {"started", "done"} & set(starts) and (len(starts) < STARTS or not succeeded):
             hyp, origin = dict(self.start), "start"
         elif 1 <= number <= len(self.population):
             individual = self.population[number - 1]
             hyp, origin = {key: individual.get(key, value) for key, value in self.start.items()}, "population"
-        elif any(record.status == "done" for record in records):
+        elif succeeded:
             (hyp, parents), origin = breed(records, rng), "child"
         else:
             hyp, origin = mutate(self.start, rng), "mutation"

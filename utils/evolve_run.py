@@ -152,8 +152,9 @@ def build_trainings(plan: Plan, store: CsvStore | StudyStore, report: Report, ju
     options = plan.options
     judged = options.evolve_prune if judged is None else judged
 
-    def stop(curve: Sequence[float]) -> bool:
-        return falls_behind(curve, [record.curve for record in report.records if record.curve], options.epochs)
+    def stop(hyp: Hyp, curve: Sequence[float]) -> bool:
+        others = [record.curve for record in report.records if record.curve]
+        return hyp != plan.start and falls_behind(curve, others, options.epochs)  # every gain is told against the start
 
     def told(number: int, repeat: int, epochs: int, seconds: float, fitness: float | None) -> None:
         report.told((number, repeat), epochs, seconds)

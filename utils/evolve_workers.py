@@ -36,13 +36,13 @@ class Trainings:
     results.csv into `folder`. devices: one word per worker, a device may stand there several times.
     limit: seconds one may take, 0 finds it from those that succeeded, which `lasted` so many seconds before.
     threads: of each training, 0 leaves it to it.
-    judged: whether every epoch is validated, so that the curve means something; then `stop(curve)` is asked after each.
+    judged: whether every epoch is validated, so that the curve means something; then `stop(hyp, curve)` is asked.
     told: called with number, repeat, epochs done, seconds and fitness after every epoch.
     """
 
     def __init__(self, command: Callable[..., Sequence[str]], folder: Path, *, devices: Sequence[str],
                  limit: float = 0.0, judged: bool = False, threads: int = 0,
-                 lasted: Sequence[float] = (), stop: Callable[[Sequence[float]], bool] = lambda curve: False,
+                 lasted: Sequence[float] = (), stop: Callable[[Hyp, Sequence[float]], bool] = lambda hyp, curve: False,
                  told: Callable[..., None] = lambda *report: None):
         self.command, self.folder, self.limit, self.judged = command, folder, limit, judged
         self.stop, self.told, self.threads = stop, told, threads
@@ -62,13 +62,13 @@ class Trainings:
         device = self.devices.get()
         try:
             command = self.command(folder / "hyp.yaml", folder, generation, repeat, device)
-            ended = self._run(command, folder, (generation, repeat))
+            ended = self._run(command, folder, (generation, repeat), hyp)
         finally:
             self.devices.put(device)
             shutil.rmtree(folder / "weights", ignore_errors=True)  # of use to nobody, and large
         return self._outcome(folder, ended)
 
-    def _run(self, command: Sequence[str], folder: Path, key: tuple[int, int]) -> str:
+    def _run(self, command: Sequence[str], folder: Path, key: tuple[int, int], hyp: Hyp) -> str:
         """Run the command to its end. Returns "" for a good one, `pruned`, or why it failed."""
         settings = {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
         begin = time.monotonic()
@@ -76,7 +76,7 @@ class Trainings:
             process = subprocess.Popen([sys.executable, "-I", str(GUARD), *command], stdin=subprocess.PIPE, stdout=log,
                                        stderr=subprocess.STDOUT, start_new_session=True, env=environment(**settings))
         try:
-            reason = self._watch(process, folder, key)
+            reason = self._watch(process, folder, key, hyp)
         finally:
             process.stdin.close()  # the guard takes it as the order to end what still runs
             status = process.wait()
@@ -88,7 +88,7 @@ class Trainings:
             self.lasted.append(time.monotonic() - begin)
         return reason or ""
 
-    def _watch(self, process: subprocess.Popen, folder: Path, key: tuple[int, int]) -> str | None:
+    def _watch(self, process: subprocess.Popen, folder: Path, key: tuple[int, int], hyp: Hyp) -> str | None:
         """Wait for the end, or find a reason for it. None: it ended by itself."""
         begin, reported = time.monotonic(), 0
         while process.poll() is None:
@@ -100,7 +100,7 @@ class Trainings:
                 reported = len(rows)
                 curve = to_curve(rows)
                 self.told(*key, reported, seconds, curve[-1] if self.judged else None)
-                if self.judged and self.stop(curve):
+                if self.judged and self.stop(hyp, curve):
                     return "pruned"
             limit = self.limit or (max(LEAST_LIMIT, LIMIT_FACTOR * max(self.lasted)) if self.lasted else 0)
             if limit and seconds > limit:
