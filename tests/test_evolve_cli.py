@@ -17,8 +17,9 @@ import yaml
 import train
 from utils.config import Hyperparameters, TrainOptions
 from utils.errors import UserError
-from utils.evolve import GENES, MemoryStore
-from utils.evolve_run import build_trainings, read_plan, run_evolution
+from utils.evolve import GENES, Generation, MemoryStore
+from utils.evolve_report import write_best
+from utils.evolve_run import build_trainings, read_plan, run_evolution, typed_line
 from utils.evolve_store import read_table
 from utils.evolve_workers import typed_flags
 
@@ -127,7 +128,8 @@ def test_the_best_file_is_a_hyp_file_that_says_how_it_was_found(finished):
     assert {**hyp.to_dict(), "anchors": hyp.anchors} == pytest.approx(verdict.winner.hyp)
     text = file.read_text()
     for words in (f"# Best generation: {verdict.winner.number} (", "# Last generation: 11, 12 in all",
-                  "metrics/mAP_0.5:0.95", "noise between seeds", "# Found with: python evolve_stub.py --epochs=4 --evolve 12"):
+                  "metrics/mAP_0.5:0.95", "noise between seeds", "# Found with: python evolve_stub.py --device=cpu "
+                  "--epochs=4 --evolve=12 --evolve-population= --evolve-workers=2"):
         assert words in text
 
 
@@ -389,6 +391,20 @@ def test_runs_go_to_their_own_project_and_workers_to_the_devices(monkeypatch):
     monkeypatch.setattr("utils.evolve_run.select_device", lambda text: cards)
     assert plan(device="0,1,2,3").devices == ["0", "1", "2", "3"]
     assert plan(device="0,1,2,3", evolve_workers=8).devices == ["0", "1", "2", "3"] * 2
+
+
+def test_the_closing_lines_tell_the_whole_command_and_train_on_all_pictures(tmp_path):
+    given = {"data": "my data.yaml", "epochs": 7, "hyp": "hyp.VOC.yaml", "seed": 3, "evolve": 16, "evolve_prune": True,
+             "evolve_fraction": 0.25, "device": "cpu", "evolve_storage": "postgresql://me:secret@host/db"}
+    found_with = typed_line(TrainOptions(**given), frozenset(given), ROOT / "train.py")
+    assert found_with == ("python train.py '--data=my data.yaml' --device=cpu --epochs=7 --evolve=16 "
+                          "--evolve-fraction=0.25 --evolve-prune '--evolve-storage=postgresql://me:***@host/db' "
+                          "--hyp=hyp.VOC.yaml --seed=3")
+    assert plan(**given).line == "python train.py '--data=my data.yaml' --epochs=7"
+    assert "--evolve-fraction=0.25" in plan(**given).flags  # of each generation
+    write_best(tmp_path / "best.yaml", Generation(0, {"lr0": 0.1}, 0, "start", fitness=0.1), [Generation(
+        0, {"lr0": 0.1}, 0, "start", status="done", fitness=0.1)], found_with)
+    assert f"# Found with: {found_with}\n" in (tmp_path / "best.yaml").read_text()
 
 
 def test_the_start_is_never_stopped_early():

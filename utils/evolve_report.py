@@ -1,5 +1,6 @@
 """What an evolution says and leaves for people: bar, estimate, hyp_evolve.yaml, pictures, the closing words."""
 
+import shlex
 import threading
 import time
 from collections.abc import Sequence
@@ -20,11 +21,15 @@ DRAW_EVERY = 60.0  # seconds
 
 
 class Report:
-    """Told of everything that happens in a search of `total` generations on `workers`; a context manager."""
+    """Told of everything that happens in a search of `total` generations on `workers`; a context manager.
 
-    def __init__(self, folder: Path, total: int, workers: int, epochs: int, *, command: str, pictures: bool = True):
+    typed: the command line of the search. to_train: one that lacks but `--hyp` to train with what is found.
+    """
+
+    def __init__(self, folder: Path, total: int, workers: int, epochs: int, *, typed: str, to_train: str,
+                 pictures: bool = True):
         self.folder, self.total, self.workers, self.epochs = folder, total, workers, epochs
-        self.command, self.pictures = command, pictures
+        self.typed, self.to_train, self.pictures = typed, to_train, pictures
         self.records: list[Generation] = []  # what was there when a generation ended last
         self.repeats_to_come = 0
         self.estimated = False
@@ -96,7 +101,7 @@ class Report:
         if generation.status == "done":
             self._estimate(generation.seconds)
         if improved:
-            write_best(self.folder / "hyp_evolve.yaml", generation, records, self.command)
+            write_best(self.folder / "hyp_evolve.yaml", generation, records, self.typed)
             write_population(self.folder / "evolve_population.yaml", records)
         if time.monotonic() - self.drawn > DRAW_EVERY:
             self.draw(records)
@@ -146,7 +151,7 @@ class Report:
     def close_with(self, verdict: Verdict, records: Sequence[Generation], repeats: Sequence[Generation]) -> None:
         """Write the winner, draw, and say what was found and how to train with it."""
         file = self.folder / "hyp_evolve.yaml"
-        write_best(file, verdict.winner, records, self.command, in_words(verdict))
+        write_best(file, verdict.winner, records, self.typed, in_words(verdict))
         write_population(self.folder / "evolve_population.yaml", records)
         self.draw(records, repeats, verdict.winner.number)
         self.__exit__()
@@ -154,7 +159,8 @@ class Report:
         ends = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
         seconds = sum(record.seconds for record in [*records, *repeats])
         print(f"{len(records)} generations ({ends}) and {len(repeats)} repeats, {duration(seconds)} of training\n"
-              f"{in_words(verdict)}\nResults saved to {self.folder}\nTrain with it: {self.command} --hyp {file}")
+              f"{in_words(verdict)}\nResults saved to {self.folder}\n"
+              f"Train with it: {self.to_train} --hyp {shlex.quote(str(file))}")
 
 
 def in_words(verdict: Verdict) -> str:
@@ -185,7 +191,7 @@ def for_training(hyp: Hyp) -> dict[str, float]:
     return {key: value for key, value in hyp.items() if key != "anchors" or value != OWN_ANCHORS}
 
 
-def write_best(file: Path, best: Generation, records: Sequence[Generation], command: str, verdict: str = "") -> None:
+def write_best(file: Path, best: Generation, records: Sequence[Generation], typed: str, verdict: str = "") -> None:
     """The best values as a file for `--hyp`, with how they were found in its comments."""
     finished = [record for record in records if record.status != "started"]
     results = best.results or (float("nan"),) * len(RESULTS)
@@ -197,7 +203,7 @@ def write_best(file: Path, best: Generation, records: Sequence[Generation], comm
         ", ".join(f"{name:>20}" for name in RESULTS),
         ", ".join(f"{value:20.5g}" for value in results),
         *([verdict] if verdict else []),
-        f"Found with: {command} --evolve {len(finished)}",
+        f"Found with: {typed}",
     ]  # fmt: skip
     text = "".join(f"# {line}\n" for line in head) + "\n" + yaml.safe_dump(for_training(best.hyp), sort_keys=False)
     with atomic_write(file) as stream:

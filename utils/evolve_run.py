@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from utils.errors import UserError
 from utils.evolve import GENES, OWN_ANCHORS, Generation, Hyp, Key, Search, carry_out, check_hyp, falls_behind, run_seed
 from utils.evolve_report import Report
 from utils.evolve_store import CsvStore, alone_in, read_individuals
-from utils.evolve_study import StudyStore
+from utils.evolve_study import StudyStore, without_password
 from utils.evolve_verdict import Repeats, Verdict, candidates, judge
 from utils.evolve_workers import Trainings, typed_flags
 from utils.files import find_file, read_yaml, write_yaml
@@ -59,6 +59,19 @@ class Plan:
         """What the user typed that is for every training."""
         return typed_flags({key: getattr(self.options, key) for key in sorted(self.typed - OWN)})
 
+    @property
+    def line(self) -> str:
+        """The command to train with what was found: as the generations were, on all of the pictures."""
+        return typed_line(self.options, self.typed - OWN - {"evolve_fraction"}, self.script)
+
+
+def typed_line(options: TrainOptions, names: Iterable[str], script: Path) -> str:
+    """The command line with the options of these names, for people: no password of a database in it."""
+    values = {name: getattr(options, name) for name in sorted(names)}
+    if "evolve_storage" in values:
+        values["evolve_storage"] = without_password(options.evolve_storage)
+    return shlex.join(["python", script.name, *typed_flags(values)])
+
 
 def run_evolution(options: TrainOptions, typed: frozenset[str], script: Path) -> Verdict:
     """Search, repeat the best, and leave evolve.csv, hyp_evolve.yaml and the pictures in the run folder.
@@ -67,13 +80,13 @@ def run_evolution(options: TrainOptions, typed: frozenset[str], script: Path) ->
     """
     plan = read_plan(options, typed, script)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    command = shlex.join(["python", script.name, *plan.flags])
     with ExitStack() as stack:
         if not options.evolve_storage:
             stack.enter_context(alone_in(plan.folder))
         agree_on_settings(plan)
         report = stack.enter_context(Report(plan.folder, options.evolve, len(plan.devices), options.epochs,
-                                            command=command, pictures=not options.noplots))
+                                            typed=typed_line(options, typed, script), to_train=plan.line,
+                                            pictures=not options.noplots))
         try:
             store = stack.enter_context(closing(open_store(plan, "evolve", plan.options.name)))
             return _search(plan, store, report)
