@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from models.foreign import Bag, ForeignFile
 from models.yolo import DetectionModel
-from utils.checkpoint import DAMAGE, check_archive, read_checkpoint
+from utils.checkpoint import DAMAGE, read_checkpoint
 from utils.errors import UserError
+from utils.files import check_archive
 from utils.runtime import ROOT
 
 RELEASE_URL = "https://github.com/ultralytics/yolov5/releases/download/v7.0/"

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module may import what stands in an earlier row, never its own row or a later one. A new module needs a place here.
 LAYERS = [
     ["utils.errors"],
-    ["utils.download"],
-    ["utils.boxes", "utils.files", "utils.runtime", "utils.schedule", "utils.ema", "utils.optim", "utils.autoanchor",
+    ["utils.download", "utils.files"],
+    ["utils.boxes", "utils.runtime", "utils.schedule", "utils.ema", "utils.optim", "utils.autoanchor",
      "utils.image_header", "utils.label_file", "utils.guard", "utils.interruption"],
     ["utils.autobatch", "utils.config", "utils.drawing", "utils.launch"],
     ["data.scripts.shapes_textures"],

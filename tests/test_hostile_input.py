@@ -248,21 +248,33 @@ def test_label_files_of_any_size_cost_their_own_rows_only(tiny_data, tmp_path):
     }
     for number, content in contents.items():
         (labels / f"{number}.txt").write_bytes(content)
+    for number, make in {9: os.mkfifo, 10: lambda file: file.symlink_to("/dev/zero")}.items():
+        (labels / f"{number}.txt").unlink()
+        make(labels / f"{number}.txt")
+        contents[number] = None
     counts = contained(lambda: {Path(path).stem: len(index.boxes(i)) for index in [load_index(
         folder / "images" / "train", 2, progress=False)] for i, path in enumerate(index.paths)
         if int(Path(path).stem) in contents})
-    assert ast.literal_eval(counts.removeprefix("went through: ")) == {"0": 1, "1": 0, "2": 0, "3": 2, "4": 1, "6": 1, "7": 2, "8": 0}
+    expected = {"0": 1, "1": 0, "2": 0, "3": 2, "4": 1, "6": 1, "7": 2, "8": 0, "9": 0, "10": 0}
+    assert ast.literal_eval(counts.removeprefix("went through: ")) == expected
 
 
-def png(width: int, height: int) -> bytes:
-    """A whole PNG file whose header says so many pixels; its data is a few bytes."""
+def png(width: int, height: int, more: bytes = b"") -> bytes:
+    """A whole PNG file whose header says so many pixels; its data is a few bytes. `more`: the name of an added chunk."""
     import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + (chunk(more, b"II*\0\x08" + bytes(9)) if more else b"")
+    return head + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+def bmp(width: int, height: int) -> bytes:
+    """A BMP file of run lengths that ends at once, which leaves all its pixels black."""
+    header = struct.pack("<IHHI", 1080, 0, 0, 1078) + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, 2, 0, 0, 256, 0)
+    return b"BM" + header + bytes(1024) + b"\0\1"
 
 
 def tiff(width: int, height: int) -> bytes:
@@ -315,8 +327,15 @@ def zoo(tiny_data, tmp_path) -> Path:
     (place / "folder.png").mkdir()
     for name, content in {"empty.png": b"", "text.jpg": b"<html>", "bomb.png": png(30_000, 30_000), "one.png": png(1, 1),
                           "thin.png": png(30_000, 1), "bomb.tiff": tiff(60_000, 60_000), "zip.png": b"PK\x03\x04" * 9,
-                          "pickle.jpg": pickle.dumps([1]), "negative.png": png(2**32 - 1, 2**32 - 1)}.items():
+                          "pickle.jpg": pickle.dumps([1]), "negative.png": png(2**32 - 1, 2**32 - 1),
+                          "turned.png": png(30_000, 30_000, b"eXIf"), "bomb.bmp": bmp(20_000, 20_000),
+                          "radiance.png": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 20000 +X 20000\n"}.items():
         (place / name).write_bytes(content)
+    os.mkfifo(place / "pipe.png")
+    (place / "zeros.png").symlink_to("/dev/zero")
+    with open(place / "sparse.jpg", "wb") as file:
+        file.write(b"\xff\xd8\xff")
+        file.truncate(1 << 33)
     whole = (place / "0.png").read_bytes()
     (place / "cut.png").write_bytes(whole[: len(whole) // 2])
     return folder
@@ -325,7 +344,8 @@ def zoo(tiny_data, tmp_path) -> Path:
 READABLE = {"cmyk.jpg", "sixteen.png", "palette.png", "grey.png", "alpha.png", "bit.png", "animated.webp", "animated.png",
             "pages.tiff", "progressive.jpg", "jpeg.png", "UPPER.PNG", *STRANGE_NAMES}
 BROKEN = {"self.png", "nowhere.png", "empty.png", "text.jpg", "bomb.png", "one.png", "thin.png", "bomb.tiff", "zip.png",
-          "pickle.jpg", "negative.png", "cut.png"}
+          "pickle.jpg", "negative.png", "cut.png", "turned.png", "bomb.bmp", "radiance.png", "pipe.png", "zeros.png",
+          "sparse.jpg"}
 
 
 def test_each_bad_picture_costs_itself_and_a_line(zoo, capsys):

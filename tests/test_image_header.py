@@ -8,7 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.image_header import picture_shape
+from utils.augment import read_image
+from utils.errors import UserError
+from utils.image_header import MAX_PIXELS, picture_shape
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -51,10 +53,60 @@ def test_a_turned_png_has_the_size_that_it_decodes_to(tmp_path):
     assert picture_shape(path) == cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).shape[:2]
 
 
-@pytest.mark.parametrize("suffix", [".bmp", ".jpg", ".png", ".tiff", ".webp"])
+@pytest.mark.parametrize("suffix", [".bmp", ".jpg", ".pfm", ".png", ".tiff", ".webp"])
 def test_every_format_reports_the_decoded_size(tmp_path, suffix):
     path = write_picture(tmp_path / f"x{suffix}", 21, 34)
-    assert picture_shape(path) == (21, 34)
+    assert picture_shape(path) == (21, 34) == read_image(path).shape[:2]
+
+
+def test_stray_bytes_between_the_segments_of_a_jpeg_are_passed_over(tmp_path):
+    path = write_picture(tmp_path / "x.jpg", 21, 34)
+    whole = path.read_bytes()
+    first = 4 + int.from_bytes(whole[4:6], "big")  # where its first segment ends
+    write(path, whole[:first] + b"stray \xff\0 bytes\xff\xff" + whole[first:])
+    assert picture_shape(path) == (21, 34) == read_image(path).shape[:2]
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def tiff_of(side: int, order: str, big: bool = False) -> bytes:
+    """A first page that says `side` pixels each way, twice: the first time 1."""
+    start, layout = ("QHQ", "HHQQ") if big else ("IH", "HHII")
+    head = struct.pack(order + "HHH", 43, 8, 0) + struct.pack(order + "Q", 16) if big else struct.pack(order + "HI", 42, 8)
+    count = struct.pack(order + ("Q" if big else "H"), 4)
+    rows = b"".join(struct.pack(order + layout, tag, 4, 1, value) if order == "<" or not big else
+                    struct.pack(order + "HHQII", tag, 4, 1, value, 0) for tag, value in
+                    ((256, 1), (257, 1), (256, side), (257, side)))
+    return (b"II" if order == "<" else b"MM") + head + count + rows + bytes(100)
+
+
+SIDE = 20_000
+BOMBS = {
+    "PNG": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, 1, 0, 0, 0, 0))
+    + chunk(b"eXIf", b"II*\0\x08" + bytes(9)) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b""),
+    "BMP": b"BM" + bytes(12) + struct.pack("<IiiHHIIiiII", 40, SIDE, -SIDE, 1, 8, 1, 2, 0, 0, 256, 0) + bytes(1026),
+    "old BMP": b"BM" + bytes(12) + struct.pack("<IHHHH", 12, SIDE, SIDE, 1, 8) + bytes(1026),
+    "JPEG": b"\xff\xd8\xff\xfe\0\2stray\xff\xc0\0\x11\x08" + struct.pack(">HH", SIDE, SIDE) + bytes(12) + b"\xff\xd9",
+    "WebP": b"RIFF\x1a\0\0\0WEBPVP8X" + struct.pack("<II", 10, 2) + (SIDE.to_bytes(3, "little")) * 2 + bytes(4),
+    "PFM": b"PF\n%d %d\n-1.0\n" % (SIDE, SIDE) + bytes(9),
+    **{f"TIFF {order}{big}": tiff_of(SIDE, order, big) for order in "<>" for big in (False, True)},
+}
+UNKNOWN = {"HDR": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 20000 +X 20000\n", "Sun": b"\x59\xa6\x6a\x95" + bytes(40),
+           "JP2": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40), "AVIF": b"\0\0\0\x1cftypavif" + bytes(40), "PNM": b"P6\n9 9\n255\n"}
+
+
+@pytest.mark.parametrize("data, reason", [*((data, f"pixels, more than {MAX_PIXELS}") for data in BOMBS.values()),
+                                          *((data, "not a picture of a kind that is read") for data in UNKNOWN.values())],
+                         ids=[*BOMBS, *UNKNOWN])
+def test_no_decoder_sees_a_picture_of_too_many_pixels_or_of_an_unknown_size(tmp_path, monkeypatch, data, reason):
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
+    path = write(tmp_path / "x.png", data)
+    with pytest.raises(ValueError, match=reason):
+        picture_shape(path)
+    with pytest.raises(UserError, match=reason):
+        read_image(path)
 
 
 def test_lossy_webp_is_read_by_its_header(tmp_path):

@@ -1,5 +1,7 @@
 """Rows that hold are read to the last digit; rows that do not are left out by name."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,15 @@ def test_a_bad_row_is_left_out_and_named_and_its_neighbours_stay(row, reason):
     assert [box[0] for box in parsed.boxes] == [0, 1]
     [(number, text)] = parsed.problems
     assert number == 2 and reason in text
+
+
+def test_an_endless_row_is_left_out_before_it_is_split():
+    tracemalloc.start()
+    parsed = parse_labels(b"0 .5 .5 .2 .2\n" + b"0 " * (4 << 20))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert parsed.problems == [(2, "a row of 8388608 bytes")] and len(parsed.boxes) == 1
+    assert peak < 20 << 20  # split it would take thirty times its size
 
 
 def test_each_row_is_read_by_its_own_length():

@@ -1,6 +1,9 @@
 """Which pictures are found, what is left out and said, and when the cache is believed."""
 
 import os
+import shutil
+import zipfile
+import zlib
 from pathlib import Path
 
 import cv2
@@ -232,6 +235,31 @@ def test_a_damaged_cache_is_scanned_anew(folder, data):
         assert scan(folder).counts == (1, 1, 1, 0)
 
 
+@pytest.mark.parametrize("error", [NotImplementedError, MemoryError, RuntimeError, zlib.error, SyntaxError])
+def test_whatever_a_damaged_cache_makes_its_readers_raise_it_is_scanned_anew(folder, monkeypatch, error):
+    scan(folder)
+
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr(labels.np, "load", load)
+    assert scan(folder).counts == (1, 1, 1, 0)
+
+
+def test_a_cache_that_unfolds_or_never_ends_is_not_read(folder, monkeypatch):
+    scan(folder)
+    asked = was_scanned(monkeypatch)
+    cache = folder / "labels/train.cache"
+    with zipfile.ZipFile(cache) as whole, zipfile.ZipFile(folder / "packed", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    shutil.copy(folder / "packed", cache)
+    assert scan(folder).counts == (1, 1, 1, 0) and len(asked) == 3
+    cache.unlink()
+    os.mkfifo(cache)
+    assert scan(folder).counts == (1, 1, 1, 0) and len(asked) == 6
+
+
 def test_a_cache_with_a_pickle_or_false_offsets_is_not_believed(folder):
     scan(folder)
     cache = folder / "labels/train.cache"
@@ -257,6 +285,7 @@ def test_a_read_only_data_set_is_cached_in_the_home_folder(folder, tmp_path, mon
 
 
 def test_splits_of_one_labels_folder_have_caches_of_their_own(folder):
+    write_labels(folder / "labels/train/c.txt", "1 .5 .5 .2 .2\n")
     for name, pictures in (("train", "ab"), ("val", "c")):
         write_labels(folder / f"{name}.txt", "".join(f"./images/train/{picture}.jpg\n" for picture in pictures))
         assert len(load_index(folder / f"{name}.txt", 3, progress=False)) == len(pictures)

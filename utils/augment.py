@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
+from utils.files import open_regular
+from utils.image_header import MAX_BYTES, UNREADABLE, expected_shape
 
 GREY = 114  # value of every pixel that no picture covers
 MIN_SIDE = 2.0  # pixels; a warped box must be wider and higher
@@ -60,12 +62,17 @@ class AugmentSettings:
 def read_image(path: str | Path) -> np.ndarray:
     """Decode a picture: three 8-bit channels, turned by its EXIF orientation. UserError if it cannot be read."""
     try:
-        data = np.fromfile(path, np.uint8)  # not cv2.imread, which fails on names the system's code page lacks
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except (OSError, cv2.error) as error:
+        with open_regular(path, MAX_BYTES) as file:
+            expected_shape(file)  # before the decoder takes the memory for it
+            file.seek(0)
+            data = np.fromfile(file, np.uint8)  # not cv2.imread, which fails on names the system's code page lacks
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    except (OSError, cv2.error, MemoryError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
     if image is None:
-        raise UserError(f"{path}: not a picture that can be decoded")
+        raise UserError(f"{path}: {UNREADABLE}")
     return image
 
 

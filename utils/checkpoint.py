@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, check_archive
 from utils.runtime import rng_state, set_rng_state
 
 SCHEMA = 1  # raise it when the layout changes, and add a function to UPGRADES that lifts the layout before
@@ -183,16 +183,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, zipfile.LargeZipFile, struct.error, RuntimeError, EOFError,
           OSError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, MemoryError)
 MAX_PARTS = 1_000_000  # values in a checkpoint, counted as often as they are named
-
-
-def check_archive(path: str | Path) -> None:
-    """Raise BadZipFile for an archive that would unfold: torch stores its records one after the other, uncompressed."""
-    with zipfile.ZipFile(path) as archive:
-        records = archive.infolist()
-    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise zipfile.BadZipFile("compressed records")
-    if sum(record.file_size for record in records) > Path(path).stat().st_size:
-        raise zipfile.BadZipFile("records that overlap")
 
 
 def check_extent(content: Any, path: str | Path) -> None:

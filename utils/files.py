@@ -1,7 +1,10 @@
 """Run folders, file look-up, YAML reading, and writing that is whole or not at all."""
 
+import errno
 import os
 import secrets
+import stat
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,15 +45,38 @@ def increment_path(path: str | Path, exist_ok: bool = False) -> Path:
 def find_file(name: str | Path, *folders: Path) -> Path | None:
     """The file `name` as typed, else the first directly in one of `folders`; None if absent."""
     candidates = [Path(name), *(folder / name for folder in folders)]
+def open_regular(path: str | Path, max_bytes: int) -> BinaryIO:
+    """Open a file of data to read. OSError for one larger than `max_bytes`, and for what is no regular file: opening
+    a pipe may wait for ever, and a device has no end."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if status.st_size > max_bytes:
+        raise OSError(errno.EFBIG, f"more than {max_bytes >> 20} MiB")
+    return open(path, "rb")
+
+
+def check_archive(path: str | Path) -> None:
+    """Raise BadZipFile for an archive that would unfold: torch and NumPy store their records one after the other,
+    uncompressed."""
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise zipfile.BadZipFile("compressed records")
+    if sum(record.file_size for record in records) > Path(path).stat().st_size:
+        raise zipfile.BadZipFile("records that overlap")
+
+
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_write(path: str | Path, *, sync: bool = True) -> Iterator[BinaryIO]:
     """Yield a binary file that takes the place of `path` when the block ends well, and vanishes when it does not.
 
     Written beside `path`, flushed to the disk and renamed, with the folder synced: a reader, or a machine that lost
-    its power, sees the whole old file or the whole new one.
+    its power, sees the whole old file or the whole new one. Without `sync` a loss of power is not provided for: for
+    files by the thousand that are easily made again.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -59,12 +85,14 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         with file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if sync:
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,14 +1,20 @@
 """The size of a picture, and whether it is whole, from a few bytes of its file."""
 
 import os
+import re
 from pathlib import Path
 from typing import BinaryIO
 
 import cv2
 import numpy as np
 
+from utils.files import open_regular
+
 MIN_SIDE = 10  # pixels
 MAX_PIXELS = 2**28  # of a picture; decoded it takes three bytes for each, in every worker at once
+MAX_BYTES = 1 << 30  # of its file
+MAX_PARTS = 10_000  # segments, chunks or stray bytes between them: a file of nothing else would take minutes to walk
+UNREADABLE = "not a picture that can be decoded"
 
 
 def picture_shape(path: str | Path) -> tuple[int, int]:
@@ -17,82 +23,123 @@ def picture_shape(path: str | Path) -> tuple[int, int]:
     JPEG, PNG and WebP are read by their headers and end marks alone; whatever else, or is unusual, is decoded.
     """
     try:
-        with open(path, "rb") as file:
-            head = file.read(32)
-            if not head:
-                raise ValueError("the file is empty")
-            height, width = _header_shape(file, head) or _decoded_shape(file)
+        with open_regular(path, MAX_BYTES) as file:
+            shape = expected_shape(file)
+            height, width = shape if _is_whole(file) else _decoded_shape(file)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     if min(height, width) < MIN_SIDE:
         raise ValueError(f"the picture is {width}x{height} pixels, less than {MIN_SIDE}")
+    return height, width
+
+
+def expected_shape(file: BinaryIO) -> tuple[int, int]:
+    """Height and width that a picture's header gives; a few bytes may stand for more pixels than fit into memory.
+
+    ValueError for more than MAX_PIXELS, and for formats that hold pictures of unknown size: no decoder may see them.
+    """
+    file.seek(0)
+    head = file.read(256)
+    if not head:
+        raise ValueError("the file is empty")
+    if head.startswith(b"GIF8"):
+        raise ValueError("GIF pictures are not read: convert it to PNG or JPEG")
+    read = next((read for mark, read in FORMATS.items() if head.startswith(mark)), None)
+    if read is None:
+        raise ValueError("not a picture of a kind that is read (JPEG, PNG, WebP, BMP, TIFF, PFM)")
+    height, width = read(file, head) or (0, 0)
+    if height < 1 or width < 1:
+        raise ValueError(UNREADABLE)
     if height * width > MAX_PIXELS:
         raise ValueError(f"the picture is {width}x{height} pixels, more than {MAX_PIXELS}: cut it into tiles")
     return height, width
 
 
-def _header_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
-    if head.startswith(b"\xff\xd8\xff"):
-        return _jpeg_shape(file)
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _png_shape(file, head)
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return _webp_shape(file, head)
-    if head.startswith(b"GIF8"):
-        raise ValueError("GIF pictures are not read: convert it to PNG or JPEG")
-    return None
+def _is_whole(file: BinaryIO) -> bool:
+    """Whether the header that was just read can be believed; ValueError where the end is missing."""
+    position = file.tell()
+    file.seek(0)
+    head = file.read(16)
+    if head.startswith(JPEG):
+        file.seek(position)  # behind the frame header: a preview before it has an end mark of its own
+        _expect_end(file, b"\xff\xd9", at_end=2)
+        return True
+    if head.startswith(PNG):
+        return _png_is_whole(file)
+    return head.startswith(b"RIFF") and head[12:16] == b"VP8 "
 
 
 def _decoded_shape(file: BinaryIO) -> tuple[int, int]:
-    height, width = _tiff_shape(file) or (1, 1)
-    if height * width > MAX_PIXELS:  # of the formats that come here, TIFF alone can hide many pixels in few bytes
-        return height, width
     file.seek(0)
     try:
         image = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise ValueError(f"cannot be decoded ({str(error.err)})") from error
+    except (cv2.error, MemoryError) as error:
+        raise ValueError(f"cannot be decoded ({getattr(error, 'err', '') or 'too little memory'})") from error
     if image is None:
-        raise ValueError("not a picture that can be decoded")
+        raise ValueError(UNREADABLE)
     return image.shape[:2]
 
 
-def _tiff_shape(file: BinaryIO) -> tuple[int, int] | None:
-    """What a TIFF says of its first page, before anything of it is decoded; None for whatever is no TIFF."""
-    file.seek(0)
-    head = file.read(8)
-    order = {b"II*\0": "little", b"MM\0*": "big"}.get(head[:4])
-    if order is None:
-        return None
-    file.seek(int.from_bytes(head[4:8], order))
-    sizes = {}
-    for _ in range(int.from_bytes(file.read(2), order)):
-        entry = file.read(12)
-        tag, kind = int.from_bytes(entry[:2], order), int.from_bytes(entry[2:4], order)
-        sizes[tag] = int.from_bytes(entry[8:10] if kind == 3 else entry[8:12], order)  # 3: of 16 bits
-    return (sizes[257], sizes[256]) if 256 in sizes and 257 in sizes else None
+def _bmp_shape(file: BinaryIO, head: bytes) -> tuple[int, int]:
+    length = 2 if head[14:18] == b"\x0c\0\0\0" else 4  # of each number: of the oldest header, and of all others
+    width, height = (int.from_bytes(head[k:k + length], "little", signed=length == 4) for k in (18, 18 + length))
+    return abs(height), abs(width)  # a negative height counts from the top
 
 
-def _jpeg_shape(file: BinaryIO) -> tuple[int, int] | None:
+def _pfm_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
+    sizes = re.match(rb"P[Ff]\n(\d{1,9})\s(\d{1,9})\s", head)
+    return (int(sizes[2]), int(sizes[1])) if sizes else None
+
+
+def _tiff_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
+    """What a TIFF or BigTIFF says of its first page; of a tag that is repeated, the larger value."""
+    order = "little" if head.startswith(b"II") else "big"
+    big = 0x2B in head[2:4]
+    start, count, entry, place = (slice(8, 16), 8, 20, 12) if big else (slice(4, 8), 2, 12, 8)
+    file.seek(min(int.from_bytes(head[start], order), MAX_BYTES))
+    sizes = {256: 0, 257: 0}
+    for _ in range(min(int.from_bytes(file.read(count), order), MAX_PARTS)):
+        field = file.read(entry)
+        tag, kind = int.from_bytes(field[:2], order), int.from_bytes(field[2:4], order)
+        if tag in sizes:
+            length = {1: 1, 3: 2, 4: 4, 16: 8}.get(kind, 0)  # bytes of a number of this kind
+            sizes[tag] = max(sizes[tag], int.from_bytes(field[place:place + length], order))
+    return sizes[257], sizes[256]
+
+
+def _jpeg_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
     """Walk the segments up to the frame header; None where they do not follow each other as they should."""
     turned = False
     file.seek(2)
-    while True:
-        start, code = file.read(2).ljust(2, b"\0")
-        while code == 0xFF:  # any number of fill bytes may stand before a marker's code
-            code = (file.read(1) or b"\0")[0]
+    for _ in range(MAX_PARTS):
+        code = _next_marker(file)
+        if code == 0x01 or 0xD0 <= code <= 0xD7:  # markers without a segment
+            continue
         body = int.from_bytes(file.read(2), "big") - 2
-        if start != 0xFF or code in (0x00, 0x01, 0xD9, 0xDA) or 0xD0 <= code <= 0xD8 or body < 0:
+        if code in (0x00, 0xD8, 0xD9, 0xDA) or body < 0:
             return None
         if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):  # frame header: precision, height, width
             frame = file.read(body)
             height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
-            _expect_end(file, b"\xff\xd9", at_end=2)
-            return ((width, height) if turned else (height, width)) if height and width else None
+            return (width, height) if turned else (height, width)
         if code == 0xE1:
             turned = turned or _exif_orientation(file.read(body)) >= 5
         else:
             file.seek(body, os.SEEK_CUR)
+    return None
+
+
+def _next_marker(file: BinaryIO) -> int:
+    """Code of the next marker, 0 where none is near; stray bytes before it are passed over, as decoders do."""
+    before = 0
+    for _ in range(MAX_PARTS):
+        byte = file.read(1)
+        if not byte:
+            break
+        if before == 0xFF and byte[0] not in (0x00, 0xFF):
+            return byte[0]
+        before = byte[0]
+    return 0
 
 
 def _exif_orientation(segment: bytes) -> int:
@@ -113,18 +160,35 @@ def _exif_orientation(segment: bytes) -> int:
 
 
 def _png_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
-    file.seek(8)
-    while (chunk := file.read(8))[4:] != b"IDAT":
-        if len(chunk) < 8 or chunk[4:] == b"eXIf":  # an orientation may be in it: let the decoder turn it
-            return None
-        file.seek(int.from_bytes(chunk[:4], "big") + 4, os.SEEK_CUR)
-    _expect_end(file, b"IEND\xaeB`\x82", at_end=8)
+    if head[12:16] != b"IHDR":
+        return None
     return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
 
 
+def _png_is_whole(file: BinaryIO) -> bool:
+    """False where only decoding tells: an orientation may be in eXIf."""
+    file.seek(8)
+    for _ in range(MAX_PARTS):
+        chunk = file.read(8)
+        if len(chunk) < 8 or chunk[4:] == b"eXIf":
+            return False
+        if chunk[4:] == b"IDAT":
+            _expect_end(file, b"IEND\xaeB`\x82", at_end=8)
+            return True
+        file.seek(int.from_bytes(chunk[:4], "big") + 4, os.SEEK_CUR)
+    return False
+
+
 def _webp_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
+    if head[8:12] != b"WEBP":
+        return None
     if file.seek(0, os.SEEK_END) < int.from_bytes(head[4:8], "little") + 8:
         raise ValueError("the picture is truncated: it is shorter than its header says")
+    if head[12:16] == b"VP8X":  # of all frames together, one less than the sides
+        return 1 + int.from_bytes(head[27:30], "little"), 1 + int.from_bytes(head[24:27], "little")
+    if head[12:16] == b"VP8L":
+        sides = int.from_bytes(head[21:25], "little")
+        return 1 + (sides >> 14 & 0x3FFF), 1 + (sides & 0x3FFF)
     if head[12:16] == b"VP8 " and head[23:26] == b"\x9d\x01\x2a":
         width, height = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
         return height & 0x3FFF, width & 0x3FFF  # the upper two bits ask for a scaling that decoders leave alone
@@ -135,7 +199,18 @@ def _expect_end(file: BinaryIO, mark: bytes, *, at_end: int) -> None:
     """ValueError unless `mark` ends the file, or stands somewhere behind the reading position (junk may follow it)."""
     position = file.tell()
     file.seek(-at_end, os.SEEK_END)
-    if file.read() != mark:
-        file.seek(position)
-        if mark not in file.read():
-            raise ValueError("the picture is truncated: its end mark is missing")
+    if file.read() == mark:
+        return
+    file.seek(position)
+    tail = b""
+    while block := file.read(1 << 20):
+        if mark in tail + block:
+            return
+        tail = block[-len(mark):]
+    raise ValueError("the picture is truncated: its end mark is missing")
+
+
+JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+FORMATS = {JPEG: _jpeg_shape, PNG: _png_shape, b"RIFF": _webp_shape, b"BM": _bmp_shape, b"PF\n": _pfm_shape,
+           b"Pf\n": _pfm_shape, b"II*\0": _tiff_shape, b"MM\0*": _tiff_shape, b"II+\0": _tiff_shape,
+           b"MM\0+": _tiff_shape}

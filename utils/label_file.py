@@ -7,6 +7,7 @@ hull is the box.
 import math
 from typing import NamedTuple
 
+MAX_ROW = 1 << 20  # bytes: split into numbers a row takes thirty times its size
 ONE = 1 + 2**-24  # whatever is not above this is at most 1.0 as a float32
 
 
@@ -24,6 +25,9 @@ def parse_labels(data: bytes) -> ParsedLabels:
     """
     parsed, seen = ParsedLabels([], [], []), set()
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
+        if len(line) > MAX_ROW:
+            parsed.problems.append((number, f"a row of {len(line)} bytes"))
+            continue
         tokens = line.split()
         if not tokens:
             continue

@@ -7,7 +7,6 @@ Legend: N pictures, M labels, P polygon points.
 
 import hashlib
 import os
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
@@ -18,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.errors import UserError, one_line
-from utils.files import atomic_write
+from utils.files import atomic_write, check_archive, open_regular
 from utils.image_header import picture_shape
 from utils.label_file import ParsedLabels, parse_labels
 
@@ -29,6 +28,7 @@ CACHE_FORMAT = 2  # raise it whenever the parser or the cache's layout changes: 
 MAX_THREADS = 8
 NAMED_ROWS = 10  # dropped rows of one file that are named one by one
 MAX_LABEL_BYTES = 64 << 20  # of one label file
+MAX_CACHE_BYTES = 8 << 30
 
 
 class Counts(NamedTuple):
@@ -136,10 +136,8 @@ def _read_list(file: Path) -> Iterable[str]:
 def _scan_label_file(path: str, num_classes: int | None) -> tuple[ParsedLabels | None, list[str]]:
     """Labels of a file (None where it does not exist) and messages; UserError for a class the data set lacks."""
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_LABEL_BYTES + 1)
-        if len(data) > MAX_LABEL_BYTES:
-            return ParsedLabels([], [], []), [f"{path}: more than {MAX_LABEL_BYTES >> 20} MiB: not read as labels"]
+        with open_regular(path, MAX_LABEL_BYTES) as file:
+            data = file.read()
     except FileNotFoundError:
         return None, []
     except OSError as error:
@@ -335,7 +333,8 @@ def _write_cache(places: list[Path], key: dict[str, int], paths: list[str], stam
 def _read_cache(place: Path, key: dict[str, int], paths: list[str], stamps: np.ndarray) -> LabelIndex | None:
     """The index as it was written for exactly these pictures, labels and settings; None for whatever else is there."""
     try:
-        with open(place, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open_regular(place, MAX_CACHE_BYTES) as file, np.load(file, allow_pickle=False) as arrays:
+            check_archive(place)
             data = {name: arrays[name] for name in arrays.files}
         same = all(int(data[name]) == value for name, value in key.items()) and np.array_equal(data["stamps"], stamps)
         if not same or _unpack(data["paths"]) != paths:
@@ -345,7 +344,7 @@ def _read_cache(place: Path, key: dict[str, int], paths: list[str], stamps: np.n
                            data["labels"], data["offsets"], data["points"], data["segment_offsets"],
                            Counts(*map(int, data["counts"])), _unpack(data["messages"]))
         return index if _is_consistent(index) else None
-    except (OSError, EOFError, KeyError, ValueError, TypeError, AttributeError, zipfile.BadZipFile):
+    except Exception:  # whatever a damaged file makes zip and numpy raise: the labels are read anew
         return None
 
 
