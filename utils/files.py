@@ -45,6 +45,9 @@ def increment_path(path: str | Path, exist_ok: bool = False) -> Path:
 def find_file(name: str | Path, *folders: Path) -> Path | None:
     """The file `name` as typed, else the first directly in one of `folders`; None if absent."""
     candidates = [Path(name), *(folder / name for folder in folders)]
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
 def open_regular(path: str | Path, max_bytes: int) -> BinaryIO:
     """Open a file of data to read. OSError for one larger than `max_bytes`, and for what is no regular file: opening
     a pipe may wait for ever, and a device has no end."""
@@ -65,9 +68,6 @@ def check_archive(path: str | Path) -> None:
         raise zipfile.BadZipFile("compressed records")
     if sum(record.file_size for record in records) > Path(path).stat().st_size:
         raise zipfile.BadZipFile("records that overlap")
-
-
-    return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 @contextmanager
