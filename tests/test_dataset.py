@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+import train
 from utils import dataset, image_cache
 from utils.augment import GREY, Letterbox
+from utils.config import Hyperparameters
 from utils.dataset import (Batch, class_weights, count_earlier, group_in_fours, image_weights, make_loader,
                            rect_shapes)
 from utils.errors import UserError
 from utils.image_cache import SharedBytes
 from utils.labels import LabelIndex, load_index
+from utils.loss import DetectionLoss, scale_gains
 
 HYP = {"hsv_h": 0.015, "hsv_s": 0.7, "hsv_v": 0.4, "degrees": 5.0, "translate": 0.1, "scale": 0.5, "fliplr": 0.5,
        "flipud": 0.2, "mosaic": 0.8, "mixup": 0.3, "copy_paste": 0.5}
@@ -244,6 +247,39 @@ def test_processes_have_equally_many_training_batches(index, world_size):
     assert {path for part in slices for batch in part for path in batch.paths} == set(index.paths)
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+def test_shares_with_fillers_add_up_to_the_loss_of_one_process(index, world_size):
+    """Eleven pictures in batches of eight: the last batch has three, so of eight processes five have none that counts."""
+    gains = scale_gains(Hyperparameters().to_dict(), 1, 3, 64)
+
+    def loss(add=None):
+        return DetectionLoss(torch.ones(1, 3, 2) * 4, torch.tensor([8.0]), 3, gains, sum_over_processes=add)
+
+    def predict(batch, weight):  # (B, 3, 8, 8, 5+3), of each picture by itself
+        means = batch.images.float().mean((1, 2, 3)) / 255
+        return [means[:, None, None, None, None] * weight]
+
+    weight = torch.randn(1, 3, 8, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    settings = {"hyp": HYP, "shuffle": True, "batch_size": 8}
+    ranks = [list(loader_of(index, rank=rank, world_size=world_size, **settings)) for rank in range(world_size)]
+    fillers = [[batch.filler for batch in batches] for batches in ranks]
+    assert sum(map(sum, fillers)) == max(world_size - 3, 0) and not any(first for first, _ in fillers)
+    for number, batch in enumerate(loader_of(index, **settings)):
+        total, parts = loss()(predict(batch, weight), batch.targets)
+        expected, = torch.autograd.grad(total, weight)
+        shares = [batches[number] for batches in ranks]
+        seen = [train.counted(predict(share, weight), share) for share in shares]
+        counts = []  # first what each one counts, then the loss with the sums
+        for raw, share in zip(seen, shares):
+            loss(lambda mine: counts.append(mine) or mine)(raw, share.targets)
+        found = [loss(lambda mine: sum(counts))(raw, share.targets) for raw, share in zip(seen, shares)]
+        gradient, = torch.autograd.grad(sum(value for value, _ in found), weight)
+        assert sum(value for value, _ in found).item() == pytest.approx(total.item(), rel=1e-6)
+        assert torch.stack([torch.stack(each) for _, each in found]).sum(0).tolist() == pytest.approx(
+            [part.item() for part in parts], rel=1e-5)
+        assert torch.allclose(gradient, expected, rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("rect", [False, True])
 def test_validation_pictures_are_divided_each_once(index, world_size, rect):
@@ -392,12 +428,28 @@ def test_the_disk_cache_is_never_stale(own_set):
     assert os.path.getsize(path) == size
     [batch] = loader_of(own_set, cache="disk")
     assert batch.images[:, 0, 32, 32].tolist() == [0, 51, 100]
+    cv2.imwrite(path, np.full((80, 100, 3), 52, np.uint8))
+    os.utime(path, ns=(time + 1, time + 1))  # set back, as cp -p and rsync do
+    [batch] = loader_of(own_set, cache="disk")
+    assert batch.images[:, 0, 32, 32].tolist() == [0, 52, 100]
 
 
-def test_damaged_files_of_the_disk_cache_are_made_anew(own_set, tmp_path):
+def giant(whole: bytes) -> bytes:
+    """The .npy file with a header that says a thousand terabytes."""
+    start = whole.index(b"'shape': (")
+    end = whole.index(b"\n")
+    header = (whole[:start] + b"'shape': (999999999999999,), }").ljust(end)
+    return header + whole[end:]
+
+
+@pytest.mark.parametrize("damage", [
+    lambda whole: b"", lambda whole: whole[:1000], lambda whole: bytes(len(whole)), giant,
+    lambda whole: b"PK\x03\x04" + whole, lambda whole: whole.replace(b"|u1", b"|i1"), lambda whole: b"PK\x05\x06" + bytes(18),
+], ids=["empty", "cut", "zeros", "giant", "no zip", "other type", "empty zip"])
+def test_damaged_files_of_the_disk_cache_are_made_anew(own_set, tmp_path, damage):
     first = list(loader_of(own_set, cache="disk"))
-    for k, path in enumerate(sorted((tmp_path / "set/images.npy_cache").iterdir())):
-        path.write_bytes([b"", path.read_bytes()[:1000], bytes(path.stat().st_size)][k])
+    for path in (tmp_path / "set/images.npy_cache").iterdir():
+        path.write_bytes(damage(path.read_bytes()))
     assert_same(list(loader_of(own_set, cache="disk")), first)
 
 

@@ -260,7 +260,7 @@ def test_label_files_of_any_size_cost_their_own_rows_only(tiny_data, tmp_path):
 
 
 def png(width: int, height: int, more: bytes = b"") -> bytes:
-    """A whole PNG file whose header says so many pixels; its data is a few bytes. `more`: the name of an added chunk."""
+    """A whole PNG file whose header says so many pixels; its data is a few bytes. `more` names another chunk."""
     import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -273,7 +273,7 @@ def png(width: int, height: int, more: bytes = b"") -> bytes:
 
 def bmp(width: int, height: int) -> bytes:
     """A BMP file of run lengths that ends at once, which leaves all its pixels black."""
-    header = struct.pack("<IHHI", 1080, 0, 0, 1078) + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, 2, 0, 0, 256, 0)
+    header = struct.pack("<IHHIIiiHHIIiiII", 1080, 0, 0, 1078, 40, width, height, 1, 8, 1, 2, 0, 0, 256, 0)
     return b"BM" + header + bytes(1024) + b"\0\1"
 
 

@@ -18,6 +18,8 @@ from utils.augment import read_image, resize_to, resized_shape
 from utils.errors import UserError
 from utils.labels import MAX_THREADS, LabelIndex, digest, is_writable, user_cache_folder
 
+DISK_FORMAT = 2  # raise it whenever what --cache disk keeps of a picture, or how it is resized, changes
+
 
 class SharedBytes:
     """A block of memory that worker processes see too, however they are started."""
@@ -110,7 +112,10 @@ class RamPictures(Pictures):
 
 
 class DiskPictures(Pictures):
-    """Each picture kept decoded and resized in a file of its own, valid for one size and time of the original."""
+    """Each picture kept decoded and resized in a file of its own, valid for one size and two times of the original.
+
+    Of the times, that of modification may be set back (cp -p, rsync), that of change cannot.
+    """
 
     def __init__(self, index: LabelIndex, size: int, *, smooth: bool) -> None:
         super().__init__(index, size, smooth=smooth)
@@ -132,7 +137,8 @@ class DiskPictures(Pictures):
             status = os.stat(self.index.paths[i])
         except OSError:
             return super().read(i)  # warns
-        stamp = np.array([status.st_size, status.st_mtime_ns, height, width], np.int64).view(np.uint8)
+        stamp = np.array([DISK_FORMAT, status.st_size, status.st_mtime_ns, status.st_ctime_ns, height, width], np.int64)
+        stamp = stamp.view(np.uint8)
         data = _load_bytes(place)
         if data.shape == (stamp.size + height * width * 3,) and np.array_equal(data[:stamp.size], stamp):
             return data[stamp.size:].reshape(height, width, 3)
@@ -142,12 +148,14 @@ class DiskPictures(Pictures):
         return picture
 
     def _write(self, place: Path, data: np.ndarray) -> None:
-        """Rename into place, so that no reader sees half a file; not synced, as a damaged file is noticed."""
+        """Rename into place what is on the disk: half a file would pass for a whole one by its stamp."""
         temporary = place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}.tmp")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as file:
                 np.save(file, data)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, place)
         except OSError as error:
             with suppress(OSError):
@@ -165,11 +173,12 @@ class DiskPictures(Pictures):
 
 
 def _load_bytes(place: Path) -> np.ndarray:
-    """The array in a .npy file; an empty one for a file that is absent or damaged."""
+    """The bytes in a .npy file; none for a file that is absent or damaged."""
     try:
         with open(place, "rb") as file:
-            return np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+            data = np.lib.format.read_array(file, allow_pickle=False)
+        return data if data.dtype == np.uint8 else np.zeros(0, np.uint8)
+    except Exception:  # whatever a damaged file makes numpy raise: the picture is read anew
         return np.zeros(0, np.uint8)
 
 
