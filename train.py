@@ -22,7 +22,7 @@ from models.yolo import DetectionModel
 from utils.autobatch import find_batch_size
 from utils.checkpoint import TrainState, is_finite, snapshot
 from utils.config import Hyperparameters, SuggestingParser, TrainOptions, add_flags
-from utils.dataset import Loader, advise, class_weights, image_weights, make_loader
+from utils.dataset import Batch, Loader, advise, class_weights, image_weights, make_loader
 from utils.ema import ModelEMA
 from utils.errors import UserError, run as run_command
 from utils.evolve_run import run_evolution
@@ -280,7 +280,7 @@ def train_one_epoch(run: Run, log: "RunLog", interruption: Interruption) -> list
         steps_now = pending + 1 >= rates.accumulate or step + 1 == len(loader)  # what is left is not thrown away
         with group.exchange_gradients(run.wrapped, now=steps_now):
             with torch.autocast(device.type, run.autocast, enabled=run.autocast is not None):
-                predictions = run.wrapped(images)
+                predictions = counted(run.wrapped(images), batch)
             total, losses = run.loss(predictions, batch.targets)
             factor = group.world_size * (4 if run.options.quad else 1)  # DDP averages where a sum is meant
             run.scaler.scale(poison(total) * factor).backward()
@@ -357,6 +357,11 @@ def prepare_images(run: Run, images: Tensor) -> Tensor:
             shape = [int(np.ceil(side * factor / grid)) * grid for side in images.shape[2:]]
             images = F.interpolate(images, size=shape, mode="bilinear", align_corners=False)
     return images.contiguous(memory_format=torch.channels_last)
+
+
+def counted(predictions: list[Tensor], batch: Batch) -> list[Tensor]:
+    """What the loss is to see: of a filler nothing, though its pass takes part in the exchange of gradients."""
+    return [level[:0] for level in predictions] if batch.filler else predictions
 
 
 def sampling_weights(run: Run) -> np.ndarray | None:

@@ -39,6 +39,7 @@ class Batch(NamedTuple):
     targets: torch.Tensor  # (T, 6) float32 picture in the batch, class, x, y, w, h: centre and size in 0…1
     paths: list[str]  # of the pictures; of a mosaic, the picture it was made for
     letterboxes: list[Letterbox | None]  # how to get back to the original's pixels; None after augmentation
+    filler: bool = False  # counts for nothing: another process has its picture, this one only keeps step
 
 
 class BatchKey(NamedTuple):
@@ -49,6 +50,7 @@ class BatchKey(NamedTuple):
     repeats: list[int]  # how often each of them came up earlier in this epoch
     shape: tuple[int, int]  # height, width
     partners: list[list[int]] | None  # with image weights: (B, 7) weighted draws; else the sample draws its own
+    filler: bool = False
 
 
 # ---- samples ---------------------------------------------------------------------------------------------------------
@@ -94,10 +96,10 @@ class DetectionDataset(Dataset):
                 sample = self.augmented(i, key.shape, rng=rng, partners=partners[k])
             planes = list(images[k].numpy())
             cv2.mixChannels([sample.image], planes, [2, 0, 1, 1, 0, 2])  # BGR rows of pixels -> R, G, B planes
-            targets.append(_targets(sample.boxes, k, *key.shape))
+            targets.append(_targets(sample.boxes[:0 if key.filler else None], k, *key.shape))
             letterboxes.append(sample.letterbox)
         batch = Batch(images, torch.from_numpy(np.concatenate(targets)), [self.index.paths[i] for i in key.indices],
-                      letterboxes)
+                      letterboxes, key.filler)
         return group_in_fours(batch, self._quad_rng(key)) if self.quad else batch
 
     def _quad_rng(self, key: BatchKey) -> list[np.random.Generator]:
@@ -223,7 +225,7 @@ class GlobalBatches(Sampler[BatchKey]):
         return len(self.shapes) - (not self._slice(np.arange(last)).size)
 
     def _slice(self, batch: np.ndarray) -> np.ndarray:
-        """This process's part of a batch; in training never nothing, since processes step together."""
+        """This process's part of a batch; in training never nothing, since processes step together (see filler)."""
         if self.quad:
             batch = batch[:len(batch) // (4 * self.world_size) * 4 * self.world_size]
         if self.training and not self.quad and len(batch) < self.world_size:
@@ -248,10 +250,11 @@ class GlobalBatches(Sampler[BatchKey]):
             rng = random_stream(self.seed, self.epoch, purpose="partners")
             partners = order[rng.integers(self.count, size=(self.count, PARTNERS))]
         for number in numbers[self.start_batch:].tolist():
-            rows = self._slice(np.arange(self.count)[number * self.batch_size:(number + 1) * self.batch_size])
+            batch = np.arange(self.count)[number * self.batch_size:(number + 1) * self.batch_size]
+            rows = self._slice(batch)
             if rows.size:
                 yield BatchKey(self.epoch, order[rows].tolist(), repeats[rows].tolist(), self.shapes[number],
-                               None if partners is None else partners[rows].tolist())
+                               None if partners is None else partners[rows].tolist(), filler=self.rank >= len(batch))
 
 
 def count_earlier(values: np.ndarray) -> np.ndarray:
