@@ -36,5 +36,6 @@ $(VENV)/ready-test: $(VENV)/ready tests/requirements.txt
 	$(PIP) -r tests/requirements.txt
 	touch $@
 
+# Of datasets/ only what was drawn here: users keep their own data there.
 clean:
-	rm -rf $(VENV) datasets
+	rm -rf $(VENV) datasets/shapes

@@ -1,5 +1,7 @@
 """The hyperparameter files and data set files that ship: their values, and that our own readers take them."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -112,6 +114,15 @@ def test_downloads_are_addresses_never_code(path):
     for url in [urls] if isinstance(urls, str) else urls:
         assert url.startswith("https://") and url.endswith(".zip") and len(url.split()) == 1
     assert set(content) <= {"path", "train", "val", "test", "names", "download"}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make")
+def test_make_clean_leaves_the_users_data(tmp_path):
+    for name in (".venv/bin", "datasets/shapes/images", "datasets/mine/images"):
+        (tmp_path / name).mkdir(parents=True)
+    subprocess.run(["make", "-f", DATA.parent / "Makefile", "clean"], cwd=tmp_path, check=True)
+    assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == [
+        "datasets", "datasets/mine", "datasets/mine/images"]
 
 
 def test_the_quickstart_hyperparameters_are_whole_and_valid():
