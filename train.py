@@ -39,7 +39,7 @@ from utils.resume import fingerprint, rescaled, surroundings
 from utils.runfolder import RunFolder
 from utils.runtime import Distributed, amp_dtype, describe_device, launch_token, seed_everything
 from utils.schedule import EarlyStopping, Rates, Schedule, multi_scale_size
-from utils.training_data import Data, expect_pictures, label_sizes, read_data
+from utils.training_data import Data, expect_pictures, label_sizes, read_data, read_names
 from utils.training_log import RunLog, SilentLog, say_how_to_go_on
 from utils.trainstate import begin_again, build_state, is_over, steps_before
 
@@ -180,8 +180,8 @@ class Parts(NamedTuple):
 
 def prepare(request: Request) -> Parts:
     options, hyp = request.options, read_hyperparameters(request)
+    model = build_model(request, hyp, read_names(options))  # first: a mistake in it costs no download and no scan
     data = read_data(options)
-    model = build_model(request, hyp, data.names)
     imgsz = round_to_stride(options.imgsz, max(int(model.stride.max()), 32))
     if not request.resumed and not options.noautoanchor:
         fit_model_anchors(model, label_sizes(data.train, imgsz), hyp.anchor_t, options.seed)
@@ -406,7 +406,8 @@ def evolve_main(given: dict[str, Any]) -> Verdict:
     given = {key: value for key, value in given.items() if key != "resume"}  # the same command goes on anyway
     options, typed = TrainOptions(**given), frozenset(given)
     request = Request(options, typed, None)
-    build_model(request, read_hyperparameters(request), read_data(options).names)  # what is wrong shows before it begins
+    build_model(request, read_hyperparameters(request), read_names(options))  # what is wrong shows before it begins
+    read_data(options)
     return run_evolution(options, typed, Path(__file__))
 
 

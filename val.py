@@ -273,10 +273,10 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[ValOptions, bool]:
 
 def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.device) -> Subject:
     """Load model and label index; UserError when their classes differ in number."""
+    model = load_ensemble(weights, device)  # first: damaged weights cost no download
     spec = acquire(options.data)
     split = options.task if options.task in ("train", "val", "test") else "val"
     sources = spec.sources(split)
-    model = load_ensemble(weights, device)
     if model.num_classes != spec.num_classes and not options.single_cls:
         raise UserError(f"{weights[0]} has {model.num_classes} classes, {spec.file} names {spec.num_classes}: "
                         "give the --data that the model was trained with")

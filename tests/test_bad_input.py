@@ -16,6 +16,7 @@ import detect
 import train
 import val
 from models.yolo import DetectionModel
+from utils import runtime
 from utils.checkpoint import describe_model, write_checkpoint
 from utils.errors import UserError
 
@@ -60,29 +61,35 @@ def run(program, *extra: str) -> object:
     return program.main([*COMMANDS[program], *extra])
 
 
-def listing(place: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of every file in the working and the home folder; label caches, which are meant to be, left out."""
-    files = [file for file in place.parent.rglob("*") if file.is_file() and file.suffix != ".cache"]
+def listing(place: Path, caches: bool = True) -> dict[str, tuple[int, int]]:
+    """Size and time of every file in the working and the home folder, with or without label caches."""
+    files = [file for file in place.parent.rglob("*") if file.is_file() and (caches or file.suffix != ".cache")]
     return {str(file.relative_to(place)) if place in file.parents else str(file):
             (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
 
 
-def mistake(place: Path, program, *extra: str) -> str:
-    """The one line that a mistake is answered with, after which no file is new, gone or changed."""
-    before = listing(place)
+def mistake(place: Path, program, *extra: str, caches: bool = True) -> str:
+    """The one line that a mistake is answered with, after which no file is new, gone or changed.
+
+    Without `caches`, label caches may be: those of a split that is as it should be, where what is wrong comes after it.
+    """
+    before = listing(place, caches)
     with pytest.raises(UserError) as wrong:
         run(program, *extra)
-    assert listing(place) == before and not (place / "runs").exists()
+    assert listing(place, caches) == before and not (place / "runs").exists()
     message = str(wrong.value)
     assert "\n" not in message and len(message) > 10
     return message
 
 
 def goes_on(place: Path, program, *extra: str) -> None:
-    """The run ends well, and of what was there before it no file is gone or changed, nor is any new outside runs/."""
-    before = listing(place)
+    """The run ends well, and of what was there before it no file is gone or changed, nor is any new outside runs/.
+
+    But for label caches: they are what a run is to leave beside labels that it has read.
+    """
+    before = listing(place, caches=False)
     run(program, *extra)
-    after = listing(place)
+    after = listing(place, caches=False)
     assert {name: stamp for name, stamp in after.items() if not name.startswith("runs/")} == before
     assert len(after) > len(before)
 
@@ -103,7 +110,9 @@ def write(file: str, content: dict | str | bytes) -> str:
     ("data/labels/train/0.txt", "--data data/labels/train/0.txt: no such data set YAML"),
 ])  # fmt: skip
 def test_a_data_set_yaml_that_is_none(place, program, data, needle):
-    assert mistake(place, program, "--data", data).startswith(needle)
+    message = mistake(place, program, "--data", data)
+    assert message.startswith(needle)
+    assert message.endswith(f"looked in {place}, {place / 'data'}, {runtime.ROOT}, {runtime.ROOT / 'data'}")
 
 
 @READERS
@@ -127,7 +136,7 @@ def test_a_data_set_yaml_that_does_not_hold(place, program, content, needle):
 def test_an_empty_split(place, program):
     for picture in Path("data/images/val").iterdir():
         picture.unlink()
-    message = mistake(place, program)
+    message = mistake(place, program, caches=False)  # the training split has been read
     assert "val: no pictures in" in message and "data/images/val" in message and ".jpg" in message
 
 
@@ -149,7 +158,7 @@ def test_validation_pictures_without_any_label_are_said_to_be(place, capsys):
 @READERS
 def test_a_class_id_beyond_the_names(place, program):
     Path("data/labels/val/3.txt").write_text("1 .5 .5 .2 .2\n2 .5 .5 .2 .2\n")
-    message = mistake(place, program)
+    message = mistake(place, program, caches=False)  # the training split has been read
     assert "data/labels/val/3.txt:2: class 2, but the data set names 2 classes (0...1)" in message
 
 

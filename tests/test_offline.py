@@ -8,7 +8,9 @@ import detect
 import train
 import val
 from models import loading
-from utils import download
+from models.yolo import DetectionModel
+from utils import acquire, download
+from utils.checkpoint import describe_model, write_checkpoint
 from utils.config import TrainOptions
 from utils.errors import UserError
 
@@ -71,6 +73,45 @@ def test_weights_asked_for_by_name_are_fetched(tiny_data, nowhere, attempts, mai
     with pytest.raises(UserError, match="could not fetch https://.*/yolov5n.pt") as wrong:
         main([*extra, str(where), "--weights", "yolov5n.pt", "--device", "cpu"])
     assert attempts and "\n" not in str(wrong.value)
+
+
+@pytest.fixture
+def absent_data(tmp_path, monkeypatch):
+    """A data set YAML with an address, whose pictures are in none of the places."""
+    monkeypatch.setattr(acquire, "ROOT", tmp_path / "project")
+    monkeypatch.setenv("ANCHORAGE_DATASETS", str(tmp_path / "mine"))
+    file = tmp_path / "set.yaml"
+    file.write_text("path: ../datasets/coco128\ntrain: images/a\nval: images/a\nnames: [a]\n"
+                    "download: https://example.org/coco128.zip\n")
+    return file
+
+
+@pytest.mark.parametrize("main", [train.main, val.main], ids=["train", "val"])
+def test_pictures_that_cannot_be_fetched(main, absent_data, tmp_path, tiny_cfg, attempts, capsys):
+    """First a line that says what is about to happen, at the end one with all places: they may be in another one."""
+    weights = tmp_path / "tiny.pt"
+    write_checkpoint(weights, {"model": describe_model(DetectionModel(tiny_cfg, num_classes=1))}, kind="weights")
+    with pytest.raises(UserError) as wrong:
+        main(["--data", str(absent_data), "--weights", str(weights), "--device", "cpu"])
+    place, target = tmp_path / "mine" / "coco128", tmp_path / "project" / "datasets"
+    said = [line for line in capsys.readouterr().out.splitlines() if "fetching" in line]
+    assert len(said) == 1 and said[0].startswith("images/a not found in ") and str(place) in said[0]
+    assert said[0].endswith(f"; fetching https://example.org/coco128.zip to {target}")
+    message = str(wrong.value)
+    assert "could not fetch https://example.org/coco128.zip (no network in this test)" in message
+    assert "set ANCHORAGE_DATASETS to" in message and f"{place}, " in message and "\n" not in message
+    assert attempts
+
+
+@pytest.mark.parametrize("main, extra", [
+    (train.main, ["--cfg", "absent.yaml"]), (train.main, ["--weights", "absent.pt"]),
+    (val.main, ["--weights", "set.yaml"]),
+], ids=["cfg", "weights", "val"])  # fmt: skip
+def test_pictures_are_not_fetched_for_a_model_that_is_none(main, extra, absent_data, tmp_path, attempts, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="^" + extra[1]):
+        main(["--data", str(absent_data), "--device", "cpu", *extra])
+    assert attempts == [] and list(tmp_path.iterdir()) == [absent_data]
 
 
 def test_missing_pictures_without_an_address_are_not_fetched(tmp_path, attempts):

@@ -275,11 +275,7 @@ class DatasetSpec:
 
         Raises MissingData (a UserError) with the places looked at when train or val are nowhere.
         """
-        content = read_yaml(path)
-        for key in ("train", "val", "names"):
-            if not content.get(key):
-                raise UserError(f"{path}: `{key}:` is missing")
-        names = _read_names(content["names"], path)
+        content, names = read_dataset(path)
         if content.get("nc") not in (None, len(names)):
             print(f"WARNING {path}: nc: {brief(content['nc'])} but {len(names)} names; the names count")
         download = _as_strings(content.get("download") or [], path, "download")
@@ -296,15 +292,25 @@ class DatasetSpec:
         raise MissingData(path, roots, wanted, download)
 
 
+def read_dataset(path: Path) -> tuple[dict[str, Any], dict[int, str]]:
+    """The keys of a data set YAML and its class names; the pictures need not be there yet."""
+    content = read_yaml(path)
+    for key in ("train", "val", "names"):
+        if not content.get(key):
+            raise UserError(f"{path}: `{key}:` is missing")
+    return content, _read_names(content["names"], path)
+
+
 class MissingData(UserError):
     """The pictures of a data set are in none of `roots`; `download` holds the URLs that its YAML gives."""
 
     def __init__(self, file: Path, roots: list[Path], wanted: dict[str, list[str]], download: list[str]):
         self.file, self.roots, self.download = file, roots, download
-        places = ", ".join(str(root) for root in roots)
-        entries = " and ".join(dict.fromkeys(wanted["train"] + wanted["val"]))
-        super().__init__(f"{file}: {entries} not found; looked in {places}; correct `path:` in the YAML, "
-                         "or set ANCHORAGE_DATASETS to the folder that holds your data sets")
+        self.places = ", ".join(str(root) for root in roots)
+        self.entries = " and ".join(dict.fromkeys(wanted["train"] + wanted["val"]))
+        # The places come last: where they are many the line is cut, and what to do must stay.
+        super().__init__(f"{file}: {self.entries} not found; correct `path:` in the YAML, or set ANCHORAGE_DATASETS to "
+                         f"the folder that holds your data sets; looked in {self.places}")
 
 
 def _root_candidates(root: str, file: Path, folders: Sequence[Path]) -> list[Path]:

@@ -228,7 +228,9 @@ def load_index(sources: str | Path | Sequence[str | Path], num_classes: int, *, 
         index = next(filter(None, (_read_cache(place, key, paths, stamps) for place in places)), None)
         if index is None:
             index, kept = _scan_all(pool, paths, num_classes, single_cls, f"{prefix}Scanning {sources[0]}", progress)
-            if cache and not _write_cache(places, key, paths, stamps, kept, index) and progress:
+            # No label at all is most likely a mistake in a path: it leaves no file in a place where no labels are.
+            worth_it = cache and index.counts.found > 0
+            if worth_it and not _write_cache(places, key, paths, stamps, kept, index) and progress:
                 print(f"{prefix}the labels cannot be cached: no folder for it can be written")
         elif progress:
             print(f"{prefix}Scanning {sources[0]}... {index.counts} (cached)")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.acquire import acquire
-from utils.config import DatasetSpec, TrainOptions
+from utils.acquire import acquire, find_yaml
+from utils.config import DatasetSpec, TrainOptions, read_dataset
 from utils.errors import UserError
 from utils.labels import LabelIndex, load_index
 from utils.subset import fraction
@@ -20,18 +20,23 @@ class Data:
     val: LabelIndex
 
 
+def read_names(options: TrainOptions) -> dict[int, str]:
+    """The classes to train on, by the YAML alone: nothing is drawn, fetched or written for them."""
+    _, names = read_dataset(find_yaml(options.data))
+    return {0: "item"} if options.single_cls and len(names) != 1 else names
+
+
 def read_data(options: TrainOptions) -> Data:
     spec = acquire(options.data)
-    single = options.single_cls
-    names = {0: "item"} if single and spec.num_classes != 1 else spec.names
-    train, validation = (
-        load_index(spec.sources(split), spec.num_classes, prefix=f"{split}: ", single_cls=single)
-        for split in ("train", "val")
-    )
+
+    def scan(split: str) -> LabelIndex:
+        return load_index(spec.sources(split), spec.num_classes, prefix=f"{split}: ", single_cls=options.single_cls)
+
+    train = scan("train")
     if not len(train.labels):
         raise UserError(f"{spec.file}: the training images have no labels at all; labels belong beside them, "
                         "with /images/ replaced by /labels/ and .txt for the suffix")
-    return Data(spec, names, fraction(train, options.evolve_fraction), validation)
+    return Data(spec, read_names(options), fraction(train, options.evolve_fraction), scan("val"))
 
 
 def expect_pictures(data: Data) -> None:
