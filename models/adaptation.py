@@ -20,6 +20,8 @@ def freeze_layers(model: DetectionModel, freeze: Sequence[int]) -> list[nn.Modul
     layers = [model.model[index] for index in indices]
     for layer in layers:
         layer.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"--freeze {' '.join(map(str, freeze))}: no layer is left to train; freeze fewer")
     if layers:
         print(f"Frozen layers: {', '.join(str(index) for index in indices)}")
     return layers
@@ -29,7 +31,9 @@ def round_to_stride(imgsz: int, stride: int) -> int:
     """The image size that the model can take: up to the next multiple of its stride, at least two of them."""
     rounded = max(-(-imgsz // stride) * stride, 2 * stride)
     if rounded != imgsz:
-        print(f"WARNING --imgsz {imgsz} is not a multiple of the model's stride {stride}; using {rounded}")
+        small = f"is too small for a model of stride {stride}"
+        reason = small if imgsz < 2 * stride else f"is not a multiple of the model's stride {stride}"
+        print(f"WARNING --imgsz {imgsz} {reason}; using {rounded}")
     return rounded
 
 

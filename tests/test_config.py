@@ -61,6 +61,11 @@ def test_unknown_flag_names_the_nearest_one(capsys):
     ({"batch_size": 0}, "--batch-size 0"),
     ({"label_smoothing": 2.0}, "--label-smoothing"),
     ({"weights": "", "cfg": ""}, "--cfg"),
+    ({"seed": -1}, "--seed -1"),
+    ({"seed": 2**70}, "--seed"),
+    ({"freeze": [3, -1]}, "--freeze 3 -1"),
+    ({"save_minutes": -1.0}, "--save-minutes -1"),
+    ({"save_minutes": float("nan")}, "--save-minutes nan"),
 ])
 def test_options_without_sense_are_refused(values, word):
     with pytest.raises(UserError, match=word):

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,21 @@ def test_run_folders_are_numbered_and_gaps_reused(tmp_path):
     (tmp_path / "exp2").rmdir()
     assert increment_path(tmp_path / "exp").name == "exp2"
     assert increment_path(tmp_path / "exp", exist_ok=True).name == "exp"
+
+
+@pytest.mark.parametrize("exist_ok", [False, True])
+@pytest.mark.parametrize("make", [Path.touch, lambda file: file.symlink_to("nowhere")], ids=["file", "dangling link"])
+def test_a_project_that_is_no_folder_is_one_line(tmp_path, make, exist_ok):
+    make(tmp_path / "project")
+    with pytest.raises(UserError, match="cannot create the folder .*exp: .*give another --project"):
+        increment_path(tmp_path / "project" / "exp", exist_ok)
+
+
+def test_a_file_is_no_existing_folder(tmp_path):
+    (tmp_path / "exp").touch()
+    with pytest.raises(UserError, match="cannot create the folder .*exp: "):
+        increment_path(tmp_path / "exp", exist_ok=True)
+    assert increment_path(tmp_path / "exp").name == "exp2"
 
 
 def test_runs_started_together_get_different_folders(tmp_path):

@@ -25,19 +25,16 @@ def increment_path(path: str | Path, exist_ok: bool = False) -> Path:
 
     Creating the folder claims its number, so that two runs started at the same moment get different ones.
     """
-    path = Path(path)
-    if exist_ok:
-        path.mkdir(parents=True, exist_ok=True)
-        return path
-    number = 1
+    path, number = Path(path), 1
     while True:
         candidate = path if number == 1 else path.with_name(f"{path.name}{number}")
         try:
-            candidate.mkdir(parents=True)
+            candidate.mkdir(parents=True, exist_ok=exist_ok)
             return candidate
-        except FileExistsError:
-            number += 1
         except OSError as error:
+            if not exist_ok and os.path.lexists(candidate):
+                number += 1
+                continue
             problem = f"cannot create the folder {candidate}: {error.strerror}"
             raise UserError(f"{problem}; give another --project") from error
 
