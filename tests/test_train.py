@@ -10,6 +10,7 @@ import torch
 import yaml
 
 import train
+from models.adaptation import round_to_stride
 from models.loading import load_model
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
@@ -140,6 +141,36 @@ def test_image_size_is_rounded_and_said(tiny_data, tiny_cfg, tmp_path, capsys):
     assert read_checkpoint(folder / "weights" / "last.pt")["options"]["imgsz"] == 96
 
 
+@pytest.mark.parametrize("imgsz, says", [
+    (32, "--imgsz 32 is too small for a model of stride 32; using 64"), (64, ""),
+    (70, "--imgsz 70 is not a multiple of the model's stride 32; using 96"),
+])
+def test_why_an_image_size_is_another_one(capsys, imgsz, says):
+    round_to_stride(imgsz, 32)
+    assert says in capsys.readouterr().out if says else capsys.readouterr().out == ""
+
+
+def test_a_new_run_in_an_old_folder_leaves_no_checkpoint_of_the_old_one(tiny_data, tiny_cfg, tmp_path):
+    """--nosave keeps the last epoch only; neither the earlier run's best.pt nor its epoch0.pt may pass for it."""
+    weights = run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--save-period", "1") / "weights"
+    (weights / "epoch-of-mine.pt").touch()
+    old = {file.name: file.read_bytes() for file in weights.iterdir()}
+    assert {"best.pt", "last.pt", "last-half.pt", "epoch0.pt", "epoch1.pt"} < set(old)
+    with pytest.raises(UserError, match="--freeze 25"):
+        run(tiny_data, tiny_cfg, tmp_path, "--freeze", "25")
+    assert {file.name: file.read_bytes() for file in weights.iterdir()} == old  # a mistake costs nothing
+    run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--seed", "1", "--nosave", "--noval")
+    assert {file.name for file in weights.iterdir()} == {"best.pt", "last.pt", "last-half.pt", "epoch-of-mine.pt"}
+    assert read_checkpoint(weights / "best.pt")["options"]["seed"] == 1
+
+
+def test_a_resumed_run_keeps_its_checkpoints(tiny_data, tiny_cfg, tmp_path):
+    weights = run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--save-period", "1") / "weights"
+    before = {file.name for file in weights.iterdir()}
+    train.main(["--resume", str(weights.parent), "--epochs", "3"])
+    assert {file.name for file in weights.iterdir()} == before | {"epoch2.pt"}
+
+
 @pytest.mark.parametrize("extra, message", [
     (["--data", "absent.yaml"], "--data absent.yaml: no such data set YAML"),
     (["--hyp", "absent.yaml"], "--hyp absent.yaml: no such file"),
@@ -148,6 +179,8 @@ def test_image_size_is_rounded_and_said(tiny_data, tiny_cfg, tmp_path, capsys):
     (["--device", "7"], "--device 7: this machine has"),
     (["--amp", "fp16"], "--amp fp16 needs a GPU"),
     (["--freeze", "99"], "--freeze"),
+    (["--freeze", "25"], "--freeze 25: no layer is left to train"),
+    (["--seed", "-1"], "--seed -1: 0 or more"),
     (["--resume", "absent"], "--resume absent: no checkpoint"),
 ])
 def test_a_users_mistake_is_one_line_and_leaves_nothing(tiny_data, tiny_cfg, tmp_path, extra, message):

@@ -57,6 +57,14 @@ class RunFolder:
         file = self.path / f"train_batch{number}.jpg"
         self._draw(plot_batch, batch.images, batch.targets, batch.paths, file, names=names)
 
+    def forget_earlier_run(self) -> None:
+        """Remove the checkpoints of a run that was here before (--exist-ok): they must not pass for this one's.
+
+        last.pt stays until the first save takes its place.
+        """
+        for file in [self.half, self.best, self.weights / START, *self.weights.glob("epoch[0-9]*.pt")]:
+            file.unlink(missing_ok=True)
+
     def save(self, content: dict[str, Any], *, start: dict[str, Any] | None = None, best: bool = False,
              period: int = 0) -> None:
         """Write last.pt; best.pt too when the state is the `best`; epoch<k>.pt every `period` epochs, at their ends.

@@ -31,8 +31,8 @@ class RunLog:
         amp = str(run.autocast).removeprefix("torch.") if run.autocast else "off"
         print(f"Image size {options.imgsz}, batch {options.batch_size}, {run.train_loader.workers} data workers, "
               f"mixed precision {amp}\nLogging to {folder.path}\nTraining for {options.epochs} epochs...")
-        if run.state.iteration == 0:  # from here on there is something to resume
-            folder.half.unlink(missing_ok=True)  # of an earlier run, with --exist-ok
+        if run.state.iteration == 0 and not options.score_only:  # from here on there is something to resume
+            folder.forget_earlier_run()
             self.save(None)
 
     def start_epoch(self, epoch: int) -> None:
