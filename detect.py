@@ -263,6 +263,7 @@ def find_weights(names: Sequence[str], *, typed: bool) -> list[Path]:
 def summarise(outputs: Outputs, speed: Speed, source: str, weights: Sequence[str]) -> None:
     """What took how long, where the results are, and what to type next."""
     if not speed.frames:
+        outputs.discard()
         raise UserError(f"--source {source}: nothing could be read; see the warnings above")
     print(speed)
     if outputs.text:

@@ -262,10 +262,20 @@ def test_unreadable_pictures_are_passed_over(weights, pictures, tmp_path, capsys
     assert "broken.jpg skipped" in capsys.readouterr().out
 
 
-def test_nothing_readable_is_an_error(weights, tmp_path):
+@pytest.mark.parametrize("extra", [[], ["--save-csv"]], ids=["", "csv"])
+def test_nothing_readable_is_an_error_and_leaves_no_folder(weights, tmp_path, extra):
     (tmp_path / "broken.jpg").write_bytes(b"?")
     with pytest.raises(UserError, match="nothing could be read"):
-        run(weights, tmp_path / "broken.jpg", tmp_path)
+        run(weights, tmp_path / "broken.jpg", tmp_path, *extra)
+    assert files_below(tmp_path) == ["broken.jpg"] and not list(tmp_path.rglob("exp*"))
+
+
+def test_nothing_readable_leaves_the_results_of_an_earlier_run(weights, pictures, tmp_path):
+    folder = run(weights, pictures / "a", tmp_path)
+    (tmp_path / "broken.jpg").write_bytes(b"?")
+    with pytest.raises(UserError, match="nothing could be read"):
+        run(weights, tmp_path / "broken.jpg", tmp_path, "--exist-ok")
+    assert files_below(folder) == ["cat.jpg"]
 
 
 def test_half_and_view_img_go_on_without(weights, pictures, tmp_path, capsys, monkeypatch):

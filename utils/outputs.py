@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,6 +98,13 @@ class Outputs:
         self._finish_videos()
         if self._table:
             self._table.close()
+
+    def discard(self) -> None:
+        """After close(), where no frame was written: remove the folder, unless something of an earlier run is in it."""
+        if self._table:
+            (self.folder / "predictions.csv").unlink()  # titles only
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _label(self, row: np.ndarray) -> str:
         if self.hide_labels:
