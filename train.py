@@ -401,8 +401,17 @@ def finish(run: Run, log: RunLog) -> None:
     log.say_next()
 
 
+def refuse_launcher(group: Distributed) -> None:
+    """UserError where a launcher started this process: an evolution of each of its processes is not what was meant."""
+    if group.local_rank is not None:
+        raise UserError("--evolve starts its own processes: type python train.py --evolve ... --device 0,1,2,3, "
+                        "without torchrun")
+
+
 def evolve_main(given: dict[str, Any]) -> Verdict:
     """Search hyperparameters with trainings in processes of their own, as `given` says. Returns who won."""
+    with Distributed.join().session() as group:
+        group.on_main(lambda: refuse_launcher(group))
     given = {key: value for key, value in given.items() if key != "resume"}  # the same command goes on anyway
     options, typed = TrainOptions(**given), frozenset(given)
     request = Request(options, typed, None)

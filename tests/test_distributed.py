@@ -266,6 +266,12 @@ def test_a_mistake_that_rank_0_finds_ends_all(tiny_cfg, tmp_path):
     assert "Error: --data" not in output.split("torch.distributed.elastic")[0]  # no traceback of ours
 
 
+def test_an_evolution_under_a_launcher_is_one_clear_line(tmp_path):
+    output = launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, "train.py", "--evolve", "--data", "absent.yaml", code=1)
+    assert output.count("error: --evolve starts its own processes") == 1
+    assert output.count("exitcode  : 1 ") == 2 and "absent.yaml" not in output
+
+
 @pytest.mark.parametrize("kind, expected", [
     ("error", r"\[rank 1\] LookupError: what a bug raises"),
     ("disk", r"error: results.csv: No space left on device"),

@@ -442,6 +442,14 @@ def test_the_whole_way_through_train_main(tiny_data, tiny_cfg, tmp_path, monkeyp
     assert np.isfinite(trained.fitness)
 
 
+def test_a_launcher_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for key, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(UserError, match="--evolve starts its own processes: .*, without torchrun"):
+        train.main(["--evolve", "--data", "absent.yaml"])
+
+
 def test_a_mistake_in_the_data_shows_before_anything_begins(tiny_cfg, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="--data absent.yaml: no such data set YAML"):
