@@ -579,6 +579,8 @@ def test_a_quad_loader(index, monkeypatch):
     assert_same(batches, epoch_of(loader_of(index, hyp=HYP, quad=True, shuffle=True, workers=2), 0))
     two = [loader_of(index, hyp=HYP, quad=True, batch_size=8, rank=rank, world_size=2) for rank in (0, 1)]
     assert_same(joined([list(loader) for loader in two]), list(loader_of(index, hyp=HYP, quad=True, batch_size=8)))
+    with pytest.raises(UserError, match="of 2 processes: --batch-size 12 must be a multiple of 8, for instance 8"):
+        loader_of(index, hyp=HYP, quad=True, batch_size=12, world_size=2)
     with pytest.raises(UserError, match="--quad needs a batch of at least 4"):
         loader_of(index, hyp=HYP, quad=True, batch_size=3)
 

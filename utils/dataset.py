@@ -364,6 +364,10 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
     their own shape (with `pad` strides around) and rules mosaics out; `image_weights` rules `rect` out. `quad` turns
     each four pictures into one of twice the size. Without `hyp` every picture is read exactly once over all processes.
     """
+    if quad and world_size > 1 and batch_size % (4 * world_size):  # else each process would leave up to three out
+        raise UserError(f"--quad merges pictures in fours on each of {world_size} processes: --batch-size {batch_size} "
+                        f"must be a multiple of {4 * world_size}, for instance "
+                        f"{max(batch_size // (4 * world_size), 1) * 4 * world_size}")
     batch_size = min(batch_size, len(index))
     if quad and batch_size < 4 * world_size:
         raise UserError(f"--quad needs a batch of at least {4 * world_size} pictures, not {batch_size}: "
