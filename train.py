@@ -195,7 +195,7 @@ def build_run(request: Request, distributed: Distributed) -> Run:
     options, device = request.options.replace(imgsz=imgsz), distributed.device
     grid = max(int(model.stride.max()), 32)
     model = model.to(device, memory_format=torch.channels_last)
-    autocast = amp_dtype(options.amp, device)
+    autocast = amp_dtype(options.amp, device, spread=len(distributed.devices) > 1)
     if options.batch_size == -1:
         of_each = distributed.on_main(lambda: find_batch_size(model, options.imgsz, autocast))
         options = options.replace(batch_size=of_each * max(distributed.world_size, len(distributed.devices)))

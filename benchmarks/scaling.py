@@ -1,6 +1,6 @@
 """How training scales over processes: pictures per second, and the shares of time in communication and validation.
 
-    python benchmarks/scaling.py                         1, 2, 4 and 8 processes, as many as there are GPUs
+    python benchmarks/scaling.py                         1, 2, 4 and 8 processes, as many as there are GPUs (2 without)
     python benchmarks/scaling.py --processes 1 2 -- --device cpu --cfg yolov5n.yaml --imgsz 160
 
 What follows `--` goes to train.py. Each row is a launch of torchrun with the program's own loop, loss and loaders. The
@@ -35,7 +35,7 @@ import val  # noqa: E402
 from utils.dataset import Batch, Loader  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.interruption import Interruption  # noqa: E402
-from utils.parallel import settle_buckets  # noqa: E402
+from utils.parallel import settle_buckets, smallest_size  # noqa: E402
 from utils.runtime import Distributed, environment  # noqa: E402
 
 COLUMNS = ("processes", "batch", "pictures/s", "ratio", "ms/step", "communication", "validation")
@@ -118,13 +118,11 @@ def validate(run: train.Run) -> None:
 
 
 def wrap_alone(run: train.Run) -> train.Run:
-    """The run of one process with its model in DistributedDataParallel, in a group of one."""
+    """The run of one process with its model wrapped as that of several is, in a group of one."""
     device = run.distributed.device
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
-    wrapped = torch.nn.parallel.DistributedDataParallel(
-        run.model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
-        static_graph=True)
-    settle_buckets(wrapped, 128, device)
+    wrapped = run.distributed.exchanging(run.model, static_graph=not run.frozen)
+    settle_buckets(wrapped, smallest_size(run.model), device)
     return dataclasses.replace(run, wrapped=wrapped)
 
 
@@ -188,7 +186,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--wrapped", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("words", nargs="*", help="for train.py")
     args = parser.parse_args()
-    most = max(torch.cuda.device_count(), 2)
+    most = torch.cuda.device_count() or 2
     args.processes = sorted({1, *(args.processes or [n for n in (1, 2, 4, 8) if n <= most])})
     return args
 

@@ -16,9 +16,11 @@ import torch
 
 import train
 from utils.checkpoint import read_checkpoint
+from utils.config import TrainOptions
 from utils.errors import UserError
 from utils.launch import find_launch, remember_launch
-from utils.runtime import Distributed, Prefixed, launch_token
+from utils.parallel import wrap_model
+from utils.runtime import Distributed, Prefixed, amp_dtype, launch_token
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / "tests" / "distributed_worker.py"
@@ -360,6 +362,42 @@ def test_an_environment_without_a_meeting_place_is_said(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="RANK is set but MASTER_ADDR is not: start with torchrun"):
         Distributed.join()
+
+
+def two_gpus() -> Distributed:
+    cards = torch.device("cuda", 0), torch.device("cuda", 1)
+    return Distributed(0, 1, cards[0], cards)
+
+
+@pytest.mark.parametrize("argv, expected", [
+    (["train.py", "--data", "my data.yaml", "--device", "0,1"], "train.py --data 'my data.yaml' --device 0,1"),
+    (["notebook.py", "-f", "x"], "train.py ... --device 0,1"),  # not what was typed for train.py
+])
+def test_one_process_for_several_gpus_prints_the_better_command(monkeypatch, capsys, argv, expected):
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(torch.nn, "DataParallel", lambda model, device_ids: (model, device_ids))  # there may be no GPU
+    model = torch.nn.Linear(1, 1)
+    assert two_gpus().wrap(model) == (model, [0, 1])
+    assert capsys.readouterr().out == ("WARNING one process for 2 GPUs is slow; better: torchrun --nproc_per_node 2 "
+                                       f"{expected}\n")
+
+
+def test_one_process_for_several_gpus_computes_in_fp16():
+    """DataParallel's replicas would silently do so with --amp bf16 too."""
+    card = torch.device("cuda", 0)
+    assert amp_dtype("auto", card, spread=True) == torch.float16 and amp_dtype("off", card, spread=True) is None
+    with pytest.raises(UserError, match="--amp bf16 needs a process for each GPU: start with torchrun"):
+        amp_dtype("bf16", card, spread=True)
+
+
+@pytest.mark.parametrize("group", [Distributed(0, 1, torch.device("cpu"), (torch.device("cpu"),)), two_gpus()],
+                         ids=["CPU", "DataParallel"])
+def test_sync_bn_that_does_nothing_is_said(monkeypatch, capsys, group):
+    monkeypatch.setattr(torch.nn, "DataParallel", lambda model, device_ids: model)
+    model = torch.nn.BatchNorm2d(1)
+    assert wrap_model(model, TrainOptions(sync_bn=True), group, static=True) is model
+    wrap_model(model, TrainOptions(), group, static=True)
+    assert capsys.readouterr().out.count("WARNING --sync-bn has no effect: it needs several processes with a GPU") == 1
 
 
 def test_lines_of_other_ranks_begin_with_their_rank(capsys):

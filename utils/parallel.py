@@ -10,6 +10,8 @@ from utils.runtime import Distributed
 def wrap_model(model: nn.Module, options: TrainOptions, distributed: Distributed, *, static: bool) -> nn.Module:
     """The model in its parallel wrapper. static: every parameter gets a gradient in every step."""
     several, on_gpu = distributed.world_size > 1, distributed.device.type == "cuda"
+    if options.sync_bn and not (several and on_gpu):
+        print("WARNING --sync-bn has no effect: it needs several processes with a GPU each (torchrun)")
     if options.sync_bn and several and on_gpu:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place below the top: `model` itself is no BatchNorm
     elif several:
@@ -17,8 +19,13 @@ def wrap_model(model: nn.Module, options: TrainOptions, distributed: Distributed
               + ("; --sync-bn takes them over all" if on_gpu else ""))
     wrapped = distributed.wrap(model, static_graph=static)
     if several:
-        settle_buckets(wrapped, 2 * max(int(model.stride.max()), 32), distributed.device)
+        settle_buckets(wrapped, smallest_size(model), distributed.device)
     return wrapped
+
+
+def smallest_size(model: nn.Module) -> int:
+    """Side of a picture that is enough for a pass."""
+    return 2 * max(int(model.stride.max()), 32)
 
 
 def settle_buckets(wrapped: nn.Module, size: int, device: torch.device) -> None:

@@ -4,6 +4,7 @@ import inspect
 import io
 import os
 import random
+import shlex
 import socket
 import sys
 import time
@@ -70,8 +71,13 @@ def describe_device(device: torch.device) -> str:
     return f"CUDA:{device.index or 0} ({properties.name}, {properties.total_memory / 2**20:.0f} MiB)"
 
 
-def amp_dtype(mode: str, device: torch.device) -> torch.dtype | None:
-    """Autocast type for `--amp`: None is off. `auto` takes fp16 on CUDA and bf16 on CPUs with instructions for it."""
+def amp_dtype(mode: str, device: torch.device, *, spread: bool = False) -> torch.dtype | None:
+    """Autocast type for `--amp`: None is off. `auto` takes fp16 on CUDA and bf16 on CPUs with instructions for it.
+
+    spread: one process has several GPUs, over which PyTorch's DataParallel does not hand the type on.
+    """
+    if spread and mode == "bf16":
+        raise UserError("--amp bf16 needs a process for each GPU: start with torchrun, or use --amp fp16")
     if mode == "off" or device.type == "mps":
         return None
     if device.type == "cpu":
@@ -306,17 +312,23 @@ class Distributed:
         Buffers stay each process's own (see share_buffers). static_graph: every parameter takes part in every step.
         """
         if self.world_size > 1:
-            parallel = torch.nn.parallel.DistributedDataParallel
-            known = inspect.signature(parallel).parameters  # PyTorch 2.15 renames the setting
-            buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-            return parallel(model, device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                            gradient_as_bucket_view=True, static_graph=static_graph, **{buffers: False})
+            return self.exchanging(model, static_graph=static_graph)
         if len(self.devices) > 1:
             indices = [device.index for device in self.devices]
+            typed = Path(sys.argv[0]).name == "train.py"  # not where another program calls train.main
+            words = shlex.join(sys.argv) if typed else f"train.py ... --device {','.join(map(str, indices))}"
             print(f"WARNING one process for {len(indices)} GPUs is slow; better: torchrun --nproc_per_node "
-                  f"{len(indices)} train.py ... --device {','.join(map(str, indices))}")
+                  f"{len(indices)} {words}")
             return torch.nn.DataParallel(model, device_ids=indices)
         return model
+
+    def exchanging(self, model: torch.nn.Module, *, static_graph: bool) -> torch.nn.Module:
+        """`model` in DistributedDataParallel, also in a group of one."""
+        parallel = torch.nn.parallel.DistributedDataParallel
+        known = inspect.signature(parallel).parameters  # PyTorch 2.15 renames the setting
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        return parallel(model, device_ids=[self.device.index] if self.device.type == "cuda" else None,
+                        gradient_as_bucket_view=True, static_graph=static_graph, **{buffers: False})
 
     @contextmanager
     def exchange_gradients(self, wrapped: torch.nn.Module, now: bool) -> Iterator[None]:
