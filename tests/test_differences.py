@@ -103,6 +103,17 @@ def test_one_gpu_unless_a_list_is_given(monkeypatch):
     assert select_device("1,3") == [torch.device("cuda", 1), torch.device("cuda", 3)]
 
 
+@pytest.mark.parametrize("text", ["0,1", "0, 1,2,3"])
+def test_several_gpus_where_there_is_none_are_the_processor(monkeypatch, capsys, text):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert select_device(text, 7) == [torch.device("cpu")]
+    assert capsys.readouterr().out == f"WARNING --device {text}: no GPU is found here, using the CPU\n"
+    for wrong in ("0", "0,x", "0,,1"):  # one may be a slip; these are
+        with pytest.raises(UserError, match=f"--device {wrong}: "):
+            select_device(wrong)
+
+
 def test_automatic_batch_fills_a_share_of_the_free_memory():
     used = {batch: 1e9 + batch * 1e8 for batch in TRIED}
     assert extrapolate(used, MEMORY_SHARE * 20e9) == int((MEMORY_SHARE * 20e9 - 1e9) / 1e8)

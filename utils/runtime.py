@@ -43,6 +43,7 @@ def environment(**changes: str) -> dict[str, str]:
 def select_device(text: str = "", batch_size: int | None = None) -> list[torch.device]:
     """Devices for `--device` text: '' the first GPU or else the CPU, 'cpu', 'mps', '0', 'cuda:0', '0,1,2'.
 
+    A list of several is the CPU, with a warning, where there is no GPU: so the commands that people know run anywhere.
     `batch_size`, if given, must divide evenly over several devices.
     """
     word = text.lower().replace("cuda:", "").replace("none", "").replace(" ", "").strip(",")
@@ -56,12 +57,19 @@ def select_device(text: str = "", batch_size: int | None = None) -> list[torch.d
     if not all(index.isdigit() for index in indices):
         raise UserError(f"--device {text}: expected cpu, mps, or GPU numbers such as 0 or 0,1")
     present = torch.cuda.device_count()
+    if len(indices) > 1 and not present:
+        return [_cpu_instead(text)]
     for index in indices:
         if int(index) >= present:
             raise UserError(f"--device {text}: this machine has {present} GPU(s); use --device cpu, or leave it out")
     if batch_size is not None and batch_size > 0 and batch_size % len(indices):
         raise UserError(f"--batch-size {batch_size} must be a multiple of the {len(indices)} devices")
     return [torch.device("cuda", int(index)) for index in indices]
+
+
+def _cpu_instead(text: str) -> torch.device:
+    print(f"WARNING --device {text}: no GPU is found here, using the CPU")
+    return torch.device("cpu")
 
 
 def describe_device(device: torch.device) -> str:
@@ -207,9 +215,7 @@ class Distributed:
     def _own_device(self, text: str) -> torch.device:
         """This process's GPU: the one of its local rank, of those in `text` or of all; the CPU where there is none."""
         if not torch.cuda.is_available():
-            if text.strip().lower() not in ("", "cpu"):
-                print(f"WARNING --device {text}: no GPU is found here, training on the CPU")
-            return torch.device("cpu")
+            return torch.device("cpu") if text.strip().lower() in ("", "cpu") else _cpu_instead(text)
         devices = select_device(text or ",".join(map(str, range(torch.cuda.device_count()))))
         if devices[0].type != "cuda":
             return devices[0]
