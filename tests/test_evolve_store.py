@@ -56,6 +56,18 @@ def test_the_columns_people_know_come_first_and_stand_under_each_other(tmp_path)
     assert {len(cell) for line in (head, *rows) for cell in line.split(",")} == {20}
 
 
+def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path):
+    """With a byte-order mark before the first column."""
+    file = tmp_path / "evolve.csv"
+    append(file, NAMES, EXAMPLE)
+    append(file, NAMES, Generation(8, START, 5, "child", status="done", fitness=0.5, results=(0.1,) * 7))
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    append(file, NAMES, Generation(9, START, 5, "child", status="failed"))
+    records, messages = read_table(file, NAMES)
+    assert [record.number for record in records] == [7, 8, 9] and messages == []
+    assert list(read_individuals(file).values()) == [START]
+
+
 def test_the_same_search_again_goes_on(tmp_path):
     evolve(closeness, START, 5, store=CsvStore(tmp_path, NAMES))
     calls = []

@@ -102,7 +102,7 @@ def read_table(file: Path, names: Sequence[str]) -> tuple[list[Generation], list
     messages: list[str] = []
     if not file.is_file():
         return [], []
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()  # spreadsheets add a mark
     for number, line in enumerate(lines, 1):
         if number == 1:
             _check_header(file, line, names)
@@ -211,7 +211,7 @@ def read_individuals(file: Path, limit: int = 50) -> dict[str, dict[str, float]]
 
 def _best_rows(file: Path, count: int) -> dict[str, dict[str, float]]:
     """The hyperparameters in the best rows of a table, by this program or one like it."""
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()  # spreadsheets add a mark
     header = [cell.strip() for cell in lines[0].split(",")] if lines else []
     rows = []
     for number, line in enumerate(lines[1:], 2):
