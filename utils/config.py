@@ -147,7 +147,7 @@ class TrainOptions:
             (0 <= self.seed < 2**63, f"--seed {self.seed}: 0 or more, below 2^63"),
             (self.save_minutes >= 0, f"--save-minutes {self.save_minutes}: 0 or more"),
             (all(layer >= 0 for layer in self.freeze), f"--freeze {' '.join(map(str, self.freeze))}: 0 or more"),
-            (self.evolve >= 0, f"--evolve {self.evolve}: at least 1"),
+            (self.evolve >= 0, f"--evolve {self.evolve}: 0 (off) or more"),
             (self.evolve_workers >= 0, f"--evolve-workers {self.evolve_workers}: at least 1"),
             (self.evolve_timeout >= 0, f"--evolve-timeout {self.evolve_timeout}: 0 or more minutes"),
             (0 < self.evolve_fraction <= 1, f"--evolve-fraction {self.evolve_fraction}: above 0, at most 1"),
