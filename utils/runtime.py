@@ -23,7 +23,7 @@ import torch.distributed as dist
 from utils.errors import UserError, explain
 
 ROOT = Path(__file__).resolve().parents[1]  # the project folder
-GROUP_TIMEOUT = timedelta(minutes=10)  # for processes that train side by side; one that is gone is noticed at once
+GROUP_TIMEOUT = timedelta(minutes=10)  # for processes side by side; one that dies is noticed at once, a machine is not
 STORE_KEY = "anchorage/port"
 PATIENT_TIMEOUT = timedelta(days=7)  # while rank 0 downloads, scans labels, fits anchors or writes
 
