@@ -196,8 +196,6 @@ def read_plan(options: TrainOptions, typed: frozenset[str], script: Path) -> Pla
     """Everything that can be wrong is found here, before anything is written."""
     if options.batch_size == -1:
         raise UserError("--batch-size -1 with --evolve: every generation would find another one; give a number")
-    if torch.distributed.is_torchelastic_launched():
-        raise UserError("--evolve starts its own processes: type python train.py --device 0,1,2,3, without torchrun")
     name = Path(options.cfg or options.weights or "exp").stem if options.name == "cfg" else options.name
     folder = Path(options.project if "project" in typed else PROJECT) / name
     start = read_start(options)
