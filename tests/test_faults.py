@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,22 @@ def test_nothing_can_be_written_for_an_epoch(tiny_data, tiny_cfg, tmp_path, monk
     assert any("results.csv" in line and os.strerror(number) in line for line in lines) and len(lines) <= 3
     rows = (tmp_path / "run" / "results.csv").read_text().splitlines()
     assert [row.split(",")[0].strip() for row in rows] == ["epoch", "0", "1", "2"]  # caught up
+
+
+@pytest.mark.parametrize("best", [0, 1], ids=["the first", "the second"])
+def test_the_best_epoch_is_kept_though_the_disk_was_full_at_its_end(tiny_data, tiny_cfg, tmp_path, monkeypatch, best):
+    """best.pt is written as soon as there is room: no later epoch may be as good."""
+    plain, full = train.validate, lambda *_: open("/dev/full", "wb")
+
+    def validate(run, *others):
+        return replace(plain(run, *others), precision=0.0, recall=0.0, map50=0.0, map=1.0 if run.state.epoch == best else 0.1)
+
+    monkeypatch.setattr(train, "validate", validate)
+    during(monkeypatch, best, lambda: monkeypatch.setattr("utils.files.open", full, raising=False),
+           lambda: monkeypatch.delattr("utils.files.open"))
+    train.main(arguments(tiny_data, tiny_cfg, tmp_path, epochs=best + 3))
+    assert read_checkpoint(tmp_path / "run" / "weights" / "best.pt")["epoch"] == best + 1  # counted when it is done
+    assert state_of(tmp_path)["epoch"] == best + 3 and state_of(tmp_path)["best_fitness"] == pytest.approx(0.9)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")

@@ -119,6 +119,8 @@ class CheckpointWriter:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._waiting: list[Future] = []
+        self._for_use: dict[Path, tuple[dict[str, Any], Future]] = {}
+        self.unwritten: dict[Path, dict[str, Any]] = {}  # weights for use that still have to be; known after `wait`
         self.failed = False  # whether anything handed over last could not be written; known after `wait`
 
     def submit(self, content: dict[str, Any], *, full: list[Path], stripped: list[Path]) -> None:
@@ -131,14 +133,19 @@ class CheckpointWriter:
             print("WARNING not saved: the weights hold NaN or infinity; the checkpoints before stay", file=sys.stderr)
             self.failed = True
             return
-        self._waiting = [self._thread.submit(_write, path, stripped_content(content), "weights") for path in stripped]
-        self._waiting += [self._thread.submit(_write, path, content, "train") for path in full]
+        for path in stripped:
+            self.unwritten[path] = stripped_content(content)
+        for path, weights in self.unwritten.items():
+            self._for_use[path] = weights, self._thread.submit(_write, path, weights, "weights")
+        self._waiting = [self._thread.submit(_write, path, content, "train") for path in full]
 
     def wait(self) -> None:
         """Until everything handed over is on the disk, or has `failed`."""
-        if self._waiting:
-            self.failed = not all([task.result() for task in self._waiting])
-        self._waiting = []
+        if self._waiting or self._for_use:
+            written = all([task.result() for task in self._waiting])
+            self.unwritten = {path: weights for path, (weights, task) in self._for_use.items() if not task.result()}
+            self.failed = not written or bool(self.unwritten)
+        self._waiting, self._for_use = [], {}
 
     def close(self) -> None:
         self.wait()

@@ -79,8 +79,9 @@ class RunFolder:
         if start is not None and content["step"] and self._start_written != start["iteration"]:
             self._start_written = start["iteration"]
             self._writer.submit(start, full=[self.weights / START], stripped=[])
-        stripped = [self.best] if best or (finished >= 0 and not self.best.exists()) else []
-        self._writer.submit(snapshot(content), full=full, stripped=stripped)
+            self._start_written = start["iteration"] if self.is_saved() else None
+        missing = finished >= 0 and not self.best.exists() and self.best not in self._writer.unwritten
+        self._writer.submit(snapshot(content), full=full, stripped=[self.best] if best or missing else [])
 
     def is_saved(self) -> bool:
         """Wait for the disk; whether all that was handed over last is on it."""
