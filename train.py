@@ -19,7 +19,7 @@ import val
 from models.adaptation import fit_model_anchors, freeze_layers, round_to_stride
 from models.loading import load_model, read_weights, resolve_weights, transfer
 from models.yolo import DetectionModel
-from utils.autobatch import find_batch_size
+from utils.autobatch import advice_on_memory, find_batch_size
 from utils.checkpoint import TrainState, is_finite, snapshot
 from utils.config import Hyperparameters, SuggestingParser, TrainOptions, add_flags
 from utils.dataset import Batch, Loader, advise, class_weights, image_weights, make_loader
@@ -38,7 +38,7 @@ from utils.request import Request, open_run_folder, read_hyperparameters, unders
 from utils.resume import fingerprint, rescaled, surroundings
 from utils.runfolder import RunFolder
 from utils.runtime import Distributed, amp_dtype, describe_device, launch_token, seed_everything
-from utils.schedule import EarlyStopping, Rates, Schedule, multi_scale_size
+from utils.schedule import EarlyStopping, Rates, Schedule, largest_size, multi_scale_size
 from utils.training_data import Data, expect_pictures, label_sizes, read_data, read_names
 from utils.training_log import RunLog, SilentLog, say_how_to_go_on
 from utils.trainstate import begin_again, build_state, is_over, steps_before
@@ -197,8 +197,9 @@ def build_run(request: Request, distributed: Distributed) -> Run:
     model = model.to(device, memory_format=torch.channels_last)
     autocast = amp_dtype(options.amp, device, spread=len(distributed.devices) > 1)
     if options.batch_size == -1:
-        of_each = distributed.on_main(lambda: find_batch_size(model, options.imgsz, autocast))
-        options = options.replace(batch_size=of_each * max(distributed.world_size, len(distributed.devices)))
+        largest = largest_size(imgsz, grid) if options.multi_scale else imgsz
+        of_each = distributed.on_main(lambda: find_batch_size(model, largest, autocast))
+        options = options.replace(batch_size=of_each * shares(distributed))
     frozen = freeze_layers(model, options.freeze)
     train_loader, val_loader = build_loaders(options, hyp, data, grid, distributed)
     state = build_state(model, options, hyp, autocast, request.resumed)
@@ -435,7 +436,8 @@ def main(argv: Sequence[str] | None = None) -> Metrics | Verdict | None:
         distributed = group.use(options.device, options.batch_size)
         seed_everything(options.seed)
         print(f"train: {describe_device(distributed.device)} x {distributed.world_size}, torch {torch.__version__}")
-        run = build_run(request, distributed)
+        with advice_on_memory(options.batch_size, options.imgsz, shares(distributed)):
+            run = build_run(request, distributed)
         if not distributed.is_main:
             return train_and_finish(run, SilentLog())
         with closing(RunFolder(open_run_folder(request), plots=not options.noplots)) as folder:
@@ -443,22 +445,24 @@ def main(argv: Sequence[str] | None = None) -> Metrics | Verdict | None:
             return train_and_finish(run, RunLog(run, folder))
 
 
+def shares(group: Distributed) -> int:
+    """Into how many parts a batch is divided."""
+    return max(group.world_size, len(group.devices))
+
+
 def train_and_finish(run: Run, log: RunLog) -> Metrics | None:
     """Train and finish, or stop for a signal or for want of GPU memory. Returns the metrics of the last validation."""
-    group = run.distributed
+    group, options = run.distributed, run.options
     echo = 0.0 if group.local_rank is None else LAUNCHER_SECONDS
     try:
-        with closing(run.train_loader), closing(run.val_loader), Interruption(run.options.save_minutes, echo) as stop:
+        with (advice_on_memory(options.batch_size, options.imgsz, shares(group)), closing(run.train_loader),
+              closing(run.val_loader), Interruption(options.save_minutes, echo) as stop):
             metrics = train(run, log, stop)
             with stop.at_once(group.world_size == 1):
                 finish(run, log)
             return metrics
     except Interrupted as signal:
         raise SystemExit(say_how_to_go_on(str(signal), log.folder) if group.is_main else EXIT_CODE) from None
-    except torch.OutOfMemoryError as error:
-        batch, imgsz = run.options.batch_size, run.options.imgsz
-        raise UserError(f"out of GPU memory at --batch-size {batch}, --imgsz {imgsz}: try --batch-size "
-                        f"{max(batch // 2, 1)}, or --batch-size -1, which finds the largest that fits") from error
     except RuntimeError as error:
         advise(error, run.train_loader.workers)
         raise

@@ -11,18 +11,21 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import train
 from kill_and_resume import BEGUN, descendants, start
 from utils import errors
+from utils.autobatch import advice_on_memory
 from utils.checkpoint import read_checkpoint
 from utils.dataset import make_loader
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.interruption import EXIT_CODE, Interrupted, Interruption
 from utils.labels import load_index
+from utils.schedule import multi_scale_size
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -324,11 +327,30 @@ def test_too_little_shared_memory_names_the_flag(tiny_data, tiny_cfg, tmp_path):
     assert "too little shared memory for 2 data workers: use --workers 1" in done.stderr
 
 
-def test_too_little_gpu_memory_names_the_batch_to_try(tiny_data, tiny_cfg, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", ["prepare_images", "build_loaders"])
+def test_too_little_gpu_memory_names_the_batch_to_try(tiny_data, tiny_cfg, tmp_path, monkeypatch, place):
     def out_of_memory(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(train, "prepare_images", out_of_memory)
+    monkeypatch.setattr(train, place, out_of_memory)
     with pytest.raises(UserError, match="out of GPU memory at --batch-size 8, --imgsz 64: try --batch-size 4, or "
                                         "--batch-size -1"):
         train.main(arguments(tiny_data, tiny_cfg, tmp_path))
+
+
+@pytest.mark.parametrize("batch, shares, advice", [
+    (16, 1, "--batch-size 8,"), (2, 1, "--batch-size 1,"), (24, 4, "--batch-size 12,"), (8, 3, "--batch-size 3,"),
+    (6, 4, "--batch-size 4,"), (1, 1, "--imgsz 320"), (4, 4, "--imgsz 320"), (-1, 1, "--imgsz 320"),
+])
+def test_the_batch_to_try_is_smaller_and_fits_the_processes(batch, shares, advice):
+    with pytest.raises(UserError, match=f"try {advice}"), advice_on_memory(batch, 640, shares):
+        raise torch.OutOfMemoryError
+
+
+def test_the_batch_is_found_at_the_largest_size_that_is_trained(tiny_data, tiny_cfg, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(train, "find_batch_size", lambda model, imgsz, autocast: seen.append(imgsz) or 8)
+    for extra in ([], ["--multi-scale"]):
+        train.main([*arguments(tiny_data, tiny_cfg, tmp_path, "--batch-size", "-1", *extra, epochs=1)])
+    drawn = {multi_scale_size(np.random.default_rng(seed), 64, 32) for seed in range(200)}
+    assert seen == [64, max(drawn)] and max(drawn) > 64

@@ -1,10 +1,14 @@
 """The largest training batch that a GPU's memory holds (`--batch-size -1`)."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import nn
+
+from utils.errors import UserError
 
 DEFAULT_BATCH = 16  # on a CPU, and wherever measuring gives nothing usable
 MEMORY_SHARE = 0.8  # of the free memory: the rest is for other programs and for uneven batches
@@ -43,6 +47,20 @@ def extrapolate(used: dict[int, float], budget: float) -> int:
     if len(used) < len(TRIED):
         fitting = min(fitting, max(used))
     return min(max(fitting, 1), 1024)
+
+
+@contextmanager
+def advice_on_memory(batch: int, imgsz: int, shares: int) -> Iterator[None]:
+    """Turn want of GPU memory into a UserError that says what to try. shares: parts that a batch is divided into."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        if batch > shares:
+            fewer = max(batch // 2 // shares, 1) * shares
+            advice = f"--batch-size {fewer}, or --batch-size -1, which finds the largest that fits"
+        else:
+            advice = f"--imgsz {max(imgsz // 64, 1) * 32}, or a smaller model (--cfg yolov5n.yaml)"
+        raise UserError(f"out of GPU memory at --batch-size {batch}, --imgsz {imgsz}: try {advice}") from error
 
 
 def _peak_bytes(model: nn.Module, batch: int, imgsz: int, autocast: torch.dtype | None) -> int:

@@ -112,6 +112,11 @@ class EarlyStopping:
         self.best_fitness, self.best_epoch = float(state["best_fitness"]), int(state["best_epoch"])
 
 
+def largest_size(imgsz: int, stride: int) -> int:
+    """The largest that multi_scale_size can give."""
+    return (imgsz * 3 // 2 + stride - 1) // stride * stride
+
+
 def multi_scale_size(rng: np.random.Generator, imgsz: int, stride: int) -> int:
     """A random image side of about 0.5 to 1.5 times `imgsz`, a multiple of `stride` and at least one stride."""
     drawn = int(rng.integers(imgsz // 2, imgsz * 3 // 2 + stride))
