@@ -375,6 +375,9 @@ def sampling_weights(run: Run) -> np.ndarray | None:
 
 def validate(run: Run, log: "RunLog", interruption: Interruption) -> Metrics:
     """Metrics of the EMA weights on the validation pictures; where a signal ends it, a resumed run validates anew."""
+    if run.distributed.world_size > 1 and not run.options.nosave:  # launchers wait less than a validation may take
+        log.save(None)
+        interruption.note_save()
     run.distributed.share_buffers(run.ema.ema)  # batch statistics differ by process; rank 0's are saved
     try:
         with interruption.at_once(run.distributed.world_size == 1):  # of several, none may leave the others waiting

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -226,6 +227,21 @@ def test_ctrl_c_under_torchrun_saves_the_run(tiny_data, tiny_cfg, tmp_path):
         os.kill(pid, signal.SIGINT)
     assert life.wait(60) not in (None, 0)
     assert "Interrupted (SIGINT), the state is saved" in life.log.read_text() and state_of(tmp_path)["iteration"] > 0
+
+
+@pytest.mark.parametrize("processes, extra, expected", [
+    (1, [], ["evaluate"]), (2, [], ["save", "evaluate"]), (2, ["nosave"], ["evaluate"]),
+])
+def test_several_processes_save_before_they_validate(monkeypatch, processes, extra, expected):
+    """A launcher kills them half a minute after a signal; a validation may take longer, and none may leave the others."""
+    seen = []
+    options = SimpleNamespace(nosave="nosave" in extra, single_cls=False)
+    group = SimpleNamespace(world_size=processes, share_buffers=lambda _: None)
+    run = SimpleNamespace(distributed=group, options=options, ema=SimpleNamespace(ema=None), autocast=None,
+                          val_loader=None, loss=None, data=SimpleNamespace(names={}))
+    monkeypatch.setattr(train.val, "evaluate", lambda *_, **__: seen.append("evaluate"))
+    train.validate(run, SimpleNamespace(save=lambda _: seen.append("save")), Interruption(10))
+    assert seen == expected
 
 
 def test_signals_are_noted_echoes_ignored_and_handlers_put_back():

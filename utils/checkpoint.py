@@ -126,7 +126,8 @@ class CheckpointWriter:
     def submit(self, content: dict[str, Any], *, full: list[Path], stripped: list[Path]) -> None:
         """Write the weights of `content` for use to the files `stripped`, then the whole of it to `full`, in order.
 
-        Non-finite weights are never written. At most one earlier snapshot is kept waiting in memory.
+        Weights for use that could not be written before are tried again: no later epoch may be as good. Non-finite
+        weights are never written. At most one earlier snapshot is kept waiting in memory.
         """
         self.wait()
         if not is_finite(content):

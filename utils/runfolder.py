@@ -76,8 +76,9 @@ class RunFolder:
         full = [self.last]
         if period > 0 and finished >= 0 and finished % period == 0:
             full.insert(0, self.weights / f"epoch{finished}.pt")
-        if start is not None and content["step"] and self._start_written != start["iteration"]:
-            self._start_written = start["iteration"]
+        self._writer.wait()
+        within = 0 < content["step"] < content["surroundings"]["steps_per_epoch"]  # after the last step none can go bad
+        if start is not None and within and self._start_written != start["iteration"]:
             self._writer.submit(start, full=[self.weights / START], stripped=[])
             self._start_written = start["iteration"] if self.is_saved() else None
         missing = finished >= 0 and not self.best.exists() and self.best not in self._writer.unwritten
