@@ -35,7 +35,7 @@ from utils.metrics import Metrics
 from utils.optim import set_rates
 from utils.parallel import wrap_model
 from utils.request import Request, open_run_folder, read_hyperparameters, understand
-from utils.resume import fingerprint, rescaled, surroundings
+from utils.resume import name_contents, rescaled, surroundings
 from utils.runfolder import RunFolder
 from utils.runtime import Distributed, amp_dtype, describe_device, launch_token, seed_everything
 from utils.schedule import EarlyStopping, Rates, Schedule, largest_size, multi_scale_size
@@ -203,8 +203,7 @@ def build_run(request: Request, distributed: Distributed) -> Run:
     frozen = freeze_layers(model, options.freeze)
     train_loader, val_loader = build_loaders(options, hyp, data, grid, distributed)
     state = build_state(model, options, hyp, autocast, request.resumed)
-    content = fingerprint(data.train.shapes, data.train.labels, data.train.offsets)
-    around = surroundings(distributed, content, len(train_loader))
+    around = surroundings(distributed, name_contents(data.train, data.val), autocast, len(train_loader))
     if request.resumed:
         state.good = distributed.on_main(lambda: begin_again(state, request, options, around))
         state.step, state.iteration = rescaled(state.step, state.epoch, steps_before(request), len(train_loader))

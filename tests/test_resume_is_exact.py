@@ -19,7 +19,8 @@ import train
 from kill_and_resume import differences, flatten
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.errors import UserError
-from utils.resume import rescaled
+from utils.labels import load_index
+from utils.resume import name_contents, rescaled
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -200,13 +201,58 @@ def test_what_changed_is_listed_and_what_makes_it_inexact(copy, capsys):
 
 def test_other_surroundings_are_named(copy, capsys):
     content = state_of(copy)
-    around = {"processes": 2, "device": "NVIDIA X", "threads": 99, "torch": "1.0", "data": "another"}
+    around = {"processes": 2, "device": "NVIDIA X", "threads": 99, "torch": "1.0", "data": "another", "polygons": "p",
+              "validation": "v", "precision": "float16", "cpu": "Z80", "opencv": "3.0", "numpy": "1.0"}
     content["surroundings"] |= around
     write_checkpoint(copy / "weights" / "last.pt", {key: value for key, value in content.items() if key != "anchorage"})
     train.main(["--resume", str(copy), "--epochs", "3"])
     printed = capsys.readouterr().out
     for key, value in around.items():
         assert re.search(rf"resume: {key} {value} -> .*no longer exact to the bit", printed), key
+
+
+def test_surroundings_that_an_earlier_version_did_not_note_are_no_difference(copy, capsys):
+    content = state_of(copy)
+    for key in ("polygons", "validation", "precision", "cpu", "opencv", "numpy"):
+        del content["surroundings"][key]
+    write_checkpoint(copy / "weights" / "last.pt", {key: value for key, value in content.items() if key != "anchorage"})
+    train.main(["--resume", str(copy), "--epochs", "3"])
+    assert "no longer exact" not in capsys.readouterr().out
+
+
+def test_other_validation_data_or_outlines_are_noticed(tiny_data, tmp_path):
+    data = Path(shutil.copytree(tiny_data.parent, tmp_path / "data", ignore=shutil.ignore_patterns("*.cache")))
+
+    def names():
+        return name_contents(*(load_index(data / "images" / split, 2, progress=False) for split in ("train", "val")))
+
+    before = names()
+    (data / "labels" / "val" / "0.txt").write_text("0 .5 .5 .1 .1\n")
+    other = names()
+    assert {key for key in before if before[key] != other[key]} == {"validation"}
+    hull = "0 .25 .25 .75 .25 .75 .75\n", "0 .25 .25 .75 .75 .25 .75\n"  # the same box around them
+    seen = []
+    for row in hull:
+        (data / "labels" / "train" / "0.txt").write_text(row)
+        seen.append(names())
+    assert {key for key in before if seen[0][key] != seen[1][key]} == {"polygons"}
+
+
+def test_a_run_keeps_its_folder_whatever_name_is_typed(copy, capsys):
+    train.main(["--resume", str(copy), "--epochs", "3", "--name", "other", "--project", "elsewhere"])
+    printed = capsys.readouterr().out
+    assert "--name" not in printed and "--project" not in printed and f"Logging to {copy}\n" in printed
+    assert state_of(copy)["epoch"] == 3 and not Path("elsewhere").exists()
+
+
+def test_a_device_that_is_not_here_says_what_to_add(copy):
+    content = state_of(copy)
+    content["options"]["device"] = "99"
+    write_checkpoint(copy / "weights" / "last.pt", {key: value for key, value in content.items() if key != "anchorage"})
+    with pytest.raises(UserError, match="begun with --device 99, which is not here: add --device cpu, or a GPU"):
+        train.main(["--resume", str(copy), "--epochs", "3"])
+    train.main(["--resume", str(copy), "--epochs", "3", "--device", "cpu"])
+    assert state_of(copy)["epoch"] == 3
 
 
 def test_a_state_with_a_gradient_scale_goes_on_without_one(copy):

@@ -1,15 +1,18 @@
 """What a training was asked to do: the command line, and the run that it goes on with."""
 
+import io
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from utils.config import Hyperparameters, TrainOptions
+from utils.errors import UserError
 from utils.files import increment_path
 from utils.launch import find_launch
 from utils.resume import changed_options, find_run, read_state, run_folder
-from utils.runtime import ROOT
+from utils.runtime import ROOT, select_device
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,20 @@ def understand(given: dict[str, Any], launchers: Sequence[str]) -> Request:
         return Request(TrainOptions(**given), frozenset(given), None, folder)
     checkpoint = find_run(resume, given.get("project", TrainOptions.project))
     content = read_state(checkpoint)
-    return Request(changed_options(content, checkpoint, given), frozenset(given), content, folder)
+    options = changed_options(content, checkpoint, given)
+    if "device" not in given and not any(launchers):
+        expect_device(options.device)
+    return Request(options, frozenset(given), content, folder)
+
+
+def expect_device(device: str) -> None:
+    """UserError where a machine lacks the device that a run was begun on, and nobody has typed another."""
+    try:
+        with redirect_stdout(io.StringIO()):  # what it has to say it says again when the device is taken
+            select_device(device)
+    except UserError as error:
+        raise UserError(f"--resume: the run was begun with --device {device}, which is not here: add --device cpu, or "
+                        "a GPU that is here, such as --device 0") from error
 
 
 def open_run_folder(request: Request) -> Path:

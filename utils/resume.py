@@ -5,16 +5,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
 from utils.checkpoint import read_checkpoint
 from utils.config import TrainOptions
 from utils.errors import UserError
+from utils.labels import LabelIndex
 from utils.runtime import Distributed
 
 # Flags that leave the bytes of the weights alone. `epochs` is another run by intention, and the list says it.
 HARMLESS = frozenset("data workers cache save_minutes save_period nosave noplots project name exist_ok".split())
+PLACE = frozenset(("project", "name", "exist_ok"))  # of no effect where a run goes on in its own folder
 FIXED = ("cfg", "weights")  # these made the model, which is in the checkpoint
 START = "epoch-start.pt"  # beside last.pt while a run is within an epoch
 HALF = "last-half.pt"  # beside last.pt when the run has ended
@@ -53,6 +56,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def changed_options(content: Mapping[str, Any], checkpoint: Path, given: Mapping[str, Any]) -> TrainOptions:
     """Options of the run with those `given` now in their place; each change is printed."""
+    if run_folder(checkpoint):
+        given = {key: value for key, value in given.items() if key not in PLACE}
     stored = TrainOptions.from_dict(content["options"], str(checkpoint))
     changes = {key: value for key, value in given.items() if getattr(stored, key) != value}
     for key in FIXED:
@@ -84,20 +89,30 @@ def was_finished(checkpoint: Path, epoch: int) -> bool:
         return False
 
 
-def fingerprint(shapes: np.ndarray, labels: np.ndarray, offsets: np.ndarray) -> str:
-    """Names what is trained on: sizes of the pictures in their order, and their labels."""
+def fingerprint(*arrays: np.ndarray) -> str:
     text = hashlib.sha256()
-    for array in (shapes, labels, offsets):
+    for array in arrays:
         text.update(np.ascontiguousarray(array).tobytes())
     return text.hexdigest()[:16]
 
 
-def surroundings(group: Distributed, data: str, steps_per_epoch: int) -> dict[str, Any]:
-    """All that the bytes of a run depend on besides its options and its state."""
+def name_contents(train: LabelIndex, validation: LabelIndex) -> dict[str, str]:
+    """Names what is trained and measured on: sizes of the pictures in their order, and their labels. Not the pixels,
+    which would all have to be read."""
+    return {"data": fingerprint(train.shapes, train.labels, train.offsets),
+            "polygons": fingerprint(train.points, train.segment_offsets),
+            "validation": fingerprint(validation.shapes, validation.labels, validation.offsets)}
+
+
+def surroundings(group: Distributed, contents: Mapping[str, str], precision: torch.dtype | None,
+                 steps_per_epoch: int) -> dict[str, Any]:
+    """All that the bytes of a run depend on besides its options and its state. precision: that of autocast, if any."""
     device = group.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"processes": group.world_size, "device": name, "torch": str(torch.__version__), "data": data,
-            "threads": torch.get_num_threads() if device.type == "cpu" else 0, "steps_per_epoch": steps_per_epoch}
+    return {"processes": group.world_size, "device": name, "torch": str(torch.__version__), **contents,
+            "threads": torch.get_num_threads() if device.type == "cpu" else 0, "steps_per_epoch": steps_per_epoch,
+            "precision": str(precision or torch.float32).removeprefix("torch."),
+            "cpu": torch.backends.cpu.get_cpu_capability(), "opencv": cv2.__version__, "numpy": np.__version__}
 
 
 REASONS = {
@@ -106,11 +121,20 @@ REASONS = {
     "threads": "sums are rounded in another order; OMP_NUM_THREADS sets it",
     "torch": "another version may round otherwise",
     "data": "other pictures or labels than before: the order of the pictures is another one",
+    "polygons": "other outlines than before",
+    "validation": "other pictures or labels to measure on: another epoch may be the best",
+    "precision": "what --amp auto means here",
+    "cpu": "with other instructions sums are rounded in another order",
+    "opencv": "another version may decode and resize otherwise",
+    "numpy": "another version may draw and round otherwise",
 }
 
 
 def report_differences(before: Any, now: Mapping[str, Any]) -> None:
-    """A line for everything around the run that is another than before, and therefore no longer exact."""
+    """A line for everything around the run that is another than before, and therefore no longer exact.
+
+    What an earlier version of this project did not note is taken to be as it was.
+    """
     before = before if isinstance(before, dict) else {}
     for key, reason in REASONS.items():
         if key in before and before[key] != now[key]:

@@ -13,7 +13,7 @@ from utils.errors import UserError
 from utils.guard import PATIENCE, SEARCHING_PATIENCE, Guard
 from utils.optim import build_optimizer, scaled_weight_decay
 from utils.request import Request
-from utils.resume import read_start, report_differences, was_finished
+from utils.resume import HARMLESS, read_start, report_differences, was_finished
 from utils.schedule import EarlyStopping, accumulation
 
 
@@ -59,7 +59,17 @@ def begin_again(state: TrainState, request: Request, options: TrainOptions, arou
     if is_over(state, options) and request.folder is None and was_finished(checkpoint, state.epoch):
         more = "--patience" if state.epoch < options.epochs else f"--epochs {2 * state.epoch}"
         raise UserError(f"{checkpoint}: all {state.epoch} epochs are done; add {more} to go on")
-    return read_start(checkpoint, request.resumed) if steps_before(request) == around["steps_per_epoch"] else None
+    start = read_start(checkpoint, request.resumed)
+    return start if start and is_same_run(start, state, request, options, around) else None
+
+
+def is_same_run(start: dict, state: TrainState, request: Request, options: TrainOptions,
+                around: dict[str, Any]) -> bool:
+    """Whether the run goes on as it was begun: else its state at the epoch's start does not fit what it is now."""
+    before = TrainOptions.from_dict(request.resumed["options"]).to_dict()
+    changed = {key for key, value in options.to_dict().items() if before[key] != value} - HARMLESS - {"resume"}
+    return (not changed and "hyp" not in request.typed and steps_before(request) == around["steps_per_epoch"]
+            and bool(start.get("scaler")) == state.members["scaler"].is_enabled())
 
 
 def steps_before(request: Request) -> int | None:
