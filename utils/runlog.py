@@ -1,6 +1,5 @@
 """What a run says: the console table and results.csv."""
 
-import csv
 import sys
 from pathlib import Path
 
@@ -55,9 +54,22 @@ class ResultsFile:
 
 
 def _read_rows(path: Path) -> list[list[str]]:
-    """Rows of an earlier part of the run, cells as they stand; none where there is no file."""
+    """Rows of an earlier part of the run, cells as they stand; none where there is no file. Damaged ones are left out,
+    with a line that says how many."""
     if not path.is_file():
         return []
-    with open(path, newline="") as file:
-        rows = list(csv.reader(file))[1:]
-    return [row for row in rows if len(row) == len(COLUMNS) and row[0].strip().isdigit()]
+    lines = path.read_bytes().decode("ascii", errors="replace").splitlines()[1:]
+    rows = [line.split(",") for line in lines if line.strip()]
+    good = [row for row in rows if len(row) == len(COLUMNS) and _is_numbers(row)]
+    if len(good) < len(rows):
+        print(f"WARNING {path}: {len(rows) - len(good)} rows are damaged and left out, {len(good)} are kept",
+              file=sys.stderr)
+    return good
+
+
+def _is_numbers(row: list[str]) -> bool:
+    try:
+        [float(cell) for cell in row]
+        return int(row[0]) >= 0
+    except ValueError:
+        return False
