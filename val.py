@@ -24,7 +24,7 @@ from utils.boxes import xywh_to_xyxy
 from utils.config import DatasetSpec, SuggestingParser, add_flags, flag
 from utils.dataset import Batch, Loader, make_loader
 from utils.errors import UserError, run as run_command
-from utils.files import increment_path
+from utils.files import atomic_write, increment_path
 from utils.labels import LabelIndex, load_index
 from utils.loss import DetectionLoss, LossSums
 from utils.metrics import IOU_LEVELS, ConfusionMatrix, Metrics, Speed, match_detections
@@ -343,7 +343,8 @@ def study(options: ValOptions, subject: Subject, file: Path) -> tuple[list[Metri
         found.append(measure(replace(options, imgsz=size), subject))
         m, s = found[-1], found[-1].speed
         rows.append((m.precision, m.recall, m.map50, m.map, *m.losses, s.preprocess, s.inference, s.nms))
-    np.savetxt(file, rows, fmt="%10.4g", delimiter="")
+    with atomic_write(file) as stream:
+        np.savetxt(stream, rows, fmt="%10.4g", delimiter="")
     return found, np.array(rows)
 
 

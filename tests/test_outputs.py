@@ -56,6 +56,17 @@ def test_text_of_an_earlier_run_is_replaced_or_removed(tmp_path):
         assert outputs.label_files == (expected is not None)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_leaves_the_text_of_before(tmp_path, monkeypatch):
+    outputs = Outputs(tmp_path, NAMES, text=True, pictures=False)
+    outputs.write(frame(), ROWS)
+    before = (tmp_path / "labels/cat.txt").read_text()
+    monkeypatch.setattr("utils.files.open", lambda *_: open("/dev/full", "wb"), raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        outputs.write(frame(), ROWS[:1])
+    assert files_below(tmp_path) == ["labels/cat.txt"] and (tmp_path / "labels/cat.txt").read_text() == before
+
+
 def test_table(tmp_path):
     for _ in range(2):  # the second run starts the file anew
         outputs = Outputs(tmp_path, NAMES | {1: 'a "bus", red'}, table=True, pictures=False)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,15 @@ def test_text_files(tmp_path):
     assert rows == [pytest.approx([0, 0.25, 0.38, 0.3, 0.6, 0.9]), pytest.approx([1, 0.5, 0.5, 1, 1, 0.25])]
     TextWriter(folder, ["/data/0.jpg"], confidence=False)
     assert not list(folder.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_leaves_no_half_of_a_label_file(tmp_path, monkeypatch):
+    writer = TextWriter(tmp_path, ["/data/0.jpg"], confidence=False)
+    monkeypatch.setattr("utils.files.open", lambda *_: open("/dev/full", "wb"), raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        writer("/data/0.jpg", torch.tensor([[20.0, 8, 80, 68, 0.9, 0]]), (100, 200))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

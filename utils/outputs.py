@@ -16,6 +16,7 @@ import numpy as np
 from utils.boxes import xyxy_to_xywh
 from utils.drawing import draw_boxes, save_image
 from utils.errors import UserError
+from utils.files import atomic_write
 from utils.sources import Frame
 
 WRITABLE = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())  # formats that OpenCV writes; others become .jpg
@@ -72,7 +73,7 @@ class Outputs:
 
     def __post_init__(self):
         self._table = None
-        if self.table:
+        if self.table:  # written as the frames come: a stream may never end
             self._table = open(self.folder / "predictions.csv", "w", newline="", encoding="utf-8")
             csv.writer(self._table).writerow(["Image Name", "Prediction", "Confidence"])
 
@@ -126,7 +127,8 @@ class Outputs:
             values = [int(row[5]), *box] + ([row[4]] if self.confidence else [])
             lines.append(" ".join(f"{value:g}" for value in values) + "\n")
         file.parent.mkdir(exist_ok=True)
-        file.write_text("".join(lines))
+        with atomic_write(file, sync=False) as stream:
+            stream.write("".join(lines).encode())
         self.label_files += 1
 
     def _write_crops(self, image: np.ndarray, stem: str, rows: np.ndarray) -> None:

@@ -42,7 +42,8 @@ class TextWriter:
             " ".join(f"{value:g}" for value in (cls, *box, *([confidence] if self.confidence else [])))
             for box, (confidence, cls) in zip(boxes.tolist(), detections[:, 4:].tolist())
         ]
-        self.files[str(Path(path))].write_text("\n".join(lines) + "\n")
+        with atomic_write(self.files[str(Path(path))], sync=False) as file:
+            file.write(("\n".join(lines) + "\n").encode())
         self.written += 1
 
 
