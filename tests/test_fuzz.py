@@ -21,6 +21,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -31,10 +33,13 @@ sys.path[:0] = [str(ROOT)]  # runs as a program too
 
 from models.loading import load_model, read_weights  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
+from utils import labels as label_index  # noqa: E402
+from utils.augment import read_image  # noqa: E402
 from utils.checkpoint import describe_model, read_checkpoint, write_checkpoint  # noqa: E402
 from utils.config import DatasetSpec, Hyperparameters, TrainOptions  # noqa: E402
 from utils.errors import UserError, one_line  # noqa: E402
 from utils.files import read_yaml  # noqa: E402
+from utils.image_header import MAX_PIXELS, MIN_SIDE, picture_shape  # noqa: E402
 from utils.label_file import parse_labels  # noqa: E402
 
 INPUTS = 60  # for each reader in the test suite
@@ -205,6 +210,34 @@ def whole_files(folder: Path) -> list[bytes]:
     return [(folder / f"{name}.pt").read_bytes() for name in "abcd"]
 
 
+def whole_pictures() -> list[bytes]:
+    """A small picture in every format that is read."""
+    pixels = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
+    wanted = [(".jpg", []), (".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]), (".png", []), (".bmp", []), (".tiff", []),
+              (".webp", [cv2.IMWRITE_WEBP_QUALITY, 80]), (".webp", [cv2.IMWRITE_WEBP_QUALITY, 101]), (".pfm", [])]
+    return [cv2.imencode(suffix, pixels, options)[1].tobytes() for suffix, options in wanted]
+
+
+HEADS = [b"\xff\xd8\xff", b"\xff\xd8\xff\xe1\0\x20Exif\0\0II*\0\x08\0\0\0", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"BM",
+         b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"II+\0\x08\0\0\0", b"RIFF\x20\0\0\0WEBPVP8X", b"RIFF\x20\0\0\0WEBPVP8L",
+         b"PF\n30 30\n-1\n", b"GIF89a", b"P6\n30 30\n255\n", b"#?RADIANCE\n", b"\x59\xa6\x6a\x95", b"\0\0\0\x0cjP  ", b""]
+
+
+def cached_set(folder: Path) -> tuple[Path, tuple]:
+    """A label cache, and what else belongs to it: key, paths and stamps."""
+    for number, row in enumerate(("0 .5 .5 .2 .2\n", "1 .1 .1 .3 .1 .3 .4\nbad\n", "")):
+        for kind, content in (("images", whole_pictures()[number]), ("labels", row.encode())):
+            file = folder / "set" / kind / f"{number}.{'txt' if kind == 'labels' else 'png'}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+    label_index.load_index(folder / "set" / "images", 2, progress=False)
+    paths = label_index.find_images(folder / "set" / "images")
+    with label_index.ThreadPool(1) as pool:
+        stamps = label_index._stamps(pool, paths)
+    key = {"format": label_index.CACHE_FORMAT, "num_classes": 2, "single_cls": 0}
+    return folder / "set" / "labels.cache", (key, paths, stamps)
+
+
 # ---- the readers: a strategy of inputs, and what reads one -----------------------------------------------------------
 
 
@@ -214,7 +247,28 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
     (folder / "a").mkdir()
     damaged = st.builds(mutated, st.sampled_from(wholes), st.integers(0, 2**31), st.integers(1, 6))
     hostile = st.one_of(PICKLES, PICKLES.map(archive), st.binary(max_size=200).map(lambda data: b"PK\x03\x04" + data))
-    file, text = folder / "input.pt", folder / "input.yaml"
+    file, text, picture = folder / "input.pt", folder / "input.yaml", folder / "input.png"
+    cache, belongings = cached_set(folder)
+    whole = label_index._read_cache(cache, *belongings)
+    damage = st.integers(0, 2**31), st.integers(0, 6)
+    pictures = st.one_of(st.builds(mutated, st.sampled_from(whole_pictures()), *damage),
+                         st.builds(lambda head, rest: head + rest, st.sampled_from(HEADS), st.binary(max_size=200)))
+
+    def read_picture(path: Path) -> None:
+        try:
+            height, width = picture_shape(path)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        assert min(height, width) >= MIN_SIDE and height * width <= MAX_PIXELS
+        if height * width < 1 << 22:  # the damage may have made it large, which takes its time
+            assert read_image(path).shape[2:] == (3,)
+
+    def read_cache(path: Path) -> None:
+        index = label_index._read_cache(path, *belongings)
+        if index is None:
+            raise UserError("the labels are read anew")
+        for name in ("paths", "shapes", "labels", "offsets", "points", "segment_offsets"):
+            assert np.array_equal(getattr(index, name), getattr(whole, name)), name
 
     def labels(data: bytes) -> Callable[[], None]:
         def read() -> None:
@@ -244,6 +298,8 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
         "checkpoint, hostile pickle": (hostile, on(file, read_weights)),
         "checkpoint to model": (damaged, on(file, load_model)),
         "label file": (LABELS, labels),
+        "label cache": (st.builds(mutated, st.just(cache.read_bytes()), *damage), on(cache, read_cache)),
+        "picture header": (pictures, on(picture, read_picture)),
         "YAML": (YAML, on(text, read_yaml)),
         "hyperparameter YAML": (YAML, on(text, Hyperparameters.load)),
         "data set YAML": (YAML, on(text, lambda path: DatasetSpec.load(path, [folder]))),
@@ -252,7 +308,7 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
 
 
 NAMES_OF_READERS = ("checkpoint, damaged", "checkpoint, our reader", "checkpoint, hostile pickle", "checkpoint to model",
-                    "label file", "YAML", "hyperparameter YAML", "data set YAML", "model YAML")
+                    "label file", "label cache", "picture header", "YAML", "hyperparameter YAML", "data set YAML", "model YAML")
 
 
 def fuzz(name: str, folder: Path, inputs: int, seed: int | None = None) -> Counter:
