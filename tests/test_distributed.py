@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import train
 from utils.checkpoint import read_checkpoint
+from utils.config import Hyperparameters
 from utils.config import TrainOptions
 from utils.errors import UserError
 from utils.launch import find_launch, remember_launch
@@ -150,14 +152,18 @@ def pretrained(tiny_cfg, project) -> Path:
 
 
 def test_two_processes_train_as_one_does(pretrained, tiny_cfg, project):
+    """At gentle rates: large steps tear up what was learned, and all metrics are noise again."""
+    rates = {"lr0": 0.001, "warmup_bias_lr": 0.001}
+    (project / "gentle.yaml").write_text(yaml.safe_dump({**Hyperparameters().to_dict(), **rates}))
+
     def words(name):
         return options("data/shapes.yaml", tiny_cfg, project, name, "--weights", pretrained, "--device", "cpu",
-                       epochs=2, batch=64)
+                       "--hyp", project / "gentle.yaml", epochs=2, batch=64)
 
     launch(sys.executable, WORKER, "keep", *words("one"))
     launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, WORKER, "keep", *words("two"))
     one, two = rows(project / "one"), rows(project / "two")
-    assert len(one) == len(two) == 2 and one[-1]["metrics/mAP_0.5"] > 0
+    assert len(one) == len(two) == 2 and one[-1]["metrics/mAP_0.5"] > 0.01
     for a, b in zip(one, two):
         assert b == pytest.approx(a, abs=1e-4), a["epoch"]
         assert b["train/box_loss"] == pytest.approx(a["train/box_loss"], rel=1e-3)
