@@ -1,6 +1,7 @@
 """What does --evolve-prune save, and does it keep the winner? Replays recorded curves, without any training.
 
     python benchmarks/evolve_prune.py [evolve.csv ...]
+    python benchmarks/evolve_prune.py --record FLAGS OF TRAIN.PY      makes such a table: evolves and stops nothing
 
 The curves are those of generations that all ran to their end: fitness after every epoch, in the column `curve` of an
 evolve.csv. Recorded ones lie beside this script. Each table is replayed in the order in which it was made, by one
@@ -11,11 +12,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import train  # noqa: E402
 from utils.evolve import GENES, falls_behind  # noqa: E402
 from utils.evolve_store import read_table  # noqa: E402
 
@@ -64,7 +67,15 @@ def read_curves(file: Path) -> list[tuple[float, ...]]:
     return [record.curve for record in ordered if record.status == "done" and record.curve]
 
 
+def record(flags: list[str]) -> None:
+    """An evolution in which every epoch of every generation is validated, and all run to their end."""
+    with mock.patch("utils.evolve_run.falls_behind", lambda *_: False):
+        train.main([*flags, "--evolve-prune"])
+
+
 def main() -> None:
+    if "--record" in sys.argv[1:2]:
+        return record(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", type=Path, default=[RECORDED])
     for file in parser.parse_args().tables:
