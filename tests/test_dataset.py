@@ -9,17 +9,14 @@ import pytest
 import torch
 
 import train
-import train
 from utils import dataset, image_cache
 from utils.augment import GREY, Letterbox
-from utils.config import Hyperparameters
 from utils.config import Hyperparameters
 from utils.dataset import (Batch, class_weights, count_earlier, group_in_fours, image_weights, make_loader,
                            rect_shapes)
 from utils.errors import UserError
 from utils.image_cache import SharedBytes
 from utils.labels import LabelIndex, load_index
-from utils.loss import DetectionLoss, scale_gains
 from utils.loss import DetectionLoss, scale_gains
 
 HYP = {"hsv_h": 0.015, "hsv_s": 0.7, "hsv_v": 0.4, "degrees": 5.0, "translate": 0.1, "scale": 0.5, "fliplr": 0.5,
@@ -248,39 +245,6 @@ def test_processes_have_equally_many_training_batches(index, world_size):
     assert {len(part) for part in slices} == {2} == {len(loader) for loader in loaders}
     assert all(len(batch.images) for part in slices for batch in part)
     assert {path for part in slices for batch in part for path in batch.paths} == set(index.paths)
-
-
-@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
-def test_shares_with_fillers_add_up_to_the_loss_of_one_process(index, world_size):
-    """Eleven pictures in batches of eight: the last batch has three, so of eight processes five have none that counts."""
-    gains = scale_gains(Hyperparameters().to_dict(), 1, 3, 64)
-
-    def loss(add=None):
-        return DetectionLoss(torch.ones(1, 3, 2) * 4, torch.tensor([8.0]), 3, gains, sum_over_processes=add)
-
-    def predict(batch, weight):  # (B, 3, 8, 8, 5+3), of each picture by itself
-        means = batch.images.float().mean((1, 2, 3)) / 255
-        return [means[:, None, None, None, None] * weight]
-
-    weight = torch.randn(1, 3, 8, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    settings = {"hyp": HYP, "shuffle": True, "batch_size": 8}
-    ranks = [list(loader_of(index, rank=rank, world_size=world_size, **settings)) for rank in range(world_size)]
-    fillers = [[batch.filler for batch in batches] for batches in ranks]
-    assert sum(map(sum, fillers)) == max(world_size - 3, 0) and not any(first for first, _ in fillers)
-    for number, batch in enumerate(loader_of(index, **settings)):
-        total, parts = loss()(predict(batch, weight), batch.targets)
-        expected, = torch.autograd.grad(total, weight)
-        shares = [batches[number] for batches in ranks]
-        seen = [train.counted(predict(share, weight), share) for share in shares]
-        counts = []  # first what each one counts, then the loss with the sums
-        for raw, share in zip(seen, shares):
-            loss(lambda mine: counts.append(mine) or mine)(raw, share.targets)
-        found = [loss(lambda mine: sum(counts))(raw, share.targets) for raw, share in zip(seen, shares)]
-        gradient, = torch.autograd.grad(sum(value for value, _ in found), weight)
-        assert sum(value for value, _ in found).item() == pytest.approx(total.item(), rel=1e-6)
-        assert torch.stack([torch.stack(each) for _, each in found]).sum(0).tolist() == pytest.approx(
-            [part.item() for part in parts], rel=1e-5)
-        assert torch.allclose(gradient, expected, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
