@@ -394,14 +394,12 @@ def validate(run: Run, log: "RunLog", interruption: Interruption) -> Metrics:
 
 
 def finish(run: Run, log: RunLog) -> None:
-    """Validate best.pt with pictures on all processes, draw the curves, say where everything is."""
-    if run.options.score_only:
-        return
-    best = run.distributed.on_main(lambda: load_model(log.training_over())).to(run.distributed.device)  # other machines may not see the file
+    """Validate best.pt with pictures on all processes, and draw the curves."""
+    best = run.distributed.on_main(lambda: load_model(log.training_over()))  # other machines may not see the file
+    best = best.to(run.distributed.device)
     pictured = run.distributed.is_main and not run.options.noplots
     val.evaluate(best, run.val_loader, single_cls=run.options.single_cls, names=run.data.names,
                  plots=log.folder.path if pictured else None, verbose=True, distributed=run.distributed)
-    log.say_next()
 
 
 def refuse_launcher(group: Distributed) -> None:
@@ -460,8 +458,10 @@ def train_and_finish(run: Run, log: RunLog) -> Metrics | None:
         with (advice_on_memory(options.batch_size, options.imgsz, shares(group)), closing(run.train_loader),
               closing(run.val_loader), Interruption(options.save_minutes, echo) as stop):
             metrics = train(run, log, stop)
-            with stop.at_once(group.world_size == 1):
-                finish(run, log)
+            if not options.score_only:
+                with stop.at_once(group.world_size == 1):
+                    finish(run, log)
+                log.say_next()  # and marks the run as finished: a signal is too late for it from here on
             return metrics
     except Interrupted as signal:
         raise SystemExit(say_how_to_go_on(str(signal), log.folder) if group.is_main else EXIT_CODE) from None

@@ -107,6 +107,11 @@ def descendants(pid: int) -> list[int]:
     return sorted(found - {pid})
 
 
+def is_over(life: Life, code: int | None) -> bool:
+    """Whether the run came to its end: in this life, or just before the signal that ended the one before."""
+    return code == 0 or code == 1 and "epochs are done; add" in life.log.read_text(errors="replace")
+
+
 def start(arguments: list[str], log: Path, processes: int = 1) -> Life:
     """train.py as a program of its own, under torchrun for several processes."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
@@ -249,7 +254,7 @@ class Experiment:
         code = life.wait(self.plan.limit)
         if code is None:
             life.send(signal.SIGKILL)
-        if code != 0:
+        if not is_over(life, code):
             raise RuntimeError(f"the run ended with {code}:\n{life.log.read_text(errors='replace')[-3000:]}")
 
     def iteration(self, name: str) -> int:
@@ -286,7 +291,7 @@ class Experiment:
             ended = life.wait(self.plan.limit)
             self.say(f"life {kills + 1}: {'while starting' if early else 'in training'}, SIG{name} -> exit {ended}, "
                      f"saved up to iteration {self.iteration('killed')} of {total}")
-            if ended == 0:  # too late
+            if is_over(life, ended):  # too late
                 found += differences(self.folder / "whole", self.folder / "killed")
                 shutil.rmtree(self.folder / "killed")
             elif ended == (-signal.SIGKILL if name == "KILL" else EXIT_CODE):
