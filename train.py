@@ -184,7 +184,10 @@ def prepare(request: Request) -> Parts:
     data = read_data(options)
     imgsz = round_to_stride(options.imgsz, max(int(model.stride.max()), 32))
     if not request.resumed and not options.noautoanchor:
-        fit_model_anchors(model, label_sizes(data.train, imgsz), hyp.anchor_t, options.seed)
+        replaced = fit_model_anchors(model, label_sizes(data.train, imgsz), hyp.anchor_t, options.seed)
+        if replaced and options.weights and "weights" in request.typed:
+            print("the weights were trained with other anchors and must get used to these: for a few epochs of "
+                  "fine-tuning try --noautoanchor and --hyp hyp.VOC.yaml")
     return Parts(hyp, data, model, imgsz)
 
 

@@ -37,11 +37,15 @@ def round_to_stride(imgsz: int, stride: int) -> int:
     return rounded
 
 
-def fit_model_anchors(model: DetectionModel, sizes: np.ndarray, threshold: float, seed: int) -> None:
-    """AutoAnchor: keep the model's anchors where they recall 98 % of the labels, fit new ones where better."""
+def fit_model_anchors(model: DetectionModel, sizes: np.ndarray, threshold: float, seed: int) -> bool:
+    """AutoAnchor: keep the model's anchors where they recall 98 % of the labels, fit new ones where better.
+
+    Returns whether they were replaced.
+    """
     stride = model.stride.cpu().numpy()[:, None, None]
     anchors = model.head.anchors.cpu().numpy() * stride  # (L, A, 2) pixels
     report = check_anchors(anchors, sizes, threshold, np.random.default_rng(seed), strides=model.stride.tolist())
     print(report.message)
     if report.replaced:
         model.head.anchors.copy_(torch.from_numpy(np.asarray(report.anchors_px / stride, np.float32)))
+    return report.replaced

@@ -107,6 +107,14 @@ def test_transfer_says_how_much_came_over(finished, tiny_data, tiny_cfg, tmp_pat
     assert f"Transferred {count - 1}/{count} tensors" in capsys.readouterr().out  # all but the anchors: --cfg was given
 
 
+def test_weights_whose_anchors_are_replaced_are_pointed_out(finished, tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "fit_model_anchors", lambda *_: True)
+    best = str(finished / "weights" / "best.pt")
+    for words, expected in (["--weights", best], True), ([], False):
+        run(tiny_data, tiny_cfg, tmp_path, *words, "--noplots", "--noval", epochs=1)
+        assert ("try --noautoanchor" in capsys.readouterr().out) == expected
+
+
 def test_frozen_layers_keep_weights_and_batch_statistics(finished, tiny_data, tiny_cfg, tmp_path):
     best = finished / "weights" / "best.pt"
     folder = run(tiny_data, tiny_cfg, tmp_path, "--weights", str(best), "--freeze", "10", "--noplots", epochs=1)
