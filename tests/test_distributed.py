@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from kill_and_resume import descendants
 
 import train
 from utils.checkpoint import read_checkpoint
@@ -294,6 +295,17 @@ def test_a_process_that_fails_brings_all_down(tiny_data, tiny_cfg, tmp_path, kin
     assert "lost contact with another process" in output
 
 
+def test_a_killed_process_brings_all_down(long_run, project):
+    process = Started([*TORCHRUN, *ALONE, "--nproc_per_node", 2, ROOT / "train.py", *long_run("brought down")])
+    wait_for(lambda: len(rows(project / "brought down")) >= 1, process)
+    other = set(descendants(process.pid)) - {json.loads((project / "brought down" / "launch.json").read_text())["process"]}
+    began = time.monotonic()
+    os.kill(max(other), signal.SIGKILL)  # the second worker was started last
+    finish(process)
+    assert process.returncode and time.monotonic() - began < 60
+    assert read_checkpoint(project / "brought down" / "weights" / "last.pt")["epoch"] >= 1
+
+
 def test_a_batch_gone_bad_on_one_process_is_skipped_by_all(tiny_data, tiny_cfg, tmp_path):
     launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, WORKER, "nan", *options(tiny_data, tiny_cfg, tmp_path, "x", epochs=2))
     last = read_checkpoint(tmp_path / "x" / "weights" / "last.pt")
@@ -312,6 +324,17 @@ def test_an_interrupted_run_of_two_processes_resumes_exactly(long_run, whole, pr
     assert "the state is saved" in finish(process) and len(rows(folder)) < 6
     launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, ROOT / "train.py", "--resume", folder)
     assert_same_run(whole, folder)
+
+
+def test_a_run_of_two_processes_goes_on_in_one(long_run, project):
+    folder = project / "fewer"
+    process = Started([*TORCHRUN, *ALONE, "--nproc_per_node", 2, ROOT / "train.py", *long_run("fewer")])
+    wait_for(lambda: len(rows(folder)) >= 2, process)
+    process.send_signal(signal.SIGTERM)
+    assert "the state is saved" in finish(process)
+    output = launch(sys.executable, ROOT / "train.py", "--resume", folder)
+    assert "processes 2 -> 1: no longer exact to the bit" in output, output[-3000:]
+    assert [row["epoch"] for row in rows(folder)] == list(range(6))
 
 
 def test_a_killed_worker_comes_back_and_the_run_is_exact(long_run, whole, project):
