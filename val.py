@@ -5,6 +5,7 @@ Letters: B pictures of a batch, H W rows and columns, T targets, n detections an
 
 import itertools
 import math
+import operator
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,8 +32,9 @@ from utils.metrics import IOU_LEVELS, ConfusionMatrix, Metrics, Speed, match_det
 from utils.nms import non_max_suppression
 from utils.plots import Plotter, plot_study
 from utils.predictions import CocoWriter, TextWriter, Writer, unique_names
+from utils.prefetch import prefetch
 from utils.report import HEADER, draw_batch, draw_curves, table
-from utils.runtime import Distributed, describe_device, select_device
+from utils.runtime import Distributed, describe_device, keep_freed_memory, select_device
 
 PICTURED_BATCHES = 3  # drawn into the run folder
 STUDY_SIZES = range(256, 1536 + 1, 128)
@@ -119,11 +121,12 @@ def evaluate(
     names = names or model.names
     confusion, watch, statistics = ConfusionMatrix(1 if single_cls else len(names)), Stopwatch(device), []
     shown = progress and group.is_main
-    bar = tqdm(loader, desc=HEADER, bar_format="{l_bar}{bar:10}{r_bar}", mininterval=0.5, disable=not shown)
+    bar = tqdm(prefetch(loader, device), HEADER, operator.length_hint(loader) or None, disable=not shown,
+               bar_format="{l_bar}{bar:10}{r_bar}", mininterval=0.5)
     with evaluation_mode(model), Plotter() as plotter:
         for number, batch in enumerate(bar):
             with watch("preprocess"):
-                images = batch.images.to(device, non_blocking=True).float() / 255  # (B, 3, H, W)
+                images = batch.images.to(device).float() / 255  # (B, 3, H, W)
             with watch("inference"), torch.autocast(device.type, autocast, enabled=autocast is not None):
                 decoded, raw = model(images, augment=augment)
             sums = None if loss is None else torch.stack(loss.sums(raw, batch.targets)).cpu().numpy()
@@ -220,7 +223,7 @@ class ValOptions:
     save_txt: bool = flag(False, "write labels/*.txt")
     save_hybrid: bool = flag(False, "labels join the detections in labels/*.txt")
     save_conf: bool = flag(False, "add the confidence to labels/*.txt")
-    save_json: bool = flag(False, "write a COCO results file, and compare with pycocotools")
+    save_json: bool = flag(False, "write a COCO results file, and score it by COCO's rule")
     annotations: str = flag("", "COCO ground truth of the split, for --save-json")
     project: str = flag("runs/val", "results go to PROJECT/NAME")
     name: str = flag("exp", "results go to PROJECT/NAME; a number is added if it exists")
@@ -351,6 +354,7 @@ def study(options: ValOptions, subject: Subject, file: Path) -> tuple[list[Metri
 def main(argv: Sequence[str] | None = None) -> Metrics | list[Metrics]:
     """Measure as the command line `argv` says: the metrics, or, for speed and study, those of each weights and size."""
     options, named = parse_args(argv)
+    keep_freed_memory()
     device = select_device(options.device)[0]
     weights = [resolve_weights(name, allow_download=named) for name in options.weights]
     if options.task in ("speed", "study"):

@@ -66,7 +66,6 @@ def truth(tmp_path):
 
 
 def test_json_with_ids_of_the_annotations(truth, tmp_path, capsys):
-    pytest.importorskip("pycocotools")
     writer = CocoWriter(truth, NAMES, single_cls=False)
     writer("/x/a.jpg", torch.tensor([[20.0, 8, 80, 68, 0.912345678, 0]]), (100, 200))
     writer("/x/b.jpg", torch.zeros(0, 6), (100, 200))  # known by its stem
@@ -74,23 +73,38 @@ def test_json_with_ids_of_the_annotations(truth, tmp_path, capsys):
     writer.finish(tmp_path / "out.json", SCORES)
     rows = json.loads((tmp_path / "out.json").read_text())
     assert rows == [{"image_id": 42, "category_id": 90, "bbox": [20, 8, 60, 60], "score": 0.91235}]
-    assert "mAP50 0.9950, mAP50-95 0.9950 by our rule; 1.0000, 1.0000 by pycocotools" in capsys.readouterr().out
+    _, *table, last = capsys.readouterr().out.splitlines()
+    assert len(table) == 12
+    assert table[0] == " Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 1.000"
+    assert table[6] == " Average Recall     (AR) @[ IoU=0.50:0.95 | area=   all | maxDets=  1 ] = 1.000"
+    assert last == "mAP50 0.9950, mAP50-95 0.9950 by our rule; 1.0000, 1.0000 by COCO's"
 
 
 def test_json_without_detections(truth, tmp_path, capsys):
-    pytest.importorskip("pycocotools")
     writer = CocoWriter(truth, NAMES, single_cls=True)
     writer("/x/a.jpg", torch.zeros(0, 6), (100, 200))
     writer.finish(tmp_path / "out.json", SCORES)
     assert json.loads((tmp_path / "out.json").read_text()) == []
-    assert "0.0000, 0.0000 by pycocotools" in capsys.readouterr().out
+    assert "0.0000, 0.0000 by COCO's" in capsys.readouterr().out
 
 
 def test_json_where_pycocotools_is_absent(truth, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    monkeypatch.setitem(sys.modules, "pycocotools", None)
     writer = CocoWriter(truth, NAMES, single_cls=False)
+    writer("/x/a.jpg", torch.tensor([[20.0, 8, 80, 68, 0.9, 1]]), (100, 200))  # of the other class
     writer.finish(tmp_path / "out.json", SCORES)
-    assert (tmp_path / "out.json").is_file() and "pip install pycocotools" in capsys.readouterr().out
+    assert "maxDets=100 ] = 0.000" in capsys.readouterr().out
+    writer = CocoWriter(truth, NAMES, single_cls=True)
+    writer("/x/a.jpg", torch.tensor([[20.0, 8, 80, 68, 0.9, 0]]), (100, 200))
+    writer.finish(tmp_path / "out.json", SCORES)
+    assert "1.0000, 1.0000 by COCO's" in capsys.readouterr().out
+
+
+def test_only_pictures_that_were_seen_count(truth, tmp_path, capsys):
+    writer = CocoWriter(truth, NAMES, single_cls=False)
+    writer("/x/b.png", torch.zeros(0, 6), (100, 200))
+    writer.finish(tmp_path / "out.json", SCORES)
+    assert "-1.0000, -1.0000 by COCO's" in capsys.readouterr().out
 
 
 def test_json_without_annotations(tmp_path, capsys):
@@ -112,3 +126,8 @@ def test_annotations_that_do_not_fit(truth, tmp_path):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(UserError, match="bad.json: .*COCO annotations file"):
             CocoWriter(tmp_path / "bad.json", NAMES, single_cls=False)
+    content = json.loads(truth.read_text())
+    del content["annotations"][0]["bbox"]
+    truth.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="instances_val.json cannot be scored: KeyError: 'bbox'"):
+        CocoWriter(truth, NAMES, single_cls=False)

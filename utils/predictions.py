@@ -1,7 +1,5 @@
-"""Files with the detections of a validation run: label files, and COCO results with the scores of pycocotools."""
+"""Files with the detections of a validation run: label files, and COCO results with the figures of COCO's own rule."""
 
-import contextlib
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor
 
 from utils.boxes import xyxy_to_xywh
+from utils.coco_eval import GroundTruth, coco_figures
 from utils.config import nearest
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -67,12 +66,13 @@ class CocoWriter:
     """A COCO results file, with the image and category ids of `annotations`, a COCO ground truth file.
 
     Without annotations image ids are the pictures' stems (numbers where they are numbers) and category ids the class
-    numbers. Raises UserError when a class or a picture is not in the annotations.
+    numbers. Raises UserError when the annotations cannot be read, or lack a class or a picture.
     """
 
     def __init__(self, annotations: Path | None, names: Mapping[int, str], *, single_cls: bool):
         self.annotations, self.single_cls = annotations, single_cls
         self.truth = read_annotations(annotations) if annotations else {}
+        self.labels = GroundTruth.read(self.truth, str(annotations)) if annotations else None
         self.categories = self._match_categories(names) if annotations else {i: i for i in names}
         images = {Path(entry["file_name"]): entry["id"] for entry in self.truth.get("images", ())}
         self.images = {file.stem: i for file, i in images.items()} | {file.name: i for file, i in images.items()}
@@ -105,37 +105,17 @@ class CocoWriter:
                               "score": round(confidence, 5)})
 
     def finish(self, file: Path, metrics: Metrics) -> None:
-        """Write the file, and print pycocotools' scores beside ours."""
+        """Write the file, and print COCO's figures of the pictures seen, the first two beside ours."""
         with atomic_write(file) as stream:
             stream.write(json.dumps(self.rows).encode())
         print(f"{len(self.rows)} detections saved to {file}")
         if self.annotations is None:
             print("--save-json: no annotations to compare with; give them with --annotations FILE")
-        elif self.truth.get("annotations") and (scores := self._coco_scores()):
+        elif self.truth.get("annotations"):
+            figures = coco_figures(self.labels, self.rows, images=self.seen, by_category=not self.single_cls)
+            print(*figures.lines(), sep="\n")
             print(f"mAP50 {metrics.map50:.4f}, mAP50-95 {metrics.map:.4f} by our rule; "
-                  f"{scores[0]:.4f}, {scores[1]:.4f} by pycocotools")
-
-    def _coco_scores(self) -> tuple[float, float] | None:
-        """AP at IoU 0.5 and 0.5...0.95 on the pictures seen; None, with a line that says why, without pycocotools."""
-        try:
-            from pycocotools.coco import COCO
-            from pycocotools.cocoeval import COCOeval
-        except ImportError:
-            print("--save-json: not compared with the annotations: pip install pycocotools")
-            return None
-        if not self.rows:
-            return 0.0, 0.0
-        truth = COCO()
-        truth.dataset = {"info": {}, **self.truth}
-        with contextlib.redirect_stdout(io.StringIO()):  # its progress is not ours
-            truth.createIndex()
-            scoring = COCOeval(truth, truth.loadRes(self.rows), "bbox")
-            scoring.params.imgIds = sorted(set(self.seen))
-            scoring.params.useCats = int(not self.single_cls)
-            scoring.evaluate()
-            scoring.accumulate()
-        scoring.summarize()
-        return float(scoring.stats[1]), float(scoring.stats[0])
+                  f"{figures.ap50:.4f}, {figures.ap:.4f} by COCO's")
 
 
 def read_annotations(file: Path) -> dict:

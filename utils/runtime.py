@@ -1,5 +1,6 @@
 """The machine: devices, precision, seeds, processes. The only reader of environment variables."""
 
+import ctypes
 import inspect
 import io
 import os
@@ -101,6 +102,17 @@ def _cpu_has_bf16() -> bool:
     """Whether the CPU multiplies bf16 natively (AVX512-BF16 or AMX): elsewhere it is emulated and slow."""
     checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     return any(check() for check in checks if check is not None)
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep large blocks that are freed instead of giving each back to the system; whether it does.
+
+    A training step on the CPU frees and takes the same gigabytes again, and the system fills every page of them with
+    zeros: a tenth to a quarter of the step. Only glibc (Linux) is asked; elsewhere nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    settings = {-4: 0, -1: -1, -2: 2**26}  # no mmap for large blocks; the heap is never trimmed, and grows by 64 MiB
+    return mallopt is not None and all(mallopt(parameter, value) for parameter, value in settings.items())
 
 
 def seed_everything(seed: int, deterministic: bool = True) -> None:
