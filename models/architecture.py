@@ -40,7 +40,7 @@ WIDTH_SCALED = set(_ZOO) - {"Concat", "Contract", "Expand"} | {"nn.ConvTranspose
 # ... and of those, blocks that repeat inside themselves.
 SELF_REPEATING = {"BottleneckCSP", "C3", "C3x", "C3TR", "C3Ghost"}
 WORDS = {"None": None, "True": True, "False": False}
-IN_PLACE = (nn.Hardswish, nn.LeakyReLU, nn.ReLU, nn.ReLU6, nn.SiLU)
+IN_PLACE = (nn.Hardswish, nn.LeakyReLU, nn.ReLU, nn.ReLU6)
 
 
 def parse_activation(text: str) -> nn.Module:
@@ -52,7 +52,8 @@ def parse_activation(text: str) -> nn.Module:
         if name not in _ACTIVATIONS:
             raise ValueError(f"{name} is not one of {', '.join(_ACTIVATIONS)}")
         values = [ast.literal_eval(value) for value in call.args]
-        module = getattr(nn, name)(*values, **{part.arg: ast.literal_eval(part.value) for part in call.keywords})
+        kind = common.SiLU if name == "SiLU" else getattr(nn, name)
+        module = kind(*values, **{part.arg: ast.literal_eval(part.value) for part in call.keywords})
     except (SyntaxError, ValueError, TypeError, AssertionError, RecursionError, MemoryError) as error:
         raise UserError(f"activation {text[:80]!r}: {error}; write for instance nn.SiLU()") from error
     if isinstance(module, IN_PLACE):

@@ -26,6 +26,13 @@ def hidden_channels(channels: int, expansion: float) -> int:
     return int(channels * expansion)
 
 
+class SiLU(nn.SiLU):
+    """SiLU that overwrites its input where no gradient is wanted; with one, PyTorch would first copy the input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class Conv(nn.Module):
     """Convolution without bias, batch norm, activation.
 
@@ -42,7 +49,7 @@ class Conv(nn.Module):
         self.bn: nn.BatchNorm2d | None = nn.BatchNorm2d(c_out)
         self.has_model_activation = act is True
         if act is True:
-            self.act = nn.SiLU(inplace=True)
+            self.act = SiLU()
         else:
             self.act = act if isinstance(act, nn.Module) else nn.Identity()
 
@@ -131,7 +138,7 @@ class BottleneckCSP(nn.Module):
         self.cv3 = nn.Conv2d(hidden, hidden, 1, bias=False)
         self.cv4 = Conv(2 * hidden, c_out)
         self.bn = nn.BatchNorm2d(2 * hidden)
-        self.act = nn.SiLU(inplace=True)
+        self.act = SiLU()
         chain = [Bottleneck(hidden, hidden, shortcut, groups, 1.0) for _ in range(repeats)]
         self.m = nn.Sequential(*chain)
 
@@ -360,7 +367,7 @@ class MixConv2d(nn.Module):
             for side, count in zip(kernels, counts)
         )
         self.bn = nn.BatchNorm2d(c_out)
-        self.act = nn.SiLU(inplace=True)
+        self.act = SiLU()
 
     @staticmethod
     def even_split(channels: int, parts: int) -> list[int]:

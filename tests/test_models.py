@@ -284,7 +284,7 @@ def test_activation_belongs_to_one_model():
     leaky = DetectionModel(TINY | {"activation": "nn.LeakyReLU(0.1)"})
     plain = DetectionModel(TINY)
     assert {type(part.act) for part in leaky.modules() if isinstance(part, common.Conv)} == {nn.LeakyReLU}
-    assert {type(part.act) for part in plain.modules() if isinstance(part, common.Conv)} == {nn.SiLU}
+    assert {type(part.act) for part in plain.modules() if isinstance(part, common.Conv)} == {common.SiLU}
     assert leaky.model[0].act.negative_slope == 0.1 and leaky.model[0].act.inplace
     off = DetectionModel(TINY | {"backbone": [[-1, 1, "Conv", [32, 3, 4, "None", 1, 1, False]], *TINY["backbone"][1:]],
                                  "activation": "nn.ReLU()"})
@@ -292,7 +292,20 @@ def test_activation_belongs_to_one_model():
 
 
 # text, what comes out
-@pytest.mark.parametrize("text, kind", [("nn.SiLU()", nn.SiLU), ("nn.SiLU", nn.SiLU), ("torch.nn.ReLU()", nn.ReLU),
+def test_silu_overwrites_its_input_only_where_no_gradient_is_wanted():
+    silu, x = common.SiLU(), torch.linspace(-3, 3, 7)
+    expected = x * x.sigmoid()
+    leaf = x.clone().requires_grad_()
+    kept = leaf * 1
+    silu(kept).sum().backward()
+    assert torch.equal(kept, x) and leaf.grad is not None
+    with torch.no_grad():
+        result = silu(x)
+    torch.testing.assert_close(result, expected)
+    assert result.data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("text, kind", [("nn.SiLU()", common.SiLU), ("nn.SiLU", common.SiLU), ("torch.nn.ReLU()", nn.ReLU),
                                         ("nn.Hardswish()", nn.Hardswish), ("nn.Identity()", nn.Identity),
                                         ("nn.LeakyReLU(negative_slope=0.2)", nn.LeakyReLU)])
 def test_activation_text(text, kind):

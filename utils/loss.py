@@ -153,7 +153,7 @@ class DetectionLoss:
         sums = self.sums(predictions, targets)
         L = len(predictions)
         rows, cells = sums.rows, sums.cells
-        batch = rows.new_tensor(len(predictions[0]))
+        batch = rows.new_full((), len(predictions[0]))
         if self.sum_over_processes is not None:
             counts = self.sum_over_processes(torch.cat((rows, cells, batch[None])))
             rows, cells, batch = counts[:L], counts[L : 2 * L], counts[-1]
@@ -172,7 +172,7 @@ class DetectionLoss:
             by_level = [self._level(*pair) for pair in zip(predictions, levels, strict=True)]
         box, obj, cls = (torch.stack(column) for column in zip(*by_level))
         counts = [[len(rows.image) for rows in levels], [p[..., 4].numel() for p in predictions]]
-        rows, cells = torch.tensor(counts, dtype=torch.float32, device=device)
+        rows, cells = _sent(torch.tensor(counts, dtype=torch.float32), device)
         return LossSums(box, obj, cls, rows, cells)
 
     def mean(self, sums: "LossSums") -> Losses:
@@ -187,14 +187,15 @@ class DetectionLoss:
         """Box, objectness and class loss of one level (B, A, H, W, 5+C), summed; each 0-dim."""
         box = cls = prediction.new_zeros((), dtype=torch.float32)
         overlap = box.expand(0)
+        picked, objectness = Picked.apply(prediction, rows.image, rows.anchor, rows.row, rows.column)
         if len(rows.image):
-            picked = prediction[rows.image, rows.anchor, rows.row, rows.column].float()  # (R, 5+C)
+            picked = picked.float()  # (R, 5+C)
             overlap = ciou(decode(picked, rows.anchor_wh), rows.xywh)  # (R,)
             box = (1 - overlap).sum()
             if self.num_classes > 1:
                 cls = self._class_loss(picked[:, 5:], rows.cls)
         goal = objectness_target(overlap.detach().clamp(min=0), rows, prediction.shape[:4])
-        return box, self._binary_loss(prediction[..., 4].float(), goal, self.hyp["obj_pw"]), cls
+        return box, self._binary_loss(objectness.float(), goal, self.hyp["obj_pw"]), cls
 
     def _class_loss(self, logits: Tensor, classes: Tensor) -> Tensor:
         """Summed loss of (R, C) logits against one-hot classes (R,), smoothed."""
@@ -205,7 +206,7 @@ class DetectionLoss:
 
     def _binary_loss(self, logits: Tensor, goal: Tensor, positive_weight: float) -> Tensor:
         """Summed binary cross-entropy, focal (arXiv 1708.02002, alpha 0.25) if fl_gamma is above 0."""
-        weight = logits.new_tensor(positive_weight) if positive_weight != 1 else None
+        weight = logits.new_full((), positive_weight) if positive_weight != 1 else None
         gamma = self.hyp["fl_gamma"]
         if gamma <= 0:
             return F.binary_cross_entropy_with_logits(logits, goal, pos_weight=weight, reduction="sum")
@@ -222,6 +223,27 @@ class DetectionLoss:
             obj = self.sum_over_processes(obj)
         balance = self.balance.to(obj.device) * 0.9999 + 0.0001 / obj
         self.balance = balance / balance[self.reference_level]
+
+
+class Picked(torch.autograd.Function):
+    """Of predictions (B, A, H, W, 5+C) the rows at four indices (R,), (R, 5+C), and the objectness logits (B, A, H, W).
+
+    Written as two index operations, each would leave a gradient of the size of the predictions, nearly all zeros, and
+    to fill and add these was most of the time of the whole loss.
+    """
+
+    @staticmethod
+    def forward(context: Any, prediction: Tensor, *cells: Tensor) -> tuple[Tensor, Tensor]:
+        context.shape = prediction.shape
+        context.save_for_backward(*cells)
+        return prediction[cells], prediction[..., 4].clone(memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def backward(context: Any, of_rows: Tensor, of_objectness: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = of_objectness.new_zeros(context.shape)
+        gradient[..., 4] = of_objectness
+        gradient.index_put_(context.saved_tensors, of_rows, accumulate=True)
+        return gradient, None, None, None, None
 
 
 def decode(logits: Tensor, anchor_wh: Tensor) -> Tensor:
@@ -247,7 +269,10 @@ def _to_device(rows: Assignment, device: torch.device) -> Assignment:
     if rows.image.device == device:
         return rows
     integers, floats = torch.stack(rows[:5]), torch.cat(rows[5:], 1)  # two copies instead of seven
-    if device.type == "cuda":
-        integers, floats = integers.pin_memory(), floats.pin_memory()
-    integers, floats = integers.to(device, non_blocking=True), floats.to(device, non_blocking=True)
+    integers, floats = _sent(integers, device), _sent(floats, device)
     return Assignment(*integers, floats[:, :4], floats[:, 4:])
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on `device`; a GPU is not waited for."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

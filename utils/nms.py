@@ -5,6 +5,7 @@ Letters in shapes: B batch, N predictions, C classes, n candidates.
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from utils.errors import UserError
 
 MAX_CANDIDATES = 30_000  # per picture, the surest first
 FIRST_BLOCK = 1024
+FEW_VALUES = 2**22  # of the boxes found in all pictures of a batch: 16 MiB
 FARTHEST_PIXEL = 2.0**24  # beyond, float32 does not tell pixels apart
 
 
@@ -47,32 +49,46 @@ def non_max_suppression(
     home = prediction.device
     if home.type == "mps":  # has no float64
         prediction = prediction.cpu()
-    found = (prediction[..., 4].float() > conf_thres) & prediction[..., :4].isfinite().all(-1)  # (B, N)
+    found = prediction[..., 4].float() > conf_thres  # (B, N)
     results = []
-    for i, (rows, mask) in enumerate(zip(prediction, found, strict=True)):
-        rows = rows[mask].float()
+    for part in _parts(found, prediction.shape[2], alone=labels is not None):
+        picture, box = found[part].nonzero(as_tuple=True)
+        rows = prediction[part][picture, box].float()
+        if not math.isfinite(rows[:, :4].sum()):
+            finite = rows[:, :4].isfinite().all(1)
+            rows, picture = rows[finite], picture[finite]
         if labels is not None:
-            rows = torch.cat((rows, _as_predictions(labels[i].to(rows), rows.shape[1])))
-        candidates = _candidates(rows, conf_thres, multi_label)
-        if classes is not None:
-            wanted = torch.as_tensor(classes, device=candidates.device, dtype=candidates.dtype)
-            candidates = candidates[torch.isin(candidates[:, 5], wanted)]
-        candidates = _surest(candidates)
-        groups = torch.zeros_like(candidates[:, 5]) if agnostic else candidates[:, 5]
-        results.append(candidates[_greedy(candidates[:, :4], groups, iou_thres, max_det)].to(home))
+            rows = torch.cat((rows, _as_predictions(labels[part.start].to(rows), rows.shape[1])))
+            picture = picture.new_zeros(len(rows))
+        candidates, row = _candidates(rows, conf_thres, multi_label)
+        counts = picture[row].bincount(minlength=part.stop - part.start).tolist()
+        for own in candidates.split(counts):
+            if classes is not None:
+                own = own[torch.isin(own[:, 5], own.new_tensor(classes))]
+            own = _surest(own)
+            groups = torch.zeros_like(own[:, 5]) if agnostic else own[:, 5]
+            results.append(own[_greedy(own[:, :4], groups, iou_thres, max_det)].to(home))
     return results
 
 
-def _candidates(rows: Tensor, conf_thres: float, multi_label: bool) -> Tensor:
-    """(n, 5+C) predictions -> (m, 6) corners, confidence above the threshold, class."""
+def _parts(found: Tensor, width: int, *, alone: bool) -> list[slice]:
+    """The pictures to look at together: all where little was found (B, N), which saves calls, else each by itself."""
+    B = len(found)
+    if alone or int(found.sum()) * width > FEW_VALUES:
+        return [slice(i, i + 1) for i in range(B)]
+    return [slice(0, B)] if B else []
+
+
+def _candidates(rows: Tensor, conf_thres: float, multi_label: bool) -> tuple[Tensor, Tensor]:
+    """(n, 5+C) predictions -> (m, 6) corners, confidence above the threshold, class; and of which row each is (m,)."""
     scores = rows[:, 5:] * rows[:, 4:5]  # (n, C)
     boxes = xywh_to_xyxy(rows[:, :4])
     if multi_label and scores.shape[1] > 1:
         row, cls = (scores > conf_thres).nonzero(as_tuple=True)
-        return torch.cat((boxes[row], scores[row, cls, None], cls[:, None].float()), 1)
-    score, cls = scores.max(1, keepdim=True)
-    best = torch.cat((boxes, score, cls.float()), 1)
-    return best[score[:, 0] > conf_thres]
+        return torch.cat((boxes[row], scores[row, cls, None], cls[:, None]), 1), row
+    score, cls = scores.max(1)
+    row = (score > conf_thres).nonzero()[:, 0]
+    return torch.cat((boxes, score[:, None], cls[:, None]), 1)[row], row
 
 
 def _surest(candidates: Tensor) -> Tensor:
@@ -81,7 +97,7 @@ def _surest(candidates: Tensor) -> Tensor:
     if len(scores) > MAX_CANDIDATES:  # sorting millions of rows is slow, finding the lowest score that can stay is not
         lowest = scores.topk(MAX_CANDIDATES).values[-1]
         candidates = candidates[scores >= lowest]
-    return candidates[candidates[:, 4].argsort(descending=True)[:MAX_CANDIDATES]]
+    return candidates.index_select(0, candidates[:, 4].argsort(descending=True)[:MAX_CANDIDATES])
 
 
 def _greedy(boxes: Tensor, groups: Tensor, iou_thres: float, max_det: int) -> Tensor:
@@ -105,11 +121,12 @@ def _groups_apart(boxes: Tensor, groups: Tensor) -> Tensor:
     """The boxes in float64, each group moved to where no other one reaches: 53 bits hold the moved corners exactly."""
     if len(boxes) == 0:
         return boxes.double()
-    corners = boxes.double().clamp(-FARTHEST_PIXEL, FARTHEST_PIXEL)
-    step = corners.max() - corners.min() + 1
-    return corners + groups.double()[:, None] * step
+    corners = boxes.double().clamp_(-FARTHEST_PIXEL, FARTHEST_PIXEL)
+    low, high = corners.aminmax()
+    return corners.addcmul_(groups.double()[:, None], high - low + 1)
 
 
+@cache
 def _threshold_of_float32(threshold: float) -> float:
     """The limit for IoUs in float64 that parts them as `float32(IoU) > threshold` would, at ties like 3/5 > 0.6 too."""
     below = torch.tensor(threshold, dtype=torch.float32)

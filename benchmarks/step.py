@@ -1,0 +1,119 @@
+"""A training step on the CPU: mixed precision, channels-last, fused updates, against the plain way.
+
+    python benchmarks/step.py                      yolov5n and yolov5s, 640, batch 8
+    python benchmarks/step.py --sizes n --imgsz 320 --batch 16
+
+The baseline is the same model in float32 and the contiguous format, with the loss of the project, torch's optimizer
+and an EMA as loops over the tensors. Both sides train on the same made-up batch, uint8, from the loader's hand on, each in
+a process of its own, since train.py also changes how the C library keeps memory.
+"""
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.timing import Elsewhere, Row, compare, print_rows, row  # noqa: E402
+from models.yolo import DetectionModel  # noqa: E402
+from utils.config import Hyperparameters  # noqa: E402
+from utils.ema import ModelEMA  # noqa: E402
+from utils.loss import DetectionLoss, scale_gains  # noqa: E402
+from utils.optim import build_optimizer  # noqa: E402
+from utils.runtime import amp_dtype, keep_freed_memory  # noqa: E402
+
+AT_LEAST = {"auto": "1.8 (with AVX512-BF16 or AMX)", "off": "1.1"}
+
+
+def made_up_batch(batch: int, imgsz: int, per_picture: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, 3, S, S) uint8 pictures and (T, 6) targets of about COCO's number and sizes."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, 3, imgsz, imgsz), dtype=np.uint8)
+    T = batch * per_picture
+    wh = np.exp(rng.uniform(np.log(0.02), np.log(0.8), (T, 2)))
+    xy = rng.uniform(wh / 2, 1 - wh / 2)
+    columns = np.repeat(np.arange(batch), per_picture)[:, None], rng.integers(0, 80, (T, 1)), xy, wh
+    return torch.from_numpy(images), torch.from_numpy(np.concatenate(columns, 1).astype(np.float32))
+
+
+def loss_of(model: DetectionModel, imgsz: int) -> DetectionLoss:
+    gains = scale_gains(Hyperparameters(), len(model.stride), model.num_classes, imgsz)
+    return DetectionLoss(model.head.anchors, model.stride, model.num_classes, gains)
+
+
+def our_step(size: str, imgsz: int, batch: int, amp: str) -> Callable[[], None]:
+    """One step of train.py's loop: cast, forward, loss, backward, clip, update, EMA."""
+    keep_freed_memory()
+    images, targets = made_up_batch(batch, imgsz)
+    dtype = amp_dtype(amp, torch.device("cpu"))
+    model = new_model(size).to(memory_format=torch.channels_last)
+    loss, optimizer, ema = loss_of(model, imgsz), build_optimizer(model), ModelEMA(model)
+
+    def step() -> None:
+        x = images.float().div_(255).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            predictions = model(x)
+        loss(predictions, targets)[0].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()
+        ema.update(model)
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def plain_step(size: str, imgsz: int, batch: int) -> Callable[[], None]:
+    """The same in float32 and the contiguous format, with loops over tensors."""
+    images, targets = made_up_batch(batch, imgsz)
+    model = new_model(size)
+    loss, average = loss_of(model, imgsz), copy.deepcopy(model).eval()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.937, nesterov=True, foreach=False, fused=False)
+
+    def step() -> None:
+        loss(model(images.float() / 255), targets)[0].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 10.0, foreach=False)
+        optimizer.step()
+        with torch.no_grad():
+            theirs = model.state_dict()
+            for name, mine in average.state_dict().items():
+                if mine.is_floating_point():
+                    mine.mul_(0.999).add_(theirs[name], alpha=0.001)
+        optimizer.zero_grad()
+
+    return step
+
+
+def new_model(size: str) -> DetectionModel:
+    torch.manual_seed(0)
+    return DetectionModel(f"yolov5{size}.yaml").train()
+
+
+def measure(size: str, imgsz: int, batch: int, amp: str, pairs: int) -> Row:
+    sides = Elsewhere(plain_step, size, imgsz, batch), Elsewhere(our_step, size, imgsz, batch, amp)
+    timing = compare(*sides, pairs=pairs)
+    for side in sides:
+        side.close()
+    return row(f"training step, yolov5{size}, {imgsz}, batch {batch}, --amp {amp}", timing, at_least=AT_LEAST[amp])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", default=["n", "s"])
+    parser.add_argument("--imgsz", type=int, default=640)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=7)
+    options = parser.parse_args()
+    rows = [measure(size, options.imgsz, options.batch, amp, options.pairs)
+            for size in options.sizes for amp in ("auto", "off")]
+    print_rows(rows, f"{torch.get_num_threads()} threads.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Validation of an untrained model, in which every box passes the threshold, against that of a trained one.
+
+    python benchmarks/untrained.py --weights yolov5n.pt --data coco128.yaml
+    python benchmarks/untrained.py            the built-in data; the weights of `make train` if they are there
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import val  # noqa: E402
+from benchmarks.timing import Row, compare, print_rows, spread  # noqa: E402
+from models.loading import load_model  # noqa: E402
+from models.yolo import DetectionModel  # noqa: E402
+from utils.acquire import acquire  # noqa: E402
+from utils.dataset import make_loader  # noqa: E402
+from utils.labels import load_index  # noqa: E402
+
+QUICKSTART = ROOT / "runs" / "train" / "quickstart" / "weights" / "best.pt"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", default=str(QUICKSTART))
+    parser.add_argument("--data", default="data/shapes.yaml")
+    parser.add_argument("--imgsz", type=int, default=640)
+    parser.add_argument("--pairs", type=int, default=3)
+    options = parser.parse_args()
+    if not Path(options.weights).is_file():
+        sys.exit(f"{options.weights} is not there: give --weights of a trained model, and the --data it belongs to")
+    trained = load_model(options.weights).train(False)
+    spec = acquire(options.data)
+    torch.manual_seed(0)
+    untrained = DetectionModel(trained.yaml).train(False)
+    index = load_index(spec.sources("val"), spec.num_classes, progress=False)
+    loader = make_loader(index, imgsz=options.imgsz, batch_size=32, rect=True, pad=0.5, cache="ram", workers=0,
+                         progress=False)
+    timing = compare(lambda: val.evaluate(trained, loader, progress=False),
+                     lambda: val.evaluate(untrained, loader, progress=False), pairs=options.pairs)
+    factors = [1 / ratio for ratio in timing.ratios]
+    sides = [f"{spread(side)} s" for side in timing]
+    print_rows([Row(f"validation, untrained against trained, {options.imgsz}, {len(index)} pictures", *sides,
+                    f"{spread(factors)} of its time", "at most 2 of its time")])
+
+
+if __name__ == "__main__":
+    main()
