@@ -1,15 +1,16 @@
 # make train   from nothing to a trained detector on the built-in data: environment, data, training, validation, detection
 # make test    the test suite; make test-fast leaves out the slow runs
+# make bench   all benchmarks, into benchmarks/RESULTS.md (half an hour with nothing else running); BENCH adds words
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 RUN = runs/train/quickstart
 
-.PHONY: train test test-fast clean
+.PHONY: train test test-fast bench clean
 
 train: $(VENV)/ready
-	$(PY) train.py --cfg yolov5n.yaml --data data/shapes.yaml --imgsz 320 --epochs 24 --batch-size 16 --nbs 16 --cos-lr \
+	$(PY) train.py --cfg yolov5n.yaml --data data/shapes.yaml --imgsz 320 --epochs 24 --batch-size 16 --cos-lr \
 		--optimizer AdamW --hyp data/quickstart/hyp.yaml --workers 1 --cache ram \
 		--project runs/train --name quickstart --exist-ok
 	$(PY) val.py --weights $(RUN)/weights/best.pt --data data/shapes.yaml --imgsz 320 \
@@ -26,6 +27,9 @@ test: $(VENV)/ready-test
 
 test-fast: $(VENV)/ready-test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile -m "not slow"
+
+bench: $(VENV)/ready
+	$(PY) benchmarks/run_all.py $(BENCH)
 
 $(VENV)/ready: requirements.txt
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)

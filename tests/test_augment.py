@@ -204,6 +204,17 @@ def test_box_and_polygon_rows_may_be_mixed():
     np.testing.assert_allclose(mixed[1], warp.labels(BOXES[1:2], [outline])[0])
 
 
+def test_a_warp_that_only_scales_begins_with_a_whole_pixel():
+    warp = fixed_warp()
+    assert warp.begin is None
+    moved = warp.on_whole_pixels()
+    assert moved.begin is not None and moved.begin == moved.visible_region()[:2]
+    np.testing.assert_allclose(moved.points(np.array([moved.begin], float)), [[0, 0]], atol=1e-9)
+    assert np.abs(moved.matrix - warp.matrix).max() <= warp.scale / 2 and moved.scale == warp.scale
+    turned = fixed_warp(degrees=10)
+    assert turned.on_whole_pixels() is turned
+
+
 def test_a_warp_without_labels_or_points():
     warp = fixed_warp()
     assert warp.labels(np.zeros((0, 5), np.float32), []).shape == (0, 5)
@@ -315,19 +326,37 @@ def tiles_of(images: list[np.ndarray], boxes: list[np.ndarray], polygons: list |
 def textbook_mosaic(tiles: list[Tile], size: int, settings: AugmentSettings, rng) -> np.ndarray:
     """The whole canvas of twice the size, tile by tile, and then the warp: the same draws in the same order."""
     y, x = rng.uniform(size / 2, 3 * size / 2, 2).astype(int)
-    warp = draw_warp((2 * size, 2 * size), (size, size), settings=settings, rng=rng)
+    warp = draw_warp((2 * size, 2 * size), (size, size), settings=settings, rng=rng).on_whole_pixels()
     padded = np.full((4 * size, 4 * size, 3), GREY, np.uint8)  # with a margin of one size around, to be cut off
     for (row, column), tile in zip(((0, 0), (0, 1), (1, 0), (1, 1)), tiles):
         h, w = tile.shape
         top, left = size + y - h * (1 - row), size + x - w * (1 - column)
         padded[top:top + h, left:left + w] = tile.read()
-    return warp.image(padded[size:3 * size, size:3 * size])
+    return interpolated(padded[size:3 * size, size:3 * size], warp)
+
+
+def interpolated(canvas: np.ndarray, warp: Warp) -> np.ndarray:
+    """What a warp shows of a canvas, grey around it: bilinear, in float64, without OpenCV."""
+    height, width = warp.output
+    v, u = np.mgrid[:height, :width] + 0.5
+    x, y, one = np.einsum("ij,jhw->ihw", np.linalg.inv(warp.matrix), np.stack([u, v, np.ones_like(u)]))
+    x, y = x / one - 0.5, y / one - 0.5
+    left, top = np.floor(x).astype(int), np.floor(y).astype(int)
+    total = np.zeros((height, width, 3))
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        i, j = top + row, left + column
+        inside = (i >= 0) & (i < canvas.shape[0]) & (j >= 0) & (j < canvas.shape[1])
+        pixels = np.where(inside[..., None], canvas[i.clip(0, len(canvas) - 1), j.clip(0, canvas.shape[1] - 1)], GREY)
+        total += pixels * ((1 - abs(y - i)) * (1 - abs(x - j)))[..., None]
+    return total
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("hyp", [{"scale": 0.5, "translate": 0.1}, {"scale": 0.9, "degrees": 30, "shear": 10},
-                                 {"perspective": 0.001}])
-def test_a_mosaic_has_the_pixels_of_the_textbook_way(seed, hyp):
+@pytest.mark.parametrize("hyp, furthest", [
+    ({"scale": 0.5, "translate": 0.1}, 2.5),  # a resize, in OpenCV's fixed-point numbers
+    ({"scale": 0.9, "degrees": 30, "shear": 10}, 12), ({"perspective": 0.001}, 12),  # positions rounded to 1/32 pixel
+])  # fmt: skip
+def test_a_mosaic_has_the_pixels_of_the_textbook_way(seed, hyp, furthest):
     rng = np.random.default_rng(seed)
     shapes = [(128, 96), (70, 128), (128, 128), (128, 33)]
     images = [cv2.GaussianBlur(rng.integers(0, 255, (*shape, 3), np.uint8), (9, 9), 0) for shape in shapes]
@@ -336,8 +365,8 @@ def test_a_mosaic_has_the_pixels_of_the_textbook_way(seed, hyp):
     ours, rows = mosaic(tiles, 128, settings=settings, rng=np.random.default_rng(seed))
     textbook = textbook_mosaic(tiles, 128, settings, np.random.default_rng(seed))
     assert ours.shape == (128, 128, 3) and rows.shape == (0, 5)
-    difference = np.abs(ours.astype(int) - textbook)
-    assert difference.mean() < 0.1 and difference.max() <= 12  # positions are rounded to 1/32 pixel by OpenCV
+    difference = np.abs(ours.astype(float) - textbook)[1:, 1:]  # a resize repeats the edge where there is no pixel before
+    assert difference.mean() < 0.6 and difference.max() <= furthest
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -1,0 +1,110 @@
+"""Do the speed-ups cost accuracy? The same training with each of them on and off, over several seeds.
+
+    python benchmarks/accuracy.py --data bccd.yaml                 all variants and seeds one after the other: hours
+    python benchmarks/accuracy.py --data bccd.yaml --variants all-on no-bf16 --seeds 0 1 2
+
+Prints mAP50 and mAP50-95 of the best epoch by variant and seed. What gives the same bits anyway is not switched off:
+memory that is kept, the loss's own backward pass, the suppression, caches. A folder of an earlier call with --project is
+gone on with: runs in it that are finished are not run again.
+"""
+
+import argparse
+import csv
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import mean
+from unittest import mock
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from utils import augment, optim  # noqa: E402
+from utils.metrics import fitness  # noqa: E402
+
+WORDS = "--cfg yolov5n.yaml --imgsz 320 --batch-size 16 --epochs 60 --cos-lr --workers 1 --noplots --exist-ok".split()
+VARIANTS = {
+    "all-on": "as it comes",
+    "no-bf16": "float32 instead of bfloat16 (--amp off)",
+    "no-resize": "a general warp instead of a resize for mosaics",
+    "no-channels-last": "the contiguous memory format",
+    "no-fused": "optimizer and EMA as loops over the tensors",
+}
+
+
+@contextmanager
+def without(variant: str) -> Iterator[list[str]]:
+    """Within, the speed-up is off; yields the words to add to the command line."""
+    with ExitStack() as patches:
+        if variant == "no-resize":
+            patches.enter_context(mock.patch.object(augment.Warp, "on_whole_pixels", lambda warp: warp))
+        if variant == "no-channels-last":
+            patches.enter_context(mock.patch.object(torch, "channels_last", torch.contiguous_format))
+        if variant == "no-fused":
+            patches.enter_context(mock.patch.object(optim, "_kernel", lambda model: {"foreach": False}))
+            patches.enter_context(mock.patch.object(torch, "_foreach_lerp_", lerp_one_by_one))
+        yield ["--amp", "off"] if variant == "no-bf16" else []
+
+
+def lerp_one_by_one(own: list[torch.Tensor], theirs: list[torch.Tensor], weight: float) -> None:
+    for mine, other in zip(own, theirs, strict=True):
+        mine.mul_(1 - weight).add_(other, alpha=weight)
+
+
+def work(variant: str, words: list[str]) -> None:
+    import train
+
+    with without(variant) as extra:
+        train.main([*words, *extra])
+
+
+def best_epoch(folder: Path) -> tuple[float, float, int] | None:
+    """mAP50 and mAP50-95 of the best epoch, and how many epochs there are; None without results."""
+    file = folder / "results.csv"
+    if not file.is_file():
+        return None
+    with file.open(newline="") as lines:
+        rows = [{key.strip(): float(value) for key, value in line.items()} for line in csv.DictReader(lines)]
+    scores = [(row["metrics/mAP_0.5"], row["metrics/mAP_0.5:0.95"]) for row in rows]
+    return (*max(scores, key=lambda score: fitness(0, 0, *score)), len(rows)) if scores else None
+
+
+def measure(variant: str, seed: int, options: argparse.Namespace) -> tuple[float, float]:
+    folder = Path(options.project) / f"{variant}-{seed}"
+    found = best_epoch(folder)
+    if not (found and found[2] == options.epochs and (folder / "weights" / "best.pt").is_file()):
+        words = [*WORDS, "--data", options.data, "--epochs", options.epochs, "--seed", seed, "--project",
+                 options.project, "--name", folder.name]
+        subprocess.run([sys.executable, __file__, "--work", variant, "--", *map(str, words)], check=True,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        found = best_epoch(folder)
+    return found[:2]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="data/shapes.yaml")
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--project", default="runs/accuracy")
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        return work(options.work, options.words)
+    heads = [f"seed {seed}" for seed in options.seeds]
+    print(f"| variant | {' | '.join(heads)} | mean mAP50 | mean mAP50-95 |\n|{' --- |' * (len(heads) + 3)}")
+    for variant in options.variants:
+        scores = [measure(variant, seed, options) for seed in options.seeds]
+        cells = [f"{map50:.3f} / {whole:.3f}" for map50, whole in scores]
+        means = [f"{mean(column):.3f}" for column in zip(*scores)]
+        print(f"| {VARIANTS[variant]} | {' | '.join(cells)} | {' | '.join(means)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""A whole training epoch, its pictures read by one worker, against the model's steps alone with the batches ready.
+
+    python benchmarks/epoch.py --data coco128.yaml
+    python benchmarks/epoch.py -- --imgsz 320 --cache off        what follows -- goes to train.py
+
+The rate of the epoch divided by the rate of the steps alone: 1 means that the loader is hidden completely.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import train  # noqa: E402
+from benchmarks.timing import Row, compare, print_rows, spread  # noqa: E402
+from utils.dataset import Batch, Loader  # noqa: E402
+from utils.interruption import Interruption  # noqa: E402
+from utils.runtime import Distributed, keep_freed_memory  # noqa: E402
+
+WORDS = "--cfg yolov5n.yaml --imgsz 320 --batch-size 16 --workers 1 --epochs 100 --device cpu --noautoanchor".split()
+
+
+class Ready:
+    """The batches of a loader's first epoch, in memory."""
+
+    def __init__(self, loader: Loader):
+        loader.set_epoch(0)
+        self.batches = list(loader)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def set_epoch(self, *_: object, **__: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from self.batches
+
+
+def epoch(run: train.Run) -> None:
+    """One epoch of train.py's loop; the state goes on, so that the next call is the next epoch."""
+    run.state.step = 0
+    with Interruption(0) as interruption:
+        train.train_one_epoch(run, train.SilentLog(), interruption)
+    run.state.epoch += 1
+
+
+def measure(words: list[str], cache: str, pairs: int) -> Row:
+    group = Distributed.join().use("cpu", None)
+    run = train.build_run(train.understand(train.parse_args([*WORDS, *words, "--cache", cache]), []), group)
+    alone = dataclasses.replace(run, train_loader=Ready(run.train_loader))
+    timing = compare(lambda: epoch(alone), lambda: epoch(run), pairs=pairs)
+    pictures = len(run.data.train)
+    sides = [f"{spread([pictures / value for value in side])} pictures/s" for side in timing]
+    run.train_loader.close()
+    part = f"training epoch with one worker, {pictures} pictures, {run.options.imgsz}, --cache {cache}"
+    return Row(part, *sides, f"{spread(timing.ratios)} of the rate", "0.93 of the rate")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="data/shapes.yaml")
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("words", nargs="*")
+    options = parser.parse_args()
+    keep_freed_memory()
+    print_rows([measure(["--data", options.data, *options.words], cache, options.pairs) for cache in ("ram", "off")],
+               "Left out, --cache is ram for pictures as few as these.")
+
+
+if __name__ == "__main__":
+    main()

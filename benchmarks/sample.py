@@ -1,0 +1,119 @@
+"""A mosaic training sample on one core, without a cache and with --cache ram, against the textbook way.
+
+    python benchmarks/sample.py
+    python benchmarks/sample.py --imgsz 320
+
+The textbook way decodes four pictures, pastes them on a new grey canvas of twice the size, warps the whole of it,
+changes the colours by tables, flips and transposes. It is given the same random numbers, so that the pictures of both
+can be compared; they differ by rounding where pixels are interpolated from another part of the canvas.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.timing import compare, print_rows, row  # noqa: E402
+from utils.augment import GREY, draw_warp, place_labels, shift_hsv  # noqa: E402
+from utils.config import Hyperparameters  # noqa: E402
+from utils.dataset import BatchKey, DetectionDataset, make_loader, random_stream  # noqa: E402
+from utils.labels import load_index  # noqa: E402
+
+SHAPES = ((480, 640), (640, 480), (427, 640), (640, 427), (500, 375))  # COCO's most common ones
+SEED = 0
+
+
+def made_up_pictures(folder: Path, count: int) -> Path:
+    """JPEGs of COCO's sizes, with texture that compresses about as photographs do, and seven labels each."""
+    rng = np.random.default_rng(SEED)
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    for i in range(count):
+        height, width = SHAPES[i % len(SHAPES)]
+        coarse = cv2.resize(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+        grain = cv2.GaussianBlur(rng.normal(0, 60, (height, width, 3)), (0, 0), 1.2)
+        picture = (coarse + grain).clip(0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / f"images/{i:04d}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        wh = rng.uniform(0.05, 0.5, (7, 2))
+        rows = np.concatenate([rng.integers(0, 80, (7, 1)), rng.uniform(wh / 2, 1 - wh / 2), wh], 1)
+        np.savetxt(folder / f"labels/{i:04d}.txt", rows, fmt=["%d"] + ["%.6f"] * 4)
+    return folder / "images"
+
+
+def textbook_sample(dataset: DetectionDataset, i: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(3, S, S) RGB picture and (n, 5) boxes in pixels of dataset's mosaic around picture i, in its epoch 0."""
+    settings, index = dataset.settings, dataset.index
+    rng = random_stream(SEED, 0, i, 0)
+    rng.random()  # whether it is a mosaic
+    others = rng.integers(len(index), size=7).tolist()
+    four = rng.permutation([i, *others[:3]]).tolist()
+    centre_y, centre_x = rng.uniform(size / 2, 3 * size / 2, 2).astype(int).tolist()
+    canvas = np.full((2 * size, 2 * size, 3), GREY, np.uint8)
+    boxes = []
+    for k, number in enumerate(four):
+        picture = cv2.imread(index.paths[number])
+        height, width = picture.shape[:2]
+        shape = dataset.pictures.shape(number)
+        if shape != (height, width):
+            picture = cv2.resize(picture, shape[::-1], interpolation=cv2.INTER_LINEAR)
+        left = centre_x if k % 2 else centre_x - shape[1]
+        top = centre_y if k >= 2 else centre_y - shape[0]
+        x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + shape[1], 2 * size), min(top + shape[0], 2 * size)
+        canvas[y1:y2, x1:x2] = picture[y1 - top:y2 - top, x1 - left:x2 - left]
+        boxes.append(place_labels(index.boxes(number), [], gain=shape, pad=(top, left))[0])
+    boxes = np.concatenate(boxes)
+    boxes[:, 1:] = boxes[:, 1:].clip(0, 2 * size)
+    warp = draw_warp(canvas.shape[:2], (size, size), settings=settings, rng=rng).on_whole_pixels()
+    image = warp.image(canvas)
+    boxes = warp.labels(boxes, [np.zeros((0, 2), np.float32)] * len(boxes))
+    rng.random()  # whether another mosaic is mixed in
+    image = shift_hsv(image, settings.hsv, rng=rng)
+    rng.random()  # whether it is turned upside down
+    if rng.random() < settings.fliplr:
+        image = np.fliplr(image)
+        boxes[:, [1, 3]] = size - boxes[:, [3, 1]]
+    return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)), boxes
+
+
+def difference(dataset: DetectionDataset, count: int, size: int) -> float:
+    """Mean difference of the pixels of both ways, in levels of 256."""
+    means = []
+    for i in range(count):
+        ours = dataset[BatchKey(0, [i], [0], (size, size), None)].images[0].numpy()
+        means.append(np.abs(ours.astype(int) - textbook_sample(dataset, i, size)[0]).mean())
+    return float(np.mean(means))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--imgsz", type=int, default=640)
+    parser.add_argument("--pictures", type=int, default=64)
+    parser.add_argument("--pairs", type=int, default=9)
+    options = parser.parse_args()
+    cv2.setNumThreads(0)  # as in a data worker
+    size, hyp, rows, notes = options.imgsz, Hyperparameters(), [], []
+    with tempfile.TemporaryDirectory() as folder:
+        index = load_index(made_up_pictures(Path(folder), options.pictures), 80, progress=False)
+        for cache, at_least in ((None, "1.6"), ("ram", "3")):
+            loader = make_loader(index, imgsz=size, batch_size=1, hyp=hyp, cache=cache, workers=0, seed=SEED,
+                                 progress=False)
+            dataset, chosen = loader.dataset, range(min(32, len(index)))
+            timing = compare(
+                lambda: [textbook_sample(dataset, i, size) for i in chosen],
+                lambda: [dataset[BatchKey(0, [i], [0], (size, size), None)] for i in chosen], pairs=options.pairs)
+            timing = type(timing)(*([value / len(chosen) for value in side] for side in timing))
+            rows.append(row(f"mosaic sample, {size}, {f'--cache {cache}' if cache else 'no cache'}", timing,
+                            at_least=at_least))
+            notes.append(f"Pixels differ by {difference(dataset, 8, size):.2f} of 255 in the mean "
+                         f"({f'--cache {cache}' if cache else 'no cache'}).")
+    print_rows(rows, *notes)
+
+
+if __name__ == "__main__":
+    main()
