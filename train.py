@@ -21,6 +21,7 @@ from models.loading import load_model, read_weights, resolve_weights, transfer
 from models.yolo import DetectionModel
 from utils.autobatch import advice_on_memory, find_batch_size
 from utils.checkpoint import TrainState, is_finite, snapshot
+from utils.compiling import compile_if_faster
 from utils.config import Hyperparameters, SuggestingParser, TrainOptions, add_flags
 from utils.dataset import Batch, Loader, advise, class_weights, image_weights, make_loader
 from utils.ema import ModelEMA
@@ -30,15 +31,17 @@ from utils.evolve_verdict import Verdict
 from utils.guard import Guard, poison
 from utils.interruption import EXIT_CODE, LAUNCHER_SECONDS, Interrupted, Interruption
 from utils.launch import remember_launch
-from utils.loss import DetectionLoss, scale_gains
+from utils.loss import DetectionLoss, Losses, scale_gains
 from utils.metrics import Metrics
-from utils.optim import set_rates
+from utils.optim import set_rates, take_step
 from utils.parallel import wrap_model
+from utils.prefetch import prefetch
 from utils.request import Request, open_run_folder, read_hyperparameters, understand
 from utils.resume import name_contents, rescaled, surroundings
 from utils.runfolder import RunFolder
-from utils.runtime import Distributed, amp_dtype, describe_device, launch_token, seed_everything
-from utils.schedule import EarlyStopping, Rates, Schedule, largest_size, multi_scale_size
+from utils.runtime import (Distributed, amp_dtype, describe_device, keep_freed_memory, launch_token,
+                           seed_everything)
+from utils.schedule import NOMINAL, EarlyStopping, Rates, Schedule, largest_size, multi_scale_size, nominal_batch
 from utils.training_data import Data, expect_pictures, label_sizes, read_data, read_names
 from utils.training_log import RunLog, SilentLog, say_how_to_go_on
 from utils.trainstate import begin_again, build_state, is_over, steps_before
@@ -68,11 +71,13 @@ def build_loaders(options: TrainOptions, hyp: Hyperparameters, data: Data, strid
     shared = {"imgsz": options.imgsz, "stride": stride, "workers": options.workers, "seed": options.seed,
               "rank": distributed.rank, "world_size": distributed.world_size, "progress": distributed.is_main,
               "pin_memory": distributed.device.type == "cuda"}
+    wanted = {None: ("auto", "auto"), "off": (None, None), "val": (None, "ram")}
+    for_train, for_val = wanted.get(options.cache, (options.cache, options.cache))
     train = make_loader(data.train, batch_size=options.batch_size, hyp=hyp, rect=options.rect,
-                        shuffle=not options.rect, cache=None if options.cache == "val" else options.cache,
-                        image_weights=options.image_weights, quad=options.quad, **shared)
-    cache = None if options.noval else "ram" if options.cache == "val" else options.cache
-    validation = make_loader(data.val, batch_size=2 * options.batch_size, rect=True, pad=0.5, cache=cache, **shared)
+                        shuffle=not options.rect, cache=for_train, image_weights=options.image_weights,
+                        quad=options.quad, finish_on_device=distributed.device.type == "cuda", **shared)
+    validation = make_loader(data.val, batch_size=2 * options.batch_size, rect=True, pad=0.5,
+                             cache=None if options.noval else for_val, **shared)
     return train, validation
 
 
@@ -168,6 +173,12 @@ class Run:
     def guard(self) -> Guard:
         return self.state.members["guard"]
 
+    def set_modes(self) -> None:
+        """Training mode, except for frozen layers, which keep their batch statistics."""
+        self.wrapped.train()
+        for layer in self.frozen:
+            layer.eval()
+
 
 class Parts(NamedTuple):
     """What rank 0 prepares for all: files are read, fetched and fitted to the data once."""
@@ -205,6 +216,7 @@ def build_run(request: Request, distributed: Distributed) -> Run:
         options = options.replace(batch_size=of_each * shares(distributed))
     frozen = freeze_layers(model, options.freeze)
     train_loader, val_loader = build_loaders(options, hyp, data, grid, distributed)
+    options = with_nominal_batch(options, options.epochs * len(train_loader))
     state = build_state(model, options, hyp, autocast, request.resumed)
     around = surroundings(distributed, name_contents(data.train, data.val), autocast, len(train_loader))
     if request.resumed:
@@ -215,8 +227,21 @@ def build_run(request: Request, distributed: Distributed) -> Run:
     loss = build_loss(model, options, hyp, distributed)
     distributed.wait_for_all()  # caching pictures may have taken some longer than others
     wrapped = wrap_model(model, options, distributed, static=not frozen)
-    return Run(options, hyp, data, distributed, train_loader, val_loader, model, wrapped, frozen, loss,
-               schedule, state, autocast, around)
+    run = Run(options, hyp, data, distributed, train_loader, val_loader, model, wrapped, frozen, loss,
+              schedule, state, autocast, around)
+    return compile_if_faster(run, learn_anew) if options.compile else run
+
+
+def with_nominal_batch(options: TrainOptions, iterations: int) -> TrainOptions:
+    """The options with --nbs settled for a run of so many iterations, where it was left open; a line says when it is
+    fewer pictures than usual."""
+    if options.nbs:
+        return options
+    options = options.replace(nbs=nominal_batch(options.batch_size, iterations))
+    if options.nbs < NOMINAL:
+        print(f"A short run has few optimizer steps: one for every {options.nbs} pictures (--nbs {NOMINAL} takes one "
+              f"for every {NOMINAL})")
+    return options
 
 
 def build_loss(model: DetectionModel, options: TrainOptions, hyp: Hyperparameters,
@@ -268,36 +293,45 @@ def train(run: Run, log: "RunLog", interruption: Interruption) -> Metrics | None
 
 def train_one_epoch(run: Run, log: "RunLog", interruption: Interruption) -> list[float]:
     """The rest of the present epoch, from the state's step on. Returns the epoch's mean box, obj and cls loss."""
-    run.wrapped.train()
-    for layer in run.frozen:
-        layer.eval()  # frozen layers keep their batch statistics
+    run.set_modes()
     loader, state, group, device = run.train_loader, run.state, run.distributed, run.distributed.device
     loader.set_epoch(state.epoch, start_batch=state.step, weights=sampling_weights(run))
     run.optimizer.zero_grad(set_to_none=True)
     means = torch.tensor(state.means if state.step else [0.0] * 3, device=device)
     pending = 0
-    for step, batch in enumerate(loader, start=state.step):
+    for step, batch in enumerate(prefetch(loader, device), start=state.step):
         rates = rates_at(run, state.iteration)
         set_rates(run.optimizer, rates)
         images = prepare_images(run, batch.images)  # (B, 3, H, W)
         steps_now = pending + 1 >= rates.accumulate or step + 1 == len(loader)  # what is left is not thrown away
         with group.exchange_gradients(run.wrapped, now=steps_now):
-            with torch.autocast(device.type, run.autocast, enabled=run.autocast is not None):
-                predictions = counted(run.wrapped(images), batch)
-            total, losses = run.loss(predictions, batch.targets)
-            factor = group.world_size * (4 if run.options.quad else 1)  # DDP averages where a sum is meant
-            run.scaler.scale(poison(total) * factor).backward()
+            losses = learn(run, images, batch)
         shown = group.sum(torch.stack(losses))  # each process has its share of the sums
-        means += (torch.where(shown.isfinite(), shown, means) - means) / (step + 1)
+        means = means + (torch.where(shown.isfinite(), shown, means) - means) / (step + 1)
         log.batch_done(step, batch, means, images.shape[-1])
         pending, state.iteration = pending + 1, state.iteration + 1
         if steps_now:
             optimizer_step(run)
-            pending, state.step, state.means = 0, step + 1, means.tolist()
+            pending, state.step, state.means = 0, step + 1, means
             save_between_steps(run, log, interruption)
-    if group.any(not is_finite(describe_weights(run))):
+    run.guard.settle()
+    if group.any(run.guard.must_return or not is_finite(describe_weights(run))):
         raise NumbersWentBad
     return means.tolist()
+
+
+def learn(run: Run, images: Tensor, batch: Batch) -> Losses:
+    """Forward and backward: add the gradients of a batch."""
+    with torch.autocast(images.device.type, run.autocast, enabled=run.autocast is not None):
+        predictions = counted(run.wrapped(images), batch)
+    total, losses = run.loss(predictions, batch.targets)
+    factor = run.distributed.world_size * (4 if run.options.quad else 1)  # DDP averages where a sum is meant
+    run.scaler.scale(poison(total) * factor).backward()
+    return losses
+
+
+def learn_anew(run: Run, batch: Batch) -> Losses:
+    return learn(run, prepare_images(run, batch.images), batch)
 
 
 def rates_at(run: Run, iteration: int) -> Rates:
@@ -308,12 +342,12 @@ def rates_at(run: Run, iteration: int) -> Rates:
 
 
 def optimizer_step(run: Run) -> None:
-    """Clip, step, follow with the EMA; a step that is not finite is left out."""
+    """Clip, step, follow with the EMA; a step that is not finite is left out. Nothing here waits for a GPU."""
     run.scaler.unscale_(run.optimizer)
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), MAX_GRADIENT_NORM)
-    if run.guard.admit(norm):
-        run.scaler.step(run.optimizer)
-        run.ema.update(run.model)
+    admitted = run.guard.admit(norm)  # a decision of the device's: the scaler's own would be waited for
+    take_step(run.optimizer, admitted)
+    run.ema.update(run.model, admitted)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     if run.guard.must_return:
@@ -438,6 +472,7 @@ def main(argv: Sequence[str] | None = None) -> Metrics | Verdict | None:
         options = request.options
         distributed = group.use(options.device, options.batch_size)
         seed_everything(options.seed)
+        keep_freed_memory()
         print(f"train: {describe_device(distributed.device)} x {distributed.world_size}, torch {torch.__version__}")
         with advice_on_memory(options.batch_size, options.imgsz, shares(distributed)):
             run = build_run(request, distributed)

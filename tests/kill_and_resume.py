@@ -231,7 +231,7 @@ class Experiment:
         self.rng = random.Random(plan.seed)
         data, cfg, hyp = draw_data(folder / "data", plan.pictures), write_model(folder), write_hyp(folder)
         self.common = ["--data", str(data), "--cfg", str(cfg), "--hyp", str(hyp), "--imgsz", "64", "--batch-size",
-                       str(plan.batch_size), "--epochs", str(plan.epochs), "--device", "cpu", "--amp", "off",
+                       str(plan.batch_size), "--epochs", str(plan.epochs), "--device", "cpu", "--amp", "off", "--nbs", "64",
                        "--noplots", "--save-minutes", "0.00001", "--save-period", "3", "--project", str(folder),
                        *plan.extra]
 

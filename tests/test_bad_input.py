@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import matplotlib.font_manager  # noqa: F401  it writes a list of fonts when it is first imported: not in a test
 import numpy as np
 import pytest
 import torch

@@ -632,3 +632,10 @@ def test_a_million_pictures_are_no_trouble():
     loader.set_epoch(1)
     key = next(iter(loader.batches))
     assert len(loader) == 15_625 and len(key.indices) == 64
+
+
+def test_small_pictures_are_cached_unasked(index, monkeypatch):
+    need = image_cache.Pictures(index, 64, smooth=False).bytes_needed()
+    for free, kind in ((11 * need, image_cache.RamPictures), (9 * need, image_cache.Pictures)):
+        monkeypatch.setattr(image_cache, "available_memory", lambda free=free: free)
+        assert type(loader_of(index, cache="auto").dataset.pictures) is kind

@@ -108,7 +108,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 def options(data, cfg, project: Path, name: str, *extra, epochs: int, batch: int = 12) -> list[str]:
     words = ["--data", data, "--cfg", cfg, "--imgsz", 64, "--batch-size", batch, "--epochs", epochs, "--workers", 0,
-             "--project", project, "--name", name, "--exist-ok", "--noplots", "--amp", "off", *extra]
+             "--project", project, "--name", name, "--exist-ok", "--noplots", "--amp", "off", "--nbs", 64, *extra]
     return [str(word) for word in words]
 
 

@@ -233,8 +233,7 @@ def cached_set(folder: Path) -> tuple[Path, tuple]:
             file.write_bytes(content)
     label_index.load_index(folder / "set" / "images", 2, progress=False)
     paths = label_index.find_images(folder / "set" / "images")
-    with label_index.ThreadPool(1) as pool:
-        stamps = label_index._stamps(pool, paths)
+    stamps = label_index._stamps(paths)
     key = {"format": label_index.CACHE_FORMAT, "num_classes": 2, "single_cls": 0}
     return folder / "set" / "labels.cache", (key, paths, stamps)
 

@@ -48,6 +48,7 @@ def test_good_rows(data, boxes):
     (b"0 .1 .1 .3 .1 .2 .1", "no area"),  # a flat polygon
     (b"0 .1 .1 .3 nan .2 .1", "'nan'"),
     (b"0 .1 .1 30 .1 .2 .4", "not within 0...1"),
+    (b"0 1e308 1e308 .2 .2", "divide pixels"),  # finite, though their sum is not
 ])  # fmt: skip
 def test_a_bad_row_is_left_out_and_named_and_its_neighbours_stay(row, reason):
     parsed = parse_labels(b"0 .5 .5 .2 .2\n" + row + b"\n1 .5 .5 .2 .2\n")

@@ -161,6 +161,23 @@ def test_many_pictures_scanned_in_chunks_stay_in_order(tmp_path):
     assert all(index.boxes(k)[:, 0].tolist() == [k] * (k % 3 > 0) for k in range(150))
 
 
+def test_processes_find_what_threads_find(tmp_path, monkeypatch):
+    for k in range(150):
+        write_picture(tmp_path / f"set/images/{k:03}.png", 10 + k, 12)
+        write_labels(tmp_path / f"set/labels/{k:03}.txt", "2 .1 .1 .3 .1 .3 .4\nbad\n" * (k % 3) + f"{k} .5 .5 .2 .2\n")
+    write_labels(tmp_path / "set/images/007.png", "")
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    threads = load_index(tmp_path / "set/images", 150, progress=False)
+    cache = (tmp_path / "set/labels.cache").read_bytes()
+    monkeypatch.setattr(labels, "MANY", 1)
+    (tmp_path / "set/labels.cache").unlink()
+    processes = load_index(tmp_path / "set/images", 150, progress=False)
+    assert (tmp_path / "set/labels.cache").read_bytes() == cache
+    assert (processes.paths, processes.messages, processes.counts) == (threads.paths, threads.messages, threads.counts)
+    with pytest.raises(UserError, match="003.txt:1: class 3, but the data set names 3 classes"):
+        load_index(tmp_path / "set/images", 3, progress=False)
+
+
 # ---- the cache
 
 
@@ -221,6 +238,25 @@ def test_every_change_leads_to_a_new_scan(folder, monkeypatch, change):
     assert len(asked) == len(find_images(folder / "images/train"))
     assert (index.paths, index.counts) == (fresh.paths, fresh.counts)
     np.testing.assert_array_equal(index.labels, fresh.labels)
+
+
+def test_stamps_of_files_in_any_place(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (folder / "link").symlink_to(folder / "images")
+    paths = ["set/images/train/a.jpg", "set/images/train/gone.jpg", "set/link/train/b.jpg", "c.jpg", "/no/d.jpg",
+             "set/images/train/c.jpg", str(folder / "images/train/b.jpg"), f"{os.sep}e.jpg"]
+    write_picture(tmp_path / "c.jpg")
+
+    def stamp(path: str) -> list[int]:
+        if not os.path.exists(path):
+            return [-1] * 3
+        status = os.stat(path)
+        return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+    want = [stamp(path) + stamp(label_path(path)) for path in paths]
+    assert labels._stamps(paths).tolist() == want and sum(row[0] > 0 for row in want) == 5
+    monkeypatch.delattr(os, "O_PATH")  # other systems
+    assert labels._stamps(paths).tolist() == want
 
 
 @pytest.mark.parametrize("data", [b"", b"rubbish", b"PK\x03\x04 half a zip"])

@@ -55,7 +55,7 @@ def test_two_processes_that_were_killed_lose_nothing():
 def arguments(data, cfg, folder, *extra, epochs=2):
     return ["--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8", "--epochs", str(epochs),
             "--workers", "0", "--device", "cpu", "--amp", "off", "--noplots", "--project", str(folder), "--name", "run",
-            *extra]
+            "--nbs", "64", *extra]
 
 
 def state_of(run: Path) -> dict:

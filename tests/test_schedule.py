@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from utils import schedule
-from utils.schedule import EarlyStopping, Schedule, accumulation, lr_factor, multi_scale_size
+from utils.schedule import EarlyStopping, Schedule, accumulation, lr_factor, multi_scale_size, nominal_batch
 
 HYP = {
     "lr0": 0.01, "lrf": 0.01, "momentum": 0.937, "warmup_epochs": 3.0, "warmup_momentum": 0.8, "warmup_bias_lr": 0.1,
@@ -97,6 +97,17 @@ def test_another_nominal_batch():
     assert {Schedule(HYP, 30, 40, 16, nominal=16).at(iteration).accumulate for iteration in range(1200)} == {1}
     plain, other = Schedule(HYP, 30, 40, 16), Schedule(HYP, 30, 40, 16, nominal=32)
     assert other.at(1000).accumulate == 2 and other.at(57)[:4] == plain.at(57)[:4]  # rates do not follow
+
+
+@pytest.mark.parametrize(
+    "batch_size, iterations, expected",
+    [(16, 400_000, 64), (16, 4000, 64),  # a thousand optimizer steps and more
+     (16, 3999, 48), (16, 2000, 32), (16, 1999, 16),  # as many pictures a step as leave a thousand
+     (16, 10, 16), (1, 10, 1),  # never less than a batch
+     (64, 10, 64), (128, 10, 64)],  # of which each is a step in any case; the weight decay refers to 64
+)  # fmt: skip
+def test_short_runs_step_more_often(batch_size, iterations, expected):
+    assert nominal_batch(batch_size, iterations) == expected
 
 
 @pytest.mark.parametrize(

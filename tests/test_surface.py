@@ -122,7 +122,7 @@ DIFFERENT = {
     "detect": {},
 }
 ADDED = {
-    "train": {"--save-minutes": ("float", "10.0"), "--amp": ("str", "auto"), "--nbs": ("int", "64"), "--evolve-workers": ("int", "0"),
+    "train": {"--save-minutes": ("float", "10.0"), "--amp": ("str", "auto"), "--compile": ("flag", ""), "--nbs": ("int", "0"), "--evolve-workers": ("int", "0"),
               "--evolve-storage": ("str", ""), "--evolve-prune": ("flag", ""), "--evolve-fraction": ("float", "1.0"),
               "--evolve-timeout": ("float", "0.0"), "--score-only": ("flag", "")},
     "val": {"--annotations": ("str", "")},
@@ -189,7 +189,7 @@ def test_the_optional_values_of_flags():
     known = add_flags(SuggestingParser(), TrainOptions)._option_string_actions
     assert {name: known[name].const for name in ("--resume", "--cache", "--evolve")} == {
         "--resume": True, "--cache": "ram", "--evolve": 300}
-    assert known["--cache"].choices == ["ram", "disk", "val"]
+    assert known["--cache"].choices == ["ram", "disk", "val", "off"]
     assert known["--optimizer"].choices == ["SGD", "Adam", "AdamW"]
     tasks = add_flags(SuggestingParser(), ValOptions)._option_string_actions["--task"].choices
     assert tasks == ["train", "val", "test", "speed", "study"]

@@ -13,6 +13,7 @@ import train
 from models.adaptation import round_to_stride
 from models.loading import load_model
 from utils.checkpoint import read_checkpoint
+from utils.config import TrainOptions
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -202,3 +203,13 @@ def test_a_mistake_ends_the_program_with_one_line_and_code_1():
     done = subprocess.run([sys.executable, "train.py", "--data", "absent.yaml"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip().startswith("error: --data absent.yaml") and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_run_settles_its_nominal_batch(capsys):
+    """And writes it down: a resumed run keeps it, whatever --epochs it is given."""
+    short = train.with_nominal_batch(TrainOptions(batch_size=16), 1140)
+    assert short.nbs == 16 and "one for every 16 pictures" in capsys.readouterr().out
+    assert train.with_nominal_batch(short, 10**6).nbs == 16
+    assert train.with_nominal_batch(TrainOptions(batch_size=16, nbs=64), 1140).nbs == 64
+    assert train.with_nominal_batch(TrainOptions(batch_size=16), 10**6).nbs == 64
+    assert capsys.readouterr().out == ""

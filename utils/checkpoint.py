@@ -39,7 +39,7 @@ class TrainState:
     def __init__(self, model: nn.Module, **members: Any):
         self.model, self.members = model, members
         self.epoch = self.step = self.iteration = 0
-        self.means: list[float] = []
+        self.means: list[float] | torch.Tensor = []  # (3,) on the device while training: reading it would wait
         self.best_fitness = -1.0
         self.class_maps: list[float] = []
         self.good: dict[str, Any] | None = None
@@ -48,7 +48,7 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.PLAIN}
-        values |= {"rng": rng_state(), "model": describe_model(self.model)}
+        values |= {"means": torch.as_tensor(self.means).tolist(), "rng": rng_state(), "model": describe_model(self.model)}
         return values | {name: member.state_dict() for name, member in self.members.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -91,7 +91,7 @@ class TrainOptions:
     hyp: str = flag("data/hyps/hyp.scratch-low.yaml", "hyperparameter YAML")
     epochs: int = flag(100, "total epochs")
     batch_size: int = flag(16, "total batch over all devices, -1 finds it", names=["--batch-size"])
-    nbs: int = flag(64, "nominal batch: gradients of about so many pictures make an optimizer step")
+    nbs: int = flag(0, "gradients of about so many pictures make an optimizer step; 0: 64, or less in a short run")
     imgsz: int = flag(640, "train and validation size in pixels", names=["--imgsz", "--img", "--img-size"])
     rect: bool = flag(False, "rectangular training batches, no mosaic, no shuffling")
     resume: str | bool = flag(False, "go on with the latest run, or with the named run or checkpoint", type=str,
@@ -100,8 +100,8 @@ class TrainOptions:
     noval: bool = flag(False, "validate only after the last epoch")
     noautoanchor: bool = flag(False, "skip the anchor check")
     noplots: bool = flag(False, "write no pictures")
-    cache: str | None = flag(None, "cache decoded images", type=str, nargs="?", const="ram",
-                             choices=["ram", "disk", "val"])
+    cache: str | None = flag(None, "keep decoded images; left out: in memory if they are small", type=str, nargs="?", const="ram",
+                             choices=["ram", "disk", "val", "off"])
     image_weights: bool = flag(False, "draw images by the weights of their classes")
     device: str = flag("", "cpu, 0 or 0,1,2,3; '' takes the first GPU, or the CPU")
     multi_scale: bool = flag(False, "another input size from 50 to 150 percent in each batch")
@@ -122,6 +122,7 @@ class TrainOptions:
     seed: int = flag(0, "seed of every random choice")
     local_rank: int = flag(-1, "accepted for launchers, the environment decides", names=["--local_rank"])
     amp: str = flag("auto", "mixed precision", choices=["auto", "off", "fp16", "bf16"])
+    compile: bool = flag(False, "compile the model with torch.compile, if that proves faster")
     evolve: int = flag(0, "search hyperparameters in N trainings (300 if not given); the same command goes on",
                        nargs="?", const=300, metavar="N")
     evolve_population: str = flag("data/hyps", "folder of hyperparameter files to try first besides --hyp",
@@ -139,7 +140,7 @@ class TrainOptions:
         checks = [
             (self.epochs >= 1, f"--epochs {self.epochs}: at least 1"),
             (self.batch_size >= 1 or self.batch_size == -1, f"--batch-size {self.batch_size}: at least 1, or -1"),
-            (self.nbs >= 1, f"--nbs {self.nbs}: at least 1"),
+            (self.nbs >= 0, f"--nbs {self.nbs}: at least 1, or 0 to let the run's length decide"),
             (self.imgsz >= 1, f"--imgsz {self.imgsz}: at least 32"),
             (self.workers >= 0, f"--workers {self.workers}: 0 or more"),
             (0 <= self.label_smoothing <= 1, f"--label-smoothing {self.label_smoothing}: 0 to 1"),

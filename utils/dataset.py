@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from utils.augment import (GREY, AugmentSettings, Letterbox, Tile, flip_horizontal, flip_vertical, letterbox, mixup,
                            mosaic, place_labels, random_perspective, shift_hsv)
+from utils.device_augment import Finish, draw_finish
 from utils.errors import UserError
 from utils.image_cache import Pictures, open_pictures
 from utils.labels import LabelIndex
@@ -40,6 +41,7 @@ class Batch(NamedTuple):
     paths: list[str]  # of the pictures; of a mosaic, the picture it was made for
     letterboxes: list[Letterbox | None]  # how to get back to the original's pixels; None after augmentation
     filler: bool = False  # counts for nothing: another process has its picture, this one only keeps step
+    finishes: torch.Tensor | None = None  # (B, 5) float64, a Finish a row: what the device has still to do
 
 
 class BatchKey(NamedTuple):
@@ -66,40 +68,43 @@ class Sample(NamedTuple):
     image: np.ndarray  # BGR (H, W, 3)
     boxes: np.ndarray  # (n, 5) class, x1, y1, x2, y2 in pixels
     letterbox: Letterbox | None
+    finish: Finish | None = None
 
 
 class DetectionDataset(Dataset):
-    """Maps a BatchKey to a Batch. `settings` None reads for validation, without any randomness."""
+    """Maps a BatchKey to a Batch. `settings` None reads for validation, without any randomness. unfinished: colours and
+    flips are drawn, and left to the device."""
 
     def __init__(self, index: LabelIndex, pictures: Pictures, *, settings: AugmentSettings | None, mosaics: bool,
-                 seed: int, quad: bool) -> None:
+                 seed: int, quad: bool, unfinished: bool = False) -> None:
         self.index, self.pictures, self.settings = index, pictures, settings
-        self.mosaics, self.seed, self.quad = mosaics, seed, quad
+        self.mosaics, self.seed, self.quad, self.unfinished = mosaics, seed, quad, unfinished
 
     def __getitem__(self, key: BatchKey) -> Batch:
         """The batch; a worker's is in shared memory already. Where that lacks room, this raises: the thread that hands
         batches over would swallow the error, and training would wait for ever."""
         batch = self._batch(key)
         if get_worker_info() is not None:
-            batch.images.share_memory_(), batch.targets.share_memory_()
+            for part in (batch.images, batch.targets, batch.finishes):
+                part is None or part.share_memory_()
         return batch
 
     def _batch(self, key: BatchKey) -> Batch:
         partners = key.partners or [None] * len(key.indices)
         images = torch.empty((len(key.indices), 3, *key.shape), dtype=torch.uint8)
-        targets, letterboxes = [], []
+        targets, letterboxes, finishes = [], [], []
         for k, (i, repeat) in enumerate(zip(key.indices, key.repeats)):
             if self.settings is None:
                 sample = self.plain(i, key.shape)
             else:
                 rng = random_stream(self.seed, key.epoch, i, repeat)
                 sample = self.augmented(i, key.shape, rng=rng, partners=partners[k])
-            planes = list(images[k].numpy())
-            cv2.mixChannels([sample.image], planes, [2, 0, 1, 1, 0, 2])  # BGR rows of pixels -> R, G, B planes
+            cv2.split(sample.image, list(images[k].numpy())[::-1])  # BGR rows of pixels -> R, G, B planes, in place
             targets.append(_targets(sample.boxes[:0 if key.filler else None], k, *key.shape))
             letterboxes.append(sample.letterbox)
+            finishes.append(sample.finish)
         batch = Batch(images, torch.from_numpy(np.concatenate(targets)), [self.index.paths[i] for i in key.indices],
-                      letterboxes, key.filler)
+                      letterboxes, key.filler, torch.tensor(finishes, dtype=torch.float64) if self.unfinished else None)
         return group_in_fours(batch, self._quad_rng(key)) if self.quad else batch
 
     def _quad_rng(self, key: BatchKey) -> list[np.random.Generator]:
@@ -131,6 +136,9 @@ class DetectionDataset(Dataset):
                 image, boxes = mixup(image, boxes, other=other, other_boxes=other_boxes, rng=rng)
         else:
             image, boxes = self._warped(i, shape, rng)
+        if self.unfinished:
+            boxes, finish = draw_finish(boxes, image.shape[:2], settings=settings, rng=rng)
+            return Sample(image, boxes, None, finish)
         image = shift_hsv(image, settings.hsv, rng=rng)
         if rng.random() < settings.flipud:
             image, boxes = flip_vertical(image, boxes)
@@ -250,7 +258,8 @@ class GlobalBatches(Sampler[BatchKey]):
             rng = random_stream(self.seed, self.epoch, purpose="partners")
             partners = order[rng.integers(self.count, size=(self.count, PARTNERS))]
         for number in numbers[self.start_batch:].tolist():
-            batch = np.arange(self.count)[number * self.batch_size:(number + 1) * self.batch_size]
+            start = number * self.batch_size
+            batch = np.arange(start, min(start + self.batch_size, self.count))
             rows = self._slice(batch)
             if rows.size:
                 yield BatchKey(self.epoch, order[rows].tolist(), repeats[rows].tolist(), self.shapes[number],
@@ -357,12 +366,14 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
                 rect: bool = False, pad: float = 0.0, shuffle: bool = False, cache: str | None = None,
                 workers: int = 8, seed: int = 0, rank: int = 0, world_size: int = 1, image_weights: bool = False,
                 quad: bool = False, pin_memory: bool = False, progress: bool = True,
-                start_method: str | None = None) -> Loader:
+                finish_on_device: bool = False, start_method: str | None = None) -> Loader:
     """Loader of a split. `hyp` (a mapping or Hyperparameters) switches augmentation on; None reads for validation.
 
     `batch_size` counts the pictures of all processes together. `rect` groups pictures of like aspect into batches of
     their own shape (with `pad` strides around) and rules mosaics out; `image_weights` rules `rect` out. `quad` turns
-    each four pictures into one of twice the size. Without `hyp` every picture is read exactly once over all processes.
+    each four pictures into one of twice the size. `finish_on_device` leaves colours and flips to whoever has the batch
+    on a GPU (see utils.prefetch), if there is any augmentation and no `quad`, whose resizing comes after it. Without
+    `hyp` every picture is read exactly once over all processes.
     """
     if quad and world_size > 1 and batch_size % (4 * world_size):  # else each process would leave up to three out
         raise UserError(f"--quad merges pictures in fours on each of {world_size} processes: --batch-size {batch_size} "
@@ -375,7 +386,8 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
     rect = rect and not image_weights
     settings = None if hyp is None else AugmentSettings.from_hyp(hyp)
     pictures = open_pictures(index, imgsz, smooth=hyp is None, cache=cache, copies=world_size, progress=progress)
-    dataset = DetectionDataset(index, pictures, settings=settings, mosaics=not rect, seed=seed, quad=quad)
+    dataset = DetectionDataset(index, pictures, settings=settings, mosaics=not rect, seed=seed, quad=quad,
+                               unfinished=finish_on_device and settings is not None and not quad)
     batches = GlobalBatches(index.shapes, batch_size=batch_size, imgsz=imgsz, stride=stride, pad=pad, rect=rect,
                             shuffle=shuffle, weighted=image_weights, quad=quad, training=hyp is not None, seed=seed,
                             rank=rank, world_size=world_size)

@@ -47,7 +47,7 @@ class ModelEMA:
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000, updates: int = 0):
         self.ema = deepcopy(unwrap(model)).eval().requires_grad_(False)
-        self.decay, self.tau, self.updates = decay, tau, updates
+        self.decay, self.tau, self.updates = decay, tau, updates  # a tensor where updates are decided on a device
         self._own = _float_slots(self.ema)
         self._source: nn.Module | None = None
         self._theirs: list[Slot] = []
@@ -56,19 +56,34 @@ class ModelEMA:
         return self.decay * (1 - math.exp(-updates / self.tau))
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take one step toward `model` (wrapped or not); call it after each optimizer step."""
+    def update(self, model: nn.Module, admitted: bool | Tensor = True) -> None:
+        """Take one step toward `model` (wrapped or not); call it after each optimizer step, with whether it was taken.
+
+        admitted: as a 0-dim tensor it is not waited for; the weights of `model` are finite in any case.
+        """
+        if admitted is False:
+            return
         model = unwrap(model)
         if model is not self._source:
             self._source, self._theirs = model, _float_slots(model)
             assert [name for _, name in self._theirs] == [name for _, name in self._own], "the models differ in layout"
-        self.updates += 1
         own = [table[name] for table, name in self._own]
         theirs = [_like(table[name], mine) for (table, name), mine in zip(self._theirs, own)]
-        torch._foreach_lerp_(own, theirs, 1 - self.decay_at(self.updates))
+        self.updates = self.updates + admitted
+        if isinstance(admitted, Tensor):
+            self._follow(own, theirs, admitted)
+        else:
+            torch._foreach_lerp_(own, theirs, 1 - self.decay_at(self.updates))
+
+    def _follow(self, own: list[Tensor], theirs: list[Tensor], admitted: Tensor) -> None:
+        """The step of `update`, of size 0 where it was not admitted: its share is known on the device only."""
+        decay = self.decay * (1 - torch.exp(self.updates.double() / -self.tau))  # as decay_at
+        way = torch._foreach_sub(theirs, own)
+        torch._foreach_mul_(way, ((1 - decay) * admitted).float())
+        torch._foreach_add_(own, way)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"state_dict": self.ema.state_dict(), "updates": self.updates}
+        return {"state_dict": self.ema.state_dict(), "updates": int(self.updates)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.ema.load_state_dict(state["state_dict"])
@@ -76,4 +91,6 @@ class ModelEMA:
 
 
 def _like(tensor: Tensor, other: Tensor) -> Tensor:
-    return tensor.detach().to(device=other.device, dtype=other.dtype)  # the tensor itself where nothing changes
+    if tensor.dtype is other.dtype and tensor.device == other.device:  # 300 times a step: no call where none is needed
+        return tensor
+    return tensor.to(device=other.device, dtype=other.dtype)

@@ -6,14 +6,15 @@ Letters: N generations, K hyperparameters.
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from utils.files import atomic_write
+
+if TYPE_CHECKING:  # imported when a chart is drawn, as in utils.plots
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DONE, BEST, PRUNED, FAILED = "#0033CC", "#E02020", "#E07000", "#606060"
 COLUMNS = 6
@@ -26,10 +27,12 @@ def plot_evolve(names: Sequence[str], values: np.ndarray, fitness: np.ndarray, f
 
     best, start: rows to mark with a cross and a ring. logarithmic: names whose axis is logarithmic.
     """
+    from matplotlib.ticker import MaxNLocator
+
     values, fitness = np.asarray(values, float).reshape(len(fitness), len(names)), np.asarray(fitness, float)
     rows = math.ceil(len(names) / COLUMNS)
     fitness_title = "fitness = 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95"
-    figure = Figure(figsize=(2.9 * COLUMNS, 2.5 * rows + 0.6), layout="constrained")
+    figure = _figure(2.9 * COLUMNS, 2.5 * rows + 0.6)
     panels = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True).flat
     floor = lowest_shown(fitness)
     age = np.linspace(0.15, 1.0, len(fitness)) if len(fitness) > 1 else np.ones(1)
@@ -63,8 +66,10 @@ def plot_evolve_progress(numbers: np.ndarray, fitness: np.ndarray, statuses: Seq
     start: fitness of the start, drawn as a line. repeats: number and fitness of the runs under other seeds. winner:
     number of the generation with the best mean over its seeds. What lies far below the rest stands at the lower edge.
     """
+    from matplotlib.ticker import MaxNLocator
+
     numbers, fitness, statuses = np.asarray(numbers), np.asarray(fitness, float), np.asarray(statuses)
-    figure = Figure(figsize=(11, 6), layout="constrained")
+    figure = _figure(11, 6)
     panel = figure.subplots()
     done, pruned, failed = (statuses == word for word in ("done", "pruned", "failed"))
     floor = lowest_shown(fitness[done])
@@ -105,7 +110,7 @@ def lowest_shown(fitness: np.ndarray) -> float:
     return max(float(np.min(fitness)), top - 4 * (top - float(np.quantile(fitness, 0.25))))
 
 
-def _draw_best(panel: Axes, numbers: np.ndarray, fitness: np.ndarray) -> None:
+def _draw_best(panel: "Axes", numbers: np.ndarray, fitness: np.ndarray) -> None:
     """Steps of the best fitness so far, a cross where it was reached."""
     if not len(numbers):
         return
@@ -117,7 +122,16 @@ def _draw_best(panel: Axes, numbers: np.ndarray, fitness: np.ndarray) -> None:
                   label=f"best {fitness[best]:.4g} (generation {numbers[best]})")
 
 
-def _save(figure: Figure, file: str | Path) -> None:
+def _figure(width: float, height: float) -> "Figure":
+    """An empty one, in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: "Figure", file: str | Path) -> None:
     with atomic_write(file) as stream:
         figure.savefig(stream, format=Path(file).suffix.lstrip(".").lower(), dpi=110)

@@ -1,6 +1,7 @@
 """Run folders, file look-up, YAML reading, and writing that is whole or not at all."""
 
 import errno
+import io
 import os
 import secrets
 import stat
@@ -18,6 +19,8 @@ from utils.errors import UserError
 MAX_YAML_BYTES = 1 << 20
 MAX_YAML_PARTS = 300_000  # counted as often as aliases repeat them
 MAX_NUMBER_LETTERS = 100
+
+SMALL_BYTES = 1 << 16
 
 
 def increment_path(path: str | Path, exist_ok: bool = False) -> Path:
@@ -53,7 +56,10 @@ def open_regular(path: str | Path, max_bytes: int) -> BinaryIO:
         raise OSError(errno.EINVAL, "not a regular file")
     if status.st_size > max_bytes:
         raise OSError(errno.EFBIG, f"more than {max_bytes >> 20} MiB")
-    return open(path, "rb")
+    if status.st_size > SMALL_BYTES:
+        return open(path, "rb")
+    with open(path, "rb", 0) as file:  # to read all of it takes less than to set up a buffer and move it about
+        return io.BytesIO(file.read(SMALL_BYTES))
 
 
 def check_archive(path: str | Path) -> None:

@@ -12,44 +12,83 @@ MAX_RETURNS = 3
 SLOWER = 0.5  # factor on the learning rates at each return
 
 
+class Look:
+    """A count on the device as it is now, copied without waiting."""
+
+    def __init__(self, count: Tensor):
+        self._copy = count.to("cpu", non_blocking=True, copy=True)
+        self._arrival = torch.cuda.current_stream(count.device).record_event() if count.is_cuda else None
+
+    def read(self) -> int:
+        """The count, once the device has got as far as it was when the copy was asked for."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return int(self._copy)
+
+
 class Guard:
     """Decides for each optimizer step whether it may be taken, and when the run must go back to a good state.
 
+    The decision falls on the device of the model. `late`, as on a GPU, nobody waits for it there: `admit` returns a
+    tensor, and `must_return` speaks of the step before. Else both are known at once.
+
     Counts live in the state: `skipped` steps in all, `in_a_row`, `returns` to a good state, and `rate`, the factor that
-    returns have left on the learning rates.
+    returns have left on the learning rates. Reading the first two waits for the device.
     """
 
-    def __init__(self, model: nn.Module, patience: int = PATIENCE):
-        self.patience = patience
-        self.skipped = self.in_a_row = self.returns = 0
-        self.rate = 1.0
+    def __init__(self, model: nn.Module, patience: int = PATIENCE, late: bool | None = None):
+        self.patience, self.returns, self.rate = patience, 0, 1.0
         self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-        self._good = [buffer.clone() for buffer in self._buffers]
+        self._good = self._statistics()
+        self.late = self._good.is_cuda if late is None else late
+        self._counts = torch.zeros(2, dtype=torch.int64, device=self._good.device)  # skipped, in a row
+        self._seen = self._newest = Look(self._counts[1])
+
+    def _statistics(self) -> Tensor:
+        """All of them in one new row: two kernels see to them, however many layers there are."""
+        return torch.cat([buffer.flatten() for buffer in self._buffers])
 
     @torch.no_grad()
-    def admit(self, norm: Tensor) -> bool:
-        """Whether a step with this gradient norm (0-dim) may be taken; if not, it is counted.
+    def admit(self, norm: Tensor) -> bool | Tensor:
+        """Whether a step with this gradient norm (0-dim) may be taken; if not, it is counted. 0-dim bool where `late`.
 
         Batch statistics that a bad batch has spoiled are put back to those of the last good step.
         """
-        if bool(torch.isfinite(norm)):
-            self.in_a_row = 0
-            torch._foreach_copy_(self._good, self._buffers)
-            return True
-        self.skipped += 1
-        self.in_a_row += 1
-        torch._foreach_copy_(self._buffers, self._good)
-        return False
+        good = torch.isfinite(norm)
+        self._good = torch.where(good, self._statistics(), self._good)
+        parts = self._good.split([buffer.numel() for buffer in self._buffers])
+        torch._foreach_copy_(self._buffers, [part.view_as(buffer) for part, buffer in zip(parts, self._buffers)])
+        self._counts += ~good
+        self._counts[1] *= ~good
+        before, self._newest = self._newest, Look(self._counts[1])
+        self._seen = before if self.late else self._newest
+        return good if self.late else bool(good)
 
     @property
     def must_return(self) -> bool:
-        return self.in_a_row >= self.patience
+        return self._seen.read() >= self.patience
+
+    def settle(self) -> None:
+        """From here until the next step `must_return` speaks of the last one, and waits for it."""
+        self._seen = self._newest
+
+    @property
+    def skipped(self) -> int:
+        return int(self._counts[0])
+
+    @property
+    def in_a_row(self) -> int:
+        return int(self._counts[1])
 
     def note_return(self) -> None:
         """The run went back: from here on at a lower rate."""
-        self.in_a_row = 0
+        self._count(self.skipped, 0)
         self.returns += 1
         self.rate *= SLOWER
+
+    def _count(self, skipped: int, in_a_row: int) -> None:
+        self._counts = torch.tensor([skipped, in_a_row], device=self._counts.device)
+        self._seen = self._newest = Look(self._counts[1])
 
     @property
     def exhausted(self) -> bool:
@@ -61,9 +100,9 @@ class Guard:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the counts; the present batch statistics count as good."""
-        self.skipped, self.in_a_row, self.returns = state["skipped"], state["in_a_row"], state["returns"]
-        self.rate = state["rate"]
-        torch._foreach_copy_(self._good, self._buffers)
+        self._count(state["skipped"], state["in_a_row"])
+        self.returns, self.rate = state["returns"], state["rate"]
+        self._good = self._statistics()
 
 
 def poison(total: Tensor) -> Tensor:

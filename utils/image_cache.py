@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 from utils.augment import read_image, resize_to, resized_shape
 from utils.errors import UserError
-from utils.labels import MAX_THREADS, LabelIndex, digest, is_writable, user_cache_folder
+from utils.labels import LabelIndex, digest, is_writable, user_cache_folder
+from utils.spread import MAX_WORKERS
 
+AUTO_SHARE = 0.1  # of the free memory is taken unasked, since a mosaic reads each picture four times an epoch
 DISK_FORMAT = 2  # raise it whenever what --cache disk keeps of a picture, or how it is resized, changes
 
 
@@ -89,7 +91,7 @@ class RamPictures(Pictures):
         self.block = SharedBytes(int(self.starts[-1]))
         self.readable = np.zeros(len(index), bool)
         title = f"Caching images ({self.starts[-1] / 2**30:.1f}GB ram)"
-        with ThreadPool(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        with ThreadPool(min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
             done = pool.imap_unordered(self._fill, range(len(index)), chunksize=8)
             for _ in tqdm(done, total=len(index), desc=title, disable=not progress, dynamic_ncols=True):
                 pass
@@ -204,12 +206,17 @@ def _read_table(path: str) -> dict[str, str]:
 
 def open_pictures(index: LabelIndex, size: int, *, smooth: bool, cache: str | None, copies: int,
                   progress: bool) -> Pictures:
-    """Pictures with the cache asked for (None, "ram", "disk"), or without one, saying so, where it does not fit."""
+    """Pictures with the cache asked for (None, "ram", "disk"), or without one, saying so, where it does not fit.
+
+    "auto" is "ram" for pictures that take no more than AUTO_SHARE of the free memory, else None.
+    """
     pictures = Pictures(index, size, smooth=smooth)
-    if cache == "ram":
+    if cache in ("ram", "auto"):
         need, free = pictures.bytes_needed() * copies, available_memory()
-        if 1.1 * need < free:
+        if need * (1.1 if cache == "ram" else 1 / AUTO_SHARE) < free:
             return RamPictures(index, size, smooth=smooth, progress=progress)
+        if cache == "auto":
+            return pictures
     elif cache == "disk":
         on_disk = DiskPictures(index, size, smooth=smooth)
         need, free = on_disk.room()

@@ -7,9 +7,12 @@ Legend: N pictures, M labels, P polygon points.
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
+from functools import partial
+from itertools import chain, groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,12 +23,14 @@ from utils.errors import UserError, one_line
 from utils.files import atomic_write, check_archive, open_regular
 from utils.image_header import picture_shape
 from utils.label_file import ParsedLabels, parse_labels
+from utils.spread import MAX_WORKERS, spread
+from utils.string_array import StringArray
 
 IMAGE_SUFFIXES = frozenset(".bmp .dng .jpeg .jpg .mpo .pfm .png .tif .tiff .webp".split())
 VIDEO_SUFFIXES = frozenset(".asf .avi .gif .m4v .mkv .mov .mp4 .mpeg .mpg .ts .wmv".split())
 
 CACHE_FORMAT = 2  # raise it whenever the parser or the cache's layout changes: caches of another number are not read
-MAX_THREADS = 8
+MANY = 2000  # pictures: from here on processes are worth their start
 NAMED_ROWS = 10  # dropped rows of one file that are named one by one
 MAX_LABEL_BYTES = 64 << 20  # of one label file
 MAX_CACHE_BYTES = 8 << 30
@@ -51,7 +56,7 @@ class Counts(NamedTuple):
 class LabelIndex:
     """The pictures of a split and their labels, in flat arrays."""
 
-    paths: list[str]
+    paths: Sequence[str]  # a StringArray where they may be many
     shapes: np.ndarray  # (N, 2) int32 height, width of the picture as it is decoded, turned by its EXIF orientation
     labels: np.ndarray  # (M, 5) float32 class, x, y, w, h: centre and size in 0…1
     offsets: np.ndarray  # (N + 1,) int64: picture i has the labels offsets[i]:offsets[i + 1]
@@ -113,7 +118,8 @@ def _walk(folder: str) -> Iterable[str]:
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
         if real not in seen:
             seen.add(real)
-            yield from (os.path.join(here, name) for name in names if not name.startswith(".") and is_image(name))
+            here = os.path.join(here, "")
+            yield from (here + name for name in names if not name.startswith(".") and is_image(name))
 
 
 def _read_list(file: Path) -> Iterable[str]:
@@ -125,9 +131,11 @@ def _read_list(file: Path) -> Iterable[str]:
     for line in filter(is_image, map(str.strip, text.splitlines())):
         if line.startswith("./"):
             yield os.path.join(folder, line[2:])
+        elif os.path.isabs(line) or os.path.exists(line):
+            yield line
         else:
             beside = os.path.join(folder, line)
-            yield beside if not os.path.isabs(line) and not os.path.exists(line) and os.path.exists(beside) else line
+            yield beside if os.path.exists(beside) else line
 
 
 # ---- the scan --------------------------------------------------------------------------------------------------------
@@ -181,14 +189,20 @@ def _scan(paths: Sequence[str], num_classes: int | None, single_cls: bool) -> tu
         for polygon in parsed.polygons if parsed else []:
             points += polygon
             per_label.append(len(polygon) // 2)
-    labels = np.array(boxes, np.float32).reshape(-1, 5)
+    labels = np.fromiter(chain.from_iterable(boxes), np.float32, 5 * len(boxes)).reshape(-1, 5)
     if single_cls:
         labels[:, 0] = 0
     counts = Counts(found, missing, len(shapes) - found - missing, len(paths) - len(shapes))
-    index = LabelIndex([path for path, keep in zip(paths, kept) if keep], np.array(shapes, np.int32).reshape(-1, 2),
-                       labels, _cuts(per_image), np.array(points, np.float32).reshape(-1, 2), _cuts(per_label),
-                       counts, messages)
+    index = LabelIndex(_kept(StringArray(paths), kept), np.array(shapes, np.int32).reshape(-1, 2), labels,
+                       _cuts(per_image), np.array(points, np.float32).reshape(-1, 2), _cuts(per_label), counts,
+                       messages)
     return index, kept
+
+
+def _kept(paths: StringArray, kept: np.ndarray) -> StringArray:
+    if len(paths) == len(kept) and kept.all():
+        return paths
+    return StringArray(path for path, keep in zip(paths, kept.tolist(), strict=True) if keep)
 
 
 def _cuts(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -203,7 +217,7 @@ def _merge(parts: list[LabelIndex]) -> LabelIndex:
     def rejoin(name: str) -> np.ndarray:
         return _cuts(np.concatenate([np.diff(getattr(part, name)) for part in parts]))
 
-    return LabelIndex([path for part in parts for path in part.paths], join("shapes"), join("labels"),
+    return LabelIndex(StringArray.concatenate(part.paths for part in parts), join("shapes"), join("labels"),
                       rejoin("offsets"), join("points"), rejoin("segment_offsets"),
                       Counts(*map(sum, zip(*(part.counts for part in parts)))),
                       [message for part in parts for message in part.messages])
@@ -221,19 +235,18 @@ def load_index(sources: str | Path | Sequence[str | Path], num_classes: int, *, 
     if not paths:
         raise UserError(f"{prefix}no pictures in {', '.join(map(str, sources))}: expected "
                         f"{' '.join(sorted(IMAGE_SUFFIXES))} files, or a list of their paths")
-    with ThreadPool(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-        stamps = _stamps(pool, paths) if cache else None
-        places = _cache_places(sources, paths) if cache else []
-        key = {"format": CACHE_FORMAT, "num_classes": num_classes, "single_cls": int(single_cls)}
-        index = next(filter(None, (_read_cache(place, key, paths, stamps) for place in places)), None)
-        if index is None:
-            index, kept = _scan_all(pool, paths, num_classes, single_cls, f"{prefix}Scanning {sources[0]}", progress)
-            # No label at all is most likely a mistake in a path: it leaves no file in a place where no labels are.
-            worth_it = cache and index.counts.found > 0
-            if worth_it and not _write_cache(places, key, paths, stamps, kept, index) and progress:
-                print(f"{prefix}the labels cannot be cached: no folder for it can be written")
-        elif progress:
-            print(f"{prefix}Scanning {sources[0]}... {index.counts} (cached)")
+    stamps = _stamps(paths) if cache else None
+    places = _cache_places(sources, paths) if cache else []
+    key = {"format": CACHE_FORMAT, "num_classes": num_classes, "single_cls": int(single_cls)}
+    index = next(filter(None, (_read_cache(place, key, paths, stamps) for place in places)), None)
+    if index is None:
+        index, kept = _scan_all(paths, num_classes, single_cls, f"{prefix}Scanning {sources[0]}", progress)
+        # No label at all is most likely a mistake in a path: it leaves no file in a place where no labels are.
+        worth_it = cache and index.counts.found > 0
+        if worth_it and not _write_cache(places, key, paths, stamps, kept, index) and progress:
+            print(f"{prefix}the labels cannot be cached: no folder for it can be written")
+    elif progress:
+        print(f"{prefix}Scanning {sources[0]}... {index.counts} (cached)")
     if progress:
         print(*(f"{prefix}{one_line(message)}\n" for message in index.messages), sep="", end="", flush=True)
         if index.paths and not index.counts.found:
@@ -243,19 +256,24 @@ def load_index(sources: str | Path | Sequence[str | Path], num_classes: int, *, 
     return index
 
 
-def _scan_all(pool: ThreadPool, paths: list[str], num_classes: int, single_cls: bool, title: str,
+def _scan_all(paths: list[str], num_classes: int, single_cls: bool, title: str,
               progress: bool) -> tuple[LabelIndex, np.ndarray]:
-    size = max(1, min(256, len(paths) // (8 * MAX_THREADS)))  # small enough for a lively bar, large enough to be cheap
-    chunks = [paths[k:k + size] for k in range(0, len(paths), size)]
+    # Small enough for a lively bar, large enough to be cheap.
+    chunks = _chunks(paths, max(1, min(256, len(paths) // (8 * MAX_WORKERS))))
+    scan = partial(_scan, num_classes=num_classes, single_cls=single_cls)
     parts, masks, counts = [], [], Counts()
     with tqdm(total=len(paths), desc=f"{title}...", disable=not progress, dynamic_ncols=True) as bar:
-        for part, kept in pool.imap(lambda chunk: _scan(chunk, num_classes, single_cls), chunks):
+        for part, kept in spread(scan, chunks, heavy=len(paths) >= MANY):
             parts.append(part)
             masks.append(kept)
             counts = Counts(*map(sum, zip(counts, part.counts)))
             bar.set_description(f"{title}... {counts}", refresh=False)
             bar.update(len(kept))
     return _merge(parts), np.concatenate(masks)
+
+
+def _chunks(paths: list[str], size: int) -> list[list[str]]:
+    return [paths[k:k + size] for k in range(0, len(paths), size)]
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------
@@ -271,20 +289,50 @@ def is_writable(folder: Path) -> bool:
     return folder.is_dir() and os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
 
 
-def _stamps(pool: ThreadPool, paths: list[str]) -> np.ndarray:
+def _stamps(paths: list[str]) -> np.ndarray:
     """(N, 6) int64: size, time of modification and of change in ns of each picture and of its label file, -1 if absent.
 
     Programs may set the first of the times back (cp -p, rsync, touch -r), but not the second.
     """
-    def stamp(path: str) -> tuple[int, int, int]:
-        try:
-            status = os.stat(path)
-            return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-        except OSError:
-            return -1, -1, -1
+    return np.concatenate(list(spread(_stamps_of, _chunks(paths, 4096), heavy=len(paths) >= MANY)))
 
-    rows = pool.imap(lambda path: stamp(path) + stamp(label_path(path)), paths, chunksize=256)
-    return np.fromiter((value for row in rows for value in row), np.int64, 6 * len(paths)).reshape(-1, 6)
+
+def _stamps_of(paths: list[str]) -> np.ndarray:
+    return np.concatenate([_stat(paths), _stat(map(label_path, paths))], 1)
+
+
+def _stat(files: Iterable[str]) -> np.ndarray:
+    """(n, 3) int64: size and two times of each file. Those of a folder are looked up from there, not from the root."""
+    values = []
+    for folder, names in groupby(map(_cut_name, files), itemgetter(0)):
+        with _entered(folder) as (place, prefix):
+            for _, name in names:
+                try:
+                    status = os.stat(prefix + name, dir_fd=place)
+                    values += status.st_size, status.st_mtime_ns, status.st_ctime_ns
+                except OSError:
+                    values += -1, -1, -1
+    return np.array(values, np.int64).reshape(-1, 3)
+
+
+def _cut_name(file: str) -> tuple[str, str]:
+    """Folder, with the separator at its end, and name."""
+    cut = file.rfind(os.sep) + 1
+    return file[:cut], file[cut:]
+
+
+@contextmanager
+def _entered(folder: str) -> Iterator[tuple[int | None, str]]:
+    """A descriptor of the folder and nothing, or None and the folder: what a name in it is to be looked up by."""
+    try:
+        place = os.open(folder or os.curdir, os.O_PATH)  # unlike the right to read, that to pass is all it takes
+    except (AttributeError, OSError):
+        yield None, folder
+        return
+    try:
+        yield place, ""
+    finally:
+        os.close(place)
 
 
 def _cache_places(sources: list[str | Path], paths: list[str]) -> list[Path]:
@@ -306,16 +354,6 @@ def digest(*texts: str | Path) -> str:
     return hashlib.sha256("\0".join(map(str, texts)).encode(errors="surrogateescape")).hexdigest()
 
 
-def _pack(texts: list[str]) -> np.ndarray:
-    """Strings as one array of UTF-8 bytes, a zero byte between them (no path and no message holds one)."""
-    return np.frombuffer("\0".join(texts).encode(errors="surrogateescape"), np.uint8)
-
-
-def _unpack(data: np.ndarray) -> list[str]:
-    text = data.astype(np.uint8).tobytes().decode(errors="surrogateescape")
-    return text.split("\0") if text else []
-
-
 def _write_cache(places: list[Path], key: dict[str, int], paths: list[str], stamps: np.ndarray, kept: np.ndarray,
                  index: LabelIndex) -> bool:
     """Write the cache to the first place that takes it; False where none does."""
@@ -323,9 +361,9 @@ def _write_cache(places: list[Path], key: dict[str, int], paths: list[str], stam
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(place) as file:
-                np.savez(file, **key, **arrays, paths=_pack(paths), stamps=stamps, kept=kept,
-                         counts=np.array(index.counts), messages=_pack(index.messages))
+            with atomic_write(place, sync=False) as file:  # a damaged one is noticed, and made again
+                np.savez(file, **key, **arrays, paths=StringArray(paths).data, stamps=stamps, kept=kept,
+                         counts=np.array(index.counts), messages=StringArray(index.messages).data)
             return True
         except OSError:
             continue
@@ -339,12 +377,12 @@ def _read_cache(place: Path, key: dict[str, int], paths: list[str], stamps: np.n
             check_archive(place)
             data = {name: arrays[name] for name in arrays.files}
         same = all(int(data[name]) == value for name, value in key.items()) and np.array_equal(data["stamps"], stamps)
-        if not same or _unpack(data["paths"]) != paths:
+        scanned = StringArray.from_bytes(data["paths"])
+        if not same or scanned != StringArray(paths):
             return None
-        kept = data["kept"].astype(bool)
-        index = LabelIndex([path for path, keep in zip(paths, kept, strict=True) if keep], data["shapes"],
-                           data["labels"], data["offsets"], data["points"], data["segment_offsets"],
-                           Counts(*map(int, data["counts"])), _unpack(data["messages"]))
+        index = LabelIndex(_kept(scanned, data["kept"].astype(bool)), data["shapes"], data["labels"], data["offsets"],
+                           data["points"], data["segment_offsets"], Counts(*map(int, data["counts"])),
+                           list(StringArray.from_bytes(data["messages"])))
         return index if _is_consistent(index) else None
     except Exception:  # whatever a damaged file makes zip and numpy raise: the labels are read anew
         return None

@@ -4,7 +4,7 @@ import difflib
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils.errors import UserError
 
@@ -56,6 +56,31 @@ def _kernel(model: nn.Module) -> dict[str, bool]:
     """One kernel for all tensors where PyTorch has it; a loop over 180 tensors costs several times as much."""
     devices = {parameter.device.type for parameter in model.parameters()}
     return {"fused": True} if len(devices) == 1 and devices <= {"cpu", "cuda"} else {}
+
+
+def take_step(optimizer: torch.optim.Optimizer, admitted: bool | Tensor) -> None:
+    """A step if `admitted`. As a 0-dim tensor that is not waited for: the one-kernel steps find out by themselves.
+
+    RMSProp has no such kernel, so its steps wait.
+    """
+    if not isinstance(admitted, Tensor) or not optimizer.defaults.get("fused"):
+        if admitted:
+            optimizer.step()
+        return
+    _begin_momentum(optimizer)
+    optimizer.grad_scale, optimizer.found_inf = None, (~admitted).float()  # what a GradScaler hands to these kernels
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.grad_scale, optimizer.found_inf
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Zeros where SGD has no momentum yet: a first step that its kernel leaves out would leave them unwritten."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("momentum") else ():
+            if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: Any) -> None:

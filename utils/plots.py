@@ -9,16 +9,18 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from utils.drawing import PALETTE, as_array, class_name
 from utils.errors import UserError
 from utils.files import atomic_write
+
+if TYPE_CHECKING:  # it takes half a second to import, and is needed in the background, when a chart is drawn
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MAX_LEGEND = 20  # classes that still get a legend entry of their own
 MAX_NAMED = 30  # classes whose names or numbers still fit on an axis at full size
@@ -28,7 +30,7 @@ MEAN_COLOR = "#0033CC"
 def plot_labels(labels: np.ndarray, names: Mapping[int, str] | Sequence[str], file: str | Path) -> None:
     """Four panels on a data set's labels (M, 5) = class, x, y, w, h in 0...1: classes, shapes, centres, sizes."""
     labels = as_array(labels).reshape(-1, 5)
-    figure = Figure(figsize=(10, 9), layout="constrained")
+    figure = _figure(10, 9)
     (bars, shapes), (centres, sizes) = figure.subplots(2, 2)
     _class_histogram(bars, labels[:, 0].astype(int), names)
     shapes.imshow(_overlaid_boxes(labels[:1000]))
@@ -45,7 +47,7 @@ def plot_label_correlogram(labels: np.ndarray, file: str | Path) -> None:
     """Pairs of x, y, width, height of labels (M, 5) against each other; each one's own histogram on the diagonal."""
     values = as_array(labels).reshape(-1, 5)[:, 1:]
     titles = ("x", "y", "width", "height")
-    figure = Figure(figsize=(10, 10), layout="constrained")
+    figure = _figure(10, 10)
     axes = figure.subplots(4, 4)
     for row in range(4):
         for column in range(4):
@@ -73,7 +75,7 @@ def plot_results(csv_file: str | Path, file: str | Path) -> None:
     """Losses and metrics of a results.csv against the epoch; cells without a number are gaps, absent columns empty."""
     columns = _read_columns(csv_file)
     epochs = columns.get("epoch", np.empty(0))
-    figure = Figure(figsize=(15, 7), layout="constrained")
+    figure = _figure(15, 7)
     for panel, key in zip(figure.subplots(2, 5).flat, RESULT_PANELS, strict=True):
         values = columns.get(key, np.full(len(epochs), np.nan))
         panel.plot(epochs, values, marker=".", markersize=5, linewidth=1.5, color=MEAN_COLOR, label="each epoch")
@@ -94,7 +96,7 @@ def plot_study(tables: Mapping[str, np.ndarray], sizes: Sequence[int], file: str
 
     tables: rows (S, 10) as in study_*.txt by the name of the weights; sizes: (S,) pixels.
     """
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = _figure(8, 5)
     panel = figure.subplots()
     for number, (name, rows) in enumerate(tables.items()):
         rows = np.atleast_2d(as_array(rows))
@@ -153,7 +155,7 @@ def plot_confusion(matrix: np.ndarray, names: Mapping[int, str] | Sequence[str],
     counts = as_array(matrix).astype(np.float64)
     num_classes = len(counts) - 1
     shares = counts / np.maximum(counts.sum(axis=0, keepdims=True), 1e-9)
-    figure = Figure(figsize=(12, 10), layout="constrained")
+    figure = _figure(12, 10)
     panel = figure.subplots()
     picture = panel.imshow(np.where(shares < 0.005, np.nan, shares), cmap="Blues", vmin=0.0, vmax=1.0)
     figure.colorbar(picture, ax=panel, shrink=0.8)
@@ -208,8 +210,17 @@ class Plotter:
 # ---- figures
 
 
-def _save(figure: Figure, file: str | Path, *, dpi: int) -> None:
+def _figure(width: float, height: float) -> "Figure":
+    """An empty one, in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: "Figure", file: str | Path, *, dpi: int) -> None:
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     with atomic_write(file) as stream:
         figure.savefig(stream, format=Path(file).suffix.lstrip(".").lower(), dpi=dpi)
@@ -225,7 +236,7 @@ def _curves(
     axis_titles: tuple[str, str],
 ) -> None:
     """One line per class and a thick one for their mean, the legend beside the panel; many classes share one grey."""
-    figure = Figure(figsize=(10, 6), layout="constrained")
+    figure = _figure(10, 6)
     panel = figure.subplots()
     named = len(ys) <= MAX_LEGEND
     lines = []
@@ -244,7 +255,7 @@ def _curves(
     _save(figure, file, dpi=150)
 
 
-def _class_histogram(panel: Axes, classes: np.ndarray, names: Mapping[int, str] | Sequence[str]) -> None:
+def _class_histogram(panel: "Axes", classes: np.ndarray, names: Mapping[int, str] | Sequence[str]) -> None:
     num_classes = max(len(names), int(classes.max(initial=-1)) + 1, 1)
     counts = np.bincount(classes, minlength=num_classes)
     bars = panel.bar(range(num_classes), counts, color=[_on_white(i) for i in range(num_classes)])
@@ -270,7 +281,7 @@ def _overlaid_boxes(labels: np.ndarray, side: int = 1000) -> np.ndarray:
     return canvas
 
 
-def _density(panel: Axes, x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str) -> None:
+def _density(panel: "Axes", x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str) -> None:
     """2-D histogram over the unit square; for contrast the colours end where nine tenths of the filled cells lie."""
     counts, _, _ = np.histogram2d(x, y, bins=50, range=((0, 1), (0, 1)))
     filled = counts[counts > 0]

@@ -32,8 +32,9 @@ def table(metrics: Metrics, names: Mapping[int, str], *, verbose: bool) -> Itera
 
 def draw_batch(plotter: Plotter, folder: Path, number: int, batch: Batch, detections: list[Tensor],
                names: Mapping[int, str]) -> None:
+    images = batch.images.cpu()
     for kind, boxes in (("labels", batch.targets), ("pred", detections)):
-        plotter.submit(plot_batch, batch.images, boxes, batch.paths, folder / f"val_batch{number}_{kind}.jpg",
+        plotter.submit(plot_batch, images, boxes, batch.paths, folder / f"val_batch{number}_{kind}.jpg",
                        names=names)
 
 

@@ -92,7 +92,7 @@ def was_finished(checkpoint: Path, epoch: int) -> bool:
 def fingerprint(*arrays: np.ndarray) -> str:
     text = hashlib.sha256()
     for array in arrays:
-        text.update(np.ascontiguousarray(array).tobytes())
+        text.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return text.hexdigest()[:16]
 
 

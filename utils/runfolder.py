@@ -55,7 +55,7 @@ class RunFolder:
     def picture_batch(self, number: int, batch: Batch, names: dict[int, str]) -> None:
         """Draw a training batch as train_batch<number>.jpg."""
         file = self.path / f"train_batch{number}.jpg"
-        self._draw(plot_batch, batch.images, batch.targets, batch.paths, file, names=names)
+        self._draw(plot_batch, batch.images.cpu(), batch.targets, batch.paths, file, names=names)
 
     def forget_earlier_run(self) -> None:
         """Remove the checkpoints of a run that was here before (--exist-ok): they must not pass for this one's.

@@ -11,6 +11,8 @@ import numpy as np
 
 MIN_WARMUP_ITERATIONS = 100
 MAX_WARMUP_SHARE = 1 / 3  # of all iterations, so that a tiny run also sees its full learning rate
+NOMINAL = 64  # pictures whose gradients make an optimizer step
+ENOUGH_STEPS = 1000  # of the optimizer in a run; with fewer, small data sets stop far short of what they allow
 
 
 class Rates(NamedTuple):
@@ -31,7 +33,14 @@ def lr_factor(epoch: float, epochs: int, lrf: float, cosine: bool = False) -> fl
     return 1 + progress * (lrf - 1)
 
 
-def accumulation(batch_size: int, nominal: int = 64) -> int:
+def nominal_batch(batch_size: int, iterations: int) -> int:
+    """The nominal batch for a run of so many iterations: 64, or less where that leaves fewer than ENOUGH_STEPS steps."""
+    if batch_size >= NOMINAL:
+        return NOMINAL
+    return min(NOMINAL, batch_size * max(iterations // ENOUGH_STEPS, 1))
+
+
+def accumulation(batch_size: int, nominal: int = NOMINAL) -> int:
     """Batches per optimizer step after warm-up: gradients of about `nominal` images make one step."""
     return max(round(nominal / batch_size), 1)
 
@@ -52,7 +61,7 @@ class Schedule:
         steps_per_epoch: int,
         batch_size: int,
         cosine: bool = False,
-        nominal: int = 64,
+        nominal: int = NOMINAL,
     ):
         read = hyp.__getitem__ if isinstance(hyp, Mapping) else lambda key: getattr(hyp, key)
         self.lr0, self.lrf, self.momentum = float(read("lr0")), float(read("lrf")), float(read("momentum"))

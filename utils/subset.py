@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 
 from utils.labels import LabelIndex
+from utils.string_array import StringArray
 
 
 def take(index: LabelIndex, chosen: np.ndarray) -> LabelIndex:
     """The pictures number `chosen` (n,) of `index` with their labels, in that order; counts and messages stay."""
     labels = _runs(index.offsets, chosen)
     return replace(
-        index, paths=[index.paths[i] for i in chosen.tolist()], shapes=index.shapes[chosen],
+        index, paths=StringArray(index.paths[i] for i in chosen.tolist()), shapes=index.shapes[chosen],
         labels=index.labels[labels], offsets=_cuts(np.diff(index.offsets)[chosen]),
         points=index.points[_runs(index.segment_offsets, labels)],
         segment_offsets=_cuts(np.diff(index.segment_offsets)[labels]),

@@ -47,7 +47,7 @@ def expect_pictures(data: Data) -> None:
 
 
 def label_sizes(index: LabelIndex, imgsz: int) -> np.ndarray:
-    """Width and height in pixels of every label (M, 2) when each picture's longer side is `imgsz`."""
+    """Width and height in pixels of every label (M, 2), float32, when each picture's longer side is `imgsz`."""
     scale = imgsz / index.shapes.max(1, keepdims=True)
     sides = (index.shapes * scale)[:, ::-1].repeat(np.diff(index.offsets), axis=0)  # (M, 2) picture width, height
-    return index.labels[:, 3:5] * sides
+    return np.multiply(index.labels[:, 3:5], sides, out=np.empty(sides.shape, np.float32), casting="same_kind")

@@ -1,0 +1,457 @@
+"""Training on a GPU: pictures a second, how near that is to what the device could do, and where the rest goes.
+
+    python benchmarks/gpu.py                                   yolov5 n, s, m, l and x at 640
+    python benchmarks/gpu.py --sizes n s --parts rates loader together
+    python benchmarks/gpu.py --device cpu --sizes n --imgsz 64 --batch 2 --seconds 1         without a GPU: does it run
+
+Made-up pictures in a temporary folder, held in memory; the program's own loop, loss and loaders, a data worker for each
+core. `step` trains on batches that are on the device already, `loader` only makes batches, `together` is what train.py
+does. The limits: operations of the matrix units as torch.utils.flop_counter counts them (convolutions and products),
+and the bytes that the step's kernels ask for (every tensor that each of them reads or writes, once), against the rates
+of a large matrix product and a large copy measured here, and against the data sheet. A share of 100 % would be a step
+that does nothing but that. Fusing kernels lowers the bytes: the second share is no bound for a compiled step.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import train  # noqa: E402
+from benchmarks.timing import compare, machine, print_rows, row  # noqa: E402
+from utils.compiling import compile_model  # noqa: E402
+from utils.dataset import Batch  # noqa: E402
+from utils.guard import PATIENCE, SEARCHING_PATIENCE  # noqa: E402
+from utils.interruption import Interruption  # noqa: E402
+from utils.prefetch import prefetch  # noqa: E402
+from utils.runtime import Distributed, keep_freed_memory  # noqa: E402
+
+TARGETS = {"n": (1400, 5000), "s": (1300, 2500), "m": (650, 1100), "l": (330, 550), "x": (190, 310)}  # first, strong
+BATCHES = {"n": 128, "s": 128, "m": 96, "l": 64, "x": 48}  # where there are 75 GB of memory
+DATA_SHEET = {"H100": (3.35e12, 989e12), "H200": (4.8e12, 989e12)}  # bytes, and dense fp16 operations, a second
+PARTS = ("rates", "loader", "together", "limits", "profile", "precision", "kernels", "compile")
+READY = 4  # batches on the device
+CLASSES = 80
+WARM_UP = 8  # steps
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data
+
+
+def draw_data(folder: Path, pictures: int, distinct: int = 256) -> Path:
+    """A data set YAML: soft noise of 640 x 480 with about seven boxes a picture, in as many names as asked for."""
+    rng = np.random.default_rng(0)
+    for kind in ("images/train", "labels/train", "images/val", "labels/val"):
+        (folder / kind).mkdir(parents=True)
+    for number in range(pictures):
+        image, label = (folder / kind / "train" / f"{number}{end}"
+                        for kind, end in (("images", ".jpg"), ("labels", ".txt")))
+        if number < distinct:
+            noise = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+            cv2.imwrite(str(image), cv2.resize(noise, (640, 480), interpolation=cv2.INTER_CUBIC))
+            label.write_text("".join(box_row(rng) for _ in range(rng.integers(1, 14))))
+        else:
+            os.link(folder / "images" / "train" / f"{number % distinct}.jpg", image)
+            os.link(folder / "labels" / "train" / f"{number % distinct}.txt", label)
+        if number < 4:
+            os.link(image, folder / "images" / "val" / image.name)
+            os.link(label, folder / "labels" / "val" / label.name)
+    file = folder / "made.yaml"
+    names = "".join(f"  {k}: c{k}\n" for k in range(CLASSES))
+    file.write_text(f"train: images/train\nval: images/val\nnames:\n{names}")
+    return file
+
+
+def box_row(rng: np.random.Generator) -> str:
+    w, h = np.exp(rng.uniform(np.log(0.03), np.log(0.7), 2))
+    x, y = rng.uniform(w / 2, 1 - w / 2), rng.uniform(h / 2, 1 - h / 2)
+    return f"{rng.integers(CLASSES)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n"
+
+
+class Endless:
+    """`count` batches, over and over those of a loader, or of a list."""
+
+    def __init__(self, batches: Any, count: int):
+        self.batches, self.count = batches, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def set_epoch(self, *_: object, **__: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Batch]:
+        if isinstance(self.batches, list):
+            return islice(cycle(self.batches), self.count)
+        return islice((batch for epoch in iter(self._epoch, None) for batch in epoch), self.count)
+
+    def _epoch(self) -> Any:
+        self.batches.set_epoch(0)
+        return self.batches
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Running the program's loop
+
+
+class Stopwatch(train.SilentLog):
+    """The time at which the batch of number `start` is done, and the last one, on the device too; saves nothing."""
+
+    def __init__(self, device: torch.device, start: int, last: int):
+        self.device, self.marks, self.times = device, (start, last), []
+
+    def batch_done(self, step: int, *_: object) -> None:
+        if step in self.marks:
+            self.times.append(now(self.device))
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def build(size: str, data: Path, folder: Path, batch: int, args: argparse.Namespace) -> train.Run:
+    words = ["--data", data, "--cfg", f"yolov5{size}.yaml", "--weights", "", "--imgsz", args.imgsz,
+             "--batch-size", batch, "--epochs", 1000, "--cache", "--workers", args.workers,
+             "--noplots", "--nosave", "--noautoanchor", "--project", folder, "--device", args.device, "--amp", args.amp]
+    request = train.understand(train.parse_args(list(map(str, words))), [])
+    group = Distributed.join().use(request.options.device, batch)
+    train.seed_everything(request.options.seed)
+    return train.build_run(request, group)
+
+
+def run_steps(run: train.Run, batches: Any, count: int) -> float:
+    """Seconds a step of the program's loop, after WARM_UP of them."""
+    device = run.distributed.device
+    watch = Stopwatch(device, WARM_UP, WARM_UP + count)
+    run.state.epoch = run.state.step = run.state.iteration = 0
+    again = dataclasses.replace(run, train_loader=Endless(batches, WARM_UP + count + 1))
+    with Interruption(0) as interruption:
+        train.train_one_epoch(again, watch, interruption)
+    return (watch.times[1] - watch.times[0]) / count
+
+
+def steps_within(seconds: float, once: float) -> int:
+    return max(3, round(seconds / once))
+
+
+def seconds_of_loading(run: train.Run, seconds: float) -> float:
+    """Seconds a batch of the loader alone, its queues filled before and left filled."""
+    iterator = iter(Endless(run.train_loader, sys.maxsize))
+    for _ in range(2 * run.train_loader.workers + 1):
+        next(iterator)
+    start, count = time.perf_counter(), 0
+    while count < 3 or time.perf_counter() - start < seconds:
+        next(iterator)
+        count += 1
+    return (time.perf_counter() - start) / count
+
+
+@contextmanager
+def precision(run: train.Run, dtype: torch.dtype | None) -> Iterator[train.Run]:
+    """The run in another autocast type, with the gradient scaler that belongs to it."""
+    scaler, patience = run.scaler, run.guard.patience
+    run.state.members["scaler"] = torch.amp.GradScaler(run.distributed.device.type, enabled=dtype == torch.float16)
+    run.guard.patience = SEARCHING_PATIENCE if dtype == torch.float16 else PATIENCE
+    try:
+        yield dataclasses.replace(run, autocast=dtype)
+    finally:
+        run.state.members["scaler"], run.guard.patience = scaler, patience
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Limits
+
+
+class Limits(NamedTuple):
+    """Bytes and operations a second."""
+
+    copy: float
+    product: float
+
+
+def measured_limits(device: torch.device) -> Limits:
+    """Of a large copy, bytes read and written, and of a large matrix product of random numbers."""
+    on_gpu = device.type == "cuda"
+    source = torch.empty(2**31 if on_gpu else 2**26, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    side = 8192 if on_gpu else 512
+    matrix = torch.randn(side, side, device=device, dtype=torch.float16 if on_gpu else torch.float32)
+    return Limits(2 * source.numel() / best_seconds(lambda: target.copy_(source), device),
+                  2 * side**3 / best_seconds(lambda: matrix @ matrix, device))
+
+
+def best_seconds(function: Callable[[], Any], device: torch.device, rounds: int = 5, times: int = 5) -> float:
+    function()
+    found = []
+    for _ in range(rounds):
+        start = now(device)
+        for _ in range(times):
+            function()
+        found.append((now(device) - start) / times)
+    return min(found)
+
+
+class Traffic(TorchDispatchMode):
+    """Adds up the bytes of the tensors that each operation on `device` reads or writes; views are free."""
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.device, self.bytes = device, 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        schema = function._schema
+        view = any(value.alias_info is not None and not value.alias_info.is_write for value in schema.returns)
+        if not view and "empty" not in schema.name:
+            written = [value for value, argument in zip(args, schema.arguments)
+                       if argument.alias_info is not None and argument.alias_info.is_write]
+            fresh = result if not written else None
+            self.bytes += sum(map(self._size, tree_leaves((args, kwargs, written, fresh))))
+        return result
+
+    def _size(self, value: Any) -> int:
+        here = isinstance(value, torch.Tensor) and value.device.type == self.device.type
+        return value.numel() * value.element_size() if here else 0
+
+
+def count_work(run: train.Run, batches: list[Batch]) -> tuple[float, float]:
+    """Operations of the matrix units and bytes of a step, by a few steps of the loop under observation."""
+    device, count = run.distributed.device, 2 * WARM_UP
+    with FlopCounterMode(display=False) as operations, Traffic(device) as traffic:
+        run_steps(run, batches, count - WARM_UP - 1)
+    return operations.get_total_flops() / count, traffic.bytes / count
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where the time goes
+
+
+def profile(run: train.Run, batches: list[Batch], top: int) -> list[str]:
+    """Lines on the kernels that take most of the time, and on the time in which the device has nothing to do."""
+    device = run.distributed.device
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    count = 2 * WARM_UP
+    with torch.profiler.profile(activities=activities) as found:
+        run_steps(run, batches, count - WARM_UP - 1)
+        now(device)
+    kernels: Counter[str] = Counter()
+    spans = []
+    for event in found.events():
+        if device.type == "cuda" and is_kernel(event):
+            kernels[event.name] += event.time_range.elapsed_us()
+            spans.append((event.time_range.start, event.time_range.end))
+        elif device.type == "cpu":
+            kernels[event.name] += event.self_cpu_time_total
+    total = sum(kernels.values()) or 1
+    lines = [f"| {taken / count / 1000:.2f} | {taken / total:.1%} | `{name[:110]}` |"
+             for name, taken in kernels.most_common(top)]
+    whole = max((end for _, end in spans), default=0) - min((start for start, _ in spans), default=0)
+    idle = f"{1 - busy(spans) / whole:.1%}" if spans else "an unknown share"
+    return ["| ms a step | share | kernel |", "| --- | --- | --- |", *lines, "",
+            f"The device has nothing to do for {idle} of the time (under the profiler, which slows the program down)."]
+
+
+def is_kernel(event: Any) -> bool:
+    """Whether an event of the profiler is the device's own work: marks that a program sets span many kernels."""
+    annotation = getattr(event, "is_user_annotation", False) or "#" in event.name
+    return event.device_type == torch.autograd.DeviceType.CUDA and not annotation
+
+
+def busy(spans: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of intervals."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(end - max(start, reached), 0.0)
+        reached = max(reached, end)
+    return total
+
+
+def synchronisations(run: train.Run, batches: list[Batch]) -> str:
+    """Where a step waits for the device, as PyTorch notices it."""
+    if run.distributed.device.type != "cuda":
+        return "no GPU: nothing to wait for"
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            run_steps(run, batches, 5)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    places = Counter(f"{Path(warning.filename).name}:{warning.lineno}" for warning in found
+                     if "synchroniz" in str(warning.message))
+    return ", ".join(f"{place} {times} times" for place, times in places.most_common(12)) or "none"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The report
+
+
+def report(size: str, data: Path, folder: Path, batch: int, limits: Limits, args: argparse.Namespace) -> str:
+    """Print what is found on one size as it comes; returns its row of the last table."""
+    run = build(size, data, folder, batch, args)
+    device = run.distributed.device
+    batches = list(islice(prefetch(run.train_loader, device), READY))
+    step = run_steps(run, batches, 3)
+    step = run_steps(run, batches, steps_within(args.seconds, step))
+    memory = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB" if device.type == "cuda" else "-"
+    loading = seconds_of_loading(run, args.seconds) if "loader" in args.parts else float("nan")
+    together = float("nan")
+    if "together" in args.parts:
+        together = run_steps(run, run.train_loader, steps_within(args.seconds, max(step, np.nan_to_num(loading))))
+    print(f"\n### yolov5{size}, batch {batch}, {args.imgsz}\n", flush=True)
+    first, strong = TARGETS[size]
+    shares = describe_limits(run, batches, step, limits) if "limits" in args.parts else ["-", "-"]
+    if "profile" in args.parts:
+        lines = [*profile(run, batches, args.top), f"Waits for the device: {synchronisations(run, batches)}."]
+        print(*lines, "", sep="\n", flush=True)
+    print_variants(run, batches, step, args)
+    run.train_loader.close(), run.val_loader.close()
+    speeds = [f"{batch / seconds:.0f}" for seconds in (step, loading, together)]
+    return f"| {' | '.join([size, str(batch), *speeds, str(first), str(strong), *shares, memory])} |"
+
+
+def describe_limits(run: train.Run, batches: list[Batch], step: float, limits: Limits) -> list[str]:
+    """The shares of a step that its arithmetic and its bytes would take by themselves; prints how they come about."""
+    operations, moved = count_work(run, batches)
+    name = torch.cuda.get_device_name() if run.distributed.device.type == "cuda" else ""
+    sheet = next((Limits(*rates) for key, rates in DATA_SHEET.items() if key in name), None)
+    lines = [f"A step of {step * 1000:.2f} ms: {operations / 1e9:.3g} GFLOP, {moved / 1e9:.2f} GB.\n",
+             "| rates | GB/s | TFLOP/s | of the memory's | of the arithmetic's |", "| --- | --- | --- | --- | --- |"]
+    for kind, rates in (("measured", limits), ("data sheet", sheet)):
+        if rates:
+            lines.append(f"| {kind} | {rates.copy / 1e9:.0f} | {rates.product / 1e12:.1f} | "
+                         f"{moved / rates.copy / step:.1%} | {operations / rates.product / step:.1%} |")
+    print(*lines, "", sep="\n", flush=True)
+    return [f"{moved / limits.copy / step:.0%}", f"{operations / limits.product / step:.0%}"]
+
+
+Setting = Callable[[train.Run], AbstractContextManager[train.Run]]
+
+
+def print_variants(run: train.Run, batches: list[Batch], step: float, args: argparse.Namespace) -> None:
+    """The same steps another way, each in turn with the plain one."""
+    count, rows = steps_within(args.seconds / 10, step), []
+    on_gpu = run.distributed.device.type == "cuda"
+
+    def add(name: str, baseline: Setting, other: Setting) -> None:
+        def steps(setting: Setting) -> None:
+            with setting(run) as changed:
+                run_steps(changed, batches, count)
+
+        rows.append(row(name, compare(lambda: steps(baseline), lambda: steps(other), pairs=args.pairs), at_least="-"))
+
+    if "precision" in args.parts:
+        plain = torch.float16 if on_gpu else None
+        add(f"bf16 beside {'fp16' if plain else 'fp32'}", lambda run: precision(run, plain),
+            lambda run: precision(run, torch.bfloat16))
+    if "kernels" in args.parts and on_gpu:
+        add("cudnn.benchmark beside deterministic kernels", nullcontext, free_kernels)
+    if "compile" in args.parts and (compiled := compiled_run(run, batches)):
+        add("--compile beside eager", nullcontext, lambda run: nullcontext(compiled))
+    if rows:
+        print_rows(rows, f"{WARM_UP + count + 1} steps a side and turn.")
+
+
+@contextmanager
+def free_kernels(run: train.Run) -> Iterator[train.Run]:
+    """The fastest kernels that a search finds, whether or not they sum up in the same order each time."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = False, True
+    try:
+        yield run
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
+
+
+def compiled_run(run: train.Run, batches: list[Batch]) -> train.Run | None:
+    compiled = compile_model(run.model, batch_size=run.options.batch_size, varying=False)
+    changed, start = dataclasses.replace(run, wrapped=compiled), time.perf_counter()
+    try:
+        run_steps(changed, batches, 3)
+    except Exception as error:  # no compiler, an operation that it does not know: all sorts of types
+        print(f"--compile fails: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}\n")
+        return None
+    print(f"--compile took {time.perf_counter() - start:.0f} s to be ready.\n")
+    return changed
+
+
+def batch_of(size: str, args: argparse.Namespace) -> int:
+    if args.batch:
+        return args.batch
+    if not torch.cuda.is_available():
+        return 2
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return max(int(BATCHES[size] * min(memory / 75e9, 1) * (640 / args.imgsz) ** 2) // 8 * 8, 8)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=list(TARGETS), choices=list(TARGETS))
+    parser.add_argument("--imgsz", type=int, default=640)
+    parser.add_argument("--batch", type=int, default=0, help="0 goes by the GPU's memory")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="of the report; rates always")
+    parser.add_argument("--pictures", type=int, default=0, help="0 takes 32 batches of them, at most 4096")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="")
+    parser.add_argument("--amp", default="auto")
+    parser.add_argument("--pairs", type=int, default=5, help="of turns, where two ways are compared")
+    parser.add_argument("--top", type=int, default=15, help="kernels to list")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    keep_freed_memory()
+    on_gpu = args.device != "cpu" and torch.cuda.is_available()
+    device = Distributed.join().use(args.device).device
+    print(f"{machine()}, {args.workers} data workers\n")
+    if not on_gpu:
+        print("**No GPU is used: these numbers say that the script runs, and nothing about any GPU.**\n")
+    limits = measured_limits(device)
+    rows = []
+    for size in args.sizes:
+        batch = batch_of(size, args)
+        while batch:
+            with tempfile.TemporaryDirectory() as folder:
+                data = draw_data(Path(folder) / "data", args.pictures or min(32 * batch, 4096))
+                try:
+                    rows.append(report(size, data, Path(folder), batch, limits, args))
+                    break
+                except torch.OutOfMemoryError:
+                    print(f"\nyolov5{size}: batch {batch} does not fit, taking half of it", flush=True)
+                    batch //= 2
+        if on_gpu:
+            torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
+    print("\n## Pictures a second\n\n| model | batch | step | loader | together | first target | strong target | "
+          "memory share | arithmetic share | memory |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(*rows, sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    train.run_command(main)

@@ -1,0 +1,112 @@
+"""Memory of a training, epoch by epoch: the main process and its data workers, and whether it grows.
+
+    python benchmarks/memory.py                              12 epochs of yolov5n on 256 made-up pictures
+    python benchmarks/memory.py --small                      4 short epochs
+    python benchmarks/memory.py --epochs 30 -- --imgsz 640   what follows -- goes to train.py
+
+The training is train.py's own, with validation, checkpoints and charts, in this process. The peak is the most that was
+resident within the epoch and its validation, counted anew for each; what is shared between processes is in each one's
+peak, and divided in the last column, whose sum is what the training takes. The first epoch fills caches and pools, so
+growth is that from the second to the last.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import train  # noqa: E402
+from benchmarks.process_memory import forget_peak, held, workers_of  # noqa: E402
+from benchmarks.scale import KINDS, make_pictures, write_spec  # noqa: E402
+from benchmarks.timing import Row, machine, print_rows  # noqa: E402
+
+
+class Epoch(NamedTuple):
+    """MiB."""
+
+    main: float  # peaks
+    training_worker: float  # the largest one
+    validation_worker: float
+    gpu: float
+    altogether: float  # at the end of the epoch
+
+
+class Watch:
+    """Notes the memory of a run whenever an epoch is done."""
+
+    def __init__(self) -> None:
+        self.epochs: list[Epoch] = []
+        self.loaders = ()
+
+    def build_run(self, *arguments: Any) -> train.Run:
+        run = self.build(*arguments)
+        self.loaders = run.train_loader, run.val_loader
+        return run
+
+    def epoch_done(self, log: train.RunLog, *arguments: Any) -> None:
+        self.done(log, *arguments)
+        main, training, validation = held(), *([held(pid) for pid in workers_of(loader)] for loader in self.loaders)
+        gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
+        self.epochs.append(Epoch(main.peak, *(max([worker.peak for worker in workers], default=0.0)
+                                              for workers in (training, validation)), gpu,
+                                 main.share + sum(worker.share for worker in training + validation)))
+        print(f"memory after epoch {len(self.epochs)}: "
+              + ", ".join(f"{name} {value:.0f} MiB" for name, value in self.epochs[-1]._asdict().items()), flush=True)
+        for process in ("self", *(pid for loader in self.loaders for pid in workers_of(loader))):
+            forget_peak(process)
+        if gpu:
+            torch.cuda.reset_peak_memory_stats()
+
+    def __enter__(self) -> "Watch":
+        self.build, self.done = train.build_run, train.RunLog.epoch_done
+        self.patches = (mock.patch.object(train, "build_run", self.build_run),
+                        mock.patch.object(train.RunLog, "epoch_done", lambda log, *rest: self.epoch_done(log, *rest)))
+        for patch in self.patches:
+            patch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for patch in self.patches:
+            patch.stop()
+
+
+def rows_of(epochs: list[Epoch]) -> list[Row]:
+    rows = []
+    for name, values in zip(("main process, peak", "training worker, peak", "validation worker, peak", "GPU, peak",
+                             "all processes, at the end of an epoch"), zip(*epochs)):
+        second, last = values[min(1, len(values) - 1)], values[-1]
+        if second:  # there may be no GPU, and no workers
+            rows.append(Row(name, f"second epoch {second:.0f} MiB", f"last epoch {last:.0f} MiB",
+                            f"{last / second - 1:+.1%} from the second to the last epoch", "flat"))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--pictures", type=int, default=256, help=f"at most {KINDS}")
+    parser.add_argument("--small", action="store_true", help="4 epochs of 64 pictures")
+    parser.add_argument("words", nargs="*", help="for train.py")
+    args = parser.parse_args()
+    epochs, count = (4, 64) if args.small else (args.epochs, args.pictures)
+    with tempfile.TemporaryDirectory() as name, Watch() as watch:
+        folder = Path(name)
+        make_pictures(folder, np.random.default_rng(0))
+        split = folder / "list.txt"
+        split.write_text("".join(f"{folder}/images/real/{k:04}.jpg\n" for k in range(count)))
+        train.main(["--data", str(write_spec(folder, split, split)), "--cfg", "yolov5n.yaml", "--weights=",
+                    "--imgsz", "160", "--batch-size", "16", "--workers", "2", "--epochs", str(epochs),
+                    "--project", str(folder / "runs"), *args.words])
+    print_rows(rows_of(watch.epochs), machine())
+
+
+if __name__ == "__main__":
+    train.run_command(main)

@@ -1,0 +1,224 @@
+"""A million pictures with ten million boxes, against ten thousand pictures: start, memory, cost of a picture.
+
+    python benchmarks/scale.py             takes minutes, most of them to scan the million for their cache
+    python benchmarks/scale.py --small     20 000 against 2 000, to see that it runs
+
+The set is made up: lists of a million different paths, each of which leads through one of 2 000 linked folders to one
+of 500 real pictures and its label file. So every path is looked up and every file's times are read as in a real set,
+but pictures come from the system's memory. Both sets have the same pictures; validation has the smaller list.
+
+A start is all that train.py does from reading its options to the first batch, without imports; the labels are cached.
+The cost of a picture is that of the loader with its workers, in rounds that alternate between the two sets while both
+are held ready. Then every worker looks at the path, the shape and the labels of every picture, as epochs do in time,
+and memory is read.
+"""
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import train  # noqa: E402
+from benchmarks.process_memory import held, workers_of  # noqa: E402
+from benchmarks.timing import Row, Timing, machine, print_rows, row, spread  # noqa: E402
+from utils.dataset import Batch  # noqa: E402
+from utils.image_cache import Pictures, SharedBytes  # noqa: E402
+from utils.labels import load_index  # noqa: E402
+from utils.runtime import Distributed  # noqa: E402
+
+KINDS = 500  # real pictures
+BOXES = 10
+NUM_CLASSES = 80
+LOOKED_AT = 4000  # pictures that a worker looks at besides each that it reads, when all are to be
+WORDS = "--cfg yolov5n.yaml --weights= --imgsz 320 --batch-size 16 --workers 2 --device cpu --nosave --noplots".split()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The sets
+
+
+def make_pictures(folder: Path, rng: np.random.Generator) -> None:
+    """KINDS pictures of 160x120 in images/real, with BOXES labels each in labels/real."""
+    for name in ("images/real", "labels/real"):
+        (folder / name).mkdir(parents=True)
+    for k in range(KINDS):
+        picture = cv2.resize(rng.integers(0, 256, (12, 16, 3), np.uint8), (160, 120))
+        (folder / f"images/real/{k:04}.jpg").write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())
+        boxes = rng.uniform((0.2, 0.2, 0.02, 0.02), (0.8, 0.8, 0.4, 0.4), (BOXES, 4))
+        (folder / f"labels/real/{k:04}.txt").write_text("".join(
+            f"{kind} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n"
+            for kind, (x, y, w, h) in zip(rng.integers(NUM_CLASSES, size=BOXES), boxes)))
+
+
+def make_set(folder: Path, count: int) -> tuple[Path, float]:
+    """A data set of `count` paths in `folder`, scanned. Returns its YAML and the seconds of the scan."""
+    for link, kind in itertools.product(range(count // KINDS), ("images", "labels")):
+        place = folder / kind / f"{link:05}"
+        if not place.exists():
+            place.symlink_to(folder / kind / "real")
+    split = folder / f"list{count}.txt"
+    split.write_text("".join(f"{folder}/images/{link:05}/{k:04}.jpg\n"
+                             for link in range(count // KINDS) for k in range(KINDS)))
+    start = time.perf_counter()
+    load_index(split, NUM_CLASSES, progress=False)
+    return split, time.perf_counter() - start
+
+
+def write_spec(folder: Path, train_split: Path, val_split: Path) -> Path:
+    file = folder / f"{train_split.stem}.yaml"
+    file.write_text(yaml.safe_dump({"train": str(train_split), "val": str(val_split),
+                                    "names": [f"kind {k}" for k in range(NUM_CLASSES)]}))
+    return file
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A process that trains on one of them
+
+
+class Looking:
+    """Pictures that, once told to, look at many others' entries with each that is read."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self.pictures, self.index, self.flag, self.next = pictures, pictures.index, SharedBytes(1), 0
+
+    def shape(self, i: int) -> tuple[int, int]:
+        return self.pictures.shape(i)
+
+    def read(self, i: int) -> np.ndarray | None:
+        for k in range(self.next, self.next + LOOKED_AT * int(self.flag.array[0])):
+            k %= len(self.index)
+            assert self.index.paths[k] and len(self.index.boxes(k)) == len(self.index.polygons(k)) and self.shape(k)
+        self.next += LOOKED_AT * int(self.flag.array[0])
+        return self.pictures.read(i)
+
+
+def take(batches: "itertools.chain[Batch]", count: int) -> float:
+    """Seconds for a picture."""
+    start = time.perf_counter()
+    pictures = sum(len(batch.images) for batch in itertools.islice(batches, count))
+    return (time.perf_counter() - start) / pictures
+
+
+def work(words: list[str]) -> None:
+    """Say how long the start took; then answer each line of standard input: a number of batches, or `look`."""
+    start = time.perf_counter()
+    with Distributed.join().session() as group:
+        request = train.understand(train.parse_args(words), [])
+        group = group.use(request.options.device, request.options.batch_size)
+        run = train.build_run(request, group)
+        looking = run.train_loader.dataset.pictures = Looking(run.train_loader.dataset.pictures)
+        batches = itertools.chain.from_iterable(itertools.repeat(run.train_loader))
+        next(batches)
+        answer(time.perf_counter() - start)
+        for line in sys.stdin:
+            if line.strip() != "look":
+                answer(take(batches, int(line)))
+                continue
+            looking.flag.array[0] = 1
+            take(batches, len(run.data.train) // LOOKED_AT * run.train_loader.workers // run.options.batch_size + 8)
+            answer([held(), *map(held, workers_of(run.train_loader))])
+        run.train_loader.close()
+
+
+def answer(value: object) -> None:
+    print("answer", json.dumps(value), flush=True)
+
+
+class Trainer:
+    """The other end of `work`."""
+
+    def __init__(self, spec: Path) -> None:
+        self.process = subprocess.Popen([sys.executable, __file__, "--work", "--", "--data", str(spec), *WORDS],
+                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.start = self.listen()
+
+    def listen(self):
+        for line in self.process.stdout:
+            if line.startswith("answer "):
+                return json.loads(line.removeprefix("answer "))
+        raise RuntimeError("the process that was to be measured has failed")
+
+    def ask(self, line: object):
+        print(line, file=self.process.stdin, flush=True)
+        return self.listen()
+
+    def end(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The table
+
+
+def measure(specs: list[Path], starts: int, rounds: int, batches: int) -> tuple[Timing, Timing, list[list]]:
+    """Seconds of a start, seconds of a picture, and what the processes of each set hold: small set, large set."""
+    start, picture = Timing([], []), Timing([], [])
+    for number in range(starts):
+        trainers = [Trainer(spec) for spec in specs]  # one after the other
+        for side, trainer in zip(start, trainers):
+            side.append(trainer.start)
+        if number + 1 < starts:
+            for trainer in trainers:
+                trainer.end()
+    for number in range(-1, rounds):
+        for side, trainer in list(zip(picture, trainers))[:: 1 if number % 2 == 0 else -1]:
+            found = trainer.ask(batches)
+            if number >= 0:  # the first round is to warm up
+                side.append(found)
+    memory = [trainer.ask("look") for trainer in trainers]
+    for trainer in trainers:
+        trainer.end()
+    return start, picture, memory
+
+
+def memory_rows(memory: list[list[list[float]]]) -> list[Row]:
+    (small, *small_workers), (large, *large_workers) = memory
+    parts = [("main process, peak resident", [small[2]], [large[2]])]
+    parts += [(f"worker, {name}", [worker[k] for worker in small_workers], [worker[k] for worker in large_workers])
+              for k, name in enumerate(("its own", "its own and its part of what is shared", "peak resident"))]
+    return [Row(f"memory of the {name}", f"{max(some):.0f} MiB", f"{max(many):.0f} MiB",
+                f"{max(some) / max(many):.2g}", "at most 1500 MiB") for name, some, many in parts]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=1_000_000)
+    parser.add_argument("--few", type=int, default=10_000)
+    parser.add_argument("--starts", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batches", type=int, default=60, help="of a round")
+    parser.add_argument("--small", action="store_true", help="20 000 against 2 000 pictures, few rounds")
+    parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.work:
+        return work(args.words)
+    few, many, starts, rounds = (2000, 20_000, 1, 3) if args.small else (args.few, args.pictures, args.starts,
+                                                                         args.rounds)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_pictures(folder, np.random.default_rng(0))
+        (few_split, few_seconds), (many_split, many_seconds) = make_set(folder, few), make_set(folder, many)
+        specs = [write_spec(folder, split, few_split) for split in (few_split, many_split)]
+        start, picture, memory = measure(specs, starts, rounds, args.batches)
+    print(f"Baseline: {few} pictures. Ours: {many} pictures, {many * BOXES} boxes.\n")
+    print_rows([Row("from the cache to the first batch", f"{spread(start.baseline)} s", f"{spread(start.ours)} s",
+                    spread(start.ratios), "at most 10 s"),
+                row("a picture through the loader", picture, at_least="about 1"), *memory_rows(memory)],
+               f"The scan for the cache took {few_seconds:.1f} s and {many_seconds:.1f} s.", machine())
+
+
+if __name__ == "__main__":
+    train.run_command(main)

@@ -1,0 +1,114 @@
+"""`--compile`: tried beside the plain model, used where it is faster, and the same training either way."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+import train
+from utils.checkpoint import read_checkpoint
+from utils.compiling import compile_if_faster, compile_model, faster_model, left_as_it_was, seconds_in_turn
+from utils.ema import unwrap
+
+CPU = torch.device("cpu")
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))),
+                                    reason="torch.compile needs a C++ compiler on a CPU")
+
+
+def small_model() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+
+
+def learn(model: nn.Module, batch: torch.Tensor) -> None:
+    model(batch).sum().backward()
+
+
+def clock(monkeypatch, *speeds: float) -> None:
+    monkeypatch.setattr("utils.compiling.seconds_in_turn", lambda sides, batches, device: speeds)
+
+
+@pytest.mark.parametrize("plain, fast, used", [(2.0, 1.0, True), (1.0, 2.0, False), (1.0, 1.0, False)])
+def test_the_faster_one_is_used_and_said(monkeypatch, capsys, plain, fast, used):
+    clock(monkeypatch, plain, fast)
+    model, other = small_model(), small_model()
+    assert faster_model(model, other, learn, []) is (other if used else model)
+    printed = capsys.readouterr().out
+    assert printed == (f"--compile is {'used' if used else 'left out'}: a pass takes {1000 * fast:.1f} ms with it, "
+                       f"{1000 * plain:.1f} ms without\n")
+
+
+def test_a_failure_is_one_line_and_the_plain_model(capsys):
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("\n  no compiler here\nand forty lines more")
+
+    model = small_model()
+    assert faster_model(model, Broken(), learn, [torch.rand(2, 3, 4, 4)]) is model
+    assert capsys.readouterr().out == "--compile is left out: it fails here (RuntimeError: no compiler here)\n"
+
+
+def test_a_trial_leaves_no_trace():
+    model = small_model()
+    before = copy.deepcopy(model.state_dict())
+    with left_as_it_was(model):
+        learn(model, torch.rand(2, 3, 4, 4))
+        assert not torch.equal(model[1].running_mean, before["1.running_mean"])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_each_side_has_every_batch_in_turn():
+    told = []
+    sides = [lambda batch, name=name: told.append((name, batch)) for name in "ab"]
+    assert len(seconds_in_turn(sides, [1, 2], CPU)) == 2
+    assert told[:8] == [("a", 1), ("a", 2), ("b", 1), ("b", 2)] * 2
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """The compiled model is used, whatever the clock says; but it is really tried."""
+    def in_turn(sides, batches, device):
+        seconds_in_turn(sides, batches[:1], device)
+        return 2.0, 1.0
+
+    monkeypatch.setattr("utils.compiling.seconds_in_turn", in_turn)
+    monkeypatch.setattr("utils.compiling.ROUNDS", 1), monkeypatch.setattr("utils.compiling.WARM_UP", 1)
+
+
+def arguments(data, cfg, folder, *extra):
+    return ["--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8", "--epochs", "2", "--nbs", "8",
+            "--workers", "0", "--device", "cpu", "--amp", "off", "--noplots", "--project", str(folder), "--name", "run",
+            *extra]
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_compiled_run_is_the_plain_one_within_float_noise(tiny_data, tiny_cfg, tmp_path, always, capsys):
+    for name, extra in (("plain", []), ("compiled", ["--compile"])):
+        train.main(arguments(tiny_data, tiny_cfg, tmp_path / name, "--freeze", "1", *extra))
+    assert "--compile is used" in capsys.readouterr().out
+    plain, compiled = (read_checkpoint(tmp_path / name / "run" / "weights" / "last.pt") for name in ("plain", "compiled"))
+    torch.testing.assert_close(torch.tensor(compiled["means"]), torch.tensor(plain["means"]), rtol=1e-3, atol=1e-5)
+    for part in ("model", "ema"):
+        assert list(compiled[part]["state_dict"]) == list(plain[part]["state_dict"])  # the published names
+        ours, theirs = (torch.cat([value.double().flatten() for value in side[part]["state_dict"].values()])
+                        for side in (compiled, plain))
+        assert (ours - theirs).norm() < 0.01 * theirs.norm()
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_the_compiled_model_shares_the_weights():
+    model = small_model()
+    compiled = compile_model(model, batch_size=2, varying=False)
+    assert unwrap(compiled) is model
+    learn(compiled, torch.rand(2, 3, 8, 8))
+    assert model[0].weight.grad is not None
+
+
+def test_several_devices_run_without_it(capsys):
+    run = type("Run", (), {"wrapped": small_model(), "model": small_model()})()
+    assert compile_if_faster(run, learn) is run
+    assert "--compile has no effect over several GPUs" in capsys.readouterr().out

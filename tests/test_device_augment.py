@@ -1,0 +1,87 @@
+"""Colours and flips on the device: the same draws, the same boxes, and pixels as near as rounding allows."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from utils.augment import shift_hsv
+from utils.dataset import make_loader
+from utils.device_augment import Finish, finish_images, jitter_hsv
+from utils.labels import load_index
+
+FLIPPING = {"flipud": 0.5, "fliplr": 0.5, "mosaic": 0.5, "mixup": 0.5, "translate": 0.1, "scale": 0.5}
+GAINS = {"hsv_h": 0.015, "hsv_s": 0.7, "hsv_v": 0.4}
+
+
+def rgb_planes(image: np.ndarray) -> torch.Tensor:
+    """BGR (H, W, 3) -> (1, 3, H, W) RGB."""
+    return torch.from_numpy(np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)))[None]
+
+
+@pytest.mark.parametrize("gains", [(0.015, 0.7, 0.4), (0.5, 0.9, 0.9), (0.0, 0.0, 1.0)], ids=str)
+@pytest.mark.parametrize("blur", [0, 5], ids=["noise", "soft"])
+@pytest.mark.parametrize("seed", range(3))
+def test_colours_are_within_two_levels_of_opencvs(gains, blur, seed):
+    image = np.random.default_rng(seed).integers(0, 256, (96, 128, 3), dtype=np.uint8)
+    image = cv2.GaussianBlur(image, (0, 0), blur) if blur else image
+    expected = rgb_planes(shift_hsv(image, gains, rng=np.random.default_rng(seed)))
+    factors = 1 + np.random.default_rng(seed).uniform(-1, 1, 3) * gains
+    off = (jitter_hsv(rgb_planes(image), torch.tensor(factors[None], dtype=torch.float32)).int() - expected.int()).abs()
+    assert (off > 2).float().mean() < 0.01 and off.float().mean() < 0.5  # versions of OpenCV round or cut off
+
+
+def test_greys_black_and_white_stay_what_they_are():
+    levels = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
+    assert torch.equal(jitter_hsv(levels, torch.tensor([[1.3, 1.7, 1.0]])), levels)
+    assert jitter_hsv(levels, torch.tensor([[1.0, 1.0, 2.0]])).amax() == 255
+
+
+def test_every_picture_has_its_own_flips():
+    images = torch.randint(0, 256, (4, 3, 5, 7), dtype=torch.uint8)
+    rows = [Finish(), Finish(upside_down=True), Finish(mirrored=True), Finish(upside_down=True, mirrored=True)]
+    done = finish_images(images, torch.tensor(rows, dtype=torch.float64))
+    expected = [images[0], images[1].flip(1), images[2].flip(2), images[3].flip(1).flip(2)]
+    assert torch.equal(done, torch.stack(expected))
+
+
+def test_more_pictures_than_are_done_at_a_time():
+    images = torch.randint(0, 256, (35, 3, 8, 8), dtype=torch.uint8)
+    rows = torch.tensor([Finish(1 + k / 100, 0.9, 0.5 + k / 100) for k in range(35)], dtype=torch.float64)
+    alone = [finish_images(images[k:k + 1], rows[k:k + 1]) for k in range(35)]
+    assert torch.equal(finish_images(images, rows), torch.cat(alone))
+
+
+def loaded(data, **flags):
+    index = load_index(data.parent / "images" / "train", 2, progress=False)
+    loader = make_loader(index, imgsz=64, batch_size=8, workers=0, shuffle=True, **flags)
+    return list(loader)
+
+
+@pytest.mark.parametrize("gains", [{}, GAINS], ids=["flips alone", "colours too"])
+@pytest.mark.parametrize("rect", [False, True])
+def test_a_sample_is_the_same_on_every_device(tiny_data, gains, rect):
+    hyp = {**FLIPPING, **gains, "degrees": 5.0}
+    whole, parts = (loaded(tiny_data, hyp=hyp, rect=rect, finish_on_device=later) for later in (False, True))
+    flipped = 0
+    for batch, other in zip(whole, parts, strict=True):
+        assert batch.finishes is None and torch.equal(batch.targets, other.targets) and batch.paths == other.paths
+        done = finish_images(other.images, other.finishes)
+        off = (done.int() - batch.images.int()).abs()
+        assert (off > 2).float().mean() < 0.01 if gains else torch.equal(done, batch.images)
+        flipped += int(other.finishes[:, 3:].sum())
+    assert flipped
+
+
+def test_nothing_is_left_to_do_without_augmentation_or_with_quad(tiny_data):
+    hyp = {**GAINS, **FLIPPING}
+    for flags in ({}, {"hyp": hyp, "quad": True}):
+        assert all(batch.finishes is None for batch in loaded(tiny_data, finish_on_device=True, **flags))
+
+
+def test_workers_hand_over_what_is_left_to_do(tiny_data):
+    hyp = {**GAINS, **FLIPPING}
+    index = load_index(tiny_data.parent / "images" / "train", 2, progress=False)
+    here, there = ([batch.finishes for batch in make_loader(index, imgsz=64, batch_size=8, hyp=hyp, workers=workers,
+                                                            finish_on_device=True)] for workers in (0, 1))
+    assert all(torch.equal(one, other) for one, other in zip(here, there, strict=True))

@@ -1,0 +1,87 @@
+"""Results come in order and errors come through, from threads and from processes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from utils.errors import UserError
+from utils.spread import MAX_WORKERS, spread
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def four_processors(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 50])
+def test_results_are_in_the_order_of_the_chunks(heavy, count):
+    assert list(spread(lambda k: k * k, range(count), heavy=heavy)) == [k * k for k in range(count)]
+
+
+def test_heavy_work_is_done_by_several_processes(monkeypatch):
+    found = set(spread(lambda _: os.getpid(), range(20), heavy=True))
+    assert len(found) == 4 and os.getpid() not in found
+    assert set(spread(lambda _: os.getpid(), range(20), heavy=False)) == {os.getpid()}
+    monkeypatch.setattr(os, "cpu_count", lambda: 100)
+    assert len(set(spread(lambda _: os.getpid(), range(50), heavy=True))) == MAX_WORKERS
+
+
+def fail_at_three(k: int) -> int:
+    if k == 3:
+        raise UserError("chunk 3 is bad")
+    return k
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_an_error_is_raised_where_its_result_would_come(heavy):
+    results = spread(fail_at_three, range(20), heavy=heavy)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(UserError, match="chunk 3 is bad"):
+        next(results)
+
+
+def test_a_killed_process_is_an_error_and_no_endless_wait():
+    with pytest.raises(UserError, match="one of 4 processes that share the work was killed"):
+        list(spread(lambda k: os.kill(os.getpid(), signal.SIGKILL) if k == 5 else k, range(20), heavy=True))
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except OSError:
+        return False
+
+
+def test_results_nobody_asks_for_end_the_processes():
+    results = spread(lambda k: (os.getpid(), bytes(1 << 20)), range(100), heavy=True)
+    processes = {next(results)[0] for _ in range(4)}
+    results.close()
+    assert len(processes) == 4 and not any(map(is_alive, processes))
+
+
+KILLED = """
+import os, signal, utils.spread as module
+os.cpu_count = lambda: 4
+for number, (process, _) in enumerate(module.spread(lambda k: (os.getpid(), bytes(1 << 20)), range(1000), heavy=True)):
+    print(process, flush=True)
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_processes_end_with_the_one_that_started_them():
+    done = subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    processes = set(map(int, done.stdout.split()))
+    assert len(processes) == 4, done.stderr
+    until = time.monotonic() + 20
+    while any(map(is_alive, processes)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(is_alive, processes))

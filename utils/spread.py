@@ -1,0 +1,77 @@
+"""Many chunks of work at once, in processes where there is much to do, else in threads."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.pool import ThreadPool
+from typing import TypeVar
+
+import cv2
+
+from utils.errors import UserError
+
+MAX_WORKERS = 8
+A, B = TypeVar("A"), TypeVar("B")
+
+
+def spread(function: Callable[[A], B], chunks: Sequence[A], *, heavy: bool) -> Iterator[B]:
+    """`function` of each chunk, in their order; what it raises is raised here.
+
+    Threads of Python code wait for each other, so `heavy` work is given to processes. They are forked, which takes
+    milliseconds where a fresh Python would take seconds to import; only Linux can be relied on for that.
+    """
+    workers = min(MAX_WORKERS, os.cpu_count() or 1, len(chunks))
+    if heavy and workers > 1 and sys.platform == "linux" and not multiprocessing.current_process().daemon:
+        yield from _in_processes(function, chunks, workers)
+    else:
+        with ThreadPool(max(1, workers)) as pool:
+            yield from pool.imap(function, chunks)
+
+
+def _in_processes(function: Callable[[A], B], chunks: Sequence[A], workers: int) -> Iterator[B]:
+    """Each process takes every workers-th chunk and waits for nothing: where this one is killed, the others find
+    nobody who reads their results, and end."""
+    context = multiprocessing.get_context("fork")
+    readers, processes = [], []
+    try:
+        for k in range(workers):
+            reader, writer = context.Pipe(duplex=False)
+            readers.append(reader)
+            processes.append(context.Process(target=_work, args=(function, chunks[k::workers], reader, writer),
+                                             daemon=True))
+            processes[-1].start()
+            writer.close()  # the process's own is the only one: its end shows here
+        for number in range(len(chunks)):
+            try:
+                result, error = readers[number % workers].recv()
+            except EOFError:
+                raise UserError(f"one of {workers} processes that share the work was killed, most often for want of "
+                                "memory") from None
+            if error is not None:
+                raise error
+            yield result
+    finally:
+        for reader, process in zip(readers, processes):
+            reader.close()
+            process.kill()
+            process.join()
+
+
+def _work(function: Callable[[A], B], chunks: Sequence[A], reader: Connection, writer: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends this one
+    cv2.setNumThreads(0)  # one process, one core; and threads are not forked
+    gc.freeze()  # what is there already is the main process's: to look through it would copy its pages
+    reader.close()
+    for chunk in chunks:
+        try:
+            result = function(chunk), None
+        except Exception as error:
+            result = None, error
+        try:
+            writer.send(result)
+        except BrokenPipeError:
+            return

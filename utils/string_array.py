@@ -1,0 +1,67 @@
+"""Strings by the million, without an object for each."""
+
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import overload
+
+import numpy as np
+
+
+class StringArray(Sequence[str]):
+    """Strings in one array of bytes, as surrogateescaped UTF-8 with a zero byte between them: none may hold one.
+
+    A list of a million paths is a million objects, whose reference counts are written to whenever one is looked at:
+    so every forked worker would come to own a copy of them all. The arrays here stay shared.
+    """
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._take(np.frombuffer("\0".join(texts).encode(errors="surrogateescape"), np.uint8))
+
+    @classmethod
+    def from_bytes(cls, data: np.ndarray) -> "StringArray":
+        """Of what `data` of another one was; no bytes at all are no strings."""
+        array = cls()
+        array._take(data.astype(np.uint8, copy=False).reshape(-1))
+        return array
+
+    @classmethod
+    def concatenate(cls, parts: Iterable["StringArray"]) -> "StringArray":
+        zero = np.zeros(1, np.uint8)
+        pieces = [piece for part in parts if len(part) for piece in (zero, part.data)]
+        return cls.from_bytes(np.concatenate(pieces)[1:]) if pieces else cls()
+
+    def _take(self, data: np.ndarray) -> None:
+        self.data = data  # (bytes,) uint8
+        ends = [np.flatnonzero(data == 0), [len(data)]] if len(data) else []
+        self._starts = np.concatenate([[0], *ends]).astype(np.int64)  # string i is data[starts[i] (+ 1): starts[i + 1]]
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        i = range(len(self))[operator.index(i)]
+        return _decode(self.data[self._starts[i] + (i > 0):self._starts[i + 1]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_decode(self.data).split("\0") if len(self) else ())
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, StringArray):
+            return np.array_equal(self.data, other.data)
+        return list(self) == other if isinstance(other, list) else NotImplemented
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        return f"StringArray({list(self)})"
+
+
+def _decode(data: np.ndarray) -> str:
+    return data.tobytes().decode(errors="surrogateescape")
