@@ -1,13 +1,13 @@
 """Memory of a training, epoch by epoch: the main process and its data workers, and whether it grows.
 
-    python benchmarks/memory.py                              12 epochs of yolov5n on 256 made-up pictures
+    python benchmarks/memory.py                              12 epochs of yolov5n on 500 made-up pictures
     python benchmarks/memory.py --small                      4 short epochs
     python benchmarks/memory.py --epochs 30 -- --imgsz 640   what follows -- goes to train.py
 
 The training is train.py's own, with validation, checkpoints and charts, in this process. The peak is the most that was
 resident within the epoch and its validation, counted anew for each; what is shared between processes is in each one's
-peak, and divided in the last column, whose sum is what the training takes. The first epoch fills caches and pools, so
-growth is that from the second to the last.
+peak, and divided in the last row, which is what the training takes. The first epoch fills caches and pools, so growth
+is that from the second to the last. Workers still fill their heaps then: only a long run tells that from a leak.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def rows_of(epochs: list[Epoch]) -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--pictures", type=int, default=256, help=f"at most {KINDS}")
+    parser.add_argument("--pictures", type=int, default=KINDS, help=f"at most {KINDS}")
     parser.add_argument("--small", action="store_true", help="4 epochs of 64 pictures")
     parser.add_argument("words", nargs="*", help="for train.py")
     args = parser.parse_args()

@@ -41,7 +41,7 @@ def test_gradients_left_at_an_epochs_end_are_applied(tiny_data, tiny_cfg, tmp_pa
     """Three batches an epoch and eight to a step: YOLOv5 would throw most of them away."""
     hyp = tmp_path / "hyp.yaml"
     hyp.write_text("warmup_epochs: 0\n")
-    folder = run(tiny_data, tiny_cfg, tmp_path, "--hyp", str(hyp), "--noval", epochs=2)
+    folder = run(tiny_data, tiny_cfg, tmp_path, "--hyp", str(hyp), "--noval", "--nbs", "64", epochs=2)
     assert read_checkpoint(folder / "weights" / "last.pt")["ema"]["updates"] == 2
 
 

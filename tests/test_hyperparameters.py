@@ -75,7 +75,7 @@ def check_warmup_bias_lr():
 
 
 def optimizer(name: str = "SGD", **changes) -> torch.optim.Optimizer:
-    options = TrainOptions(cfg="yolov5n.yaml", optimizer=name)
+    options = TrainOptions(cfg="yolov5n.yaml", optimizer=name, nbs=64)
     state = train.build_state(TINY_MODEL, options, Hyperparameters(**changes), None, None)
     return state.members["optimizer"]
 
