@@ -331,22 +331,37 @@ def mosaic(tiles: Sequence[Tile], size: int, *, settings: AugmentSettings,
     image = np.full((region[3] - region[1], region[2] - region[0], 3), GREY, np.uint8)
     inside = image[max(-region[1], 0):max(2 * size - region[1], 0), max(-region[0], 0):max(2 * size - region[0], 0)]
     shift = max(region[0], 0), max(region[1], 0)  # where in the canvas this begins
-    boxes, polygons = [np.zeros((0, 5), np.float32)], []
+    shown, corners = [], []
     for k, tile in enumerate(tiles):  # top left, top right, bottom left, bottom right: each touches the centre
         left = centre_x if k % 2 else centre_x - tile.shape[1]
         top = centre_y if k >= 2 else centre_y - tile.shape[0]
         if _paste(inside, tile, left - shift[0], top - shift[1]):
-            placed, outlines = place_labels(tile.boxes, tile.polygons, gain=tile.shape, pad=(top, left))
-            # A label may stick out of its picture: it must not reach into the neighbour, nor out of the canvas.
-            low = np.maximum((left, top), 0)
-            high = np.minimum((left + tile.shape[1], top + tile.shape[0]), 2 * size)
-            placed[:, 1:] = placed[:, 1:].clip(np.tile(low, 2), np.tile(high, 2))
-            boxes.append(placed)
-            polygons += [outline.clip(low, high).astype(np.float32) for outline in outlines]
-    boxes = np.concatenate(boxes)
+            shown.append(tile)
+            corners.append((left, top))
+    boxes, polygons = _place_tile_labels(shown, corners, 2 * size)
     if pastes:
         image, boxes, polygons = copy_paste(image, boxes, polygons=polygons, fraction=settings.copy_paste, rng=rng)
     return warp.image(image, region[:2]), warp.labels(boxes, polygons)
+
+
+def _place_tile_labels(tiles: Sequence[Tile], corners: Sequence[tuple[int, int]],
+                       side: int) -> tuple[np.ndarray, Polygons]:
+    """Labels of tiles that lie at these corners (left, top) of a square canvas, in its pixels; all tiles in one go.
+
+    A label may stick out of its picture: it must not reach into the neighbour, nor out of the canvas.
+    """
+    if not tiles:
+        return np.zeros((0, 5), np.float32), []
+    frames = np.array([(*tile.shape[::-1], *corner) for tile, corner in zip(tiles, corners)], np.float32)
+    low, high = frames[:, 2:].clip(0), (frames[:, 2:] + frames[:, :2]).clip(None, side)  # (tiles, 2) x, y
+    outlines = [(k, polygon) for k, tile in enumerate(tiles) for polygon in tile.polygons]
+    polygons = [(polygon * frames[k, :2] + frames[k, 2:]).clip(low[k], high[k]) if len(polygon) else polygon
+                for k, polygon in outlines]
+    of_tile = np.repeat(np.arange(len(tiles)), [len(tile.boxes) for tile in tiles])
+    rows, scale, shift = np.concatenate([tile.boxes for tile in tiles]), frames[of_tile, :2], frames[of_tile, 2:]
+    centre, half = rows[:, 1:3], rows[:, 3:5] / 2
+    ends = [((centre + sign * half) * scale + shift).clip(low[of_tile], high[of_tile]) for sign in (-1, 1)]
+    return np.concatenate([rows[:, :1], *ends], 1, dtype=np.float32), polygons
 
 
 def _paste(image: np.ndarray, tile: Tile, left: int, top: int) -> bool:
