@@ -179,15 +179,20 @@ def test_the_start_is_tried_again_when_it_failed():
 
 
 def test_a_start_that_always_fails_does_not_use_up_the_search_of_others_that_succeed():
-    others, one_is_done = [], threading.Event()
+    others, starts, one_is_done, enough = [], [], threading.Event(), threading.Event()
 
     def objective(hyp, generation):
         if hyp == START:
+            starts.append(generation)
+            if len(starts) == STARTS:
+                enough.set()
             assert one_is_done.wait(20)
             raise RuntimeError("CUDA out of memory")
         others.append(generation)
         if len(others) == 2:  # the first of them is in the records
             one_is_done.set()
+        if len(others) > 2:  # else they could use up the search while the thread of the start wakes up
+            assert enough.wait(20)
         return closeness(hyp)
 
     result = evolve(objective, START, 12, workers=2)
