@@ -34,7 +34,7 @@ from utils.plots import Plotter, plot_study
 from utils.predictions import CocoWriter, TextWriter, Writer, unique_names
 from utils.prefetch import prefetch
 from utils.report import HEADER, draw_batch, draw_curves, table
-from utils.runtime import Distributed, describe_device, keep_freed_memory, select_device
+from utils.runtime import Distributed, cores_are_taken, describe_device, keep_freed_memory, select_device
 
 PICTURED_BATCHES = 3  # drawn into the run folder
 STUDY_SIZES = range(256, 1536 + 1, 128)
@@ -216,7 +216,7 @@ class ValOptions:
     task: str = flag("val", "split to measure on, or speed, or study (all sizes)",
                      choices=["train", "val", "test", "speed", "study"])
     device: str = flag("", "cpu, mps or a GPU number; '' takes the first GPU, or the CPU")
-    workers: int = flag(8, "data loading processes at most")
+    workers: int = flag(8, "data loading processes at most; threads where the model has all cores")
     single_cls: bool = flag(False, "treat all classes as one")
     augment: bool = flag(False, "look at each picture in three sizes (slower)")
     verbose: bool = flag(False, "a row for each class, however many there are")
@@ -294,7 +294,7 @@ def measure(options: ValOptions, subject: Subject, **settings) -> Metrics:
     size = math.ceil(options.imgsz / subject.grid) * subject.grid
     if size != options.imgsz:
         print(f"WARNING --imgsz {options.imgsz} is not a multiple of the model's stride {subject.grid}; using {size}")
-    loader = open_loader(options, subject, size, square=square, pin_memory=device.type == "cuda")
+    loader = open_loader(options, subject, size, square=square, device=device)
     if device.type == "cuda":  # the first pass is slow and would be timed
         with torch.no_grad():
             subject.model(torch.zeros(1, 3, size, size, device=device))
@@ -307,9 +307,10 @@ def measure(options: ValOptions, subject: Subject, **settings) -> Metrics:
     return metrics
 
 
-def open_loader(options: ValOptions, subject: Subject, size: int, *, square: bool, pin_memory: bool) -> Loader:
+def open_loader(options: ValOptions, subject: Subject, size: int, *, square: bool, device: torch.device) -> Loader:
     return make_loader(subject.index, imgsz=size, batch_size=options.batch_size, stride=subject.grid, rect=not square,
-                       pad=0.0 if square else 0.5, workers=options.workers, pin_memory=pin_memory)
+                       pad=0.0 if square else 0.5, workers=options.workers, pin_memory=device.type == "cuda",
+                       in_turn=cores_are_taken(device))
 
 
 def find_annotations(subject: Subject) -> Path | None:

@@ -1,6 +1,7 @@
 """A batch is a function of (seed, epoch, number): not of workers, processes, caches, or what was loaded before."""
 
 import os
+import threading
 from pathlib import Path
 
 import cv2
@@ -156,6 +157,33 @@ def test_workers_change_nothing(index, workers, start_method, monkeypatch):
     assert shared.workers == workers
     for epoch in (0, 1, 5):
         assert_same(epoch_of(alone, epoch), epoch_of(shared, epoch))
+
+
+@pytest.mark.parametrize("workers, helpers", [(0, 0), (1, 1), (2, 2), (9, 3)])
+def test_threads_that_make_batches_in_turn_change_nothing(index, workers, helpers, monkeypatch):
+    """One thread fewer than cores at most, since the one that asks for the batch takes part; and no process."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    alone = loader_of(index, hyp=HYP, shuffle=True)
+    shared = loader_of(index, hyp=HYP, shuffle=True, workers=workers, in_turn=True)
+    assert (shared.workers, shared.dataset.helpers) == (0, helpers)
+    assert shared.readers == f"pictures read between the steps by {helpers + 1} threads"
+    for epoch in (0, 1, 5):
+        assert_same(epoch_of(alone, epoch), epoch_of(shared, epoch))
+    assert shared._loader._iterator is None
+
+
+def test_an_error_of_a_helper_arrives(index, monkeypatch):
+    loader = loader_of(index, workers=1, in_turn=True)
+    plain = loader.dataset.plain
+
+    def fail_elsewhere(*args):
+        if threading.current_thread() is not threading.main_thread():
+            raise RuntimeError("of a helper")
+        return plain(*args)
+
+    monkeypatch.setattr(loader.dataset, "plain", fail_elsewhere)
+    with pytest.raises(RuntimeError, match="of a helper"):
+        epoch_of(loader, 0)
 
 
 def test_an_iteration_given_up_in_the_middle_leaves_nothing_behind(index, monkeypatch):

@@ -146,6 +146,7 @@ def test_memory_is_flat_over_epochs(tiny_data, tiny_cfg, tmp_path, monkeypatch):
         sizes.append([resident(pid) for pid in (os.getpid(), *(worker.pid for worker in iterator._workers))])
 
     monkeypatch.setattr(train.RunLog, "epoch_done", epoch_done)
+    monkeypatch.setattr(train, "cores_are_taken", lambda device: False)
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--epochs", "40", "--workers", "2", "--cache", "--multi-scale"))
     sizes = np.array(sizes)  # (epochs, processes)
     assert sizes.shape == (40, 3)

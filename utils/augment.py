@@ -198,29 +198,22 @@ class Warp(NamedTuple):
     scale: float  # how much it enlarges
     canvas: tuple[int, int]  # height, width
     output: tuple[int, int]
+    begin: tuple[int, int] | None = None  # x, y of the pixel of the canvas that the output begins with: a mere resize
 
     @property
     def is_affine(self) -> bool:
         return self.matrix[2, 0] == 0 and self.matrix[2, 1] == 0
-
-    @property
-    def begin(self) -> tuple[int, int] | None:
-        """x, y of the pixel of the canvas where the output begins, if it only scales and does begin with a whole one."""
-        (a, b, x), (c, d, y), _ = self.matrix.tolist()
-        if not self.is_affine or b or c or a != d:
-            return None
-        begin = round(-x / a), round(-y / a)
-        return begin if abs(begin[0] * a + x) + abs(begin[1] * a + y) < 1e-6 else None
 
     def on_whole_pixels(self) -> "Warp":
         """If it only scales and shifts, shifted on by at most half a pixel of the canvas, so that `begin` is known.
 
         Such a warp is a resize, which takes a third of the time of a general one. Others are left as they are.
         """
-        matrix = self.matrix.copy()
-        matrix[:2, 2] = -np.round(-matrix[:2, 2] / matrix[0, 0]) * matrix[0, 0]
-        moved = self._replace(matrix=matrix)
-        return self if moved.begin is None else moved
+        (a, b, x), (c, d, y), _ = self.matrix.tolist()
+        if not self.is_affine or b or c or a != d:
+            return self
+        begin = round(-x / a), round(-y / a)
+        return self._replace(matrix=np.array([[a, 0, -begin[0] * a], [0, a, -begin[1] * a], [0, 0, 1]]), begin=begin)
 
     def visible_region(self) -> tuple[int, int, int, int]:
         """x1, y1, x2, y2: the part of the canvas that the output can show, with room for interpolation.
@@ -265,16 +258,23 @@ class Warp(NamedTuple):
         if not len(boxes):
             return boxes
         height, width = self.output
-        corners = self.points(boxes[:, [1, 2, 3, 2, 3, 4, 1, 4]].reshape(-1, 4, 2))
-        moved = np.concatenate([corners.min(1), corners.max(1)], 1)  # (n, 4)
+        moved = self._hulls(boxes[:, 1:])
+        seen = np.isfinite(moved).all(1)
         moved = np.nan_to_num(moved).clip(0, (width, height, width, height))
         outlined = np.array([len(polygon) > 0 for polygon in polygons])
         if outlined.any():
             outlines = [np.nan_to_num(self.points(polygon)) for polygon in polygons if len(polygon)]
             moved[outlined] = visible_hulls(outlines, width, height)
-        keep = candidates(boxes[:, 1:] * self.scale, moved, np.where(outlined, MIN_AREA_POLYGON, MIN_AREA_BOX))
-        keep &= np.isfinite(corners).all((1, 2))
+        least = np.where(outlined, MIN_AREA_POLYGON, MIN_AREA_BOX) if outlined.any() else MIN_AREA_BOX
+        keep = seen & candidates(boxes[:, 1:] * self.scale, moved, least)
         return np.concatenate([boxes[:, :1], moved], 1)[keep].astype(np.float32)
+
+    def _hulls(self, boxes: np.ndarray) -> np.ndarray:
+        """(n, 4) xyxy around the four corners of each box (n, 4); NaN where one of them is behind the viewer."""
+        if self.begin is not None:
+            return boxes * self.matrix[0, 0] + np.tile(self.matrix[:2, 2], 2)
+        corners = self.points(boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2))
+        return np.concatenate([corners.min(1), corners.max(1)], 1)
 
 
 def _shift(x: float, y: float) -> np.ndarray:

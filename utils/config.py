@@ -108,7 +108,7 @@ class TrainOptions:
     single_cls: bool = flag(False, "treat all classes as one")
     optimizer: str = flag("SGD", "optimizer", choices=["SGD", "Adam", "AdamW"])
     sync_bn: bool = flag(False, "batch statistics over all processes (several GPUs)")
-    workers: int = flag(8, "data loading processes at most, for each device")
+    workers: int = flag(8, "data loading processes at most, for each device; threads where the model has all cores")
     project: str = flag("runs/train", "results go to PROJECT/NAME")
     name: str = flag("exp", "results go to PROJECT/NAME; `cfg` takes the model's name")
     exist_ok: bool = flag(False, "use an existing PROJECT/NAME")

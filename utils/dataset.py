@@ -12,7 +12,8 @@ import math
 import os
 import signal
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import cv2
@@ -73,12 +74,13 @@ class Sample(NamedTuple):
 
 class DetectionDataset(Dataset):
     """Maps a BatchKey to a Batch. `settings` None reads for validation, without any randomness. unfinished: colours and
-    flips are drawn, and left to the device."""
+    flips are drawn, and left to the device. helpers: threads that make a batch's samples together with the caller."""
 
     def __init__(self, index: LabelIndex, pictures: Pictures, *, settings: AugmentSettings | None, mosaics: bool,
-                 seed: int, quad: bool, unfinished: bool = False) -> None:
+                 seed: int, quad: bool, unfinished: bool = False, helpers: int = 0) -> None:
         self.index, self.pictures, self.settings = index, pictures, settings
         self.mosaics, self.seed, self.quad, self.unfinished = mosaics, seed, quad, unfinished
+        self.helpers, self.share_out = helpers, Helpers(helpers) if helpers else one_by_one
 
     def __getitem__(self, key: BatchKey) -> Batch:
         """The batch; a worker's is in shared memory already. Where that lacks room, this raises: the thread that hands
@@ -92,17 +94,19 @@ class DetectionDataset(Dataset):
     def _batch(self, key: BatchKey) -> Batch:
         partners = key.partners or [None] * len(key.indices)
         images = torch.empty((len(key.indices), 3, *key.shape), dtype=torch.uint8)
-        targets, letterboxes, finishes = [], [], []
-        for k, (i, repeat) in enumerate(zip(key.indices, key.repeats)):
+        planes = images.numpy()
+
+        def make(k: int) -> tuple[np.ndarray, Letterbox | None, Finish | None]:
+            i = key.indices[k]
             if self.settings is None:
                 sample = self.plain(i, key.shape)
             else:
-                rng = random_stream(self.seed, key.epoch, i, repeat)
+                rng = random_stream(self.seed, key.epoch, i, key.repeats[k])
                 sample = self.augmented(i, key.shape, rng=rng, partners=partners[k])
-            cv2.split(sample.image, list(images[k].numpy())[::-1])  # BGR rows of pixels -> R, G, B planes, in place
-            targets.append(_targets(sample.boxes[:0 if key.filler else None], k, *key.shape))
-            letterboxes.append(sample.letterbox)
-            finishes.append(sample.finish)
+            cv2.split(sample.image, list(planes[k])[::-1])  # BGR rows of pixels -> R, G, B planes, in place
+            return _targets(sample.boxes[:0 if key.filler else None], k, *key.shape), sample.letterbox, sample.finish
+
+        targets, letterboxes, finishes = map(list, zip(*self.share_out(make, range(len(key.indices)))))
         batch = Batch(images, torch.from_numpy(np.concatenate(targets)), [self.index.paths[i] for i in key.indices],
                       letterboxes, key.filler, torch.tensor(finishes, dtype=torch.float64) if self.unfinished else None)
         return group_in_fours(batch, self._quad_rng(key)) if self.quad else batch
@@ -158,6 +162,30 @@ class DetectionDataset(Dataset):
         outlines = self.index.polygons(i)[:len(sample.boxes)]
         _, polygons = place_labels(self.index.boxes(i), outlines, gain=gain, pad=box.pad)
         return random_perspective(sample.image, sample.boxes, polygons=polygons, settings=self.settings, rng=rng)
+
+
+def one_by_one(function: Callable[[int], Any], numbers: Sequence[int]) -> list[Any]:
+    return [function(number) for number in numbers]
+
+
+class Helpers:
+    """Threads that work through a list together with the thread that calls."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.pool = ThreadPoolExecutor(count, thread_name_prefix="pictures")
+
+    def __call__(self, function: Callable[[int], Any], numbers: Sequence[int]) -> list[Any]:
+        """What `function` returns for each of the numbers; each thread takes every n-th of them."""
+        def part(k: int) -> list[Any]:
+            return [function(number) for number in numbers[k::self.count + 1]]
+
+        others = [self.pool.submit(part, k) for k in range(1, self.count + 1)]
+        found: list[Any] = [None] * len(numbers)
+        found[::self.count + 1] = part(0)
+        for k, other in enumerate(others, start=1):
+            found[k::self.count + 1] = other.result()
+        return found
 
 
 def _targets(boxes: np.ndarray, k: int, height: int, width: int) -> np.ndarray:
@@ -283,7 +311,10 @@ def _probabilities(weights: np.ndarray | None) -> np.ndarray | None:
 
 
 class Loader:
-    """Iterates over the batches of the epoch that `set_epoch` chose, at first epoch 0; workers live on over epochs."""
+    """Iterates over the batches of the epoch that `set_epoch` chose, at first epoch 0; workers live on over epochs.
+
+    workers: processes that read ahead. With 0 each batch is made when it is asked for.
+    """
 
     def __init__(self, dataset: DetectionDataset, batches: GlobalBatches, *, workers: int, pin_memory: bool,
                  start_method: str | None) -> None:
@@ -294,6 +325,13 @@ class Loader:
             pin_memory=pin_memory and torch.cuda.is_available(), persistent_workers=workers > 0,
             worker_init_fn=_set_up_worker, multiprocessing_context=start_method if workers else None,
             generator=torch.Generator().manual_seed(0))  # its own: torch's global one stays where it is
+
+    @property
+    def readers(self) -> str:
+        """Who reads the pictures, for people."""
+        if self.workers:
+            return f"{self.workers} data workers"
+        return f"pictures read between the steps by {self.dataset.helpers + 1} threads"
 
     def __len__(self) -> int:
         """Batches of a whole epoch in this process."""
@@ -366,7 +404,7 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
                 rect: bool = False, pad: float = 0.0, shuffle: bool = False, cache: str | None = None,
                 workers: int = 8, seed: int = 0, rank: int = 0, world_size: int = 1, image_weights: bool = False,
                 quad: bool = False, pin_memory: bool = False, progress: bool = True,
-                finish_on_device: bool = False, start_method: str | None = None) -> Loader:
+                finish_on_device: bool = False, in_turn: bool = False, start_method: str | None = None) -> Loader:
     """Loader of a split. `hyp` (a mapping or Hyperparameters) switches augmentation on; None reads for validation.
 
     `batch_size` counts the pictures of all processes together. `rect` groups pictures of like aspect into batches of
@@ -374,6 +412,9 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
     each four pictures into one of twice the size. `finish_on_device` leaves colours and flips to whoever has the batch
     on a GPU (see utils.prefetch), if there is any augmentation and no `quad`, whose resizing comes after it. Without
     `hyp` every picture is read exactly once over all processes.
+
+    Up to `workers` processes read ahead. in_turn: none do; threads help this one to make each batch when it is asked
+    for. Where the model keeps all cores busy that is faster: its parallel loops wait for the core that a worker takes.
     """
     if quad and world_size > 1 and batch_size % (4 * world_size):  # else each process would leave up to three out
         raise UserError(f"--quad merges pictures in fours on each of {world_size} processes: --batch-size {batch_size} "
@@ -386,13 +427,16 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
     rect = rect and not image_weights
     settings = None if hyp is None else AugmentSettings.from_hyp(hyp)
     pictures = open_pictures(index, imgsz, smooth=hyp is None, cache=cache, copies=world_size, progress=progress)
+    workers = min(os.cpu_count() or 1, batch_size if batch_size > 1 else 0, workers)
+    helpers = min(workers, (os.cpu_count() or 1) - 1, batch_size - 1) if in_turn else 0
+    if helpers:
+        cv2.setNumThreads(0)  # the helpers are its threads
     dataset = DetectionDataset(index, pictures, settings=settings, mosaics=not rect, seed=seed, quad=quad,
-                               unfinished=finish_on_device and settings is not None and not quad)
+                               unfinished=finish_on_device and settings is not None and not quad, helpers=helpers)
     batches = GlobalBatches(index.shapes, batch_size=batch_size, imgsz=imgsz, stride=stride, pad=pad, rect=rect,
                             shuffle=shuffle, weighted=image_weights, quad=quad, training=hyp is not None, seed=seed,
                             rank=rank, world_size=world_size)
-    workers = min(os.cpu_count() or 1, batch_size if batch_size > 1 else 0, workers)
-    return Loader(dataset, batches, workers=workers, pin_memory=pin_memory, start_method=start_method)
+    return Loader(dataset, batches, workers=0 if in_turn else workers, pin_memory=pin_memory, start_method=start_method)
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------

@@ -115,6 +115,12 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and all(mallopt(parameter, value) for parameter, value in settings.items())
 
 
+def cores_are_taken(device: torch.device) -> bool:
+    """Whether models on `device`, one in each process that a launcher started here, compute with every core there is."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return device.type == "cpu" and torch.get_num_threads() * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) >= cores
+
+
 def seed_everything(seed: int, deterministic: bool = True) -> None:
     """Seed the global generators (our own code draws from none of them) and ask for deterministic kernels."""
     random.seed(seed)

@@ -29,7 +29,7 @@ class RunLog:
         options, labels = run.options, run.data.train.labels
         folder.describe(options.to_dict(), run.hyp.to_dict(), labels, run.data.names)
         amp = str(run.autocast).removeprefix("torch.") if run.autocast else "off"
-        print(f"Image size {options.imgsz}, batch {options.batch_size}, {run.train_loader.workers} data workers, "
+        print(f"Image size {options.imgsz}, batch {options.batch_size}, {run.train_loader.readers}, "
               f"mixed precision {amp}\nLogging to {folder.path}\nTraining for {options.epochs} epochs...")
         if run.state.iteration == 0 and not options.score_only:  # from here on there is something to resume
             folder.forget_earlier_run()
