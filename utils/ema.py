@@ -1,6 +1,7 @@
 """Exponential moving average of a model's weights: what is validated and saved."""
 
 import math
+import operator
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -51,6 +52,7 @@ class ModelEMA:
         self._own = _float_slots(self.ema)
         self._source: nn.Module | None = None
         self._theirs: list[Slot] = []
+        self._alike: list[Tensor] = []  # tensors of both, found to be of the same type and device
 
     def decay_at(self, updates: int) -> float:
         return self.decay * (1 - math.exp(-updates / self.tau))
@@ -68,7 +70,10 @@ class ModelEMA:
             self._source, self._theirs = model, _float_slots(model)
             assert [name for _, name in self._theirs] == [name for _, name in self._own], "the models differ in layout"
         own = [table[name] for table, name in self._own]
-        theirs = [_like(table[name], mine) for (table, name), mine in zip(self._theirs, own)]
+        theirs = [table[name] for table, name in self._theirs]
+        if len(self._alike) != 2 * len(own) or not all(map(operator.is_, own + theirs, self._alike)):
+            self._alike = own + theirs if all(map(_are_alike, theirs, own)) else []
+            theirs = [their.to(device=mine.device, dtype=mine.dtype) for their, mine in zip(theirs, own)]
         self.updates = self.updates + admitted
         if isinstance(admitted, Tensor):
             self._follow(own, theirs, admitted)
@@ -90,7 +95,5 @@ class ModelEMA:
         self.updates = int(state["updates"])
 
 
-def _like(tensor: Tensor, other: Tensor) -> Tensor:
-    if tensor.dtype is other.dtype and tensor.device == other.device:  # 300 times a step: no call where none is needed
-        return tensor
-    return tensor.to(device=other.device, dtype=other.dtype)
+def _are_alike(tensor: Tensor, other: Tensor) -> bool:
+    return tensor.dtype is other.dtype and tensor.device == other.device
