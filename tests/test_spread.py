@@ -28,7 +28,7 @@ def test_results_are_in_the_order_of_the_chunks(heavy, count):
 
 def test_heavy_work_is_done_by_several_processes(monkeypatch):
     found = set(spread(lambda _: os.getpid(), range(20), heavy=True))
-    assert len(found) == 4 and os.getpid() not in found
+    assert len(found) == 4 and os.getpid() in found  # which would have nothing to do but wait
     assert set(spread(lambda _: os.getpid(), range(20), heavy=False)) == {os.getpid()}
     monkeypatch.setattr(os, "cpu_count", lambda: 100)
     assert len(set(spread(lambda _: os.getpid(), range(50), heavy=True))) == MAX_WORKERS
@@ -62,9 +62,9 @@ def is_alive(process: int) -> bool:
 
 def test_results_nobody_asks_for_end_the_processes():
     results = spread(lambda k: (os.getpid(), bytes(1 << 20)), range(100), heavy=True)
-    processes = {next(results)[0] for _ in range(4)}
+    processes = {next(results)[0] for _ in range(4)} - {os.getpid()}
     results.close()
-    assert len(processes) == 4 and not any(map(is_alive, processes))
+    assert len(processes) == 3 and not any(map(is_alive, processes))
 
 
 KILLED = """

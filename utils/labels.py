@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,7 +118,9 @@ def _walk(folder: str) -> Iterable[str]:
         if real not in seen:
             seen.add(real)
             here = os.path.join(here, "")
-            yield from (here + name for name in names if not name.startswith(".") and is_image(name))
+            for name in names:  # maybe a million: as is_image says of a name that does not begin with a dot
+                if name[name.rfind("."):].lower() in IMAGE_SUFFIXES and name[0] != ".":
+                    yield here + name
 
 
 def _read_list(file: Path) -> Iterable[str]:
@@ -294,31 +295,36 @@ def _stamps(paths: list[str]) -> np.ndarray:
 
     Programs may set the first of the times back (cp -p, rsync, touch -r), but not the second.
     """
-    return np.concatenate(list(spread(_stamps_of, _chunks(paths, 4096), heavy=len(paths) >= MANY)))
+    chunks = _chunks(paths, max(64, min(4096, -(-len(paths) // (4 * MAX_WORKERS)))))
+    return np.concatenate(list(spread(_stamps_of, chunks, heavy=len(paths) >= MANY)))
 
 
 def _stamps_of(paths: list[str]) -> np.ndarray:
-    return np.concatenate([_stat(paths), _stat(map(label_path, paths))], 1)
+    columns = [], []
+    for folder, pictures in groupby(paths, _folder):
+        names = [path[len(folder):] for path in pictures]
+        columns[0].append(_stat(folder, names))
+        labels = _folder(label_path(folder + names[0]))  # a folder's pictures have their labels in one folder too
+        columns[1].append(_stat(labels, [os.path.splitext(name)[0] + ".txt" for name in names]))
+    return np.concatenate([np.concatenate(column) for column in columns], 1)
 
 
-def _stat(files: Iterable[str]) -> np.ndarray:
-    """(n, 3) int64: size and two times of each file. Those of a folder are looked up from there, not from the root."""
-    values = []
-    for folder, names in groupby(map(_cut_name, files), itemgetter(0)):
-        with _entered(folder) as (place, prefix):
-            for _, name in names:
-                try:
-                    status = os.stat(prefix + name, dir_fd=place)
-                    values += status.st_size, status.st_mtime_ns, status.st_ctime_ns
-                except OSError:
-                    values += -1, -1, -1
+def _folder(file: str) -> str:
+    """The folder of a file with the separator at its end; nothing for a mere name."""
+    return file[:file.rfind(os.sep) + 1]
+
+
+def _stat(folder: str, names: Sequence[str]) -> np.ndarray:
+    """(n, 3) int64: size and two times of files in a folder, which are looked up from there, not from the root."""
+    values, stat = [], os.stat
+    with _entered(folder) as (place, prefix):
+        for name in names:
+            try:
+                status = stat(prefix + name, dir_fd=place)
+                values += status.st_size, status.st_mtime_ns, status.st_ctime_ns
+            except OSError:
+                values += -1, -1, -1
     return np.array(values, np.int64).reshape(-1, 3)
-
-
-def _cut_name(file: str) -> tuple[str, str]:
-    """Folder, with the separator at its end, and name."""
-    cut = file.rfind(os.sep) + 1
-    return file[:cut], file[cut:]
 
 
 @contextmanager

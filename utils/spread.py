@@ -33,21 +33,24 @@ def spread(function: Callable[[A], B], chunks: Sequence[A], *, heavy: bool) -> I
 
 
 def _in_processes(function: Callable[[A], B], chunks: Sequence[A], workers: int) -> Iterator[B]:
-    """Each process takes every workers-th chunk and waits for nothing: where this one is killed, the others find
-    nobody who reads their results, and end."""
+    """Each process, this one included, takes every workers-th chunk. Where this one is killed, the others find nobody
+    who reads their results, and end."""
     context = multiprocessing.get_context("fork")
     readers, processes = [], []
     try:
-        for k in range(workers):
+        for k in range(1, workers):
             reader, writer = context.Pipe(duplex=False)
             readers.append(reader)
             processes.append(context.Process(target=_work, args=(function, chunks[k::workers], reader, writer),
                                              daemon=True))
             processes[-1].start()
             writer.close()  # the process's own is the only one: its end shows here
-        for number in range(len(chunks)):
+        for number, chunk in enumerate(chunks):
+            if number % workers == 0:
+                yield function(chunk)
+                continue
             try:
-                result, error = readers[number % workers].recv()
+                result, error = readers[number % workers - 1].recv()
             except EOFError:
                 raise UserError(f"one of {workers} processes that share the work was killed, most often for want of "
                                 "memory") from None
