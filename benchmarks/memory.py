@@ -1,18 +1,23 @@
 """Memory of a training, epoch by epoch: the main process and its data workers, and whether it grows.
 
-    python benchmarks/memory.py                              12 epochs of yolov5n on 500 made-up pictures
-    python benchmarks/memory.py --small                      4 short epochs
-    python benchmarks/memory.py --epochs 30 -- --imgsz 640   what follows -- goes to train.py
+    python benchmarks/memory.py                              twice 24 epochs of yolov5n on 500 made-up pictures
+    python benchmarks/memory.py --small                      twice 4 short epochs
+    python benchmarks/memory.py --readers threads -- --imgsz 640   what follows -- goes to train.py
+
+Once the pictures are read by threads of the main process, once by worker processes: the first is what happens where the
+model has all cores, the second where cores are left, as with a GPU.
 
 The training is train.py's own, with validation, checkpoints and charts, in this process. The peak is the most that was
 resident within the epoch and its validation, counted anew for each; what is shared between processes is in each one's
-peak, and divided in the last row, which is what the training takes. The first epoch fills caches and pools, so growth
-is that from the second to the last. Workers still fill their heaps then: only a long run tells that from a leak.
+peak, and divided in the last row, which is what the training takes. The first epochs fill caches and pools, so growth
+is that from the third to the last.
 """
 
 import argparse
+import multiprocessing
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -27,6 +32,8 @@ import train  # noqa: E402
 from benchmarks.process_memory import forget_peak, held, workers_of  # noqa: E402
 from benchmarks.scale import KINDS, make_pictures, write_spec  # noqa: E402
 from benchmarks.timing import Row, machine, print_rows  # noqa: E402
+
+READERS = ("threads", "processes")
 
 
 class Epoch(NamedTuple):
@@ -78,35 +85,45 @@ class Watch:
             patch.stop()
 
 
-def rows_of(epochs: list[Epoch]) -> list[Row]:
+def rows_of(epochs: list[Epoch], readers: str) -> list[Row]:
     rows = []
     for name, values in zip(("main process, peak", "training worker, peak", "validation worker, peak", "GPU, peak",
                              "all processes, at the end of an epoch"), zip(*epochs)):
-        second, last = values[min(1, len(values) - 1)], values[-1]
-        if second:  # there may be no GPU, and no workers
-            rows.append(Row(name, f"second epoch {second:.0f} MiB", f"last epoch {last:.0f} MiB",
-                            f"{last / second - 1:+.1%} from the second to the last epoch", "flat"))
+        third, last = values[min(2, len(values) - 1)], values[-1]
+        if third:  # there may be no GPU, and no workers
+            rows.append(Row(f"{name}, read by {readers}", f"third epoch {third:.0f} MiB", f"last epoch {last:.0f} MiB",
+                            f"{last / third - 1:+.1%} in {len(values) - 3} epochs", "flat"))
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--pictures", type=int, default=KINDS, help=f"at most {KINDS}")
-    parser.add_argument("--small", action="store_true", help="4 epochs of 64 pictures")
-    parser.add_argument("words", nargs="*", help="for train.py")
-    args = parser.parse_args()
-    epochs, count = (4, 64) if args.small else (args.epochs, args.pictures)
-    with tempfile.TemporaryDirectory() as name, Watch() as watch:
+def train_and_watch(readers: str, epochs: int, count: int, words: list[str]) -> list[Row]:
+    with (tempfile.TemporaryDirectory() as name, Watch() as watch,
+          mock.patch.object(train, "cores_are_taken", lambda device: readers == "threads")):
         folder = Path(name)
         make_pictures(folder, np.random.default_rng(0))
         split = folder / "list.txt"
         split.write_text("".join(f"{folder}/images/real/{k:04}.jpg\n" for k in range(count)))
         train.main(["--data", str(write_spec(folder, split, split)), "--cfg", "yolov5n.yaml", "--weights=",
                     "--imgsz", "160", "--batch-size", "16", "--workers", "2", "--epochs", str(epochs),
-                    "--project", str(folder / "runs"), *args.words])
-    print_rows(rows_of(watch.epochs), machine())
+                    "--project", str(folder / "runs"), *words])
+    return rows_of(watch.epochs, readers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--pictures", type=int, default=KINDS, help=f"at most {KINDS}")
+    parser.add_argument("--small", action="store_true", help="4 epochs of 64 pictures")
+    parser.add_argument("--readers", nargs="+", default=READERS, choices=READERS)
+    parser.add_argument("words", nargs="*", help="for train.py")
+    args = parser.parse_args()
+    epochs, count = (4, 64) if args.small else (args.epochs, args.pictures)
+    rows = []
+    for readers in args.readers:  # each in a process of its own: this one's memory would be in the second's
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            rows += pool.submit(train_and_watch, readers, epochs, count, args.words).result()
+    print_rows(rows, machine())
 
 
 if __name__ == "__main__":
-    train.run_command(main)
+    main()

@@ -8,6 +8,7 @@ Legend: B pictures of a batch, T their labels, N pictures of the split, C classe
 """
 
 import atexit
+import gc
 import math
 import os
 import signal
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
+from torch.multiprocessing import reductions
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from utils.augment import (GREY, AugmentSettings, Letterbox, Tile, flip_horizontal, flip_vertical, letterbox, mixup,
@@ -89,11 +91,14 @@ class DetectionDataset(Dataset):
         if get_worker_info() is not None:
             for part in (batch.images, batch.targets, batch.finishes):
                 part is None or part.share_memory_()
+            forget_handed_over()
         return batch
 
     def _batch(self, key: BatchKey) -> Batch:
         partners = key.partners or [None] * len(key.indices)
         images = torch.empty((len(key.indices), 3, *key.shape), dtype=torch.uint8)
+        if get_worker_info() is not None and not self.quad:  # before it is filled: so no copy is made, nor left behind
+            images.share_memory_()
         planes = images.numpy()
 
         def make(k: int) -> tuple[np.ndarray, Letterbox | None, Finish | None]:
@@ -166,6 +171,16 @@ class DetectionDataset(Dataset):
 
 def one_by_one(function: Callable[[int], Any], numbers: Sequence[int]) -> list[Any]:
     return [function(number) for number in numbers]
+
+
+def forget_handed_over() -> None:
+    """Drop PyTorch's notes of shared memory that this process gave away; it does so itself at 128 of them only.
+
+    Until then they lie on the heap between large arrays, and each batch makes it grow by as much as it did not find.
+    """
+    notes = getattr(reductions, "shared_cache", None)
+    if hasattr(notes, "free_dead_references"):  # no public name: where it is gone, memory grows a little longer
+        notes.free_dead_references()
 
 
 class Helpers:
@@ -342,6 +357,8 @@ class Loader:
         self.batches.epoch, self.batches.start_batch, self.batches.weights = epoch, start_batch, weights
 
     def __iter__(self) -> Iterator[Batch]:
+        if self.workers and self._loader._iterator is None:
+            gc.freeze()  # to look through all objects writes to them, in either process: their pages would be copied
         try:
             batches = iter(self._loader)
             if self.workers and not self._closes_at_exit:  # later than multiprocessing's own hook: so it runs before
@@ -370,6 +387,7 @@ SHORT_OF_SHARED = ("Bus error", "shared memory", "No space left on device")
 
 def _close(reference: "weakref.ref[Loader]") -> None:
     """Close a loader at the program's end, if it still lives."""
+    gc.unfreeze()  # what is collected at the end should be
     loader = reference()
     if loader is not None:
         loader.close()
