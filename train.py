@@ -39,7 +39,7 @@ from utils.prefetch import prefetch
 from utils.request import Request, open_run_folder, read_hyperparameters, understand
 from utils.resume import name_contents, rescaled, surroundings
 from utils.runfolder import RunFolder
-from utils.runtime import (Distributed, amp_dtype, cores_are_taken, describe_device, keep_freed_memory, launch_token,
+from utils.runtime import (Distributed, amp_dtype, cores_in_turn, describe_device, keep_freed_memory, launch_token,
                            seed_everything)
 from utils.schedule import NOMINAL, EarlyStopping, Rates, Schedule, largest_size, multi_scale_size, nominal_batch
 from utils.training_data import Data, expect_pictures, label_sizes, read_data, read_names
@@ -70,7 +70,7 @@ def build_loaders(options: TrainOptions, hyp: Hyperparameters, data: Data, strid
     """The training and the validation loader of this process."""
     shared = {"imgsz": options.imgsz, "stride": stride, "workers": options.workers, "seed": options.seed,
               "rank": distributed.rank, "world_size": distributed.world_size, "progress": distributed.is_main,
-              "pin_memory": distributed.device.type == "cuda", "in_turn": cores_are_taken(distributed.device)}
+              "pin_memory": distributed.device.type == "cuda", "cores": cores_in_turn(distributed.device)}
     wanted = {None: ("auto", "auto"), "off": (None, None), "val": (None, "ram")}
     for_train, for_val = wanted.get(options.cache, (options.cache, options.cache))
     train = make_loader(data.train, batch_size=options.batch_size, hyp=hyp, rect=options.rect,

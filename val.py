@@ -34,7 +34,7 @@ from utils.plots import Plotter, plot_study
 from utils.predictions import CocoWriter, TextWriter, Writer, unique_names
 from utils.prefetch import prefetch
 from utils.report import HEADER, draw_batch, draw_curves, table
-from utils.runtime import Distributed, cores_are_taken, describe_device, keep_freed_memory, select_device
+from utils.runtime import Distributed, cores_in_turn, describe_device, keep_freed_memory, select_device
 
 PICTURED_BATCHES = 3  # drawn into the run folder
 STUDY_SIZES = range(256, 1536 + 1, 128)
@@ -310,7 +310,7 @@ def measure(options: ValOptions, subject: Subject, **settings) -> Metrics:
 def open_loader(options: ValOptions, subject: Subject, size: int, *, square: bool, device: torch.device) -> Loader:
     return make_loader(subject.index, imgsz=size, batch_size=options.batch_size, stride=subject.grid, rect=not square,
                        pad=0.0 if square else 0.5, workers=options.workers, pin_memory=device.type == "cuda",
-                       in_turn=cores_are_taken(device))
+                       cores=cores_in_turn(device))
 
 
 def find_annotations(subject: Subject) -> Path | None:

@@ -92,13 +92,13 @@ def rows_of(epochs: list[Epoch], readers: str) -> list[Row]:
         third, last = values[min(2, len(values) - 1)], values[-1]
         if third:  # there may be no GPU, and no workers
             rows.append(Row(f"{name}, read by {readers}", f"third epoch {third:.0f} MiB", f"last epoch {last:.0f} MiB",
-                            f"{last / third - 1:+.1%} in {len(values) - 3} epochs", "flat"))
+                            f"{last / third - 1:+.1%} in {max(len(values) - 3, 0)} epochs", "flat"))
     return rows
 
 
 def train_and_watch(readers: str, epochs: int, count: int, words: list[str]) -> list[Row]:
     with (tempfile.TemporaryDirectory() as name, Watch() as watch,
-          mock.patch.object(train, "cores_are_taken", lambda device: readers == "threads")):
+          mock.patch.object(train, "cores_in_turn", lambda device: 2 if readers == "threads" else None)):
         folder = Path(name)
         make_pictures(folder, np.random.default_rng(0))
         split = folder / "list.txt"
@@ -126,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    train.run_command(main)

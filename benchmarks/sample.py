@@ -103,19 +103,23 @@ def open_set(folder: Path, size: int, cache: str | None) -> DetectionDataset:
     return loader.dataset
 
 
+def some(dataset: DetectionDataset) -> range:
+    return range(min(SAMPLES, len(dataset.index)))
+
+
 def our_sample(dataset: DetectionDataset, i: int, size: int) -> np.ndarray:
     return dataset[BatchKey(0, [i], [0], (size, size), None)].images[0].numpy()
 
 
 def textbook_samples(folder: Path, size: int, cache: str | None) -> Callable[[], None]:
     dataset = open_set(folder, size, None)
-    return lambda: [textbook_sample(dataset, i, size) for i in range(SAMPLES)]
+    return lambda: [textbook_sample(dataset, i, size) for i in some(dataset)]
 
 
 def our_samples(folder: Path, size: int, cache: str | None) -> Callable[[], None]:
     keep_freed_memory()
     dataset = open_set(folder, size, cache)
-    return lambda: [our_sample(dataset, i, size) for i in range(SAMPLES)]
+    return lambda: [our_sample(dataset, i, size) for i in some(dataset)]
 
 
 def difference(dataset: DetectionDataset, size: int, count: int = 8) -> float:
@@ -128,11 +132,11 @@ def decoding(dataset: DetectionDataset, size: int) -> float:
     """Seconds a sample that OpenCV takes to decode the tiles that our way shows: no way is faster than that."""
     plain, shown = dataset.pictures.read, []
     dataset.pictures.read = lambda i: shown.append(i) or plain(i)
-    for i in range(SAMPLES):
+    for i in some(dataset):
         our_sample(dataset, i, size)
     del dataset.pictures.read
     files = [np.fromfile(dataset.index.paths[i], np.uint8) for i in shown]
-    return median(seconds(lambda: [cv2.imdecode(file, cv2.IMREAD_COLOR) for file in files]) for _ in range(5)) / SAMPLES
+    return median(seconds(lambda: [cv2.imdecode(file, cv2.IMREAD_COLOR) for file in files]) for _ in range(5)) / len(some(dataset))
 
 
 def main() -> None:
@@ -150,7 +154,8 @@ def main() -> None:
             timing = compare(*sides, pairs=options.pairs)
             for side in sides:
                 side.close()
-            timing = type(timing)(*([value / SAMPLES for value in side] for side in timing))
+            count = len(some(open_set(folder, size, None)))
+            timing = type(timing)(*([value / count for value in side] for side in timing))
             rows.append(row(f"mosaic sample, {size}, {name}", timing, at_least=at_least))
             notes.append(f"Pixels differ by {difference(open_set(folder, size, cache), size):.2f} of 255 in the mean ({name}).")
             if cache is None:

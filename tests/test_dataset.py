@@ -159,21 +159,62 @@ def test_workers_change_nothing(index, workers, start_method, monkeypatch):
         assert_same(epoch_of(alone, epoch), epoch_of(shared, epoch))
 
 
-@pytest.mark.parametrize("workers, helpers", [(0, 0), (1, 1), (2, 2), (9, 3)])
-def test_threads_that_make_batches_in_turn_change_nothing(index, workers, helpers, monkeypatch):
-    """One thread fewer than cores at most, since the one that asks for the batch takes part; and no process."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    alone = loader_of(index, hyp=HYP, shuffle=True)
-    shared = loader_of(index, hyp=HYP, shuffle=True, workers=workers, in_turn=True)
-    assert (shared.workers, shared.dataset.helpers) == (0, helpers)
-    assert shared.readers == f"pictures read between the steps by {helpers + 1} threads"
+@pytest.mark.parametrize("workers, cores, threads", [(0, 4, 1), (1, 4, 2), (2, 4, 3), (9, 4, 4), (9, 1, 1)])
+@pytest.mark.parametrize("quad", [False, True])
+def test_threads_that_make_batches_in_turn_change_nothing(index, workers, cores, threads, quad, monkeypatch):
+    """Never more than there are cores, with the one that asks for the batch; and no process."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    settings = {"hyp": HYP, "shuffle": True, "batch_size": 8, "quad": quad}
+    alone, shared = loader_of(index, **settings), loader_of(index, workers=workers, cores=cores, **settings)
+    assert shared.workers == 0 and (shared.dataset.helpers.count if shared.dataset.helpers else 0) == threads - 1
+    assert (f"by {threads} threads" if threads > 1 else "by the main process") in shared.readers
     for epoch in (0, 1, 5):
         assert_same(epoch_of(alone, epoch), epoch_of(shared, epoch))
-    assert shared._loader._iterator is None
+    assert not shared.workers and not getattr(shared._loader._iterator, "_workers", None)
+
+
+def test_helpers_are_no_more_than_the_pictures_of_a_process(index, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    loader = loader_of(index, batch_size=8, workers=8, cores=64, world_size=4)
+    assert loader.dataset.helpers.count == 1
+
+
+@pytest.mark.parametrize("hyp", [HYP, HYP | {"mosaic": 0.5, "mixup": 0.0}, None], ids=["all", "no mixup", "validation"])
+@pytest.mark.parametrize("image_weights", [False, True])
+def test_the_files_of_the_next_batch_are_asked_for(index, hyp, image_weights, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    loader = loader_of(index, hyp=hyp, shuffle=True, batch_size=3, workers=1, cores=2,
+                       image_weights=image_weights and hyp is not None)
+    dataset, pictures, asked, read, plain = loader.dataset, loader.dataset.pictures, [], [], loader.dataset.pictures.read
+    monkeypatch.setattr(pictures, "expect", asked.append)
+    monkeypatch.setattr(pictures, "read", lambda i: read.append(i) or plain(i))
+    loader.set_epoch(2, weights=np.ones(len(index)))
+    keys = list(loader.batches)
+    for key in keys:
+        read.clear()
+        dataset[key]
+        others = set(read) - set(dataset.read_for(key))
+        assert set(read) & set(dataset.read_for(key)) and (not others or hyp["mixup"])
+    assert sum(1 for _ in loader) == len(keys) > 2
+    dataset.helpers.pool.submit(int).result()  # after what was asked for
+    assert asked == [i for key in keys[1:] for i in dataset.read_for(key)]
+
+
+@pytest.mark.parametrize("cache", [None, "disk", "ram"])
+def test_asking_for_a_file_needs_none(index, folder, cache, tmp_path, monkeypatch):
+    monkeypatch.setattr(image_cache, "user_cache_folder", lambda: tmp_path)
+    pictures = loader_of(index, cache=cache).dataset.pictures
+    for _ in range(2):
+        assert pictures.expect(0) is None
+        pictures.read(0)
+    os.mkfifo(tmp_path / "pipe")
+    assert image_cache.ask_for(index.paths[0]) and image_cache.ask_for(tmp_path / "pipe")  # which has no writer
+    assert not image_cache.ask_for(tmp_path / "absent")
 
 
 def test_an_error_of_a_helper_arrives(index, monkeypatch):
-    loader = loader_of(index, workers=1, in_turn=True)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    loader = loader_of(index, workers=1, cores=2)
     plain = loader.dataset.plain
 
     def fail_elsewhere(*args):

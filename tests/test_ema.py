@@ -121,3 +121,16 @@ def test_state_comes_back_exactly():
     assert again.updates == ema.updates == 4
     for name, value in ema.ema.state_dict().items():
         assert torch.equal(value, again.ema.state_dict()[name]), name
+
+
+def test_a_model_whose_type_changes_in_place_is_followed():
+    """Without buffers, which are replaced, only the parameters' contents show it."""
+    model = nn.Linear(2, 3)
+    average = ModelEMA(model)
+    average.update(model), average.update(model)
+    model.double()
+    with torch.no_grad():
+        model.weight.add_(1)
+    before = average.ema.weight.clone()
+    average.update(model)
+    assert average.ema.weight.dtype is torch.float32 and not torch.equal(average.ema.weight, before)

@@ -319,7 +319,7 @@ def test_a_killed_worker_is_one_line(tiny_data, tiny_cfg, tmp_path, monkeypatch)
         return plain(run, images)
 
     monkeypatch.setattr(train, "prepare_images", prepare)
-    monkeypatch.setattr(train, "cores_are_taken", lambda device: False)
+    monkeypatch.setattr(train, "cores_in_turn", lambda device: None)
     with pytest.raises(UserError, match="data workers was killed, most often for want of memory: use --workers 1"):
         train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--workers", "2"))
 

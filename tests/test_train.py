@@ -15,7 +15,7 @@ from models.loading import load_model
 from utils.checkpoint import read_checkpoint
 from utils.config import TrainOptions
 from utils.errors import UserError
-from utils.runtime import cores_are_taken
+from utils.runtime import cores_in_turn
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -142,22 +142,25 @@ def test_every_option_trains(tiny_data, tiny_cfg, tmp_path, extra):
 @pytest.mark.parametrize("cores, readers", [(4, "1 data workers"), (3, "pictures read between the steps by 2 threads")])
 def test_who_reads_the_pictures(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys, cores, readers):
     """Processes, if the model leaves cores free; and the weights are the same."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert cores_are_taken(torch.device("cpu")) == (cores == 3) and not cores_are_taken(torch.device("cuda"))
     folder = run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--workers", "1", epochs=1)
     assert readers in capsys.readouterr().out
     alone = run(tiny_data, tiny_cfg, tmp_path / "alone", "--noplots", epochs=1)
+    assert "pictures read by the main process" in capsys.readouterr().out
     one, other = (read_checkpoint(path / "weights" / "last.pt")["model"]["state_dict"] for path in (folder, alone))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_processes_of_a_launcher_share_the_cores(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    assert not cores_are_taken(torch.device("cpu"))
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert cores_are_taken(torch.device("cpu"))
+@pytest.mark.parametrize("threads, launched, evolving, cores", [
+    (8, 1, 1, 8), (9, 1, 1, 8), (7, 1, 1, None), (2, 4, 1, 2), (2, 3, 1, None), (2, 1, 4, 2), (1, 2, 4, 1), (1, 16, 1, 1)])
+def test_which_cores_read_between_the_steps(monkeypatch, threads, launched, evolving, cores):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(launched))
+    monkeypatch.setenv("ANCHORAGE_SIDE_BY_SIDE", str(evolving))
+    assert cores_in_turn(torch.device("cpu")) == cores
+    assert cores_in_turn(torch.device("cuda")) is None
 
 
 def test_early_stopping_ends_the_run(tiny_data, tiny_cfg, tmp_path, capsys):

@@ -13,8 +13,7 @@ import math
 import os
 import signal
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -29,6 +28,7 @@ from utils.device_augment import Finish, draw_finish
 from utils.errors import UserError
 from utils.image_cache import Pictures, open_pictures
 from utils.labels import LabelIndex
+from utils.spread import Helpers, one_by_one
 
 EDGE = 1e-3  # pixels; boxes end this far before the right and bottom edges of the picture
 PARTNERS = 7  # pictures that a sample may need besides its own: three of its mosaic, four of another one to mix in
@@ -76,13 +76,13 @@ class Sample(NamedTuple):
 
 class DetectionDataset(Dataset):
     """Maps a BatchKey to a Batch. `settings` None reads for validation, without any randomness. unfinished: colours and
-    flips are drawn, and left to the device. helpers: threads that make a batch's samples together with the caller."""
+    flips are drawn, and left to the device. helpers: threads that make a batch's samples together with the caller's."""
 
     def __init__(self, index: LabelIndex, pictures: Pictures, *, settings: AugmentSettings | None, mosaics: bool,
                  seed: int, quad: bool, unfinished: bool = False, helpers: int = 0) -> None:
         self.index, self.pictures, self.settings = index, pictures, settings
         self.mosaics, self.seed, self.quad, self.unfinished = mosaics, seed, quad, unfinished
-        self.helpers, self.share_out = helpers, Helpers(helpers) if helpers else one_by_one
+        self.helpers = Helpers(helpers) if helpers else None
 
     def __getitem__(self, key: BatchKey) -> Batch:
         """The batch; a worker's is in shared memory already. Where that lacks room, this raises: the thread that hands
@@ -97,8 +97,8 @@ class DetectionDataset(Dataset):
     def _batch(self, key: BatchKey) -> Batch:
         partners = key.partners or [None] * len(key.indices)
         images = torch.empty((len(key.indices), 3, *key.shape), dtype=torch.uint8)
-        if get_worker_info() is not None and not self.quad:  # before it is filled: so no copy is made, nor left behind
-            images.share_memory_()
+        if get_worker_info() is not None and not self.quad:
+            images.share_memory_()  # now and not when it is filled: its place on the heap is free again at once
         planes = images.numpy()
 
         def make(k: int) -> tuple[np.ndarray, Letterbox | None, Finish | None]:
@@ -111,10 +111,34 @@ class DetectionDataset(Dataset):
             cv2.split(sample.image, list(planes[k])[::-1])  # BGR rows of pixels -> R, G, B planes, in place
             return _targets(sample.boxes[:0 if key.filler else None], k, *key.shape), sample.letterbox, sample.finish
 
-        targets, letterboxes, finishes = map(list, zip(*self.share_out(make, range(len(key.indices)))))
+        targets, letterboxes, finishes = map(list, zip(*(self.helpers or one_by_one)(make, range(len(key.indices)))))
         batch = Batch(images, torch.from_numpy(np.concatenate(targets)), [self.index.paths[i] for i in key.indices],
                       letterboxes, key.filler, torch.tensor(finishes, dtype=torch.float64) if self.unfinished else None)
         return group_in_fours(batch, self._quad_rng(key)) if self.quad else batch
+
+    def expect(self, key: BatchKey) -> None:
+        """Let a helper ask the system for the files of a batch that is made later, since a disk needs no core.
+
+        Only the mosaics that are mixed in are left out.
+        """
+        if self.helpers:
+            self.helpers.pool.submit(lambda: [self.pictures.expect(i) for i in self.read_for(key)])
+
+    def read_for(self, key: BatchKey) -> list[int]:
+        """The pictures that the batch's samples and their mosaics consist of."""
+        if self.settings is None:
+            return key.indices
+        numbers = []
+        for k, (i, repeat) in enumerate(zip(key.indices, key.repeats)):
+            partners = self._partners(random_stream(self.seed, key.epoch, i, repeat), key.partners and key.partners[k])
+            numbers += [i, *(partners or [])[:3]]
+        return numbers
+
+    def _partners(self, rng: np.random.Generator, partners: Sequence[int] | None) -> Sequence[int] | None:
+        """The other pictures of a sample's mosaic and of one to mix in, drawn unless given; None: it is no mosaic."""
+        if not self.mosaics or rng.random() >= self.settings.mosaic:
+            return None
+        return rng.integers(len(self.index), size=PARTNERS).tolist() if partners is None else partners
 
     def _quad_rng(self, key: BatchKey) -> list[np.random.Generator]:
         """A generator for each four of a batch, from the first of them."""
@@ -136,9 +160,8 @@ class DetectionDataset(Dataset):
     def augmented(self, i: int, shape: tuple[int, int], *, rng: np.random.Generator,
                   partners: Sequence[int] | None = None) -> Sample:
         """Picture i in a mosaic or alone, warped, with its colours shifted, flipped."""
-        settings = self.settings
-        if self.mosaics and rng.random() < settings.mosaic:
-            others = rng.integers(len(self.index), size=PARTNERS).tolist() if partners is None else partners
+        settings, others = self.settings, self._partners(rng, partners)
+        if others is not None:
             image, boxes = self._mosaic([i, *others[:3]], shape[0], rng)
             if rng.random() < settings.mixup:
                 other, other_boxes = self._mosaic(others[3:], shape[0], rng)
@@ -169,10 +192,6 @@ class DetectionDataset(Dataset):
         return random_perspective(sample.image, sample.boxes, polygons=polygons, settings=self.settings, rng=rng)
 
 
-def one_by_one(function: Callable[[int], Any], numbers: Sequence[int]) -> list[Any]:
-    return [function(number) for number in numbers]
-
-
 def forget_handed_over() -> None:
     """Drop PyTorch's notes of shared memory that this process gave away; it does so itself at 128 of them only.
 
@@ -180,27 +199,8 @@ def forget_handed_over() -> None:
     """
     notes = getattr(reductions, "shared_cache", None)
     if hasattr(notes, "free_dead_references"):  # no public name: where it is gone, memory grows a little longer
-        notes.free_dead_references()
-
-
-class Helpers:
-    """Threads that work through a list together with the thread that calls."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.pool = ThreadPoolExecutor(count, thread_name_prefix="pictures")
-
-    def __call__(self, function: Callable[[int], Any], numbers: Sequence[int]) -> list[Any]:
-        """What `function` returns for each of the numbers; each thread takes every n-th of them."""
-        def part(k: int) -> list[Any]:
-            return [function(number) for number in numbers[k::self.count + 1]]
-
-        others = [self.pool.submit(part, k) for k in range(1, self.count + 1)]
-        found: list[Any] = [None] * len(numbers)
-        found[::self.count + 1] = part(0)
-        for k, other in enumerate(others, start=1):
-            found[k::self.count + 1] = other.result()
-        return found
+        with notes.lock:
+            notes.free_dead_references()
 
 
 def _targets(boxes: np.ndarray, k: int, height: int, width: int) -> np.ndarray:
@@ -328,7 +328,8 @@ def _probabilities(weights: np.ndarray | None) -> np.ndarray | None:
 class Loader:
     """Iterates over the batches of the epoch that `set_epoch` chose, at first epoch 0; workers live on over epochs.
 
-    workers: processes that read ahead. With 0 each batch is made when it is asked for.
+    workers: processes that read ahead. With 0 each batch is made when it is asked for, by the dataset's helpers too if
+    it has any.
     """
 
     def __init__(self, dataset: DetectionDataset, batches: GlobalBatches, *, workers: int, pin_memory: bool,
@@ -346,7 +347,9 @@ class Loader:
         """Who reads the pictures, for people."""
         if self.workers:
             return f"{self.workers} data workers"
-        return f"pictures read between the steps by {self.dataset.helpers + 1} threads"
+        if self.dataset.helpers:
+            return f"pictures read between the steps by {self.dataset.helpers.count + 1} threads"
+        return "pictures read by the main process"
 
     def __len__(self) -> int:
         """Batches of a whole epoch in this process."""
@@ -357,10 +360,8 @@ class Loader:
         self.batches.epoch, self.batches.start_batch, self.batches.weights = epoch, start_batch, weights
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.workers and self._loader._iterator is None:
-            gc.freeze()  # to look through all objects writes to them, in either process: their pages would be copied
         try:
-            batches = iter(self._loader)
+            batches = iter(self._loader) if self.workers or not self.dataset.helpers else self._made_here()
             if self.workers and not self._closes_at_exit:  # later than multiprocessing's own hook: so it runs before
                 atexit.register(_close, weakref.ref(self))
                 self._closes_at_exit = True
@@ -368,6 +369,16 @@ class Loader:
         except (RuntimeError, OSError) as error:
             advise(error, self.workers)
             raise
+
+    def _made_here(self) -> Iterator[Batch]:
+        """Each batch when it is asked for; the files of the next one are on their way then."""
+        keys = iter(self.batches)
+        key = next(keys, None)
+        while key is not None:
+            batch, key = self.dataset[key], next(keys, None)
+            if key is not None:
+                self.dataset.expect(key)
+            yield batch
 
     def close(self) -> None:
         """End the workers. They ignore signals, so that a run can finish its step: nobody else ends them."""
@@ -387,7 +398,6 @@ SHORT_OF_SHARED = ("Bus error", "shared memory", "No space left on device")
 
 def _close(reference: "weakref.ref[Loader]") -> None:
     """Close a loader at the program's end, if it still lives."""
-    gc.unfreeze()  # what is collected at the end should be
     loader = reference()
     if loader is not None:
         loader.close()
@@ -413,6 +423,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 def _set_up_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # one worker, one core
+    gc.freeze()  # what is there already is the main process's: to look through it would copy its pages
     for name in STOPPING:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
@@ -422,7 +433,7 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
                 rect: bool = False, pad: float = 0.0, shuffle: bool = False, cache: str | None = None,
                 workers: int = 8, seed: int = 0, rank: int = 0, world_size: int = 1, image_weights: bool = False,
                 quad: bool = False, pin_memory: bool = False, progress: bool = True,
-                finish_on_device: bool = False, in_turn: bool = False, start_method: str | None = None) -> Loader:
+                finish_on_device: bool = False, cores: int | None = None, start_method: str | None = None) -> Loader:
     """Loader of a split. `hyp` (a mapping or Hyperparameters) switches augmentation on; None reads for validation.
 
     `batch_size` counts the pictures of all processes together. `rect` groups pictures of like aspect into batches of
@@ -431,8 +442,9 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
     on a GPU (see utils.prefetch), if there is any augmentation and no `quad`, whose resizing comes after it. Without
     `hyp` every picture is read exactly once over all processes.
 
-    Up to `workers` processes read ahead. in_turn: none do; threads help this one to make each batch when it is asked
-    for. Where the model keeps all cores busy that is faster: its parallel loops wait for the core that a worker takes.
+    Up to `workers` processes read ahead. With `cores` none does: up to `workers` threads, for which there are so many
+    cores, help this one to make each batch when it is asked for. That is faster where the model computes with all cores:
+    its threads would wait for the one whose core a process takes.
     """
     if quad and world_size > 1 and batch_size % (4 * world_size):  # else each process would leave up to three out
         raise UserError(f"--quad merges pictures in fours on each of {world_size} processes: --batch-size {batch_size} "
@@ -446,7 +458,7 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
     settings = None if hyp is None else AugmentSettings.from_hyp(hyp)
     pictures = open_pictures(index, imgsz, smooth=hyp is None, cache=cache, copies=world_size, progress=progress)
     workers = min(os.cpu_count() or 1, batch_size if batch_size > 1 else 0, workers)
-    helpers = min(workers, (os.cpu_count() or 1) - 1, batch_size - 1) if in_turn else 0
+    helpers = 0 if cores is None else max(0, min(workers, cores - 1, -(-batch_size // world_size) - 1))
     if helpers:
         cv2.setNumThreads(0)  # the helpers are its threads
     dataset = DetectionDataset(index, pictures, settings=settings, mosaics=not rect, seed=seed, quad=quad,
@@ -454,7 +466,7 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
     batches = GlobalBatches(index.shapes, batch_size=batch_size, imgsz=imgsz, stride=stride, pad=pad, rect=rect,
                             shuffle=shuffle, weighted=image_weights, quad=quad, training=hyp is not None, seed=seed,
                             rank=rank, world_size=world_size)
-    return Loader(dataset, batches, workers=0 if in_turn else workers, pin_memory=pin_memory, start_method=start_method)
+    return Loader(dataset, batches, workers=workers if cores is None else 0, pin_memory=pin_memory, start_method=start_method)
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------

@@ -71,7 +71,8 @@ class ModelEMA:
             assert [name for _, name in self._theirs] == [name for _, name in self._own], "the models differ in layout"
         own = [table[name] for table, name in self._own]
         theirs = [table[name] for table, name in self._theirs]
-        if len(self._alike) != 2 * len(own) or not all(map(operator.is_, own + theirs, self._alike)):
+        known = len(self._alike) == 2 * len(own) and all(map(operator.is_, own + theirs, self._alike))
+        if not known or not _are_alike(theirs[0], own[0]):  # a model's type changes within its parameters
             self._alike = own + theirs if all(map(_are_alike, theirs, own)) else []
             theirs = [their.to(device=mine.device, dtype=mine.dtype) for their, mine in zip(theirs, own)]
         self.updates = self.updates + admitted

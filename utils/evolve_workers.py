@@ -20,7 +20,7 @@ from utils.evolve import Hyp, Outcome
 from utils.evolve_store import RESULTS
 from utils.files import write_yaml
 from utils.metrics import fitness
-from utils.runtime import environment
+from utils.runtime import SIDE_BY_SIDE, environment
 
 GUARD = Path(__file__).with_name("evolve_guard.py")
 POLL = 0.25  # seconds between looks at a training
@@ -46,7 +46,7 @@ class Trainings:
                  told: Callable[..., None] = lambda *report: None):
         self.command, self.folder, self.limit, self.judged = command, folder, limit, judged
         self.stop, self.told, self.threads = stop, told, threads
-        self.lasted = list(lasted)
+        self.lasted, self.side_by_side = list(lasted), len(devices)
         self.devices: queue.SimpleQueue[str] = queue.SimpleQueue()
         for device in devices:
             self.devices.put(device)
@@ -70,7 +70,7 @@ class Trainings:
 
     def _run(self, command: Sequence[str], folder: Path, key: tuple[int, int], hyp: Hyp) -> str:
         """Run the command to its end. Returns "" for a good one, `pruned`, or why it failed."""
-        settings = {"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}
+        settings = {"OMP_NUM_THREADS": str(self.threads), SIDE_BY_SIDE: str(self.side_by_side)} if self.threads else {}
         begin = time.monotonic()
         with open(folder / "train.log", "wb") as log:
             process = subprocess.Popen([sys.executable, "-I", str(GUARD), *command], stdin=subprocess.PIPE, stdout=log,

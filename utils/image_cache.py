@@ -76,6 +76,10 @@ class Pictures:
                 warn(f"{error}; grey and without labels instead")
             return None
 
+    def expect(self, i: int) -> None:
+        """Ask the system for the file of picture i ahead of its reading, which is not waited for."""
+        ask_for(self.index.paths[i])
+
     def bytes_needed(self) -> int:
         heights_widths = self.index.shapes.astype(np.int64)
         return int((-(-heights_widths * self.size // heights_widths.max(1, keepdims=True))).prod(1).sum() * 3)
@@ -95,6 +99,9 @@ class RamPictures(Pictures):
             done = pool.imap_unordered(self._fill, range(len(index)), chunksize=8)
             for _ in tqdm(done, total=len(index), desc=title, disable=not progress, dynamic_ncols=True):
                 pass
+
+    def expect(self, i: int) -> None:
+        pass
 
     def _view(self, i: int) -> np.ndarray:
         return self.block.array[self.starts[i]:self.starts[i + 1]].reshape(*self.shape(i), 3)
@@ -131,9 +138,15 @@ class DiskPictures(Pictures):
         beside = absolute.with_name(f"{absolute.name}.npy_cache")
         return beside if is_writable(beside.parent) else user_cache_folder() / "images" / digest(absolute)[:16]
 
-    def read(self, i: int) -> np.ndarray | None:
+    def _file(self, i: int) -> Path:
         folder, name = os.path.split(self.index.paths[i])
-        place = self.folders[folder] / f"{name}.{self.size}{'s' if self.smooth else ''}.npy"
+        return self.folders[folder] / f"{name}.{self.size}{'s' if self.smooth else ''}.npy"
+
+    def expect(self, i: int) -> None:
+        ask_for(self._file(i)) or super().expect(i)
+
+    def read(self, i: int) -> np.ndarray | None:
+        place = self._file(i)
         height, width = self.shape(i)
         try:
             status = os.stat(self.index.paths[i])
@@ -172,6 +185,20 @@ class DiskPictures(Pictures):
         place = next(iter(self.folders.values()))
         existing = next(parent for parent in place.parents if parent.is_dir())
         return max(0, self.bytes_needed() - present), shutil.disk_usage(existing).free
+
+
+def ask_for(path: str | Path) -> bool:
+    """Let the system begin to read a file into its memory; whether there is one. Nothing where a system cannot."""
+    try:
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would be waited for
+    except OSError:
+        return False
+    try:
+        with suppress(OSError, AttributeError):
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+    finally:
+        os.close(file)
+    return True
 
 
 def _load_bytes(place: Path) -> np.ndarray:

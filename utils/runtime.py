@@ -25,6 +25,7 @@ from utils.errors import UserError, explain
 
 ROOT = Path(__file__).resolve().parents[1]  # the project folder
 GROUP_TIMEOUT = timedelta(minutes=10)  # for processes side by side; one that dies is noticed at once, a machine is not
+SIDE_BY_SIDE = "ANCHORAGE_SIDE_BY_SIDE"  # how many trainings of an evolution share the processor
 STORE_KEY = "anchorage/port"
 PATIENT_TIMEOUT = timedelta(days=7)  # while rank 0 downloads, scans labels, fits anchors or writes
 
@@ -115,10 +116,17 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and all(mallopt(parameter, value) for parameter, value in settings.items())
 
 
-def cores_are_taken(device: torch.device) -> bool:
-    """Whether models on `device`, one in each process that a launcher started here, compute with every core there is."""
+def cores_in_turn(device: torch.device) -> int | None:
+    """The cores that this process may read pictures with between its steps; None where the model leaves some free.
+
+    It leaves none if there are as many threads as processors (hyper-threads count), over all the processes that a
+    launcher or an evolution runs side by side here.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return device.type == "cpu" and torch.get_num_threads() * int(os.environ.get("LOCAL_WORLD_SIZE", 1)) >= cores
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * int(os.environ.get(SIDE_BY_SIDE, 1))
+    if device.type != "cpu" or torch.get_num_threads() * processes < cores:
+        return None
+    return max(1, cores // processes)
 
 
 def seed_everything(seed: int, deterministic: bool = True) -> None:
