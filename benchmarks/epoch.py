@@ -3,8 +3,8 @@
     python benchmarks/epoch.py --data coco128.yaml
     python benchmarks/epoch.py -- --imgsz 320 --cache off        what follows -- goes to train.py
 
-The rate of the epoch divided by the rate of the steps alone: 1 means that reading the pictures costs nothing. Where the
-model has all cores train.py reads them between the steps; the last rows show what a process that reads ahead would cost.
+The rate of the epoch divided by the rate of the steps alone: 1 means that reading the pictures costs nothing. Where
+the model has all cores train.py reads between the steps; the last rows are with a process that reads ahead.
 """
 
 import argparse

@@ -97,6 +97,7 @@ def rows_of(epochs: list[Epoch], readers: str) -> list[Row]:
 
 
 def train_and_watch(readers: str, epochs: int, count: int, words: list[str]) -> list[Row]:
+    multiprocessing.set_start_method(None, force=True)  # this process was spawned, which its workers should not be
     with (tempfile.TemporaryDirectory() as name, Watch() as watch,
           mock.patch.object(train, "cores_in_turn", lambda device: 2 if readers == "threads" else None)):
         folder = Path(name)

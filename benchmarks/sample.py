@@ -136,7 +136,8 @@ def decoding(dataset: DetectionDataset, size: int) -> float:
         our_sample(dataset, i, size)
     del dataset.pictures.read
     files = [np.fromfile(dataset.index.paths[i], np.uint8) for i in shown]
-    return median(seconds(lambda: [cv2.imdecode(file, cv2.IMREAD_COLOR) for file in files]) for _ in range(5)) / len(some(dataset))
+    times = [seconds(lambda: [cv2.imdecode(file, cv2.IMREAD_COLOR) for file in files]) for _ in range(5)]
+    return median(times) / len(some(dataset))
 
 
 def main() -> None:
@@ -157,12 +158,13 @@ def main() -> None:
             count = len(some(open_set(folder, size, None)))
             timing = type(timing)(*([value / count for value in side] for side in timing))
             rows.append(row(f"mosaic sample, {size}, {name}", timing, at_least=at_least))
-            notes.append(f"Pixels differ by {difference(open_set(folder, size, cache), size):.2f} of 255 in the mean ({name}).")
+            levels = difference(open_set(folder, size, cache), size)
+            notes.append(f"Pixels differ by {levels:.2f} of 255 in the mean ({name}).")
             if cache is None:
                 keep_freed_memory()
                 least = decoding(open_set(folder, size, None), size)
-                notes.append(f"Decoding the tiles that show takes {least * 1e3:.2f} ms of ours without a cache: if it took "
-                             f"no more than that, the ratio would be {median(timing.baseline) / least:.2f}.")
+                notes.append(f"Decoding the tiles that show takes {least * 1e3:.2f} ms of ours without a cache: a sample of "
+                             f"nothing but that would have the ratio {median(timing.baseline) / least:.2f}.")
     print_rows(rows, *notes)
 
 

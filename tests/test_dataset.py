@@ -200,7 +200,16 @@ def test_the_files_of_the_next_batch_are_asked_for(index, hyp, image_weights, mo
     assert asked == [i for key in keys[1:] for i in dataset.read_for(key)]
 
 
-@pytest.mark.parametrize("cache", [None, "disk", "ram"])
+def test_no_file_is_asked_for_when_all_pictures_are_in_memory(index, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    loader, asked = loader_of(index, workers=1, cores=2, cache="ram"), []
+    monkeypatch.setattr(image_cache, "ask_for", asked.append)
+    assert len(epoch_of(loader, 0)) == 3
+    loader.dataset.helpers.pool.submit(int).result()
+    assert not asked
+
+
+@pytest.mark.parametrize("cache", [None, "disk"])
 def test_asking_for_a_file_needs_none(index, folder, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(image_cache, "user_cache_folder", lambda: tmp_path)
     pictures = loader_of(index, cache=cache).dataset.pictures

@@ -121,7 +121,7 @@ class DetectionDataset(Dataset):
 
         Only the mosaics that are mixed in are left out.
         """
-        if self.helpers:
+        if self.helpers and self.pictures.in_files:
             self.helpers.pool.submit(lambda: [self.pictures.expect(i) for i in self.read_for(key)])
 
     def read_for(self, key: BatchKey) -> list[int]:
@@ -443,8 +443,8 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
     `hyp` every picture is read exactly once over all processes.
 
     Up to `workers` processes read ahead. With `cores` none does: up to `workers` threads, for which there are so many
-    cores, help this one to make each batch when it is asked for. That is faster where the model computes with all cores:
-    its threads would wait for the one whose core a process takes.
+    cores, help this one to make each batch when it is asked for. That is faster where the model computes with all of
+    them: its threads would wait for the one whose core a process takes.
     """
     if quad and world_size > 1 and batch_size % (4 * world_size):  # else each process would leave up to three out
         raise UserError(f"--quad merges pictures in fours on each of {world_size} processes: --batch-size {batch_size} "
@@ -466,7 +466,8 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
     batches = GlobalBatches(index.shapes, batch_size=batch_size, imgsz=imgsz, stride=stride, pad=pad, rect=rect,
                             shuffle=shuffle, weighted=image_weights, quad=quad, training=hyp is not None, seed=seed,
                             rank=rank, world_size=world_size)
-    return Loader(dataset, batches, workers=workers if cores is None else 0, pin_memory=pin_memory, start_method=start_method)
+    workers = workers if cores is None else 0
+    return Loader(dataset, batches, workers=workers, pin_memory=pin_memory, start_method=start_method)
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------

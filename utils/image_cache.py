@@ -59,6 +59,8 @@ def warn(text: str) -> None:
 class Pictures:
     """Pictures of an index, resized so that the long side is `size`."""
 
+    in_files = True  # each is read from one, again and again
+
     def __init__(self, index: LabelIndex, size: int, *, smooth: bool) -> None:
         self.index, self.size, self.smooth = index, size, smooth
         self.reported = SharedBytes(len(index))  # one flag a picture, so that one worker alone warns of it, and once
@@ -88,6 +90,8 @@ class Pictures:
 class RamPictures(Pictures):
     """All pictures read once, into one block of memory shared with the workers."""
 
+    in_files = False
+
     def __init__(self, index: LabelIndex, size: int, *, smooth: bool, progress: bool) -> None:
         super().__init__(index, size, smooth=smooth)
         shapes = np.array([self.shape(i) for i in range(len(index))], np.int64)
@@ -99,9 +103,6 @@ class RamPictures(Pictures):
             done = pool.imap_unordered(self._fill, range(len(index)), chunksize=8)
             for _ in tqdm(done, total=len(index), desc=title, disable=not progress, dynamic_ncols=True):
                 pass
-
-    def expect(self, i: int) -> None:
-        pass
 
     def _view(self, i: int) -> np.ndarray:
         return self.block.array[self.starts[i]:self.starts[i + 1]].reshape(*self.shape(i), 3)
