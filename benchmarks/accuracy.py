@@ -5,7 +5,7 @@
 
 Prints mAP50 and mAP50-95 of the best epoch by variant and seed. What gives the same bits anyway is not switched off:
 memory that is kept, the loss's own backward pass, the suppression, caches. A folder of an earlier call with --project is
-gone on with: runs in it that are finished are not run again.
+gone on with: runs in it that are finished are not run again. --finished trains nothing and prints what is there.
 """
 
 import argparse
@@ -73,10 +73,13 @@ def best_epoch(folder: Path) -> tuple[float, float, int] | None:
     return (*max(scores, key=lambda score: fitness(0, 0, *score)), len(rows)) if scores else None
 
 
-def measure(variant: str, seed: int, options: argparse.Namespace) -> tuple[float, float]:
+def measure(variant: str, seed: int, options: argparse.Namespace) -> tuple[float, float] | None:
+    """mAP50 and mAP50-95 of the run, which is trained unless it is there; None if it is not to be trained."""
     folder = Path(options.project) / f"{variant}-{seed}"
     found = best_epoch(folder)
     if not (found and found[2] == options.epochs and (folder / "weights" / "best.pt").is_file()):
+        if options.finished:
+            return None
         words = [*WORDS, "--data", options.data, "--epochs", options.epochs, "--seed", seed, "--project",
                  options.project, "--name", folder.name]
         subprocess.run([sys.executable, __file__, "--work", variant, "--", *map(str, words)], check=True,
@@ -92,6 +95,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--project", default="runs/accuracy")
+    parser.add_argument("--finished", action="store_true", help="train nothing")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -101,8 +105,8 @@ def main() -> None:
     print(f"| variant | {' | '.join(heads)} | mean mAP50 | mean mAP50-95 |\n|{' --- |' * (len(heads) + 3)}")
     for variant in options.variants:
         scores = [measure(variant, seed, options) for seed in options.seeds]
-        cells = [f"{map50:.3f} / {whole:.3f}" for map50, whole in scores]
-        means = [f"{mean(column):.3f}" for column in zip(*scores)]
+        cells = ["-" if score is None else "{:.3f} / {:.3f}".format(*score) for score in scores]
+        means = [f"{mean(column):.3f}" for column in zip(*filter(None, scores))] or ["-", "-"]
         print(f"| {VARIANTS[variant]} | {' | '.join(cells)} | {' | '.join(means)} |", flush=True)
 
 

@@ -40,7 +40,7 @@ def command(name: str, options: argparse.Namespace) -> list[str]:
     if name == "untrained" and options.weights:
         words += ["--weights", options.weights]
     if name == "accuracy" and options.project:
-        words += ["--project", options.project]
+        words += ["--project", options.project, *["--finished"] * options.finished]
     return words
 
 
@@ -75,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", default="", help="data set YAML for the scripts that need pictures")
     parser.add_argument("--weights", default="", help="trained weights that fit --data")
     parser.add_argument("--project", default="", help="folder of the runs of accuracy.py")
+    parser.add_argument("--finished", action="store_true", help="of those runs, only what is finished")
     options = parser.parse_args(argv)
     sections = read_sections()
     for number, name in enumerate(options.only, 1):
