@@ -108,6 +108,7 @@ def main() -> None:
         cells = ["-" if score is None else "{:.3f} / {:.3f}".format(*score) for score in scores]
         means = [f"{mean(column):.3f}" for column in zip(*filter(None, scores))] or ["-", "-"]
         print(f"| {VARIANTS[variant]} | {' | '.join(cells)} | {' | '.join(means)} |", flush=True)
+    print(f"\nmAP50 / mAP50-95 of the best of {options.epochs} epochs; {Path(options.data).stem}, {' '.join(WORDS)}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from statistics import median
 
 import cv2
 import numpy as np
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -84,7 +85,8 @@ def textbook_sample(dataset: DetectionDataset, i: int, size: int) -> tuple[np.nd
     if rng.random() < settings.fliplr:
         image = np.fliplr(image)
         boxes[:, [1, 3]] = size - boxes[:, [3, 1]]
-    return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)), boxes
+    image = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
+    return torch.stack([torch.from_numpy(image)])[0].numpy(), boxes  # into a batch: ours is made in one
 
 
 def shift_by_tables(image: np.ndarray, factors: np.ndarray) -> np.ndarray:
