@@ -48,6 +48,14 @@ def test_the_automatic_limit_follows_the_longest_that_succeeded(tmp_path, monkey
     assert outcome.status == "failed" and "took longer than" in outcome.note
 
 
+def test_trainings_on_one_processor_know_of_each_other(tmp_path):
+    """So that none takes the others' cores for free ones."""
+    code = "import os, sys; sys.exit(' of '.join(map(os.environ.get, sys.argv[1:])))"
+    command = [sys.executable, "-c", code, "OMP_NUM_THREADS", "ANCHORAGE_SIDE_BY_SIDE"]
+    trainings = Trainings(lambda *a: command, tmp_path, devices=["cpu"] * 3, threads=2)
+    assert "2 of 3" in trainings({"lr0": 0.01}, 0).note
+
+
 def test_a_folder_is_never_used_twice(tmp_path):
     assert [claim_folder(tmp_path, "0007").name for _ in range(3)] == ["0007", "0007-2", "0007-3"]
 
