@@ -152,19 +152,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = options.folder or made_up_pictures(Path(place), 2 * SAMPLES)
         for cache, at_least in ((None, "1.6"), ("ram", "3")):
-            name = f"--cache {cache}" if cache else "no cache"
+            name, dataset = f"--cache {cache}" if cache else "no cache", open_set(folder, size, cache)
+            count = len(some(dataset))
             sides = [Elsewhere(make, folder, size, cache) for make in (textbook_samples, our_samples)]
             timing = compare(*sides, pairs=options.pairs)
             for side in sides:
                 side.close()
-            count = len(some(open_set(folder, size, None)))
             timing = type(timing)(*([value / count for value in side] for side in timing))
             rows.append(row(f"mosaic sample, {size}, {name}", timing, at_least=at_least))
-            levels = difference(open_set(folder, size, cache), size)
-            notes.append(f"Pixels differ by {levels:.2f} of 255 in the mean ({name}).")
+            notes.append(f"Pixels differ by {difference(dataset, size):.2f} of 255 in the mean ({name}).")
             if cache is None:
                 keep_freed_memory()
-                least = decoding(open_set(folder, size, None), size)
+                least = decoding(dataset, size)
                 notes.append(f"Decoding the tiles that show takes {least * 1e3:.2f} ms of ours without a cache: a sample of "
                              f"nothing but that would have the ratio {median(timing.baseline) / least:.2f}.")
     print_rows(rows, *notes)

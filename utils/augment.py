@@ -265,7 +265,7 @@ class Warp(NamedTuple):
         if outlined.any():
             outlines = [np.nan_to_num(self.points(polygon)) for polygon in polygons if len(polygon)]
             moved[outlined] = visible_hulls(outlines, width, height)
-        least = np.where(outlined, MIN_AREA_POLYGON, MIN_AREA_BOX) if outlined.any() else MIN_AREA_BOX
+        least = np.where(outlined, MIN_AREA_POLYGON, MIN_AREA_BOX)
         keep = seen & candidates(boxes[:, 1:] * self.scale, moved, least)
         return np.concatenate([boxes[:, :1], moved], 1)[keep].astype(np.float32)
 
