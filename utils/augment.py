@@ -146,10 +146,14 @@ def place_labels(boxes: np.ndarray, polygons: Polygons, *, gain: tuple[float, fl
                  pad: tuple[float, float]) -> tuple[np.ndarray, Polygons]:
     """Labels as fractions (class, x, y, w, h) -> pixels: fraction * gain + pad, both given along y, x."""
     scale, shift = np.array(gain[::-1], np.float32), np.array(pad[::-1], np.float32)
-    centre, half = boxes[:, 1:3], boxes[:, 3:5] / 2
-    corners = [(centre - half) * scale + shift, (centre + half) * scale + shift]
-    placed = np.concatenate([boxes[:, :1], *corners], 1).astype(np.float32)
+    placed = np.concatenate([boxes[:, :1], _corners(boxes, scale, shift)], 1).astype(np.float32)
     return placed, [polygon * scale + shift if len(polygon) else polygon for polygon in polygons]
+
+
+def _corners(boxes: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """(n, 4) xyxy of boxes (n, 5) class, x, y, w, h: fraction * scale + shift, both (2,) or (n, 2) along x, y."""
+    centre, half = boxes[:, 1:3], boxes[:, 3:5] / 2
+    return np.concatenate([(centre - half) * scale + shift, (centre + half) * scale + shift], 1)
 
 
 def visible_hulls(polygons: Polygons, width: float, height: float) -> np.ndarray:
@@ -358,10 +362,10 @@ def _place_tile_labels(tiles: Sequence[Tile], corners: Sequence[tuple[int, int]]
     polygons = [(polygon * frames[k, :2] + frames[k, 2:]).clip(low[k], high[k]) if len(polygon) else polygon
                 for k, polygon in outlines]
     of_tile = np.repeat(np.arange(len(tiles)), [len(tile.boxes) for tile in tiles])
-    rows, scale, shift = np.concatenate([tile.boxes for tile in tiles]), frames[of_tile, :2], frames[of_tile, 2:]
-    centre, half = rows[:, 1:3], rows[:, 3:5] / 2
-    ends = [((centre + sign * half) * scale + shift).clip(low[of_tile], high[of_tile]) for sign in (-1, 1)]
-    return np.concatenate([rows[:, :1], *ends], 1, dtype=np.float32), polygons
+    rows = np.concatenate([tile.boxes for tile in tiles])
+    placed = _corners(rows, frames[of_tile, :2], frames[of_tile, 2:])
+    placed = placed.clip(np.tile(low, 2)[of_tile], np.tile(high, 2)[of_tile])
+    return np.concatenate([rows[:, :1], placed], 1, dtype=np.float32), polygons
 
 
 def _paste(image: np.ndarray, tile: Tile, left: int, top: int) -> bool:
