@@ -20,10 +20,11 @@ from models.adaptation import fit_model_anchors, freeze_layers, round_to_stride
 from models.loading import load_model, read_weights, resolve_weights, transfer
 from models.yolo import DetectionModel
 from utils.autobatch import advice_on_memory, find_batch_size
+from utils.batches import class_weights, image_weights
 from utils.checkpoint import TrainState, is_finite, snapshot
 from utils.compiling import compile_if_faster
 from utils.config import Hyperparameters, SuggestingParser, TrainOptions, add_flags
-from utils.dataset import Batch, Loader, advise, class_weights, image_weights, make_loader
+from utils.dataset import Batch, Loader, advise, make_loader
 from utils.ema import ModelEMA
 from utils.errors import UserError, run as run_command
 from utils.evolve_run import run_evolution

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: some tests fork, and a fork has none of the others' threads
+
 import cv2
 import numpy as np
 import pytest

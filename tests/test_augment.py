@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from utils import augment
-from utils.augment import (GREY, AugmentSettings, Letterbox, Tile, Warp, candidates, copy_paste, draw_warp,
-                           flip_horizontal, flip_vertical, letterbox, mixup, mosaic, place_labels, random_perspective,
-                           read_image, resize_to, resized_shape, shift_hsv, visible_hulls)
-from utils.errors import UserError
+from utils.augment import (AugmentSettings, Letterbox, Tile, copy_paste, draw_warp, flip_horizontal, flip_vertical,
+                           letterbox, mixup, mosaic, place_labels, random_perspective, shift_hsv)
+from utils.warp import GREY, Warp, candidates, visible_hulls
 
 RED = (0, 0, 255)
 NONE = np.zeros((0, 2), np.float32)
@@ -97,54 +96,6 @@ def test_scale_back_vectors():
 def test_letterbox_keeps_a_box_on_its_object():
     image, box = letterbox(canvas(300, 501, (100, 50, 250, 200)), (416, 416), auto=False)
     np.testing.assert_allclose(red_box(image), box.apply(np.array([100.0, 50, 250, 200])), atol=0.3)
-
-
-# ---- first resize and reading
-
-
-@pytest.mark.parametrize("shape, resized", [
-    ((333, 500), (427, 640)), ((500, 333), (640, 427)), ((1200, 1920), (400, 640)),
-    ((350, 525), (427, 640)),  # floating point would give 641
-    ((640, 640), (640, 640)), ((1, 5000), (1, 640)), ((480, 640), (480, 640)),
-])  # fmt: skip
-def test_first_resize(shape, resized):
-    assert resized_shape(*shape, 640) == resized
-
-
-def test_the_long_side_is_never_off():
-    assert all(max(resized_shape(7 + width % 5, width, 640)) == 640 for width in range(12, 3000))
-    assert all(min(resized_shape(height, 5000, 64)) >= 1 for height in range(1, 200))
-
-
-def test_a_picture_of_the_right_size_is_not_copied():
-    image = np.zeros((30, 40, 3), np.uint8)
-    assert resize_to(image, (30, 40), smooth=False) is image
-
-
-def test_shrinking_averages_only_when_asked():
-    stripes = np.zeros((8, 80, 3), np.uint8)
-    stripes[:, ::4] = 200
-    assert np.ptp(resize_to(stripes, (2, 20), smooth=True)) == 0  # each pixel the mean of four
-    assert resize_to(stripes, (2, 20), smooth=True)[0, 0, 0] == 50
-    assert resize_to(stripes, (2, 20), smooth=False)[0, 0, 0] == 0  # between the second and the third
-    enlarged = [resize_to(stripes, (16, 160), smooth=smooth) for smooth in (True, False)]
-    np.testing.assert_array_equal(*enlarged)
-
-
-def test_read_image_gives_three_channels_of_bytes(tmp_path):
-    path = tmp_path / "bild ünïcode 图.png"
-    path.write_bytes(cv2.imencode(".png", np.full((5, 7), 40000, np.uint16))[1].tobytes())  # 16 bits, grey
-    image = read_image(path)
-    assert image.shape == (5, 7, 3) and image.dtype == np.uint8 and (image == 40000 >> 8).all()
-
-
-@pytest.mark.parametrize("data", [None, b"", b"no picture"])
-def test_read_image_names_what_it_cannot_read(tmp_path, data):
-    path = tmp_path / "x.png"
-    if data is not None:
-        path.write_bytes(data)
-    with pytest.raises(UserError, match="x.png"):
-        read_image(path)
 
 
 # ---- the warp
@@ -319,7 +270,7 @@ def test_visible_hull(polygon, hull):
 
 def tiles_of(images: list[np.ndarray], boxes: list[np.ndarray], polygons: list | None = None) -> list[Tile]:
     polygons = polygons or [[NONE] * len(rows) for rows in boxes]
-    return [Tile(image.shape[:2], rows, outlines, lambda image=image: image)
+    return [Tile(image.shape[:2], rows, outlines, lambda rows, image=image: image[:rows])
             for image, rows, outlines in zip(images, boxes, polygons)]
 
 
@@ -331,7 +282,7 @@ def textbook_mosaic(tiles: list[Tile], size: int, settings: AugmentSettings, rng
     for (row, column), tile in zip(((0, 0), (0, 1), (1, 0), (1, 1)), tiles):
         h, w = tile.shape
         top, left = size + y - h * (1 - row), size + x - w * (1 - column)
-        padded[top:top + h, left:left + w] = tile.read()
+        padded[top:top + h, left:left + w] = tile.read(h)
     return interpolated(padded[size:3 * size, size:3 * size], warp)
 
 
@@ -392,7 +343,7 @@ def test_tiles_that_cannot_be_seen_are_not_read_and_have_no_labels():
     row = np.array([[0, 0.5, 0.5, 1, 1]], np.float32)
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]  # none of which others can blend to
     pictures = [np.full((100, 100, 3), colour, np.uint8) for colour in colours]
-    tiles = [Tile((100, 100), row, [NONE], lambda k=k: read.append(k) or pictures[k]) for k in range(4)]
+    tiles = [Tile((100, 100), row, [NONE], lambda rows, k=k: read.append(k) or pictures[k][:rows]) for k in range(4)]
     seen = set()
     for seed in range(60):
         read.clear()
@@ -405,7 +356,7 @@ def test_tiles_that_cannot_be_seen_are_not_read_and_have_no_labels():
 
 def test_an_unreadable_tile_stays_grey_and_loses_its_labels():
     row = np.array([[0, 0.5, 0.5, 0.5, 0.5]], np.float32)
-    tiles = [Tile((100, 100), row, [NONE], lambda: None)] * 4
+    tiles = [Tile((100, 100), row, [NONE], lambda rows: None)] * 4
     image, rows = mosaic(tiles, 100, settings=AugmentSettings(), rng=np.random.default_rng(0))
     assert (image == GREY).all() and len(rows) == 0
 

@@ -11,14 +11,15 @@ import torch
 
 import train
 from utils import dataset, image_cache
-from utils.augment import GREY, Letterbox
+from utils.augment import Letterbox
+from utils.batches import class_weights, count_earlier, image_weights, rect_shapes
 from utils.config import Hyperparameters
-from utils.dataset import (Batch, class_weights, count_earlier, group_in_fours, image_weights, make_loader,
-                           rect_shapes)
+from utils.dataset import Batch, group_in_fours, make_loader
 from utils.errors import UserError
 from utils.image_cache import SharedBytes
 from utils.labels import LabelIndex, load_index
 from utils.loss import DetectionLoss, scale_gains
+from utils.warp import GREY
 
 HYP = {"hsv_h": 0.015, "hsv_s": 0.7, "hsv_v": 0.4, "degrees": 5.0, "translate": 0.1, "scale": 0.5, "fliplr": 0.5,
        "flipud": 0.2, "mosaic": 0.8, "mixup": 0.3, "copy_paste": 0.5}
@@ -187,7 +188,7 @@ def test_the_files_of_the_next_batch_are_asked_for(index, hyp, image_weights, mo
                        image_weights=image_weights and hyp is not None)
     dataset, pictures, asked, read, plain = loader.dataset, loader.dataset.pictures, [], [], loader.dataset.pictures.read
     monkeypatch.setattr(pictures, "expect", asked.append)
-    monkeypatch.setattr(pictures, "read", lambda i: read.append(i) or plain(i))
+    monkeypatch.setattr(pictures, "read", lambda i, rows=None: read.append(i) or plain(i, rows))
     loader.set_epoch(2, weights=np.ones(len(index)))
     keys = list(loader.batches)
     for key in keys:
@@ -283,8 +284,8 @@ def test_an_epoch_can_be_taken_up_in_the_middle(index, workers, monkeypatch):
 
 def test_skipped_batches_are_not_loaded(index, monkeypatch):
     read = []
-    original = image_cache.read_image
-    monkeypatch.setattr(image_cache, "read_image", lambda path: read.append(path) or original(path))
+    original = image_cache.read_resized
+    monkeypatch.setattr(image_cache, "read_resized", lambda path, *args, **kw: read.append(path) or original(path, *args, **kw))
     epoch_of(loader_of(index, batch_size=2), 0, start_batch=5)
     assert read == index.paths[10:]
 
@@ -465,8 +466,8 @@ def test_caches_change_nothing(index, cache, workers, start_method, settings, mo
 
 def reads(monkeypatch) -> list[str]:
     read: list[str] = []
-    original = image_cache.read_image
-    monkeypatch.setattr(image_cache, "read_image", lambda path: read.append(path) or original(path))
+    original = image_cache.read_resized
+    monkeypatch.setattr(image_cache, "read_resized", lambda path, *args, **kw: read.append(path) or original(path, *args, **kw))
     return read
 
 

@@ -35,7 +35,7 @@ sys.path[:0] = [str(ROOT)]  # runs as a program too
 from models.loading import load_model, read_weights  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
 from utils import labels as label_index  # noqa: E402
-from utils.augment import read_image  # noqa: E402
+from utils.image_file import read_image, read_resized, resize_to  # noqa: E402
 from utils.checkpoint import describe_model, read_checkpoint, write_checkpoint  # noqa: E402
 from utils.config import DatasetSpec, Hyperparameters, TrainOptions  # noqa: E402
 from utils.errors import UserError, one_line  # noqa: E402
@@ -261,7 +261,10 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
             raise UserError(str(error)) from error
         assert min(height, width) >= MIN_SIDE and height * width <= MAX_PIXELS
         if height * width < 1 << 22:  # the damage may have made it large, which takes its time
-            assert read_image(path).shape[2:] == (3,)
+            whole = read_image(path)
+            assert whole.shape[2:] == (3,)
+            upper = read_resized(path, (height, width), smooth=False, rows=height // 3)[:height // 3]
+            assert np.array_equal(upper, resize_to(whole, (height, width), smooth=False)[:height // 3])
 
     def read_cache(path: Path) -> None:
         index = label_index._read_cache(path, *belongings)

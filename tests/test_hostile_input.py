@@ -25,7 +25,7 @@ import train
 from models.loading import load_model, read_weights
 from models.yolo import DetectionModel
 from utils.acquire import acquire
-from utils.augment import read_image
+from utils.image_file import read_image
 from utils.checkpoint import describe_model, read_checkpoint, write_checkpoint
 from utils.config import DatasetSpec, Hyperparameters
 from utils.errors import UserError, one_line

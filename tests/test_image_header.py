@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.augment import read_image
+from utils.image_file import read_image
 from utils.errors import UserError
 from utils.image_header import MAX_PIXELS, picture_shape
 

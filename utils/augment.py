@@ -1,30 +1,20 @@
-"""Reading, resizing and augmenting pictures together with their boxes: (image, boxes, rng) -> (image, boxes).
+"""Letterboxing and augmenting pictures together with their boxes: (image, boxes, rng) -> (image, boxes).
 
 Images are BGR uint8 (H, W, 3). `boxes` are (n, 5) float32 class, x1, y1, x2, y2 in pixels. `polygons` has for each box
 its (k, 2) outline in pixels, (0, 2) where only the box is known. Coordinates are continuous: pixel i spans i…i + 1.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 
-from utils.errors import UserError
-from utils.files import open_regular
-from utils.image_header import MAX_BYTES, UNREADABLE, expected_shape
+from utils.image_file import resize_to
+from utils.warp import GREY, Polygons, Warp, shift_matrix
 
-GREY = 114  # value of every pixel that no picture covers
-MIN_SIDE = 2.0  # pixels; a warped box must be wider and higher
-MIN_AREA_BOX, MIN_AREA_POLYGON = 0.10, 0.01  # share of its scaled area that must remain visible
-MAX_ASPECT = 100.0
 MAX_COVERED = 0.30  # share of any other box that a pasted copy may cover
-HORIZON = 1e-3  # smallest third coordinate of a point in front of the viewer
-
-Polygons = list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -57,39 +47,7 @@ class AugmentSettings:
         return self.hsv_h, self.hsv_s, self.hsv_v
 
 
-# ---- reading and resizing --------------------------------------------------------------------------------------------
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """Decode a picture: three 8-bit channels, turned by its EXIF orientation. UserError if it cannot be read."""
-    try:
-        with open_regular(path, MAX_BYTES) as file:
-            expected_shape(file)  # before the decoder takes the memory for it
-            file.seek(0)
-            data = np.frombuffer(file.read(), np.uint8)  # not cv2.imread, which fails on names the system's code page lacks
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    except (OSError, cv2.error, MemoryError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-    if image is None:
-        raise UserError(f"{path}: {UNREADABLE}")
-    return image
-
-
-def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width once the long side is `size`: the short side is rounded up, exactly (in integers)."""
-    long = max(height, width)
-    return -(-height * size // long), -(-width * size // long)
-
-
-def resize_to(image: np.ndarray, shape: tuple[int, int], *, smooth: bool) -> np.ndarray:
-    """Resize to (height, width). `smooth` averages when the picture gets smaller: sharper to look at, and slower."""
-    height, width = image.shape[:2]
-    if (height, width) == tuple(shape):
-        return image
-    shrinks = max(shape) < max(height, width)
-    return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA if smooth and shrinks else cv2.INTER_LINEAR)
+# ---- letterbox -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -156,133 +114,7 @@ def _corners(boxes: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndar
     return np.concatenate([(centre - half) * scale + shift, (centre + half) * scale + shift], 1)
 
 
-def visible_hulls(polygons: Polygons, width: float, height: float) -> np.ndarray:
-    """(n, 4) xyxy hull of the part of each polygon inside the window 0…width, 0…height; zeros where none is.
-
-    Exact: each edge is cut by the window (Liang and Barsky, 1984), and a corner of the window counts where it lies
-    inside the polygon (even-odd rule), which also serves an object that fills the window.
-    """
-    lengths = np.array([len(polygon) for polygon in polygons])
-    starts = np.cumsum(lengths) - lengths
-    a = np.concatenate(polygons).astype(np.float64)  # (E, 2) edges from a to b
-    follower = np.arange(1, len(a) + 1)
-    follower[starts + lengths - 1] = starts
-    b = a[follower]
-    step = np.where(b == a, 1e-30, b - a)
-    window = np.array([width, height], np.float64)
-    cuts = np.stack([-a / step, (window - a) / step])  # (2, E, 2) parameter at which an edge meets each side
-    enter = np.maximum(cuts.min(0).max(1), 0.0)[:, None]
-    leave = np.minimum(cuts.max(0).min(1), 1.0)[:, None]
-    ends = np.stack([a + enter * (b - a), a + leave * (b - a)])  # (2, E, 2)
-    low = np.minimum.reduceat(np.where(enter <= leave, ends.min(0), np.inf), starts)
-    high = np.maximum.reduceat(np.where(enter <= leave, ends.max(0), -np.inf), starts)
-    for corner in window * [[0, 0], [1, 0], [1, 1], [0, 1]]:
-        beyond = a + (corner[1] - a[:, 1:]) / step[:, 1:] * (b - a)  # x where the corner's row meets the edge's line
-        crosses = ((a[:, 1] > corner[1]) != (b[:, 1] > corner[1])) & (beyond[:, 0] > corner[0])
-        inside = (np.add.reduceat(crosses.astype(np.int64), starts) % 2 == 1)[:, None]
-        low, high = np.where(inside, np.minimum(low, corner), low), np.where(inside, np.maximum(high, corner), high)
-    return np.where(np.isfinite(low).all(1)[:, None], np.concatenate([low, high], 1), 0.0)
-
-
-def candidates(before: np.ndarray, after: np.ndarray, min_area: float | np.ndarray) -> np.ndarray:
-    """(n,) bool: which of the boxes `after` (n, 4) a warp are still worth learning, compared with `before` (n, 4)."""
-    w1, h1 = (before[:, 2:] - before[:, :2]).T
-    w2, h2 = (after[:, 2:] - after[:, :2]).T
-    aspect = np.maximum(w2 / (h2 + 1e-16), h2 / (w2 + 1e-16))
-    return (w2 > MIN_SIDE) & (h2 > MIN_SIDE) & (w2 * h2 / (w1 * h1 + 1e-16) > min_area) & (aspect < MAX_ASPECT)
-
-
 # ---- random perspective ----------------------------------------------------------------------------------------------
-
-
-class Warp(NamedTuple):
-    """A plane projective map from a canvas to an output picture, in continuous coordinates."""
-
-    matrix: np.ndarray  # (3, 3)
-    scale: float  # how much it enlarges
-    canvas: tuple[int, int]  # height, width
-    output: tuple[int, int]
-    begin: tuple[int, int] | None = None  # x, y of the pixel of the canvas that the output begins with: a mere resize
-
-    @property
-    def is_affine(self) -> bool:
-        return self.matrix[2, 0] == 0 and self.matrix[2, 1] == 0
-
-    def on_whole_pixels(self) -> "Warp":
-        """If it only scales and shifts, shifted on by at most half a pixel of the canvas, so that `begin` is known.
-
-        Such a warp is a resize, which takes a third of the time of a general one. Others are left as they are.
-        """
-        (a, b, x), (c, d, y), _ = self.matrix.tolist()
-        if not self.is_affine or b or c or a != d:
-            return self
-        begin = round(-x / a), round(-y / a)
-        return self._replace(matrix=np.array([[a, 0, -begin[0] * a], [0, a, -begin[1] * a], [0, 0, 1]]), begin=begin)
-
-    def visible_region(self) -> tuple[int, int, int, int]:
-        """x1, y1, x2, y2: the part of the canvas that the output can show, with room for interpolation.
-
-        With a `begin` it starts there, and may reach beyond the canvas, where all is grey.
-        """
-        height, width = self.canvas
-        if self.begin is not None:
-            (x, y), (h, w) = self.begin, self.output
-            return x, y, x + math.ceil(w / self.matrix[0, 0]) + 1, y + math.ceil(h / self.matrix[0, 0]) + 1
-        if not self.is_affine:
-            return 0, 0, width, height
-        h, w = self.output
-        corners = np.linalg.inv(self.matrix) @ np.array([[0, w, w, 0], [0, 0, h, h], [1, 1, 1, 1]])
-        low, high = np.floor(corners[:2].min(1)) - 2, np.ceil(corners[:2].max(1)) + 2
-        x1, y1 = np.clip(low, 0, (width, height)).astype(int).tolist()
-        x2, y2 = np.clip(high, 0, (width, height)).astype(int).tolist()
-        return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
-
-    def image(self, canvas: np.ndarray, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
-        """Output picture of a canvas, or of the part of it that begins at `origin` x, y."""
-        if self.output == self.canvas == canvas.shape[:2] and np.array_equal(self.matrix, np.eye(3)):
-            return canvas
-        if self.begin == origin and self.visible_region()[2:] == (origin[0] + canvas.shape[1], origin[1] + canvas.shape[0]):
-            scale = self.matrix[0, 0]
-            return cv2.resize(canvas, None, fx=scale, fy=scale)[:self.output[0], :self.output[1]]
-        # OpenCV counts from the centres of pixels, half a pixel off the coordinates in which boxes are given.
-        matrix = _shift(-0.5, -0.5) @ self.matrix @ _shift(origin[0] + 0.5, origin[1] + 0.5)
-        settings = {"dsize": self.output[::-1], "flags": cv2.INTER_LINEAR, "borderValue": (GREY,) * 3}
-        if self.is_affine:
-            return cv2.warpAffine(canvas, matrix[:2], **settings)
-        return cv2.warpPerspective(canvas, matrix, **settings)
-
-    def points(self, points: np.ndarray) -> np.ndarray:
-        """(…, 2) canvas -> (…, 2) output; NaN for points behind the viewer, which only perspective has."""
-        moved = points @ self.matrix[:, :2].T + self.matrix[:, 2]
-        depth = moved[..., 2:]
-        return moved[..., :2] / np.where(depth > HORIZON, depth, np.nan)
-
-    def labels(self, boxes: np.ndarray, polygons: Polygons) -> np.ndarray:
-        """(m, 5) boxes of what remains visible: of polygons their exact visible hull, of boxes the hull of corners."""
-        if not len(boxes):
-            return boxes
-        height, width = self.output
-        moved = self._hulls(boxes[:, 1:])
-        seen = np.isfinite(moved).all(1)
-        moved = np.nan_to_num(moved).clip(0, (width, height, width, height))
-        outlined = np.array([len(polygon) > 0 for polygon in polygons])
-        if outlined.any():
-            outlines = [np.nan_to_num(self.points(polygon)) for polygon in polygons if len(polygon)]
-            moved[outlined] = visible_hulls(outlines, width, height)
-        least = np.where(outlined, MIN_AREA_POLYGON, MIN_AREA_BOX)
-        keep = seen & candidates(boxes[:, 1:] * self.scale, moved, least)
-        return np.concatenate([boxes[:, :1], moved], 1)[keep].astype(np.float32)
-
-    def _hulls(self, boxes: np.ndarray) -> np.ndarray:
-        """(n, 4) xyxy around the four corners of each box (n, 4); NaN where one of them is behind the viewer."""
-        if self.begin is not None:
-            return boxes * self.matrix[0, 0] + np.tile(self.matrix[:2, 2], 2)
-        corners = self.points(boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2))
-        return np.concatenate([corners.min(1), corners.max(1)], 1)
-
-
-def _shift(x: float, y: float) -> np.ndarray:
-    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
 
 
 def draw_warp(canvas: tuple[int, int], output: tuple[int, int], *, settings: AugmentSettings,
@@ -296,8 +128,8 @@ def draw_warp(canvas: tuple[int, int], output: tuple[int, int], *, settings: Aug
     perspective = np.array([[1, 0, 0], [0, 1, 0], [px, py, 1]])
     rotation = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
     shear = np.array([[1, np.tan(np.radians(shear_x)), 0], [np.tan(np.radians(shear_y)), 1, 0], [0, 0, 1]])
-    to_centre = _shift(-canvas[1] / 2, -canvas[0] / 2)
-    to_place = _shift((0.5 + tx) * output[1], (0.5 + ty) * output[0])
+    to_centre = shift_matrix(-canvas[1] / 2, -canvas[0] / 2)
+    to_place = shift_matrix((0.5 + tx) * output[1], (0.5 + ty) * output[0])
     return Warp(to_place @ shear @ rotation @ perspective @ to_centre, scale, tuple(canvas), tuple(output))
 
 
@@ -318,7 +150,8 @@ class Tile:
     shape: tuple[int, int]  # height, width of what `read` returns
     boxes: np.ndarray  # (n, 5) class, x, y, w, h as fractions
     polygons: Polygons  # as fractions
-    read: Callable[[], np.ndarray | None]  # None: unreadable, so its place stays grey and its labels are dropped
+    read: Callable[[int], np.ndarray | None]  # at least so many of its upper rows; None: unreadable, so its place stays
+    # grey and its labels are dropped
 
 
 def mosaic(tiles: Sequence[Tile], size: int, *, settings: AugmentSettings,
@@ -372,7 +205,7 @@ def _paste(image: np.ndarray, tile: Tile, left: int, top: int) -> bool:
     """Copy what of a tile falls into `image`; False if nothing does."""
     x1, y1 = max(left, 0), max(top, 0)
     x2, y2 = min(left + tile.shape[1], image.shape[1]), min(top + tile.shape[0], image.shape[0])
-    picture = tile.read() if x1 < x2 and y1 < y2 else None
+    picture = tile.read(y2 - top) if x1 < x2 and y1 < y2 else None
     if picture is None:
         return False
     image[y1:y2, x1:x2] = picture[y1 - top:y2 - top, x1 - left:x2 - left]
@@ -435,19 +268,24 @@ def shift_hsv(image: np.ndarray, gains: tuple[float, float, float], *, rng: np.r
         return image
     factors = 1.0 + rng.uniform(-1.0, 1.0, 3) * gains
     levels = np.arange(256)[:, None] * factors  # (256, 3)
-    levels[:, 0] %= 180  # OpenCV's 8-bit hue goes round in 180 steps
+    levels[:, 0] %= HUES
     tables = levels.clip(0, 255).astype(np.uint8).T
     planes = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))  # plane by plane is faster than all channels at once
-    return cv2.cvtColor(cv2.merge([_look_up(*parts) for parts in zip(planes, tables, factors)]), cv2.COLOR_HSV2BGR)
+    shifted = [_look_up(*parts) for parts in zip(planes, tables, factors, (HUES, 256, 256))]
+    return cv2.cvtColor(cv2.merge(shifted), cv2.COLOR_HSV2BGR)
 
 
 LEVELS = np.arange(256, dtype=np.uint8)
+HUES = 180  # steps in which OpenCV's 8-bit hue goes round
 
 
-def _look_up(plane: np.ndarray, table: np.ndarray, factor: float) -> np.ndarray:
-    """`table` (256,) at each value of a plane (H, W); where a multiplication gives the same table, that is faster."""
+def _look_up(plane: np.ndarray, table: np.ndarray, factor: float, count: int) -> np.ndarray:
+    """`table` (256,) at each value of a plane (H, W), all below `count`.
+
+    Where a multiplication gives the same for all of these, that is faster.
+    """
     rounding = {"alpha": factor, "beta": -0.4999}  # OpenCV rounds to the nearest, the table down
-    if np.array_equal(cv2.convertScaleAbs(LEVELS, **rounding).ravel(), table):
+    if np.array_equal(cv2.convertScaleAbs(LEVELS[:count], **rounding).ravel(), table[:count]):
         return cv2.convertScaleAbs(plane, **rounding)
     return cv2.LUT(plane, np.ascontiguousarray(table))
 

@@ -1,15 +1,14 @@
 """Samples, batches and loaders: what a batch holds is a function of (seed, epoch, batch number) alone.
 
-The sampler cuts each epoch's global batches into a slice a process and hands each slice to the workers as a key; a
+The sampler (utils.batches) hands each process's slice of a global batch to the workers as a key; a
 sample's random numbers come from (seed, epoch, picture, repeat). So neither the number of workers, nor the number of
 processes, nor what was loaded before changes a pixel, and a run can be taken up in the middle of an epoch.
 
-Legend: B pictures of a batch, T their labels, N pictures of the split, C classes.
+Legend: B pictures of a batch, T their labels.
 """
 
 import atexit
 import gc
-import math
 import os
 import signal
 import weakref
@@ -20,10 +19,11 @@ import cv2
 import numpy as np
 import torch
 from torch.multiprocessing import reductions
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from utils.augment import (GREY, AugmentSettings, Letterbox, Tile, flip_horizontal, flip_vertical, letterbox, mixup,
                            mosaic, place_labels, random_perspective, shift_hsv)
+from utils.batches import PARTNERS, BatchKey, GlobalBatches, random_stream
 from utils.device_augment import Finish, draw_finish
 from utils.errors import UserError
 from utils.image_cache import Pictures, open_pictures
@@ -31,9 +31,7 @@ from utils.labels import LabelIndex
 from utils.spread import Helpers, one_by_one
 
 EDGE = 1e-3  # pixels; boxes end this far before the right and bottom edges of the picture
-PARTNERS = 7  # pictures that a sample may need besides its own: three of its mosaic, four of another one to mix in
 STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")  # for the main process, which may need its workers for one more step
-PURPOSES = {"order": 1, "weights": 2, "partners": 3, "quad": 4}  # streams of random numbers besides the samples' own
 
 
 class Batch(NamedTuple):
@@ -47,24 +45,7 @@ class Batch(NamedTuple):
     finishes: torch.Tensor | None = None  # (B, 5) float64, a Finish a row: what the device has still to do
 
 
-class BatchKey(NamedTuple):
-    """All that a worker needs to know to make a batch."""
-
-    epoch: int
-    indices: list[int]
-    repeats: list[int]  # how often each of them came up earlier in this epoch
-    shape: tuple[int, int]  # height, width
-    partners: list[list[int]] | None  # with image weights: (B, 7) weighted draws; else the sample draws its own
-    filler: bool = False
-
-
 # ---- samples ---------------------------------------------------------------------------------------------------------
-
-
-def random_stream(seed: int, epoch: int, *numbers: int, purpose: str | None = None) -> np.random.Generator:
-    """The generator of one sample (numbers = picture, repeat), or of one `purpose` in one epoch."""
-    spawn_key = (PURPOSES[purpose],) if purpose else ()
-    return np.random.default_rng(np.random.SeedSequence([seed % 2**32, epoch, *numbers], spawn_key=spawn_key))
 
 
 class Sample(NamedTuple):
@@ -180,7 +161,7 @@ class DetectionDataset(Dataset):
 
     def _mosaic(self, four: list[int], size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         tiles = [Tile(self.pictures.shape(i), self.index.boxes(i), self.index.polygons(i),
-                      lambda i=i: self.pictures.read(i)) for i in rng.permutation(four).tolist()]
+                      lambda rows, i=i: self.pictures.read(i, rows)) for i in rng.permutation(four).tolist()]
         return mosaic(tiles, size, settings=self.settings, rng=rng)
 
     def _warped(self, i: int, shape: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -239,90 +220,7 @@ def group_in_fours(batch: Batch, rngs: Sequence[np.random.Generator]) -> Batch:
     return Batch(torch.stack(images), torch.cat(targets), paths, [None] * len(paths))
 
 
-# ---- batches ---------------------------------------------------------------------------------------------------------
-
-
-def rect_shapes(shapes: np.ndarray, batch_size: int, *, imgsz: int, stride: int,
-                pad: float) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Order of the pictures by aspect, (N,), and for each batch in that order the height and width that holds them.
-
-    Pictures of equal aspect stay in their order, so that every machine puts the same ones into a batch.
-    """
-    aspect = shapes[:, 0] / shapes[:, 1]
-    order = np.argsort(aspect, kind="stable")
-    sizes = []
-    for start in range(0, len(order), batch_size):
-        flattest, tallest = aspect[order[start:start + batch_size]][[0, -1]].tolist()
-        ratio = (tallest, 1.0) if tallest < 1 else (1.0, 1 / flattest) if flattest > 1 else (1.0, 1.0)
-        sizes.append(tuple(math.ceil(side * imgsz / stride + pad) * stride for side in ratio))
-    return order, sizes
-
-
-class GlobalBatches(Sampler[BatchKey]):
-    """The batches of an epoch, cut into one slice a process; each as the key that its worker needs."""
-
-    def __init__(self, shapes: np.ndarray, *, batch_size: int, imgsz: int, stride: int, pad: float, rect: bool,
-                 shuffle: bool, weighted: bool, quad: bool, training: bool, seed: int, rank: int,
-                 world_size: int) -> None:
-        self.count, self.batch_size, self.seed = len(shapes), batch_size, seed
-        self.shuffle, self.weighted, self.quad, self.training = shuffle, weighted, quad, training
-        self.rank, self.world_size = rank, world_size
-        self.epoch, self.start_batch, self.weights = 0, 0, None
-        self.rect_order, self.shapes = (rect_shapes(shapes, batch_size, imgsz=imgsz, stride=stride, pad=pad)
-                                        if rect else (None, [(imgsz, imgsz)] * math.ceil(self.count / batch_size)))
-
-    def __len__(self) -> int:
-        last = self.count - (len(self.shapes) - 1) * self.batch_size
-        return len(self.shapes) - (not self._slice(np.arange(last)).size)
-
-    def _slice(self, batch: np.ndarray) -> np.ndarray:
-        """This process's part of a batch; in training never nothing, since processes step together (see filler)."""
-        if self.quad:
-            batch = batch[:len(batch) // (4 * self.world_size) * 4 * self.world_size]
-        if self.training and not self.quad and len(batch) < self.world_size:
-            batch = np.resize(batch, self.world_size)
-        return np.array_split(batch, self.world_size)[self.rank]
-
-    def _epoch_order(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pictures in the order of the epoch, (N,), and the numbers of its batches, of which rect fixes the members."""
-        numbers = np.arange(len(self.shapes))
-        rng = random_stream(self.seed, self.epoch, purpose="weights" if self.weighted else "order")
-        if self.weighted:
-            return rng.choice(self.count, self.count, p=_probabilities(self.weights)), numbers
-        if self.rect_order is not None:
-            return self.rect_order, rng.permutation(numbers) if self.shuffle else numbers
-        return rng.permutation(self.count) if self.shuffle else np.arange(self.count), numbers
-
-    def __iter__(self) -> Iterator[BatchKey]:
-        order, numbers = self._epoch_order()
-        repeats = count_earlier(order)
-        partners = None
-        if self.weighted:
-            rng = random_stream(self.seed, self.epoch, purpose="partners")
-            partners = order[rng.integers(self.count, size=(self.count, PARTNERS))]
-        for number in numbers[self.start_batch:].tolist():
-            start = number * self.batch_size
-            batch = np.arange(start, min(start + self.batch_size, self.count))
-            rows = self._slice(batch)
-            if rows.size:
-                yield BatchKey(self.epoch, order[rows].tolist(), repeats[rows].tolist(), self.shapes[number],
-                               None if partners is None else partners[rows].tolist(), filler=self.rank >= len(batch))
-
-
-def count_earlier(values: np.ndarray) -> np.ndarray:
-    """For each value how many equal ones stand before it."""
-    order = np.argsort(values, kind="stable")
-    ranked = values[order]
-    first = np.searchsorted(ranked, ranked, side="left")
-    earlier = np.empty(len(values), np.int64)
-    earlier[order] = np.arange(len(values)) - first
-    return earlier
-
-
-def _probabilities(weights: np.ndarray | None) -> np.ndarray | None:
-    """Weights scaled to sum 1; None (all alike) where there are none, or nothing but zeros."""
-    total = 0.0 if weights is None else float(np.sum(weights, dtype=np.float64))
-    return np.asarray(weights, np.float64) / total if total > 0 else None
+# ---- loaders ---------------------------------------------------------------------------------------------------------
 
 
 class Loader:
@@ -468,19 +366,3 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
                             rank=rank, world_size=world_size)
     workers = workers if cores is None else 0
     return Loader(dataset, batches, workers=workers, pin_memory=pin_memory, start_method=start_method)
-
-
-# ---- weights ---------------------------------------------------------------------------------------------------------
-
-
-def class_weights(index: LabelIndex, num_classes: int) -> np.ndarray:
-    """(C,) inverse of each class's number of labels (0 counts as 1), scaled to sum 1."""
-    counts = np.bincount(index.labels[:, 0].astype(np.int64), minlength=num_classes)
-    inverse = 1.0 / np.maximum(counts, 1)
-    return inverse / inverse.sum()
-
-
-def image_weights(index: LabelIndex, class_weights: np.ndarray) -> np.ndarray:
-    """(N,) sum of the weights of each picture's labels; 0 for a background."""
-    picture = np.repeat(np.arange(len(index)), np.diff(index.offsets))
-    return np.bincount(picture, class_weights[index.labels[:, 0].astype(np.int64)], minlength=len(index))

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.augment import read_image, resize_to, resized_shape
 from utils.errors import UserError
+from utils.image_file import read_resized, resized_shape
 from utils.labels import LabelIndex, digest, is_writable, user_cache_folder
 from utils.spread import MAX_WORKERS
 
@@ -68,10 +68,13 @@ class Pictures:
     def shape(self, i: int) -> tuple[int, int]:
         return resized_shape(*self.index.shapes[i].tolist(), self.size)
 
-    def read(self, i: int) -> np.ndarray | None:
-        """BGR picture i; None, with one warning, if it cannot be read (any more). Not to be written to."""
+    def read(self, i: int, rows: int | None = None) -> np.ndarray | None:
+        """BGR picture i, or at least its upper `rows` rows; None, with one warning, if it cannot be read (any more).
+
+        Not to be written to.
+        """
         try:
-            return resize_to(read_image(self.index.paths[i]), self.shape(i), smooth=self.smooth)
+            return read_resized(self.index.paths[i], self.shape(i), smooth=self.smooth, rows=rows)
         except UserError as error:
             if not self.reported.array[i]:
                 self.reported.array[i] = 1
@@ -113,7 +116,7 @@ class RamPictures(Pictures):
             self._view(i)[:] = picture
             self.readable[i] = True
 
-    def read(self, i: int) -> np.ndarray | None:
+    def read(self, i: int, rows: int | None = None) -> np.ndarray | None:
         if not self.readable[i]:
             return None
         view = self._view(i)
@@ -146,7 +149,7 @@ class DiskPictures(Pictures):
     def expect(self, i: int) -> None:
         ask_for(self._file(i)) or super().expect(i)
 
-    def read(self, i: int) -> np.ndarray | None:
+    def read(self, i: int, rows: int | None = None) -> np.ndarray | None:
         place = self._file(i)
         height, width = self.shape(i)
         try:

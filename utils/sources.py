@@ -15,9 +15,9 @@ from urllib.parse import unquote, urlsplit
 import cv2
 import numpy as np
 
-from utils.augment import read_image
 from utils.download import fetch
 from utils.errors import UserError
+from utils.image_file import read_image
 from utils.labels import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 KNOWN = IMAGE_SUFFIXES | VIDEO_SUFFIXES

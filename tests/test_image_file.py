@@ -1,0 +1,133 @@
+"""Pictures read from their files: whole, resized, and their upper rows alone."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from test_image_header import exif, with_segment
+from utils.errors import UserError
+from utils.image_file import read_image, read_resized, resize_to, resized_shape, shorten_jpeg
+
+@pytest.mark.parametrize("shape, resized", [
+    ((333, 500), (427, 640)), ((500, 333), (640, 427)), ((1200, 1920), (400, 640)),
+    ((350, 525), (427, 640)),  # floating point would give 641
+    ((640, 640), (640, 640)), ((1, 5000), (1, 640)), ((480, 640), (480, 640)),
+])  # fmt: skip
+def test_first_resize(shape, resized):
+    assert resized_shape(*shape, 640) == resized
+
+
+def test_the_long_side_is_never_off():
+    assert all(max(resized_shape(7 + width % 5, width, 640)) == 640 for width in range(12, 3000))
+    assert all(min(resized_shape(height, 5000, 64)) >= 1 for height in range(1, 200))
+
+
+def test_a_picture_of_the_right_size_is_not_copied():
+    image = np.zeros((30, 40, 3), np.uint8)
+    assert resize_to(image, (30, 40), smooth=False) is image
+
+
+def test_shrinking_averages_only_when_asked():
+    stripes = np.zeros((8, 80, 3), np.uint8)
+    stripes[:, ::4] = 200
+    assert np.ptp(resize_to(stripes, (2, 20), smooth=True)) == 0  # each pixel the mean of four
+    assert resize_to(stripes, (2, 20), smooth=True)[0, 0, 0] == 50
+    assert resize_to(stripes, (2, 20), smooth=False)[0, 0, 0] == 0  # between the second and the third
+    enlarged = [resize_to(stripes, (16, 160), smooth=smooth) for smooth in (True, False)]
+    np.testing.assert_array_equal(*enlarged)
+
+
+def test_read_image_gives_three_channels_of_bytes(tmp_path):
+    path = tmp_path / "bild ünïcode 图.png"
+    path.write_bytes(cv2.imencode(".png", np.full((5, 7), 40000, np.uint16))[1].tobytes())  # 16 bits, grey
+    image = read_image(path)
+    assert image.shape == (5, 7, 3) and image.dtype == np.uint8 and (image == 40000 >> 8).all()
+
+
+@pytest.mark.parametrize("data", [None, b"", b"no picture"])
+def test_read_image_names_what_it_cannot_read(tmp_path, data):
+    path = tmp_path / "x.png"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(UserError, match="x.png"):
+        read_image(path)
+
+
+# ---- the upper rows alone
+
+HEIGHT, WIDTH = 150, 101
+SAMPLINGS = {"4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+             "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, "4:4:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
+             "4:1:1": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411}
+
+
+def encoded(suffix: str = ".jpg", *options: int, channels: int = 3) -> bytes:
+    coarse = np.random.default_rng(0).integers(0, 256, (15, 10, channels), np.uint8)
+    picture = cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    return cv2.imencode(suffix, picture, options)[1].tobytes()
+
+
+def upper(path: Path, data: bytes, rows: int, shape: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
+    """What is read for the upper rows, after they were compared with those of the whole picture."""
+    path.write_bytes(data)
+    whole, part = (read_resized(path, shape, smooth=False, rows=number) for number in (None, rows))
+    assert len(part) >= rows
+    np.testing.assert_array_equal(part[:rows], whole[:rows])
+    return part
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("shape", [(150, 101), (64, 43), (75, 51), (640, 431)])
+def test_the_upper_rows_of_a_jpeg_are_those_of_the_whole(tmp_path, capfd, sampling, shape):
+    data = encoded(".jpg", cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[sampling])
+    for rows in range(1, shape[0] + 1, 5):
+        part = upper(tmp_path / "x.jpg", data, rows, shape)
+        assert len(part) == (rows if rows <= 0.75 * shape[0] else len(part))  # no more was made of it
+    assert capfd.readouterr() == ("", "")  # the decoder finds nothing to complain of
+
+
+def test_a_grey_jpeg_has_upper_rows_too(tmp_path):
+    assert len(upper(tmp_path / "x.jpg", encoded(channels=1), 40)) == 40
+
+
+@pytest.mark.parametrize("data", [
+    encoded(".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1), encoded(".jpg", cv2.IMWRITE_JPEG_RST_INTERVAL, 2),
+    encoded(".png"), encoded(".bmp"), encoded(".webp"),
+    with_segment(encoded(), 0xE1, exif(3, "little")),  # upside down: what is stored first is shown last
+], ids=["progressive", "in pieces", "png", "bmp", "webp", "turned"])  # fmt: skip
+def test_what_must_be_decoded_whole_is(tmp_path, data):
+    assert shorten_jpeg(data, 48) is None
+    assert len(upper(tmp_path / "x.jpg", data, 40)) == HEIGHT
+
+
+def test_a_jpeg_without_an_end_mark_is_not_shortened():
+    assert shorten_jpeg(encoded(), 48) is not None and shorten_jpeg(encoded()[:-2], 48) is None
+
+
+@pytest.mark.parametrize("data", [
+    with_segment(encoded(), 0xE1, b"Exif\0\0II*\0\x08\0\0\0\0\0" + encoded()),  # a preview in the header
+    encoded() + encoded(),  # a second picture behind the first
+    encoded() + b"what some program added",
+    with_segment(encoded(), 0xE1, exif(1, "big")),
+], ids=["preview", "two", "trailer", "upright"])  # fmt: skip
+def test_the_upper_rows_are_those_of_the_picture_itself(tmp_path, capfd, data):
+    assert len(upper(tmp_path / "x.jpg", data, 40)) == 40
+    assert capfd.readouterr() == ("", "")
+
+
+def test_damage_shows_in_the_upper_rows_as_it_does_in_the_whole(tmp_path):
+    rng = np.random.default_rng(0)
+    shortened = 0
+    for _ in range(300):
+        data = bytearray(encoded())
+        data[rng.integers(len(data) // 2, len(data))] = rng.integers(256)
+        shortened += len(upper(tmp_path / "x.jpg", bytes(data), 70)) == 70
+    assert shortened > 200
+
+
+def test_a_picture_that_grew_since_its_size_was_noted_is_read_in_its_new_size(tmp_path):
+    """The rows to read follow from the file's own header, not from what was known of it."""
+    taller = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (2 * HEIGHT, WIDTH, 3), np.uint8))[1].tobytes()
+    assert len(upper(tmp_path / "x.jpg", taller, 40)) == 40
