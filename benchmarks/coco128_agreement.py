@@ -18,15 +18,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from models.loading import load_model  # noqa: E402
-from utils import dataset  # noqa: E402
+from utils import batches  # noqa: E402
 from utils.acquire import acquire  # noqa: E402
 from utils.augment import Letterbox  # noqa: E402
 from utils.boxes import xywh_to_xyxy  # noqa: E402
+from utils.dataset import make_loader  # noqa: E402
 from utils.labels import load_index  # noqa: E402
 from utils.metrics import ap_per_class, match_detections  # noqa: E402
 from utils.nms import non_max_suppression  # noqa: E402
 
-rect_shapes = dataset.rect_shapes
+rect_shapes = batches.rect_shapes
 REFERENCE = (0.586, 0.508, 0.568, 0.365)
 
 
@@ -44,7 +45,7 @@ def as_sorted(shapes: np.ndarray, *args, **named) -> tuple[np.ndarray, list[tupl
 @torch.inference_mode()
 def measure(model: torch.nn.Module, index, *, half_margins: bool) -> tuple[float, ...]:
     """P, R, mAP50, mAP50-95 at 640 pixels in rectangular batches of 16."""
-    loader = dataset.make_loader(index, imgsz=640, batch_size=16, rect=True, pad=0.5, workers=0, progress=False)
+    loader = make_loader(index, imgsz=640, batch_size=16, rect=True, pad=0.5, workers=0, progress=False)
     right, found, true = [], [], []
     for batch in loader:
         rows = non_max_suppression(model(batch.images.float() / 255)[0], 0.001, 0.6, multi_label=True)
@@ -74,7 +75,7 @@ def main() -> None:
             ("and odd margins as half pixels", True, True)]
     for title, any_order, half_margins in rows:
         if any_order:
-            dataset.rect_shapes = as_sorted
+            batches.rect_shapes = as_sorted
         figures = measure(model, index, half_margins=half_margins)
         print(f"{title:44}" + "".join(f"{figure:9.4f}" for figure in figures))
     print(f"{'reference':44}" + "".join(f"{figure:9.3f}" for figure in REFERENCE))

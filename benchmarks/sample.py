@@ -25,12 +25,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import Elsewhere, compare, print_rows, row  # noqa: E402
-from utils.augment import GREY, draw_warp, place_labels  # noqa: E402
+from utils.augment import draw_warp, place_labels  # noqa: E402
 from utils.batches import BatchKey, random_stream  # noqa: E402
 from utils.config import Hyperparameters  # noqa: E402
 from utils.dataset import DetectionDataset, make_loader  # noqa: E402
 from utils.labels import load_index  # noqa: E402
 from utils.runtime import keep_freed_memory  # noqa: E402
+from utils.warp import GREY  # noqa: E402
 
 SHAPES = ((480, 640), (640, 480), (427, 640), (640, 427), (500, 375))  # COCO's most common ones
 SEED, SAMPLES = 0, 32
@@ -130,8 +131,8 @@ def difference(dataset: DetectionDataset, size: int, count: int = 8) -> float:
     return float(np.mean([np.abs(ours - theirs).mean() for ours, theirs in pairs]))
 
 
-def decoded(dataset: DetectionDataset, size: int) -> float:
-    """How many pictures' rows our way decodes for a sample; the textbook way decodes four pictures."""
+def shown(dataset: DetectionDataset, size: int) -> float:
+    """How many pictures' rows our way reads for a sample: of what cannot be read in part, all of them."""
     plain, shares = dataset.pictures.read, []
 
     def read(i: int, rows: int) -> np.ndarray:
@@ -166,7 +167,8 @@ def main() -> None:
             rows.append(row(f"mosaic sample, {size}, {name}", timing, at_least=at_least))
             notes.append(f"Pixels differ by {difference(dataset, size):.2f} of 255 in the mean ({name}).")
             if cache is None:
-                notes.append(f"Ours decodes the rows of {decoded(dataset, size):.2f} pictures a sample, not of 4 ({name}).")
+                notes.append(f"The rows that show are those of {shown(dataset, size):.2f} pictures a sample; the textbook "
+                             "decodes those of 4.")
     print_rows(rows, *notes)
 
 

@@ -17,7 +17,7 @@ LAYERS = [
     ["utils.boxes", "utils.runtime", "utils.schedule", "utils.ema", "utils.optim", "utils.autoanchor",
      "utils.image_header", "utils.label_file", "utils.guard", "utils.interruption", "utils.spread", "utils.string_array",
      "utils.warp"],
-    ["utils.autobatch", "utils.config", "utils.drawing", "utils.launch", "utils.image_file"],
+    ["utils.autobatch", "utils.config", "utils.drawing", "utils.image_file", "utils.launch"],
     ["data.scripts.shapes_textures"],
     ["data.scripts.shapes_drawing"],
     ["data.scripts.make_shapes"],
@@ -104,6 +104,12 @@ def test_pure_parts_know_no_data_set_and_no_command_line(name):
     if name not in TREES:
         pytest.skip(f"{name} is not there")
     assert not imported(TREES[name]) & {"argparse", "utils.dataset", "utils.labels", "utils.runtime", "models"}
+
+
+def test_benchmarks_find_what_they_import():
+    names = [f"benchmarks.{path.stem}" for path in sorted((ROOT / "benchmarks").glob("*.py"))]
+    done = subprocess.run([sys.executable, "-c", f"import {', '.join(names)}"], cwd=ROOT, capture_output=True, text=True)
+    assert names and done.returncode == 0, done.stderr
 
 
 def test_matplotlib_stays_in_one_file():

@@ -283,9 +283,7 @@ def test_an_epoch_can_be_taken_up_in_the_middle(index, workers, monkeypatch):
 
 
 def test_skipped_batches_are_not_loaded(index, monkeypatch):
-    read = []
-    original = image_cache.read_resized
-    monkeypatch.setattr(image_cache, "read_resized", lambda path, *args, **kw: read.append(path) or original(path, *args, **kw))
+    read = reads(monkeypatch)
     epoch_of(loader_of(index, batch_size=2), 0, start_batch=5)
     assert read == index.paths[10:]
 
@@ -464,10 +462,59 @@ def test_caches_change_nothing(index, cache, workers, start_method, settings, mo
         assert_same(epoch_of(plain, epoch), epoch_of(cached, epoch))
 
 
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> LabelIndex:
+    """JPEGs, of which a mosaic's lower tiles need the upper rows alone; some are a little higher than --imgsz 96."""
+    folder = tmp_path_factory.mktemp("photographs")
+    rng = np.random.default_rng(0)
+    for k, (height, width) in enumerate([(97, 72), (98, 40), (96, 96), (96, 64), (64, 96), (200, 150), (150, 200), (110, 96)]):
+        picture = cv2.resize(rng.integers(0, 256, (9, 9, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / f"{k}.jpg"), picture)
+        (folder / f"{k}.txt").write_text("0 .5 .5 .5 .5\n")
+    return load_index(folder, 1, progress=False, cache=False)
+
+
+@pytest.mark.parametrize("cache, workers", [("ram", 0), ("ram", 2), ("disk", 0), ("disk", 2)])
+def test_what_is_read_in_part_is_the_same_as_from_a_cache(photographs, cache, workers, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    settings = {"hyp": HYP | {"degrees": 0.0, "mosaic": 1.0}, "shuffle": True, "imgsz": 96}
+    plain = loader_of(photographs, workers=workers, **settings)
+    cached = loader_of(photographs, workers=workers, cache=cache, **settings)
+    for epoch in range(4):
+        assert_same(epoch_of(plain, epoch), epoch_of(cached, epoch))
+
+
+def test_a_mosaic_reads_no_more_rows_than_show(photographs, monkeypatch):
+    heights, original = [], image_cache.read_resized
+
+    def read(path: str, shape: tuple[int, int], **settings: object) -> np.ndarray:
+        picture = original(path, shape, **settings)
+        heights.append((len(picture), shape[0]))
+        return picture
+
+    monkeypatch.setattr(image_cache, "read_resized", read)
+    epoch_of(loader_of(photographs, hyp={"mosaic": 1.0, "scale": 0.5, "translate": 0.1}, imgsz=96), 0)
+    assert sum(part < whole for part, whole in heights) > len(heights) / 5
+    assert sum(part == whole for part, whole in heights) > len(heights) / 3  # the upper tiles
+
+
+def test_the_disk_cache_keeps_whole_pictures(photographs, monkeypatch):
+    pictures = loader_of(photographs, hyp=HYP, imgsz=90, cache="disk").dataset.pictures
+    read = reads(monkeypatch)
+    assert len(pictures.read(5, 20)) == pictures.shape(5)[0] == 90 and read == [photographs.paths[5]]
+    assert len(pictures.read(5)) == 90 and len(read) == 1
+
+
 def reads(monkeypatch) -> list[str]:
+    """The files that are read from now on, in this process."""
     read: list[str] = []
     original = image_cache.read_resized
-    monkeypatch.setattr(image_cache, "read_resized", lambda path, *args, **kw: read.append(path) or original(path, *args, **kw))
+
+    def noting(path: str, *shape: object, **settings: object) -> np.ndarray:
+        read.append(path)
+        return original(path, *shape, **settings)
+
+    monkeypatch.setattr(image_cache, "read_resized", noting)
     return read
 
 

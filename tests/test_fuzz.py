@@ -263,8 +263,9 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
         if height * width < 1 << 22:  # the damage may have made it large, which takes its time
             whole = read_image(path)
             assert whole.shape[2:] == (3,)
-            upper = read_resized(path, (height, width), smooth=False, rows=height // 3)[:height // 3]
-            assert np.array_equal(upper, resize_to(whole, (height, width), smooth=False)[:height // 3])
+            shape, rows = (-(-2 * height // 3), -(-2 * width // 3)), -(-height // 3)
+            upper = read_resized(path, shape, smooth=False, rows=rows)[:rows]
+            assert np.array_equal(upper, resize_to(whole, shape, smooth=False)[:rows])
 
     def read_cache(path: Path) -> None:
         index = label_index._read_cache(path, *belongings)

@@ -14,11 +14,12 @@ from test_models import FORWARD, MODELS, fill, image, largest_difference
 
 import train
 from models.yolo import DetectionModel, find_cfg
-from utils.augment import GREY, letterbox
+from utils.augment import letterbox
 from utils.config import Hyperparameters
 from utils.loss import DetectionLoss, scale_gains
 from utils.metrics import ap_per_class
 from utils.nms import non_max_suppression
+from utils.warp import GREY
 
 # Forward outputs of larger models; those of FORWARD are compared in test_models.
 LARGER = ["yolov5m", "yolov5l", "yolov5-p6", "yolov5-panet", "yolov5s6", "yolov5m6"]

@@ -25,11 +25,11 @@ import train
 from models.loading import load_model, read_weights
 from models.yolo import DetectionModel
 from utils.acquire import acquire
-from utils.image_file import read_image
 from utils.checkpoint import describe_model, read_checkpoint, write_checkpoint
 from utils.config import DatasetSpec, Hyperparameters
 from utils.errors import UserError, one_line
 from utils.files import read_yaml
+from utils.image_file import read_image
 from utils.labels import load_index
 
 SPARE_MEMORY = 1 << 30

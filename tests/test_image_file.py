@@ -5,10 +5,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-
 from test_image_header import exif, with_segment
+
 from utils.errors import UserError
 from utils.image_file import read_image, read_resized, resize_to, resized_shape, shorten_jpeg
+from utils.image_header import jpeg_scan
 
 @pytest.mark.parametrize("shape, resized", [
     ((333, 500), (427, 640)), ((500, 333), (640, 427)), ((1200, 1920), (400, 640)),
@@ -129,5 +130,53 @@ def test_damage_shows_in_the_upper_rows_as_it_does_in_the_whole(tmp_path):
 
 def test_a_picture_that_grew_since_its_size_was_noted_is_read_in_its_new_size(tmp_path):
     """The rows to read follow from the file's own header, not from what was known of it."""
-    taller = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (2 * HEIGHT, WIDTH, 3), np.uint8))[1].tobytes()
-    assert len(upper(tmp_path / "x.jpg", taller, 40)) == 40
+    taller = np.random.default_rng(0).integers(0, 256, (2 * HEIGHT, WIDTH, 3), np.uint8)
+    assert len(upper(tmp_path / "x.jpg", cv2.imencode(".jpg", taller)[1].tobytes(), 40)) == 40
+
+
+@pytest.mark.parametrize("height, width", [(151, 101), (152, 60), (160, 100), (153, 7), (190, 33)])
+def test_a_picture_a_little_higher_than_its_size(tmp_path, height, width):
+    """The short side is rounded up: it may stay, and of few rows the shrinking leaves as many."""
+    picture = cv2.resize(np.random.default_rng(1).integers(0, 256, (19, 9, 3), np.uint8), (width, height))
+    data = cv2.imencode(".jpg", picture)[1].tobytes()
+    for rows in range(1, 150):
+        upper(tmp_path / "x.jpg", data, rows, resized_shape(height, width, 150))
+
+
+def test_a_decoder_that_finds_too_little_is_given_the_whole(tmp_path):
+    """It wants a few bytes more than it needs, which a flat picture lacks where its end mark is gone."""
+    flat = cv2.imencode(".jpg", np.full((40, 10), 120, np.uint8), [cv2.IMWRITE_JPEG_OPTIMIZE, 1])[1].tobytes()
+    assert shorten_jpeg(flat, 25) is not None
+    assert len(upper(tmp_path / "x.jpg", flat, 17, (40, 10))) == 40
+
+
+def test_pictures_to_look_at_are_read_whole(tmp_path):
+    path = tmp_path / "x.jpg"
+    path.write_bytes(encoded())
+    averaged = read_resized(path, (75, 51), smooth=True)
+    np.testing.assert_array_equal(read_resized(path, (75, 51), smooth=True, rows=20), averaged)
+    assert (read_resized(path, (75, 51), smooth=False) != averaged).any()
+
+
+def test_a_jpeg_of_more_rows_than_decoders_take_is_not_read_in_part(tmp_path):
+    data = bytearray(cv2.imencode(".jpg", np.zeros((3000, 8), np.uint8))[1].tobytes())
+    place, _ = jpeg_scan(bytes(data))
+    data[place:place + 2] = (65_501).to_bytes(2, "big")
+    (tmp_path / "x.jpg").write_bytes(data)
+    for rows in (None, 100):
+        with pytest.raises(UserError, match="x.jpg"):
+            read_resized(tmp_path / "x.jpg", (65_501, 8), smooth=False, rows=rows)
+
+
+@pytest.mark.parametrize("between", [b"\xff", b"\0", b"\xff\xd0", b"\xff\x01", b"\xff\xfe\0\0", b"\xff\xfe\0\1"])
+def test_what_is_no_plain_segment_before_the_scan_is_left_to_the_decoder(tmp_path, between):
+    data = encoded()
+    assert shorten_jpeg(data, 48) is not None
+    for begin in (2, 20):  # before and behind the first segment
+        assert shorten_jpeg(data[:begin] + between + data[begin:], 48) is None
+
+
+@pytest.mark.parametrize("name", [b"Exif\0\xff", b"EXIF\0\0", b"XXXXXX"])
+def test_an_orientation_under_another_name_is_one_for_some_decoders(tmp_path, name):
+    data = with_segment(encoded(), 0xE1, name + exif(3, "little")[6:])
+    assert len(upper(tmp_path / "x.jpg", data, 40)) == HEIGHT

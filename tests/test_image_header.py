@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.image_file import read_image
 from utils.errors import UserError
+from utils.image_file import read_image
 from utils.image_header import MAX_PIXELS, picture_shape
 
 

@@ -1,8 +1,8 @@
 """Samples, batches and loaders: what a batch holds is a function of (seed, epoch, batch number) alone.
 
-The sampler (utils.batches) hands each process's slice of a global batch to the workers as a key; a
-sample's random numbers come from (seed, epoch, picture, repeat). So neither the number of workers, nor the number of
-processes, nor what was loaded before changes a pixel, and a run can be taken up in the middle of an epoch.
+The sampler (utils.batches) hands each process's slice of a global batch to the workers as a key; a sample's random
+numbers come from (seed, epoch, picture, repeat). So neither the number of workers, nor the number of processes, nor
+what was loaded before changes a pixel, and a run can be taken up in the middle of an epoch.
 
 Legend: B pictures of a batch, T their labels.
 """
@@ -21,7 +21,7 @@ import torch
 from torch.multiprocessing import reductions
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from utils.augment import (GREY, AugmentSettings, Letterbox, Tile, flip_horizontal, flip_vertical, letterbox, mixup,
+from utils.augment import (AugmentSettings, Letterbox, Tile, flip_horizontal, flip_vertical, letterbox, mixup,
                            mosaic, place_labels, random_perspective, shift_hsv)
 from utils.batches import PARTNERS, BatchKey, GlobalBatches, random_stream
 from utils.device_augment import Finish, draw_finish
@@ -29,6 +29,7 @@ from utils.errors import UserError
 from utils.image_cache import Pictures, open_pictures
 from utils.labels import LabelIndex
 from utils.spread import Helpers, one_by_one
+from utils.warp import GREY
 
 EDGE = 1e-3  # pixels; boxes end this far before the right and bottom edges of the picture
 STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")  # for the main process, which may need its workers for one more step

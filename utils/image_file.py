@@ -11,7 +11,8 @@ from utils.errors import UserError
 from utils.files import open_regular
 from utils.image_header import MAX_BYTES, UNREADABLE, expected_shape, jpeg_scan
 
-BELOW = 8  # more rows than needed: the lowest of a shortened JPEG borrow colour from below, and so does resizing
+BELOW = 8  # rows more than needed: the lowest of a shortened JPEG borrow colour from the row below, and resizing mixes two
+MAX_ROWS = 65_500  # of a JPEG that decoders accept: one with more must not be readable in part
 WORTHWHILE = 0.85  # of the rows at most: else to shorten a file takes as long as it saves
 MARKER = re.compile(rb"\xff[^\0]", re.DOTALL)  # in the scan of a JPEG, whose own 0xFF bytes are followed by 0
 
@@ -22,7 +23,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_resized(path: str | Path, shape: tuple[int, int], *, smooth: bool, rows: int | None = None) -> np.ndarray:
-    """A picture as read_image and resize_to give it; of the result only the upper `rows` rows where that is faster.
+    """A picture as read_image and resize_to give it; of the result only the upper `rows` (1 or more) where that is faster.
 
     The rows of a JPEG are stored from top to bottom, so that what is left out below costs nothing.
     """
@@ -54,24 +55,27 @@ def _read(path: str | Path, decode: Callable[[bytes, tuple[int, int]], np.ndarra
 
 
 def _decode(data: bytes | bytearray) -> np.ndarray | None:
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)  # not cv2.imread, which fails on names that
-    # the system's code page lacks
+    # Not cv2.imread, which fails on names that the system's code page lacks.
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
 
 
 def _upper_rows(data: bytes, original: tuple[int, int], shape: tuple[int, int], rows: int) -> np.ndarray | None:
     """The upper `rows` rows of what a JPEG becomes when it is resized from `original` to `shape` (height, width).
 
-    None for what must be decoded whole, or is soon.
+    None where the picture must be decoded whole, or nearly is.
     """
     height, width = original
     taken = -(-rows * height // shape[0]) + BELOW
-    shortened = shorten_jpeg(data, taken) if taken < WORTHWHILE * height else None
+    if taken > WORTHWHILE * height or height > MAX_ROWS:
+        return None
+    gain = {"fx": shape[1] / width, "fy": shape[0] / height}
+    if original != shape and (taken, width) == (round(taken * gain["fy"]), shape[1]):
+        return None  # OpenCV takes what would keep its size as it is
+    shortened = shorten_jpeg(data, taken)
     image = None if shortened is None else _decode(shortened)
     if image is None or image.shape[:2] != (taken, width):
         return None
-    if original != shape:
-        image = cv2.resize(image, None, fx=shape[1] / width, fy=shape[0] / height)
-    return image[:rows]
+    return (image if original == shape else cv2.resize(image, None, **gain))[:rows]
 
 
 def shorten_jpeg(data: bytes, rows: int) -> bytearray | None:

@@ -130,20 +130,24 @@ def _jpeg_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
 
 
 def jpeg_scan(data: bytes) -> tuple[int, int] | None:
-    """Where a JPEG's height stands, and where its first scan begins; None unless it is sequential, and not turned."""
+    """Where a JPEG's height stands, and where its first scan begins.
+
+    None unless it is stored in sequence by Huffman's code, not turned, and nothing but segments precedes the scan.
+    """
     position, height_at = 2, None
     for _ in range(MAX_PARTS):
         mark, code = data[position:position + 1], data[position + 1:position + 2]
-        body = data[position + 4:position + 2 + int.from_bytes(data[position + 2:position + 4], "big")]
-        if mark != b"\xff" or len(body) < 1:
+        length = int.from_bytes(data[position + 2:position + 4], "big")
+        if mark != b"\xff" or not b"\xc0" <= code <= b"\xfe" or b"\xd0" <= code <= b"\xd9" or length < 2:
             return None
         if code in (b"\xc0", b"\xc1"):
-            height_at = position + 5 if height_at is None else 0
-        elif code in OTHER_FRAMES or code == b"\xe1" and _exif_orientation(body) != 1:
-            return None
-        position += 4 + len(body)
+            height_at = position + 5  # behind the precision
+        elif code == b"\xe1":  # some decoders take it for Exif whatever its name is
+            if _exif_orientation(b"Exif\0\0" + data[position + 10:position + 2 + length]) != 1:
+                return None
+        position += 2 + length
         if code == b"\xda":
-            return (height_at, position) if height_at else None
+            return None if height_at is None else (height_at, position)
     return None
 
 
@@ -228,7 +232,6 @@ def _expect_end(file: BinaryIO, mark: bytes, *, at_end: int) -> None:
     raise ValueError("the picture is truncated: its end mark is missing")
 
 
-OTHER_FRAMES = [bytes([code]) for code in range(0xC2, 0xD0) if code not in (0xC4, 0xC8, 0xCC)]  # than sequential
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 FORMATS = {JPEG: _jpeg_shape, PNG: _png_shape, b"RIFF": _webp_shape, b"BM": _bmp_shape, b"PF\n": _pfm_shape,
            b"Pf\n": _pfm_shape, b"II*\0": _tiff_shape, b"MM\0*": _tiff_shape, b"II+\0": _tiff_shape,
