@@ -356,7 +356,7 @@ def optimizer_step(run: Run) -> None:
 
 
 def go_back(run: Run, good: dict) -> None:
-    """Return to the state at the epoch's start (where that is not known, where the run was taken up), at a lower rate."""
+    """Return to the state at the epoch's start (or, if unknown, where the run was taken up), at a lower rate."""
     guard = run.guard
     if guard.exhausted:
         raise UserError(f"the loss is not finite, also after {guard.returns} returns to a good state at lower rates; "

@@ -36,7 +36,7 @@ def find_batch_size(model: nn.Module, imgsz: int, autocast: torch.dtype | None) 
 
 
 def extrapolate(used: dict[int, float], budget: float) -> int:
-    """Largest batch whose bytes, on the line through the measured {batch: bytes}, fit `budget`; at least 1, at most 1024.
+    """Largest batch whose bytes, on the line through the measured {batch: bytes}, fit `budget`; from 1 to 1024.
 
     A size that failed while measuring is never exceeded.
     """

@@ -48,7 +48,8 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.PLAIN}
-        values |= {"means": torch.as_tensor(self.means).tolist(), "rng": rng_state(), "model": describe_model(self.model)}
+        values |= {"means": torch.as_tensor(self.means).tolist(), "rng": rng_state(),
+                   "model": describe_model(self.model)}
         return values | {name: member.state_dict() for name, member in self.members.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -202,7 +203,8 @@ def check_extent(content: Any, path: str | Path) -> None:
             raise UserError(f"{path}: refused: the file unfolds to many times its size")
         if isinstance(value, torch.Tensor):
             if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                raise UserError(f"{path}: refused: a tensor of shape {tuple(value.shape)} is larger than what is stored")
+                raise UserError(f"{path}: refused: a tensor of shape {tuple(value.shape)} is larger than what is "
+                                "stored")
         elif isinstance(value, dict):
             waiting += value.keys()
             waiting += value.values()

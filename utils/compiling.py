@@ -84,7 +84,7 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
 
 def seconds_in_turn(sides: Sequence[Callable[[Any], Any]], batches: Sequence[Any],
                     device: torch.device) -> list[float]:
-    """Least time that each side takes for a batch, over rounds in which all have their turn: other programs only add."""
+    """Least time that each side takes for a batch, over rounds where all have their turn: other programs only add."""
     best = [float("inf")] * len(sides)
     for number in range(WARM_UP + ROUNDS):
         for k, side in enumerate(sides):

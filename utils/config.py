@@ -100,8 +100,8 @@ class TrainOptions:
     noval: bool = flag(False, "validate only after the last epoch")
     noautoanchor: bool = flag(False, "skip the anchor check")
     noplots: bool = flag(False, "write no pictures")
-    cache: str | None = flag(None, "keep decoded images; left out: in memory if they are small", type=str, nargs="?", const="ram",
-                             choices=["ram", "disk", "val", "off"])
+    cache: str | None = flag(None, "keep decoded images; left out: in memory if they are small", type=str,
+                             nargs="?", const="ram", choices=["ram", "disk", "val", "off"])
     image_weights: bool = flag(False, "draw images by the weights of their classes")
     device: str = flag("", "cpu, 0 or 0,1,2,3; '' takes the first GPU, or the CPU")
     multi_scale: bool = flag(False, "another input size from 50 to 150 percent in each batch")

@@ -225,7 +225,7 @@ class Search:
 # ---- when to stop one early ------------------------------------------------------------------------------------------
 
 NEEDED = 4  # curves of others below which nothing is stopped
-SPARED = 0.3  # share of the epochs in which nothing is stopped: rankings still change there (benchmarks/evolve_prune.py)
+SPARED = 0.3  # share of the epochs in which nothing is stopped: rankings change there (benchmarks/evolve_prune.py)
 
 
 def falls_behind(curve: Sequence[float], others: Sequence[Sequence[float]], epochs: int) -> bool:

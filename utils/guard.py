@@ -106,7 +106,7 @@ class Guard:
 
 
 def poison(total: Tensor) -> Tensor:
-    """`total` with NaN gradients where it is not finite: so that its step, and with several processes everyone's, shows it.
+    """`total` with NaN gradients where it is not finite, so that its step, with several processes everyone's, shows it.
 
     A factor and not a choice between two branches: the gradient of the branch not chosen would be 0 times NaN.
     """

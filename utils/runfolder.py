@@ -121,7 +121,8 @@ def lock_folder(path: Path) -> BinaryIO:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         file.close()
-        raise UserError(f"{path}: another process is training in this folder; wait for it, or give another --name") from error
+        raise UserError(f"{path}: another process is training in this folder; wait for it, "
+                            "or give another --name") from error
     except (ImportError, OSError):
         pass  # a file system without locks
     return file

@@ -364,7 +364,7 @@ class Distributed:
 
     @contextmanager
     def exchange_gradients(self, wrapped: torch.nn.Module, now: bool) -> Iterator[None]:
-        """Forward and backward passes within leave their gradients averaged over all processes, or local if not `now`."""
+        """Forward and backward passes within leave gradients averaged over all processes, or local if not `now`."""
         if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel) and not now:
             with wrapped.no_sync():
                 yield

@@ -34,7 +34,7 @@ def lr_factor(epoch: float, epochs: int, lrf: float, cosine: bool = False) -> fl
 
 
 def nominal_batch(batch_size: int, iterations: int) -> int:
-    """The nominal batch for a run of so many iterations: 64, or less where that leaves fewer than ENOUGH_STEPS steps."""
+    """The nominal batch for a run of so many iterations: 64, or less where that leaves too few (ENOUGH_STEPS) steps."""
     if batch_size >= NOMINAL:
         return NOMINAL
     return min(NOMINAL, batch_size * max(iterations // ENOUGH_STEPS, 1))

@@ -64,7 +64,8 @@ class Warp(NamedTuple):
         """Output picture of a canvas, or of the part of it that begins at `origin` x, y."""
         if self.output == self.canvas == canvas.shape[:2] and np.array_equal(self.matrix, np.eye(3)):
             return canvas
-        if self.begin == origin and self.visible_region()[2:] == (origin[0] + canvas.shape[1], origin[1] + canvas.shape[0]):
+        end = origin[0] + canvas.shape[1], origin[1] + canvas.shape[0]
+        if self.begin == origin and self.visible_region()[2:] == end:
             scale = self.matrix[0, 0]
             return cv2.resize(canvas, None, fx=scale, fy=scale)[:self.output[0], :self.output[1]]
         # OpenCV counts from the centres of pixels, half a pixel off the coordinates in which boxes are given.
