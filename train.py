@@ -152,6 +152,7 @@ class Run:
     schedule: Schedule
     state: TrainState
     autocast: torch.dtype | None
+    grid: int  # pixels; sizes of pictures are multiples of it
     surroundings: dict[str, Any]  # what else its bytes depend on
 
     @property
@@ -229,7 +230,7 @@ def build_run(request: Request, distributed: Distributed) -> Run:
     distributed.wait_for_all()  # caching pictures may have taken some longer than others
     wrapped = wrap_model(model, options, distributed, static=not frozen)
     run = Run(options, hyp, data, distributed, train_loader, val_loader, model, wrapped, frozen, loss,
-              schedule, state, autocast, around)
+              schedule, state, autocast, grid, around)
     return compile_if_faster(run, learn_anew) if options.compile else run
 
 
@@ -362,7 +363,7 @@ def go_back(run: Run, good: dict) -> None:
         raise UserError(f"the loss is not finite, also after {guard.returns} returns to a good state at lower rates; "
                         "try a lower lr0 in the --hyp file, --amp off, and look for damaged labels or pictures")
     counts = guard.state_dict()
-    run.state.load_state_dict(good)
+    run.state.load_state_dict(snapshot(good))  # an optimizer goes on in the tensors that it is given
     guard.load_state_dict(counts)
     guard.note_return()
     print("WARNING the numbers went bad (NaN or infinity, several steps in a row): back to the state at the epoch's "
@@ -387,12 +388,11 @@ def prepare_images(run: Run, images: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) to float 0…1 on the device, at this iteration's size when sizes vary."""
     images = images.to(run.distributed.device, non_blocking=True).float() / 255
     if run.options.multi_scale:
-        grid = max(int(run.model.stride.max()), 32)
         rng = np.random.default_rng([run.options.seed, run.state.iteration])
-        size = multi_scale_size(rng, run.options.imgsz, grid)
+        size = multi_scale_size(rng, run.options.imgsz, run.grid)
         factor = size / max(images.shape[2:])
         if factor != 1:
-            shape = [int(np.ceil(side * factor / grid)) * grid for side in images.shape[2:]]
+            shape = [int(np.ceil(side * factor / run.grid)) * run.grid for side in images.shape[2:]]
             images = F.interpolate(images, size=shape, mode="bilinear", align_corners=False)
     return images.contiguous(memory_format=torch.channels_last)
 

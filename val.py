@@ -9,7 +9,7 @@ import operator
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -298,9 +298,10 @@ def measure(options: ValOptions, subject: Subject, **settings) -> Metrics:
     if device.type == "cuda":  # the first pass is slow and would be timed
         with torch.no_grad():
             subject.model(torch.zeros(1, 3, size, size, device=device))
-    metrics = evaluate(subject.model, loader, conf=options.conf_thres, iou=options.iou_thres, max_det=options.max_det,
-                       single_cls=options.single_cls, augment=options.augment, names=subject.names,
-                       autocast=torch.float16 if options.half else None, **settings)
+    with closing(loader):
+        metrics = evaluate(subject.model, loader, conf=options.conf_thres, iou=options.iou_thres,
+                           max_det=options.max_det, single_cls=options.single_cls, augment=options.augment,
+                           names=subject.names, autocast=torch.float16 if options.half else None, **settings)
     speed = metrics.speed
     print(f"Speed: {speed.preprocess:.1f}ms pre-process, {speed.inference:.1f}ms inference, {speed.nms:.1f}ms NMS "
           f"per image at shape {(min(options.batch_size, len(subject.index)), 3, size, size)}")

@@ -125,6 +125,17 @@ class Stopwatch(train.SilentLog):
             self.times.append(now(self.device))
 
 
+class Listening(Stopwatch):
+    """Lets PyTorch warn, between the marks, of what waits for the device."""
+
+    def batch_done(self, step: int, *_: object) -> None:
+        if step == self.marks[1]:
+            torch.cuda.set_sync_debug_mode("default")
+        super().batch_done(step)
+        if step == self.marks[0]:
+            torch.cuda.set_sync_debug_mode("warn")
+
+
 def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -141,10 +152,10 @@ def build(size: str, data: Path, folder: Path, batch: int, args: argparse.Namesp
     return train.build_run(request, group)
 
 
-def run_steps(run: train.Run, batches: Any, count: int) -> float:
+def run_steps(run: train.Run, batches: Any, count: int, kind: type[Stopwatch] = Stopwatch) -> float:
     """Seconds a step of the program's loop, after WARM_UP of them."""
     device = run.distributed.device
-    watch = Stopwatch(device, WARM_UP, WARM_UP + count)
+    watch = kind(device, WARM_UP, WARM_UP + count)
     run.state.epoch = run.state.step = run.state.iteration = 0
     again = dataclasses.replace(run, train_loader=Endless(batches, WARM_UP + count + 1))
     with Interruption(0) as interruption:
@@ -296,13 +307,12 @@ def synchronisations(run: train.Run, batches: list[Batch]) -> str:
         return "no GPU: nothing to wait for"
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
         try:
-            run_steps(run, batches, 5)
+            run_steps(run, batches, 5, Listening)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     places = Counter(f"{Path(warning.filename).name}:{warning.lineno}" for warning in found
-                     if "synchroniz" in str(warning.message))
+                     if "called a synchronizing" in str(warning.message))
     return ", ".join(f"{place} {times} times" for place, times in places.most_common(12)) or "none"
 
 

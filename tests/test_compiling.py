@@ -9,7 +9,8 @@ from torch import nn
 
 import train
 from utils.checkpoint import read_checkpoint
-from utils.compiling import compile_if_faster, compile_model, faster_model, left_as_it_was, seconds_in_turn
+from utils.compiling import (Compiled, compile_if_faster, compile_model, faster_model, left_as_it_was,
+                             seconds_in_turn)
 from utils.ema import unwrap
 
 CPU = torch.device("cpu")
@@ -106,6 +107,44 @@ def test_the_compiled_model_shares_the_weights():
     assert unwrap(compiled) is model
     learn(compiled, torch.rand(2, 3, 8, 8))
     assert model[0].weight.grad is not None
+
+
+class Double(nn.Module):
+    """Stands for a compiled model: gives twice what the plain one does, to tell them apart."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self._orig_mod = module
+
+    def forward(self, images):
+        return 2 * self._orig_mod(images)
+
+
+def test_only_batches_of_the_common_size_are_compiled(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model, **settings: asked.append(settings) or Double(model))
+    model, images = nn.Conv2d(3, 2, 1), torch.rand(4, 3, 5, 5)
+    of_four, of_all = (compile_model(model, batch_size=4, varying=varying) for varying in (False, True))
+    assert [settings["dynamic"] for settings in asked] == [False, None]
+    assert torch.equal(of_four(images), 2 * model(images)) and torch.equal(of_four(images[:3]), model(images[:3]))
+    assert torch.equal(of_all(images[:3]), 2 * model(images[:3]))
+    assert unwrap(of_four) is model
+
+
+def test_gradients_are_copied_where_a_replay_wrote_them_and_only_there(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, **_: Double(model))
+    monkeypatch.setattr(torch.Tensor, "clone", lambda tensor: copied.append(tensor) or tensor.detach())
+    copied, model = [], nn.Conv2d(3, 2, 1)
+    compiled = Compiled(model, batch_size=4, graphs=True)
+    for count, copies in ((4, 2), (3, 0)):
+        copied.clear()
+        compiled(torch.rand(count, 3, 5, 5)).sum().backward()
+        assert len(copied) == copies
+    compiled(torch.rand(4, 3, 5, 5))
+    compiled.give_up()
+    copied.clear()
+    compiled(torch.rand(4, 3, 5, 5)).sum().backward()
+    assert not copied and not model.weight._backward_hooks
 
 
 def test_several_devices_run_without_it(capsys):

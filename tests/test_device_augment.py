@@ -40,14 +40,14 @@ def test_greys_black_and_white_stay_what_they_are():
 def test_every_picture_has_its_own_flips():
     images = torch.randint(0, 256, (4, 3, 5, 7), dtype=torch.uint8)
     rows = [Finish(), Finish(upside_down=True), Finish(mirrored=True), Finish(upside_down=True, mirrored=True)]
-    done = finish_images(images, torch.tensor(rows, dtype=torch.float64))
+    done = finish_images(images, torch.tensor(rows, dtype=torch.float32))
     expected = [images[0], images[1].flip(1), images[2].flip(2), images[3].flip(1).flip(2)]
     assert torch.equal(done, torch.stack(expected))
 
 
 def test_more_pictures_than_are_done_at_a_time():
     images = torch.randint(0, 256, (35, 3, 8, 8), dtype=torch.uint8)
-    rows = torch.tensor([Finish(1 + k / 100, 0.9, 0.5 + k / 100) for k in range(35)], dtype=torch.float64)
+    rows = torch.tensor([Finish(1 + k / 100, 0.9, 0.5 + k / 100) for k in range(35)], dtype=torch.float32)
     alone = [finish_images(images[k:k + 1], rows[k:k + 1]) for k in range(35)]
     assert torch.equal(finish_images(images, rows), torch.cat(alone))
 

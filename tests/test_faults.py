@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from utils.errors import UserError
 from utils.files import atomic_write
 from utils.interruption import EXIT_CODE, Interrupted, Interruption
 from utils.labels import load_index
+from utils.runtime import _unexpected
 from utils.schedule import multi_scale_size
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -306,6 +308,29 @@ def test_workers_ignore_the_signals_of_the_run_and_end_with_the_loader(loader):
     loader.close()
     assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
     assert sum(1 for _ in loader) == len(loader)  # others are started when they are needed
+
+
+def test_workers_end_where_no_thread_can_be_started_any_more(loader, monkeypatch):
+    """At the program's end Python refuses what torch does to end the thread that pins batches."""
+    next(iter(loader))
+    iterator = loader._loader._iterator
+    processes = list(iterator._workers)
+    iterator._pin_memory_thread, iterator._pin_memory_thread_done_event = None, threading.Event()
+
+    def refused(_):
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(iterator._worker_result_queue, "put", refused)
+    loader.close()
+    for process in processes:
+        process.join(10)
+    assert len(processes) == 2 and not any(process.is_alive() for process in processes)
+
+
+def test_what_nccl_names_as_the_reason_is_not_cut_off():
+    error = RuntimeError("NCCL error in: NCCLUtils.cpp:93, unhandled cuda error\nLast error:\nDuplicate GPU detected")
+    assert "Duplicate GPU detected" in _unexpected(error)
+    assert _unexpected(RuntimeError("gloo: Connection closed\nmore")).count("\n") == 0
 
 
 def test_a_killed_worker_is_one_line(tiny_data, tiny_cfg, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from models import common
 from models.architecture import BLOCKS, parse_activation
 from models.yolo import DetectionModel, find_cfg
 from utils.errors import UserError
+from utils.parallel import synchronise_batch_norm
 
 P5 = ["yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x"]
 HUB = ["yolov3", "yolov3-spp", "yolov3-tiny", "yolov5-bifpn", "yolov5-fpn", "yolov5-p2", "yolov5-p34", "yolov5-p6",
@@ -354,6 +355,17 @@ def test_block(name):
         assert torch.allclose(model.fuse().model[1](x.clone()), y, rtol=1e-3, atol=1e-4)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert model.model[1](x.clone()).shape == y.shape
+
+
+def test_batch_norms_of_several_processes_keep_their_places():
+    backbone = [*TINY["backbone"][:3], [-1, 1, "nn.BatchNorm2d", []], TINY["backbone"][3]]
+    model = tiny_model(backbone=backbone, head=[[-1, 1, "Conv", [8, 1]], [[-1, 3], 1, "Detect", ["nc", "anchors"]]])
+    before = model(image(1, 64))[0]
+    names = list(model.state_dict())
+    synchronise_batch_norm(model)
+    assert sum(isinstance(part, nn.SyncBatchNorm) for part in model.modules()) > 5
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in model.modules())
+    assert torch.equal(model(image(1, 64))[0], before) and list(model.state_dict()) == names
 
 
 def test_every_block_is_tried():

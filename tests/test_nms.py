@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from utils.errors import UserError
-from utils.nms import MAX_CANDIDATES, non_max_suppression
+from utils.nms import MAX_CANDIDATES, _threshold_of_float32, non_max_suppression
 
 FIVE = torch.tensor(  # x, y, w, h, objectness, two classes
     [
@@ -206,3 +206,14 @@ def test_golden(reference, case):
     results = non_max_suppression(torch.tensor(golden[f"{case}.in"]).float(), **kwargs)
     for i, rows in enumerate(results):
         assert_same_rows(rows.numpy(), golden[f"{case}.out{i}"], 1e-4)
+
+
+def test_a_limit_that_is_rounded_to_float32_parts_ties_alike():
+    """torchvision's kernel for GPUs compares an IoU in float64 with the limit in float32."""
+    for part in range(1, 20):
+        for whole in range(part + 1, 41):
+            limit = part / whole
+            iou = np.float64(part) / whole  # exactly at the limit
+            wanted = bool(float(np.float32(iou)) > limit)
+            assert (iou > float(np.float32(_threshold_of_float32(limit, on_gpu=True)))) == wanted, (part, whole)
+            assert (iou > _threshold_of_float32(limit)) == wanted, (part, whole)

@@ -23,6 +23,7 @@ from utils.ema import ModelEMA
 from utils.guard import PATIENCE, Guard
 from utils.loss import DetectionLoss, scale_gains
 from utils.optim import build_optimizer, take_step
+from utils import prefetch as prefetching
 from utils.prefetch import one_ahead, prefetch
 
 OPTIMIZERS = pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
@@ -138,7 +139,7 @@ def test_the_loss_reads_nothing_from_the_device(monkeypatch):
 
 
 def test_finishing_pictures_reads_nothing_from_the_device():
-    rows = torch.tensor([Finish(1.1, 0.9, 1.2), Finish(mirrored=True), Finish(upside_down=True)], dtype=torch.float64)
+    rows = torch.tensor([Finish(1.1, 0.9, 1.2), Finish(mirrored=True), Finish(upside_down=True)])
     done = finish_images(torch.zeros(3, 3, 8, 8, dtype=torch.uint8, device="meta"), rows)
     assert done.device.type == "meta" and done.dtype == torch.uint8
 
@@ -212,6 +213,18 @@ def test_every_batch_comes_once_and_in_order_after_the_next_is_sent(count):
     assert [k for what, k in told if what == "sent"] == [k for what, k in told if what == "used"] == list(range(count))
     assert all(told.index(("sent", k + 1)) < told.index(("used", k)) for k in range(count - 1))
     assert all(told.index(("used", k)) < told.index(("sent", k + 2)) for k in range(count - 2))
+
+
+def test_all_epochs_share_one_stream_of_a_device(monkeypatch):
+    """What is freed on a stream is kept for that one: a new one in each epoch would take memory anew."""
+    made = []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or len(made))
+    monkeypatch.setattr(prefetching, "_send", lambda batch, device, stream: lambda: (batch, stream))
+    prefetching._side_stream.cache_clear()
+    first, second = torch.device("cuda", 0), torch.device("cuda", 1)
+    streams = [{stream for _, stream in prefetch(batches(3), device)} for device in (first, second, first)]
+    prefetching._side_stream.cache_clear()
+    assert streams == [{1}, {2}, {1}] and made == [first, second]
 
 
 def test_on_the_cpu_batches_pass_as_they_are():

@@ -1,5 +1,6 @@
 """NaN and infinity, wherever they come from, never reach the weights: skipped, gone back from, or stopped with advice."""
 
+import copy
 import csv
 import math
 import os
@@ -165,6 +166,26 @@ def test_many_bad_steps_in_a_row_send_the_run_back(tiny_data, tiny_cfg, tmp_path
     guard = state_of(tmp_path)["guard"]
     assert (guard["skipped"], guard["returns"], guard["in_a_row"]) == (PATIENCE, 1, 0)
     assert_finite(tmp_path)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_training_on_leaves_the_state_that_was_returned_to(tiny_data, tiny_cfg, tmp_path, monkeypatch, optimizer):
+    """The run may have to return to it once more."""
+    kept, plain = [], train.go_back
+
+    def go_back(run, good):
+        kept.append((good, copy.deepcopy(good)))
+        plain(run, good)
+
+    monkeypatch.setattr(train, "go_back", go_back)
+    into_the_loss(monkeypatch, math.nan, at(*range(3, 3 + PATIENCE)))
+    train.main([*arguments(tiny_data, tiny_cfg, tmp_path, 4), "--optimizer", optimizer])
+    [(now, then)] = kept
+    old, new = ([value for entry in state["optimizer"]["state"].values() for value in entry.values()]
+                for state in (then, now))
+    assert len(old) == len(new) > 0
+    for one, other in zip(old, new):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_numbers_that_stay_bad_stop_the_run_with_advice(tiny_data, tiny_cfg, tmp_path, monkeypatch):

@@ -28,25 +28,56 @@ def compile_if_faster(run: Any, learn: Learn) -> Any:
     if run.wrapped is not run.model:
         print("WARNING --compile has no effect over several GPUs or processes")
         return run
-    run.train_loader.set_epoch(run.state.epoch, start_batch=run.state.step)
+    run.train_loader.set_epoch(run.state.epoch)
     batches = list(islice(prefetch(run.train_loader, run.distributed.device), BATCHES))
     varying = run.options.multi_scale or run.options.rect
-    compiled = compile_model(run.model, batch_size=run.options.batch_size, varying=varying)
+    compiled = compile_model(run.model, batch_size=len(batches[0].images), varying=varying)
     trial = replace(run, wrapped=compiled, loss=copy.copy(run.loss))  # the loss balances its levels as it goes
     trial.set_modes()
-    return replace(run, wrapped=faster_model(
-        run.model, compiled, lambda model, batch: learn(replace(trial, wrapped=model), batch), batches))
+
+    def pass_over(model: nn.Module, batch: Batch) -> None:
+        compiled.replayed = False  # unless it is called
+        learn(replace(trial, wrapped=model), batch)
+
+    chosen = faster_model(run.model, compiled, pass_over, batches)
+    if chosen is not compiled:
+        compiled.give_up()
+    return replace(run, wrapped=chosen)
 
 
-def compile_model(model: nn.Module, *, batch_size: int, varying: bool) -> nn.Module:
+class Compiled(nn.Module):
+    """`module` compiled for batches of so many pictures, itself for any other, as the last of an epoch often is.
+
+    To compile for that one too would take longer than it ever saves. batch_size None: compiled for all. graphs: a GPU
+    replays a recording, which writes gradients where the last replay did, also those that wait to be summed up: what
+    comes out of it is copied.
+    """
+
+    def __init__(self, module: nn.Module, *, batch_size: int | None, graphs: bool) -> None:
+        super().__init__()
+        self.module, self.batch_size, self.replayed = module, batch_size, False
+        self.compiled = torch.compile(module, mode="reduce-overhead" if graphs else None,
+                                      dynamic=None if batch_size is None else False)
+        parameters = [parameter for parameter in module.parameters() if graphs and parameter.requires_grad]
+        self.hooks = [parameter.register_hook(self._copied) for parameter in parameters]
+
+    def _copied(self, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.clone() if self.replayed else gradient
+
+    def forward(self, images: torch.Tensor) -> Any:
+        self.replayed = self.batch_size in (None, len(images))
+        return self.compiled(images) if self.replayed else self.module(images)
+
+    def give_up(self) -> None:
+        """Leave nothing of this at the module."""
+        for hook in self.hooks:
+            hook.remove()
+
+
+def compile_model(model: nn.Module, *, batch_size: int, varying: bool) -> Compiled:
     """`model` compiled; its weights, state and names stay those of `model`. varying: pictures of many sizes."""
-    device = next(model.parameters()).device
-    graphs = device.type == "cuda" and batch_size <= SMALL_BATCH and not varying
-    if graphs:
-        for parameter in model.parameters():  # a replay writes where the last one did, also what waits to be summed up
-            if parameter.requires_grad:
-                parameter.register_hook(torch.clone)
-    return torch.compile(model, mode="reduce-overhead" if graphs else None, dynamic=None if varying else False)
+    graphs = next(model.parameters()).device.type == "cuda" and batch_size <= SMALL_BATCH and not varying
+    return Compiled(model, batch_size=None if varying else batch_size, graphs=graphs)
 
 
 def faster_model(model: nn.Module, compiled: nn.Module, learn: Learn, batches: Sequence[Any]) -> nn.Module:

@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     paths: list[str]  # of the pictures; of a mosaic, the picture it was made for
     letterboxes: list[Letterbox | None]  # how to get back to the original's pixels; None after augmentation
     filler: bool = False  # counts for nothing: another process has its picture, this one only keeps step
-    finishes: torch.Tensor | None = None  # (B, 5) float64, a Finish a row: what the device has still to do
+    finishes: torch.Tensor | None = None  # (B, 5) float32, a Finish a row: what the device has still to do
 
 
 # ---- samples ---------------------------------------------------------------------------------------------------------
@@ -95,7 +95,7 @@ class DetectionDataset(Dataset):
 
         targets, letterboxes, finishes = map(list, zip(*(self.helpers or one_by_one)(make, range(len(key.indices)))))
         batch = Batch(images, torch.from_numpy(np.concatenate(targets)), [self.index.paths[i] for i in key.indices],
-                      letterboxes, key.filler, torch.tensor(finishes, dtype=torch.float64) if self.unfinished else None)
+                      letterboxes, key.filler, torch.tensor(finishes, dtype=torch.float32) if self.unfinished else None)
         return group_in_fours(batch, self._quad_rng(key)) if self.quad else batch
 
     def expect(self, key: BatchKey) -> None:
@@ -284,11 +284,15 @@ class Loader:
         iterator = self._loader._iterator
         if iterator is None or not self.workers:
             return
-        iterator._shutdown_workers()
-        for worker in iterator._workers:
-            if worker.is_alive():
-                worker.kill()
-        self._loader._iterator = None
+        try:
+            iterator._shutdown_workers()
+        except RuntimeError:  # at the program's end it may start no thread any more, which it does to end the pinning
+            pass
+        finally:
+            for worker in iterator._workers:
+                if worker.is_alive():
+                    worker.kill()
+            self._loader._iterator = None
 
 
 # What torch says when /dev/shm is full: the worker is killed, or cannot make its file there.

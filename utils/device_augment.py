@@ -42,16 +42,15 @@ def draw_finish(boxes: np.ndarray, shape: tuple[int, int], *, settings: AugmentS
 def finish_images(images: Tensor, finishes: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) uint8 RGB with the colours and flips that the rows of `finishes` (B, 5) ask for.
 
-    finishes: each row a Finish, on the CPU, where looking at it costs no waiting; pinned for a GPU.
+    finishes: float32, each row a Finish, on the CPU, where looking at it costs no waiting; pinned for a GPU.
     """
-    factors, upside_down, mirrored = finishes[:, :3], finishes[:, 3] > 0, finishes[:, 4] > 0
-    if (factors != 1).any():
-        on_device = factors.to(images.device, torch.float32, non_blocking=True)
-        parts = zip(images.split(AT_A_TIME), on_device.split(AT_A_TIME))
+    on_device = finishes.to(images.device, non_blocking=True)  # as it lies: a part of it would be copied to plain memory
+    if (finishes[:, :3] != 1).any():
+        parts = zip(images.split(AT_A_TIME), on_device[:, :3].split(AT_A_TIME))
         images = torch.cat([jitter_hsv(*part) for part in parts])
-    for flips, dim in ((upside_down, 2), (mirrored, 3)):
-        if flips.any():
-            chosen = flips[:, None, None, None].to(images.device, non_blocking=True)
+    for column, dim in ((3, 2), (4, 3)):
+        if finishes[:, column].any():
+            chosen = on_device[:, column, None, None, None] > 0
             images = torch.where(chosen, images.flip(dim), images)
     return images
 

@@ -108,7 +108,7 @@ def _greedy(boxes: Tensor, groups: Tensor, iou_thres: float, max_det: int) -> Te
     """
     apart = _groups_apart(boxes, groups)
     ranks = torch.arange(len(boxes), 0, -1, device=boxes.device, dtype=apart.dtype)
-    threshold = _threshold_of_float32(iou_thres)
+    threshold = _threshold_of_float32(iou_thres, on_gpu=boxes.is_cuda)
     size = max(FIRST_BLOCK, 2 * max_det)
     while True:
         kept = nms(apart[:size], ranks[:size], threshold)
@@ -127,12 +127,17 @@ def _groups_apart(boxes: Tensor, groups: Tensor) -> Tensor:
 
 
 @cache
-def _threshold_of_float32(threshold: float) -> float:
-    """The limit for IoUs in float64 that parts them as `float32(IoU) > threshold` would, at ties like 3/5 > 0.6 too."""
-    below = torch.tensor(threshold, dtype=torch.float32)
-    if below.item() > threshold:
-        below = torch.nextafter(below, torch.tensor(-math.inf))
+def _threshold_of_float32(threshold: float, on_gpu: bool = False) -> float:
+    """The limit for IoUs in float64 that parts them as `float32(IoU) > threshold` would, at ties like 3/5 > 0.6 too.
+
+    on_gpu: torchvision's kernel rounds the limit to float32, so it is one, on the side of the tie that is right.
+    """
+    nearest = torch.tensor(threshold, dtype=torch.float32)
+    rounded_up = nearest.item() > threshold
+    below = torch.nextafter(nearest, torch.tensor(-math.inf)) if rounded_up else nearest
     above = torch.nextafter(below, torch.tensor(math.inf))
+    if on_gpu:
+        return (above if nearest.item() < threshold else below).item()
     return (below.item() + above.item()) / 2
 
 

@@ -13,7 +13,7 @@ def wrap_model(model: nn.Module, options: TrainOptions, distributed: Distributed
     if options.sync_bn and not (several and on_gpu):
         print("WARNING --sync-bn has no effect: it needs several processes with a GPU each (torchrun)")
     if options.sync_bn and several and on_gpu:
-        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place below the top: `model` itself is no BatchNorm
+        synchronise_batch_norm(model)
     elif several:
         print(f"Batch statistics are those of each process's {options.batch_size // distributed.world_size} pictures"
               + ("; --sync-bn takes them over all" if on_gpu else ""))
@@ -21,6 +21,19 @@ def wrap_model(model: nn.Module, options: TrainOptions, distributed: Distributed
     if several:
         settle_buckets(wrapped, smallest_size(model), distributed.device)
     return wrapped
+
+
+def synchronise_batch_norm(model: nn.Module) -> None:
+    """Let all batch norms below the top take their statistics over all processes, in place.
+
+    A batch norm that is a layer of the model's YAML keeps what the model wrote on it (its place, where its input is).
+    """
+    before = dict(model.named_modules(remove_duplicate=False))
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if layer is not before[name]:
+            for key in vars(before[name]).keys() - vars(layer).keys():
+                setattr(layer, key, getattr(before[name], key))
 
 
 def smallest_size(model: nn.Module) -> int:

@@ -1,6 +1,7 @@
 """Batches on their way to the device while it is still busy with the one before."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 
 import torch
 
@@ -17,8 +18,14 @@ def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     if device.type != "cuda":
         yield from batches
         return
-    stream = torch.cuda.Stream(device)
+    stream = _side_stream(device)
     yield from one_ahead(batches, lambda batch: _send(batch, device, stream))
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """The same one in every epoch: memory that was freed on one stream is kept for that stream alone."""
+    return torch.cuda.Stream(device)
 
 
 def one_ahead(batches: Iterable[Batch], send: Callable[[Batch], Callable[[], Batch]]) -> Iterator[Batch]:

@@ -404,5 +404,6 @@ LOST_CONTACT = ("Connection closed", "Connection reset", "Broken pipe", "gloo", 
 def _unexpected(error: BaseException) -> str:
     """One line where a peer is gone, else the traceback."""
     if isinstance(error, RuntimeError) and any(word in str(error) for word in LOST_CONTACT):
-        return f"error: lost contact with another process, whose own message says why ({str(error).splitlines()[0]})"
+        told = str(error) if "NCCL error in" in str(error) else str(error).splitlines()[0]  # NCCL's reason comes last
+        return f"error: lost contact with another process, whose own message says why ({told})"
     return "".join(traceback.format_exception(error)).rstrip()
