@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from models.loading import load_ensemble, resolve_weights
 from utils.acquire import acquire
+from utils.autobatch import advice_on_memory
 from utils.boxes import xywh_to_xyxy
 from utils.config import DatasetSpec, SuggestingParser, add_flags, flag
 from utils.dataset import Batch, Loader, make_loader
@@ -295,10 +296,10 @@ def measure(options: ValOptions, subject: Subject, **settings) -> Metrics:
     if size != options.imgsz:
         print(f"WARNING --imgsz {options.imgsz} is not a multiple of the model's stride {subject.grid}; using {size}")
     loader = open_loader(options, subject, size, square=square, device=device)
-    if device.type == "cuda":  # the first pass is slow and would be timed
-        with torch.no_grad():
-            subject.model(torch.zeros(1, 3, size, size, device=device))
-    with closing(loader):
+    with closing(loader), advice_on_memory(options.batch_size, size, training=False):
+        if device.type == "cuda":  # the first pass is slow and would be timed
+            with torch.no_grad():
+                subject.model(torch.zeros(1, 3, size, size, device=device))
         metrics = evaluate(subject.model, loader, conf=options.conf_thres, iou=options.iou_thres,
                            max_det=options.max_det, single_cls=options.single_cls, augment=options.augment,
                            names=subject.names, autocast=torch.float16 if options.half else None, **settings)

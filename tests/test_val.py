@@ -297,6 +297,16 @@ def test_speed(val_args, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("batch, advice", [(8, "--batch-size 4$"), (1, "--imgsz 32, or --half$")])
+def test_too_little_gpu_memory_is_one_line(val_args, monkeypatch, batch, advice):
+    def out_of_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(val, "non_max_suppression", out_of_memory)
+    with pytest.raises(UserError, match=f"out of GPU memory at --batch-size {batch}, --imgsz 64: try {advice}"):
+        val.main([*val_args, "--batch-size", str(batch)])
+
+
 def test_study(val_args, tiny_weights, tmp_path, monkeypatch):
     monkeypatch.setattr(val, "STUDY_SIZES", (32, 64))
     other = tmp_path / "other" / tiny_weights.name  # of the same name: both have a table of their own

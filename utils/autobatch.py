@@ -50,16 +50,17 @@ def extrapolate(used: dict[int, float], budget: float) -> int:
 
 
 @contextmanager
-def advice_on_memory(batch: int, imgsz: int, shares: int) -> Iterator[None]:
+def advice_on_memory(batch: int, imgsz: int, shares: int = 1, *, training: bool = True) -> Iterator[None]:
     """Turn want of GPU memory into a UserError that says what to try. shares: parts that a batch is divided into."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         if batch > shares:
             fewer = max(batch // 2 // shares, 1) * shares
-            advice = f"--batch-size {fewer}, or --batch-size -1, which finds the largest that fits"
+            advice = f"--batch-size {fewer}" + ", or --batch-size -1, which finds the largest that fits" * training
         else:
-            advice = f"--imgsz {max(imgsz // 64, 1) * 32}, or a smaller model (--cfg yolov5n.yaml)"
+            other = "a smaller model (--cfg yolov5n.yaml)" if training else "--half"
+            advice = f"--imgsz {max(imgsz // 64, 1) * 32}, or {other}"
         raise UserError(f"out of GPU memory at --batch-size {batch}, --imgsz {imgsz}: try {advice}") from error
 
 
