@@ -86,7 +86,7 @@ def test_varying_sizes_are_the_same_on_every_process():
         torch.manual_seed(generator_seed)
         np.random.seed(generator_seed)
         run = SimpleNamespace(
-            options=TrainOptions(multi_scale=True, imgsz=128), model=SimpleNamespace(stride=torch.tensor([32.0])),
+            options=TrainOptions(multi_scale=True, imgsz=128), grid=32,
             distributed=SimpleNamespace(device=torch.device("cpu")), state=SimpleNamespace(iteration=0))
         found = []
         for run.state.iteration in range(12):
