@@ -24,19 +24,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
+from benchmarks.device_limits import DATA_SHEET, Limits, Traffic, measured_limits, now  # noqa: E402
 from benchmarks.timing import compare, machine, print_rows, row  # noqa: E402
 from utils.compiling import compile_model  # noqa: E402
 from utils.dataset import Batch  # noqa: E402
@@ -47,7 +46,6 @@ from utils.runtime import Distributed, keep_freed_memory  # noqa: E402
 
 TARGETS = {"n": (1400, 5000), "s": (1300, 2500), "m": (650, 1100), "l": (330, 550), "x": (190, 310)}  # first, strong
 BATCHES = {"n": 128, "s": 128, "m": 96, "l": 64, "x": 48}  # where there are 75 GB of memory
-DATA_SHEET = {"H100": (3.35e12, 989e12), "H200": (4.8e12, 989e12)}  # bytes, and dense fp16 operations, a second
 PARTS = ("rates", "loader", "together", "limits", "profile", "precision", "kernels", "compile")
 READY = 4  # batches on the device
 CLASSES = 80
@@ -136,12 +134,6 @@ class Listening(Stopwatch):
             torch.cuda.set_sync_debug_mode("warn")
 
 
-def now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 def build(size: str, data: Path, folder: Path, batch: int, args: argparse.Namespace) -> train.Run:
     words = ["--data", data, "--cfg", f"yolov5{size}.yaml", "--weights", "", "--imgsz", args.imgsz,
              "--batch-size", batch, "--epochs", 1000, "--cache", "--workers", args.workers,
@@ -193,58 +185,6 @@ def precision(run: train.Run, dtype: torch.dtype | None) -> Iterator[train.Run]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Limits
-
-
-class Limits(NamedTuple):
-    """Bytes and operations a second."""
-
-    copy: float
-    product: float
-
-
-def measured_limits(device: torch.device) -> Limits:
-    """Of a large copy, bytes read and written, and of a large matrix product of random numbers."""
-    on_gpu = device.type == "cuda"
-    source = torch.empty(2**31 if on_gpu else 2**26, dtype=torch.uint8, device=device).random_()
-    target = torch.empty_like(source)
-    side = 8192 if on_gpu else 512
-    matrix = torch.randn(side, side, device=device, dtype=torch.float16 if on_gpu else torch.float32)
-    return Limits(2 * source.numel() / best_seconds(lambda: target.copy_(source), device),
-                  2 * side**3 / best_seconds(lambda: matrix @ matrix, device))
-
-
-def best_seconds(function: Callable[[], Any], device: torch.device, rounds: int = 5, times: int = 5) -> float:
-    function()
-    found = []
-    for _ in range(rounds):
-        start = now(device)
-        for _ in range(times):
-            function()
-        found.append((now(device) - start) / times)
-    return min(found)
-
-
-class Traffic(TorchDispatchMode):
-    """Adds up the bytes of the tensors that each operation on `device` reads or writes; views are free."""
-
-    def __init__(self, device: torch.device):
-        super().__init__()
-        self.device, self.bytes = device, 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        schema = function._schema
-        view = any(value.alias_info is not None and not value.alias_info.is_write for value in schema.returns)
-        if not view and "empty" not in schema.name:
-            written = [value for value, argument in zip(args, schema.arguments)
-                       if argument.alias_info is not None and argument.alias_info.is_write]
-            fresh = result if not written else None
-            self.bytes += sum(map(self._size, tree_leaves((args, kwargs, written, fresh))))
-        return result
-
-    def _size(self, value: Any) -> int:
-        here = isinstance(value, torch.Tensor) and value.device.type == self.device.type
-        return value.numel() * value.element_size() if here else 0
 
 
 def count_work(run: train.Run, batches: list[Batch]) -> tuple[float, float]:
