@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from utils import augment
-from utils.augment import (AugmentSettings, Letterbox, Tile, copy_paste, draw_warp, flip_horizontal, flip_vertical,
-                           letterbox, mixup, mosaic, place_labels, random_perspective, shift_hsv)
+from utils.augment import (AugmentSettings, Letterbox, Tile, copy_paste, draw_hsv, draw_warp, flip_horizontal,
+                           flip_vertical, letterbox, mixup, mosaic, multiply_hsv, place_labels, random_perspective)
 from utils.warp import GREY, Warp, candidates, visible_hulls
 
 RED = (0, 0, 255)
@@ -274,6 +274,11 @@ def tiles_of(images: list[np.ndarray], boxes: list[np.ndarray], polygons: list |
             for image, rows, outlines in zip(images, boxes, polygons)]
 
 
+def mosaic_of(tiles: list[Tile], size: int, **options) -> tuple[np.ndarray, np.ndarray]:
+    scene = mosaic(tiles, size, **options)
+    return scene.image(), scene.boxes
+
+
 def textbook_mosaic(tiles: list[Tile], size: int, settings: AugmentSettings, rng) -> np.ndarray:
     """The whole canvas of twice the size, tile by tile, and then the warp: the same draws in the same order."""
     y, x = rng.uniform(size / 2, 3 * size / 2, 2).astype(int)
@@ -313,7 +318,7 @@ def test_a_mosaic_has_the_pixels_of_the_textbook_way(seed, hyp, furthest):
     images = [cv2.GaussianBlur(rng.integers(0, 255, (*shape, 3), np.uint8), (9, 9), 0) for shape in shapes]
     tiles = tiles_of(images, [np.zeros((0, 5), np.float32)] * 4)
     settings = AugmentSettings(**hyp)
-    ours, rows = mosaic(tiles, 128, settings=settings, rng=np.random.default_rng(seed))
+    ours, rows = mosaic_of(tiles, 128, settings=settings, rng=np.random.default_rng(seed))
     textbook = textbook_mosaic(tiles, 128, settings, np.random.default_rng(seed))
     assert ours.shape == (128, 128, 3) and rows.shape == (0, 5)
     difference = np.abs(ours.astype(float) - textbook)[1:, 1:]  # a resize repeats the edge where there is no pixel before
@@ -331,7 +336,7 @@ def test_a_mosaic_keeps_boxes_on_their_objects(seed):
         images.append(image)
         boxes.append(np.array([[k, 0.375, 0.375, 0.25, 0.25]], np.float32)[:k < 3])
     settings = AugmentSettings(scale=0.5, translate=0.1)
-    image, rows = mosaic(tiles_of(images, boxes), 160, settings=settings, rng=np.random.default_rng(seed))
+    image, rows = mosaic_of(tiles_of(images, boxes), 160, settings=settings, rng=np.random.default_rng(seed))
     for kind, *box in rows.tolist():
         own = image[..., int(kind)].astype(int) - np.delete(image, int(kind), 2).max(2)  # grey has none of it
         found = red_box(np.stack([np.zeros_like(own), np.zeros_like(own), own.clip(0)], 2))
@@ -347,7 +352,7 @@ def test_tiles_that_cannot_be_seen_are_not_read_and_have_no_labels():
     seen = set()
     for seed in range(60):
         read.clear()
-        image, rows = mosaic(tiles, 100, settings=AugmentSettings(scale=0.9), rng=np.random.default_rng(seed))
+        image, rows = mosaic_of(tiles, 100, settings=AugmentSettings(scale=0.9), rng=np.random.default_rng(seed))
         visible = {k for k in range(4) if (image == colours[k]).all(2).any()}
         assert visible <= set(read) and len(rows) <= len(read)
         seen.add(len(read))
@@ -357,7 +362,7 @@ def test_tiles_that_cannot_be_seen_are_not_read_and_have_no_labels():
 def test_an_unreadable_tile_stays_grey_and_loses_its_labels():
     row = np.array([[0, 0.5, 0.5, 0.5, 0.5]], np.float32)
     tiles = [Tile((100, 100), row, [NONE], lambda rows: None)] * 4
-    image, rows = mosaic(tiles, 100, settings=AugmentSettings(), rng=np.random.default_rng(0))
+    image, rows = mosaic_of(tiles, 100, settings=AugmentSettings(), rng=np.random.default_rng(0))
     assert (image == GREY).all() and len(rows) == 0
 
 
@@ -367,7 +372,7 @@ def test_a_label_that_sticks_out_of_its_tile_does_not_reach_into_the_next():
     tiles = tiles_of(images, [wide] * 4)
     for seed in range(20):
         y, x = np.random.default_rng(seed).uniform(50, 150, 2).astype(int)
-        _, rows = mosaic(tiles, 100, settings=AugmentSettings(), rng=np.random.default_rng(seed))
+        _, rows = mosaic_of(tiles, 100, settings=AugmentSettings(), rng=np.random.default_rng(seed))
         left = rows[(rows[:, 1] < x - 50)]
         assert (left[:, 3] <= x - 50 + 1e-3).all()
 
@@ -380,8 +385,8 @@ def test_polygons_follow_their_own_label_in_a_mosaic():
     plain = tiles_of([np.zeros((100, 100, 3), np.uint8)] * 4, [rows] * 4)
     settings = AugmentSettings(scale=0.2)
     for seed in range(10):
-        _, ours = mosaic(tiles, 100, settings=settings, rng=np.random.default_rng(seed))
-        _, want = mosaic(plain, 100, settings=settings, rng=np.random.default_rng(seed))
+        _, ours = mosaic_of(tiles, 100, settings=settings, rng=np.random.default_rng(seed))
+        _, want = mosaic_of(plain, 100, settings=settings, rng=np.random.default_rng(seed))
         for kind, *box in want.tolist():  # a cut triangle may be smaller, or gone
             same = ours[ours[:, 0] == kind]
             assert kind == 1 or np.abs(same[:, 1:] - box).max(1).min() < 1e-3
@@ -441,7 +446,7 @@ def test_copy_paste_inside_a_mosaic_keeps_boxes_on_their_objects():
     outlines = [[square(20, 30, 60, 70) / 160], [], [], []]
     copies = 0
     for seed in range(20):
-        image, rows = mosaic(tiles_of(images, boxes, outlines), 160, rng=np.random.default_rng(seed),
+        image, rows = mosaic_of(tiles_of(images, boxes, outlines), 160, rng=np.random.default_rng(seed),
                              settings=AugmentSettings(scale=0.3, copy_paste=1.0))
         for row in rows:
             x1, y1, x2, y2 = np.round(row[1:]).astype(int)
@@ -468,20 +473,66 @@ def test_mixup_blends_evenly_and_keeps_both_labels():
 
 def test_hsv_with_gains_of_zero_changes_nothing():
     image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
-    assert shift_hsv(image, (0.0, 0.0, 0.0), rng=np.random.default_rng(0)) is image
+    assert multiply_hsv(image, draw_hsv((0.0, 0.0, 0.0), rng=np.random.default_rng(0))) is image
 
 
 def test_hsv_vector():
     draws = np.array([1.00146, 1.30127, 1.08221]) - 1
     pixels = np.array([[(10, 200, 30), (255, 0, 0), (128, 128, 128), (1, 2, 250)]], np.uint8)
-    shifted = shift_hsv(pixels, (1.0, 1.0, 1.0), rng=Fixed(draws))
+    shifted = multiply_hsv(pixels, draw_hsv((1.0, 1.0, 1.0), rng=Fixed(draws)))
     assert shifted.tolist() == [[[0, 216, 22], [255, 0, 0], [138, 138, 138], [0, 0, 255]]]
 
 
 def test_hsv_stays_in_its_gains_and_leaves_the_given_picture_alone():
     image = np.full((4, 4, 3), 100, np.uint8)
-    values = [int(shift_hsv(image, (0.0, 0.0, 0.4), rng=np.random.default_rng(seed))[0, 0, 0]) for seed in range(100)]
+    draws = [draw_hsv((0.0, 0.0, 0.4), rng=np.random.default_rng(seed)) for seed in range(100)]
+    values = [int(multiply_hsv(image, factors)[0, 0, 0]) for factors in draws]
     assert 59 <= min(values) < 70 and 130 < max(values) <= 140 and (image == 100).all()
+
+
+SMALL = [(128, 96), (40, 128), (70, 60), (128, 33)]  # of tiles that leave much of a canvas of 256 grey
+
+
+@pytest.mark.parametrize("hyp, before", [
+    ({"scale": 0.5, "translate": 0.1}, True), ({"scale": 0.4, "degrees": 20}, False), ({"perspective": 0.001}, False),
+    ({"scale": 0.4, "copy_paste": 1.0}, False),
+])  # fmt: skip
+@pytest.mark.parametrize("seed", range(12))
+def test_a_mosaic_is_coloured_as_its_output_would_be(seed, hyp, before):
+    """To the level, unless colours come before the resize: up to its rounding then."""
+    rng = np.random.default_rng(seed)
+    images = [cv2.GaussianBlur(rng.integers(0, 255, (*shape, 3), np.uint8), (9, 9), 0) for shape in SMALL]
+    outlines = [[square(0.2, 0.2, 0.6, 0.6)]] * 4
+    tiles = tiles_of(images, [np.array([[0, 0.4, 0.4, 0.4, 0.4]], np.float32)] * 4, outlines)
+    scene = mosaic(tiles, 128, settings=AugmentSettings(**hyp), rng=np.random.default_rng(seed))
+    factors = draw_hsv((0.015, 0.7, 0.4), rng=rng)
+    plain = scene.image().copy()
+    ours, want = scene.coloured(factors), multiply_hsv(plain, factors)
+    off = np.abs(ours.astype(int) - want)
+    if before and scene.warp.scale > 1:
+        assert off.mean() < 1 and np.percentile(off, 99) <= 6
+    else:
+        assert off.max() == 0
+
+
+def test_colours_of_a_mosaic_reach_all_of_its_grey():
+    factors = np.array([1.0, 1.0, 0.5])
+    unreadable = [Tile((100, 100), np.zeros((0, 5), np.float32), [], lambda rows: None)] * 4
+    for seed in range(20):
+        settings = AugmentSettings(scale=0.5, translate=0.4)
+        scene = mosaic(unreadable, 96, settings=settings, rng=np.random.default_rng(seed))
+        assert (scene.coloured(factors) == GREY // 2).all()
+        small = tiles_of([np.full((20, 30, 3), 250, np.uint8)] * 4, [np.zeros((0, 5), np.float32)] * 4)
+        scene = mosaic(small, 96, settings=settings, rng=np.random.default_rng(seed))
+        want = multiply_hsv(scene.image().copy(), factors)
+        assert np.abs(scene.coloured(factors).astype(int) - want).max() <= 1
+
+
+def test_without_factors_a_mosaic_keeps_its_colours():
+    images = [np.random.default_rng(k).integers(0, 255, (64, 64, 3), np.uint8) for k in range(4)]
+    scene = mosaic(tiles_of(images, [np.zeros((0, 5), np.float32)] * 4), 64, settings=AugmentSettings(scale=0.5),
+                   rng=np.random.default_rng(0))
+    assert (scene.coloured(None) == scene.image()).all()
 
 
 @pytest.mark.parametrize("flip", [flip_vertical, flip_horizontal])
@@ -517,7 +568,7 @@ def test_the_same_generator_gives_the_same_sample():
     images = [np.random.default_rng(k).integers(0, 255, (64, 64, 3), np.uint8) for k in range(4)]
     tiles = tiles_of(images, [np.array([[0, 0.5, 0.5, 0.5, 0.5]], np.float32)] * 4)
     settings = AugmentSettings(scale=0.5, translate=0.1, degrees=5)
-    (a, rows), (b, same), (c, _) = (mosaic(tiles, 64, settings=settings, rng=np.random.default_rng(seed))
+    (a, rows), (b, same), (c, _) = (mosaic_of(tiles, 64, settings=settings, rng=np.random.default_rng(seed))
                                     for seed in (1, 1, 2))
     assert (a == b).all() and rows.tolist() == same.tolist() and (a != c).any()
     assert augment.GREY == 114

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from utils.image_file import resize_to
-from utils.warp import GREY, Polygons, Warp, shift_matrix
+from utils.warp import GREY, Box, Polygons, Warp, shift_matrix
 
 MAX_COVERED = 0.30  # share of any other box that a pasted copy may cover
 
@@ -154,9 +154,40 @@ class Tile:
     # grey and its labels are dropped
 
 
-def mosaic(tiles: Sequence[Tile], size: int, *, settings: AugmentSettings,
-           rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Four pictures around a random centre of a canvas of twice the size, warped down to (size, size).
+@dataclass(frozen=True)
+class Scene:
+    """Pictures on a canvas with a warp that is still to come, and their labels after it."""
+
+    canvas: np.ndarray  # at least what the warp shows of it; this Scene's own
+    origin: tuple[int, int]  # x, y of the pixel of the canvas that this begins with
+    covered: Box  # the part of the canvas that has pictures: around it all is grey
+    warp: Warp
+    boxes: np.ndarray  # (n, 5) class, x1, y1, x2, y2 in pixels of the output
+
+    def image(self) -> np.ndarray:
+        """The output picture."""
+        return self.warp.image(self.canvas, self.origin)
+
+    def coloured(self, factors: np.ndarray | None) -> np.ndarray:
+        """The output picture after multiply_hsv. It uses the canvas up.
+
+        Colours are multiplied where there are fewer pixels, and only where there are pictures: up to the rounding of
+        pixels in between, a resize may as well come last.
+        """
+        if factors is None:
+            return self.image()
+        height, width = self.warp.output
+        if self.warp.begin != self.origin or self.canvas.size >= 3 * height * width:
+            image = self.image()
+            _multiply_within(image, self.warp.output_region(self.covered), factors)
+            return image
+        (left, top), (x1, y1, x2, y2) = self.origin, self.covered
+        _multiply_within(self.canvas, (x1 - left, y1 - top, x2 - left, y2 - top), factors)
+        return self.image()
+
+
+def mosaic(tiles: Sequence[Tile], size: int, *, settings: AugmentSettings, rng: np.random.Generator) -> Scene:
+    """Four pictures around a random centre of a canvas of twice the size, to be warped down to (size, size).
 
     Only the part of the canvas that the warp shows is built, and only the tiles in it are read.
     """
@@ -178,7 +209,18 @@ def mosaic(tiles: Sequence[Tile], size: int, *, settings: AugmentSettings,
     boxes, polygons = _place_tile_labels(shown, corners, 2 * size)
     if pastes:
         image, boxes, polygons = copy_paste(image, boxes, polygons=polygons, fraction=settings.copy_paste, rng=rng)
-    return warp.image(image, region[:2]), warp.labels(boxes, polygons)
+    covered = region if pastes else _covered_part(region, shown, corners)  # copies may lie anywhere
+    return Scene(image, region[:2], covered, warp, warp.labels(boxes, polygons))
+
+
+def _covered_part(region: Box, tiles: Sequence[Tile], corners: Sequence[tuple[int, int]]) -> Box:
+    """What of a region of the canvas these tiles at these corners (left, top) lie in, together."""
+    x1, y1, x2, y2 = region
+    if not tiles:
+        return x1, y1, x1, y1
+    left, top = map(min, zip(*corners))
+    right, bottom = (max(corner[k] + tile.shape[1 - k] for tile, corner in zip(tiles, corners)) for k in (0, 1))
+    return max(left, x1), max(top, y1), min(right, x2), min(bottom, y2)
 
 
 def _place_tile_labels(tiles: Sequence[Tile], corners: Sequence[tuple[int, int]],
@@ -197,7 +239,7 @@ def _place_tile_labels(tiles: Sequence[Tile], corners: Sequence[tuple[int, int]]
     of_tile = np.repeat(np.arange(len(tiles)), [len(tile.boxes) for tile in tiles])
     rows = np.concatenate([tile.boxes for tile in tiles])
     placed = _corners(rows, frames[of_tile, :2], frames[of_tile, 2:])
-    placed = placed.clip(np.tile(low, 2)[of_tile], np.tile(high, 2)[of_tile])
+    placed = placed.clip(*(bound[of_tile][:, [0, 1, 0, 1]] for bound in (low, high)))
     return np.concatenate([rows[:, :1], placed], 1, dtype=np.float32), polygons
 
 
@@ -262,17 +304,31 @@ def mixup(image: np.ndarray, boxes: np.ndarray, *, other: np.ndarray, other_boxe
 # ---- colour and flips ------------------------------------------------------------------------------------------------
 
 
-def shift_hsv(image: np.ndarray, gains: tuple[float, float, float], *, rng: np.random.Generator) -> np.ndarray:
-    """Multiply hue, saturation and value by random factors of 1 ± gains; gains of 0 return the picture itself."""
-    if not any(gains):
+def draw_hsv(gains: tuple[float, float, float], *, rng: np.random.Generator) -> np.ndarray | None:
+    """(3,) random factors of 1 ± gains for hue, saturation and value; None if all gains are 0."""
+    return 1.0 + rng.uniform(-1.0, 1.0, 3) * gains if any(gains) else None
+
+
+def multiply_hsv(image: np.ndarray, factors: np.ndarray | None, *, out: np.ndarray | None = None) -> np.ndarray:
+    """Multiply hue, saturation and value by their factors, into `out` if given; None returns the picture itself."""
+    if factors is None:
         return image
-    factors = 1.0 + rng.uniform(-1.0, 1.0, 3) * gains
     levels = np.arange(256)[:, None] * factors  # (256, 3)
     levels[:, 0] %= HUES
     tables = levels.clip(0, 255).astype(np.uint8).T
     planes = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))  # plane by plane is faster than all channels at once
     shifted = [_look_up(*parts) for parts in zip(planes, tables, factors, (HUES, 256, 256))]
-    return cv2.cvtColor(cv2.merge(shifted), cv2.COLOR_HSV2BGR)
+    return cv2.cvtColor(cv2.merge(shifted), cv2.COLOR_HSV2BGR, dst=out)
+
+
+def _multiply_within(image: np.ndarray, box: Box, factors: np.ndarray) -> None:
+    """multiply_hsv of a picture in place, which is grey outside of a box."""
+    x1, y1, x2, y2 = box
+    inner = image[y1:y2, x1:x2]
+    if inner.size:
+        multiply_hsv(inner, factors, out=inner)
+    for margin in (image[:y1], image[y2:], image[y1:y2, :x1], image[y1:y2, x2:]):
+        margin[:] = min(int(GREY * factors[2]), 255)  # grey has a value, and no hue nor saturation
 
 
 LEVELS = np.arange(256, dtype=np.uint8)

@@ -21,8 +21,8 @@ import torch
 from torch.multiprocessing import reductions
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from utils.augment import (AugmentSettings, Letterbox, Tile, flip_horizontal, flip_vertical, letterbox, mixup,
-                           mosaic, place_labels, random_perspective, shift_hsv)
+from utils.augment import (AugmentSettings, Letterbox, Scene, Tile, draw_hsv, flip_horizontal, flip_vertical,
+                           letterbox, mixup, mosaic, multiply_hsv, place_labels, random_perspective)
 from utils.batches import PARTNERS, BatchKey, GlobalBatches, random_stream
 from utils.device_augment import Finish, draw_finish
 from utils.errors import UserError
@@ -143,24 +143,27 @@ class DetectionDataset(Dataset):
                   partners: Sequence[int] | None = None) -> Sample:
         """Picture i in a mosaic or alone, warped, with its colours shifted, flipped."""
         settings, others = self.settings, self._partners(rng, partners)
-        if others is not None:
-            image, boxes = self._mosaic([i, *others[:3]], shape[0], rng)
-            if rng.random() < settings.mixup:
-                other, other_boxes = self._mosaic(others[3:], shape[0], rng)
-                image, boxes = mixup(image, boxes, other=other, other_boxes=other_boxes, rng=rng)
-        else:
+        image, scene = None, None
+        if others is None:
             image, boxes = self._warped(i, shape, rng)
+        else:
+            scene = self._mosaic([i, *others[:3]], shape[0], rng)
+            boxes = scene.boxes
+            if rng.random() < settings.mixup:
+                other = self._mosaic(others[3:], shape[0], rng)
+                image, boxes = mixup(scene.image(), boxes, other=other.image(), other_boxes=other.boxes, rng=rng)
         if self.unfinished:
-            boxes, finish = draw_finish(boxes, image.shape[:2], settings=settings, rng=rng)
-            return Sample(image, boxes, None, finish)
-        image = shift_hsv(image, settings.hsv, rng=rng)
+            boxes, finish = draw_finish(boxes, shape, settings=settings, rng=rng)
+            return Sample(scene.image() if image is None else image, boxes, None, finish)
+        factors = draw_hsv(settings.hsv, rng=rng)
+        image = scene.coloured(factors) if image is None else multiply_hsv(image, factors)
         if rng.random() < settings.flipud:
             image, boxes = flip_vertical(image, boxes)
         if rng.random() < settings.fliplr:
             image, boxes = flip_horizontal(image, boxes)
         return Sample(image, boxes, None)
 
-    def _mosaic(self, four: list[int], size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _mosaic(self, four: list[int], size: int, rng: np.random.Generator) -> Scene:
         tiles = [Tile(self.pictures.shape(i), self.index.boxes(i), self.index.polygons(i),
                       lambda rows, i=i: self.pictures.read(i, rows)) for i in rng.permutation(four).tolist()]
         return mosaic(tiles, size, settings=self.settings, rng=rng)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.augment import AugmentSettings, flip_horizontal, flip_vertical
+from utils.augment import AugmentSettings, draw_hsv, flip_horizontal, flip_vertical
 
 AT_A_TIME = 16  # pictures: what stands in between stays in the device's cache, and small
 
@@ -17,7 +17,7 @@ AT_A_TIME = 16  # pictures: what stands in between stays in the device's cache, 
 class Finish(NamedTuple):
     """What is left to do with the pixels of one picture."""
 
-    hue: float = 1.0  # factors, as shift_hsv draws them
+    hue: float = 1.0  # factors, as draw_hsv draws them
     saturation: float = 1.0
     value: float = 1.0
     upside_down: bool = False
@@ -28,15 +28,15 @@ def draw_finish(boxes: np.ndarray, shape: tuple[int, int], *, settings: AugmentS
                 rng: np.random.Generator) -> tuple[np.ndarray, Finish]:
     """The flipped boxes (n, 5) of a picture of shape (H, W), and what its pixels still need.
 
-    Draws what shift_hsv and the flips of the worker would draw, so that a sample is the same on every device.
+    Draws what the worker would draw, so that a sample is the same on every device.
     """
-    factors = (1.0 + rng.uniform(-1.0, 1.0, 3) * settings.hsv).tolist() if any(settings.hsv) else [1.0] * 3
+    factors = draw_hsv(settings.hsv, rng=rng)
     upside_down, mirrored = bool(rng.random() < settings.flipud), bool(rng.random() < settings.fliplr)
     if upside_down:  # of a picture that is flipped for its boxes only, one column is enough
         _, boxes = flip_vertical(np.zeros((shape[0], 1), np.uint8), boxes)
     if mirrored:
         _, boxes = flip_horizontal(np.zeros((1, shape[1]), np.uint8), boxes)
-    return boxes, Finish(*factors, upside_down, mirrored)
+    return boxes, Finish(*([1.0] * 3 if factors is None else factors.tolist()), upside_down, mirrored)
 
 
 def finish_images(images: Tensor, finishes: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def finish_images(images: Tensor, finishes: Tensor) -> Tensor:
 def jitter_hsv(images: Tensor, factors: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) uint8 RGB with hue, saturation and value multiplied by their factors (B, 3).
 
-    With the scales and roundings of OpenCV's 8 bits, as shift_hsv has them: hue 0 to 179, the others 0 to 255.
+    With the scales and roundings of OpenCV's 8 bits, as multiply_hsv has them: hue 0 to 179, the others 0 to 255.
     """
     by_hue, by_saturation, by_value = factors[:, :, None, None].unbind(1)  # (B, 1, 1) each
     hue, saturation, value = _rgb_to_hsv(images.float())

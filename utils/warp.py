@@ -14,7 +14,9 @@ MIN_SIDE = 2.0  # pixels; a warped box must be wider and higher
 MIN_AREA_BOX, MIN_AREA_POLYGON = 0.10, 0.01  # share of its scaled area that must remain visible
 MAX_ASPECT = 100.0
 HORIZON = 1e-3  # smallest third coordinate of a point in front of the viewer
+ROW = 32  # pixels, a multiple of what OpenCV works on at once: the rest of a row it rounds otherwise
 
+Box = tuple[int, int, int, int]  # x1, y1, x2, y2 in whole pixels
 Polygons = list[np.ndarray]  # for each box its (k, 2) outline in pixels, (0, 2) where only the box is known
 
 
@@ -42,8 +44,8 @@ class Warp(NamedTuple):
         begin = round(-x / a), round(-y / a)
         return self._replace(matrix=np.array([[a, 0, -begin[0] * a], [0, a, -begin[1] * a], [0, 0, 1]]), begin=begin)
 
-    def visible_region(self) -> tuple[int, int, int, int]:
-        """x1, y1, x2, y2: the part of the canvas that the output can show, with room for interpolation.
+    def visible_region(self) -> Box:
+        """The part of the canvas that the output can show, with room for interpolation.
 
         With a `begin` it starts there, and may reach beyond the canvas, where all is grey.
         """
@@ -59,6 +61,17 @@ class Warp(NamedTuple):
         x1, y1 = np.clip(low, 0, (width, height)).astype(int).tolist()
         x2, y2 = np.clip(high, 0, (width, height)).astype(int).tolist()
         return x1, y1, max(x2, x1 + 1), max(y2, y1 + 1)
+
+    def output_region(self, box: Box) -> Box:
+        """The part of the output that this part of the canvas can have a share in, in whole ROWs of pixels."""
+        height, width = self.output
+        if self.begin is None:
+            return 0, 0, width, height
+        scale = float(self.matrix[0, 0])
+        (x1, y1), (x2, y2) = (((corner[0] - self.begin[0] + room) * scale, (corner[1] - self.begin[1] + room) * scale)
+                              for corner, room in ((box[:2], -1), (box[2:], 1)))
+        return (max(math.floor(x1 / ROW) * ROW, 0), max(math.floor(y1), 0),
+                min(math.ceil(x2 / ROW) * ROW, width), min(math.ceil(y2), height))
 
     def image(self, canvas: np.ndarray, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
         """Output picture of a canvas, or of the part of it that begins at `origin` x, y."""
@@ -86,9 +99,11 @@ class Warp(NamedTuple):
         if not len(boxes):
             return boxes
         height, width = self.output
-        moved = self._hulls(boxes[:, 1:])
-        seen = np.isfinite(moved).all(1)
-        moved = np.nan_to_num(moved).clip(0, (width, height, width, height))
+        moved, seen = self._hulls(boxes[:, 1:]), True
+        if not self.is_affine:
+            seen = np.isfinite(moved).all(1)
+            moved = np.nan_to_num(moved)
+        moved = moved.clip(0, (width, height, width, height))
         outlined = np.array([len(polygon) > 0 for polygon in polygons])
         if outlined.any():
             outlines = [np.nan_to_num(self.points(polygon)) for polygon in polygons if len(polygon)]
@@ -100,7 +115,7 @@ class Warp(NamedTuple):
     def _hulls(self, boxes: np.ndarray) -> np.ndarray:
         """(n, 4) xyxy around the four corners of each box (n, 4); NaN where one of them is behind the viewer."""
         if self.begin is not None:
-            return boxes * self.matrix[0, 0] + np.tile(self.matrix[:2, 2], 2)
+            return boxes * self.matrix[0, 0] + self.matrix[[0, 1, 0, 1], 2]
         corners = self.points(boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2))
         return np.concatenate([corners.min(1), corners.max(1)], 1)
 
