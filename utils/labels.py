@@ -305,7 +305,7 @@ def _stamps_of(paths: list[str]) -> np.ndarray:
         names = [path[len(folder):] for path in pictures]
         columns[0].append(_stat(folder, names))
         labels = _folder(label_path(folder + names[0]))  # a folder's pictures have their labels in one folder too
-        columns[1].append(_stat(labels, [os.path.splitext(name)[0] + ".txt" for name in names]))
+        columns[1].append(_stat(labels, [name[:name.rfind(".")] + ".txt" for name in names]))
     return np.concatenate([np.concatenate(column) for column in columns], 1)
 
 
