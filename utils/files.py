@@ -49,17 +49,28 @@ def find_file(name: str | Path, *folders: Path) -> Path | None:
 
 
 def open_regular(path: str | Path, max_bytes: int) -> BinaryIO:
-    """Open a file of data to read. OSError for one larger than `max_bytes`, and for what is no regular file: opening
-    a pipe may wait for ever, and a device has no end."""
+    """Open a file of data to read; OSError as `read_regular` says."""
+    if _regular_size(path, max_bytes) > SMALL_BYTES:
+        return open(path, "rb")
+    with open(path, "rb", 0) as file:  # to read all of it takes less than to set up a buffer and move it about
+        return io.BytesIO(file.read(SMALL_BYTES))
+
+
+def read_regular(path: str | Path, max_bytes: int) -> bytes:
+    """All of a file of data. OSError for one larger than `max_bytes`, and for what is no regular file: opening a pipe
+    may wait for ever, and a device has no end."""
+    _regular_size(path, max_bytes)
+    with open(path, "rb", 0) as file:  # without a buffer, whose contents would be put before the rest by a copy
+        return file.read()
+
+
+def _regular_size(path: str | Path, max_bytes: int) -> int:
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
     if status.st_size > max_bytes:
         raise OSError(errno.EFBIG, f"more than {max_bytes >> 20} MiB")
-    if status.st_size > SMALL_BYTES:
-        return open(path, "rb")
-    with open(path, "rb", 0) as file:  # to read all of it takes less than to set up a buffer and move it about
-        return io.BytesIO(file.read(SMALL_BYTES))
+    return status.st_size
 
 
 def check_archive(path: str | Path) -> None:

@@ -1,5 +1,6 @@
 """Reading pictures from their files: whole, or resized, and then their upper rows alone where no others are needed."""
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import open_regular
+from utils.files import read_regular
 from utils.image_header import MAX_BYTES, UNREADABLE, expected_shape, jpeg_scan
 
 BELOW = 8  # rows more than needed: the lowest of a shortened JPEG borrow colour from the row below, and resizing mixes two
@@ -40,11 +41,8 @@ def read_resized(path: str | Path, shape: tuple[int, int], *, smooth: bool, rows
 def _read(path: str | Path, decode: Callable[[bytes, tuple[int, int]], np.ndarray | None]) -> np.ndarray:
     """What `decode` makes of a file's bytes and of the height and width in its header; UserError for None."""
     try:
-        with open_regular(path, MAX_BYTES) as file:
-            shape = expected_shape(file)  # before the decoder takes the memory for it
-            file.seek(0)
-            data = file.read()
-        image = decode(data, shape)
+        data = read_regular(path, MAX_BYTES)
+        image = decode(data, expected_shape(io.BytesIO(data)))  # the shape before the decoder takes the memory for it
     except (OSError, cv2.error, MemoryError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except ValueError as error:
