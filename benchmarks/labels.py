@@ -6,9 +6,9 @@
 The baseline opens and verifies each picture with Pillow, looks for a JPEG's end mark, and reads its label file into
 lists of Python floats that are checked as arrays: one process, nothing written. Ours writes its cache too. The files
 are in the memory of the system for most rows (they were just written): what is compared then is the work, not the disk.
-For the rows "from the disk" the system is told to forget what they hold before each scan, as if they had lain there for
-long. The second start still asks for the size and times of both files of each picture, since none that was edited may
-go unnoticed.
+For the rows "from the disk" the system is told to forget what the files hold before each scan (it still knows their
+names, sizes and places), and the second start comes right after it. A second start always asks for the size and times
+of both files of each picture, since none that was edited may go unnoticed.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def main() -> None:
                 row("second start, from the cache, against our scan", again, at_least="20", unit="s"),
                 row("second start, from the cache, against the textbook's", textbook_again, at_least="20", unit="s"),
                 *([row("scan and check, from the disk", cold, at_least="3", unit="s"),
-                   row("second start, against our scan from the disk", cold_again, at_least="20", unit="s")]
+                   row("second start right after it, against our scan from the disk", cold_again, at_least="20", unit="s")]
                   if cold else [])],
                machine())
 

@@ -60,8 +60,9 @@ def loaded(data, **flags):
 
 @pytest.mark.parametrize("gains", [{}, GAINS], ids=["flips alone", "colours too"])
 @pytest.mark.parametrize("rect", [False, True])
-def test_a_sample_is_the_same_on_every_device(tiny_data, gains, rect):
-    hyp = {**FLIPPING, **gains, "degrees": 5.0}
+@pytest.mark.parametrize("degrees", [0.0, 5.0])
+def test_a_sample_is_the_same_on_every_device(tiny_data, gains, rect, degrees):
+    hyp = {**FLIPPING, **gains, "degrees": degrees}
     whole, parts = (loaded(tiny_data, hyp=hyp, rect=rect, finish_on_device=later) for later in (False, True))
     flipped = 0
     for batch, other in zip(whole, parts, strict=True):

@@ -1,5 +1,6 @@
 """Pictures read from their files: whole, resized, and their upper rows alone."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -7,9 +8,23 @@ import numpy as np
 import pytest
 from test_image_header import exif, with_segment
 
+from utils import image_file
 from utils.errors import UserError
 from utils.image_file import read_image, read_resized, resize_to, resized_shape, shorten_jpeg
 from utils.image_header import jpeg_scan
+
+
+def test_nothing_but_a_file_of_some_size_is_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.jpg")  # nobody writes to it: to open it would never end
+    (tmp_path / "folder.jpg").mkdir()
+    for name in ("pipe.jpg", "folder.jpg"):
+        with pytest.raises(UserError, match=f"{name}: cannot be read: not a regular file"):
+            read_image(tmp_path / name)
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((20, 20, 3), np.uint8))
+    monkeypatch.setattr(image_file, "MAX_BYTES", 10)
+    with pytest.raises(UserError, match="a.png: cannot be read: more than 0 MiB"):
+        read_image(tmp_path / "a.png")
+
 
 @pytest.mark.parametrize("shape, resized", [
     ((333, 500), (427, 640)), ((500, 333), (640, 427)), ((1200, 1920), (400, 640)),

@@ -244,8 +244,10 @@ def test_stamps_of_files_in_any_place(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (folder / "link").symlink_to(folder / "images")
     paths = ["set/images/train/a.jpg", "set/images/train/gone.jpg", "set/link/train/b.jpg", "c.jpg", "/no/d.jpg",
-             "set/images/train/c.jpg", str(folder / "images/train/b.jpg"), f"{os.sep}e.jpg"]
+             "set/images/train/a.b.jpg", "set/images/train/c.jpg", str(folder / "images/train/b.jpg"), f"{os.sep}e.jpg"]
     write_picture(tmp_path / "c.jpg")
+    write_picture(folder / "images/train/a.b.jpg")
+    write_labels(folder / "labels/train/a.b.txt", "0 .5 .5 .2 .2")
 
     def stamp(path: str) -> list[int]:
         if not os.path.exists(path):
@@ -254,7 +256,7 @@ def test_stamps_of_files_in_any_place(folder, tmp_path, monkeypatch):
         return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
     want = [stamp(path) + stamp(label_path(path)) for path in paths]
-    assert labels._stamps(paths).tolist() == want and sum(row[0] > 0 for row in want) == 5
+    assert labels._stamps(paths).tolist() == want and sum(row[0] > 0 for row in want) == 6
     monkeypatch.delattr(os, "O_PATH")  # other systems
     assert labels._stamps(paths).tolist() == want
 

@@ -169,21 +169,16 @@ class Scene:
         return self.warp.image(self.canvas, self.origin)
 
     def coloured(self, factors: np.ndarray | None) -> np.ndarray:
-        """The output picture after multiply_hsv. It uses the canvas up.
-
-        Colours are multiplied where there are fewer pixels, and only where there are pictures: up to the rounding of
-        pixels in between, a resize may as well come last.
-        """
-        if factors is None:
-            return self.image()
-        height, width = self.warp.output
-        if self.warp.begin != self.origin or self.canvas.size >= 3 * height * width:
-            image = self.image()
-            _multiply_within(image, self.warp.output_region(self.covered), factors)
-            return image
-        (left, top), (x1, y1, x2, y2) = self.origin, self.covered
-        _multiply_within(self.canvas, (x1 - left, y1 - top, x2 - left, y2 - top), factors)
-        return self.image()
+        """The output picture after multiply_hsv, which need not look at what is grey all over. Call it at most once."""
+        image = self.image()  # may be the canvas itself
+        if factors is not None:
+            x1, y1, x2, y2 = self.warp.output_region(self.covered)
+            inner = image[y1:y2, x1:x2]
+            if inner.size:
+                multiply_hsv(inner, factors, out=inner)
+            for margin in (image[:y1], image[y2:], image[y1:y2, :x1], image[y1:y2, x2:]):
+                margin[:] = min(int(GREY * factors[2]), 255)  # grey has a value, and no hue nor saturation
+        return image
 
 
 def mosaic(tiles: Sequence[Tile], size: int, *, settings: AugmentSettings, rng: np.random.Generator) -> Scene:
@@ -319,16 +314,6 @@ def multiply_hsv(image: np.ndarray, factors: np.ndarray | None, *, out: np.ndarr
     planes = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))  # plane by plane is faster than all channels at once
     shifted = [_look_up(*parts) for parts in zip(planes, tables, factors, (HUES, 256, 256))]
     return cv2.cvtColor(cv2.merge(shifted), cv2.COLOR_HSV2BGR, dst=out)
-
-
-def _multiply_within(image: np.ndarray, box: Box, factors: np.ndarray) -> None:
-    """multiply_hsv of a picture in place, which is grey outside of a box."""
-    x1, y1, x2, y2 = box
-    inner = image[y1:y2, x1:x2]
-    if inner.size:
-        multiply_hsv(inner, factors, out=inner)
-    for margin in (image[:y1], image[y2:], image[y1:y2, :x1], image[y1:y2, x2:]):
-        margin[:] = min(int(GREY * factors[2]), 255)  # grey has a value, and no hue nor saturation
 
 
 LEVELS = np.arange(256, dtype=np.uint8)

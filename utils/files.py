@@ -59,9 +59,9 @@ def open_regular(path: str | Path, max_bytes: int) -> BinaryIO:
 def read_regular(path: str | Path, max_bytes: int) -> bytes:
     """All of a file of data. OSError for one larger than `max_bytes`, and for what is no regular file: opening a pipe
     may wait for ever, and a device has no end."""
-    _regular_size(path, max_bytes)
+    size = _regular_size(path, max_bytes)
     with open(path, "rb", 0) as file:  # without a buffer, whose contents would be put before the rest by a copy
-        return file.read()
+        return file.read(size)
 
 
 def _regular_size(path: str | Path, max_bytes: int) -> int:
