@@ -1,7 +1,9 @@
 """Optimizers over three groups of parameters, and the weight decay they use."""
 
 import difflib
-from typing import Any
+from collections.abc import Callable
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +39,9 @@ def build_optimizer(
 
     SGD uses Nesterov momentum; for Adam and AdamW `momentum` is the first beta. An unknown name is a UserError.
     """
+    sgd = FusedSGD if _kernel(model) and len({p.dtype for p in model.parameters()}) == 1 else torch.optim.SGD
     makers = {
-        "SGD": lambda groups: torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=True, **_kernel(model)),
+        "SGD": lambda groups: sgd(groups, lr=lr, momentum=momentum, nesterov=True, **_kernel(model)),
         "Adam": lambda groups: torch.optim.Adam(groups, lr=lr, betas=(momentum, 0.999), **_kernel(model)),
         "AdamW": lambda groups: torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), **_kernel(model)),
         "RMSProp": lambda groups: torch.optim.RMSprop(groups, lr=lr, momentum=momentum),
@@ -58,6 +61,66 @@ def _kernel(model: nn.Module) -> dict[str, bool]:
     return {"fused": True} if len(devices) == 1 and devices <= {"cpu", "cuda"} else {}
 
 
+class Lists(NamedTuple):
+    """What FusedSGD found in its groups and its state, and holds on to."""
+
+    parameters: list[list[nn.Parameter]]  # for each group those that have a gradient
+    states: list[list[dict[str, Tensor]]]  # of each of these, with its momentum
+    others: list[nn.Parameter]  # those that have none
+
+    def gradients(self) -> list[list[Tensor]]:
+        return [[parameter.grad for parameter in group] for group in self.parameters]
+
+
+class FusedSGD(torch.optim.SGD):
+    """torch.optim.SGD(fused=True), with the same state, whose lists of tensors are built once and not in each step.
+
+    All parameters are of one type, on one device. Momentum starts as zeros, so that a first step which the kernel leaves
+    out (see take_step) leaves it written.
+    """
+
+    _lists: Lists | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        lists, gradients = self._current()
+        scaling = {name: getattr(self, name, None) for name in ("grad_scale", "found_inf")}
+        for group, parameters, states, slopes in zip(self.param_groups, lists.parameters, lists.states, gradients):
+            if parameters:
+                momenta = [state["momentum_buffer"] for state in states] if group["momentum"] else []
+                torch._fused_sgd_(parameters, slopes, momenta, is_first_step=False, **scaling,
+                                  **{name: group[name] for name in ("lr", "momentum", "weight_decay", "dampening",
+                                                                    "nesterov", "maximize")})
+        return loss
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        self._lists = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # when a state is loaded, too
+        self._lists = None
+
+    def _current(self) -> tuple[Lists, list[list[Tensor]]]:
+        """The lists, built anew where they do not hold any more, and the gradients."""
+        lists = self._lists
+        if lists is not None and all(p.grad is None for p in lists.others):
+            gradients = lists.gradients()
+            if all(gradient is not None for group in gradients for gradient in group):
+                return lists, gradients
+        parameters = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        for parameter in chain(*parameters):
+            if self.state[parameter].get("momentum_buffer") is None:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        self._lists = lists = Lists(parameters, [[self.state[p] for p in group] for group in parameters],
+                                    [p for group in self.param_groups for p in group["params"] if p.grad is None])
+        return lists, lists.gradients()
+
+
 def take_step(optimizer: torch.optim.Optimizer, admitted: bool | Tensor) -> None:
     """A step if `admitted`. As a 0-dim tensor that is not waited for: the one-kernel steps find out by themselves.
 
@@ -67,20 +130,11 @@ def take_step(optimizer: torch.optim.Optimizer, admitted: bool | Tensor) -> None
         if admitted:
             optimizer.step()
         return
-    _begin_momentum(optimizer)
     optimizer.grad_scale, optimizer.found_inf = None, (~admitted).float()  # what a GradScaler hands to these kernels
     try:
         optimizer.step()
     finally:
         del optimizer.grad_scale, optimizer.found_inf
-
-
-def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Zeros where SGD has no momentum yet: a first step that its kernel leaves out would leave them unwritten."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"] if group.get("momentum") else ():
-            if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: Any) -> None:
