@@ -68,7 +68,7 @@ def measure(words: list[str], cache: str, pairs: int, ahead: bool) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data/shapes.yaml")
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("words", nargs="*")
     options = parser.parse_args()
     keep_freed_memory()
