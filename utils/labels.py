@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.errors import UserError, one_line
-from utils.files import atomic_write, check_archive, open_regular
+from utils.files import atomic_write, check_archive, open_regular, read_regular
 from utils.image_header import picture_shape
 from utils.label_file import ParsedLabels, parse_labels
 from utils.spread import MAX_WORKERS, spread
@@ -145,8 +145,7 @@ def _read_list(file: Path) -> Iterable[str]:
 def _scan_label_file(path: str, num_classes: int | None) -> tuple[ParsedLabels | None, list[str]]:
     """Labels of a file (None where it does not exist) and messages; UserError for a class the data set lacks."""
     try:
-        with open_regular(path, MAX_LABEL_BYTES) as file:
-            data = file.read()
+        data = read_regular(path, MAX_LABEL_BYTES)
     except FileNotFoundError:
         return None, []
     except OSError as error:

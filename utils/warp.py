@@ -67,9 +67,9 @@ class Warp(NamedTuple):
         height, width = self.output
         if self.begin is None:
             return 0, 0, width, height
-        scale = float(self.matrix[0, 0])
-        (x1, y1), (x2, y2) = (((corner[0] - self.begin[0] + room) * scale, (corner[1] - self.begin[1] + room) * scale)
-                              for corner, room in ((box[:2], -1), (box[2:], 1)))
+        (left, top), scale = self.begin, float(self.matrix[0, 0])
+        x1, x2 = (box[0] - left - 1) * scale, (box[2] - left + 1) * scale
+        y1, y2 = (box[1] - top - 1) * scale, (box[3] - top + 1) * scale
         return (max(math.floor(x1 / ROW) * ROW, 0), max(math.floor(y1), 0),
                 min(math.ceil(x2 / ROW) * ROW, width), min(math.ceil(y2), height))
 
