@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from utils import augment
-from utils.augment import (AugmentSettings, Letterbox, Tile, copy_paste, draw_hsv, draw_warp, flip_horizontal,
-                           flip_vertical, letterbox, mixup, mosaic, multiply_hsv, place_labels, random_perspective)
+from utils.augment import (AugmentSettings, Finish, Letterbox, Scene, Tile, copy_paste, draw_finish, draw_warp,
+                           letterbox, mixup, mosaic, multiply_hsv, place_labels, random_perspective)
 from utils.warp import GREY, Warp, candidates, visible_hulls
 
 RED = (0, 0, 255)
@@ -110,6 +110,9 @@ class Fixed:
     def uniform(self, low, high, size):
         return self.draws
 
+    def random(self):
+        return 0.5
+
 
 # Draws in -1...1 of the vectors below: px, py, angle, gain, two shears, two shifts.
 DRAWS = [0.6888437030500962, 0.515908805880605, -0.15885683833831, -0.4821664994140733,
@@ -190,12 +193,17 @@ def test_candidates_of_nothing():
     assert candidates(np.zeros((0, 4)), np.zeros((0, 4)), 0.1).shape == (0,)
 
 
+def perspective_of(image, boxes, polygons, settings, seed=0):
+    """Output picture and boxes of a random perspective."""
+    scene = random_perspective(image, boxes, polygons=polygons, settings=settings, rng=np.random.default_rng(seed))
+    return scene.image(), scene.boxes
+
+
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("hyp", [{"scale": 0.5, "translate": 0.1}, {"scale": 0.9}, {"translate": 0.2}])
 def test_upright_warps_keep_a_box_on_its_object(seed, hyp):
     image, boxes = canvas(200, 300, (140, 90, 180, 120)), np.array([[7, 140, 90, 180, 120]], np.float32)
-    warped, rows = random_perspective(image, boxes, polygons=[NONE], settings=AugmentSettings(**hyp),
-                                      rng=np.random.default_rng(seed))
+    warped, rows = perspective_of(image, boxes, [NONE], AugmentSettings(**hyp), seed)
     assert warped.shape == image.shape
     if len(rows):
         assert rows[0, 0] == 7
@@ -209,8 +217,8 @@ def test_tilting_warps_keep_boxes_around_and_outlines_on_their_object(seed, hyp)
     image, boxes = canvas(240, 320, (130, 100, 190, 150)), np.array([[0, 130, 100, 190, 150]], np.float32)
     outline = np.array([(130, 100), (190, 100), (190, 150), (130, 150)], np.float32)
     settings = AugmentSettings(**hyp)
-    warped, rows = random_perspective(image, boxes, polygons=[NONE], settings=settings, rng=np.random.default_rng(seed))
-    _, exact = random_perspective(image, boxes, polygons=[outline], settings=settings, rng=np.random.default_rng(seed))
+    warped, rows = perspective_of(image, boxes, [NONE], settings, seed)
+    _, exact = perspective_of(image, boxes, [outline], settings, seed)
     assert len(rows) == len(exact) == 1
     np.testing.assert_allclose(red_box(warped), exact[0, 1:], atol=1.2)  # corners fade, so a pixel more is allowed
     assert (rows[0, 1:3] <= exact[0, 1:3] + 1e-3).all() and (rows[0, 3:] >= exact[0, 3:] - 1e-3).all()
@@ -218,8 +226,7 @@ def test_tilting_warps_keep_boxes_around_and_outlines_on_their_object(seed, hyp)
 
 def test_no_settings_leave_the_picture_itself():
     image = canvas(40, 60, (10, 10, 30, 30))
-    same, rows = random_perspective(image, BOXES[:0], polygons=[], settings=AugmentSettings(),
-                                    rng=np.random.default_rng(0))
+    same, rows = perspective_of(image, BOXES[:0], [], AugmentSettings())
     assert same is image and rows.shape == (0, 5)
 
 
@@ -457,14 +464,19 @@ def test_copy_paste_inside_a_mosaic_keeps_boxes_on_their_objects():
     assert copies >= 3
 
 
+def unwarped(image: np.ndarray, boxes: np.ndarray) -> Scene:
+    sides = image.shape[:2]
+    return Scene(image, (0, 0), (0, 0, *sides[::-1]), Warp(np.eye(3), 1.0, sides, sides), boxes)
+
+
 def test_mixup_blends_evenly_and_keeps_both_labels():
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(200):
-        image, rows = mixup(np.full((2, 2, 3), 200, np.uint8), BOXES[:1], other=np.zeros((2, 2, 3), np.uint8),
-                            other_boxes=BOXES[1:3], rng=rng)
-        shares.append(image[0, 0, 0] / 200)
-    assert rows[:, 0].tolist() == [0, 1, 2]
+        mixed = mixup(unwarped(np.full((2, 2, 3), 200, np.uint8), BOXES[:1]),
+                      unwarped(np.zeros((2, 2, 3), np.uint8), BOXES[1:3]), rng=rng)
+        shares.append(mixed.image()[0, 0, 0] / 200)
+    assert mixed.boxes[:, 0].tolist() == [0, 1, 2]
     assert np.mean(shares) == pytest.approx(0.5, abs=0.02)
     assert np.std(shares) == pytest.approx((1 / (4 * 65)) ** 0.5, abs=0.012)  # of Beta(32, 32)
 
@@ -474,20 +486,22 @@ def test_mixup_blends_evenly_and_keeps_both_labels():
 
 def test_hsv_with_gains_of_zero_changes_nothing():
     image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
-    assert multiply_hsv(image, draw_hsv((0.0, 0.0, 0.0), rng=np.random.default_rng(0))) is image
+    finish = draw_finish(AugmentSettings(), rng=np.random.default_rng(0))
+    assert finish == Finish() and finish.factors is None and multiply_hsv(image, finish.factors) is image
 
 
 def test_hsv_vector():
     draws = np.array([1.00146, 1.30127, 1.08221]) - 1
     pixels = np.array([[(10, 200, 30), (255, 0, 0), (128, 128, 128), (1, 2, 250)]], np.uint8)
-    shifted = multiply_hsv(pixels, draw_hsv((1.0, 1.0, 1.0), rng=Fixed(draws)))
+    finish = draw_finish(AugmentSettings(hsv_h=1.0, hsv_s=1.0, hsv_v=1.0), rng=Fixed(draws))
+    shifted = multiply_hsv(pixels, finish.factors)
     assert shifted.tolist() == [[[0, 216, 22], [255, 0, 0], [138, 138, 138], [0, 0, 255]]]
 
 
 def test_hsv_stays_in_its_gains_and_leaves_the_given_picture_alone():
     image = np.full((4, 4, 3), 100, np.uint8)
-    draws = [draw_hsv((0.0, 0.0, 0.4), rng=np.random.default_rng(seed)) for seed in range(100)]
-    values = [int(multiply_hsv(image, factors)[0, 0, 0]) for factors in draws]
+    finishes = [draw_finish(AugmentSettings(hsv_v=0.4), rng=np.random.default_rng(seed)) for seed in range(100)]
+    values = [int(multiply_hsv(image, finish.factors)[0, 0, 0]) for finish in finishes]
     assert 59 <= min(values) < 70 and 130 < max(values) <= 140 and (image == 100).all()
 
 
@@ -505,7 +519,7 @@ def test_a_mosaic_is_coloured_as_its_output_would_be(seed, hyp):
     outlines = [[square(0.2, 0.2, 0.6, 0.6)]] * 4
     tiles = tiles_of(images, [np.array([[0, 0.4, 0.4, 0.4, 0.4]], np.float32)] * 4, outlines)
     scene = mosaic(tiles, 128, settings=AugmentSettings(**hyp), rng=np.random.default_rng(seed))
-    factors = draw_hsv((0.015, 0.7, 0.4), rng=rng)
+    factors = draw_finish(AugmentSettings(hsv_h=0.015, hsv_s=0.7, hsv_v=0.4), rng=rng).factors
     plain = scene.image().copy()
     np.testing.assert_array_equal(scene.coloured(factors), multiply_hsv(plain, factors))
 
@@ -530,14 +544,34 @@ def test_without_factors_a_mosaic_keeps_its_colours():
     assert (scene.coloured(None) == scene.image()).all()
 
 
-@pytest.mark.parametrize("flip", [flip_vertical, flip_horizontal])
-def test_flips(flip):
+def test_colours_leave_the_picture_that_a_warp_shows_alone():
+    """It may be one that is kept in memory."""
+    image = np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)
+    kept = image.copy()
+    scene = unwarped(image, BOXES[:0])
+    factors = np.array([1.0, 0.5, 0.5])
+    np.testing.assert_array_equal(scene.coloured(factors), multiply_hsv(kept, factors))
+    assert (image == kept).all()
+
+
+@pytest.mark.parametrize("finish", [Finish(upside_down=True), Finish(mirrored=True),
+                                    Finish(upside_down=True, mirrored=True)])
+def test_flips(finish):
     image, boxes = canvas(50, 80, (10, 5, 30, 20)), np.array([[3, 10, 5, 30, 20]], np.float32)
-    flipped, rows = flip(image, boxes)
-    np.testing.assert_allclose(red_box(flipped), rows[0, 1:])
-    again, same = flip(flipped, rows)
-    assert (again == image).all() and same.tolist() == boxes.tolist()
-    assert flip(image, boxes[:0])[1].shape == (0, 5)
+    flipped, rows = finish.flip(image), finish.flip_boxes(boxes, (50, 80))
+    x1, y1, x2, y2 = red_box(flipped)
+    assert (y1 > 25) == finish.upside_down and (x1 > 40) == finish.mirrored
+    np.testing.assert_allclose((x1, y1, x2, y2), rows[0, 1:])
+    again, same = finish.flip(flipped), finish.flip_boxes(rows, (50, 80))
+    assert (again == image).all() and same.tolist() == boxes.tolist() == [[3, 10, 5, 30, 20]]
+    assert finish.flip_boxes(boxes[:0], (50, 80)).shape == (0, 5)
+
+
+def test_flips_are_drawn_as_often_as_asked_for():
+    settings = AugmentSettings(flipud=0.25, fliplr=0.75)
+    drawn = [draw_finish(settings, rng=np.random.default_rng(seed)) for seed in range(400)]
+    assert 0.18 < np.mean([finish.upside_down for finish in drawn]) < 0.32
+    assert 0.68 < np.mean([finish.mirrored for finish in drawn]) < 0.82
 
 
 # ---- settings and labels

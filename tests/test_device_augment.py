@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from utils.augment import multiply_hsv
+from utils.augment import Finish, multiply_hsv
 from utils.dataset import make_loader
-from utils.device_augment import Finish, finish_images, jitter_hsv
+from utils.device_augment import finish_images, jitter_hsv
 from utils.labels import load_index
 
 FLIPPING = {"flipud": 0.5, "fliplr": 0.5, "mosaic": 0.5, "mixup": 0.5, "translate": 0.1, "scale": 0.5}

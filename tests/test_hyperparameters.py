@@ -10,7 +10,7 @@ import torch
 import train
 from models.yolo import DetectionModel
 from utils import autoanchor
-from utils.augment import AugmentSettings, draw_hsv, multiply_hsv
+from utils.augment import AugmentSettings, draw_finish, multiply_hsv
 from utils.config import Hyperparameters, TrainOptions
 from utils.dataset import make_loader
 from utils.labels import load_index
@@ -218,7 +218,7 @@ def check_hsv_h():
     assert all(np.abs(image[y, x] - (200, 40, 40)).max() <= 2 for image, _ in samples(10, hsv_h=0.5))
     green = np.full((1, 1, 3), (40, 200, 40), np.uint8)  # hue 60
     rng = np.random.default_rng(0)
-    shifted = [multiply_hsv(green, draw_hsv((0.5, 0, 0), rng=rng)) for _ in range(60)]
+    shifted = [multiply_hsv(green, draw_finish(AugmentSettings(hsv_h=0.5), rng=rng).factors) for _ in range(60)]
     hues = [int(cv2.cvtColor(image, cv2.COLOR_BGR2HSV)[0, 0, 0]) for image in shifted]
     assert 29 <= min(hues) < 36 and 84 < max(hues) <= 90
 

@@ -16,14 +16,15 @@ import train
 from kill_and_resume import differences
 from test_numbers_gone_bad import (STEPS, arguments, assert_finite, at, into_a_gradient, into_a_weight, into_the_loss,
                                    into_the_pictures, rows_of, state_of)
+from utils import prefetch as prefetching
+from utils.augment import Finish
 from utils.config import Hyperparameters
 from utils.dataset import Batch
-from utils.device_augment import Finish, finish_images
+from utils.device_augment import finish_images
 from utils.ema import ModelEMA
 from utils.guard import PATIENCE, Guard
 from utils.loss import DetectionLoss, scale_gains
 from utils.optim import build_optimizer, take_step
-from utils import prefetch as prefetching
 from utils.prefetch import one_ahead, prefetch
 
 OPTIMIZERS = pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])

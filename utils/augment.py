@@ -6,7 +6,7 @@ its (k, 2) outline in pixels, (0, 2) where only the box is known. Coordinates ar
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -133,11 +133,44 @@ def draw_warp(canvas: tuple[int, int], output: tuple[int, int], *, settings: Aug
     return Warp(to_place @ shear @ rotation @ perspective @ to_centre, scale, tuple(canvas), tuple(output))
 
 
+@dataclass(frozen=True)
+class Scene:
+    """A canvas of pictures with a warp that is still to come, and the labels after it."""
+
+    canvas: np.ndarray  # at least what the warp shows of it
+    origin: tuple[int, int]  # x, y of the pixel of the whole canvas that this begins with
+    covered: Box  # the part of the whole canvas that has pictures: around it all is grey
+    warp: Warp
+    boxes: np.ndarray  # (n, 5) class, x1, y1, x2, y2 in pixels of the output
+
+    def image(self) -> np.ndarray:
+        """The output picture; it may be the canvas itself."""
+        return self.warp.image(self.canvas, self.origin)
+
+    def coloured(self, factors: np.ndarray | None) -> np.ndarray:
+        """The output picture after multiply_hsv, which need not look at what is grey all over. Where the warp is a mere
+        resize, call it at most once: it may change the canvas."""
+        image = self.image()
+        if factors is None or self.warp.begin is None:
+            return multiply_hsv(image, factors)
+        x1, y1, x2, y2 = self.warp.output_region(self.covered)
+        inner = image[y1:y2, x1:x2]
+        if inner.size:
+            multiply_hsv(inner, factors, out=inner)
+        for margin in (image[:y1], image[y2:], image[y1:y2, :x1], image[y1:y2, x2:]):
+            margin[:] = min(int(GREY * factors[2]), 255)  # grey has a value, and no hue nor saturation
+        return image
+
+
 def random_perspective(image: np.ndarray, boxes: np.ndarray, *, polygons: Polygons, settings: AugmentSettings,
-                       rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+                       rng: np.random.Generator) -> Scene:
     """Warp a picture and its labels within its own size; labels that hardly remain visible are dropped."""
     warp = draw_warp(image.shape[:2], image.shape[:2], settings=settings, rng=rng)
-    return warp.image(image), warp.labels(boxes, polygons)
+    return _whole(image, warp, warp.labels(boxes, polygons))
+
+
+def _whole(image: np.ndarray, warp: Warp, boxes: np.ndarray) -> Scene:
+    return Scene(image, (0, 0), (0, 0, image.shape[1], image.shape[0]), warp, boxes)
 
 
 # ---- mosaic, copy-paste, mixup ---------------------------------------------------------------------------------------
@@ -152,33 +185,6 @@ class Tile:
     polygons: Polygons  # as fractions
     read: Callable[[int], np.ndarray | None]  # at least so many of its upper rows; None: unreadable, so its place stays
     # grey and its labels are dropped
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Pictures on a canvas with a warp that is still to come, and their labels after it."""
-
-    canvas: np.ndarray  # at least what the warp shows of it; this Scene's own
-    origin: tuple[int, int]  # x, y of the pixel of the canvas that this begins with
-    covered: Box  # the part of the canvas that has pictures: around it all is grey
-    warp: Warp
-    boxes: np.ndarray  # (n, 5) class, x1, y1, x2, y2 in pixels of the output
-
-    def image(self) -> np.ndarray:
-        """The output picture."""
-        return self.warp.image(self.canvas, self.origin)
-
-    def coloured(self, factors: np.ndarray | None) -> np.ndarray:
-        """The output picture after multiply_hsv, which need not look at what is grey all over. Call it at most once."""
-        image = self.image()  # may be the canvas itself
-        if factors is not None:
-            x1, y1, x2, y2 = self.warp.output_region(self.covered)
-            inner = image[y1:y2, x1:x2]
-            if inner.size:
-                multiply_hsv(inner, factors, out=inner)
-            for margin in (image[:y1], image[y2:], image[y1:y2, :x1], image[y1:y2, x2:]):
-                margin[:] = min(int(GREY * factors[2]), 255)  # grey has a value, and no hue nor saturation
-        return image
 
 
 def mosaic(tiles: Sequence[Tile], size: int, *, settings: AugmentSettings, rng: np.random.Generator) -> Scene:
@@ -289,19 +295,48 @@ def _paste_mirrored(image: np.ndarray, source: np.ndarray, polygon: np.ndarray) 
         image[y1:y2, width - x2:width - x1][mirror] = source[y1:y2, x1:x2][:, ::-1][mirror]
 
 
-def mixup(image: np.ndarray, boxes: np.ndarray, *, other: np.ndarray, other_boxes: np.ndarray,
-          rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def mixup(scene: Scene, other: Scene, *, rng: np.random.Generator) -> Scene:
     """Blend two pictures of one size, with the labels of both (Zhang et al., 2018; share from Beta(32, 32))."""
     share = float(rng.beta(32.0, 32.0))
-    return cv2.addWeighted(image, share, other, 1.0 - share, 0.0), np.concatenate([boxes, other_boxes])
+    image = cv2.addWeighted(scene.image(), share, other.image(), 1.0 - share, 0.0)
+    as_it_is = Warp(np.eye(3), 1.0, image.shape[:2], image.shape[:2])
+    return _whole(image, as_it_is, np.concatenate([scene.boxes, other.boxes]))
 
 
 # ---- colour and flips ------------------------------------------------------------------------------------------------
 
 
-def draw_hsv(gains: tuple[float, float, float], *, rng: np.random.Generator) -> np.ndarray | None:
-    """(3,) random factors of 1 ± gains for hue, saturation and value; None if all gains are 0."""
-    return 1.0 + rng.uniform(-1.0, 1.0, 3) * gains if any(gains) else None
+class Finish(NamedTuple):
+    """The last that is done to a picture, here or on the device: its colours change, and it is flipped."""
+
+    hue: float = 1.0  # factors
+    saturation: float = 1.0
+    value: float = 1.0
+    upside_down: bool = False
+    mirrored: bool = False
+
+    @property
+    def factors(self) -> np.ndarray | None:
+        """(3,) for multiply_hsv; None if the colours stay as they are."""
+        return None if self[:3] == (1.0, 1.0, 1.0) else np.array(self[:3])
+
+    def flip(self, image: np.ndarray) -> np.ndarray:
+        axis = {(True, False): 0, (False, True): 1, (True, True): -1}.get((self.upside_down, self.mirrored))
+        return image if axis is None else cv2.flip(image, axis)
+
+    def flip_boxes(self, boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """The boxes (n, 5) of a flipped picture of shape (H, W)."""
+        boxes = boxes.copy()
+        for flipped, columns, side in ((self.upside_down, [2, 4], shape[0]), (self.mirrored, [1, 3], shape[1])):
+            if flipped:
+                boxes[:, columns] = side - boxes[:, columns[::-1]]
+        return boxes
+
+
+def draw_finish(settings: AugmentSettings, *, rng: np.random.Generator) -> Finish:
+    """Factors of 1 ± the gains for hue, saturation and value, and whether to flip."""
+    factors = (1.0 + rng.uniform(-1.0, 1.0, 3) * settings.hsv).tolist() if any(settings.hsv) else (1.0, 1.0, 1.0)
+    return Finish(*factors, bool(rng.random() < settings.flipud), bool(rng.random() < settings.fliplr))
 
 
 def multiply_hsv(image: np.ndarray, factors: np.ndarray | None, *, out: np.ndarray | None = None) -> np.ndarray:
@@ -329,17 +364,3 @@ def _look_up(plane: np.ndarray, table: np.ndarray, factor: float, count: int) ->
     if np.array_equal(cv2.convertScaleAbs(LEVELS[:count], **rounding).ravel(), table[:count]):
         return cv2.convertScaleAbs(plane, **rounding)
     return cv2.LUT(plane, np.ascontiguousarray(table))
-
-
-def flip_vertical(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Upside down."""
-    boxes = boxes.copy()
-    boxes[:, [2, 4]] = image.shape[0] - boxes[:, [4, 2]]
-    return cv2.flip(image, 0), boxes
-
-
-def flip_horizontal(image: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Left to right."""
-    boxes = boxes.copy()
-    boxes[:, [1, 3]] = image.shape[1] - boxes[:, [3, 1]]
-    return cv2.flip(image, 1), boxes

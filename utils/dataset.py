@@ -21,10 +21,9 @@ import torch
 from torch.multiprocessing import reductions
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from utils.augment import (AugmentSettings, Letterbox, Scene, Tile, draw_hsv, flip_horizontal, flip_vertical,
-                           letterbox, mixup, mosaic, multiply_hsv, place_labels, random_perspective)
+from utils.augment import (AugmentSettings, Finish, Letterbox, Scene, Tile, draw_finish, letterbox, mixup, mosaic,
+                           place_labels, random_perspective)
 from utils.batches import PARTNERS, BatchKey, GlobalBatches, random_stream
-from utils.device_augment import Finish, draw_finish
 from utils.errors import UserError
 from utils.image_cache import Pictures, open_pictures
 from utils.labels import LabelIndex
@@ -53,7 +52,7 @@ class Sample(NamedTuple):
     image: np.ndarray  # BGR (H, W, 3)
     boxes: np.ndarray  # (n, 5) class, x1, y1, x2, y2 in pixels
     letterbox: Letterbox | None
-    finish: Finish | None = None
+    finish: Finish | None = None  # of an augmented one: done already, unless it is left to the device
 
 
 class DetectionDataset(Dataset):
@@ -142,33 +141,23 @@ class DetectionDataset(Dataset):
     def augmented(self, i: int, shape: tuple[int, int], *, rng: np.random.Generator,
                   partners: Sequence[int] | None = None) -> Sample:
         """Picture i in a mosaic or alone, warped, with its colours shifted, flipped."""
-        settings, others = self.settings, self._partners(rng, partners)
-        image, scene = None, None
+        others = self._partners(rng, partners)
         if others is None:
-            image, boxes = self._warped(i, shape, rng)
+            scene = self._warped(i, shape, rng)
         else:
             scene = self._mosaic([i, *others[:3]], shape[0], rng)
-            boxes = scene.boxes
-            if rng.random() < settings.mixup:
-                other = self._mosaic(others[3:], shape[0], rng)
-                image, boxes = mixup(scene.image(), boxes, other=other.image(), other_boxes=other.boxes, rng=rng)
-        if self.unfinished:
-            boxes, finish = draw_finish(boxes, shape, settings=settings, rng=rng)
-            return Sample(scene.image() if image is None else image, boxes, None, finish)
-        factors = draw_hsv(settings.hsv, rng=rng)
-        image = scene.coloured(factors) if image is None else multiply_hsv(image, factors)
-        if rng.random() < settings.flipud:
-            image, boxes = flip_vertical(image, boxes)
-        if rng.random() < settings.fliplr:
-            image, boxes = flip_horizontal(image, boxes)
-        return Sample(image, boxes, None)
+            if rng.random() < self.settings.mixup:
+                scene = mixup(scene, self._mosaic(others[3:], shape[0], rng), rng=rng)
+        finish = draw_finish(self.settings, rng=rng)
+        image = scene.image() if self.unfinished else finish.flip(scene.coloured(finish.factors))
+        return Sample(image, finish.flip_boxes(scene.boxes, shape), None, finish)
 
     def _mosaic(self, four: list[int], size: int, rng: np.random.Generator) -> Scene:
         tiles = [Tile(self.pictures.shape(i), self.index.boxes(i), self.index.polygons(i),
                       lambda rows, i=i: self.pictures.read(i, rows)) for i in rng.permutation(four).tolist()]
         return mosaic(tiles, size, settings=self.settings, rng=rng)
 
-    def _warped(self, i: int, shape: tuple[int, int], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _warped(self, i: int, shape: tuple[int, int], rng: np.random.Generator) -> Scene:
         sample = self.plain(i, shape, scaleup=True)
         box = sample.letterbox
         gain = box.gain[0] * box.shape[0], box.gain[1] * box.shape[1]

@@ -1,48 +1,18 @@
 """The last steps of augmentation, colours and flips, drawn by the data workers and done to the pixels on the device.
 
-Letters: B pictures of a batch, H W rows and columns, n boxes.
+Letters: B pictures of a batch, H W rows and columns.
 """
 
-from typing import NamedTuple
-
-import numpy as np
 import torch
 from torch import Tensor
 
-from utils.augment import AugmentSettings, draw_hsv, flip_horizontal, flip_vertical
-
 AT_A_TIME = 16  # pictures: what stands in between stays in the device's cache, and small
-
-
-class Finish(NamedTuple):
-    """What is left to do with the pixels of one picture."""
-
-    hue: float = 1.0  # factors, as draw_hsv draws them
-    saturation: float = 1.0
-    value: float = 1.0
-    upside_down: bool = False
-    mirrored: bool = False
-
-
-def draw_finish(boxes: np.ndarray, shape: tuple[int, int], *, settings: AugmentSettings,
-                rng: np.random.Generator) -> tuple[np.ndarray, Finish]:
-    """The flipped boxes (n, 5) of a picture of shape (H, W), and what its pixels still need.
-
-    Draws what the worker would draw, so that a sample is the same on every device.
-    """
-    factors = draw_hsv(settings.hsv, rng=rng)
-    upside_down, mirrored = bool(rng.random() < settings.flipud), bool(rng.random() < settings.fliplr)
-    if upside_down:  # of a picture that is flipped for its boxes only, one column is enough
-        _, boxes = flip_vertical(np.zeros((shape[0], 1), np.uint8), boxes)
-    if mirrored:
-        _, boxes = flip_horizontal(np.zeros((1, shape[1]), np.uint8), boxes)
-    return boxes, Finish(*([1.0] * 3 if factors is None else factors.tolist()), upside_down, mirrored)
 
 
 def finish_images(images: Tensor, finishes: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) uint8 RGB with the colours and flips that the rows of `finishes` (B, 5) ask for.
 
-    finishes: float32, each row a Finish, on the CPU, where looking at it costs no waiting; pinned for a GPU.
+    finishes: float32, each row a Finish (utils.augment), on the CPU, where looking at it costs no waiting; pinned for a GPU.
     """
     on_device = finishes.to(images.device, non_blocking=True)  # as it lies: a part of it would be copied to plain memory
     if (finishes[:, :3] != 1).any():
