@@ -9,8 +9,7 @@ from torch import nn
 
 import train
 from utils.checkpoint import read_checkpoint
-from utils.compiling import (Compiled, compile_if_faster, compile_model, faster_model, left_as_it_was,
-                             seconds_in_turn)
+from utils.compiling import Compiled, compile_if_faster, compile_model, faster_model, left_as_it_was, seconds_in_turn
 from utils.ema import unwrap
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import detect
-from detect import Detector, DetectOptions, Found, Speed, Timing
+from detect import DetectOptions, Detector, Found, Speed, Timing
 from models import loading
 from models.yolo import DetectionModel
 from utils.boxes import pairwise_iou, xywh_to_xyxy

@@ -18,8 +18,7 @@ from kill_and_resume import descendants
 
 import train
 from utils.checkpoint import read_checkpoint
-from utils.config import Hyperparameters
-from utils.config import TrainOptions
+from utils.config import Hyperparameters, TrainOptions
 from utils.errors import UserError
 from utils.launch import find_launch, remember_launch
 from utils.parallel import wrap_model

@@ -16,9 +16,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from kill_and_resume import BEGUN, descendants, start
 
 import train
-from kill_and_resume import BEGUN, descendants, start
 from utils import errors
 from utils.autobatch import advice_on_memory
 from utils.checkpoint import read_checkpoint

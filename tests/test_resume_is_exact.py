@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from kill_and_resume import differences, flatten
 
 import train
-from kill_and_resume import differences, flatten
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.errors import UserError
 from utils.labels import load_index

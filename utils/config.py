@@ -15,7 +15,6 @@ from typing import Any
 from utils.errors import UserError
 from utils.files import find_file, read_yaml
 
-
 MAX_PATH = 4096  # characters
 
 

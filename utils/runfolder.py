@@ -8,9 +8,9 @@ import numpy as np
 
 from utils.checkpoint import CheckpointWriter, snapshot
 from utils.dataset import Batch
+from utils.drawing import plot_batch
 from utils.errors import UserError
 from utils.files import write_yaml
-from utils.drawing import plot_batch
 from utils.plots import Plotter, plot_label_correlogram, plot_labels, plot_results
 from utils.resume import HALF, START
 from utils.runlog import ResultsFile
