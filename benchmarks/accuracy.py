@@ -4,8 +4,8 @@
     python benchmarks/accuracy.py --data bccd.yaml --variants all-on no-bf16 --seeds 0 1 2
 
 Prints mAP50 and mAP50-95 of the best epoch by variant and seed. What gives the same bits anyway is not switched off:
-memory that is kept, the loss's own backward pass, the suppression, caches. A folder of an earlier call with --project is
-gone on with: runs in it that are finished are not run again. --finished trains nothing and prints what is there.
+memory that is kept, the loss's own backward pass, the suppression, caches. A folder of an earlier call with --project
+is gone on with: runs in it that are finished are not run again. --finished trains nothing and prints what is there.
 """
 
 import argparse

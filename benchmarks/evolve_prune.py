@@ -4,8 +4,8 @@
     python benchmarks/evolve_prune.py --record FLAGS OF TRAIN.PY      makes such a table: evolves and stops nothing
 
 The curves are those of generations that all ran to their end: fitness after every epoch, in the column `curve` of an
-evolve.csv. Recorded ones lie beside this script: 24 generations of a tiny model on a half of the built-in data, and 8 of
-a larger one, too few for the rule to save much. Each table is replayed in the order in which it was made, by one
+evolve.csv. Recorded ones lie beside this script: 24 generations of a tiny model on a half of the built-in data, and 8
+of a larger one, too few for the rule to save much. Each table is replayed in the order in which it was made, by one
 worker and by two, and in shuffled orders, because nobody chooses the order in which good and bad ideas come.
 """
 

@@ -116,8 +116,8 @@ def main() -> None:
                 row("second start, from the cache, against our scan", again, at_least="20", unit="s"),
                 row("second start, from the cache, against the textbook's", textbook_again, at_least="20", unit="s"),
                 *([row("scan and check, from the disk", cold, at_least="3", unit="s"),
-                   row("second start right after it, against our scan from the disk", cold_again, at_least="20", unit="s")]
-                  if cold else [])],
+                   row("second start right after it, against our scan from the disk", cold_again, at_least="20",
+                       unit="s")] if cold else [])],
                machine())
 
 

@@ -1,4 +1,4 @@
-"""Target assignment and loss, forward and backward: batch 16, 640, 80 classes, against the formulas written down plainly.
+"""Target assignment and loss, forward and backward: batch 16, 640, 80 classes, against the formulas written plainly.
 
     python benchmarks/loss.py
 """
@@ -49,7 +49,7 @@ class PlainLoss:
         return total * len(predictions[0])
 
     def assign(self, level: int, prediction: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        """Image, anchor, row, column, box in cells, anchor and class of every pair, an anchor and an offset at a time."""
+        """Image, anchor, row, column, box in cells, anchor, class of every pair, an anchor and an offset at a time."""
         _, A, H, W, _ = prediction.shape
         gain, parts = torch.tensor([W, H]), []
         xy, wh = targets[:, 2:4] * gain, targets[:, 4:6] * gain
@@ -110,7 +110,8 @@ def main() -> None:
         total.backward()
 
     found = [plain(raw, targets).item(), ours(raw, targets)[0].item()]
-    timing = compare(lambda: backward(plain(raw, targets)), lambda: backward(ours(raw, targets)[0]), pairs=options.pairs)
+    timing = compare(lambda: backward(plain(raw, targets)), lambda: backward(ours(raw, targets)[0]),
+                     pairs=options.pairs)
     print_rows([row(f"loss forward and backward, batch {options.batch}, {options.imgsz}, 80 classes", timing,
                     at_least="1.5")],
                f"The losses are {found[0]:.5f} and {found[1]:.5f}; {len(targets)} targets.")

@@ -42,7 +42,8 @@ def made_up(candidates: int, pictures: int = 4) -> torch.Tensor:
     rng = np.random.default_rng(0)
     N, per_box = 25_200, 10  # boxes of 640 x 640 pixels
     prediction = np.zeros((pictures, N, 5 + CLASSES), np.float32)
-    prediction[..., :2], prediction[..., 2:4] = rng.uniform(0, 640, (pictures, N, 2)), rng.uniform(8, 200, (pictures, N, 2))
+    prediction[..., :2] = rng.uniform(0, 640, (pictures, N, 2))
+    prediction[..., 2:4] = rng.uniform(8, 200, (pictures, N, 2))
     for picture in prediction:
         for box in rng.choice(N, candidates // per_box, replace=False):
             picture[box, 4] = rng.uniform(0.1, 1)

@@ -27,9 +27,9 @@ ON_DEMAND = ("accuracy", "gpu")
 WITH_DATA = ("epoch", "untrained", "startup", "accuracy")
 INTRODUCTION = """# What was measured
 
-Written by `make bench` (`python benchmarks/run_all.py`). Each row has its baseline in the same run: both are measured in
-turn, several times; given are the median and the range of the middle half. Ratios are of the pairs measured one right
-after the other. Each section names the machine.
+Written by `make bench` (`python benchmarks/run_all.py`). Each row has its baseline in the same run: both are measured
+in turn, several times; given are the median and the range of the middle half. Ratios are of the pairs measured one
+right after the other. Each section names the machine.
 """
 
 

@@ -44,7 +44,8 @@ def made_up_pictures(folder: Path, count: int) -> Path:
     (folder / "labels").mkdir()
     for i in range(count):
         height, width = SHAPES[i % len(SHAPES)]
-        coarse = cv2.resize(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+        coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        coarse = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
         grain = cv2.GaussianBlur(rng.normal(0, 60, (height, width, 3)), (0, 0), 1.2)
         picture = (coarse + grain).clip(0, 255).astype(np.uint8)
         cv2.imwrite(str(folder / f"images/{i:04d}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 92])
@@ -167,8 +168,8 @@ def main() -> None:
             rows.append(row(f"mosaic sample, {size}, {name}", timing, at_least=at_least))
             notes.append(f"Pixels differ by {difference(dataset, size):.2f} of 255 in the mean ({name}).")
             if cache is None:
-                notes.append(f"The rows that show are those of {shown(dataset, size):.2f} pictures a sample; the textbook "
-                             "decodes those of 4.")
+                notes.append(f"The rows that show are those of {shown(dataset, size):.2f} pictures a sample; the "
+                             "textbook decodes those of 4.")
     print_rows(rows, *notes)
 
 

@@ -4,8 +4,8 @@
     python benchmarks/step.py --sizes n --imgsz 320 --batch 16
 
 The baseline is the same model in float32 and the contiguous format, with the loss of the project, torch's optimizer
-and an EMA as loops over the tensors. Both sides train on the same made-up batch, uint8, from the loader's hand on, each in
-a process of its own, since train.py also changes how the C library keeps memory.
+and an EMA as loops over the tensors. Both sides train on the same made-up batch, uint8, from the loader's hand on, each
+in a process of its own, since train.py also changes how the C library keeps memory.
 """
 
 import argparse

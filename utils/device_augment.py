@@ -12,9 +12,10 @@ AT_A_TIME = 16  # pictures: what stands in between stays in the device's cache, 
 def finish_images(images: Tensor, finishes: Tensor) -> Tensor:
     """Pictures (B, 3, H, W) uint8 RGB with the colours and flips that the rows of `finishes` (B, 5) ask for.
 
-    finishes: float32, each row a Finish (utils.augment), on the CPU, where looking at it costs no waiting; pinned for a GPU.
+    finishes: float32, each row a Finish (utils.augment), on the CPU, where looking at it costs no waiting; pinned for a
+    GPU.
     """
-    on_device = finishes.to(images.device, non_blocking=True)  # as it lies: a part of it would be copied to plain memory
+    on_device = finishes.to(images.device, non_blocking=True)  # as it lies: a part would be copied to plain memory
     if (finishes[:, :3] != 1).any():
         parts = zip(images.split(AT_A_TIME), on_device[:, :3].split(AT_A_TIME))
         images = torch.cat([jitter_hsv(*part) for part in parts])

@@ -120,7 +120,8 @@ def repeat(plan: Plan, ranked: dict[int, Generation], report: Report) -> list[Ge
         return _repeat(plan, ranked, store, report)
 
 
-def _repeat(plan: Plan, ranked: dict[int, Generation], store: CsvStore | StudyStore, report: Report) -> list[Generation]:
+def _repeat(plan: Plan, ranked: dict[int, Generation], store: CsvStore | StudyStore,
+            report: Report) -> list[Generation]:
     wanted = [(number, again) for again in range(1, REPEATS + 1) for number in ranked]
     done = [record for record in store.records() if record.key in wanted and record.status != "started"]
     report.repeating(len(ranked), len(wanted), len(done))

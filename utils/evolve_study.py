@@ -129,7 +129,8 @@ class StudyStore:
                 if not _counting(place):
                     self._retry(position, place)
             needed = self._places(self._trials())[: len(self.wanted)]
-            if len(needed) == len(self.wanted) and not any(t.state.name == "WAITING" for place in needed for t in place):
+            waiting = any(trial.state.name == "WAITING" for place in needed for trial in place)
+            if len(needed) == len(self.wanted) and not waiting:
                 return None
             started = self._take()
         return started

@@ -12,7 +12,7 @@ from utils.errors import UserError
 from utils.files import read_regular
 from utils.image_header import MAX_BYTES, UNREADABLE, expected_shape, jpeg_scan
 
-BELOW = 8  # rows more than needed: the lowest of a shortened JPEG borrow colour from the row below, and resizing mixes two
+BELOW = 8  # rows more than needed: the lowest of a shortened JPEG borrow colour from below, and resizing mixes two
 MAX_ROWS = 65_500  # of a JPEG that decoders accept: one with more must not be readable in part
 WORTHWHILE = 0.85  # of the rows at most: else to shorten a file takes as long as it saves
 MARKER = re.compile(rb"\xff[^\0]", re.DOTALL)  # in the scan of a JPEG, whose own 0xFF bytes are followed by 0
@@ -24,7 +24,7 @@ def read_image(path: str | Path) -> np.ndarray:
 
 
 def read_resized(path: str | Path, shape: tuple[int, int], *, smooth: bool, rows: int | None = None) -> np.ndarray:
-    """A picture as read_image and resize_to give it; of the result only the upper `rows` (1 or more) where that is faster.
+    """A picture as read_image and resize_to give it; only the upper `rows` (1 or more) of it where that is faster.
 
     The rows of a JPEG are stored from top to bottom, so that what is left out below costs nothing.
     """

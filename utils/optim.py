@@ -75,8 +75,8 @@ class Lists(NamedTuple):
 class FusedSGD(torch.optim.SGD):
     """torch.optim.SGD(fused=True), with the same state, whose lists of tensors are built once and not in each step.
 
-    All parameters are of one type, on one device. Momentum starts as zeros, so that a first step which the kernel leaves
-    out (see take_step) leaves it written.
+    All parameters are of one type, on one device. Momentum starts as zeros, so that a first step which the kernel
+    leaves out (see take_step) leaves it written.
     """
 
     _lists: Lists | None = None

@@ -116,7 +116,8 @@ def surroundings(group: Distributed, contents: Mapping[str, str], precision: tor
 
 
 REASONS = {
-    "processes": "the batches are the same, but sums are rounded in another order, batch statistics are of others' shares",
+    "processes": "the batches are the same, but sums are rounded in another order, batch statistics are of others' "
+                 "shares",
     "device": "other kernels round otherwise",
     "threads": "sums are rounded in another order; OMP_NUM_THREADS sets it",
     "torch": "another version may round otherwise",
