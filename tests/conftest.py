@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: some tests fork, and a fork has none of the others' threads
+# before torch: some tests fork, and a fork has none of the others' threads
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cv2
 import numpy as np
@@ -24,7 +25,8 @@ def reference() -> Path:
 
 @pytest.fixture(scope="session")
 def golden_folder() -> Path:
-    """Folder with the small reference numbers (architectures, outputs, schedules, AP, ...), which come with the tests."""
+    """Folder with the small reference numbers (architectures, outputs, schedules, AP, ...),
+    which come with the tests."""
     return ROOT / "tests" / "golden"
 
 

@@ -43,7 +43,8 @@ def batch_of(number: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images, targets
 
 
-def share_of(rank: int, world_size: int, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def share_of(rank: int, world_size: int, images: torch.Tensor,
+             targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The pictures of one process with their targets, numbered from 0."""
     numbers = torch.arange(len(images)).tensor_split(world_size)[rank]
     mine = targets[torch.isin(targets[:, 0], numbers)].clone()

@@ -72,7 +72,8 @@ class Life:
 
     pid: int
     log: Path
-    wait: Callable[[float], int | None]  # seconds to wait at most -> exit code (negative: a signal's), None while it runs
+    # seconds to wait at most -> exit code (negative: a signal's), None while it runs
+    wait: Callable[[float], int | None]
 
     def until(self, text: str, limit: float) -> float | None:
         """Seconds until the process has printed `text`; None if it ends before."""
@@ -115,7 +116,8 @@ def is_over(life: Life, code: int | None) -> bool:
 
 def start(arguments: list[str], log: Path, processes: int = 1) -> Life:
     """train.py as a program of its own, under torchrun for several processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    launcher = ["-m", "torch.distributed.run", "--standalone",
+                "--nproc_per_node", str(processes)] if processes > 1 else []
     log.write_text("")
     with open(log, "ab") as output:
         process = subprocess.Popen([sys.executable, *launcher, "train.py", *arguments], cwd=ROOT, stdout=output,
@@ -232,9 +234,9 @@ class Experiment:
         self.rng = random.Random(plan.seed)
         data, cfg, hyp = draw_data(folder / "data", plan.pictures), write_model(folder), write_hyp(folder)
         self.common = ["--data", str(data), "--cfg", str(cfg), "--hyp", str(hyp), "--imgsz", "64", "--batch-size",
-                       str(plan.batch_size), "--epochs", str(plan.epochs), "--device", "cpu", "--amp", "off", "--nbs", "64",
-                       "--noplots", "--save-minutes", "0.00001", "--save-period", "3", "--project", str(folder),
-                       *plan.extra]
+                       str(plan.batch_size), "--epochs", str(plan.epochs), "--device", "cpu", "--amp", "off",
+                       "--nbs", "64", "--noplots", "--save-minutes", "0.00001", "--save-period", "3",
+                       "--project", str(folder), *plan.extra]
 
     def begin(self, name: str) -> Life:
         new = fork if self.plan.forked else start

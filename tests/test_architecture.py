@@ -15,18 +15,18 @@ LAYERS = [
     ["utils.errors"],
     ["utils.download", "utils.files"],
     ["utils.boxes", "utils.runtime", "utils.schedule", "utils.ema", "utils.optim", "utils.autoanchor",
-     "utils.image_header", "utils.label_file", "utils.guard", "utils.interruption", "utils.spread", "utils.string_array",
-     "utils.warp"],
+     "utils.image_header", "utils.label_file", "utils.guard", "utils.interruption", "utils.spread",
+     "utils.string_array", "utils.warp"],
     ["utils.autobatch", "utils.config", "utils.drawing", "utils.image_file", "utils.launch"],
     ["data.scripts.shapes_textures"],
     ["data.scripts.shapes_drawing"],
     ["data.scripts.make_shapes"],
     ["utils.nms", "utils.metrics", "utils.loss", "utils.augment", "utils.labels", "utils.checkpoint", "utils.evolve",
      "utils.plots", "utils.runlog", "utils.coco_eval"],
-    ["utils.batches", "utils.resume", "utils.device_augment", "utils.image_cache", "utils.subset", "utils.evolve_guard", "utils.evolve_store", "utils.evolve_verdict",
-     "utils.evolve_plots"],
-    ["utils.acquire", "utils.dataset", "utils.sources", "utils.predictions", "utils.evolve_study", "utils.evolve_workers",
-     "utils.evolve_report"],
+    ["utils.batches", "utils.resume", "utils.device_augment", "utils.image_cache", "utils.subset", "utils.evolve_guard",
+     "utils.evolve_store", "utils.evolve_verdict", "utils.evolve_plots"],
+    ["utils.acquire", "utils.dataset", "utils.sources", "utils.predictions", "utils.evolve_study",
+     "utils.evolve_workers", "utils.evolve_report"],
     ["utils.report", "utils.outputs", "utils.runfolder", "utils.evolve_run", "utils.request", "utils.training_data",
      "utils.parallel", "utils.prefetch"],
     ["utils.trainstate", "utils.training_log", "utils.compiling"],
@@ -108,7 +108,8 @@ def test_pure_parts_know_no_data_set_and_no_command_line(name):
 
 def test_benchmarks_find_what_they_import():
     names = [f"benchmarks.{path.stem}" for path in sorted((ROOT / "benchmarks").glob("*.py"))]
-    done = subprocess.run([sys.executable, "-c", f"import {', '.join(names)}"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", f"import {', '.join(names)}"], cwd=ROOT, capture_output=True,
+                          text=True)
     assert names and done.returncode == 0, done.stderr
 
 

@@ -329,7 +329,8 @@ def test_a_mosaic_has_the_pixels_of_the_textbook_way(seed, hyp, furthest):
     ours, rows = mosaic_of(tiles, 128, settings=settings, rng=np.random.default_rng(seed))
     textbook = textbook_mosaic(tiles, 128, settings, np.random.default_rng(seed))
     assert ours.shape == (128, 128, 3) and rows.shape == (0, 5)
-    difference = np.abs(ours.astype(float) - textbook)[1:, 1:]  # a resize repeats the edge where there is no pixel before
+    # a resize repeats the edge where there is no pixel before
+    difference = np.abs(ours.astype(float) - textbook)[1:, 1:]
     assert difference.mean() < 0.6 and difference.max() <= furthest
 
 

@@ -89,7 +89,8 @@ def test_a_compiled_run_is_the_plain_one_within_float_noise(tiny_data, tiny_cfg,
     for name, extra in (("plain", []), ("compiled", ["--compile"])):
         train.main(arguments(tiny_data, tiny_cfg, tmp_path / name, "--freeze", "1", *extra))
     assert "--compile is used" in capsys.readouterr().out
-    plain, compiled = (read_checkpoint(tmp_path / name / "run" / "weights" / "last.pt") for name in ("plain", "compiled"))
+    plain, compiled = (read_checkpoint(tmp_path / name / "run" / "weights" / "last.pt")
+                       for name in ("plain", "compiled"))
     torch.testing.assert_close(torch.tensor(compiled["means"]), torch.tensor(plain["means"]), rtol=1e-3, atol=1e-5)
     for part in ("model", "ema"):
         assert list(compiled[part]["state_dict"]) == list(plain[part]["state_dict"])  # the published names

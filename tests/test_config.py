@@ -33,7 +33,8 @@ def test_no_flag_of_the_training_command_line_vanishes():
 
 
 def test_flags_are_read_in_every_known_spelling():
-    read = vars(parser().parse_args(["--img", "320", "--batch", "8", "--cos_lr", "--local-rank=3", "--freeze", "1", "2"]))
+    read = vars(parser().parse_args(["--img", "320", "--batch", "8", "--cos_lr", "--local-rank=3",
+                                     "--freeze", "1", "2"]))
     assert read == {"imgsz": 320, "batch_size": 8, "cos_lr": True, "local_rank": 3, "freeze": [1, 2]}
 
 

@@ -186,7 +186,8 @@ def test_the_files_of_the_next_batch_are_asked_for(index, hyp, image_weights, mo
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     loader = loader_of(index, hyp=hyp, shuffle=True, batch_size=3, workers=1, cores=2,
                        image_weights=image_weights and hyp is not None)
-    dataset, pictures, asked, read, plain = loader.dataset, loader.dataset.pictures, [], [], loader.dataset.pictures.read
+    dataset, pictures, asked, read, plain = (loader.dataset, loader.dataset.pictures, [], [],
+                                             loader.dataset.pictures.read)
     monkeypatch.setattr(pictures, "expect", asked.append)
     monkeypatch.setattr(pictures, "read", lambda i, rows=None: read.append(i) or plain(i, rows))
     loader.set_epoch(2, weights=np.ones(len(index)))
@@ -326,7 +327,8 @@ def test_processes_have_equally_many_training_batches(index, world_size):
 
 @pytest.mark.parametrize("world_size", [1, 2, 4, 8])
 def test_shares_with_fillers_add_up_to_the_loss_of_one_process(index, world_size):
-    """Eleven pictures in batches of eight: the last batch has three, so of eight processes five have none that counts."""
+    """Eleven pictures in batches of eight: the last batch has three,
+    so of eight processes five have none that counts."""
     gains = scale_gains(Hyperparameters().to_dict(), 1, 3, 64)
 
     def loss(add=None):
@@ -467,7 +469,8 @@ def photographs(tmp_path_factory) -> LabelIndex:
     """JPEGs, of which a mosaic's lower tiles need the upper rows alone; some are a little higher than --imgsz 96."""
     folder = tmp_path_factory.mktemp("photographs")
     rng = np.random.default_rng(0)
-    for k, (height, width) in enumerate([(97, 72), (98, 40), (96, 96), (96, 64), (64, 96), (200, 150), (150, 200), (110, 96)]):
+    for k, (height, width) in enumerate([(97, 72), (98, 40), (96, 96), (96, 64), (64, 96), (200, 150), (150, 200),
+                                         (110, 96)]):
         picture = cv2.resize(rng.integers(0, 256, (9, 9, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(folder / f"{k}.jpg"), picture)
         (folder / f"{k}.txt").write_text("0 .5 .5 .5 .5\n")
@@ -570,7 +573,8 @@ def giant(whole: bytes) -> bytes:
 
 @pytest.mark.parametrize("damage", [
     lambda whole: b"", lambda whole: whole[:1000], lambda whole: bytes(len(whole)), giant,
-    lambda whole: b"PK\x03\x04" + whole, lambda whole: whole.replace(b"|u1", b"|i1"), lambda whole: b"PK\x05\x06" + bytes(18),
+    lambda whole: b"PK\x03\x04" + whole, lambda whole: whole.replace(b"|u1", b"|i1"),
+    lambda whole: b"PK\x05\x06" + bytes(18),
 ], ids=["empty", "cut", "zeros", "giant", "no zip", "other type", "empty zip"])
 def test_damaged_files_of_the_disk_cache_are_made_anew(own_set, tmp_path, damage):
     first = list(loader_of(own_set, cache="disk"))

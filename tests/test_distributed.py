@@ -232,9 +232,10 @@ def test_the_bare_command_of_the_card_starts(tmp_path):
 
 def test_the_old_launcher_and_early_stopping(tiny_data, tiny_cfg, project):
     """`python -m torch.distributed.launch` passes --local-rank; all processes stop at the same epoch."""
-    output = launch(sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node", 2, "--master_port", free_port(),
-                    "train.py", *options(tiny_data, tiny_cfg, project, "old", "--patience", 1, "--hyp",
-                                         "hyp.no-augmentation.yaml", epochs=30))
+    output = launch(sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node", 2,
+                    "--master_port", free_port(), "train.py",
+                    *options(tiny_data, tiny_cfg, project, "old", "--patience", 1,
+                             "--hyp", "hyp.no-augmentation.yaml", epochs=30))
     assert "x 2, torch" in output and "Stopped: no better fitness" in output and len(rows(project / "old")) < 30
 
 
@@ -297,7 +298,8 @@ def test_a_process_that_fails_brings_all_down(tiny_data, tiny_cfg, tmp_path, kin
 def test_a_killed_process_brings_all_down(long_run, project):
     process = Started([*TORCHRUN, *ALONE, "--nproc_per_node", 2, ROOT / "train.py", *long_run("brought down")])
     wait_for(lambda: len(rows(project / "brought down")) >= 1, process)
-    other = set(descendants(process.pid)) - {json.loads((project / "brought down" / "launch.json").read_text())["process"]}
+    other = set(descendants(process.pid)) - {
+        json.loads((project / "brought down" / "launch.json").read_text())["process"]}
     began = time.monotonic()
     os.kill(max(other), signal.SIGKILL)  # the second worker was started last
     finish(process)
@@ -306,7 +308,8 @@ def test_a_killed_process_brings_all_down(long_run, project):
 
 
 def test_a_batch_gone_bad_on_one_process_is_skipped_by_all(tiny_data, tiny_cfg, tmp_path):
-    launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, WORKER, "nan", *options(tiny_data, tiny_cfg, tmp_path, "x", epochs=2))
+    launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, WORKER, "nan",
+           *options(tiny_data, tiny_cfg, tmp_path, "x", epochs=2))
     last = read_checkpoint(tmp_path / "x" / "weights" / "last.pt")
     assert last["guard"]["skipped"] == 1 and last["epoch"] == 2
     assert all(torch.isfinite(value).all() for value in last["model"]["state_dict"].values())
@@ -352,7 +355,8 @@ def test_a_launch_finds_its_own_run_and_no_other(tmp_path):
         (tmp_path / name).mkdir()
         remember_launch(tmp_path / name, launchers)
     assert not (tmp_path / "exp3" / "launch.json").exists()  # without a launcher nothing is to be remembered
-    assert find_launch(tmp_path, ["b:2:6", "d:4:8"]) is None  # this process itself began it: a second run, not a restart
+    # this process itself began it: a second run, not a restart
+    assert find_launch(tmp_path, ["b:2:6", "d:4:8"]) is None
     for record in tmp_path.rglob("launch.json"):
         record.write_text(record.read_text().replace(f'"process": {os.getpid()}', '"process": 0'))
     assert find_launch(tmp_path, ["b:2:6", "d:4:8"]) == tmp_path / "exp"

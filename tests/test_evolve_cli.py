@@ -164,7 +164,8 @@ def test_the_same_command_again_does_nothing_twice_and_more_generations_go_on(fi
 def test_the_start_and_the_closing_lines(tmp_path, capsys):
     verdict = evolve(tmp_path, evolve=3)
     streams = capsys.readouterr()
-    assert "Evolving 29 hyperparameters of data/hyps/hyp.scratch-low.yaml over 3 generations, 2 at a time" in streams.out
+    assert ("Evolving 29 hyperparameters of data/hyps/hyp.scratch-low.yaml over 3 generations, 2 at a time"
+            in streams.out)
     assert re.search(r"Estimated: 1[01] trainings of [\d.]+ s \(8 of them .* 2 at a time: [\d.]+ (s|min) in all, until",
                      streams.out)
     assert f"generation {verdict.winner.number}" in streams.out or "the start itself" in streams.out

@@ -18,7 +18,8 @@ def test_a_panel_for_each_hyperparameter(tmp_path, count, names):
     assert image.std() > 10 and image.shape[0] > 200 * -(-names // 6)
 
 
-@pytest.mark.parametrize("statuses", [["done"], ["failed"], ["pruned", "pruned"], ["done", "failed", "pruned", "done"], []])
+@pytest.mark.parametrize("statuses", [
+    ["done"], ["failed"], ["pruned", "pruned"], ["done", "failed", "pruned", "done"], []])
 def test_every_mix_of_ends_is_drawn(tmp_path, statuses):
     fitness = [np.nan if word == "failed" else 0.1 + k / 10 for k, word in enumerate(statuses)]
     plot_evolve_progress(np.arange(len(statuses)), np.array(fitness), statuses, tmp_path / "p.png", start=0.1,

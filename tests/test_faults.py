@@ -83,7 +83,8 @@ def test_a_quota_costs_a_line_and_the_run_goes_on(tiny_data, tiny_cfg, tmp_path,
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO], ids=lambda n: errno.errorcode[n])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO],
+                         ids=lambda n: errno.errorcode[n])
 def test_nothing_can_be_written_for_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd, number):
     def refuse(path, *_):
         raise OSError(number, os.strerror(number), str(path))
@@ -104,7 +105,8 @@ def test_the_best_epoch_is_kept_though_the_disk_was_full_at_its_end(tiny_data, t
     plain, full = train.validate, lambda *_: open("/dev/full", "wb")
 
     def validate(run, *others):
-        return replace(plain(run, *others), precision=0.0, recall=0.0, map50=0.0, map=1.0 if run.state.epoch == best else 0.1)
+        return replace(plain(run, *others), precision=0.0, recall=0.0, map50=0.0,
+                       map=1.0 if run.state.epoch == best else 0.1)
 
     monkeypatch.setattr(train, "validate", validate)
     during(monkeypatch, best, lambda: monkeypatch.setattr("utils.files.open", full, raising=False),
@@ -116,7 +118,8 @@ def test_the_best_epoch_is_kept_though_the_disk_was_full_at_its_end(tiny_data, t
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_disk_that_fills_up_while_a_checkpoint_is_written(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd):
-    during(monkeypatch, 1, lambda: monkeypatch.setattr("utils.files.open", lambda *_: open("/dev/full", "wb"), raising=False),
+    during(monkeypatch, 1,
+           lambda: monkeypatch.setattr("utils.files.open", lambda *_: open("/dev/full", "wb"), raising=False),
            lambda: monkeypatch.delattr("utils.files.open"))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path))
     assert state_of(tmp_path)["epoch"] == 3
@@ -200,7 +203,8 @@ def test_a_signal_to_all_processes_of_a_run_saves_it(tiny_data, tiny_cfg, tmp_pa
         os.kill(pid, getattr(signal, name))
     assert life.wait(60) == EXIT_CODE, life.log.read_text()
     printed = life.log.read_text()
-    assert f"Interrupted ({name}), the state is saved. Go on with: python train.py --resume '{tmp_path}/a b/run'" in printed
+    assert (f"Interrupted ({name}), the state is saved. Go on with: python train.py --resume '{tmp_path}/a b/run'"
+            in printed)
     assert "Traceback" not in printed and state_of(tmp_path / "a b")["iteration"] > 0
     assert not descendants(life.pid)
 
@@ -235,7 +239,8 @@ def test_ctrl_c_under_torchrun_saves_the_run(tiny_data, tiny_cfg, tmp_path):
     (1, [], ["evaluate"]), (2, [], ["save", "evaluate"]), (2, ["nosave"], ["evaluate"]),
 ])
 def test_several_processes_save_before_they_validate(monkeypatch, processes, extra, expected):
-    """A launcher kills them half a minute after a signal; a validation may take longer, and none may leave the others."""
+    """A launcher kills them half a minute after a signal; a validation may take longer,
+    and none may leave the others."""
     seen = []
     options = SimpleNamespace(nosave="nosave" in extra, single_cls=False)
     group = SimpleNamespace(world_size=processes, share_buffers=lambda _: None)

@@ -47,7 +47,8 @@ INPUTS = 60  # for each reader in the test suite
 SECONDS = 30
 MEMORY = 1 << 30  # bytes that all inputs of a reader together may add to the peak
 FORBIDDEN = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "socket.connect",
-             "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree", "ctypes.dlopen", "urllib.Request")
+             "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree", "ctypes.dlopen",
+             "urllib.Request")
 
 
 class Watch:
@@ -58,7 +59,8 @@ class Watch:
         sys.addaudithook(self._hear)  # for the life of the process: there is no way to remove one
 
     def _hear(self, event: str, args: tuple) -> None:
-        if self.active and (event in FORBIDDEN or event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")):
+        if self.active and (event in FORBIDDEN
+                            or event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")):
             self.seen.append(f"{event}{args[:2]}")
 
 
@@ -108,18 +110,21 @@ def attempt(read: Callable[[], object], counts: Counter) -> None:
 TINY = {"nc": 2, "depth_multiple": 1.0, "width_multiple": 1.0, "anchors": [[10, 13]],
         "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "C3", [8]]], "head": [[-1, 1, "Conv", [8, 3, 2]],
                                                                                 [[2], 1, "Detect", ["nc", "anchors"]]]}
-WORDS = ["a", "train", "names", "path", "nc", "backbone", "head", "lr0", "anchors", "download", "val", "x" * 300, "é", "\0", "/",
-         "..", "Conv", "Detect", "nn.Upsample", "os.system", "nn.SiLU()", "__import__('os')", "~", "null", "<<", "=", "-1"]
-NUMBERS = st.one_of(st.integers(-3, 9), st.integers(), st.floats(), st.sampled_from([2**31, 2**63, 10**30, 1e308, 5e-324]))
+WORDS = ["a", "train", "names", "path", "nc", "backbone", "head", "lr0", "anchors", "download", "val", "x" * 300, "é",
+         "\0", "/", "..", "Conv", "Detect", "nn.Upsample", "os.system", "nn.SiLU()", "__import__('os')", "~", "null",
+         "<<", "=", "-1"]
+NUMBERS = st.one_of(st.integers(-3, 9), st.integers(), st.floats(),
+                    st.sampled_from([2**31, 2**63, 10**30, 1e308, 5e-324]))
 PLAIN = st.recursive(st.one_of(st.none(), st.booleans(), NUMBERS, st.sampled_from(WORDS), st.text(max_size=8)),
                      lambda inner: st.one_of(st.lists(inner, max_size=4),
-                                             st.dictionaries(st.one_of(st.sampled_from(WORDS), st.integers(0, 3)), inner,
-                                                             max_size=4)), max_leaves=12)
-YAML_PARTS = ["a: ", "b: ", "names: ", "train: ", "val: ", "- ", "\n", "\n  ", "\n- ", "[", "]", "{", "}", ", ", ": ", "? ", "&a ",
-              "*a", "<<: ", "<<: *a", "!!int ", "!!float ", "!!bool ", "!!binary ", "!!set ", "!!omap ", "!!timestamp ",
-              "!!python/object/apply:os.system ", "!!python/name:os.system", "!x ", "''", "\"", "'", "|\n", ">-\n", "%TAG ! x\n",
-              "%YAML 1.1\n", "---\n", "...\n", "#", "1", "1:59", "0x", "0b1", ".inf", ".nan", "1e999", "2001-01-01", "yes",
-              "2001-12-14t21:59:43.10-99:99", "\t", "\u2028", "\ufeff", "\0", "\x7f", "é", "x", "~", "=", "`", "@", "1_0", "08"]
+                                             st.dictionaries(st.one_of(st.sampled_from(WORDS), st.integers(0, 3)),
+                                                             inner, max_size=4)), max_leaves=12)
+YAML_PARTS = ["a: ", "b: ", "names: ", "train: ", "val: ", "- ", "\n", "\n  ", "\n- ", "[", "]", "{", "}", ", ", ": ",
+              "? ", "&a ", "*a", "<<: ", "<<: *a", "!!int ", "!!float ", "!!bool ", "!!binary ", "!!set ", "!!omap ",
+              "!!timestamp ", "!!python/object/apply:os.system ", "!!python/name:os.system", "!x ", "''", "\"", "'",
+              "|\n", ">-\n", "%TAG ! x\n", "%YAML 1.1\n", "---\n", "...\n", "#", "1", "1:59", "0x", "0b1", ".inf",
+              ".nan", "1e999", "2001-01-01", "yes", "2001-12-14t21:59:43.10-99:99", "\t", "\u2028", "\ufeff", "\0",
+              "\x7f", "é", "x", "~", "=", "`", "@", "1_0", "08"]
 
 
 def change_parts(content: dict, changes: list[tuple[list[int], object]]) -> dict:
@@ -154,21 +159,25 @@ YAML = st.one_of(
       for content in (DATA, Hyperparameters().to_dict())))
 MODEL = st.one_of(YAML, CHANGES.map(lambda changes: dump(change_parts(TINY, changes))))
 TOKENS = st.one_of(st.floats(0, 1).map(repr), NUMBERS.map(str), st.sampled_from(
-    ["0", "1", ".5", "0.5", "1.0", "nan", "-inf", "1e400", "1_0", "٣", "0x1", "", "\ufeff", "\0", "é", ",", "x" * 50, "1e-400"]))
+    ["0", "1", ".5", "0.5", "1.0", "nan", "-inf", "1e400", "1_0", "٣", "0x1", "", "\ufeff", "\0", "é", ",", "x" * 50,
+     "1e-400"]))
 LABELS = st.one_of(
     st.binary(max_size=300),
     st.lists(st.lists(TOKENS, max_size=12).map(" ".join), max_size=8).map(lambda rows: "\n".join(rows).encode()),
-    st.lists(st.lists(TOKENS, min_size=5, max_size=5).map("\t".join), max_size=8).map(lambda rows: "\r\n".join(rows).encode()))
+    st.lists(st.lists(TOKENS, min_size=5, max_size=5).map("\t".join), max_size=8).map(
+        lambda rows: "\r\n".join(rows).encode()))
 
-NAMES = ["os system", "posix system", "builtins eval", "builtins getattr", "collections OrderedDict", "torch FloatStorage",
-         "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter", "models.yolo Model", "torch.nn.modules.conv Conv2d",
-         "builtins set", "numpy.core.multiarray _reconstruct", "torch.storage _load_from_bytes", "torch Size", "pathlib PosixPath",
-         "_codecs encode", "functools partial", "torch.serialization load", "torch.nn Module", "__main__ x"]
+NAMES = ["os system", "posix system", "builtins eval", "builtins getattr", "collections OrderedDict",
+         "torch FloatStorage", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
+         "models.yolo Model", "torch.nn.modules.conv Conv2d", "builtins set", "numpy.core.multiarray _reconstruct",
+         "torch.storage _load_from_bytes", "torch Size", "pathlib PosixPath", "_codecs encode", "functools partial",
+         "torch.serialization load", "torch.nn Module", "__main__ x"]
 PICKLE_PARTS = st.one_of(
-    st.sampled_from([b"(", b")", b"]", b"}", b"N", b"\x88", b"0", b"1", b"2", b"R", b"b", b"s", b"u", b"a", b"e", b"t", b"\x85",
-                     b"\x86", b"\x87", b"q\0", b"h\0", b"Q", b"\x81", b"\x93", b"\x94", b"l", b"d", b"o", b"i", b"\x8f", b"\x90",
-                     b"X\3\0\0\0abc", b"X\xff\xff\xff\x7f", b"K\5", b"J\xff\xff\xff\xff", b"\x8a\2\0\1", b"G" + bytes(8),
-                     b"r\xff\xff\xff\x7f", b"\x96" + b"\xff" * 8, b"U\3abc", b"B\xff\xff\xff\xff", b"\x8c\7storage", b"."]),
+    st.sampled_from([b"(", b")", b"]", b"}", b"N", b"\x88", b"0", b"1", b"2", b"R", b"b", b"s", b"u", b"a", b"e", b"t",
+                     b"\x85", b"\x86", b"\x87", b"q\0", b"h\0", b"Q", b"\x81", b"\x93", b"\x94", b"l", b"d", b"o", b"i",
+                     b"\x8f", b"\x90", b"X\3\0\0\0abc", b"X\xff\xff\xff\x7f", b"K\5", b"J\xff\xff\xff\xff",
+                     b"\x8a\2\0\1", b"G" + bytes(8), b"r\xff\xff\xff\x7f", b"\x96" + b"\xff" * 8, b"U\3abc",
+                     b"B\xff\xff\xff\xff", b"\x8c\7storage", b"."]),
     st.sampled_from(NAMES).map(lambda name: b"c" + name.replace(" ", "\n").encode() + b"\n"), st.binary(max_size=3))
 PICKLES = st.lists(PICKLE_PARTS, max_size=40).map(lambda parts: b"\x80\x02" + b"".join(parts) + b".")
 
@@ -186,8 +195,8 @@ def mutated(whole: bytes, seed: int, count: int) -> bytes:
     """`whole` with bytes changed, cut out or doubled in `count` places, most of them in its pickle or its directory."""
     rng, data = random.Random(seed), bytearray(whole)
     for _ in range(count):
-        place = rng.randrange(len(data)) if rng.random() < 0.3 else rng.choice([rng.randrange(min(6000, len(data))),
-                                                                              len(data) - 1 - rng.randrange(min(8000, len(data)))])
+        place = rng.randrange(len(data)) if rng.random() < 0.3 else rng.choice([
+            rng.randrange(min(6000, len(data))), len(data) - 1 - rng.randrange(min(8000, len(data)))])
         kind = rng.randrange(4)
         if kind < 2:
             data[place] = rng.randrange(256) if kind else data[place] ^ (1 << rng.randrange(8))
@@ -220,8 +229,9 @@ def whole_pictures() -> list[bytes]:
 
 
 HEADS = [b"\xff\xd8\xff", b"\xff\xd8\xff\xe1\0\x20Exif\0\0II*\0\x08\0\0\0", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"BM",
-         b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"II+\0\x08\0\0\0", b"RIFF\x20\0\0\0WEBPVP8X", b"RIFF\x20\0\0\0WEBPVP8L",
-         b"PF\n30 30\n-1\n", b"GIF89a", b"P6\n30 30\n255\n", b"#?RADIANCE\n", b"\x59\xa6\x6a\x95", b"\0\0\0\x0cjP  ", b""]
+         b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"II+\0\x08\0\0\0", b"RIFF\x20\0\0\0WEBPVP8X",
+         b"RIFF\x20\0\0\0WEBPVP8L", b"PF\n30 30\n-1\n", b"GIF89a", b"P6\n30 30\n255\n", b"#?RADIANCE\n",
+         b"\x59\xa6\x6a\x95", b"\0\0\0\x0cjP  ", b""]
 
 
 def cached_set(folder: Path) -> tuple[Path, tuple]:
@@ -277,9 +287,11 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
     def labels(data: bytes) -> Callable[[], None]:
         def read() -> None:
             parsed = parse_labels(data)
-            assert len(parsed.boxes) == len(parsed.polygons) and all(number >= 1 and reason for number, reason in parsed.problems)
+            assert (len(parsed.boxes) == len(parsed.polygons)
+                    and all(number >= 1 and reason for number, reason in parsed.problems))
             for kind, *box in parsed.boxes:
-                assert kind >= 0 and kind == int(kind) and all(0 <= value <= 1 + 1e-7 for value in box) and min(box[2:]) > 0
+                assert (kind >= 0 and kind == int(kind) and all(0 <= value <= 1 + 1e-7 for value in box)
+                        and min(box[2:]) > 0)
             assert all(math.isfinite(value) for polygon in parsed.polygons for value in polygon)
 
         return read
@@ -311,8 +323,9 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
     }
 
 
-NAMES_OF_READERS = ("checkpoint, damaged", "checkpoint, our reader", "checkpoint, hostile pickle", "checkpoint to model",
-                    "label file", "label cache", "picture header", "YAML", "hyperparameter YAML", "data set YAML", "model YAML")
+NAMES_OF_READERS = ("checkpoint, damaged", "checkpoint, our reader", "checkpoint, hostile pickle",
+                    "checkpoint to model", "label file", "label cache", "picture header", "YAML", "hyperparameter YAML",
+                    "data set YAML", "model YAML")
 
 
 def fuzz(name: str, folder: Path, inputs: int, seed: int | None = None) -> Counter:
@@ -360,9 +373,11 @@ def test_the_judge_sees(read, message, monkeypatch):
 def main(inputs: int) -> None:
     print("| reader | inputs | refused in one line | read | escapes | hangs |\n|---|---|---|---|---|---|")
     for name in NAMES_OF_READERS:
-        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):  # readers warn, the table is clean
+        # readers warn, the table is clean
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
             counts = fuzz(name, Path(folder), inputs, seed=0)
-        print(f"| {name} | " + " | ".join(f"{counts[key]:,}" for key in ("inputs", "refused", "read", "escapes", "hangs"))
+        print(f"| {name} | "
+              + " | ".join(f"{counts[key]:,}" for key in ("inputs", "refused", "read", "escapes", "hangs"))
               + f" |  <!-- {counts['seconds']} s, {counts['MiB']} MiB -->", flush=True)
 
 

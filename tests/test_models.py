@@ -306,9 +306,10 @@ def test_silu_overwrites_its_input_only_where_no_gradient_is_wanted():
     assert result.data_ptr() == x.data_ptr()
 
 
-@pytest.mark.parametrize("text, kind", [("nn.SiLU()", common.SiLU), ("nn.SiLU", common.SiLU), ("torch.nn.ReLU()", nn.ReLU),
-                                        ("nn.Hardswish()", nn.Hardswish), ("nn.Identity()", nn.Identity),
-                                        ("nn.LeakyReLU(negative_slope=0.2)", nn.LeakyReLU)])
+@pytest.mark.parametrize("text, kind", [
+    ("nn.SiLU()", common.SiLU), ("nn.SiLU", common.SiLU), ("torch.nn.ReLU()", nn.ReLU),
+    ("nn.Hardswish()", nn.Hardswish), ("nn.Identity()", nn.Identity),
+    ("nn.LeakyReLU(negative_slope=0.2)", nn.LeakyReLU)])
 def test_activation_text(text, kind):
     assert type(parse_activation(text)) is kind
 

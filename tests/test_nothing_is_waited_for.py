@@ -1,4 +1,5 @@
-"""What a training step decides on the device, tested where that is the CPU: the same run, without a look at a tensor."""
+"""What a training step decides on the device, tested where that is the CPU:
+the same run, without a look at a tensor."""
 
 import copy
 import functools
@@ -61,7 +62,8 @@ def test_a_late_verdict_leaves_out_the_same_step(tiny_data, tiny_cfg, tmp_path, 
 
 
 @pytest.mark.parametrize("first", [STEPS, 2 * STEPS - PATIENCE], ids=["over two epochs", "to the end of an epoch"])
-def test_many_bad_steps_in_a_row_send_the_run_back_a_step_later(tiny_data, tiny_cfg, tmp_path, monkeypatch, late, first):
+def test_many_bad_steps_in_a_row_send_the_run_back_a_step_later(
+        tiny_data, tiny_cfg, tmp_path, monkeypatch, late, first):
     into_the_loss(monkeypatch, math.nan, at(*range(first, first + PATIENCE)))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, 4))
     guard = state_of(tmp_path)["guard"]
@@ -77,7 +79,8 @@ def test_a_bad_weight_is_found_at_the_end_of_the_epoch_at_the_latest(tiny_data, 
 
 
 def test_a_late_verdict_outlives_an_interruption(tiny_data, tiny_cfg, tmp_path, monkeypatch, late):
-    """Stopped when the last bad step is counted and nobody has looked yet: the resumed run goes back as the whole one."""
+    """Stopped when the last bad step is counted and nobody has looked yet:
+    the resumed run goes back as the whole one."""
     monkeypatch.setattr("utils.trainstate.PATIENCE", 2)
     into_the_loss(monkeypatch, math.nan, at(STEPS, STEPS + 1))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole", 3))

@@ -1,4 +1,5 @@
-"""NaN and infinity, wherever they come from, never reach the weights: skipped, gone back from, or stopped with advice."""
+"""NaN and infinity, wherever they come from, never reach the weights:
+skipped, gone back from, or stopped with advice."""
 
 import copy
 import csv
@@ -22,8 +23,9 @@ STEPS = 3  # of an epoch
 
 def arguments(data, cfg, folder, epochs):
     """--nbs 8: every batch has its own optimizer step, so a test knows which step it spoils."""
-    return ["--nbs", "8", "--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8", "--epochs", str(epochs),
-            "--workers", "0", "--device", "cpu", "--amp", "off", "--noplots", "--project", str(folder), "--name", "run"]
+    return ["--nbs", "8", "--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8",
+            "--epochs", str(epochs), "--workers", "0", "--device", "cpu", "--amp", "off", "--noplots",
+            "--project", str(folder), "--name", "run"]
 
 
 def state_of(folder: Path) -> dict:
@@ -152,7 +154,8 @@ def test_a_bad_weight_sends_the_run_back_at_a_lower_rate(tiny_data, tiny_cfg, tm
     assert [row["epoch"] for row in rows_of(tmp_path)] == [0, 1, 2]
 
 
-def test_a_weight_spoiled_by_the_last_step_of_an_epoch_is_not_taken_for_good(tiny_data, tiny_cfg, tmp_path, monkeypatch):
+def test_a_weight_spoiled_by_the_last_step_of_an_epoch_is_not_taken_for_good(
+        tiny_data, tiny_cfg, tmp_path, monkeypatch):
     into_a_weight(monkeypatch, math.nan, at(STEPS - 1))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, 2))
     assert state_of(tmp_path)["guard"]["returns"] == 1

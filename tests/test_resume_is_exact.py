@@ -91,8 +91,9 @@ def copy(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "elsewhere" / "run"))
 
 
-@pytest.mark.parametrize("extra", [["--optimizer", "AdamW", "--cache"], ["--rect", "--cos-lr", "--freeze", "3"], ["--quad"],
-                                   ["--amp", "bf16", "--patience", "1"], ["--noval", "--nosave"]], ids=" ".join)
+@pytest.mark.parametrize("extra", [["--optimizer", "AdamW", "--cache"], ["--rect", "--cos-lr", "--freeze", "3"],
+                                   ["--quad"], ["--amp", "bf16", "--patience", "1"], ["--noval", "--nosave"]],
+                         ids=" ".join)
 def test_stopped_in_the_middle_of_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch, extra):
     extra = ["--nbs", "8", *extra]  # an optimizer step for each batch
     train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole", *extra))
@@ -192,7 +193,8 @@ def test_what_changed_is_listed_and_what_makes_it_inexact(copy, capsys):
     train.main(["--resume", str(copy), "--epochs", "3", "--batch-size", "4", "--imgsz", "96", "--workers", "1",
                 "--optimizer", "Adam"])
     printed = capsys.readouterr().out
-    for line in ("--epochs 2 -> 3", "--batch-size 8 -> 4", "--imgsz 64 -> 96", "--workers 0 -> 1", "--optimizer SGD -> Adam",
+    for line in ("--epochs 2 -> 3", "--batch-size 8 -> 4", "--imgsz 64 -> 96", "--workers 0 -> 1",
+                 "--optimizer SGD -> Adam",
                  "from here on the run differs from one that never stopped (batch_size, epochs, imgsz, optimizer)"):
         assert f"resume: {line}" in printed
     state = state_of(copy)
@@ -305,4 +307,5 @@ def test_a_single_changed_number_is_found(copy, tmp_path):
     with open(other / "results.csv", "a") as file:
         file.write(" ")
     assert differences(copy, other) == [
-        f"weights/last.pt: /optimizer/state/{key}/momentum_buffer", "weights/last.pt: /stopper/best_epoch", "results.csv"]
+        f"weights/last.pt: /optimizer/state/{key}/momentum_buffer", "weights/last.pt: /stopper/best_epoch",
+        "results.csv"]

@@ -130,7 +130,8 @@ def flat_scene(height: int = 300, width: int = 400) -> Scene:
 def test_box_is_tight_around_a_single_object(monkeypatch):
     """Painted white on grey without a shadow, the pixels more than half covered span the box exactly."""
     monkeypatch.setattr(drawing, "shadow", lambda *_, **__: None)
-    monkeypatch.setattr(drawing, "coat", lambda rng, ground, u, v, depth, kind: np.full((3, *depth.shape), 255, np.float32))
+    monkeypatch.setattr(drawing, "coat",
+                        lambda rng, ground, u, v, depth, kind: np.full((3, *depth.shape), 255, np.float32))
     seen = set()
     for seed in range(80):
         scene = flat_scene()

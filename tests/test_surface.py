@@ -122,8 +122,9 @@ DIFFERENT = {
     "detect": {},
 }
 ADDED = {
-    "train": {"--save-minutes": ("float", "10.0"), "--amp": ("str", "auto"), "--compile": ("flag", ""), "--nbs": ("int", "0"), "--evolve-workers": ("int", "0"),
-              "--evolve-storage": ("str", ""), "--evolve-prune": ("flag", ""), "--evolve-fraction": ("float", "1.0"),
+    "train": {"--save-minutes": ("float", "10.0"), "--amp": ("str", "auto"), "--compile": ("flag", ""),
+              "--nbs": ("int", "0"), "--evolve-workers": ("int", "0"), "--evolve-storage": ("str", ""),
+              "--evolve-prune": ("flag", ""), "--evolve-fraction": ("float", "1.0"),
               "--evolve-timeout": ("float", "0.0"), "--score-only": ("flag", "")},
     "val": {"--annotations": ("str", "")},
     "detect": {},

@@ -40,9 +40,9 @@ def finished(tiny_data, tiny_cfg, tmp_path_factory):
 
 
 def test_a_run_leaves_everything_people_look_for(finished):
-    expected = """opt.yaml hyp.yaml results.csv results.png labels.jpg labels_correlogram.jpg train_batch0.jpg train_batch1.jpg
-        train_batch2.jpg val_batch0_labels.jpg val_batch0_pred.jpg confusion_matrix.png P_curve.png R_curve.png F1_curve.png
-        PR_curve.png weights/best.pt weights/last.pt""".split()
+    expected = """opt.yaml hyp.yaml results.csv results.png labels.jpg labels_correlogram.jpg train_batch0.jpg
+        train_batch1.jpg train_batch2.jpg val_batch0_labels.jpg val_batch0_pred.jpg confusion_matrix.png P_curve.png
+        R_curve.png F1_curve.png PR_curve.png weights/best.pt weights/last.pt""".split()
     missing = [name for name in expected if not (finished / name).is_file() or not (finished / name).stat().st_size]
     assert not missing
     assert [row["epoch"] for row in results(finished)] == [str(epoch) for epoch in range(6)]
@@ -109,7 +109,8 @@ def test_transfer_says_how_much_came_over(finished, tiny_data, tiny_cfg, tmp_pat
     assert f"Transferred {count - 1}/{count} tensors" in capsys.readouterr().out  # all but the anchors: --cfg was given
 
 
-def test_weights_whose_anchors_are_replaced_are_pointed_out(finished, tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
+def test_weights_whose_anchors_are_replaced_are_pointed_out(
+        finished, tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "fit_model_anchors", lambda *_: True)
     best = str(finished / "weights" / "best.pt")
     for words, expected in (["--weights", best], True), ([], False):
@@ -153,7 +154,8 @@ def test_who_reads_the_pictures(tiny_data, tiny_cfg, tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize("threads, launched, evolving, cores", [
-    (8, 1, 1, 8), (9, 1, 1, 8), (7, 1, 1, None), (2, 4, 1, 2), (2, 3, 1, None), (2, 1, 4, 2), (1, 2, 4, 1), (1, 16, 1, 1)])
+    (8, 1, 1, 8), (9, 1, 1, 8), (7, 1, 1, None), (2, 4, 1, 2), (2, 3, 1, None), (2, 1, 4, 2), (1, 2, 4, 1),
+    (1, 16, 1, 1)])
 def test_which_cores_read_between_the_steps(monkeypatch, threads, launched, evolving, cores):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
@@ -225,7 +227,8 @@ def test_a_users_mistake_is_one_line_and_leaves_nothing(tiny_data, tiny_cfg, tmp
 
 @pytest.mark.slow
 def test_a_mistake_ends_the_program_with_one_line_and_code_1():
-    done = subprocess.run([sys.executable, "train.py", "--data", "absent.yaml"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "train.py", "--data", "absent.yaml"], cwd=ROOT, capture_output=True,
+                          text=True)
     assert done.returncode == 1
     assert done.stderr.strip().startswith("error: --data absent.yaml") and len(done.stderr.strip().splitlines()) == 1
 
