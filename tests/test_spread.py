@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import UserError
-from utils.spread import MAX_WORKERS, Helpers, spread
+from utils.spread import MAX_WAITING, MAX_WORKERS, Helpers, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,6 +34,26 @@ def test_heavy_work_is_done_by_several_processes(monkeypatch):
     assert len(set(spread(lambda _: os.getpid(), range(50), heavy=True))) == MAX_WORKERS
 
 
+def burn(seconds: float) -> None:
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+
+def test_work_that_waits_is_given_to_more_workers_than_there_are_cores(monkeypatch):
+    def one(chunk: tuple[float, float]) -> int:
+        waiting, busy = chunk
+        time.sleep(waiting)
+        burn(busy)
+        return os.getpid()
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert 2 <= len(set(spread(one, [(0.0, 0.02)] + [(0.0, 0.0)] * 60, heavy=True))) <= 6  # other programs run too
+    assert 7 <= len(set(spread(one, [(0.06, 0.02)] + [(0.0, 0.0)] * 60, heavy=True))) <= MAX_WAITING
+    assert len(set(spread(one, [(0.1, 0.0)] + [(0.0, 0.0)] * 60, heavy=True))) == MAX_WAITING
+    assert len(set(spread(one, [(0.1, 0.0)] + [(0.0, 0.0)] * 3, heavy=True))) == 3
+
+
 def fail_at_three(k: int) -> int:
     if k == 3:
         raise UserError("chunk 3 is bad")
@@ -50,7 +70,7 @@ def test_an_error_is_raised_where_its_result_would_come(heavy):
 
 def test_a_killed_process_is_an_error_and_no_endless_wait():
     with pytest.raises(UserError, match="one of 4 processes that share the work was killed"):
-        list(spread(lambda k: os.kill(os.getpid(), signal.SIGKILL) if k == 5 else k, range(20), heavy=True))
+        list(spread(lambda k: os.kill(os.getpid(), signal.SIGKILL) if k == 6 else k, range(20), heavy=True))
 
 
 def is_alive(process: int) -> bool:
@@ -62,7 +82,7 @@ def is_alive(process: int) -> bool:
 
 def test_results_nobody_asks_for_end_the_processes():
     results = spread(lambda k: (os.getpid(), bytes(1 << 20)), range(100), heavy=True)
-    processes = {next(results)[0] for _ in range(4)} - {os.getpid()}
+    processes = {next(results)[0] for _ in range(5)} - {os.getpid()}
     results.close()
     assert len(processes) == 3 and not any(map(is_alive, processes))
 
@@ -72,7 +92,7 @@ import os, signal, utils.spread as module
 os.cpu_count = lambda: 4
 for number, (process, _) in enumerate(module.spread(lambda k: (os.getpid(), bytes(1 << 20)), range(1000), heavy=True)):
     print(process, flush=True)
-    if number == 3:
+    if number == 4:
         os.kill(os.getpid(), signal.SIGKILL)
 """
 

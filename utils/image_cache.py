@@ -102,7 +102,7 @@ class RamPictures(Pictures):
         self.block = SharedBytes(int(self.starts[-1]))
         self.readable = np.zeros(len(index), bool)
         title = f"Caching images ({self.starts[-1] / 2**30:.1f}GB ram)"
-        with ThreadPool(min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
+        with ThreadPool(2 * min(MAX_WORKERS, os.cpu_count() or 1)) as pool:  # one reads while another decodes
             done = pool.imap_unordered(self._fill, range(len(index)), chunksize=8)
             for _ in tqdm(done, total=len(index), desc=title, disable=not progress, dynamic_ncols=True):
                 pass

@@ -1,10 +1,12 @@
 """Much work at once: chunks of it in processes or threads, and threads that help with a list."""
 
 import gc
+import math
 import multiprocessing
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -15,7 +17,9 @@ import cv2
 
 from utils.errors import UserError
 
-MAX_WORKERS = 8
+MAX_WORKERS = 8  # that compute
+MAX_WAITING = 16  # in all, where they mostly wait for a disk
+BRIEF = 1e-3  # seconds of work that tell nothing of how much of it is waiting
 A, B = TypeVar("A"), TypeVar("B")
 
 
@@ -23,14 +27,23 @@ def spread(function: Callable[[A], B], chunks: Sequence[A], *, heavy: bool) -> I
     """`function` of each chunk, in their order; what it raises is raised here.
 
     Threads of Python code wait for each other, so `heavy` work is given to processes. They are forked, which takes
-    milliseconds where a fresh Python would take seconds to import; only Linux can be relied on for that.
+    milliseconds where a fresh Python would take seconds to import; only Linux can be relied on for that. The first
+    chunk is done here and shows how many are of use: where it waits most of its time (for a slow disk, or one behind
+    a network), more than there are cores.
     """
-    workers = min(MAX_WORKERS, os.cpu_count() or 1, len(chunks))
+    if not chunks:
+        return
+    start, busy = time.perf_counter(), time.process_time()
+    first = function(chunks[0])
+    waits = (time.perf_counter() - start) / max(time.process_time() - busy, BRIEF)
+    yield first
+    rest, cores = chunks[1:], min(MAX_WORKERS, os.cpu_count() or 1)
+    workers = min(max(cores, math.ceil(cores * waits - 0.5)), MAX_WAITING, len(rest))
     if heavy and workers > 1 and sys.platform == "linux" and not multiprocessing.current_process().daemon:
-        yield from _in_processes(function, chunks, workers)
-    else:
-        with ThreadPool(max(1, workers)) as pool:
-            yield from pool.imap(function, chunks)
+        yield from _in_processes(function, rest, workers)
+    elif rest:
+        with ThreadPool(workers) as pool:
+            yield from pool.imap(function, rest)
 
 
 def _in_processes(function: Callable[[A], B], chunks: Sequence[A], workers: int) -> Iterator[B]:
