@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from models.loading import load_ensemble, resolve_weights
+from models.yolo import as_input
 from utils.augment import Letterbox, letterbox
 from utils.checkpoint import read_checkpoint, stripped_content, write_checkpoint
 from utils.config import SuggestingParser, add_flags, flag
@@ -23,7 +24,7 @@ from utils.errors import UserError, run
 from utils.files import find_file, increment_path, read_yaml
 from utils.nms import non_max_suppression
 from utils.outputs import Outputs, can_show_windows
-from utils.runtime import ROOT, datasets_folders, describe_device, select_device
+from utils.runtime import ROOT, datasets_folders, describe_device, occupy, select_device
 from utils.sources import Frame, Source, open_source
 
 
@@ -144,8 +145,8 @@ class Detector:
     def _find(self, boxed: Sequence[tuple[np.ndarray, Letterbox]], prepare: float) -> list[Found]:
         """boxed: letterboxed pictures of one shape; prepare: seconds that each has taken so far."""
         started = self._now()
-        stacked = np.stack([picture for picture, _ in boxed])[..., ::-1].transpose(0, 3, 1, 2)  # (B, 3, H, W) RGB
-        batch = torch.from_numpy(np.ascontiguousarray(stacked)).to(self.device).float() / 255
+        stacked = np.ascontiguousarray(np.stack([picture for picture, _ in boxed])[..., ::-1])  # (B, H, W, 3) RGB
+        batch = as_input(torch.from_numpy(stacked).permute(0, 3, 1, 2), self.device)
         prepared = self._now()
         with torch.autocast(self.device.type, torch.float16, enabled=self.half):
             prediction = self.model(batch, augment=self.augment)[0]
@@ -197,7 +198,7 @@ def describe(frame: Frame, found: Found, names: dict[int, str]) -> str:
 
 
 def build_detector(options: DetectOptions, files: Sequence[Path]) -> Detector:
-    device = select_device(options.device)[0]
+    device = occupy(select_device(options.device)[0])
     model = load_ensemble(files, device)
     half = options.half and device.type == "cuda"
     if options.half and not half:

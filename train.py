@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import val
 from models.adaptation import fit_model_anchors, freeze_layers, round_to_stride
 from models.loading import load_model, read_weights, resolve_weights, transfer
-from models.yolo import DetectionModel
+from models.yolo import DetectionModel, as_input
 from utils.autobatch import advice_on_memory, find_batch_size
 from utils.batches import class_weights, image_weights
 from utils.checkpoint import TrainState, is_finite, snapshot
@@ -147,7 +147,7 @@ class Run:
     val_loader: Loader
     model: DetectionModel
     wrapped: nn.Module  # the model in its parallel wrapper, or itself
-    frozen: list[nn.Module]
+    frozen: list[int]  # layers of the model
     loss: DetectionLoss
     schedule: Schedule
     state: TrainState
@@ -178,8 +178,8 @@ class Run:
     def set_modes(self) -> None:
         """Training mode, except for frozen layers, which keep their batch statistics."""
         self.wrapped.train()
-        for layer in self.frozen:
-            layer.eval()
+        for index in self.frozen:
+            self.model.model[index].eval()
 
 
 class Parts(NamedTuple):
@@ -385,15 +385,16 @@ def save_between_steps(run: Run, log: "RunLog", interruption: Interruption) -> N
 
 
 def prepare_images(run: Run, images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) to float 0…1 on the device, at this iteration's size when sizes vary."""
-    images = images.to(run.distributed.device, non_blocking=True).float() / 255
-    if run.options.multi_scale:
-        rng = np.random.default_rng([run.options.seed, run.state.iteration])
-        size = multi_scale_size(rng, run.options.imgsz, run.grid)
-        factor = size / max(images.shape[2:])
-        if factor != 1:
-            shape = [int(np.ceil(side * factor / run.grid)) * run.grid for side in images.shape[2:]]
-            images = F.interpolate(images, size=shape, mode="bilinear", align_corners=False)
+    """uint8 (B, 3, H, W) to 0…1 on the device, at this iteration's size when sizes vary."""
+    if not run.options.multi_scale:
+        return as_input(images, run.distributed.device, run.autocast)
+    images = as_input(images, run.distributed.device)
+    rng = np.random.default_rng([run.options.seed, run.state.iteration])
+    factor = multi_scale_size(rng, run.options.imgsz, run.grid) / max(images.shape[2:])
+    if factor == 1:
+        return images
+    shape = [int(np.ceil(side * factor / run.grid)) * run.grid for side in images.shape[2:]]
+    images = F.interpolate(images, size=shape, mode="bilinear", align_corners=False)
     return images.contiguous(memory_format=torch.channels_last)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.loading import load_ensemble, resolve_weights
+from models.yolo import as_input
 from utils.acquire import acquire
 from utils.autobatch import advice_on_memory
 from utils.boxes import xywh_to_xyxy
@@ -35,7 +36,7 @@ from utils.plots import Plotter, plot_study
 from utils.predictions import CocoWriter, TextWriter, Writer, unique_names
 from utils.prefetch import prefetch
 from utils.report import HEADER, draw_batch, draw_curves, table
-from utils.runtime import Distributed, cores_in_turn, describe_device, keep_freed_memory, select_device
+from utils.runtime import Distributed, cores_in_turn, describe_device, keep_freed_memory, occupy, select_device
 
 PICTURED_BATCHES = 3  # drawn into the run folder
 STUDY_SIZES = range(256, 1536 + 1, 128)
@@ -127,7 +128,7 @@ def evaluate(
     with evaluation_mode(model), Plotter() as plotter:
         for number, batch in enumerate(bar):
             with watch("preprocess"):
-                images = batch.images.to(device).float() / 255  # (B, 3, H, W)
+                images = as_input(batch.images, device)
             with watch("inference"), torch.autocast(device.type, autocast, enabled=autocast is not None):
                 decoded, raw = model(images, augment=augment)
             sums = None if loss is None else torch.stack(loss.sums(raw, batch.targets)).cpu().numpy()
@@ -358,7 +359,7 @@ def main(argv: Sequence[str] | None = None) -> Metrics | list[Metrics]:
     """Measure as the command line `argv` says: the metrics, or, for speed and study, those of each weights and size."""
     options, named = parse_args(argv)
     keep_freed_memory()
-    device = select_device(options.device)[0]
+    device = occupy(select_device(options.device)[0])
     weights = [resolve_weights(name, allow_download=named) for name in options.weights]
     if options.task in ("speed", "study"):
         options = replace(options, half=device.type == "cuda")

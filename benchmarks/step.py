@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import Elsewhere, Row, compare, print_rows, row  # noqa: E402
-from models.yolo import DetectionModel  # noqa: E402
+from models.yolo import DetectionModel, as_input  # noqa: E402
 from utils.config import Hyperparameters  # noqa: E402
 from utils.ema import ModelEMA  # noqa: E402
 from utils.loss import DetectionLoss, scale_gains  # noqa: E402
@@ -57,7 +57,7 @@ def our_step(size: str, imgsz: int, batch: int, amp: str) -> Callable[[], None]:
     loss, optimizer, ema = loss_of(model, imgsz), build_optimizer(model), ModelEMA(model)
 
     def step() -> None:
-        x = images.float().div_(255).contiguous(memory_format=torch.channels_last)
+        x = as_input(images, images.device, dtype)
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             predictions = model(x)
         loss(predictions, targets)[0].backward()

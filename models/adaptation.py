@@ -4,27 +4,25 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from models.yolo import DetectionModel
 from utils.autoanchor import check_anchors
 from utils.errors import UserError
 
 
-def freeze_layers(model: DetectionModel, freeze: Sequence[int]) -> list[nn.Module]:
-    """Stop gradients of layers 0 … N-1 (one number N) or of exactly the listed ones; returns those layers."""
-    indices = range(freeze[0]) if len(freeze) == 1 else freeze
+def freeze_layers(model: DetectionModel, freeze: Sequence[int]) -> list[int]:
+    """Stop gradients of layers 0 … N-1 (one number N) or of exactly the listed ones; returns their numbers."""
+    indices = list(range(freeze[0]) if len(freeze) == 1 else freeze)
     for index in indices:
         if not 0 <= index < len(model.model):
             raise UserError(f"--freeze {index}: the model has layers 0 to {len(model.model) - 1}")
-    layers = [model.model[index] for index in indices]
-    for layer in layers:
-        layer.requires_grad_(False)
+    for index in indices:
+        model.model[index].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError(f"--freeze {' '.join(map(str, freeze))}: no layer is left to train; freeze fewer")
-    if layers:
+    if indices:
         print(f"Frozen layers: {', '.join(str(index) for index in indices)}")
-    return layers
+    return indices
 
 
 def round_to_stride(imgsz: int, stride: int) -> int:

@@ -198,7 +198,7 @@ def build_from(weights: WeightsFile, path: str | Path) -> DetectionModel:
 def load_model(weights: str | Path, device: str | torch.device = "cpu", fuse: bool = True) -> DetectionModel:
     """The model of a weights file, float32, in evaluation mode, batch norms folded in unless `fuse` is off."""
     model = build_from(read_weights(weights), weights).eval()
-    return (model.fuse() if fuse else model).to(device)
+    return (model.fuse() if fuse else model).to(device, memory_format=torch.channels_last)
 
 
 class Ensemble(nn.Module):

@@ -74,6 +74,13 @@ def _cpu_instead(text: str) -> torch.device:
     return torch.device("cpu")
 
 
+def occupy(device: torch.device) -> torch.device:
+    """The device, from here on this process's own: what is not told otherwise would touch the first GPU, maybe full."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 def describe_device(device: torch.device) -> str:
     if device.type != "cuda":
         return f"{device.type.upper()} ({torch.get_num_threads()} threads)"
@@ -234,9 +241,7 @@ class Distributed:
         if batch_size is not None and batch_size % self.world_size and batch_size > 0:
             raise UserError(f"--batch-size {batch_size} must be a multiple of the {self.world_size} processes: "
                             f"{max(batch_size // self.world_size, 1) * self.world_size}, for instance")
-        if self.local_rank is not None and devices[0].type == "cuda":
-            torch.cuda.set_device(devices[0])
-        return replace(self, device=devices[0], devices=devices)
+        return replace(self, device=occupy(devices[0]), devices=devices)
 
     def _own_device(self, text: str) -> torch.device:
         """This process's GPU: the one of its local rank, of those in `text` or of all; the CPU where there is none."""
