@@ -25,6 +25,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -36,9 +37,10 @@ sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
 from benchmarks.device_limits import DATA_SHEET, Limits, Traffic, measured_limits, now  # noqa: E402
-from benchmarks.timing import compare, machine, print_rows, row  # noqa: E402
+from benchmarks.timing import Timing, compare, machine, print_rows, row  # noqa: E402
 from utils.compiling import compile_model  # noqa: E402
 from utils.dataset import Batch  # noqa: E402
+from utils.device_augment import AT_A_TIME, jitter_hsv  # noqa: E402
 from utils.guard import PATIENCE, SEARCHING_PATIENCE  # noqa: E402
 from utils.interruption import Interruption  # noqa: E402
 from utils.prefetch import prefetch  # noqa: E402
@@ -228,8 +230,7 @@ def profile(run: train.Run, batches: list[Batch], top: int) -> list[str]:
 
 def is_kernel(event: Any) -> bool:
     """Whether an event of the profiler is the device's own work: marks that a program sets span many kernels."""
-    annotation = getattr(event, "is_user_annotation", False) or "#" in event.name
-    return event.device_type == torch.autograd.DeviceType.CUDA and not annotation
+    return event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
 
 
 def busy(spans: Sequence[tuple[float, float]]) -> float:
@@ -320,8 +321,11 @@ def print_variants(run: train.Run, batches: list[Batch], step: float, args: argp
             lambda run: precision(run, torch.bfloat16))
     if "kernels" in args.parts and on_gpu:
         add("cudnn.benchmark beside deterministic kernels", nullcontext, free_kernels)
+        rows.append(row("colours of a batch, in one kernel beside many steps", colours(batches[0].images, args.pairs),
+                        at_least="-"))
     if "compile" in args.parts and (compiled := compiled_run(run, batches)):
-        add("--compile beside eager", nullcontext, lambda run: nullcontext(compiled))
+        add("--compile beside eager", lambda run: eager(run, compiled), lambda run: nullcontext(compiled))
+        compiled.wrapped.give_up()
     if rows:
         print_rows(rows, f"{WARM_UP + count + 1} steps a side and turn.")
 
@@ -338,6 +342,29 @@ def free_kernels(run: train.Run) -> Iterator[train.Run]:
         cudnn.deterministic, cudnn.benchmark = before
 
 
+def colours(images: torch.Tensor, pairs: int) -> Timing:
+    """Time for the colours of a batch (B, 3, H, W) in the steps that every device has, and as the program does them."""
+    factors = torch.full((len(images), 3), 1.1, device=images.device)
+
+    def change() -> None:
+        for part in zip(images.split(AT_A_TIME), factors.split(AT_A_TIME)):
+            jitter_hsv(*part)
+        now(images.device)
+
+    def in_steps() -> None:
+        with mock.patch("utils.device_augment.kernel_works", lambda device: False):
+            change()
+
+    return compare(in_steps, change, pairs=pairs)
+
+
+@contextmanager
+def eager(run: train.Run, compiled: train.Run) -> Iterator[train.Run]:
+    """The run without compilation, beside which `compiled` copies nothing: its hooks are on the same parameters."""
+    compiled.wrapped.replayed = False
+    yield run
+
+
 def compiled_run(run: train.Run, batches: list[Batch]) -> train.Run | None:
     compiled = compile_model(run.model, batch_size=run.options.batch_size, varying=False)
     changed, start = dataclasses.replace(run, wrapped=compiled), time.perf_counter()
@@ -345,6 +372,7 @@ def compiled_run(run: train.Run, batches: list[Batch]) -> train.Run | None:
         run_steps(changed, batches, 3)
     except Exception as error:  # no compiler, an operation that it does not know: all sorts of types
         print(f"--compile fails: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}\n")
+        compiled.give_up()
         return None
     print(f"--compile took {time.perf_counter() - start:.0f} s to be ready.\n")
     return changed
@@ -355,7 +383,7 @@ def batch_of(size: str, args: argparse.Namespace) -> int:
         return args.batch
     if not torch.cuda.is_available():
         return 2
-    memory = torch.cuda.get_device_properties(0).total_memory
+    memory = torch.cuda.get_device_properties(None).total_memory  # of the one in use
     return max(int(BATCHES[size] * min(memory / 75e9, 1) * (640 / args.imgsz) ** 2) // 8 * 8, 8)
 
 
@@ -388,6 +416,8 @@ def main() -> None:
     for size in args.sizes:
         batch = batch_of(size, args)
         while batch:
+            if on_gpu:
+                torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
             with tempfile.TemporaryDirectory() as folder:
                 data = draw_data(Path(folder) / "data", args.pictures or min(32 * batch, 4096))
                 try:
@@ -396,8 +426,6 @@ def main() -> None:
                 except torch.OutOfMemoryError:
                     print(f"\nyolov5{size}: batch {batch} does not fit, taking half of it", flush=True)
                     batch //= 2
-        if on_gpu:
-            torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
     print("\n## Pictures a second\n\n| model | batch | step | loader | together | first target | strong target | "
           "memory share | arithmetic share | memory |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     print(*rows, sep="\n", flush=True)

@@ -1,5 +1,9 @@
 """Colours and flips on the device: the same draws, the same boxes, and pixels as near as rounding allows."""
 
+import ctypes
+import shutil
+import subprocess
+
 import cv2
 import numpy as np
 import pytest
@@ -7,7 +11,7 @@ import torch
 
 from utils.augment import Finish, multiply_hsv
 from utils.dataset import make_loader
-from utils.device_augment import finish_images, jitter_hsv
+from utils.device_augment import KERNEL, _kernel, finish_images, jitter_by_parts, jitter_hsv, kernel_works
 from utils.labels import load_index
 
 FLIPPING = {"flipud": 0.5, "fliplr": 0.5, "mosaic": 0.5, "mixup": 0.5, "translate": 0.1, "scale": 0.5}
@@ -29,6 +33,59 @@ def test_colours_are_within_two_levels_of_opencvs(gains, blur, seed):
     expected = rgb_planes(multiply_hsv(image, factors))
     off = (jitter_hsv(rgb_planes(image), torch.tensor(factors[None], dtype=torch.float32)).int() - expected.int()).abs()
     assert (off > 2).float().mean() < 0.01 and off.float().mean() < 0.5  # versions of OpenCV round or cut off
+
+
+LOOP = """
+extern "C" void run(long n, const float* in, float* out) {
+    for (long i = 0; i < n; i++)
+        jitter<float>(in[i], in[n + i], in[2 * n + i], in[3 * n + i], in[4 * n + i], in[5 * n + i],
+                      out[i], out[n + i], out[2 * n + i]);
+}
+"""
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler: without a GPU it stands for CUDA's own")
+def test_the_kernel_computes_what_the_parts_do(tmp_path):
+    source, library = tmp_path / "kernel.cpp", tmp_path / "kernel.so"
+    source.write_text(f"#include <math.h>\n{KERNEL}{LOOP}")
+    subprocess.run(["g++", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-o", library, source], check=True)
+    dice, count = torch.Generator().manual_seed(0), 200_000
+    colours = torch.randint(0, 256, (3, count), generator=dice).float()
+    colours[:, :256] = torch.arange(256.0)  # greys
+    channels = torch.cat([colours, 2 * torch.rand((3, count), generator=dice)]).contiguous()
+    found = torch.empty(3, count)
+    ctypes.CDLL(str(library)).run(ctypes.c_long(count), *(ctypes.c_void_p(x.data_ptr()) for x in (channels, found)))
+    expected = jitter_by_parts(*channels[:3, None, None].byte(), *channels[3:, None, None])
+    assert torch.equal(found, torch.stack(expected).view(3, count))
+
+
+def test_the_kernel_is_read_as_pytorch_wants_it():
+    assert (_kernel().kernel_name, _kernel().num_outputs, _kernel().return_by_ref) == ("jitter", 3, True)
+
+
+def exact(*channels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return jitter_by_parts(*channels)
+
+
+def too_bright(*channels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(channel + 2 for channel in jitter_by_parts(*channels))
+
+
+def no_compiler(*channels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    raise RuntimeError("nvrtc: no such thing\nand more")
+
+
+@pytest.mark.parametrize(("kernel", "says"), [(exact, ""), (too_bright, "100% of the pixels are wrong"),
+                                              (no_compiler, "RuntimeError: nvrtc: no such thing\n")])
+def test_a_kernel_that_fails_or_errs_is_left_out(kernel, says, monkeypatch, capsys):
+    monkeypatch.setattr("utils.device_augment._kernel", lambda: kernel)
+    kernel_works.cache_clear()
+    try:
+        assert kernel_works(torch.device("cpu")) == (not says)
+    finally:
+        kernel_works.cache_clear()
+    out = capsys.readouterr().out
+    assert says in out and (not says) == (not out)
 
 
 def test_greys_black_and_white_stay_what_they_are():

@@ -97,7 +97,7 @@ class RunFolder:
     def mark_end(self, content: dict[str, Any]) -> None:
         """The run is over, its last validation too: keep the last weights for use, drop what only resuming needs."""
         (self.weights / START).unlink(missing_ok=True)
-        self._writer.submit(content, full=[], stripped=[self.half])
+        self._writer.submit(snapshot(content), full=[], stripped=[self.half])
 
     def close(self) -> None:
         self._writer.close()

@@ -56,7 +56,8 @@ class RunLog:
         val_losses = [0.0] * 3 if metrics is None else list(metrics.losses)
         if self.run.guard.skipped > self.skipped:
             self.skipped = self.run.guard.skipped
-            print(f"WARNING {self.skipped} optimizer steps so far were left out: loss or gradients were not finite")
+            print(f"WARNING {self.skipped} optimizer steps so far were left out: loss or gradients were not finite"
+                  + (" (a few are usual while float16's scale is searched)" if self.run.scaler.is_enabled() else ""))
         self.folder.results.write(epoch, losses, scores, val_losses, [rates.lr_bias, rates.lr_weight, rates.lr_norm])
 
     def save(self, metrics: Metrics | None, improved: bool = False) -> None:
