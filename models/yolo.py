@@ -56,9 +56,9 @@ class Detect(nn.Module):
     def forward(self, features: list[Tensor]) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         raw = []
         for level, convolution in zip(features, self.m):
-            y = convolution(level)
-            B, _, H, W = y.shape
-            raw.append(y.reshape(B, self.num_anchors, -1, H, W).permute(0, 1, 3, 4, 2).contiguous())
+            y = convolution(level).permute(0, 2, 3, 1)  # (B, H, W, A (5+C)), as it lies in memory: nothing is moved
+            B, H, W, _ = y.shape
+            raw.append(y.reshape(B, H, W, self.num_anchors, -1).permute(0, 3, 1, 2, 4))
         return raw if self.training else (self.decode(raw), raw)
 
     def decode(self, raw: list[Tensor]) -> Tensor:

@@ -195,7 +195,7 @@ def test_old_activation_is_found(tmp_path):
 
 
 def test_model_saved_after_fusing(tmp_path):
-    model = tiny_model().fuse()
+    model = tiny_model().fuse().to(memory_format=torch.channels_last)  # as they are loaded
     loaded = load_model(save_whole(model, tmp_path / "m.pt"))
     with torch.inference_mode():
         assert torch.equal(loaded(image(1, 64))[0], model(image(1, 64))[0])

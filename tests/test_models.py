@@ -14,6 +14,7 @@ from models import common
 from models.architecture import BLOCKS, parse_activation
 from models.yolo import DetectionModel, find_cfg
 from utils.errors import UserError
+from utils.loss import Picked
 from utils.parallel import synchronise_batch_norm
 
 P5 = ["yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x"]
@@ -208,7 +209,28 @@ def test_decoding_is_the_formula():
 def test_training_output_is_raw():
     raw = tiny_model().train()(image(2, 64))
     assert [tuple(level.shape) for level in raw] == [(2, 2, 8, 8, 8), (2, 2, 4, 4, 8)]
-    assert all(level.is_contiguous() for level in raw)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_neither_the_raw_output_nor_its_gradient_is_moved_about(layout):
+    """On a CPU the two copies of the gradient took a tenth of a training step."""
+    model = tiny_model().train().to(memory_format=layout)
+    outputs, gradients = [], []
+    for convolution in model.head.m:
+        convolution.register_forward_hook(lambda module, args, output: outputs.append(output))
+        convolution.register_full_backward_hook(lambda module, inputs, of_outputs: gradients.append(of_outputs[0]))
+    raw = model(image(2, 64).to(memory_format=layout))
+    assert [level.data_ptr() for level in raw] == [output.data_ptr() for output in outputs]
+    cells = [torch.tensor([k]) for k in (1, 1, 2, 3)]  # picture, anchor, row, column
+    rows, objectness = zip(*(Picked.apply(level, *cells) for level in raw))
+    (sum((row * torch.arange(8.0)).sum() for row in rows) + sum(part.sum() for part in objectness)).backward()
+    assert len(gradients) == 2
+    for gradient in gradients:
+        assert gradient.is_contiguous(memory_format=layout)
+        expected = torch.zeros_like(gradient)
+        expected[:, 4::8] = 1
+        expected[1, 8:, 2, 3] += torch.arange(8.0)
+        assert torch.equal(gradient, expected)
 
 
 @torch.no_grad()

@@ -229,18 +229,19 @@ class Picked(torch.autograd.Function):
     """Of predictions (B, A, H, W, 5+C) the rows at four indices (R,), (R, 5+C), and the objectness logits (B, A, H, W).
 
     Written as two index operations, each would leave a gradient of the size of the predictions, nearly all zeros, and
-    to fill and add these was most of the time of the whole loss.
+    to fill and add these was most of the time of the whole loss. The one gradient lies in memory as the predictions do,
+    so that the head's convolution takes it without moving it about.
     """
 
     @staticmethod
     def forward(context: Any, prediction: Tensor, *cells: Tensor) -> tuple[Tensor, Tensor]:
-        context.shape = prediction.shape
+        context.layout = torch.empty_like(prediction, device="meta")
         context.save_for_backward(*cells)
         return prediction[cells], prediction[..., 4].clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     def backward(context: Any, of_rows: Tensor, of_objectness: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = of_objectness.new_zeros(context.shape)
+        gradient = torch.zeros_like(context.layout, device=of_objectness.device)
         gradient[..., 4] = of_objectness
         # As index_put_ does it, without its looks at the indices: on a GPU these are some seventy more kernels a step.
         torch.ops.aten._index_put_impl_(gradient, list(context.saved_tensors), of_rows, accumulate=True, unsafe=True)
