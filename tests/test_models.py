@@ -233,6 +233,32 @@ def test_neither_the_raw_output_nor_its_gradient_is_moved_about(layout):
         assert torch.equal(gradient, expected)
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_stacked_maps_get_gradients_of_their_own(layout):
+    maps = [torch.rand(2, width, 5, 6).to(memory_format=layout).requires_grad_() for width in (3, 4, 1)]
+    weight = torch.rand(2, 8, 5, 6).to(memory_format=layout)
+    found, strides = {}, []
+    for name, join in (("stacked", common.stacked), ("cat", lambda parts: torch.cat(parts, dim=1))):
+        doubled = [2 * part for part in maps]
+        if name == "stacked":
+            for part in doubled:
+                part.register_hook(lambda gradient: strides.append(gradient.is_contiguous(memory_format=layout)))
+        joined = join(doubled)
+        found[name] = [joined.detach(), *torch.autograd.grad(joined, maps, weight)]
+    assert all(map(torch.equal, *found.values()))
+    assert strides == [layout is torch.channels_last] * 3  # slices of contiguous maps are as fast
+
+
+def test_stacked_maps_of_two_types_or_without_a_gradient():
+    plain, half = torch.rand(1, 2, 3, 3), torch.rand(1, 2, 3, 3, dtype=torch.bfloat16).requires_grad_()
+    joined = common.stacked([plain, half])
+    assert joined.dtype == torch.float32 and joined.requires_grad
+    joined.sum().backward()
+    assert half.grad.dtype == torch.bfloat16 and (half.grad == 1).all()
+    with torch.no_grad():
+        assert torch.equal(common.stacked([plain, half]), joined)
+
+
 @torch.no_grad()
 def test_decoding_stays_float32():
     model, x = tiny_model(), image(1, 64)
