@@ -63,9 +63,13 @@ class Detect(nn.Module):
 
     def decode(self, raw: list[Tensor]) -> Tensor:
         """Raw levels (B, A, H, W, 5+C) -> (B, N, 5+C): xy = (2 s(t) - 0.5 + cell) stride, wh = (2 s(t))^2 anchor."""
-        flat = torch.cat([level.flatten(1, 3) for level in raw], dim=1)  # (B, N, 5+C)
-        scores = flat.float().sigmoid()
-        cells, prior = self.grid([tuple(level.shape[2:4]) for level in raw], flat.device)
+        cells, prior = self.grid([tuple(level.shape[2:4]) for level in raw], raw[0].device)
+        scores = raw[0].new_empty((len(raw[0]), len(prior), raw[0].shape[-1]), dtype=torch.float32)  # (B, N, 5+C)
+        end = 0
+        for level in raw:  # each is put into its order, its type and its place in one go
+            start, end = end, end + level.shape[1:4].numel()
+            scores[:, start:end].view(level.shape).copy_(level)
+        scores.sigmoid_()
         stride = self.stride.float()[prior // self.num_anchors, None]  # (N, 1)
         anchors_px = self.anchors.float().reshape(-1, 2)[prior] * stride  # (N, 2)
         centres = (scores[..., :2] * 2 + cells) * stride
