@@ -2,10 +2,10 @@
 
     python benchmarks/memory.py                              twice 24 epochs of yolov5n on 500 made-up pictures
     python benchmarks/memory.py --small                      twice 4 short epochs
-    python benchmarks/memory.py --readers threads -- --imgsz 640   what follows -- goes to train.py
+    python benchmarks/memory.py --readers helpers -- --imgsz 640   what follows -- goes to train.py
 
-Once the pictures are read by threads of the main process, once by worker processes: the first is what happens where the
-model has all cores, the second where cores are left, as with a GPU.
+Once the pictures are read by helpers between the steps, once by workers that read ahead: the first is what happens where
+the model has all cores, the second where cores are left, as with a GPU.
 
 The training is train.py's own, with validation, checkpoints and charts, in this process. The peak is the most that was
 resident within the epoch and its validation, counted anew for each; what is shared between processes is in each one's
@@ -33,7 +33,7 @@ from benchmarks.process_memory import forget_peak, held, workers_of  # noqa: E40
 from benchmarks.scale import KINDS, make_pictures, write_spec  # noqa: E402
 from benchmarks.timing import Row, machine, print_rows  # noqa: E402
 
-READERS = ("threads", "processes")
+READERS = ("helpers", "workers")
 
 
 class Epoch(NamedTuple):
@@ -99,7 +99,7 @@ def rows_of(epochs: list[Epoch], readers: str) -> list[Row]:
 def train_and_watch(readers: str, epochs: int, count: int, words: list[str]) -> list[Row]:
     multiprocessing.set_start_method(None, force=True)  # this process was spawned, which its workers should not be
     with (tempfile.TemporaryDirectory() as name, Watch() as watch,
-          mock.patch.object(train, "cores_in_turn", lambda device: 2 if readers == "threads" else None)):
+          mock.patch.object(train, "cores_in_turn", lambda device: 2 if readers == "helpers" else None)):
         folder = Path(name)
         make_pictures(folder, np.random.default_rng(0))
         split = folder / "list.txt"

@@ -23,9 +23,10 @@ def held(process: int | str = "self") -> Held:
 
 
 def workers_of(loader: Loader) -> list[int]:
-    """Process ids of a loader's workers that live; none before its first epoch."""
-    iterator = loader._loader._iterator
-    return [worker.pid for worker in getattr(iterator, "_workers", []) if worker.is_alive()]
+    """Ids of the processes that read for a loader: its helpers, or its workers, which begin with the first epoch."""
+    helpers = [process for process, *_ in getattr(loader.dataset.helpers, "crew", [])]
+    workers = getattr(loader._loader._iterator, "_workers", [])
+    return [process.pid for process in (*helpers, *workers) if process.is_alive()]
 
 
 def forget_peak(process: int | str = "self") -> None:

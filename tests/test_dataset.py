@@ -1,6 +1,7 @@
 """A batch is a function of (seed, epoch, number): not of workers, processes, caches, or what was loaded before."""
 
 import os
+import sys
 import threading
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from utils import dataset, image_cache
 from utils.augment import Letterbox
 from utils.batches import class_weights, count_earlier, image_weights, rect_shapes
 from utils.config import Hyperparameters
-from utils.dataset import Batch, group_in_fours, make_loader
+from utils.dataset import Batch, DetectionDataset, group_in_fours, make_loader
 from utils.errors import UserError
 from utils.image_cache import SharedBytes
 from utils.labels import LabelIndex, load_index
@@ -160,18 +161,22 @@ def test_workers_change_nothing(index, workers, start_method, monkeypatch):
         assert_same(epoch_of(alone, epoch), epoch_of(shared, epoch))
 
 
-@pytest.mark.parametrize("workers, cores, threads", [(0, 4, 1), (1, 4, 2), (2, 4, 3), (9, 4, 4), (9, 1, 1)])
+@pytest.mark.parametrize("workers, cores, hands", [(0, 4, 1), (1, 4, 2), (2, 4, 3), (9, 4, 4), (9, 1, 1)])
+@pytest.mark.parametrize("platform, kind", [("linux", "processes"), ("darwin", "threads")])
 @pytest.mark.parametrize("quad", [False, True])
-def test_threads_that_make_batches_in_turn_change_nothing(index, workers, cores, threads, quad, monkeypatch):
-    """Never more than there are cores, with the one that asks for the batch; and no process."""
+def test_helpers_that_make_batches_in_turn_change_nothing(index, workers, cores, hands, platform, kind, quad,
+                                                          monkeypatch):
+    """Never more than there are cores, with the one that asks for the batch; and nobody reads ahead."""
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(sys, "platform", platform)
     settings = {"hyp": HYP, "shuffle": True, "batch_size": 8, "quad": quad}
     alone, shared = loader_of(index, **settings), loader_of(index, workers=workers, cores=cores, **settings)
-    assert shared.workers == 0 and (shared.dataset.helpers.count if shared.dataset.helpers else 0) == threads - 1
-    assert (f"by {threads} threads" if threads > 1 else "by the main process") in shared.readers
+    assert shared.workers == 0 and (shared.dataset.helpers.count if shared.dataset.helpers else 0) == hands - 1
+    assert (f"by {hands} {kind}" if hands > 1 else "by the main process") in shared.readers
     for epoch in (0, 1, 5):
         assert_same(epoch_of(alone, epoch), epoch_of(shared, epoch))
     assert not shared.workers and not getattr(shared._loader._iterator, "_workers", None)
+    shared.close()
 
 
 def test_helpers_are_no_more_than_the_pictures_of_a_process(index, monkeypatch):
@@ -184,6 +189,7 @@ def test_helpers_are_no_more_than_the_pictures_of_a_process(index, monkeypatch):
 @pytest.mark.parametrize("image_weights", [False, True])
 def test_the_files_of_the_next_batch_are_asked_for(index, hyp, image_weights, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(sys, "platform", "darwin")  # what threads do is seen from here
     loader = loader_of(index, hyp=hyp, shuffle=True, batch_size=3, workers=1, cores=2,
                        image_weights=image_weights and hyp is not None)
     dataset, pictures, asked, read, plain = (loader.dataset, loader.dataset.pictures, [], [],
@@ -204,6 +210,7 @@ def test_the_files_of_the_next_batch_are_asked_for(index, hyp, image_weights, mo
 
 def test_no_file_is_asked_for_when_all_pictures_are_in_memory(index, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(sys, "platform", "darwin")
     loader, asked = loader_of(index, workers=1, cores=2, cache="ram"), []
     monkeypatch.setattr(image_cache, "ask_for", asked.append)
     assert len(epoch_of(loader, 0)) == 3
@@ -223,17 +230,19 @@ def test_asking_for_a_file_needs_none(index, folder, cache, tmp_path, monkeypatc
     assert not image_cache.ask_for(tmp_path / "absent")
 
 
-def test_an_error_of_a_helper_arrives(index, monkeypatch):
+@pytest.mark.parametrize("platform", ["linux", "darwin"])
+def test_an_error_of_a_helper_arrives(index, platform, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    loader = loader_of(index, workers=1, cores=2)
-    plain = loader.dataset.plain
+    monkeypatch.setattr(sys, "platform", platform)
+    plain, here = DetectionDataset.plain, os.getpid()
 
     def fail_elsewhere(*args):
-        if threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread() or os.getpid() != here:
             raise RuntimeError("of a helper")
         return plain(*args)
 
-    monkeypatch.setattr(loader.dataset, "plain", fail_elsewhere)
+    monkeypatch.setattr(DetectionDataset, "plain", fail_elsewhere)
+    loader = loader_of(index, workers=1, cores=2)
     with pytest.raises(RuntimeError, match="of a helper"):
         epoch_of(loader, 0)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import UserError
-from utils.spread import MAX_WAITING, MAX_WORKERS, Helpers, spread
+from utils.spread import MAX_WAITING, MAX_WORKERS, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -105,26 +105,3 @@ def test_processes_end_with_the_one_that_started_them():
     while any(map(is_alive, processes)) and time.monotonic() < until:
         time.sleep(0.05)
     assert not any(map(is_alive, processes))
-
-
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("items", [0, 1, 2, 9])
-def test_helpers_return_results_in_the_order_of_the_items(count, items):
-    assert Helpers(count)(lambda k: k * k, range(items)) == [k * k for k in range(items)]
-
-
-@pytest.mark.parametrize("bad", [0, 1])  # an item of the caller's own, and one of the helper's
-def test_after_an_error_no_helper_begins_another_item(bad):
-    begun = []
-
-    def work(k: int) -> None:
-        begun.append(k)
-        if k == bad:
-            raise UserError(f"item {k} is bad")
-        time.sleep(0.01)
-
-    helpers = Helpers(1)
-    with pytest.raises(UserError, match=f"item {bad} is bad"):
-        helpers(work, range(200))
-    helpers.pool.submit(int).result()
-    assert len(begun) < 20

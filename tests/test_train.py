@@ -140,9 +140,10 @@ def test_every_option_trains(tiny_data, tiny_cfg, tmp_path, extra):
     assert (folder / "weights" / "best.pt").is_file()
 
 
-@pytest.mark.parametrize("cores, readers", [(4, "1 data workers"), (3, "pictures read between the steps by 2 threads")])
+@pytest.mark.parametrize("cores, readers", [(4, "1 data workers"),
+                                            (3, "pictures read between the steps by 2 processes")])
 def test_who_reads_the_pictures(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys, cores, readers):
-    """Processes, if the model leaves cores free; and the weights are the same."""
+    """Ahead, if the model leaves cores free; and the weights are the same."""
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     folder = run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--workers", "1", epochs=1)

@@ -8,9 +8,7 @@ Legend: B pictures of a batch, T their labels.
 """
 
 import atexit
-import gc
 import os
-import signal
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,13 +23,12 @@ from utils.augment import (AugmentSettings, Finish, Letterbox, Scene, Tile, draw
                            place_labels, random_perspective)
 from utils.batches import PARTNERS, BatchKey, GlobalBatches, random_stream
 from utils.errors import UserError
+from utils.helping import Make, find_helpers, work_alone
 from utils.image_cache import Pictures, open_pictures
 from utils.labels import LabelIndex
-from utils.spread import Helpers, one_by_one
 from utils.warp import GREY
 
 EDGE = 1e-3  # pixels; boxes end this far before the right and bottom edges of the picture
-STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")  # for the main process, which may need its workers for one more step
 
 
 class Batch(NamedTuple):
@@ -57,13 +54,14 @@ class Sample(NamedTuple):
 
 class DetectionDataset(Dataset):
     """Maps a BatchKey to a Batch. `settings` None reads for validation, without any randomness. unfinished: colours and
-    flips are drawn, and left to the device. helpers: threads that make a batch's samples together with the caller's."""
+    flips are drawn, and left to the device. helpers: so many make a batch's samples together with the caller, each at
+    most `room` bytes of pictures."""
 
     def __init__(self, index: LabelIndex, pictures: Pictures, *, settings: AugmentSettings | None, mosaics: bool,
-                 seed: int, quad: bool, unfinished: bool = False, helpers: int = 0) -> None:
+                 seed: int, quad: bool, unfinished: bool = False, helpers: int = 0, room: int = 0) -> None:
         self.index, self.pictures, self.settings = index, pictures, settings
         self.mosaics, self.seed, self.quad, self.unfinished = mosaics, seed, quad, unfinished
-        self.helpers = Helpers(helpers) if helpers else None
+        self.helpers = find_helpers(helpers, self._make, self._ask_for_files, room)
 
     def __getitem__(self, key: BatchKey) -> Batch:
         """The batch; a worker's is in shared memory already. Where that lacks room, this raises: the thread that hands
@@ -76,34 +74,35 @@ class DetectionDataset(Dataset):
         return batch
 
     def _batch(self, key: BatchKey) -> Batch:
-        partners = key.partners or [None] * len(key.indices)
         images = torch.empty((len(key.indices), 3, *key.shape), dtype=torch.uint8)
         if get_worker_info() is not None and not self.quad:
             images.share_memory_()  # now and not when it is filled: its place on the heap is free again at once
-        planes = images.numpy()
-
-        def make(k: int) -> tuple[np.ndarray, Letterbox | None, Finish | None]:
-            i = key.indices[k]
-            if self.settings is None:
-                sample = self.plain(i, key.shape)
-            else:
-                rng = random_stream(self.seed, key.epoch, i, key.repeats[k])
-                sample = self.augmented(i, key.shape, rng=rng, partners=partners[k])
-            cv2.split(sample.image, list(planes[k])[::-1])  # BGR rows of pixels -> R, G, B planes, in place
-            return _targets(sample.boxes[:0 if key.filler else None], k, *key.shape), sample.letterbox, sample.finish
-
-        targets, letterboxes, finishes = map(list, zip(*(self.helpers or one_by_one)(make, range(len(key.indices)))))
+        made = (self.helpers or one_by_one)(self._make, key, images.numpy())
+        targets, letterboxes, finishes = map(list, zip(*made))
         batch = Batch(images, torch.from_numpy(np.concatenate(targets)), [self.index.paths[i] for i in key.indices],
                       letterboxes, key.filler, torch.tensor(finishes, dtype=torch.float32) if self.unfinished else None)
         return group_in_fours(batch, self._quad_rng(key)) if self.quad else batch
 
-    def expect(self, key: BatchKey) -> None:
-        """Let a helper ask the system for the files of a batch that is made later, since a disk needs no core.
+    def _make(self, key: BatchKey, k: int, planes: np.ndarray) -> tuple[np.ndarray, Letterbox | None, Finish | None]:
+        """Picture k of a batch, written to planes (3, H, W), and its targets."""
+        i = key.indices[k]
+        if self.settings is None:
+            sample = self.plain(i, key.shape)
+        else:
+            rng = random_stream(self.seed, key.epoch, i, key.repeats[k])
+            sample = self.augmented(i, key.shape, rng=rng, partners=key.partners and key.partners[k])
+        cv2.split(sample.image, list(planes)[::-1])  # BGR rows of pixels -> R, G, B planes, in place
+        return _targets(sample.boxes[:0 if key.filler else None], k, *key.shape), sample.letterbox, sample.finish
 
-        Only the mosaics that are mixed in are left out.
-        """
+    def expect(self, key: BatchKey) -> None:
+        """Let a helper ask the system for the files of a batch that is made later, since a disk needs no core."""
         if self.helpers and self.pictures.in_files:
-            self.helpers.pool.submit(lambda: [self.pictures.expect(i) for i in self.read_for(key)])
+            self.helpers.expect(key)
+
+    def _ask_for_files(self, key: BatchKey) -> None:
+        """Only the mosaics that are mixed in are left out."""
+        for i in self.read_for(key):
+            self.pictures.expect(i)
 
     def read_for(self, key: BatchKey) -> list[int]:
         """The pictures that the batch's samples and their mosaics consist of."""
@@ -164,6 +163,11 @@ class DetectionDataset(Dataset):
         outlines = self.index.polygons(i)[:len(sample.boxes)]
         _, polygons = place_labels(self.index.boxes(i), outlines, gain=gain, pad=box.pad)
         return random_perspective(sample.image, sample.boxes, polygons=polygons, settings=self.settings, rng=rng)
+
+
+def one_by_one(make: Make, key: BatchKey, planes: np.ndarray) -> list[tuple]:
+    """As helpers do it, without any."""
+    return [make(key, k, picture) for k, picture in enumerate(planes)]
 
 
 def forget_handed_over() -> None:
@@ -239,7 +243,7 @@ class Loader:
         if self.workers:
             return f"{self.workers} data workers"
         if self.dataset.helpers:
-            return f"pictures read between the steps by {self.dataset.helpers.count + 1} threads"
+            return f"pictures read between the steps by {self.dataset.helpers.count + 1} {self.dataset.helpers.kind}"
         return "pictures read by the main process"
 
     def __len__(self) -> int:
@@ -272,7 +276,9 @@ class Loader:
             yield batch
 
     def close(self) -> None:
-        """End the workers. They ignore signals, so that a run can finish its step: nobody else ends them."""
+        """End workers and helpers. They ignore signals, so that a run can finish its step: nobody else ends them."""
+        if self.dataset.helpers:
+            self.dataset.helpers.close()
         iterator = self._loader._iterator
         if iterator is None or not self.workers:
             return
@@ -317,11 +323,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def _set_up_worker(worker: int) -> None:
-    cv2.setNumThreads(0)  # one worker, one core
-    gc.freeze()  # what is there already is the main process's: to look through it would copy its pages
-    for name in STOPPING:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    work_alone()
 
 
 def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int = 32, hyp: Any = None,
@@ -337,9 +339,9 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
     on a GPU (see utils.prefetch), if there is any augmentation and no `quad`, whose resizing comes after it. Without
     `hyp` every picture is read exactly once over all processes.
 
-    Up to `workers` processes read ahead. With `cores` none does: up to `workers` threads, for which there are so many
-    cores, help this one to make each batch when it is asked for. That is faster where the model computes with all of
-    them: its threads would wait for the one whose core a process takes.
+    Up to `workers` processes read ahead. With `cores` none does: up to `workers` helpers, for which there are so many
+    cores, make each batch together with this process when it is asked for. That is faster where the model computes with
+    all of them: its threads would wait for the one whose core a process takes.
     """
     if quad and world_size > 1 and batch_size % (4 * world_size):  # else each process would leave up to three out
         raise UserError(f"--quad merges pictures in fours on each of {world_size} processes: --batch-size {batch_size} "
@@ -355,11 +357,13 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
     workers = min(os.cpu_count() or 1, batch_size if batch_size > 1 else 0, workers)
     helpers = 0 if cores is None else max(0, min(workers, cores - 1, -(-batch_size // world_size) - 1))
     if helpers:
-        cv2.setNumThreads(0)  # the helpers are its threads
-    dataset = DetectionDataset(index, pictures, settings=settings, mosaics=not rect, seed=seed, quad=quad,
-                               unfinished=finish_on_device and settings is not None and not quad, helpers=helpers)
+        cv2.setNumThreads(0)  # the helpers have the other cores
     batches = GlobalBatches(index.shapes, batch_size=batch_size, imgsz=imgsz, stride=stride, pad=pad, rect=rect,
                             shuffle=shuffle, weighted=image_weights, quad=quad, training=hyp is not None, seed=seed,
                             rank=rank, world_size=world_size)
+    room = 3 * max(height * width for height, width in batches.shapes) * -(-batch_size // world_size)
+    dataset = DetectionDataset(index, pictures, settings=settings, mosaics=not rect, seed=seed, quad=quad,
+                               unfinished=finish_on_device and settings is not None and not quad, helpers=helpers,
+                               room=room)
     workers = workers if cores is None else 0
     return Loader(dataset, batches, workers=workers, pin_memory=pin_memory, start_method=start_method)

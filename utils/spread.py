@@ -1,4 +1,4 @@
-"""Much work at once: chunks of it in processes or threads, and threads that help with a list."""
+"""Much work at once: chunks of it in processes or threads."""
 
 import gc
 import math
@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.pool import ThreadPool
 from typing import TypeVar
@@ -92,31 +91,3 @@ def _work(function: Callable[[A], B], chunks: Sequence[A], reader: Connection, w
             writer.send(result)
         except BrokenPipeError:
             return
-
-
-def one_by_one(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
-    return [function(item) for item in items]
-
-
-class Helpers:
-    """Threads that work through a list together with the thread that calls."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.pool = ThreadPoolExecutor(count, thread_name_prefix="helper")
-
-    def __call__(self, function: Callable[[A], B], items: Sequence[A]) -> list[B]:
-        """What `function` returns for each of the items, of which each thread takes every n-th; what it raises is
-        raised, and then no thread begins another item."""
-        share, failed = self.count + 1, []
-
-        def part(k: int) -> list[B]:
-            try:
-                return [function(item) for item in items[k::share] if not failed]
-            except BaseException as error:
-                failed.append(error)
-                raise
-
-        others = [self.pool.submit(part, k) for k in range(1, share)]
-        parts = [part(0), *(other.result() for other in others)]
-        return [parts[k % share][k // share] for k in range(len(items))]

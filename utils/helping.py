@@ -1,0 +1,176 @@
+"""Helpers that make a part of each batch together with the process that asks for it, and rest while the model computes.
+
+Forked processes where that is safe (Linux), else threads: these wait for each other wherever Python itself is at work,
+which is most of the time with small pictures out of memory.
+"""
+
+import gc
+import multiprocessing
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
+from typing import Any
+
+import cv2
+import numpy as np
+
+from utils.errors import UserError
+from utils.image_cache import SharedBytes
+
+Make = Callable[[Any, int, np.ndarray], Any]  # of a key, place in its batch: fills (3, H, W) uint8; returns the rest
+STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")  # for the main process, which may need its workers for one more step
+
+
+def work_alone() -> None:
+    """Settings of a process that reads pictures for another one: to be called in it."""
+    cv2.setNumThreads(0)  # one process, one core
+    gc.freeze()  # what is there already is the main process's: to look through it would copy its pages
+    for name in STOPPING:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def find_helpers(count: int, make: Make, prepare: Callable[[Any], None], room: int) -> "Processes | Threads | None":
+    """`count` helpers. prepare: what one of them does with the key of the next batch, for which nobody waits. room:
+    bytes that the pictures of one helper's share take at most."""
+    if not count:
+        return None
+    if sys.platform == "linux" and not multiprocessing.current_process().daemon:
+        return Processes(count, make, prepare, room)
+    return Threads(count, prepare)
+
+
+class Threads:
+    kind = "threads"
+
+    def __init__(self, count: int, prepare: Callable[[Any], None]) -> None:
+        self.count, self.prepare = count, prepare
+        self.pool = ThreadPoolExecutor(count, thread_name_prefix="helper")
+
+    def __call__(self, make: Make, key: Any, planes: np.ndarray) -> list[Any]:
+        """Fill planes (B, 3, H, W); returns what `make` returns for each of them. Each thread takes every n-th; what
+        one raises is raised, and then none begins another."""
+        failed = []
+
+        def part(share: range) -> list[Any]:
+            try:
+                return [make(key, k, planes[k]) for k in share if not failed]
+            except BaseException as error:
+                failed.append(error)
+                raise
+
+        own, *others = shares(len(planes), self.count + 1)
+        waiting = [self.pool.submit(part, share) for share in others]
+        return in_order([part(own), *(one.result() for one in waiting)])
+
+    def expect(self, key: Any) -> None:
+        self.pool.submit(self.prepare, key)
+
+    def close(self) -> None:
+        self.pool.shutdown()
+
+
+class Processes:
+    """Each has a place in shared memory for its pictures. All end with this object, and with this process."""
+
+    kind = "processes"
+
+    def __init__(self, count: int, make: Make, prepare: Callable[[Any], None], room: int) -> None:
+        context = multiprocessing.get_context("fork")
+        self.count, self.asked, self.crew = count, 0, []
+        for _ in range(count):
+            here, there = context.Pipe()
+            place = SharedBytes(room)
+            process = context.Process(target=_help, args=(make, prepare, here, there, place.array), daemon=True)
+            process.start()
+            there.close()  # the process's own is the only one: its end shows here
+            self.crew.append((process, here, place.array))
+        self.close = Finalize(self, _end, (self.crew,), exitpriority=10)  # before multiprocessing waits for them
+
+    def __call__(self, make: Make, key: Any, planes: np.ndarray) -> list[Any]:
+        """Fill planes (B, 3, H, W); returns what `make` returns for each of them. Each process takes every n-th; what
+        one raises is raised."""
+        self.asked += 1
+        own, *others = shares(len(planes), self.count + 1)
+        for (_, pipe, _), share in zip(self.crew, others):
+            self._tell(pipe, (self.asked, key, share))
+        parts = [[make(key, k, planes[k]) for k in own]]
+        for (_, pipe, place), share in zip(self.crew, others):
+            made, error = self._answer(pipe)
+            if error is not None:
+                raise error
+            planes[share.start::share.step] = pictures_in(place, len(share), planes.shape[2:])
+            parts.append(made)
+        return in_order(parts)
+
+    def expect(self, key: Any) -> None:
+        self._tell(self.crew[0][1], (0, key, None))
+
+    def _tell(self, pipe: Connection, message: tuple) -> None:
+        try:
+            pipe.send(message)
+        except OSError:
+            raise self._killed() from None
+
+    def _answer(self, pipe: Connection) -> tuple[list[Any] | None, Exception | None]:
+        """What a process has made of the present batch: answers to earlier ones that an error or a signal has left
+        unread are passed over."""
+        number = 0
+        while number != self.asked:
+            try:
+                number, made, error = pipe.recv()
+            except (EOFError, OSError):
+                raise self._killed() from None
+        return made, error
+
+    def _killed(self) -> UserError:
+        return UserError(f"one of {self.count + 1} processes that read pictures was killed, most often for want of "
+                         "memory: use --workers 0, or leave --cache out")
+
+
+def _help(make: Make, prepare: Callable[[Any], None], here: Connection, there: Connection, place: np.ndarray) -> None:
+    """A helping process, until its pipe is closed."""
+    work_alone()
+    here.close()
+    while True:
+        try:
+            number, key, share = there.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            if share is None:
+                prepare(key)
+                continue
+            planes = pictures_in(place, len(share), key.shape)
+            answer = number, [make(key, k, plane) for k, plane in zip(share, planes)], None
+        except Exception as error:
+            answer = number, None, error
+        try:
+            there.send(answer)
+        except OSError:
+            return
+
+
+def _end(crew: Sequence[tuple[multiprocessing.Process, Connection, np.ndarray]]) -> None:
+    for process, pipe, _ in crew:
+        pipe.close()
+        process.kill()  # it has nothing to lose
+        process.join()
+
+
+def shares(items: int, count: int) -> list[range]:
+    """Of 0 … items - 1 every count-th, for each of `count`."""
+    return [range(k, items, count) for k in range(count)]
+
+
+def in_order(parts: Sequence[Sequence[Any]]) -> list[Any]:
+    """What belongs to the items of `shares`, item by item."""
+    return [parts[k % len(parts)][k // len(parts)] for k in range(sum(map(len, parts)))]
+
+
+def pictures_in(place: np.ndarray, count: int, shape: Sequence[int]) -> np.ndarray:
+    """(count, 3, H, W) uint8 at the beginning of a block of bytes."""
+    return place[:count * 3 * shape[0] * shape[1]].reshape(count, 3, *shape)
