@@ -4,8 +4,8 @@
     python benchmarks/memory.py --small                      twice 4 short epochs
     python benchmarks/memory.py --readers helpers -- --imgsz 640   what follows -- goes to train.py
 
-Once the pictures are read by helpers between the steps, once by workers that read ahead: the first is what happens where
-the model has all cores, the second where cores are left, as with a GPU.
+Once the pictures are read by helpers between the steps, once by workers that read ahead: the first is what happens
+where the model has all cores, the second where cores are left, as with a GPU.
 
 The training is train.py's own, with validation, checkpoints and charts, in this process. The peak is the most that was
 resident within the epoch and its validation, counted anew for each; what is shared between processes is in each one's

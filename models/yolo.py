@@ -26,12 +26,12 @@ AUGMENT_PASSES = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored
 
 
 def as_input(images: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """uint8 (B, 3, H, W) RGB -> what a model takes: 0…1, on the device, channels-last, which convolutions like best.
+    """uint8 (B, 3, H, W) RGB, 0…255 -> what a model takes: 0…1, on the device, channels-last, which is fastest.
 
     dtype: float32 if None; that of autocast gives the numbers to which it would round them.
     """
     images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)  # while they are small
-    return images.to(dtype or torch.float32).div_(255)
+    return images.to(dtype or torch.float32, copy=True).div_(255)
 
 
 class Detect(nn.Module):
@@ -39,7 +39,8 @@ class Detect(nn.Module):
 
     Training: list of L raw tensors (B, A, H, W, 5+C), logits of x, y, w, h, objectness, classes.
     Evaluation: (decoded (B, N, 5+C) float32, that list); boxes are cx, cy, w, h in pixels of the input, the rest are
-    probabilities; rows run over levels, then anchors, rows, columns. Decoding is float32 whatever autocast does.
+    probabilities; rows run over levels, then anchors, rows, columns. Decoding is float32 whatever autocast does. The
+    raw tensors lie in memory as the convolutions have written them: what wants another shape of them is `reshape`.
     """
 
     def __init__(self, num_classes: int, anchors: Sequence[Sequence[float]], channels: Sequence[int]):
@@ -64,11 +65,12 @@ class Detect(nn.Module):
     def decode(self, raw: list[Tensor]) -> Tensor:
         """Raw levels (B, A, H, W, 5+C) -> (B, N, 5+C): xy = (2 s(t) - 0.5 + cell) stride, wh = (2 s(t))^2 anchor."""
         cells, prior = self.grid([tuple(level.shape[2:4]) for level in raw], raw[0].device)
-        scores = raw[0].new_empty((len(raw[0]), len(prior), raw[0].shape[-1]), dtype=torch.float32)  # (B, N, 5+C)
-        end = 0
+        B, N, width = raw[0].shape[0], prior.shape[0], raw[0].shape[4]
+        scores, end = raw[0].new_empty((B, N, width), dtype=torch.float32), 0  # (B, N, 5+C)
         for level in raw:  # each is put into its order, its type and its place in one go
-            start, end = end, end + level.shape[1:4].numel()
-            scores[:, start:end].view(level.shape).copy_(level)
+            _, A, H, W, _ = level.shape
+            start, end = end, end + A * H * W
+            scores[:, start:end].view(B, A, H, W, width).copy_(level)
         scores.sigmoid_()
         stride = self.stride.float()[prior // self.num_anchors, None]  # (N, 1)
         anchors_px = self.anchors.float().reshape(-1, 2)[prior] * stride  # (N, 2)

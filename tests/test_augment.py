@@ -566,6 +566,19 @@ def test_flips(finish):
     again, same = finish.flip(flipped), finish.flip_boxes(rows, (50, 80))
     assert (again == image).all() and same.tolist() == boxes.tolist() == [[3, 10, 5, 30, 20]]
     assert finish.flip_boxes(boxes[:0], (50, 80)).shape == (0, 5)
+    assert boxes.tolist() == [[3, 10, 5, 30, 20]]
+
+
+@pytest.mark.parametrize("gains", [(0.1, 0.5, 0.4), (0.0, 0.0, 0.4), (0.0, 0.0, 0.0)])
+def test_the_order_of_the_last_draws(gains):
+    """Three numbers for the colours, unless they stay as they are; then upside down, then left to right."""
+    for seed in range(20):
+        settings = AugmentSettings(*gains, flipud=0.3, fliplr=0.6)
+        rng = np.random.default_rng(seed)
+        factors = 1 + rng.uniform(-1, 1, 3) * gains if any(gains) else np.ones(3)
+        upside_down, mirrored = rng.random() < 0.3, rng.random() < 0.6
+        drawn = draw_finish(settings, rng=np.random.default_rng(seed))
+        assert drawn == (*factors.tolist(), upside_down, mirrored)
 
 
 def test_flips_are_drawn_as_often_as_asked_for():

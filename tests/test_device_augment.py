@@ -67,6 +67,10 @@ def exact(*channels: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return jitter_by_parts(*channels)
 
 
+def one_in_twenty(*channels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return tuple(channel + 2 * (torch.arange(channel.shape[-1]) % 20 == 0) for channel in jitter_by_parts(*channels))
+
+
 def too_bright(*channels: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(channel + 2 for channel in jitter_by_parts(*channels))
 
@@ -76,6 +80,7 @@ def no_compiler(*channels: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize(("kernel", "says"), [(exact, ""), (too_bright, "100% of the pixels are wrong"),
+                                              (one_in_twenty, "6% of the pixels are wrong"),
                                               (no_compiler, "RuntimeError: nvrtc: no such thing\n")])
 def test_a_kernel_that_fails_or_errs_is_left_out(kernel, says, monkeypatch, capsys):
     monkeypatch.setattr("utils.device_augment._kernel", lambda: kernel)
@@ -86,6 +91,24 @@ def test_a_kernel_that_fails_or_errs_is_left_out(kernel, says, monkeypatch, caps
         kernel_works.cache_clear()
     out = capsys.readouterr().out
     assert says in out and (not says) == (not out)
+
+
+def test_want_of_memory_is_no_verdict_on_the_kernel(monkeypatch):
+    def full(*channels: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    kernel_works.cache_clear()
+    monkeypatch.setattr("utils.device_augment._kernel", lambda: full)
+    with pytest.raises(torch.OutOfMemoryError):
+        kernel_works(torch.device("cpu"))
+    monkeypatch.setattr("utils.device_augment._kernel", lambda: exact)
+    assert kernel_works(torch.device("cpu"))
+    kernel_works.cache_clear()
+
+
+def test_a_cpu_has_no_need_of_the_kernel(monkeypatch):
+    monkeypatch.setattr("utils.device_augment.kernel_works", None)
+    assert jitter_hsv(torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.ones(1, 3)).sum() == 0
 
 
 def test_greys_black_and_white_stay_what_they_are():

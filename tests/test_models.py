@@ -1,6 +1,7 @@
 """Architectures, blocks, head and their messages, against reference numbers and independent formulas."""
 
 import copy
+import io
 import json
 import math
 import zlib
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from models import common
 from models.architecture import BLOCKS, parse_activation
-from models.yolo import DetectionModel, find_cfg
+from models.yolo import DetectionModel, as_input, find_cfg
 from utils.errors import UserError
 from utils.loss import Picked
 from utils.parallel import synchronise_batch_norm
@@ -247,6 +248,45 @@ def test_stacked_maps_get_gradients_of_their_own(layout):
         found[name] = [joined.detach(), *torch.autograd.grad(joined, maps, weight)]
     assert all(map(torch.equal, *found.values()))
     assert strides == [layout is torch.channels_last] * 3  # slices of contiguous maps are as fast
+
+
+def test_stacked_maps_may_be_traced_and_differentiated_by_function():
+    maps = [torch.rand(2, width, 3, 3) for width in (1, 2)]
+    traced = torch.jit.trace(lambda *parts: common.stacked([2 * part for part in parts]), tuple(maps))
+    assert torch.equal(traced(*maps), 2 * torch.cat(maps, 1))
+    model = tiny_model().eval()
+    torch.jit.save(torch.jit.trace(model, image(1, 64), strict=False, check_trace=False), io.BytesIO())
+    with torch.no_grad():
+        traced = torch.jit.trace(model, image(1, 64), strict=False)
+        assert torch.equal(traced(image(2, 96))[0], model(image(2, 96))[0])  # not of one size alone
+
+    def total(first: Tensor) -> Tensor:
+        return (common.stacked([first, maps[1]]) ** 2).sum()
+
+    assert torch.allclose(torch.func.grad(total)(maps[0]), 2 * maps[0])
+    assert torch.allclose(torch.func.jvp(total, (maps[0],), (torch.ones_like(maps[0]),))[1], 2 * maps[0].sum())
+
+
+def test_gradients_that_nobody_needs_are_not_copied(monkeypatch):
+    maps = [torch.rand(1, 2, 3, 3).to(memory_format=torch.channels_last) for _ in range(3)]
+    maps[1].requires_grad_()
+    joined, plain, copied = common.stacked(maps), Tensor.contiguous, []
+    monkeypatch.setattr(Tensor, "contiguous", lambda part, **named: copied.append(part) or plain(part, **named))
+    joined.backward(torch.ones_like(joined))
+    assert len(copied) == 1 and (maps[1].grad == 1).all()
+
+
+def test_concat_along_another_dimension():
+    maps = [torch.rand(1, 2, 3, width).requires_grad_() for width in (1, 4)]
+    assert torch.equal(common.Concat(3)(maps), torch.cat(maps, 3))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.float16])
+def test_what_a_model_takes(dtype):
+    images = torch.arange(256, dtype=torch.uint8).repeat(2, 3, 1).view(2, 3, 16, 16)
+    taken = as_input(images, torch.device("cpu"), dtype)
+    assert taken.dtype == (dtype or torch.float32) and taken.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(taken, (images.float() / 255).to(taken.dtype)) and images.max() == 255
 
 
 def test_stacked_maps_of_two_types_or_without_a_gradient():

@@ -119,6 +119,8 @@ def kernel_works(device: torch.device) -> bool:
         off = torch.stack(_kernel()(*channels)) - torch.stack(jitter_by_parts(*channels))
         alike = float((off.abs() < 1).float().mean())  # the compiler may round otherwise here and there
         problem = "" if alike > 0.99 else f"{1 - alike:.0%} of the pixels are wrong"
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # this part of PyTorch is in beta: it may fail in any way
         problem = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0][:200]}"
     if problem:

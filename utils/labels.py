@@ -294,7 +294,7 @@ def _stamps(paths: list[str]) -> np.ndarray:
 
     Programs may set the first of the times back (cp -p, rsync, touch -r), but not the second.
     """
-    chunks = _chunks(paths, max(64, min(4096, -(-len(paths) // (4 * MAX_WORKERS)))))
+    chunks = _chunks(paths, max(16, min(4096, -(-len(paths) // (4 * MAX_WORKERS)))))
     return np.concatenate(list(spread(_stamps_of, chunks, heavy=len(paths) >= MANY)))
 
 

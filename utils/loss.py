@@ -243,8 +243,12 @@ class Picked(torch.autograd.Function):
     def backward(context: Any, of_rows: Tensor, of_objectness: Tensor) -> tuple[Tensor | None, ...]:
         gradient = torch.zeros_like(context.layout, device=of_objectness.device)
         gradient[..., 4] = of_objectness
+        image, anchor, row, column = context.saved_tensors
+        cells, lying = [image, anchor, row, column], gradient
+        if gradient.permute(0, 2, 3, 1, 4).is_contiguous():  # of a channels-last convolution: else a GPU would copy it
+            cells, lying = [image, row, column, anchor], gradient.permute(0, 2, 3, 1, 4)
         # As index_put_ does it, without its looks at the indices: on a GPU these are some seventy more kernels a step.
-        torch.ops.aten._index_put_impl_(gradient, list(context.saved_tensors), of_rows, accumulate=True, unsafe=True)
+        torch.ops.aten._index_put_impl_(lying, cells, of_rows, accumulate=True, unsafe=True)
         return gradient, None, None, None, None
 
 
