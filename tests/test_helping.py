@@ -58,7 +58,7 @@ def helpers_of(request):
 
     def build(count: int, prepare=nothing):
         forked = request.param == "processes"
-        made.append(Processes(count, make, prepare, 1 << 16) if forked else Threads(count, prepare))
+        made.append(Processes(count, make, prepare, 20, 1 << 16) if forked else Threads(count, prepare))
         return made[-1]
 
     yield build
@@ -72,7 +72,7 @@ def test_pictures_and_results_are_in_order(helpers_of, count, items):
     helpers = helpers_of(count)
     for number, shape in ((1, (4, 5)), (2, (6, 3))):
         planes = np.zeros((items, 3, *shape), np.uint8)
-        made = helpers(make, Key(number, shape), planes)
+        made = helpers(make, Key(number, shape, slow=0.02), planes)
         assert [k for k, _ in made] == list(range(items))
         assert (planes == (10 * number + np.arange(items))[:, None, None, None]).all()
         if helpers.kind == "processes" and items > count:
@@ -86,6 +86,38 @@ def test_after_an_error_all_goes_on(helpers_of, bad):
         helpers(make, Key(1, (2, 2), bad=bad, slow=0.002), planes)
     made = helpers(make, Key(2, (2, 2)), planes)
     assert [k for k, _ in made] == list(range(20)) and (planes[:, 0, 0, 0] == 20 + np.arange(20)).all()
+
+
+def test_who_is_quick_takes_over_from_who_is_slow():
+    helpers, planes = Processes(1, slow_elsewhere, nothing, 20, 1 << 10), np.zeros((9, 3, 2, 2), np.uint8)
+    try:
+        made = helpers(slow_elsewhere, Key(1, (2, 2), slow=0.3), planes)
+    finally:
+        helpers.close()
+    assert [process == os.getpid() for _, process in made].count(False) == 1
+    assert (planes[:, 0, 0, 0] == 10 + np.arange(9)).all()
+
+
+MAIN = os.getpid()
+
+
+def slow_elsewhere(key: Key, k: int, planes: np.ndarray) -> tuple[int, int]:
+    return make(key._replace(slow=0.01 if os.getpid() == MAIN else key.slow), k, planes)
+
+
+def test_what_a_late_one_has_taken_is_made_all_the_same():
+    helpers, planes = Processes(1, make, nothing, 20, 1 << 10), np.zeros((9, 3, 2, 2), np.uint8)
+
+    def meddled_with(key: Key, k: int, picture: np.ndarray) -> tuple[int, int]:
+        helpers.begun[[7, 8]] = 1
+        return make(key, k, picture)
+
+    try:
+        made = helpers(meddled_with, Key(1, (2, 2), slow=0.05), planes)
+    finally:
+        helpers.close()
+    assert [k for k, _ in made] == list(range(9)) and (planes[:, 0, 0, 0] == 10 + np.arange(9)).all()
+    assert made[7][1] == made[8][1] == os.getpid()
 
 
 def test_after_an_error_no_thread_begins_another_item():
@@ -116,7 +148,7 @@ def test_what_helpers_prepare_may_fail(helpers_of, tmp_path):
 
 
 def test_a_killed_process_is_an_error_and_no_endless_wait():
-    helpers = Processes(2, make, nothing, 1 << 10)
+    helpers = Processes(2, make, nothing, 20, 1 << 10)
     planes = np.zeros((9, 3, 2, 2), np.uint8)
     os.kill(helpers.crew[1][0].pid, signal.SIGKILL)
     for _ in range(2):
@@ -126,7 +158,7 @@ def test_a_killed_process_is_an_error_and_no_endless_wait():
 
 
 def test_processes_are_deaf_to_signals_for_the_run_and_end_when_they_are_closed():
-    helpers = Processes(2, make, nothing, 1 << 10)
+    helpers = Processes(2, make, nothing, 20, 1 << 10)
     processes = [process.pid for process, _, _ in helpers.crew]
     helpers(make, Key(1, (2, 2)), np.zeros((6, 3, 2, 2), np.uint8))  # now they have begun
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
@@ -139,7 +171,7 @@ def test_processes_are_deaf_to_signals_for_the_run_and_end_when_they_are_closed(
 
 
 def test_processes_end_when_nobody_has_them_any_more():
-    helpers = Processes(2, make, nothing, 1 << 10)
+    helpers = Processes(2, make, nothing, 20, 1 << 10)
     processes = [process.pid for process, _, _ in helpers.crew]
     del helpers
     gc.collect()
@@ -152,7 +184,7 @@ import numpy as np
 from utils.helping import Processes
 make = lambda key, k, planes: os.getpid()
 key = type("Key", (), {})
-kept = [Processes(2, make, print, 1 << 10) for _ in range(2)]
+kept = [Processes(2, make, print, 20, 1 << 10) for _ in range(2)]
 print(*[process.pid for helpers in kept for process, _, _ in helpers.crew], flush=True)
 os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] == "killed" else sys.exit(3)
 """
@@ -167,11 +199,11 @@ def test_processes_end_with_the_one_that_started_them(end):
 
 
 def test_who_helps(monkeypatch):
-    assert find_helpers(0, make, nothing, 10) is None
-    helpers = find_helpers(1, make, nothing, 10)
+    assert find_helpers(0, make, nothing, 10, 10) is None
+    helpers = find_helpers(1, make, nothing, 10, 10)
     assert helpers.kind == "processes" if sys.platform == "linux" else "threads"
     helpers.close()
     monkeypatch.setattr(sys, "platform", "darwin")
-    helpers = find_helpers(1, make, nothing, 10)
+    helpers = find_helpers(1, make, nothing, 10, 10)
     assert helpers.kind == "threads"
     helpers.close()

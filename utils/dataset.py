@@ -54,14 +54,15 @@ class Sample(NamedTuple):
 
 class DetectionDataset(Dataset):
     """Maps a BatchKey to a Batch. `settings` None reads for validation, without any randomness. unfinished: colours and
-    flips are drawn, and left to the device. helpers: so many make a batch's samples together with the caller, each at
-    most `room` bytes of pictures."""
+    flips are drawn, and left to the device. helpers: so many make a batch's samples together with the caller, of
+    batches of at most `items` pictures of `room` bytes."""
 
     def __init__(self, index: LabelIndex, pictures: Pictures, *, settings: AugmentSettings | None, mosaics: bool,
-                 seed: int, quad: bool, unfinished: bool = False, helpers: int = 0, room: int = 0) -> None:
+                 seed: int, quad: bool, unfinished: bool = False, helpers: int = 0, items: int = 0,
+                 room: int = 0) -> None:
         self.index, self.pictures, self.settings = index, pictures, settings
         self.mosaics, self.seed, self.quad, self.unfinished = mosaics, seed, quad, unfinished
-        self.helpers = find_helpers(helpers, self._make, self._ask_for_files, room)
+        self.helpers = find_helpers(helpers, self._make, self._ask_for_files, items, room)
 
     def __getitem__(self, key: BatchKey) -> Batch:
         """The batch; a worker's is in shared memory already. Where that lacks room, this raises: the thread that hands
@@ -361,9 +362,9 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
     batches = GlobalBatches(index.shapes, batch_size=batch_size, imgsz=imgsz, stride=stride, pad=pad, rect=rect,
                             shuffle=shuffle, weighted=image_weights, quad=quad, training=hyp is not None, seed=seed,
                             rank=rank, world_size=world_size)
-    room = 3 * max(height * width for height, width in batches.shapes) * -(-batch_size // world_size)
+    items = -(-batch_size // world_size)
     dataset = DetectionDataset(index, pictures, settings=settings, mosaics=not rect, seed=seed, quad=quad,
                                unfinished=finish_on_device and settings is not None and not quad, helpers=helpers,
-                               room=room)
+                               items=items, room=3 * items * max(height * width for height, width in batches.shapes))
     workers = workers if cores is None else 0
     return Loader(dataset, batches, workers=workers, pin_memory=pin_memory, start_method=start_method)

@@ -8,8 +8,9 @@ import gc
 import multiprocessing
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from typing import Any
@@ -33,13 +34,14 @@ def work_alone() -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def find_helpers(count: int, make: Make, prepare: Callable[[Any], None], room: int) -> "Processes | Threads | None":
-    """`count` helpers. prepare: what one of them does with the key of the next batch, for which nobody waits. room:
-    bytes that the pictures of one helper's share take at most."""
+def find_helpers(count: int, make: Make, prepare: Callable[[Any], None], items: int,
+                 room: int) -> "Processes | Threads | None":
+    """`count` helpers. prepare: what one of them does with the key of the next batch, for which nobody waits. items,
+    room: how many pictures a batch has at most, and how many bytes they take."""
     if not count:
         return None
     if sys.platform == "linux" and not multiprocessing.current_process().daemon:
-        return Processes(count, make, prepare, room)
+        return Processes(count, make, prepare, items, room)
     return Threads(count, prepare)
 
 
@@ -62,9 +64,10 @@ class Threads:
                 failed.append(error)
                 raise
 
-        own, *others = shares(len(planes), self.count + 1)
+        own, *others = (range(k, len(planes), self.count + 1) for k in range(self.count + 1))
         waiting = [self.pool.submit(part, share) for share in others]
-        return in_order([part(own), *(one.result() for one in waiting)])
+        parts = [part(own), *(one.result() for one in waiting)]
+        return [parts[k % len(parts)][k // len(parts)] for k in range(len(planes))]
 
     def expect(self, key: Any) -> None:
         self.pool.submit(self.prepare, key)
@@ -74,37 +77,42 @@ class Threads:
 
 
 class Processes:
-    """Each has a place in shared memory for its pictures. All end with this object, and with this process."""
+    """Each has a place in shared memory for its pictures, and all see there which of a batch are begun. They end with
+    this object, and with this process."""
 
     kind = "processes"
 
-    def __init__(self, count: int, make: Make, prepare: Callable[[Any], None], room: int) -> None:
+    def __init__(self, count: int, make: Make, prepare: Callable[[Any], None], items: int, room: int) -> None:
         context = multiprocessing.get_context("fork")
-        self.count, self.asked, self.crew = count, 0, []
-        for _ in range(count):
+        self.count, self.asked, self.crew, self.begun = count, 0, [], SharedBytes(items).array
+        for k in range(count):
             here, there = context.Pipe()
-            place = SharedBytes(room)
-            process = context.Process(target=_help, args=(make, prepare, here, there, place.array), daemon=True)
+            place = SharedBytes(room).array
+            arguments = make, prepare, here, there, k + 1, count + 1, place, self.begun
+            process = context.Process(target=_help, args=arguments, daemon=True)
             process.start()
             there.close()  # the process's own is the only one: its end shows here
-            self.crew.append((process, here, place.array))
+            self.crew.append((process, here, place))
         self.close = Finalize(self, _end, (self.crew,), exitpriority=10)  # before multiprocessing waits for them
 
     def __call__(self, make: Make, key: Any, planes: np.ndarray) -> list[Any]:
-        """Fill planes (B, 3, H, W); returns what `make` returns for each of them. Each process takes every n-th; what
-        one raises is raised."""
+        """Fill planes (B, 3, H, W); returns what `make` returns for each of them; what a process raises is raised."""
         self.asked += 1
-        own, *others = shares(len(planes), self.count + 1)
-        for (_, pipe, _), share in zip(self.crew, others):
-            self._tell(pipe, (self.asked, key, share))
-        parts = [[make(key, k, planes[k]) for k in own]]
-        for (_, pipe, place), share in zip(self.crew, others):
-            made, error = self._answer(pipe)
+        begun, made = self.begun[:len(planes)], {}
+        begun[:] = 0
+        for _, pipe, _ in self.crew:
+            self._tell(pipe, (self.asked, key, len(planes)))
+        for k in not_begun(begun, 0, self.count + 1):
+            made[k] = make(key, k, planes[k])
+        for _, pipe, place in self.crew:
+            theirs, error = self._answer(pipe)
             if error is not None:
                 raise error
-            planes[share.start::share.step] = pictures_in(place, len(share), planes.shape[2:])
-            parts.append(made)
-        return in_order(parts)
+            for (k, result), picture in zip(theirs, pictures_in(place, len(theirs), planes.shape[2:])):
+                planes[k], made[k] = picture, result
+        for k in set(range(len(planes))) - set(made):  # who was late with an earlier batch has taken it for one of that
+            made[k] = make(key, k, planes[k])
+        return [made[k] for k in range(len(planes))]
 
     def expect(self, key: Any) -> None:
         self._tell(self.crew[0][1], (0, key, None))
@@ -131,21 +139,22 @@ class Processes:
                          "memory: use --workers 0, or leave --cache out")
 
 
-def _help(make: Make, prepare: Callable[[Any], None], here: Connection, there: Connection, place: np.ndarray) -> None:
+def _help(make: Make, prepare: Callable[[Any], None], here: Connection, there: Connection, first: int, step: int,
+          place: np.ndarray, begun: np.ndarray) -> None:
     """A helping process, until its pipe is closed."""
     work_alone()
     here.close()
     while True:
         try:
-            number, key, share = there.recv()
+            number, key, items = there.recv()
         except (EOFError, OSError):
             return
         try:
-            if share is None:
+            if items is None:
                 prepare(key)
                 continue
-            planes = pictures_in(place, len(share), key.shape)
-            answer = number, [make(key, k, plane) for k, plane in zip(share, planes)], None
+            mine = zip(not_begun(begun[:items], first, step), pictures_in(place, items, key.shape))
+            answer = number, [(k, make(key, k, picture)) for k, picture in mine], None
         except Exception as error:
             answer = number, None, error
         try:
@@ -161,14 +170,13 @@ def _end(crew: Sequence[tuple[multiprocessing.Process, Connection, np.ndarray]])
         process.join()
 
 
-def shares(items: int, count: int) -> list[range]:
-    """Of 0 … items - 1 every count-th, for each of `count`."""
-    return [range(k, items, count) for k in range(count)]
-
-
-def in_order(parts: Sequence[Sequence[Any]]) -> list[Any]:
-    """What belongs to the items of `shares`, item by item."""
-    return [parts[k % len(parts)][k // len(parts)] for k in range(sum(map(len, parts)))]
+def not_begun(begun: np.ndarray, first: int, step: int) -> Iterator[int]:
+    """The items that one of several is to make, marked as begun: its own share, every step-th, then what others have
+    left, from the end. Should two begin the same one at once, both make the same of it."""
+    for k in chain(range(first, len(begun), step), reversed(range(len(begun)))):
+        if not begun[k]:
+            begun[k] = 1
+            yield k
 
 
 def pictures_in(place: np.ndarray, count: int, shape: Sequence[int]) -> np.ndarray:
