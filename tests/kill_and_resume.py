@@ -110,8 +110,9 @@ def descendants(pid: int) -> list[int]:
 
 
 def is_over(life: Life, code: int | None) -> bool:
-    """Whether the run came to its end: in this life, or just before the signal that ended the one before."""
-    return code == 0 or code == 1 and "epochs are done; add" in life.log.read_text(errors="replace")
+    """Whether the run came to its end: in this life, maybe just before its signal, or before that of the last one."""
+    said = life.log.read_text(errors="replace")
+    return code == 0 or code == 1 and "epochs are done; add" in said or "\nResults saved to " in said
 
 
 def start(arguments: list[str], log: Path, processes: int = 1) -> Life:

@@ -25,6 +25,7 @@ LAYERS = [
      "utils.plots", "utils.runlog", "utils.coco_eval"],
     ["utils.batches", "utils.resume", "utils.device_augment", "utils.image_cache", "utils.subset", "utils.evolve_guard",
      "utils.evolve_store", "utils.evolve_verdict", "utils.evolve_plots"],
+    ["utils.helping"],
     ["utils.acquire", "utils.dataset", "utils.sources", "utils.predictions", "utils.evolve_study",
      "utils.evolve_workers", "utils.evolve_report"],
     ["utils.report", "utils.outputs", "utils.runfolder", "utils.evolve_run", "utils.request", "utils.training_data",

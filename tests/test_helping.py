@@ -198,10 +198,18 @@ def test_processes_end_with_the_one_that_started_them(end):
     assert eventually(lambda: not any(map(is_alive, processes)))
 
 
+def no_more() -> int:
+    raise BlockingIOError("Resource temporarily unavailable")
+
+
 def test_who_helps(monkeypatch):
     assert find_helpers(0, make, nothing, 10, 10) is None
     helpers = find_helpers(1, make, nothing, 10, 10)
     assert helpers.kind == "processes" if sys.platform == "linux" else "threads"
+    helpers.close()
+    monkeypatch.setattr(os, "fork", no_more)
+    helpers = find_helpers(1, make, nothing, 10, 10)
+    assert helpers.kind == "threads"
     helpers.close()
     monkeypatch.setattr(sys, "platform", "darwin")
     helpers = find_helpers(1, make, nothing, 10, 10)

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import chain
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
@@ -41,7 +42,8 @@ def find_helpers(count: int, make: Make, prepare: Callable[[Any], None], items: 
     if not count:
         return None
     if sys.platform == "linux" and not multiprocessing.current_process().daemon:
-        return Processes(count, make, prepare, items, room)
+        with suppress(OSError):  # no more processes or memory for one
+            return Processes(count, make, prepare, items, room)
     return Threads(count, prepare)
 
 
