@@ -38,9 +38,10 @@ sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 from benchmarks.device_limits import DATA_SHEET, Limits, Traffic, measured_limits, now  # noqa: E402
 from benchmarks.timing import Timing, compare, machine, print_rows, row  # noqa: E402
+from utils.augment import Finish  # noqa: E402
 from utils.compiling import compile_model  # noqa: E402
 from utils.dataset import Batch  # noqa: E402
-from utils.device_augment import AT_A_TIME, jitter_hsv  # noqa: E402
+from utils.device_augment import finish_images  # noqa: E402
 from utils.guard import PATIENCE, SEARCHING_PATIENCE  # noqa: E402
 from utils.interruption import Interruption  # noqa: E402
 from utils.prefetch import prefetch  # noqa: E402
@@ -344,11 +345,10 @@ def free_kernels(run: train.Run) -> Iterator[train.Run]:
 
 def colours(images: torch.Tensor, pairs: int) -> Timing:
     """Time for the colours of a batch (B, 3, H, W) in the steps that every device has, and as the program does them."""
-    factors = torch.full((len(images), 3), 1.1, device=images.device)
+    finishes = torch.tensor([Finish(1.1, 1.1, 1.1)] * len(images), dtype=torch.float32)
 
     def change() -> None:
-        for part in zip(images.split(AT_A_TIME), factors.split(AT_A_TIME)):
-            jitter_hsv(*part)
+        finish_images(images, finishes)
         now(images.device)
 
     def in_steps() -> None:

@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import cv2
@@ -239,6 +240,7 @@ def test_an_error_of_a_helper_arrives(index, platform, monkeypatch):
     def fail_elsewhere(*args):
         if threading.current_thread() is not threading.main_thread() or os.getpid() != here:
             raise RuntimeError("of a helper")
+        time.sleep(0.2)  # else all may be done before a helper begins
         return plain(*args)
 
     monkeypatch.setattr(DetectionDataset, "plain", fail_elsewhere)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from utils import spread as module
 from utils.errors import UserError
 from utils.spread import MAX_WAITING, MAX_WORKERS, spread
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(autouse=True)
 def four_processors(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(module, "MAX_WAITING", 4)  # a busy machine may let a chunk wait, too
 
 
 @pytest.mark.parametrize("heavy", [False, True])
@@ -30,7 +32,7 @@ def test_heavy_work_is_done_by_several_processes(monkeypatch):
     found = set(spread(lambda _: os.getpid(), range(20), heavy=True))
     assert len(found) == 4 and os.getpid() in found  # which would have nothing to do but wait
     assert set(spread(lambda _: os.getpid(), range(20), heavy=False)) == {os.getpid()}
-    monkeypatch.setattr(os, "cpu_count", lambda: 100)
+    monkeypatch.setattr(os, "cpu_count", lambda: 100), monkeypatch.setattr(module, "MAX_WAITING", MAX_WORKERS)
     assert len(set(spread(lambda _: os.getpid(), range(50), heavy=True))) == MAX_WORKERS
 
 
@@ -47,7 +49,7 @@ def test_work_that_waits_is_given_to_more_workers_than_there_are_cores(monkeypat
         burn(busy)
         return os.getpid()
 
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2), monkeypatch.setattr(module, "MAX_WAITING", MAX_WAITING)
     assert 2 <= len(set(spread(one, [(0.0, 0.02)] + [(0.0, 0.0)] * 60, heavy=True))) <= 6  # other programs run too
     assert 7 <= len(set(spread(one, [(0.06, 0.02)] + [(0.0, 0.0)] * 60, heavy=True))) <= MAX_WAITING
     assert len(set(spread(one, [(0.1, 0.0)] + [(0.0, 0.0)] * 60, heavy=True))) == MAX_WAITING
@@ -89,7 +91,7 @@ def test_results_nobody_asks_for_end_the_processes():
 
 KILLED = """
 import os, signal, utils.spread as module
-os.cpu_count = lambda: 4
+os.cpu_count, module.MAX_WAITING = lambda: 4, 4
 for number, (process, _) in enumerate(module.spread(lambda k: (os.getpid(), bytes(1 << 20)), range(1000), heavy=True)):
     print(process, flush=True)
     if number == 4:

@@ -23,9 +23,10 @@ from utils.augment import (AugmentSettings, Finish, Letterbox, Scene, Tile, draw
                            place_labels, random_perspective)
 from utils.batches import PARTNERS, BatchKey, GlobalBatches, random_stream
 from utils.errors import UserError
-from utils.helping import Make, find_helpers, work_alone
+from utils.helping import STOPPING, Make, find_helpers
 from utils.image_cache import Pictures, open_pictures
 from utils.labels import LabelIndex
+from utils.spread import work_for_another
 from utils.warp import GREY
 
 EDGE = 1e-3  # pixels; boxes end this far before the right and bottom edges of the picture
@@ -324,7 +325,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def _set_up_worker(worker: int) -> None:
-    work_alone()
+    work_for_another(*STOPPING)
 
 
 def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int = 32, hyp: Any = None,

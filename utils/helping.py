@@ -4,10 +4,7 @@ Forked processes where that is safe (Linux), else threads: these wait for each o
 which is most of the time with small pictures out of memory.
 """
 
-import gc
 import multiprocessing
-import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,23 +13,14 @@ from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from typing import Any
 
-import cv2
 import numpy as np
 
 from utils.errors import UserError
 from utils.image_cache import SharedBytes
+from utils.spread import can_fork, work_for_another
 
 Make = Callable[[Any, int, np.ndarray], Any]  # of a key, place in its batch: fills (3, H, W) uint8; returns the rest
 STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")  # for the main process, which may need its workers for one more step
-
-
-def work_alone() -> None:
-    """Settings of a process that reads pictures for another one: to be called in it."""
-    cv2.setNumThreads(0)  # one process, one core
-    gc.freeze()  # what is there already is the main process's: to look through it would copy its pages
-    for name in STOPPING:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def find_helpers(count: int, make: Make, prepare: Callable[[Any], None], items: int,
@@ -41,7 +29,7 @@ def find_helpers(count: int, make: Make, prepare: Callable[[Any], None], items: 
     room: how many pictures a batch has at most, and how many bytes they take."""
     if not count:
         return None
-    if sys.platform == "linux" and not multiprocessing.current_process().daemon:
+    if can_fork():
         with suppress(OSError):  # no more processes or memory for one
             return Processes(count, make, prepare, items, room)
     return Threads(count, prepare)
@@ -144,7 +132,7 @@ class Processes:
 def _help(make: Make, prepare: Callable[[Any], None], here: Connection, there: Connection, first: int, step: int,
           place: np.ndarray, begun: np.ndarray) -> None:
     """A helping process, until its pipe is closed."""
-    work_alone()
+    work_for_another(*STOPPING)
     here.close()
     while True:
         try:

@@ -26,9 +26,8 @@ def spread(function: Callable[[A], B], chunks: Sequence[A], *, heavy: bool) -> I
     """`function` of each chunk, in their order; what it raises is raised here.
 
     Threads of Python code wait for each other, so `heavy` work is given to processes. They are forked, which takes
-    milliseconds where a fresh Python would take seconds to import; only Linux can be relied on for that. The first
-    chunk is done here and shows how many are of use: where it waits most of its time (for a slow disk, or one behind
-    a network), more than there are cores.
+    milliseconds where a fresh Python would take seconds to import. The first chunk is done here and shows how many are
+    of use: where it waits most of its time (for a slow disk, or one behind a network), more than there are cores.
     """
     if not chunks:
         return
@@ -38,11 +37,25 @@ def spread(function: Callable[[A], B], chunks: Sequence[A], *, heavy: bool) -> I
     yield first
     rest, cores = chunks[1:], min(MAX_WORKERS, os.cpu_count() or 1)
     workers = min(max(cores, math.ceil(cores * waits - 0.5)), MAX_WAITING, len(rest))
-    if heavy and workers > 1 and sys.platform == "linux" and not multiprocessing.current_process().daemon:
+    if heavy and workers > 1 and can_fork():
         yield from _in_processes(function, rest, workers)
     elif rest:
         with ThreadPool(workers) as pool:
             yield from pool.imap(function, rest)
+
+
+def can_fork() -> bool:
+    """Whether this process may fork others to work for it; only Linux can be relied on for that."""
+    return sys.platform == "linux" and not multiprocessing.current_process().daemon
+
+
+def work_for_another(*deaf_to: str) -> None:
+    """Settings of a process that works for the one that it was forked from, for it to call; signals by name."""
+    cv2.setNumThreads(0)  # one process, one core; and threads are not forked
+    gc.freeze()  # what is there already is the main process's: to look through it would copy its pages
+    for name in deaf_to:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _in_processes(function: Callable[[A], B], chunks: Sequence[A], workers: int) -> Iterator[B]:
@@ -78,9 +91,7 @@ def _in_processes(function: Callable[[A], B], chunks: Sequence[A], workers: int)
 
 
 def _work(function: Callable[[A], B], chunks: Sequence[A], reader: Connection, writer: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends this one
-    cv2.setNumThreads(0)  # one process, one core; and threads are not forked
-    gc.freeze()  # what is there already is the main process's: to look through it would copy its pages
+    work_for_another("SIGINT")  # Ctrl-C is for the main process, which ends this one
     reader.close()
     for chunk in chunks:
         try:
