@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 import val
 from models.adaptation import fit_model_anchors, freeze_layers, round_to_stride
-from models.loading import load_model, read_weights, resolve_weights, transfer
+from models.building import build_model
+from models.loading import load_model
 from models.yolo import DetectionModel, as_input
 from utils.autobatch import advice_on_memory, find_batch_size
 from utils.batches import class_weights, image_weights
@@ -80,55 +81,6 @@ def build_loaders(options: TrainOptions, hyp: Hyperparameters, data: Data, strid
     validation = make_loader(data.val, batch_size=2 * options.batch_size, rect=True, pad=0.5,
                              cache=None if options.noval else for_val, **shared)
     return train, validation
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Model
-
-
-def build_model(request: Request, hyp: Hyperparameters, names: dict[int, str]) -> DetectionModel:
-    """The model on the CPU: of a resumed run, from weights (transferred by name and shape), or new from a YAML."""
-    options = request.options
-    settings = {"num_classes": len(names), "anchors": fitted_anchors(options, hyp)}
-    path = None if request.resumed else find_weights(options, request.typed)
-    if request.resumed:
-        model = DetectionModel(request.resumed["model"]["yaml"])
-        if model.num_classes != len(names):
-            raise UserError(f"{options.resume}: a model of {model.num_classes} classes, but {options.data} names "
-                            f"{len(names)}; start a new run with --weights {options.resume}")
-    elif path is None:
-        cfg = options.cfg or Path(options.weights).with_suffix(".yaml").name
-        print(f"Model {cfg} from scratch")
-        model = DetectionModel(cfg, **settings)
-    else:
-        file = read_weights(path)
-        model = DetectionModel(options.cfg or file.yaml, **settings)
-        moved = transfer(model, file.state_dict, exclude=("anchor",) if options.cfg or settings["anchors"] else ())
-        print(f"Transferred {moved.matched}/{moved.total} tensors from {path}")
-    model.names = names
-    return model
-
-
-def fitted_anchors(options: TrainOptions, hyp: Hyperparameters) -> int | None:
-    """How many anchors a level are to be fitted to the data; None keeps the model's own."""
-    if hyp.anchors and options.noautoanchor:
-        print(f"WARNING anchors: {hyp.anchors} in --hyp must be fitted to the data, which --noautoanchor switches off: "
-              "keeping the model's own anchors")
-        return None
-    return round(hyp.anchors) or None
-
-
-def find_weights(options: TrainOptions, typed: frozenset[str]) -> Path | None:
-    """The file to start from, None to start from scratch. Only weights that the user named are ever downloaded."""
-    if not options.weights or (options.cfg and "weights" not in typed):
-        return None
-    if "weights" in typed:
-        return resolve_weights(options.weights, allow_download=True)
-    try:
-        return resolve_weights(options.weights, allow_download=False)
-    except UserError:
-        print(f"{options.weights} is not here: starting from scratch (--weights {options.weights} would fetch it)")
-        return None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

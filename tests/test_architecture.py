@@ -37,6 +37,7 @@ LAYERS = [
     ["models.architecture", "models.foreign"],
     ["models.yolo"],
     ["models.loading", "models.adaptation"],
+    ["models.building"],
     ["val", "detect"],
     ["train"],
 ]  # fmt: skip
