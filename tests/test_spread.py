@@ -1,5 +1,6 @@
 """Results come in order and errors come through, from threads and from processes."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -73,6 +74,21 @@ def test_an_error_is_raised_where_its_result_would_come(heavy):
 def test_a_killed_process_is_an_error_and_no_endless_wait():
     with pytest.raises(UserError, match="one of 4 processes that share the work was killed"):
         list(spread(lambda k: os.kill(os.getpid(), signal.SIGKILL) if k == 6 else k, range(20), heavy=True))
+
+
+def test_a_process_that_cannot_be_started_is_named_and_ends_the_others(monkeypatch):
+    begin, begun = multiprocessing.context.ForkProcess.start, []
+
+    def start(process):
+        if begun:
+            raise BlockingIOError("no more processes")
+        begin(process)
+        begun.append(process)
+
+    monkeypatch.setattr(multiprocessing.context.ForkProcess, "start", start)
+    with pytest.raises(BlockingIOError, match="no more processes"):
+        list(spread(lambda k: k, range(20), heavy=True))
+    assert len(begun) == 1 and begun[0].exitcode is not None
 
 
 def is_alive(process: int) -> bool:

@@ -83,11 +83,16 @@ def _in_processes(function: Callable[[A], B], chunks: Sequence[A], workers: int)
             if error is not None:
                 raise error
             yield result
-    finally:
-        for reader, process in zip(readers, processes):
+    except BaseException:
+        for process in processes:
+            if process.pid is not None:  # the last one may not have begun
+                process.kill()
+                process.join()
+        raise
+    finally:  # Those that are through end by themselves, which takes several ms. They are collected when the next
+        # process is started (data workers, helpers), or at the end.
+        for reader in readers:
             reader.close()
-            process.kill()
-            process.join()
 
 
 def _work(function: Callable[[A], B], chunks: Sequence[A], reader: Connection, writer: Connection) -> None:
