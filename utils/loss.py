@@ -244,9 +244,9 @@ class Picked(torch.autograd.Function):
         gradient = torch.zeros_like(context.layout, device=of_objectness.device)
         gradient[..., 4] = of_objectness
         image, anchor, row, column = context.saved_tensors
-        cells, lying = [image, anchor, row, column], gradient
-        if gradient.permute(0, 2, 3, 1, 4).is_contiguous():  # of a channels-last convolution: else a GPU would copy it
-            cells, lying = [image, row, column, anchor], gradient.permute(0, 2, 3, 1, 4)
+        lying, cells = gradient.permute(0, 2, 3, 1, 4), [image, row, column, anchor]  # of a channels-last convolution
+        if not lying.is_contiguous():  # a GPU would copy it
+            lying, cells = gradient, [image, anchor, row, column]
         # As index_put_ does it, without its looks at the indices: on a GPU these are some seventy more kernels a step.
         torch.ops.aten._index_put_impl_(lying, cells, of_rows, accumulate=True, unsafe=True)
         return gradient, None, None, None, None
