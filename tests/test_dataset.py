@@ -4,6 +4,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -404,7 +405,7 @@ def test_a_rect_shape_holds_every_picture_of_its_batch():
     order, sizes = rect_shapes(shapes, 3, imgsz=320, stride=32, pad=0.0)
     for number, size in enumerate(sizes):
         for i in order[3 * number:3 * number + 3]:
-            inner = image_cache.resized_shape(*shapes[i].tolist(), 320)
+            inner = image_cache.resized_shapes(shapes[i:i + 1], 320)[0]
             assert inner[0] <= size[0] and inner[1] <= size[1] and size[0] % 32 == size[1] % 32 == 0
 
 
@@ -627,6 +628,8 @@ def test_a_cache_that_does_not_fit_is_left_out_with_a_line(index, capsys, monkey
 def test_the_space_that_pictures_need_is_known_beforehand(index):
     pictures = image_cache.Pictures(index, 64, smooth=False)
     assert pictures.bytes_needed() == sum(pictures.read(i).nbytes for i in range(len(index)))
+    many = replace(index, shapes=np.tile(np.array([[480, 640]], np.int32), (5000, 1)))
+    assert image_cache.Pictures(many, 640, smooth=False).bytes_needed() == 5000 * 480 * 640 * 3  # more than 32 bits
 
 
 def test_available_memory_is_plausible():

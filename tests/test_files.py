@@ -2,12 +2,14 @@
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from utils.errors import UserError
-from utils.files import atomic_write, find_file, increment_path, read_yaml, write_yaml
+from utils.files import (SMALL_BYTES, atomic_write, find_file, increment_path, open_regular, read_regular, read_yaml,
+                         write_yaml)
 
 
 def test_run_folders_are_numbered_and_gaps_reused(tmp_path):
@@ -43,6 +45,28 @@ def test_runs_started_together_get_different_folders(tmp_path):
     threads = [threading.Thread(target=begin) for _ in range(8)]
     [thread.start() for thread in threads], [thread.join() for thread in threads]
     assert len(set(made)) == 8
+
+
+@pytest.mark.parametrize("size", [0, 1, SMALL_BYTES, SMALL_BYTES + 1, SMALL_BYTES + 5000])
+def test_all_of_a_file_is_read_and_no_more_than_the_limit(tmp_path, size):
+    data = os.urandom(size)
+    (tmp_path / "data").write_bytes(data)
+    with open_regular(tmp_path / "data", size) as file:
+        assert file.read() == data == read_regular(tmp_path / "data", size)
+    for read in (open_regular, read_regular) if size else ():
+        with pytest.raises(OSError, match="more than 0 MiB"):
+            read(tmp_path / "data", size - 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts what is open by /proc")
+def test_nothing_stays_open(tmp_path):
+    (tmp_path / "data").write_bytes(b"some")
+    before = len(os.listdir("/proc/self/fd"))
+    for path, limit in ((tmp_path / "data", 9), (tmp_path / "data", 1), (tmp_path, 9), (tmp_path / "none", 9)) * 5:
+        for read in (open_regular, read_regular):
+            with suppress(OSError):
+                read(path, limit)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):

@@ -10,7 +10,7 @@ from test_image_header import exif, with_segment
 
 from utils import image_file
 from utils.errors import UserError
-from utils.image_file import read_image, read_resized, resize_to, resized_shape, shorten_jpeg
+from utils.image_file import read_image, read_resized, resize_to, resized_shapes, shorten_jpeg
 from utils.image_header import jpeg_scan
 
 
@@ -32,12 +32,12 @@ def test_nothing_but_a_file_of_some_size_is_read(tmp_path, monkeypatch):
     ((640, 640), (640, 640)), ((1, 5000), (1, 640)), ((480, 640), (480, 640)),
 ])  # fmt: skip
 def test_first_resize(shape, resized):
-    assert resized_shape(*shape, 640) == resized
+    assert resized_shapes([shape], 640).tolist() == [list(resized)]
 
 
 def test_the_long_side_is_never_off():
-    assert all(max(resized_shape(7 + width % 5, width, 640)) == 640 for width in range(12, 3000))
-    assert all(min(resized_shape(height, 5000, 64)) >= 1 for height in range(1, 200))
+    assert (resized_shapes([(7 + width % 5, width) for width in range(12, 3000)], 640).max(1) == 640).all()
+    assert (resized_shapes([(height, 5000) for height in range(1, 200)], 64) >= 1).all()
 
 
 def test_a_picture_of_the_right_size_is_not_copied():
@@ -155,7 +155,7 @@ def test_a_picture_a_little_higher_than_its_size(tmp_path, height, width):
     picture = cv2.resize(np.random.default_rng(1).integers(0, 256, (19, 9, 3), np.uint8), (width, height))
     data = cv2.imencode(".jpg", picture)[1].tobytes()
     for rows in range(1, 150):
-        upper(tmp_path / "x.jpg", data, rows, resized_shape(height, width, 150))
+        upper(tmp_path / "x.jpg", data, rows, tuple(resized_shapes([(height, width)], 150)[0].tolist()))
 
 
 def test_a_decoder_that_finds_too_little_is_given_the_whole(tmp_path):

@@ -59,11 +59,13 @@ def test_every_format_reports_the_decoded_size(tmp_path, suffix):
     assert picture_shape(path) == (21, 34) == read_image(path).shape[:2]
 
 
-def test_stray_bytes_between_the_segments_of_a_jpeg_are_passed_over(tmp_path):
+@pytest.mark.parametrize("stray", [b"stray \xff\0 bytes\xff\xff", b"a", b"\xff", b"\xff\0", b"\xff\xff", b"\0"])
+@pytest.mark.parametrize("before", [b"\xff\xdb", b"\xff\xc0"], ids=["tables", "frame header"])
+def test_stray_bytes_between_the_segments_of_a_jpeg_are_passed_over(tmp_path, stray, before):
     path = write_picture(tmp_path / "x.jpg", 21, 34)
     whole = path.read_bytes()
-    first = 4 + int.from_bytes(whole[4:6], "big")  # where its first segment ends
-    write(path, whole[:first] + b"stray \xff\0 bytes\xff\xff" + whole[first:])
+    place = whole.index(before)
+    write(path, whole[:place] + stray + whole[place:])
     assert picture_shape(path) == (21, 34) == read_image(path).shape[:2]
 
 

@@ -141,14 +141,14 @@ def test_an_unknown_class_is_an_error_that_names_file_and_line(folder):
 
 
 def test_the_index_is_flat_and_gives_back_each_pictures_labels(folder):
-    write_labels(folder / "labels/train/c.txt", "2 .1 .1 .3 .1 .3 .4\n1 .5 .5 .2 .2\n0 0 0 .5 0 .5 .5 0 .5\n")
+    write_labels(folder / "labels/train/c.txt", "1 .5 .5 .2 .2\n2 .1 .1 .3 .1 .3 .4\n0 0 0 .5 0 .5 .5 0 .5\n")
     index = scan(folder)
     assert index.counts == (2, 0, 1, 0) and index.offsets.tolist() == [0, 2, 2, 5]
     assert index.shapes.tolist() == [[24, 32]] * 3 and index.shapes.dtype == np.int32
     assert index.labels.dtype == index.points.dtype == np.float32
     assert index.boxes(1).shape == (0, 5) and index.polygons(1) == []
-    assert [polygon.shape for polygon in index.polygons(2)] == [(3, 2), (0, 2), (4, 2)]
-    np.testing.assert_allclose(index.polygons(2)[0], [[0.1, 0.1], [0.3, 0.1], [0.3, 0.4]])
+    assert [polygon.shape for polygon in index.polygons(2)] == [(0, 2), (3, 2), (4, 2)]
+    np.testing.assert_allclose(index.polygons(2)[1], [[0.1, 0.1], [0.3, 0.1], [0.3, 0.4]])
     np.testing.assert_allclose(index.boxes(0), [[0, 0.5, 0.5, 0.2, 0.2], [1, 0.25, 0.25, 0.5, 0.5]])
 
 

@@ -52,16 +52,13 @@ def open_regular(path: str | Path, max_bytes: int) -> BinaryIO:
     """Open a file of data to read; OSError as `read_regular` says."""
     if _regular_size(path, max_bytes) > SMALL_BYTES:
         return open(path, "rb")
-    with open(path, "rb", 0) as file:  # to read all of it takes less than to set up a buffer and move it about
-        return io.BytesIO(file.read(SMALL_BYTES))
+    return io.BytesIO(_read_once(path, SMALL_BYTES))  # that takes less than to set up a buffer and move it about
 
 
 def read_regular(path: str | Path, max_bytes: int) -> bytes:
     """All of a file of data. OSError for one larger than `max_bytes`, and for what is no regular file: opening a pipe
     may wait for ever, and a device has no end."""
-    size = _regular_size(path, max_bytes)
-    with open(path, "rb", 0) as file:  # without a buffer, whose contents would be put before the rest by a copy
-        return file.read(size)
+    return _read_once(path, _regular_size(path, max_bytes))
 
 
 def _regular_size(path: str | Path, max_bytes: int) -> int:
@@ -71,6 +68,15 @@ def _regular_size(path: str | Path, max_bytes: int) -> int:
     if status.st_size > max_bytes:
         raise OSError(errno.EFBIG, f"more than {max_bytes >> 20} MiB")
     return status.st_size
+
+
+def _read_once(path: str | Path, size: int) -> bytes:
+    """The first `size` bytes, by one call and without a file object, which would take as long again."""
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        return os.read(descriptor, size)
+    finally:
+        os.close(descriptor)
 
 
 def check_archive(path: str | Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.errors import UserError
-from utils.image_file import read_resized, resized_shape
+from utils.image_file import read_resized, resized_shapes
 from utils.labels import LabelIndex, digest, is_writable, user_cache_folder
 from utils.spread import MAX_WORKERS
 
@@ -63,10 +63,11 @@ class Pictures:
 
     def __init__(self, index: LabelIndex, size: int, *, smooth: bool) -> None:
         self.index, self.size, self.smooth = index, size, smooth
+        self.shapes = resized_shapes(index.shapes, size).astype(np.int32)  # (N, 2)
         self.reported = SharedBytes(len(index))  # one flag a picture, so that one worker alone warns of it, and once
 
     def shape(self, i: int) -> tuple[int, int]:
-        return resized_shape(*self.index.shapes[i].tolist(), self.size)
+        return tuple(self.shapes[i].tolist())
 
     def read(self, i: int, rows: int | None = None) -> np.ndarray | None:
         """BGR picture i, or at least its upper `rows` rows; None, with one warning, if it cannot be read (any more).
@@ -86,8 +87,7 @@ class Pictures:
         ask_for(self.index.paths[i])
 
     def bytes_needed(self) -> int:
-        heights_widths = self.index.shapes.astype(np.int64)
-        return int((-(-heights_widths * self.size // heights_widths.max(1, keepdims=True))).prod(1).sum() * 3)
+        return int(self.shapes.prod(1, dtype=np.int64).sum() * 3)
 
 
 class RamPictures(Pictures):
@@ -97,8 +97,7 @@ class RamPictures(Pictures):
 
     def __init__(self, index: LabelIndex, size: int, *, smooth: bool, progress: bool) -> None:
         super().__init__(index, size, smooth=smooth)
-        shapes = np.array([self.shape(i) for i in range(len(index))], np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(shapes.prod(1) * 3)])
+        self.starts = np.concatenate([[0], np.cumsum(self.shapes.prod(1, dtype=np.int64) * 3)])
         self.block = SharedBytes(int(self.starts[-1]))
         self.readable = np.zeros(len(index), bool)
         title = f"Caching images ({self.starts[-1] / 2**30:.1f}GB ram)"

@@ -93,10 +93,10 @@ def shorten_jpeg(data: bytes, rows: int) -> bytearray | None:
     return shortened
 
 
-def resized_shape(height: int, width: int, size: int) -> tuple[int, int]:
-    """Height and width once the long side is `size`: the short side is rounded up, exactly (in integers)."""
-    long = max(height, width)
-    return -(-height * size // long), -(-width * size // long)
+def resized_shapes(shapes: np.ndarray, size: int) -> np.ndarray:
+    """(N, 2) heights and widths once the long sides are `size`: the short ones rounded up, exactly (in integers)."""
+    shapes = np.asarray(shapes, np.int64)
+    return -(-shapes * size // shapes.max(1, keepdims=True))
 
 
 def resize_to(image: np.ndarray, shape: tuple[int, int], *, smooth: bool) -> np.ndarray:

@@ -153,6 +153,10 @@ def jpeg_scan(data: bytes) -> tuple[int, int] | None:
 
 def _next_marker(file: BinaryIO) -> int:
     """Code of the next marker, 0 where none is near; stray bytes before it are passed over, as decoders do."""
+    pair = file.read(2)
+    if pair[:1] == b"\xff" and b"\0" < pair[1:] < b"\xff":
+        return pair[1]  # as it should be
+    file.seek(-len(pair), os.SEEK_CUR)
     before = 0
     for _ in range(MAX_PARTS):
         byte = file.read(1)

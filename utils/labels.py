@@ -73,7 +73,9 @@ class LabelIndex:
 
     def polygons(self, i: int) -> list[np.ndarray]:
         """For each label of picture i its (k, 2) points as fractions of the picture; (0, 2) for a box row."""
-        cuts = self.segment_offsets[self.offsets[i]:self.offsets[i + 1] + 1]
+        cuts = self.segment_offsets[self.offsets[i]:self.offsets[i + 1] + 1].tolist()
+        if cuts[0] == cuts[-1]:  # mere boxes, as most often
+            return [self.points[:0]] * (len(cuts) - 1)
         return [self.points[a:b] for a, b in zip(cuts[:-1], cuts[1:])]
 
 
@@ -323,7 +325,7 @@ def _stat(folder: str, names: Sequence[str]) -> np.ndarray:
                 values += status.st_size, status.st_mtime_ns, status.st_ctime_ns
             except OSError:
                 values += -1, -1, -1
-    return np.array(values, np.int64).reshape(-1, 3)
+    return np.fromiter(values, np.int64, len(values)).reshape(-1, 3)
 
 
 @contextmanager
