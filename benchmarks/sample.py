@@ -7,8 +7,9 @@
 
 The textbook way decodes four pictures, pastes them on a new grey canvas of twice the size, warps the whole of it,
 changes the colours by tables, flips and transposes. It is given the same random numbers, so that the pictures of both
-can be compared; they differ by rounding where pixels are interpolated from another part of the canvas. Each way runs in
-a process of its own, ours with its memory kept as train.py keeps it.
+can be compared; they differ by rounding where pixels are interpolated from another part of the canvas, or coloured
+before that. Both put their samples into batches of 16. Each way runs in a process of its own, ours with its memory kept
+as train.py keeps it.
 """
 
 import argparse
@@ -34,7 +35,8 @@ from utils.runtime import keep_freed_memory  # noqa: E402
 from utils.warp import GREY  # noqa: E402
 
 SHAPES = ((480, 640), (640, 480), (427, 640), (640, 427), (500, 375))  # COCO's most common ones
-SEED, SAMPLES = 0, 32
+SEED, SAMPLES, BATCH = 0, 32, 16
+WARM_UP = 4  # times over all samples: so long our memory grows
 
 
 def made_up_pictures(folder: Path, count: int) -> Path:
@@ -87,8 +89,7 @@ def textbook_sample(dataset: DetectionDataset, i: int, size: int) -> tuple[np.nd
     if rng.random() < settings.fliplr:
         image = np.fliplr(image)
         boxes[:, [1, 3]] = size - boxes[:, [3, 1]]
-    image = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
-    return torch.stack([torch.from_numpy(image)])[0].numpy(), boxes  # into a batch: ours is made in one
+    return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1)), boxes
 
 
 def shift_by_tables(image: np.ndarray, factors: np.ndarray) -> np.ndarray:
@@ -107,29 +108,36 @@ def open_set(folder: Path, size: int, cache: str | None) -> DetectionDataset:
     return loader.dataset
 
 
-def some(dataset: DetectionDataset) -> range:
-    return range(min(SAMPLES, len(dataset.index)))
+def some(dataset: DetectionDataset) -> list[list[int]]:
+    """Numbers of pictures, a batch a list."""
+    numbers = list(range(min(SAMPLES, len(dataset.index))))
+    return [numbers[k:k + BATCH] for k in range(0, len(numbers), BATCH)]
 
 
-def our_sample(dataset: DetectionDataset, i: int, size: int) -> np.ndarray:
-    return dataset[BatchKey(0, [i], [0], (size, size), None)].images[0].numpy()
+def our_batch(dataset: DetectionDataset, numbers: list[int], size: int) -> torch.Tensor:
+    return dataset[BatchKey(0, numbers, [0] * len(numbers), (size, size), None)].images
+
+
+def textbook_batch(dataset: DetectionDataset, numbers: list[int], size: int) -> torch.Tensor:
+    return torch.stack([torch.from_numpy(textbook_sample(dataset, i, size)[0]) for i in numbers])
 
 
 def textbook_samples(folder: Path, size: int, cache: str | None) -> Callable[[], None]:
     dataset = open_set(folder, size, None)
-    return lambda: [textbook_sample(dataset, i, size) for i in some(dataset)]
+    return lambda: [textbook_batch(dataset, numbers, size) for numbers in some(dataset)]
 
 
 def our_samples(folder: Path, size: int, cache: str | None) -> Callable[[], None]:
     keep_freed_memory()
     dataset = open_set(folder, size, cache)
-    return lambda: [our_sample(dataset, i, size) for i in some(dataset)]
+    return lambda: [our_batch(dataset, numbers, size) for numbers in some(dataset)]
 
 
 def difference(dataset: DetectionDataset, size: int, count: int = 8) -> float:
     """Mean difference of the pixels of both ways, in levels of 256."""
-    pairs = [(our_sample(dataset, i, size).astype(int), textbook_sample(dataset, i, size)[0]) for i in range(count)]
-    return float(np.mean([np.abs(ours - theirs).mean() for ours, theirs in pairs]))
+    numbers = list(range(count))
+    ours, theirs = (make(dataset, numbers, size).int() for make in (our_batch, textbook_batch))
+    return (ours - theirs).abs().float().mean().item()
 
 
 def shown(dataset: DetectionDataset, size: int) -> float:
@@ -142,26 +150,27 @@ def shown(dataset: DetectionDataset, size: int) -> float:
         return picture
 
     dataset.pictures.read = read
-    for i in some(dataset):
-        our_sample(dataset, i, size)
+    batches = some(dataset)
+    for numbers in batches:
+        our_batch(dataset, numbers, size)
     del dataset.pictures.read
-    return sum(shares) / len(some(dataset))
+    return sum(shares) / sum(map(len, batches))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--folder", type=Path, help="JPEGs; made up if left out")
-    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--pairs", type=int, default=15)
     options = parser.parse_args()
     size, rows, notes = options.imgsz, [], []
     with tempfile.TemporaryDirectory() as place:
         folder = options.folder or made_up_pictures(Path(place), 2 * SAMPLES)
         for cache, at_least in ((None, "1.6"), ("ram", "3")):
             name, dataset = f"--cache {cache}" if cache else "no cache", open_set(folder, size, cache)
-            count = len(some(dataset))
+            count = sum(map(len, some(dataset)))
             sides = [Elsewhere(make, folder, size, cache) for make in (textbook_samples, our_samples)]
-            timing = compare(*sides, pairs=options.pairs)
+            timing = compare(*sides, pairs=options.pairs, warm_up=WARM_UP)
             for side in sides:
                 side.close()
             timing = type(timing)(*([value / count for value in side] for side in timing))

@@ -140,16 +140,22 @@ def loaded(data, **flags):
 
 @pytest.mark.parametrize("gains", [{}, GAINS], ids=["flips alone", "colours too"])
 @pytest.mark.parametrize("rect", [False, True])
-@pytest.mark.parametrize("degrees", [0.0, 5.0])
-def test_a_sample_is_the_same_on_every_device(tiny_data, gains, rect, degrees):
-    hyp = {**FLIPPING, **gains, "degrees": degrees}
+@pytest.mark.parametrize("degrees, scale", [(0.0, 0.0), (0.0, 0.5), (5.0, 0.5)])
+def test_a_sample_is_the_same_on_every_device(tiny_data, gains, rect, degrees, scale):
+    hyp = {**FLIPPING, **gains, "degrees": degrees, "scale": scale}
     whole, parts = (loaded(tiny_data, hyp=hyp, rect=rect, finish_on_device=later) for later in (False, True))
     flipped = 0
     for batch, other in zip(whole, parts, strict=True):
         assert batch.finishes is None and torch.equal(batch.targets, other.targets) and batch.paths == other.paths
         done = finish_images(other.images, other.finishes)
         off = (done.int() - batch.images.int()).abs()
-        assert (off > 2).float().mean() < 0.01 if gains else torch.equal(done, batch.images)
+        if not gains:
+            assert torch.equal(done, batch.images)
+        elif rect or degrees or not scale:
+            assert (off > 2).float().mean() < 0.01
+        else:  # some are enlarged mosaics: their colours change before that here, and after it there
+            shares = (off > 2).flatten(1).float().mean(1)
+            assert (shares < 0.01).sum() >= len(shares) / 4 and off.float().mean() < 0.5
         flipped += int(other.finishes[:, 3:].sum())
     assert flipped
 

@@ -148,18 +148,28 @@ class Scene:
         return self.warp.image(self.canvas, self.origin)
 
     def coloured(self, factors: np.ndarray | None) -> np.ndarray:
-        """The output picture after multiply_hsv, which need not look at what is grey all over. Where the warp is a mere
-        resize, call it at most once: it may change the canvas."""
-        image = self.image()
+        """The output picture after multiply_hsv, which need not look at what is grey all over, nor at pixels that are
+        only made by enlarging. Where the warp is a mere resize, call it at most once: it may change the canvas."""
         if factors is None or self.warp.begin is None:
-            return multiply_hsv(image, factors)
-        x1, y1, x2, y2 = self.warp.output_region(self.covered)
-        inner = image[y1:y2, x1:x2]
-        if inner.size:
-            multiply_hsv(inner, factors, out=inner)
-        for margin in (image[:y1], image[y2:], image[y1:y2, :x1], image[y1:y2, x2:]):
-            margin[:] = min(int(GREY * factors[2]), 255)  # grey has a value, and no hue nor saturation
+            return multiply_hsv(self.image(), factors)
+        if self.canvas.shape[0] < self.warp.output[0]:
+            x, y = self.origin
+            x1, y1, x2, y2 = self.covered
+            _colour(self.canvas, (x1 - x, y1 - y, x2 - x, y2 - y), factors)
+            return self.image()
+        image = self.image()
+        _colour(image, self.warp.output_region(self.covered), factors)
         return image
+
+
+def _colour(image: np.ndarray, region: Box, factors: np.ndarray) -> None:
+    """multiply_hsv in place, of an image that is grey outside of `region`."""
+    x1, y1, x2, y2 = region
+    inner = image[y1:y2, x1:x2]
+    if inner.size:
+        multiply_hsv(inner, factors, out=inner)
+    for margin in (image[:y1], image[y2:], image[y1:y2, :x1], image[y1:y2, x2:]):
+        margin[:] = min(int(GREY * factors[2]), 255)  # grey has a value, and no hue nor saturation
 
 
 def random_perspective(image: np.ndarray, boxes: np.ndarray, *, polygons: Polygons, settings: AugmentSettings,
@@ -340,27 +350,21 @@ def draw_finish(settings: AugmentSettings, *, rng: np.random.Generator) -> Finis
 
 
 def multiply_hsv(image: np.ndarray, factors: np.ndarray | None, *, out: np.ndarray | None = None) -> np.ndarray:
-    """Multiply hue, saturation and value by their factors, into `out` if given; None returns the picture itself."""
+    """Multiply hue, saturation and value by their factors, rounded down, into `out` if given; None returns the picture
+    itself."""
     if factors is None:
         return image
-    levels = np.arange(256)[:, None] * factors  # (256, 3)
-    levels[:, 0] %= HUES
-    tables = levels.clip(0, 255).astype(np.uint8).T
-    planes = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))  # plane by plane is faster than all channels at once
-    shifted = [_look_up(*parts) for parts in zip(planes, tables, factors, (HUES, 256, 256))]
-    return cv2.cvtColor(cv2.merge(shifted), cv2.COLOR_HSV2BGR, dst=out)
+    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
+    tables = LEVELS * factors
+    tables[..., 0] %= HUES
+    tables = tables.clip(0, 255).astype(np.uint8)
+    matrix = np.column_stack([np.diag(factors), [-0.4999] * 3])  # transform rounds to the nearest
+    levels = cv2.transform(LEVELS, matrix)
+    levels[..., 0] %= HUES  # where more goes into 8 bits, OpenCV goes round by itself
+    same = np.array_equal(levels, tables)  # nearly always; to look up each value takes seven times as long
+    shifted = cv2.transform(hsv, matrix) if same else cv2.LUT(hsv, tables)
+    return cv2.cvtColor(shifted, cv2.COLOR_HSV2BGR, dst=out)
 
 
-LEVELS = np.arange(256, dtype=np.uint8)
 HUES = 180  # steps in which OpenCV's 8-bit hue goes round
-
-
-def _look_up(plane: np.ndarray, table: np.ndarray, factor: float, count: int) -> np.ndarray:
-    """`table` (256,) at each value of a plane (H, W), all below `count`.
-
-    Where a multiplication gives the same for all of these, that is faster.
-    """
-    rounding = {"alpha": factor, "beta": -0.4999}  # OpenCV rounds to the nearest, the table down
-    if np.array_equal(cv2.convertScaleAbs(LEVELS[:count], **rounding).ravel(), table[:count]):
-        return cv2.convertScaleAbs(plane, **rounding)
-    return cv2.LUT(plane, np.ascontiguousarray(table))
+LEVELS = np.minimum(np.arange(256)[:, None, None], [HUES - 1, 255, 255]).astype(np.uint8)  # (256, 1, 3)
