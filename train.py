@@ -4,7 +4,7 @@ Top to bottom: read what was asked for, build data, model and optimizer, then th
 columns, T targets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -370,27 +370,32 @@ def validate(run: Run, log: "RunLog", interruption: Interruption) -> Metrics:
         interruption.note_save()
     run.distributed.share_buffers(run.ema.ema)  # batch statistics differ by process; rank 0's are saved
     try:
-        with interruption.at_once(run.distributed.world_size == 1):  # of several, none may leave the others waiting
-            coarse = run.autocast == torch.bfloat16  # 8 bits place boxes too roughly to be measured by
-            return val.evaluate(run.ema.ema, run.val_loader, single_cls=run.options.single_cls, names=run.data.names,
-                                autocast=None if coarse else run.autocast, loss=run.loss,
-                                distributed=run.distributed)
+        coarse = run.autocast == torch.bfloat16  # 8 bits place boxes too roughly to be measured by
+        return val.evaluate(run.ema.ema, run.val_loader, single_cls=run.options.single_cls, names=run.data.names,
+                            autocast=None if coarse else run.autocast, loss=run.loss, distributed=run.distributed,
+                            before_batch=heeding(run, interruption))
     except Interrupted:
         log.save(None)
         raise
+
+
+def heeding(run: Run, interruption: Interruption) -> Callable[[], None] | None:
+    """What an evaluation asks before each batch; of several processes none may leave the others waiting."""
+    return interruption.stop_if_asked if run.distributed.world_size == 1 else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What a run says and leaves behind
 
 
-def finish(run: Run, log: RunLog) -> None:
+def finish(run: Run, log: RunLog, interruption: Interruption) -> None:
     """Validate best.pt with pictures on all processes, and draw the curves."""
     best = run.distributed.on_main(lambda: load_model(log.training_over()))  # other machines may not see the file
     best = best.to(run.distributed.device)
     pictured = run.distributed.is_main and not run.options.noplots
     val.evaluate(best, run.val_loader, single_cls=run.options.single_cls, names=run.data.names,
-                 plots=log.folder.path if pictured else None, verbose=True, distributed=run.distributed)
+                 plots=log.folder.path if pictured else None, verbose=True, distributed=run.distributed,
+                 before_batch=heeding(run, interruption))
 
 
 def refuse_launcher(group: Distributed) -> None:
@@ -451,8 +456,7 @@ def train_and_finish(run: Run, log: RunLog) -> Metrics | None:
               closing(run.val_loader), Interruption(options.save_minutes, echo) as stop):
             metrics = train(run, log, stop)
             if not options.score_only:
-                with stop.at_once(group.world_size == 1):
-                    finish(run, log)
+                finish(run, log, stop)
                 log.say_next()  # and marks the run as finished: a signal is too late for it from here on
             return metrics
     except Interrupted as signal:

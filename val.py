@@ -8,7 +8,7 @@ import math
 import operator
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,13 +109,15 @@ def evaluate(
     verbose: bool = False,
     progress: bool = True,
     distributed: Distributed | None = None,
+    before_batch: Callable[[], None] | None = None,
 ) -> Metrics:
     """Metrics of a model on the pictures of a loader that reads for validation; the model is left as it was.
 
     conf, iou, max_det: of the suppression. single_cls: classes do not count. autocast: type to run the model in,
     None for float32. loss: adds the validation losses, means over the batches. names: of the classes, the model's if
     None. hybrid: the labels join the detections. plots: folder for pictures and curves. verbose: a row for each class.
-    distributed: the processes that share the pictures; each of them gets the metrics of all pictures.
+    distributed: the processes that share the pictures; each of them gets the metrics of all pictures. before_batch:
+    called before each batch; what it raises ends the evaluation.
     No pictures or no labels give zeros. A class id outside the names is a UserError.
     """
     device = next(model.parameters()).device
@@ -127,6 +129,8 @@ def evaluate(
                bar_format="{l_bar}{bar:10}{r_bar}", mininterval=0.5)
     with evaluation_mode(model), Plotter() as plotter:
         for number, batch in enumerate(bar):
+            if before_batch:
+                before_batch()
             with watch("preprocess"):
                 images = as_input(batch.images, device)
             with watch("inference"), torch.autocast(device.type, autocast, enabled=autocast is not None):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ import torch
 from kill_and_resume import BEGUN, descendants, start
 
 import train
+from models.yolo import DetectionModel
 from utils import errors
 from utils.autobatch import advice_on_memory
 from utils.checkpoint import read_checkpoint
@@ -29,6 +31,7 @@ from utils.interruption import EXIT_CODE, Interrupted, Interruption
 from utils.labels import load_index
 from utils.runtime import _unexpected
 from utils.schedule import multi_scale_size
+from val import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -258,19 +261,79 @@ def test_signals_are_noted_echoes_ignored_and_handlers_put_back():
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)  # would end the process, were it no echo
         assert interruption.asked == "SIGUSR1"
-        with pytest.raises(Interrupted, match="SIGUSR1"), interruption.at_once():
-            pytest.fail("work that takes long was begun")
-        with interruption.at_once(False):
-            pass
+        with pytest.raises(Interrupted, match="SIGUSR1"):
+            interruption.stop_if_asked()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_long_work_without_a_state_is_left_at_once():
-    with Interruption(10) as interruption, pytest.raises(Interrupted, match="SIGTERM"):
-        with interruption.at_once():
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(30)
-            pytest.fail("the signal was not heard")
+@pytest.mark.parametrize("ending", [False, True], ids=["after an epoch", "of the best weights"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_ends_a_validation_between_two_batches(tiny_data, tiny_cfg, tmp_path, monkeypatch, processes, ending):
+    """Not in the midst of reading one, where a data worker waits for an answer; of several processes none stops."""
+    seen = []
+
+    def evaluate(*_, before_batch, **__):
+        for batch in range(3):
+            if before_batch:
+                before_batch()
+            seen.append(batch)
+            os.kill(os.getpid(), signal.SIGTERM) if batch == 1 else None
+            seen.append("read")
+
+    monkeypatch.setattr(train.val, "evaluate", evaluate)
+    monkeypatch.setattr(train, "load_model", lambda _: torch.nn.Identity())
+    group = SimpleNamespace(world_size=processes, is_main=True, device="cpu", share_buffers=lambda _: None,
+                            on_main=lambda work: work())
+    options = SimpleNamespace(nosave=False, single_cls=False, noplots=True)
+    run = SimpleNamespace(distributed=group, options=options, ema=SimpleNamespace(ema=None), autocast=None,
+                          val_loader=None, loss=None, data=SimpleNamespace(names={}))
+    log = SimpleNamespace(save=lambda _: seen.append("save"), training_over=str)
+    with Interruption(10) as interruption, suppress(Interrupted):
+        (train.finish if ending else train.validate)(run, log, interruption)
+    assert interruption.asked == "SIGTERM"
+    batches = [entry for entry in seen if entry != "save"]
+    assert batches == [0, "read", 1, "read", *([2, "read"] if processes == 2 else [])]
+    assert seen.count("save") == (not ending)
+
+
+def test_what_is_called_before_each_batch_ends_an_evaluation(tiny_data, tiny_cfg):
+    model, calls = DetectionModel(tiny_cfg, num_classes=2), []
+
+    def before_batch():
+        calls.append(1)
+        if len(calls) == 2:
+            raise Interrupted("SIGTERM")
+
+    loader = make_loader(load_index(tiny_data.parent / "images" / "train", 2, progress=False), imgsz=64, batch_size=2,
+                         workers=0, progress=False)
+    assert len(loader) > 2
+    with pytest.raises(Interrupted):
+        evaluate(model, loader, progress=False, before_batch=before_batch)
+    assert len(calls) == 2
+
+
+def test_a_worker_says_nothing_of_a_main_process_that_went_away(capfd):
+    """Killed while a batch is handed over: the thread of a data worker that does it sees its connection end."""
+    code = """
+import os, socket, sys, time
+from multiprocessing.resource_sharer import DupFd
+from utils.dataset import _set_up_worker
+
+_set_up_worker(0)
+(address, key), pid = DupFd(0)._id, os.getpid()
+for _ in range(3):
+    with socket.socket(socket.AF_UNIX) as there:
+        there.connect(address)
+time.sleep(0.2)
+print("its own errors show:", file=sys.stderr, flush=True)
+try:
+    1 / 0
+except ZeroDivisionError:
+    sys.excepthook(*sys.exc_info())
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    printed = capfd.readouterr().err
+    assert printed.startswith("its own errors show:") and printed.endswith("ZeroDivisionError: division by zero\n")
 
 
 def test_saves_are_due_by_time(monkeypatch):

@@ -9,8 +9,10 @@ Legend: B pictures of a batch, T their labels.
 
 import atexit
 import os
+import sys
 import weakref
 from collections.abc import Iterator, Sequence
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import cv2
@@ -326,6 +328,13 @@ def _as_it_is(batch: Batch) -> Batch:
 
 def _set_up_worker(worker: int) -> None:
     work_for_another(*STOPPING)
+    sys.excepthook = _complain
+
+
+def _complain(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error of the thread that hands batches over, but not that the main process was killed amid it."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int = 32, hyp: Any = None,

@@ -3,8 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -28,7 +26,6 @@ class Interruption:
         self.save_seconds = save_minutes * 60
         self.saved_at = self.asked_at = time.monotonic()
         self.echo_seconds = echo_seconds
-        self._raises = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Interruption":
@@ -45,20 +42,13 @@ class Interruption:
             if time.monotonic() - self.asked_at >= self.echo_seconds:
                 os._exit(128 + number)
             return
+        # Noted only: raised from here, in the midst of whatever runs, it could leave a data worker half answered.
         self.asked, self.asked_at = signal.Signals(number).name, time.monotonic()
-        if self._raises:
-            raise Interrupted(self.asked)
 
-    @contextmanager
-    def at_once(self, allowed: bool = True) -> Iterator[None]:
-        """Within, the first signal raises Interrupted: for work that takes long and changes no state."""
-        self._raises = allowed
-        try:
-            if allowed and self.asked:
-                raise Interrupted(self.asked)
-            yield
-        finally:
-            self._raises = False
+    def stop_if_asked(self) -> None:
+        """Raise Interrupted if a signal has come: between the parts of work that takes long and changes no state."""
+        if self.asked:
+            raise Interrupted(self.asked)
 
     def save_due(self) -> bool:
         """Whether --save-minutes have passed since the last save."""
