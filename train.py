@@ -221,6 +221,7 @@ def train(run: Run, log: "RunLog", interruption: Interruption) -> Metrics | None
         try:
             losses = train_one_epoch(run, log, interruption)
         except NumbersWentBad:
+            log.close()
             go_back(run, state.good)
             continue
         if epoch + 1 == run.options.epochs or not run.options.noval:
@@ -453,7 +454,7 @@ def train_and_finish(run: Run, log: RunLog) -> Metrics | None:
     echo = 0.0 if group.local_rank is None else LAUNCHER_SECONDS
     try:
         with (advice_on_memory(options.batch_size, options.imgsz, shares(group)), closing(run.train_loader),
-              closing(run.val_loader), Interruption(options.save_minutes, echo) as stop):
+              closing(run.val_loader), closing(log), Interruption(options.save_minutes, echo) as stop):
             metrics = train(run, log, stop)
             if not options.score_only:
                 finish(run, log, stop)

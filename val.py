@@ -127,7 +127,7 @@ def evaluate(
     shown = progress and group.is_main
     bar = tqdm(prefetch(loader, device), HEADER, operator.length_hint(loader) or None, disable=not shown,
                bar_format="{l_bar}{bar:10}{r_bar}", mininterval=0.5)
-    with evaluation_mode(model), Plotter() as plotter:
+    with evaluation_mode(model), Plotter() as plotter, bar:
         for number, batch in enumerate(bar):
             if before_batch:
                 before_batch()

@@ -27,7 +27,7 @@ from utils.checkpoint import read_checkpoint
 from utils.dataset import make_loader
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.interruption import EXIT_CODE, Interrupted, Interruption
+from utils.interruption import EXIT_CODE, SIGNALS, Interrupted, Interruption
 from utils.labels import load_index
 from utils.runtime import _unexpected
 from utils.schedule import multi_scale_size
@@ -261,6 +261,7 @@ def test_signals_are_noted_echoes_ignored_and_handlers_put_back():
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)  # would end the process, were it no echo
         assert interruption.asked == "SIGUSR1"
+        interruption.echo_seconds = 0
         with pytest.raises(Interrupted, match="SIGUSR1"):
             interruption.stop_if_asked()
     assert signal.getsignal(signal.SIGTERM) is before
@@ -334,6 +335,88 @@ except ZeroDivisionError:
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     printed = capfd.readouterr().err
     assert printed.startswith("its own errors show:") and printed.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_the_echo_of_a_launcher_is_heard_until_the_process_ends():
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with Interruption(10, echo_seconds=60):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # while loaders are closed and the last state is written
+        assert signal.getsignal(signal.SIGTERM) is not before
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, before if number == signal.SIGTERM else signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Ctrl-C amid a fork is seen by the first Python function after it, which is one of the logging module's. `work` is
+# given the folder of the pictures.
+CTRL_C_AMID_A_FORK = """
+import ctypes, functools, os, sys
+signals = map(ctypes.CDLL(None)["raise"], [2])
+os.register_at_fork(after_in_parent=functools.partial(next, signals, None))
+import logging
+from utils.dataset import make_loader
+from utils.errors import run
+from utils.labels import load_index
+from utils.spread import spread
+
+def work(pictures):
+    {work}
+    print("not interrupted")
+
+run(lambda: work(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.parametrize("work", [
+    "list(spread(abs, range(20), heavy=True))",
+    "list(make_loader(load_index(pictures, 2), imgsz=64, batch_size=4, workers=2))",
+    "list(make_loader(load_index(pictures, 2), imgsz=64, batch_size=4, workers=1, cores=2))",
+], ids=["shared work", "data workers", "helpers"])
+def test_ctrl_c_amid_a_fork_is_heard(tiny_data, work):
+    """Python drops it there, and keeps a lock of the logging module that a thread which draws waits for for ever."""
+    done = subprocess.run([sys.executable, "-c", CTRL_C_AMID_A_FORK.format(work=work),
+                           str(tiny_data.parent / "images" / "train")],
+                          cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 130 and "not interrupted" not in done.stdout, done.stderr
+    assert "Exception" not in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.endswith("interrupted; nothing was lost that had been saved\n")
+
+
+@pytest.mark.parametrize("where", ["while it is drawn", "when all is said"])
+def test_ctrl_c_at_the_end_of_a_program(tmp_path, where):
+    """A picture that is being drawn is finished, others are not begun; after that there is nothing to say."""
+    code = """
+import atexit, os, signal, sys, threading, time
+from pathlib import Path
+from utils.errors import run
+from utils.plots import Plotter
+
+def draw(file):
+    time.sleep(1)
+    file.touch()
+
+def main():
+    if sys.argv[1] == "while it is drawn":
+        with Plotter() as plotter:
+            for name in "abc":
+                plotter.submit(draw, Path(name))
+            threading.Timer(0.4, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    else:
+        atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
+
+run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", code, where], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+                          env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)})
+    if where == "while it is drawn":
+        assert (done.returncode, done.stderr) == (130, "\ninterrupted; nothing was lost that had been saved\n")
+        assert [file.name for file in tmp_path.iterdir()] == ["a"]
+    else:
+        assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
 def test_saves_are_due_by_time(monkeypatch):

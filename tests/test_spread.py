@@ -13,7 +13,7 @@ import pytest
 
 from utils import spread as module
 from utils.errors import UserError
-from utils.spread import MAX_WAITING, MAX_WORKERS, spread
+from utils.spread import MAX_WAITING, MAX_WORKERS, forking, spread
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -107,6 +107,25 @@ def test_results_nobody_asks_for_end_the_processes():
     processes = {next(results)[0] for _ in range(5)} - {os.getpid()}
     results.close()
     assert len(processes) == 3 and not any(map(is_alive, processes))
+
+
+def test_ctrl_c_waits_while_a_process_is_forked(monkeypatch):
+    before, done = signal.signal(signal.SIGINT, signal.default_int_handler), []
+    try:
+        with pytest.raises(KeyboardInterrupt), forking():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            done.append("forked")
+        with forking():
+            pass
+        assert done == ["forked"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, lambda *_: done.append("heard"))  # who notes it only is not disturbed
+        with forking():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            assert done == ["forked", "heard"]
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 KILLED = """

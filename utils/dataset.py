@@ -28,7 +28,7 @@ from utils.errors import UserError
 from utils.helping import STOPPING, Make, find_helpers
 from utils.image_cache import Pictures, open_pictures
 from utils.labels import LabelIndex
-from utils.spread import work_for_another
+from utils.spread import forking, work_for_another
 from utils.warp import GREY
 
 EDGE = 1e-3  # pixels; boxes end this far before the right and bottom edges of the picture
@@ -260,7 +260,8 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         try:
-            batches = iter(self._loader) if self.workers or not self.dataset.helpers else self._made_here()
+            with forking():
+                batches = iter(self._loader) if self.workers or not self.dataset.helpers else self._made_here()
             if self.workers and not self._closes_at_exit:  # later than multiprocessing's own hook: so it runs before
                 atexit.register(_close, weakref.ref(self))
                 self._closes_at_exit = True

@@ -1,6 +1,7 @@
 """The one kind of error that a user's mistake raises, and the edge where it becomes one line."""
 
 import errno
+import signal
 import sys
 from collections.abc import Callable
 
@@ -33,7 +34,11 @@ def explain(error: BaseException) -> tuple[str, int] | None:
 def run(main: Callable[[], object]) -> None:
     """Run a command line's `main` without tracebacks for what users can mend."""
     try:
-        main()
+        try:
+            main()
+        finally:  # the program ends: Ctrl-C needs to say nothing any more
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
     except (Exception, KeyboardInterrupt) as error:
         explained = explain(error)
         if explained is None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.image_cache import SharedBytes
-from utils.spread import can_fork, work_for_another
+from utils.spread import can_fork, forking, work_for_another
 
 Make = Callable[[Any, int, np.ndarray], Any]  # of a key, place in its batch: fills (3, H, W) uint8; returns the rest
 STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")  # for the main process, which may need its workers for one more step
@@ -75,15 +75,16 @@ class Processes:
     def __init__(self, count: int, make: Make, prepare: Callable[[Any], None], items: int, room: int) -> None:
         context = multiprocessing.get_context("fork")
         self.count, self.asked, self.crew, self.begun = count, 0, [], SharedBytes(items).array
-        for k in range(count):
-            here, there = context.Pipe()
-            place = SharedBytes(room).array
-            arguments = make, prepare, here, there, k + 1, count + 1, place, self.begun
-            process = context.Process(target=_help, args=arguments, daemon=True)
-            process.start()
-            there.close()  # the process's own is the only one: its end shows here
-            self.crew.append((process, here, place))
-        self.close = Finalize(self, _end, (self.crew,), exitpriority=10)  # before multiprocessing waits for them
+        with forking():
+            for k in range(count):
+                here, there = context.Pipe()
+                place = SharedBytes(room).array
+                arguments = make, prepare, here, there, k + 1, count + 1, place, self.begun
+                process = context.Process(target=_help, args=arguments, daemon=True)
+                process.start()
+                there.close()  # the process's own is the only one: its end shows here
+                self.crew.append((process, here, place))
+            self.close = Finalize(self, _end, (self.crew,), exitpriority=10)  # before multiprocessing waits for them
 
     def __call__(self, make: Make, key: Any, planes: np.ndarray) -> list[Any]:
         """Fill planes (B, 3, H, W); returns what `make` returns for each of them; what a process raises is raised."""

@@ -18,7 +18,8 @@ class Interruption:
     """Hears the signals of Ctrl-C, of schedulers and of pre-emption while used as a context.
 
     `.asked` names the signal, or is empty; `save_due()` says when the time between saves is over. A signal that comes
-    after the first stops the process at once, unless it comes within `echo_seconds`: launchers repeat signals.
+    after the first stops the process at once, unless it comes within `echo_seconds`: launchers repeat signals, and may
+    do so only when the work here is left already.
     """
 
     def __init__(self, save_minutes: float, echo_seconds: float = 0.0):
@@ -34,6 +35,8 @@ class Interruption:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self.asked and self.echo_seconds:  # the echo may still come: until the process ends it is heard here
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

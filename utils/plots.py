@@ -7,7 +7,7 @@ Letters: C classes, M labels.
 import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -186,12 +186,20 @@ class Plotter:
     def __init__(self, report: Callable[[str], None] = print):
         self._report = report
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="plots")
+        self._last: Future | None = None
 
     def submit(self, function: Callable, *args, **kwargs) -> None:
-        self._pool.submit(self._draw, function, args, kwargs)
+        self._last = self._pool.submit(self._draw, function, args, kwargs)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=True)
+        """Wait for the last picture; Ctrl-C leaves out those that are not begun."""
+        try:
+            if self._last is not None:
+                wait([self._last])  # not by shutdown: Ctrl-C amid that and Python ends under a thread that still draws
+        except BaseException:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        self._pool.shutdown()
 
     def __enter__(self) -> "Plotter":
         return self

@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.pool import ThreadPool
 from typing import TypeVar
@@ -49,6 +51,24 @@ def can_fork() -> bool:
     return sys.platform == "linux" and not multiprocessing.current_process().daemon
 
 
+@contextmanager
+def forking() -> Iterator[None]:
+    """Within, Ctrl-C waits: Python drops a KeyboardInterrupt that comes amid a fork, and with it the locks that it was
+    about to release, for which other threads then wait for ever. A process that is forked within does not hear it."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    came = []
+    signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if came:
+            raise KeyboardInterrupt
+
+
 def work_for_another(*deaf_to: str) -> None:
     """Settings of a process that works for the one that it was forked from, for it to call; signals by name."""
     cv2.setNumThreads(0)  # one process, one core; and threads are not forked
@@ -69,7 +89,8 @@ def _in_processes(function: Callable[[A], B], chunks: Sequence[A], workers: int)
             readers.append(reader)
             processes.append(context.Process(target=_work, args=(function, chunks[k::workers], reader, writer),
                                              daemon=True))
-            processes[-1].start()
+            with forking():
+                processes[-1].start()
             writer.close()  # the process's own is the only one: its end shows here
         for number, chunk in enumerate(chunks):
             if number % workers == 0:

@@ -51,6 +51,11 @@ class RunLog:
         if last:
             self.bar.close()
 
+    def close(self) -> None:
+        """The progress bar ends here, however far it is, so that a line of its own can follow."""
+        if self.bar is not None:
+            self.bar.close()
+
     def epoch_done(self, epoch: int, losses: list[float], metrics: Metrics | None, rates: Rates) -> None:
         scores = [0.0] * 4 if metrics is None else [metrics.precision, metrics.recall, metrics.map50, metrics.map]
         val_losses = [0.0] * 3 if metrics is None else list(metrics.losses)
