@@ -1,10 +1,12 @@
 """A checkpoint is plain data, written whole, read without executing anything."""
 
 import pickle
+import zipfile
 
 import pytest
 import torch
 
+from models.loading import load_model
 from models.yolo import DetectionModel
 from utils.checkpoint import CheckpointWriter, TrainState, read_checkpoint, snapshot, write_checkpoint
 from utils.ema import ModelEMA
@@ -128,6 +130,21 @@ def test_what_is_no_checkpoint_is_named(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(UserError, match="x.pt: not a"):
         read_checkpoint(tmp_path / "x.pt")
+
+
+def test_a_single_wrong_byte_is_seen(state, tmp_path):
+    """In the middle of a tensor nothing else would show it: training would go on from garbage."""
+    write_checkpoint(tmp_path / "last.pt", state.state_dict())
+    content = bytearray((tmp_path / "last.pt").read_bytes())
+    with zipfile.ZipFile(tmp_path / "last.pt") as archive:
+        largest = max(archive.infolist(), key=lambda record: record.file_size)
+        place = content.find(archive.read(largest))
+    assert place > 0 and largest.file_size > 1000
+    content[place + largest.file_size // 2] ^= 1
+    (tmp_path / "bad.pt").write_bytes(content)
+    for read in (read_checkpoint, load_model):
+        with pytest.raises(UserError, match=f"bad.pt: not a whole checkpoint of this project .{largest.filename} is da"):
+            read(tmp_path / "bad.pt")
 
 
 def test_a_truncated_checkpoint_is_named(state, tmp_path):

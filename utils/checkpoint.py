@@ -175,10 +175,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).exists():
         raise UserError(f"{path}: no such file")
     try:
-        check_archive(path)
+        check_archive(path, contents=True)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGE as error:
-        raise UserError(f"{path}: not a whole checkpoint of this project") from error
+        reason = f" ({error})" if isinstance(error, zipfile.BadZipFile) else ""
+        raise UserError(f"{path}: not a whole checkpoint of this project{reason}") from error
     check_extent(content, path)
     if not isinstance(content, dict) or not isinstance(content.get("anchorage"), int):
         raise UserError(f"{path}: not a checkpoint of this project")
