@@ -44,7 +44,11 @@ def test_a_full_disk_leaves_no_half_of_a_label_file(tmp_path, monkeypatch):
         ([], []),
         (["/a/1.jpg", "/a/2.jpg"], ["1", "2"]),
         (["/a/1.jpg", "/b/1.jpg", "/b/1.png"], ["a_1_jpg", "b_1_jpg", "b_1_png"]),  # one folder, one stem, two suffixes
-        (["/x/a/1.jpg", "/y/a/1.jpg", "/a_1_jpg.jpg"], ["a_1_jpg_", "a_1_jpg__", "a_1_jpg"]),  # all the same, and taken
+        (["/x/a/1.jpg", "/y/a/1.jpg", "/a_1_jpg.jpg"], ["x_a_1_jpg", "y_a_1_jpg", "a_1_jpg"]),  # as many folders as it takes
+        (["/a/1.jpg", "b/1.jpg", "/a_1_jpg.jpg"], ["a_1_jpg_", "b_1_jpg", "a_1_jpg"]),  # taken
+        (["/a_b/c/1.jpg", "/a/b_c/1.jpg", "1.jpg"], ["c_1_jpg", "b_c_1_jpg", "1_jpg"]),
+        (["/a_b/1.jpg", "/a/b/1.jpg", "/b/1.jpg"], ["a_b_1_jpg", "a_b_1_jpg_", "b_1_jpg"]),  # joined, they are the same
+        (["exp/weights/best.pt", "exp2/weights/best.pt"], ["exp_weights_best_pt", "exp2_weights_best_pt"]),
     ],
 )
 def test_names_of_pictures_are_unlike(paths, names):

@@ -1,7 +1,6 @@
 """Files with the detections of a validation run: label files, and COCO results with the figures of COCO's own rule."""
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -47,18 +46,29 @@ class TextWriter:
 
 
 def unique_names(paths: Sequence[str]) -> dict[str, str]:
-    """A file name without suffix for each picture: its stem or, where several share it, folder_stem_suffix."""
-    stems = Counter(Path(path).stem for path in set(paths))
-    names: dict[str, str] = {}
-    taken = {stem for stem, count in stems.items() if count == 1}
+    """A file name without suffix for each path: its stem or, where several share it, as many of its folders as tell
+    them apart, the stem and the suffix, as in exp2_weights_best_pt."""
+    alike: dict[str, list[Path]] = {}
     for path in map(Path, dict.fromkeys(paths)):
-        name = path.stem
-        if stems[name] > 1:
-            name = f"{path.parent.name}_{path.stem}_{path.suffix[1:]}"
-            while name in taken:
+        alike.setdefault(path.stem, []).append(path)
+    taken = {stem for stem, group in alike.items() if len(group) == 1}
+    names: dict[str, str] = {}
+    for stem, group in alike.items():
+        for path, name in zip(group, [stem] if len(group) == 1 else _told_apart(group), strict=True):
+            while len(group) > 1 and name in taken:
                 name += "_"
             taken.add(name)
-        names[str(path)] = name
+            names[str(path)] = name
+    return {str(path): names[str(path)] for path in map(Path, dict.fromkeys(paths))}
+
+
+def _told_apart(paths: Sequence[Path]) -> list[str]:
+    """Names made of the last folders of each path, of as few as make them different, its stem and its suffix."""
+    folders = [[part for part in path.parent.parts if part != path.anchor] for path in paths]
+    for depth in range(1, max(map(len, folders)) + 2):
+        names = ["_".join((*above[-depth:], path.stem, path.suffix[1:])) for above, path in zip(folders, paths)]
+        if len(set(names)) == len(names):
+            break
     return names
 
 
