@@ -15,7 +15,7 @@ def freeze_layers(model: DetectionModel, freeze: Sequence[int]) -> list[int]:
     indices = list(range(freeze[0]) if len(freeze) == 1 else freeze)
     for index in indices:
         if not 0 <= index < len(model.model):
-            raise UserError(f"--freeze {index}: the model has layers 0 to {len(model.model) - 1}")
+            raise UserError(f"--freeze {' '.join(map(str, freeze))}: the model has layers 0 to {len(model.model) - 1}")
     for index in indices:
         model.model[index].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):

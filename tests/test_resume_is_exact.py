@@ -243,7 +243,8 @@ def test_other_validation_data_or_outlines_are_noticed(tiny_data, tmp_path):
 def test_a_run_keeps_its_folder_whatever_name_is_typed(copy, capsys):
     train.main(["--resume", str(copy), "--epochs", "3", "--name", "other", "--project", "elsewhere"])
     printed = capsys.readouterr().out
-    assert "--name" not in printed and "--project" not in printed and f"Logging to {copy}\n" in printed
+    assert f"resume: --name other and --project elsewhere left aside: the run goes on in {copy}\n" in printed
+    assert f"Logging to {copy}\n" in printed and "differs from one that never stopped (epochs)\n" in printed
     assert state_of(copy)["epoch"] == 3 and not Path("elsewhere").exists()
 
 

@@ -201,10 +201,12 @@ def test_a_new_run_in_an_old_folder_leaves_no_checkpoint_of_the_old_one(tiny_dat
     assert read_checkpoint(weights / "best.pt")["options"]["seed"] == 1
 
 
-def test_a_resumed_run_keeps_its_checkpoints(tiny_data, tiny_cfg, tmp_path):
+def test_a_resumed_run_keeps_its_checkpoints(tiny_data, tiny_cfg, tmp_path, capsys):
     weights = run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--save-period", "1") / "weights"
     before = {file.name for file in weights.iterdir()}
-    train.main(["--resume", str(weights.parent), "--epochs", "3"])
+    capsys.readouterr()
+    train.main(["--resume", str(weights), "--epochs", "3", "--name", "other"])
+    assert f"resume: --name other left aside: the run goes on in {weights.parent}\n" in capsys.readouterr().out
     assert {file.name for file in weights.iterdir()} == before | {"epoch2.pt"}
 
 
@@ -215,7 +217,7 @@ def test_a_resumed_run_keeps_its_checkpoints(tiny_data, tiny_cfg, tmp_path):
     (["--weights", "absent.pt"], "absent.pt"),
     (["--device", "7"], "--device 7: this machine has"),
     (["--amp", "fp16"], "--amp fp16 needs a GPU"),
-    (["--freeze", "99"], "--freeze"),
+    (["--freeze", "99"], "--freeze 99: the model has layers 0 to 24"),
     (["--freeze", "25"], "--freeze 25: no layer is left to train"),
     (["--seed", "-1"], "--seed -1: 0 or more"),
     (["--resume", "absent"], "--resume absent: no checkpoint"),

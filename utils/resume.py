@@ -27,7 +27,10 @@ def find_run(resume: str | bool, project: str) -> Path:
     """The checkpoint to go on from: the named file or run folder, or the newest last.pt below `project`."""
     if resume is not True:
         path = Path(resume)
-        checkpoint = path / "weights" / "last.pt" if path.is_dir() else path
+        checkpoint = path
+        if path.is_dir():
+            checkpoint = next((file for file in (path / "weights" / "last.pt", path / "last.pt") if file.is_file()),
+                              path / "weights" / "last.pt")
         if not checkpoint.is_file():
             raise UserError(f"--resume {resume}: no checkpoint {checkpoint}")
         return checkpoint
@@ -56,9 +59,14 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 def changed_options(content: Mapping[str, Any], checkpoint: Path, given: Mapping[str, Any]) -> TrainOptions:
     """Options of the run with those `given` now in their place; each change is printed."""
-    if run_folder(checkpoint):
-        given = {key: value for key, value in given.items() if key not in PLACE}
     stored = TrainOptions.from_dict(content["options"], str(checkpoint))
+    if folder := run_folder(checkpoint):
+        aside = [f"--name {given['name']}"] if given.get("name", stored.name) != stored.name else []
+        if not folder.is_relative_to(Path(given.get("project", folder)).resolve()):
+            aside.append(f"--project {given['project']}")
+        if aside:
+            print(f"resume: {' and '.join(aside)} left aside: the run goes on in {folder}")
+        given = {key: value for key, value in given.items() if key not in PLACE}
     changes = {key: value for key, value in given.items() if getattr(stored, key) != value}
     for key in FIXED:
         if key in changes:
