@@ -89,11 +89,19 @@ def test_hyperparameters_default_to_scratch_low():
     ({"lr0": "fast"}, "lr0: 'fast' is not a number"),
     ({"lr0": True}, "is not a number"),
     ({"lr0": float("nan")}, "is not a number"),
+    ({"lr0": "nan"}, "is not a number"),
+    ({"lr0": "1e99"}, "is outside"),
     ({"fliplr": 1.5}, "fliplr: 1.5 is outside 0 to 1"),
 ])
 def test_a_wrong_hyperparameter_is_named(values, message):
     with pytest.raises(UserError, match=message):
         Hyperparameters.from_dict(values, "hyp.yaml")
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers():
+    """1e-3 is one only with a point in it by YAML 1.1."""
+    hyp = Hyperparameters.from_dict(yaml.safe_load("lr0: 1e-3\nbox: '0.07'\nmomentum: 9.0e-1"), "hyp.yaml")
+    assert (hyp.lr0, hyp.box, hyp.momentum) == (0.001, 0.07, 0.9)
 
 
 def write_data(folder: Path, **content) -> Path:
@@ -132,10 +140,18 @@ def test_missing_data_lists_every_place_looked_at(tmp_path):
     assert missing.value.download == ["https://example.org/set.zip"]
 
 
+def test_only_what_is_absent_is_named(tmp_path):
+    file = write_data(tmp_path, train="images/trainn")
+    with pytest.raises(MissingData, match="my.yaml: images/trainn not found; correct"):
+        DatasetSpec.load(file, [])
+
+
 @pytest.mark.parametrize("content, message", [
     ({"names": None}, "`names:` is missing"),
     ({"val": ""}, "`val:` is missing"),
-    ({"names": {0: "a", 2: "b"}}, "keys 0 to n-1"),
+    ({"names": {0: "a", 2: "b"}}, "keys 0 to n-1; no '1' among the 2 there$"),
+    ({"names": {"0": "a", "1": "b"}}, "keys 0 to n-1; no '0, 1' among the 2 there .those in quotes are text"),
+    ({"names": "cat"}, "keys 0 to n-1$"),
     ({"names": ["a", True]}, "put quotes around it"),
     ({"train": 5}, "is not a path"),
 ])

@@ -16,6 +16,7 @@ import pytest
 from utils import download
 from utils.download import fetch, unpack
 from utils.errors import UserError
+from utils.sources import open_source
 
 PAYLOAD = bytes(range(256)) * 1200  # 307 200 bytes
 SHA = hashlib.sha256(PAYLOAD).hexdigest()
@@ -143,6 +144,11 @@ def test_offline_is_one_line(server, tmp_path):
     with pytest.raises(UserError, match="could not fetch http://127.0.0.1:9/a.pt .*refused.*put the file at") as caught:
         fetch("http://127.0.0.1:9/a.pt", tmp_path / "a.pt", progress=False)
     assert "\n" not in str(caught.value)
+
+
+def test_an_address_as_source_is_fetched_to_no_lasting_place():
+    with pytest.raises(UserError, match="could not fetch .*: try again, or fetch it by other means and give the file$"):
+        list(open_source("http://127.0.0.1:9/a.jpg"))
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/a", "a.zip", ""])

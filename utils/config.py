@@ -25,7 +25,7 @@ def brief(value: Any) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?`, or nothing when no known word is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -229,8 +229,10 @@ class Hyperparameters:
         for key, value in values.items():
             if key not in known:
                 raise UserError(f"{source}: unknown hyperparameter {key}{nearest(str(key), known)}")
+        numbers = {key: _number(value) for key, value in values.items()}
+        for key, value in numbers.items():
             cls._check(key, value, source)
-        return cls(**{key: float(value) for key, value in values.items()})
+        return cls(**{key: float(value) for key, value in numbers.items()})
 
     @classmethod
     def _check(cls, key: str, value: Any, source: str) -> None:
@@ -250,6 +252,22 @@ class Hyperparameters:
     def to_dict(self) -> dict[str, float]:
         """All values by key, in the files' order; `anchors` only when it is set, as in the files."""
         return {key: value for key, value in asdict(self).items() if key != "anchors" or value}
+
+
+def _wrong_keys(names: Any) -> str:
+    if not isinstance(names, dict):
+        return ""
+    absent = [str(index) for index in range(len(names)) if index not in names]
+    texts = " (those in quotes are text)" if any(isinstance(key, str) for key in names) else ""
+    return f"; no {brief(', '.join(absent))} among the {len(names)} there{texts}"
+
+
+def _number(value: Any) -> Any:
+    """The number that a text is: YAML takes 1e-3, unlike 1.0e-3, for one. Anything else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 @dataclass(frozen=True)
@@ -310,7 +328,9 @@ class MissingData(UserError):
     def __init__(self, file: Path, roots: list[Path], wanted: dict[str, list[str]], download: list[str]):
         self.file, self.roots, self.download = file, roots, download
         self.places = ", ".join(str(root) for root in roots)
-        self.entries = " and ".join(dict.fromkeys(wanted["train"] + wanted["val"]))
+        entries = dict.fromkeys(wanted["train"] + wanted["val"])
+        absent = [entry for entry in entries if not any(_resolve(root, entry).exists() for root in roots)]
+        self.entries = " and ".join(absent or entries)
         # The places come last: where they are many the line is cut, and what to do must stay.
         super().__init__(f"{file}: {self.entries} not found; correct `path:` in the YAML, or set ANCHORAGE_DATASETS to "
                          f"the folder that holds your data sets; looked in {self.places}")
@@ -348,7 +368,7 @@ def _read_names(names: Any, file: Path) -> dict[int, str]:
     """{0: name, …} from a list or a mapping with the keys 0 to n-1."""
     pairs = dict(enumerate(names)) if isinstance(names, list) else names
     if not isinstance(pairs, dict) or sorted(pairs, key=str) != sorted(range(len(pairs)), key=str):
-        raise UserError(f"{file}: names: expected a list, or a mapping with the keys 0 to n-1")
+        raise UserError(f"{file}: names: expected a list, or a mapping with the keys 0 to n-1{_wrong_keys(pairs)}")
     for index, name in pairs.items():
         if isinstance(name, (bool, dict, list, type(None))):
             raise UserError(f"{file}: names: {index}: {brief(name)} is not a name; put quotes around it")

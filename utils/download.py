@@ -31,13 +31,14 @@ JUNK = ("__MACOSX", ".DS_Store")  # what a Mac adds to archives
 
 
 def fetch(
-    url: str, destination: str | Path, *, sha256: str | None = None, size: int | None = None, progress: bool = True
+    url: str, destination: str | Path, *, sha256: str | None = None, size: int | None = None, progress: bool = True,
+    keep: bool = True,
 ) -> Path:
     """Download `url` to the file `destination`, checked against `sha256` (hex) and `size` (bytes) where given.
 
     Bytes go to `<destination>.part`, which a later call takes up where this one broke off; the file appears under its
     own name only when complete. A file that is there and passes the checks is returned without a request.
-    Any failure is a UserError that says what to do by hand.
+    Any failure is a UserError that says what to do by hand. keep: whether `destination` outlives this program.
     """
     destination = Path(destination)
     if not url.startswith(("http://", "https://")):
@@ -57,9 +58,9 @@ def fetch(
         os.replace(part, destination)
     except (OSError, http.client.HTTPException) as error:
         reason = error.reason if type(error) is urllib.error.URLError else error
-        raise UserError(
-            f"could not fetch {url} ({reason}): try again (what has arrived is kept), or put the file at {destination}"
-        ) from None
+        by_hand = (f"try again (what has arrived is kept), or put the file at {destination}" if keep else
+                   "try again, or fetch it by other means and give the file")
+        raise UserError(f"could not fetch {url} ({reason}): {by_hand}") from None
     return destination
 
 

@@ -99,7 +99,7 @@ def _search(plan: Plan, store: CsvStore | StudyStore, report: Report) -> Verdict
     print(*store.messages, sep="\n", end="\n" * bool(store.messages))
     print(f"Evolving {len(plan.start)} hyperparameters of {plan.options.hyp} over {plan.options.evolve} generations, "
           f"{len(plan.devices)} at a time ({', '.join(plan.devices)})")
-    report.begin(store.records(), REPEATS * 4)
+    report.begin(store.records(), REPEATS * min(4, plan.options.evolve))
     trainings = build_trainings(plan, store, report)
     search = Search(plan.start, plan.options.seed, plan.population)
     carry_out(trainings, store, plan.wanted, search.propose, workers=len(plan.devices),

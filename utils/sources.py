@@ -164,7 +164,7 @@ class FileSource(Source):
         name = Path(unquote(urlsplit(url).path)).name
         # A folder each, so that two addresses that end alike do not overwrite each other.
         folder = Path(tempfile.mkdtemp(dir=self._temporary.name))
-        return str(fetch(urlsplit(url).geturl(), folder / name))
+        return str(fetch(urlsplit(url).geturl(), folder / name, keep=False))
 
     def _video(self, path: str, prefix: str) -> Iterator[Frame]:
         """Every k-th frame until the first that cannot be decoded."""
