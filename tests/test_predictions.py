@@ -44,7 +44,7 @@ def test_a_full_disk_leaves_no_half_of_a_label_file(tmp_path, monkeypatch):
         ([], []),
         (["/a/1.jpg", "/a/2.jpg"], ["1", "2"]),
         (["/a/1.jpg", "/b/1.jpg", "/b/1.png"], ["a_1_jpg", "b_1_jpg", "b_1_png"]),  # one folder, one stem, two suffixes
-        (["/x/a/1.jpg", "/y/a/1.jpg", "/a_1_jpg.jpg"], ["x_a_1_jpg", "y_a_1_jpg", "a_1_jpg"]),  # as many folders as it takes
+        (["/x/a/1.jpg", "/y/a/1.jpg", "/a_1_jpg.jpg"], ["x_a_1_jpg", "y_a_1_jpg", "a_1_jpg"]),  # as it takes
         (["/a/1.jpg", "b/1.jpg", "/a_1_jpg.jpg"], ["a_1_jpg_", "b_1_jpg", "a_1_jpg"]),  # taken
         (["/a_b/c/1.jpg", "/a/b_c/1.jpg", "1.jpg"], ["c_1_jpg", "b_c_1_jpg", "1_jpg"]),
         (["/a_b/1.jpg", "/a/b/1.jpg", "/b/1.jpg"], ["a_b_1_jpg", "a_b_1_jpg_", "b_1_jpg"]),  # joined, they are the same
