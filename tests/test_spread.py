@@ -38,27 +38,36 @@ def test_heavy_work_is_done_by_several_processes(monkeypatch):
     assert len(set(spread(lambda _: os.getpid(), range(50), heavy=True))) == MAX_WORKERS
 
 
-def test_work_that_waits_is_given_to_more_workers_than_there_are_cores(monkeypatch):
-    """By clocks of its own: on a busy machine the true ones tell of waiting for others, too."""
-    clocks = {"wall": 0.0, "cores": 0.0}
+def test_work_that_waits_is_given_to_more_workers_than_there_are_cores(tmp_path, monkeypatch):
+    clocks = {"wall": 0.0, "cores": 0.0, "others": 0.0}
 
-    def one(chunk: tuple[float, float]) -> int:
-        waiting, busy = chunk
-        clocks["wall"] += waiting + busy
+    def one(chunk: tuple[float, float, float]) -> int:
+        waiting, busy, others = chunk
+        clocks["wall"] += waiting + busy + others
         clocks["cores"] += busy
+        clocks["others"] += others
+        tell()
         return os.getpid()
 
-    def workers(waiting: float, busy: float, more: int = 60) -> int:
-        return len(set(spread(one, [(waiting, busy)] + [(0.0, 0.0)] * more, heavy=True)))
+    def tell() -> None:
+        module.SCHEDULER.write_text(f"17 {round(clocks['others'] * 1e9)} 3\n")
+
+    def workers(waiting: float, busy: float, others: float = 0.0, more: int = 60) -> int:
+        return len(set(spread(one, [(waiting, busy, others)] + [(0.0, 0.0, 0.0)] * more, heavy=True)))
 
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clocks["wall"],
                                                         process_time=lambda: clocks["cores"]))
+    monkeypatch.setattr(module, "SCHEDULER", tmp_path / "schedstat")
     monkeypatch.setattr(os, "cpu_count", lambda: 2), monkeypatch.setattr(module, "MAX_WAITING", MAX_WAITING)
+    tell()
     assert workers(0, 0.02) == workers(0.004, 0.02) == 2
     assert workers(0.06, 0.02) == 8
     assert workers(0.1, 0) == workers(0.1, 0.0002) == MAX_WAITING
     assert workers(0.0005, 0.0001) == 2  # too brief to tell
     assert workers(0.1, 0, more=3) == 3
+    assert workers(0, 0.02, others=1) == 2 and workers(0.06, 0.02, others=1) == 8  # on a busy machine
+    monkeypatch.setattr(module, "SCHEDULER", Path("/dev/null"))  # where the system does not tell
+    assert workers(0, 0.02) == 2 and workers(0.06, 0.02) == 8
 
 
 def fail_at_three(k: int) -> int:
