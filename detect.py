@@ -3,6 +3,11 @@
 python detect.py --weights runs/train/exp/weights/best.pt --source pictures/
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports, which take seconds: no traceback
+
 import shlex
 import time
 from collections import Counter

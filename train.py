@@ -4,6 +4,11 @@ Top to bottom: read what was asked for, build data, model and optimizer, then th
 columns, T targets.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports, which take seconds: no traceback
+
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass

@@ -3,6 +3,11 @@
 Letters: B pictures of a batch, H W rows and columns, T targets, n detections and m labels of a picture, L levels.
 """
 
+import signal
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports, which take seconds: no traceback
+
 import itertools
 import math
 import operator

@@ -386,6 +386,16 @@ def test_ctrl_c_amid_a_fork_is_heard(tiny_data, work):
     assert done.stderr.endswith("interrupted; nothing was lost that had been saved\n")
 
 
+@pytest.mark.parametrize("deaf, code", [(False, -signal.SIGINT), (True, 7)], ids=["heard", "in the background"])
+@pytest.mark.parametrize("program", ["train.py", "val.py", "detect.py"])
+def test_ctrl_c_amid_the_imports_prints_nothing(tmp_path, program, deaf, code):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)\n")
+    done = subprocess.run([sys.executable, ROOT / program], capture_output=True, text=True, timeout=60,
+                          env={**ENVIRONMENT, "PYTHONPATH": str(tmp_path)},
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN if deaf else signal.SIG_DFL))
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
 @pytest.mark.parametrize("where", ["while it is drawn", "when all is said"])
 def test_ctrl_c_at_the_end_of_a_program(tmp_path, where):
     """A picture that is being drawn is finished, others are not begun; after that there is nothing to say."""

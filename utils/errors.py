@@ -4,6 +4,7 @@ import errno
 import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -35,10 +36,10 @@ def run(main: Callable[[], object]) -> None:
     """Run a command line's `main` without tracebacks for what users can mend."""
     try:
         try:
+            _exchange_ctrl_c(signal.SIG_DFL, signal.default_int_handler)
             main()
         finally:  # the program ends: Ctrl-C needs to say nothing any more
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                signal.signal(signal.SIGINT, signal.SIG_DFL)
+            _exchange_ctrl_c(signal.default_int_handler, signal.SIG_DFL)
     except (Exception, KeyboardInterrupt) as error:
         explained = explain(error)
         if explained is None:
@@ -46,3 +47,9 @@ def run(main: Callable[[], object]) -> None:
         line, code = explained
         print(line, file=sys.stderr)
         sys.exit(code)
+
+
+def _exchange_ctrl_c(before: Any, after: Any) -> None:
+    """Only if it is as expected: a program in the background may be deaf to it, and a run may hear it by itself."""
+    if signal.getsignal(signal.SIGINT) is before:
+        signal.signal(signal.SIGINT, after)
