@@ -16,7 +16,7 @@ LAYERS = [
     ["utils.download", "utils.files"],
     ["utils.boxes", "utils.runtime", "utils.schedule", "utils.ema", "utils.optim", "utils.autoanchor",
      "utils.image_header", "utils.label_file", "utils.guard", "utils.interruption", "utils.spread",
-     "utils.string_array", "utils.warp"],
+     "utils.string_array", "utils.warp", "utils.fonts"],
     ["utils.autobatch", "utils.config", "utils.drawing", "utils.image_file", "utils.launch"],
     ["data.scripts.shapes_textures"],
     ["data.scripts.shapes_drawing"],

@@ -1,6 +1,7 @@
 """Charts: that they are written, show what they are given, and leave the caller's arrays alone."""
 
 import threading
+import warnings
 from types import SimpleNamespace
 
 import cv2
@@ -128,6 +129,16 @@ def test_results_that_cannot_be_drawn(tmp_path, content, message):
         (tmp_path / "results.csv").write_text(content)
     with pytest.raises(UserError, match=message):
         plots.plot_results(tmp_path / "results.csv", tmp_path / "results.png")
+
+
+@pytest.mark.parametrize("names", [{0: "\u732b", 1: "\U00013000 $x$"}, ["caf\u00e9", "\u72d7"]])
+def test_names_in_any_script_draw_without_a_warning(tmp_path, names):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plots.plot_confusion(np.eye(3), names, tmp_path / "confusion.png")
+        plots.plot_curve(GRID, np.ones((2, 1000)), names, tmp_path / "f1.png")
+        plots.plot_labels(np.array([[0, 0.5, 0.5, 0.2, 0.2], [1, 0.4, 0.5, 0.2, 0.2]]), names, tmp_path / "l.jpg")
+    assert (tmp_path / "confusion.png").exists() and (tmp_path / "f1.png").exists()
 
 
 # ---- in the background

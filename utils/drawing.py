@@ -6,7 +6,6 @@ Letters: B batch, H W rows and columns, T targets, N detections.
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -16,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from utils.boxes import xywh_to_xyxy
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.fonts import writing
 
 # Neighbouring classes differ in lightness as well as in hue, so that they stay apart for colour-blind eyes.
 _HEX = (
@@ -27,7 +27,6 @@ PALETTE = tuple(tuple(bytes.fromhex(code)) for code in _HEX.split())  # RGB
 
 BGR = tuple[int, int, int]
 
-FONT = Path("mpl-data", "fonts", "ttf", "DejaVuSans.ttf")  # in matplotlib's folder
 MAX_SIDE = 1920  # pixels, of a grid of pictures
 
 
@@ -136,19 +135,14 @@ def class_name(names: Mapping[int, str] | Sequence[str], index: int) -> str:
 
 
 @lru_cache(maxsize=32)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans from matplotlib's files, without importing it: Latin, Greek, Cyrillic, Arabic and many signs.
-
-    Where it is not installed, Pillow's own font: Latin letters only. Nothing is fetched.
-    """
-    package = find_spec("matplotlib")
-    file = Path(package.origin).parent / FONT if package and package.origin else None
-    return ImageFont.truetype(str(file), size) if file and file.is_file() else ImageFont.load_default(size)
+def _font(size: int, file: Path | None) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(file), size) if file else ImageFont.load_default(size)
 
 
 def _text_mask(text: str, size: int) -> np.ndarray:
     """Coverage (h, w, 1) in 0...1 of a line of text with a margin around it."""
-    font = _font(size)
+    text, file = writing(text)
+    font = _font(size, file)
     ascent, descent = font.getmetrics()
     margin = max(2, size // 6)
     canvas = Image.new("L", (math.ceil(font.getlength(text)) + 2 * margin, ascent + descent + 1))

@@ -17,6 +17,7 @@ import numpy as np
 from utils.drawing import PALETTE, as_array, class_name
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.fonts import writing
 
 if TYPE_CHECKING:  # it takes half a second to import, and is needed in the background, when a chart is drawn
     from matplotlib.axes import Axes
@@ -229,9 +230,21 @@ def _figure(width: float, height: float) -> "Figure":
 
 
 def _save(figure: "Figure", file: str | Path, *, dpi: int) -> None:
+    _use_fonts(figure)
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
     with atomic_write(file) as stream:
         figure.savefig(stream, format=Path(file).suffix.lstrip(".").lower(), dpi=dpi)
+
+
+def _use_fonts(figure: "Figure") -> None:
+    """Names that DejaVu Sans, matplotlib's own font, lacks letters of are drawn with another that has them."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if not text.get_text().isascii():
+            font = text.get_fontproperties().copy()
+            font.set_file(writing(text.get_text()).file)
+            text.set_fontproperties(font)
 
 
 def _curves(
@@ -358,4 +371,5 @@ def _row_names(names: Mapping[int, str] | Sequence[str], rows: int, classes: Seq
 
 
 def _shorten(text: str, limit: int = 24) -> str:
+    text = writing(text).text
     return text if len(text) <= limit else text[: limit - 1] + "…"
