@@ -133,9 +133,10 @@ def evaluate(
     bar = tqdm(prefetch(loader, device), HEADER, operator.length_hint(loader) or None, disable=not shown,
                bar_format="{l_bar}{bar:10}{r_bar}", mininterval=0.5)
     with evaluation_mode(model), Plotter() as plotter, bar:
+        ask = before_batch or (lambda: None)
+        ask()  # before the first one is read, too: its workers may take long to begin
         for number, batch in enumerate(bar):
-            if before_batch:
-                before_batch()
+            ask()
             with watch("preprocess"):
                 images = as_input(batch.images, device)
             with watch("inference"), torch.autocast(device.type, autocast, enabled=autocast is not None):

@@ -147,6 +147,16 @@ def test_a_single_wrong_byte_is_seen(state, tmp_path):
             read(tmp_path / "bad.pt")
 
 
+def test_a_checkpoint_without_checksums_is_read(state, tmp_path):
+    """torch can be told to leave them out, by a setting of the whole process."""
+    torch.serialization.set_crc32_options(False)
+    try:
+        write_checkpoint(tmp_path / "last.pt", state.state_dict())
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(tmp_path / "last.pt")["anchorage"]
+
+
 def test_a_truncated_checkpoint_is_named(state, tmp_path):
     write_checkpoint(tmp_path / "last.pt", state.state_dict())
     whole = (tmp_path / "last.pt").read_bytes()

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from utils.config import DatasetSpec, Hyperparameters, MissingData, SuggestingParser, TrainOptions, add_flags
+from utils.config import (DatasetSpec, Hyperparameters, MissingData, SuggestingParser, TrainOptions, add_flags,
+                          nearest)
 from utils.errors import UserError
 
 # The command line that users of such tools know: flag, default. A row vanishes only with a row in the README's table.
@@ -144,13 +145,23 @@ def test_only_what_is_absent_is_named(tmp_path):
     file = write_data(tmp_path, train="images/trainn")
     with pytest.raises(MissingData, match="my.yaml: images/trainn not found; correct"):
         DatasetSpec.load(file, [])
+    for split in ("train", "val"):  # each somewhere, nowhere both
+        (tmp_path / split / "set" / split).mkdir(parents=True)
+    file.write_text("path: set\ntrain: train\nval: val\nnames: [a]\n")
+    with pytest.raises(MissingData, match="my.yaml: train and val not found; correct"):
+        DatasetSpec.load(file, [tmp_path / "train", tmp_path / "val"])
+
+
+def test_a_flag_like_none_is_likened_to_none():
+    assert nearest("--visualize", ["--img-size"]) == "" and "--device" in nearest("--devise", ["--device"])
 
 
 @pytest.mark.parametrize("content, message", [
     ({"names": None}, "`names:` is missing"),
     ({"val": ""}, "`val:` is missing"),
-    ({"names": {0: "a", 2: "b"}}, "keys 0 to n-1; no '1' among the 2 there$"),
-    ({"names": {"0": "a", "1": "b"}}, "keys 0 to n-1; no '0, 1' among the 2 there .those in quotes are text"),
+    ({"names": {0: "a", 2: "b"}}, "keys 0 to n-1; among the 2 there is no '1'$"),
+    ({"names": {"0": "a", "1": "b"}}, """keys 0 to n-1; no numbers: "'0', '1'"$"""),
+    ({"names": {"cat": 0, "dog": 1}}, """no numbers: "'cat', 'dog'"$"""),
     ({"names": "cat"}, "keys 0 to n-1$"),
     ({"names": ["a", True]}, "put quotes around it"),
     ({"train": 5}, "is not a path"),

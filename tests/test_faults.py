@@ -157,7 +157,7 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(tiny_data, tiny_cfg, tmp_p
     (UserError("x" * 5000), 1, "... (5000 characters)"),
     (KeyboardInterrupt(), 130, "interrupted"),
 ], ids=["disk", "control characters", "endless", "Ctrl-C"])
-def test_what_a_user_can_mend_is_one_line(capsys, error, code, text):
+def test_what_a_user_can_mend_is_one_line(handlers, capsys, error, code, text):
     def main():
         raise error
 
@@ -297,20 +297,20 @@ def test_a_signal_ends_a_validation_between_two_batches(tiny_data, tiny_cfg, tmp
     assert seen.count("save") == (not ending)
 
 
-def test_what_is_called_before_each_batch_ends_an_evaluation(tiny_data, tiny_cfg):
+def test_what_is_called_before_each_batch_ends_an_evaluation(tiny_data, tiny_cfg, capsys):
     model, calls = DetectionModel(tiny_cfg, num_classes=2), []
 
     def before_batch():
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 3:  # once before the first batch is read
             raise Interrupted("SIGTERM")
 
     loader = make_loader(load_index(tiny_data.parent / "images" / "train", 2, progress=False), imgsz=64, batch_size=2,
                          workers=0, progress=False)
     assert len(loader) > 2
     with pytest.raises(Interrupted):
-        evaluate(model, loader, progress=False, before_batch=before_batch)
-    assert len(calls) == 2
+        evaluate(model, loader, before_batch=before_batch)
+    assert len(calls) == 3 and capsys.readouterr().err.endswith("\n")  # the bar is closed: a line may follow
 
 
 def test_a_worker_says_nothing_of_a_main_process_that_went_away(capfd):
@@ -327,27 +327,39 @@ for _ in range(3):
         there.connect(address)
 time.sleep(0.2)
 print("its own errors show:", file=sys.stderr, flush=True)
-try:
-    1 / 0
-except ZeroDivisionError:
-    sys.excepthook(*sys.exc_info())
+for error in EOFError("quiet"), ConnectionResetError("quiet"), OSError(28, "disk"):
+    sys.excepthook(type(error), error, None)
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
     printed = capfd.readouterr().err
-    assert printed.startswith("its own errors show:") and printed.endswith("ZeroDivisionError: division by zero\n")
+    assert printed == "its own errors show:\nOSError: [Errno 28] disk\n"
 
 
-def test_the_echo_of_a_launcher_is_heard_until_the_process_ends():
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with Interruption(10, echo_seconds=60):
-            os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)  # while loaders are closed and the last state is written
-        assert signal.getsignal(signal.SIGTERM) is not before
-    finally:
-        for number in SIGNALS:
-            signal.signal(number, before if number == signal.SIGTERM else signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+@pytest.fixture
+def handlers():
+    """Handlers of signals as they were, and SIGINT as in a program that was just started."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_the_echo_of_a_launcher_is_heard_until_the_process_ends(handlers, monkeypatch):
+    now, begun = [0.0], signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("utils.interruption.time.monotonic", lambda: now[0])
+    with Interruption(10, echo_seconds=3):
+        pass
+    assert signal.getsignal(signal.SIGTERM) is begun  # nobody asked: no echo
+    with Interruption(10, echo_seconds=3):
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)  # while loaders are closed and the last state is written
+    assert signal.getsignal(signal.SIGTERM) is not begun
+    now[0] = 3.5
+    with pytest.raises(KeyboardInterrupt):  # of a program that goes on
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    assert signal.getsignal(signal.SIGTERM) is begun
 
 
 # Ctrl-C amid a fork is seen by the first Python function after it, which is one of the logging module's. `work` is
@@ -357,6 +369,7 @@ import ctypes, functools, os, sys
 signals = map(ctypes.CDLL(None)["raise"], [2])
 os.register_at_fork(after_in_parent=functools.partial(next, signals, None))
 import logging
+os.cpu_count = lambda: 2
 from utils.dataset import make_loader
 from utils.errors import run
 from utils.labels import load_index
@@ -370,20 +383,39 @@ run(lambda: work(sys.argv[1]))
 """
 
 
+def hear() -> None:
+    """A program that is started in the background is deaf to Ctrl-C: here it is not to be."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 @pytest.mark.parametrize("work", [
     "list(spread(abs, range(20), heavy=True))",
-    "list(make_loader(load_index(pictures, 2), imgsz=64, batch_size=4, workers=2))",
+    "global loader; loader = make_loader(load_index(pictures, 2), imgsz=64, batch_size=4, workers=2); list(loader)",
     "list(make_loader(load_index(pictures, 2), imgsz=64, batch_size=4, workers=1, cores=2))",
 ], ids=["shared work", "data workers", "helpers"])
 def test_ctrl_c_amid_a_fork_is_heard(tiny_data, work):
     """Python drops it there, and keeps a lock of the logging module that a thread which draws waits for for ever."""
     done = subprocess.run([sys.executable, "-c", CTRL_C_AMID_A_FORK.format(work=work),
                            str(tiny_data.parent / "images" / "train")],
-                          cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=100)
+                          cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, preexec_fn=hear)
     assert done.returncode == 130 and "not interrupted" not in done.stdout, done.stderr
     assert "Exception" not in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.endswith("interrupted; nothing was lost that had been saved\n")
+
+
+def test_a_session_that_has_run_a_program_hears_ctrl_c_as_before():
+    code = """
+import runpy, signal
+for name in ("train", "val", "detect"):
+    try:
+        runpy.run_path(f"{name}.py", run_name="__main__")
+    except SystemExit:
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+"""
+    done = subprocess.run([sys.executable, "-c", code, "--help"], cwd=ROOT, env=ENVIRONMENT, preexec_fn=hear,
+                          timeout=120, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("usage:") == 3, done.stderr
 
 
 @pytest.mark.parametrize("deaf, code", [(False, -signal.SIGINT), (True, 7)], ids=["heard", "in the background"])
@@ -396,8 +428,8 @@ def test_ctrl_c_amid_the_imports_prints_nothing(tmp_path, program, deaf, code):
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
-@pytest.mark.parametrize("where", ["while it is drawn", "when all is said"])
-def test_ctrl_c_at_the_end_of_a_program(tmp_path, where):
+@pytest.mark.parametrize("where", ["amid it", "while it is drawn", "when all is said"])
+def test_ctrl_c_in_a_program(tmp_path, where):
     """A picture that is being drawn is finished, others are not begun; after that there is nothing to say."""
     code = """
 import atexit, os, signal, sys, threading, time
@@ -415,16 +447,21 @@ def main():
             for name in "abc":
                 plotter.submit(draw, Path(name))
             threading.Timer(0.4, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    elif sys.argv[1] == "amid it":
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
     else:
         atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
 
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the first lines of train.py do
 run(main)
 """
-    done = subprocess.run([sys.executable, "-c", code, where], cwd=tmp_path, capture_output=True, text=True, timeout=60,
-                          env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)})
-    if where == "while it is drawn":
+    (tmp_path / "program.py").write_text(code)
+    done = subprocess.run([sys.executable, "program.py", where], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=60, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)}, preexec_fn=hear)
+    if where != "when all is said":
         assert (done.returncode, done.stderr) == (130, "\ninterrupted; nothing was lost that had been saved\n")
-        assert [file.name for file in tmp_path.iterdir()] == ["a"]
+        assert {file.name for file in tmp_path.iterdir()} - {"program.py"} == ({"a"} if "drawn" in where else set())
     else:
         assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
@@ -494,7 +531,7 @@ def test_what_nccl_names_as_the_reason_is_not_cut_off():
     assert _unexpected(RuntimeError("gloo: Connection closed\nmore")).count("\n") == 0
 
 
-def test_a_killed_worker_is_one_line(tiny_data, tiny_cfg, tmp_path, monkeypatch):
+def test_a_killed_worker_is_one_line(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
     plain, killed = train.prepare_images, []
 
     def prepare(run, images):
@@ -508,6 +545,7 @@ def test_a_killed_worker_is_one_line(tiny_data, tiny_cfg, tmp_path, monkeypatch)
     monkeypatch.setattr(train, "cores_in_turn", lambda device: None)
     with pytest.raises(UserError, match="data workers was killed, most often for want of memory: use --workers 1"):
         train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--workers", "2"))
+    assert capsys.readouterr().err.endswith("\n")  # the bar is closed: a line may follow
 
 
 def can_mount() -> bool:

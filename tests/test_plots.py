@@ -151,6 +151,7 @@ def test_plotter_draws_in_one_other_thread_in_order():
             plotter.submit(lambda i: seen.append((i, threading.current_thread().name)), i)
     assert [i for i, _ in seen] == list(range(5))
     assert {name for _, name in seen} == {"plots_0"}
+    assert not any(thread.name.startswith("plots") for thread in threading.enumerate())
 
 
 def test_a_failed_picture_costs_one_line(tmp_path):

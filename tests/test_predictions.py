@@ -47,7 +47,9 @@ def test_a_full_disk_leaves_no_half_of_a_label_file(tmp_path, monkeypatch):
         (["/x/a/1.jpg", "/y/a/1.jpg", "/a_1_jpg.jpg"], ["x_a_1_jpg", "y_a_1_jpg", "a_1_jpg"]),  # as it takes
         (["/a/1.jpg", "b/1.jpg", "/a_1_jpg.jpg"], ["a_1_jpg_", "b_1_jpg", "a_1_jpg"]),  # taken
         (["/a_b/c/1.jpg", "/a/b_c/1.jpg", "1.jpg"], ["c_1_jpg", "b_c_1_jpg", "1_jpg"]),
-        (["/a_b/1.jpg", "/a/b/1.jpg", "/b/1.jpg"], ["a_b_1_jpg", "a_b_1_jpg_", "b_1_jpg"]),  # joined, they are the same
+        (["/a/1.jpg", "/a/2.jpg", "/b/1.jpg"], ["a_1_jpg", "2", "b_1_jpg"]),  # in their order
+        ([f"/{top}/{'x' * 60}/{'y' * 60}/1.jpg" for top in "ab"], [f"{'y' * 60}_1_jpg", f"{'y' * 60}_1_jpg_"]),  # long
+        (["/a_b/1.jpg", "/a/b/1.jpg", "/b/1.jpg"], ["a_b_1_jpg", "b_1_jpg", "b_1_jpg_"]),  # joined, they are the same
         (["exp/weights/best.pt", "exp2/weights/best.pt"], ["exp_weights_best_pt", "exp2_weights_best_pt"]),
     ],
 )

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -127,6 +128,8 @@ def test_ctrl_c_waits_while_a_process_is_forked(monkeypatch):
             done.append("forked")
         with forking():
             pass
+        with ThreadPool(1) as other:
+            assert other.apply(lambda: list(spread(abs, range(9), heavy=True))) == list(range(9))
         assert done == ["forked"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         signal.signal(signal.SIGINT, lambda *_: done.append("heard"))  # who notes it only is not disturbed
         with forking():

@@ -15,6 +15,7 @@ from models.loading import load_model
 from utils.checkpoint import read_checkpoint
 from utils.config import TrainOptions
 from utils.errors import UserError
+from utils.resume import find_run
 from utils.runtime import cores_in_turn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -207,7 +208,13 @@ def test_a_resumed_run_keeps_its_checkpoints(tiny_data, tiny_cfg, tmp_path, caps
     capsys.readouterr()
     train.main(["--resume", str(weights), "--epochs", "3", "--name", "other"])
     assert f"resume: --name other left aside: the run goes on in {weights.parent}\n" in capsys.readouterr().out
+    (weights / "weights").mkdir()
+    (weights / "weights" / "last.pt").write_bytes(b"not this one")
+    assert find_run(str(weights.parent), "") == weights / "last.pt"
+    (weights / "weights" / "last.pt").unlink(), (weights / "weights").rmdir()
     assert {file.name for file in weights.iterdir()} == before | {"epoch2.pt"}
+    train.main(["--resume", str(weights), "--epochs", "4", "--name", "run", "--project", str(weights.parents[1])])
+    assert "left aside" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("extra, message", [

@@ -25,8 +25,9 @@ def brief(value: Any) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean X?`, or nothing when no known word is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    plain = {one.lstrip("-"): one for one in known}  # what all flags begin with makes none of them like another
+    close = difflib.get_close_matches(word.lstrip("-"), plain, n=1, cutoff=0.6)
+    return f"; did you mean {plain[close[0]]}?" if close else ""
 
 
 class SuggestingParser(argparse.ArgumentParser):
@@ -257,9 +258,11 @@ class Hyperparameters:
 def _wrong_keys(names: Any) -> str:
     if not isinstance(names, dict):
         return ""
+    texts = [repr(key) for key in names if type(key) is not int]
+    if texts:
+        return f"; no numbers: {brief(', '.join(texts))}"
     absent = [str(index) for index in range(len(names)) if index not in names]
-    texts = " (those in quotes are text)" if any(isinstance(key, str) for key in names) else ""
-    return f"; no {brief(', '.join(absent))} among the {len(names)} there{texts}"
+    return f"; among the {len(names)} there is no {brief(', '.join(absent))}"
 
 
 def _number(value: Any) -> Any:

@@ -12,6 +12,7 @@ import os
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -259,12 +260,13 @@ class Loader:
         self.batches.epoch, self.batches.start_batch, self.batches.weights = epoch, start_batch, weights
 
     def __iter__(self) -> Iterator[Batch]:
+        if self.workers and not self._closes_at_exit:  # later than multiprocessing's own hook: so it runs before
+            atexit.register(_close, weakref.ref(self))
+            self._closes_at_exit = True
+        starting = self.workers and self._loader._iterator is None
         try:
-            with forking():
+            with forking() if starting else nullcontext():
                 batches = iter(self._loader) if self.workers or not self.dataset.helpers else self._made_here()
-            if self.workers and not self._closes_at_exit:  # later than multiprocessing's own hook: so it runs before
-                atexit.register(_close, weakref.ref(self))
-                self._closes_at_exit = True
             yield from batches
         except (RuntimeError, OSError) as error:
             advise(error, self.workers)

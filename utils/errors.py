@@ -3,6 +3,7 @@
 import errno
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -38,8 +39,9 @@ def run(main: Callable[[], object]) -> None:
         try:
             _exchange_ctrl_c(signal.SIG_DFL, signal.default_int_handler)
             main()
-        finally:  # the program ends: Ctrl-C needs to say nothing any more
-            _exchange_ctrl_c(signal.default_int_handler, signal.SIG_DFL)
+        finally:
+            if sys.argv[0] in sys.orig_argv and not sys.flags.interactive:  # the program ends: nothing more to say then
+                _exchange_ctrl_c(signal.default_int_handler, signal.SIG_DFL)
     except (Exception, KeyboardInterrupt) as error:
         explained = explain(error)
         if explained is None:
@@ -51,5 +53,5 @@ def run(main: Callable[[], object]) -> None:
 
 def _exchange_ctrl_c(before: Any, after: Any) -> None:
     """Only if it is as expected: a program in the background may be deaf to it, and a run may hear it by itself."""
-    if signal.getsignal(signal.SIGINT) is before:
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is before:
         signal.signal(signal.SIGINT, after)

@@ -89,7 +89,8 @@ def check_archive(path: str | Path, *, contents: bool = False) -> None:
             raise zipfile.BadZipFile("compressed records")
         if sum(record.file_size for record in records) > Path(path).stat().st_size:
             raise zipfile.BadZipFile("records that overlap")
-        damaged = archive.testzip() if contents else None
+        has_sums = any(record.CRC for record in records)  # torch can be told to leave them out
+        damaged = archive.testzip() if contents and has_sums else None
     if damaged:
         raise zipfile.BadZipFile(f"{damaged} is damaged")
 

@@ -27,6 +27,7 @@ class Interruption:
         self.save_seconds = save_minutes * 60
         self.saved_at = self.asked_at = time.monotonic()
         self.echo_seconds = echo_seconds
+        self._over = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "Interruption":
@@ -35,15 +36,22 @@ class Interruption:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.asked and self.echo_seconds:  # the echo may still come: until the process ends it is heard here
-            return
+        self._over = True
+        if not self.asked or not self.echo_seconds:  # else the echo may still come
+            self._put_back()
+
+    def _put_back(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _hear(self, number: int, _: FrameType | None) -> None:
         if self.asked:
-            if time.monotonic() - self.asked_at >= self.echo_seconds:
+            if time.monotonic() - self.asked_at < self.echo_seconds:
+                return
+            if not self._over:
                 os._exit(128 + number)
+            self._put_back()
+            signal.raise_signal(number)
             return
         # Noted only: raised from here, in the midst of whatever runs, it could leave a data worker half answered.
         self.asked, self.asked_at = signal.Signals(number).name, time.monotonic()

@@ -181,7 +181,8 @@ def plot_confusion(matrix: np.ndarray, names: Mapping[int, str] | Sequence[str],
 class Plotter:
     """Draws in one background thread, in the order of submission. A picture that fails costs one line, not the run.
 
-    What is submitted must not be changed afterwards. close(), or leaving the `with` block, waits for the last picture.
+    What is submitted must not be changed afterwards. close(), or leaving the `with` block, waits for the last picture;
+    an error that leaves the block does not, and what is not begun is not drawn then.
     """
 
     def __init__(self, report: Callable[[str], None] = print):
@@ -198,15 +199,20 @@ class Plotter:
             if self._last is not None:
                 wait([self._last])  # not by shutdown: Ctrl-C amid that and Python ends under a thread that still draws
         except BaseException:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._leave()
             raise
         self._pool.shutdown()
+
+    def _leave(self) -> None:
+        """Leave out what is not begun; Python itself waits at its end for what is."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._last = None
 
     def __enter__(self) -> "Plotter":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        self.close() if kind is None else self._leave()
 
     def _draw(self, function: Callable, args: tuple, kwargs: dict) -> None:
         try:

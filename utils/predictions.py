@@ -1,6 +1,7 @@
 """Files with the detections of a validation run: label files, and COCO results with the figures of COCO's own rule."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from utils.config import nearest
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.metrics import Metrics
+
+MAX_NAME = 80  # characters of a name with folders in it: a file's may have 255 bytes
 
 # Called for each picture: its path, detections (n, 6) xyxy in its own pixels, confidence, class, and its height, width.
 Writer = Callable[[str, Tensor, tuple[int, int]], None]
@@ -48,28 +51,39 @@ class TextWriter:
 def unique_names(paths: Sequence[str]) -> dict[str, str]:
     """A file name without suffix for each path: its stem or, where several share it, as many of its folders as tell
     them apart, the stem and the suffix, as in exp2_weights_best_pt."""
-    alike: dict[str, list[Path]] = {}
-    for path in map(Path, dict.fromkeys(paths)):
-        alike.setdefault(path.stem, []).append(path)
-    taken = {stem for stem, group in alike.items() if len(group) == 1}
     names: dict[str, str] = {}
-    for stem, group in alike.items():
-        for path, name in zip(group, [stem] if len(group) == 1 else _told_apart(group), strict=True):
-            while len(group) > 1 and name in taken:
+    alike: dict[str, list[str]] = {}  # strings, which take less than Paths: they may be a million
+    for path in map(Path, paths):
+        names[str(path)] = path.stem
+    for path, stem in names.items():
+        alike.setdefault(stem, []).append(path)
+    taken = {stem for stem, group in alike.items() if len(group) == 1}
+    for group in alike.values():
+        for path, name in zip(group, _told_apart(group)) if len(group) > 1 else ():
+            while name in taken:
                 name += "_"
             taken.add(name)
-            names[str(path)] = name
-    return {str(path): names[str(path)] for path in map(Path, dict.fromkeys(paths))}
-
-
-def _told_apart(paths: Sequence[Path]) -> list[str]:
-    """Names made of the last folders of each path, of as few as make them different, its stem and its suffix."""
-    folders = [[part for part in path.parent.parts if part != path.anchor] for path in paths]
-    for depth in range(1, max(map(len, folders)) + 2):
-        names = ["_".join((*above[-depth:], path.stem, path.suffix[1:])) for above, path in zip(folders, paths)]
-        if len(set(names)) == len(names):
-            break
+            names[path] = name
     return names
+
+
+def _told_apart(paths: Sequence[str]) -> list[str]:
+    """Names made of the last folders of each path, of as few as make them different, its stem and its suffix; of the
+    last folder alone where they would get too long."""
+    parts = [Path(path).parts for path in paths]
+    files = [f"{Path(path).stem}_{Path(path).suffix[1:]}" for path in paths]
+
+    def names(depth: int) -> list[str]:
+        return ["_".join((*(part for part in above[-1 - depth:-1] if os.sep not in part), file))
+                for above, file in zip(parts, files)]
+
+    for depth in range(1, max(map(len, parts))):
+        found = names(depth)
+        if max(map(len, found)) > MAX_NAME:
+            break
+        if len(set(found)) == len(found):
+            return found
+    return names(1)
 
 
 class CocoWriter:

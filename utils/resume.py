@@ -61,7 +61,7 @@ def changed_options(content: Mapping[str, Any], checkpoint: Path, given: Mapping
     """Options of the run with those `given` now in their place; each change is printed."""
     stored = TrainOptions.from_dict(content["options"], str(checkpoint))
     if folder := run_folder(checkpoint):
-        aside = [f"--name {given['name']}"] if given.get("name", stored.name) != stored.name else []
+        aside = [f"--name {given['name']}"] if given.get("name", stored.name) not in (stored.name, folder.name) else []
         if not folder.is_relative_to(Path(given.get("project", folder)).resolve()):
             aside.append(f"--project {given['project']}")
         if aside:

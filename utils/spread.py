@@ -68,7 +68,7 @@ def forking() -> Iterator[None]:
     """Within, Ctrl-C waits: Python drops a KeyboardInterrupt that comes amid a fork, and with it the locks that it was
     about to release, for which other threads then wait for ever. A process that is forked within does not hear it."""
     in_main = threading.current_thread() is threading.main_thread()
-    if not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if not can_fork() or not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
     came = []
