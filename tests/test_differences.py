@@ -24,8 +24,8 @@ from utils.nms import non_max_suppression
 from utils.runtime import select_device
 
 ROOT = Path(__file__).resolve().parents[1]
-THIRD_PARTIES = {"PIL", "cv2", "matplotlib", "mss", "numpy", "optuna", "pycocotools", "torch", "torchvision",
-                 "tqdm", "yaml"}
+THIRD_PARTIES = {"PIL", "cv2", "fontTools", "matplotlib", "mss", "numpy", "optuna", "pycocotools", "torch",
+                 "torchvision", "tqdm", "yaml"}  # PIL and fontTools come with matplotlib
 
 
 def run(data, cfg, folder, *extra, epochs):

@@ -50,9 +50,9 @@ def dejavu() -> Path | None:
 @cache
 def letters_of(font: Path) -> frozenset[str]:
     """The letters that a font, or the first of a collection, has a glyph for; none for a file that cannot be read."""
-    from fontTools.ttLib import TTFont  # late: it comes with matplotlib, and only names beyond ASCII need it
-
     try:
+        from fontTools.ttLib import TTFont  # late: it comes with matplotlib, and only names beyond ASCII need it
+
         with open(font, "rb") as file, TTFont(file, fontNumber=0, lazy=True) as table:
             return frozenset(map(chr, table.getBestCmap() or ()))
     except Exception:  # whatever a damaged font makes its reader raise: then it is of no use here
