@@ -31,6 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # runs as a program too
 from conftest import draw_boxes  # noqa: E402
 
 from utils.interruption import EXIT_CODE  # noqa: E402
+from utils.resume import HALF  # noqa: E402
 
 AUGMENTATION = {"mosaic": 1.0, "mixup": 0.5, "copy_paste": 0.3, "degrees": 10.0, "flipud": 0.5, "warmup_epochs": 1.0}
 BEGUN = "Training for"  # what a run prints when it has been built
@@ -109,10 +110,10 @@ def descendants(pid: int) -> list[int]:
     return sorted(found - {pid})
 
 
-def is_over(life: Life, code: int | None) -> bool:
+def is_over(life: Life, code: int | None, run: Path) -> bool:
     """Whether the run came to its end: in this life, maybe just before its signal, or before that of the last one."""
-    said = life.log.read_text(errors="replace")
-    return code == 0 or code == 1 and "epochs are done; add" in said or "\nResults saved to " in said
+    ended_before = code == 1 and "epochs are done; add" in life.log.read_text(errors="replace")
+    return code == 0 or ended_before or (run / "weights" / HALF).is_file()  # the last thing that a run writes
 
 
 def start(arguments: list[str], log: Path, processes: int = 1) -> Life:
@@ -254,11 +255,11 @@ class Experiment:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not at iteration {iteration} after {self.plan.limit} s: {life.log}")
 
-    def finish(self, life: Life) -> None:
+    def finish(self, name: str, life: Life) -> None:
         code = life.wait(self.plan.limit)
         if code is None:
             life.send(signal.SIGKILL)
-        if not is_over(life, code):
+        if not is_over(life, code, self.folder / name):
             raise RuntimeError(f"the run ended with {code}:\n{life.log.read_text(errors='replace')[-3000:]}")
 
     def iteration(self, name: str) -> int:
@@ -270,7 +271,7 @@ class Experiment:
         whole = self.begin("whole")
         begun = whole.until(BEGUN, self.plan.limit)
         started = time.monotonic()
-        self.finish(whole)
+        self.finish("whole", whole)
         training, total = time.monotonic() - started, self.iteration("whole")
         self.say(f"never stopped: {begun:.1f} s to begin, {training:.1f} s for {total} iterations")
         return self.disturb(begun, training, total)
@@ -295,14 +296,14 @@ class Experiment:
             ended = life.wait(self.plan.limit)
             self.say(f"life {kills + 1}: {'while starting' if early else 'in training'}, SIG{name} -> exit {ended}, "
                      f"saved up to iteration {self.iteration('killed')} of {total}")
-            if is_over(life, ended):  # too late
+            if is_over(life, ended, self.folder / "killed"):  # too late
                 found += differences(self.folder / "whole", self.folder / "killed")
                 shutil.rmtree(self.folder / "killed")
             elif ended == (-signal.SIGKILL if name == "KILL" else EXIT_CODE):
                 kills += 1
             else:
                 raise RuntimeError(f"exit code {ended}:\n{life.log.read_text(errors='replace')[-3000:]}")
-        self.finish(self.begin("killed"))
+        self.finish("killed", self.begin("killed"))
         return kills, found + differences(self.folder / "whole", self.folder / "killed")
 
 
