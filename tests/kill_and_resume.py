@@ -280,7 +280,7 @@ class Experiment:
         """Lives that end by a signal until there were enough, then one to the end. A run that reaches its end before
         its signal is compared too, and another takes its place."""
         kills, found = 0, []
-        for _ in range(3 * self.plan.kills):
+        for _ in range(12 * self.plan.kills):
             if kills == self.plan.kills:
                 break
             before = self.iteration("killed")
@@ -291,7 +291,7 @@ class Experiment:
             early = name == "KILL" and (self.rng.random() < 0.2 or before > 0.9 * total)
             if early or life.until(BEGUN, self.plan.limit) is not None:
                 self.wait_for(life, 0 if early else goal)
-                ended = life.wait(self.rng.uniform(0, begun if early else 3 * training / total))
+                ended = life.wait(self.rng.uniform(0, begun if early else training / total))
                 life.send(getattr(signal, f"SIG{name}"))
             ended = life.wait(self.plan.limit)
             self.say(f"life {kills + 1}: {'while starting' if early else 'in training'}, SIG{name} -> exit {ended}, "

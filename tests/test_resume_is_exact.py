@@ -43,7 +43,7 @@ def test_killed_runs_lose_nothing(flags):
 
 @pytest.mark.slow
 def test_two_processes_that_were_killed_lose_nothing():
-    flags = ["--processes", "2", "--kills", "2", "--epochs", "3", "--pictures", "32", "--workers", "1"]
+    flags = ["--processes", "2", "--kills", "2", "--epochs", "6", "--pictures", "32", "--workers", "1"]
     done = subprocess.run([sys.executable, "tests/kill_and_resume.py", *flags], cwd=ROOT, capture_output=True,
                           text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0 and "2 kills, 0 differences" in done.stdout, done.stdout + done.stderr
