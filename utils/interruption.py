@@ -35,10 +35,10 @@ class Interruption:
             self._before[number] = signal.signal(number, self._hear)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._over = True
-        if not self.asked or not self.echo_seconds:  # else the echo may still come
-            self._put_back()
+        if not self.echo_seconds or not (self.asked or kind):
+            self._put_back()  # else what is said and written on the way out could be cut short by a launcher's signal
 
     def _put_back(self) -> None:
         for number, handler in self._before.items():
