@@ -4,10 +4,10 @@ Top to bottom: read what was asked for, build data, model and optimizer, then th
 columns, T targets.
 """
 
-import signal
+from utils.errors import die_of_ctrl_c
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports, which take seconds: no traceback
+if __name__ == "__main__":
+    die_of_ctrl_c()  # amid the imports
 
 from collections.abc import Callable, Sequence
 from contextlib import closing

@@ -3,10 +3,10 @@
 Letters: B pictures of a batch, H W rows and columns, T targets, n detections and m labels of a picture, L levels.
 """
 
-import signal
+from utils.errors import die_of_ctrl_c
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C amid the imports, which take seconds: no traceback
+if __name__ == "__main__":
+    die_of_ctrl_c()  # amid the imports
 
 import itertools
 import math

@@ -471,7 +471,7 @@ def main():
     else:
         atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the first lines of train.py do
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the first line of train.py does
 run(main)
 """
     (tmp_path / "program.py").write_text(code)

@@ -33,6 +33,11 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
+def die_of_ctrl_c() -> None:
+    """Ctrl-C ends the program without a word until `run` begins: imports take seconds, and nothing is lost yet."""
+    _exchange_ctrl_c(signal.default_int_handler, signal.SIG_DFL)
+
+
 def run(main: Callable[[], object]) -> None:
     """Run a command line's `main` without tracebacks for what users can mend."""
     try:
