@@ -145,12 +145,14 @@ class Parts(NamedTuple):
     hyp: Hyperparameters
     data: Data
     model: DetectionModel
+    frozen: list[int]
     imgsz: int
 
 
 def prepare(request: Request) -> Parts:
     options, hyp = request.options, read_hyperparameters(request)
-    model = build_model(request, hyp, read_names(options))  # first: a mistake in it costs no download and no scan
+    model = build_model(request, hyp, read_names(options))
+    frozen = freeze_layers(model, options.freeze)  # mistakes so far cost no download of data and no scan
     data = read_data(options)
     imgsz = round_to_stride(options.imgsz, max(int(model.stride.max()), 32))
     if not request.resumed and not options.noautoanchor:
@@ -158,22 +160,21 @@ def prepare(request: Request) -> Parts:
         if replaced and options.weights and "weights" in request.typed:
             print("the weights were trained with other anchors and must get used to these: for a few epochs of "
                   "fine-tuning try --noautoanchor and --hyp hyp.VOC.yaml")
-    return Parts(hyp, data, model, imgsz)
+    return Parts(hyp, data, model, frozen, imgsz)
 
 
 def build_run(request: Request, distributed: Distributed) -> Run:
     """Data, model, optimizer and schedule as asked for, with the state of the resumed run in them."""
-    hyp, data, model, imgsz = distributed.on_main(lambda: prepare(request))
+    device = distributed.device
+    autocast = amp_dtype(request.options.amp, device, spread=len(distributed.devices) > 1)
+    hyp, data, model, frozen, imgsz = distributed.on_main(lambda: prepare(request))
     expect_pictures(data)
-    options, device = request.options.replace(imgsz=imgsz), distributed.device
-    grid = max(int(model.stride.max()), 32)
+    options, grid = request.options.replace(imgsz=imgsz), max(int(model.stride.max()), 32)
     model = model.to(device, memory_format=torch.channels_last)
-    autocast = amp_dtype(options.amp, device, spread=len(distributed.devices) > 1)
     if options.batch_size == -1:
         largest = largest_size(imgsz, grid) if options.multi_scale else imgsz
         of_each = distributed.on_main(lambda: find_batch_size(model, largest, autocast))
         options = options.replace(batch_size=of_each * shares(distributed))
-    frozen = freeze_layers(model, options.freeze)
     train_loader, val_loader = build_loaders(options, hyp, data, grid, distributed)
     options = with_nominal_batch(options, options.epochs * len(train_loader))
     state = build_state(model, options, hyp, autocast, request.resumed)
@@ -418,7 +419,8 @@ def evolve_main(given: dict[str, Any]) -> Verdict:
     given = {key: value for key, value in given.items() if key != "resume"}  # the same command goes on anyway
     options, typed = TrainOptions(**given), frozenset(given)
     request = Request(options, typed, None)
-    build_model(request, read_hyperparameters(request), read_names(options))  # what is wrong shows before it begins
+    model = build_model(request, read_hyperparameters(request), read_names(options))  # mistakes show before it begins
+    freeze_layers(model, options.freeze)
     read_data(options)
     return run_evolution(options, typed, Path(__file__))
 

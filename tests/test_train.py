@@ -229,10 +229,11 @@ def test_a_resumed_run_keeps_its_checkpoints(tiny_data, tiny_cfg, tmp_path, caps
     (["--seed", "-1"], "--seed -1: 0 or more"),
     (["--resume", "absent"], "--resume absent: no checkpoint"),
 ])
-def test_a_users_mistake_is_one_line_and_leaves_nothing(tiny_data, tiny_cfg, tmp_path, extra, message):
+def test_a_users_mistake_is_one_line_and_leaves_nothing(tiny_data, tiny_cfg, tmp_path, capsys, extra, message):
     with pytest.raises(UserError, match=message) as wrong:
         run(tiny_data, tiny_cfg, tmp_path, *extra)
     assert "\n" not in str(wrong.value) and not list(tmp_path.iterdir())
+    assert "Scanning" not in capsys.readouterr().err  # nor was anything begun that takes long
 
 
 @pytest.mark.slow
