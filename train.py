@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import val
-from models.adaptation import fit_model_anchors, freeze_layers, round_to_stride
+from models.adaptation import fit_model_anchors, freeze_layers, grid_of, round_to_stride
 from models.building import build_model
 from models.loading import load_model
 from models.yolo import DetectionModel, as_input
@@ -154,7 +154,7 @@ def prepare(request: Request) -> Parts:
     model = build_model(request, hyp, read_names(options))
     frozen = freeze_layers(model, options.freeze)  # mistakes so far cost no download of data and no scan
     data = read_data(options)
-    imgsz = round_to_stride(options.imgsz, max(int(model.stride.max()), 32))
+    imgsz = round_to_stride(options.imgsz, grid_of(model))
     if not request.resumed and not options.noautoanchor:
         replaced = fit_model_anchors(model, label_sizes(data.train, imgsz), hyp.anchor_t, options.seed)
         if replaced and options.weights and "weights" in request.typed:
@@ -169,7 +169,7 @@ def build_run(request: Request, distributed: Distributed) -> Run:
     autocast = amp_dtype(request.options.amp, device, spread=len(distributed.devices) > 1)
     hyp, data, model, frozen, imgsz = distributed.on_main(lambda: prepare(request))
     expect_pictures(data)
-    options, grid = request.options.replace(imgsz=imgsz), max(int(model.stride.max()), 32)
+    options, grid = request.options.replace(imgsz=imgsz), grid_of(model)
     model = model.to(device, memory_format=torch.channels_last)
     if options.batch_size == -1:
         largest = largest_size(imgsz, grid) if options.multi_scale else imgsz
@@ -243,6 +243,8 @@ def train(run: Run, log: "RunLog", interruption: Interruption) -> Metrics | None
         if over or asked or not run.options.nosave:
             log.save(metrics, improved=improved)
             interruption.note_save()
+        elif improved:
+            log.hold_best(metrics)
         if asked:
             raise Interrupted(interruption.asked or "another process")
         if over:
@@ -400,7 +402,8 @@ def finish(run: Run, log: RunLog, interruption: Interruption) -> None:
     best = run.distributed.on_main(lambda: load_model(log.training_over()))  # other machines may not see the file
     best = best.to(run.distributed.device)
     pictured = run.distributed.is_main and not run.options.noplots
-    val.evaluate(best, run.val_loader, single_cls=run.options.single_cls, names=run.data.names,
+    iou = val.COCO_IOU if run.data.spec.is_coco else val.IOU
+    val.evaluate(best, run.val_loader, iou=iou, single_cls=run.options.single_cls, names=run.data.names,
                  plots=log.folder.path if pictured else None, verbose=True, distributed=run.distributed,
                  before_batch=heeding(run, interruption))
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from models.adaptation import grid_of
 from models.loading import load_ensemble, resolve_weights
 from models.yolo import as_input
 from utils.acquire import acquire
@@ -43,6 +44,8 @@ from utils.prefetch import prefetch
 from utils.report import HEADER, draw_batch, draw_curves, table
 from utils.runtime import Distributed, cores_in_turn, describe_device, keep_freed_memory, occupy, select_device
 
+IOU = 0.6  # boxes that overlap more are one object
+COCO_IOU = 0.65  # by which COCO's figures of models are published
 PICTURED_BATCHES = 3  # drawn into the run folder
 STUDY_SIZES = range(256, 1536 + 1, 128)
 
@@ -101,7 +104,7 @@ def evaluate(
     loader: Iterable[Batch],
     *,
     conf: float = 0.001,
-    iou: float = 0.6,
+    iou: float = IOU,
     max_det: int = 300,
     single_cls: bool = False,
     augment: bool = False,
@@ -223,7 +226,7 @@ class ValOptions:
     batch_size: int = flag(32, "pictures at a time")
     imgsz: int = flag(640, "size of the model's input in pixels", names=["--imgsz", "--img", "--img-size"])
     conf_thres: float = flag(0.001, "least confidence")
-    iou_thres: float = flag(0.6, "boxes that overlap more are one object")
+    iou_thres: float = flag(IOU, "boxes that overlap more are one object")
     max_det: int = flag(300, "most detections in a picture")
     task: str = flag("val", "split to measure on, or speed, or study (all sizes)",
                      choices=["train", "val", "test", "speed", "study"])
@@ -269,7 +272,7 @@ class Subject:
 
     @property
     def grid(self) -> int:
-        return max(int(self.model.stride.max()), 32)
+        return grid_of(self.model)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple[ValOptions, bool]:
@@ -279,6 +282,9 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[ValOptions, bool]:
     options = ValOptions(**given)
     wants_json = options.save_json or bool(options.annotations) or Path(options.data).name == "coco.yaml"
     options = replace(options, save_txt=options.save_txt or options.save_hybrid, save_json=wants_json)
+    if options.task in ("speed", "study"):
+        for name in [name for name in ("save_txt", "save_json", "save_hybrid", "save_conf") if name in given]:
+            print(f"WARNING --{name.replace('_', '-')} left aside: --task {options.task} writes no detections")
     if options.task in ("train", "val", "test") and options.conf_thres > 0.001:
         print(f"WARNING --conf-thres {options.conf_thres} leaves out detections that count: mAP is not comparable")
     if options.save_hybrid:
@@ -313,7 +319,8 @@ def measure(options: ValOptions, subject: Subject, **settings) -> Metrics:
                 subject.model(torch.zeros(1, 3, size, size, device=device))
         metrics = evaluate(subject.model, loader, conf=options.conf_thres, iou=options.iou_thres,
                            max_det=options.max_det, single_cls=options.single_cls, augment=options.augment,
-                           names=subject.names, autocast=torch.float16 if options.half else None, **settings)
+                           names=subject.names, autocast=torch.float16 if options.half else None,
+                           verbose=options.verbose or len(subject.names) < 50, **settings)
     speed = metrics.speed
     print(f"Speed: {speed.preprocess:.1f}ms pre-process, {speed.inference:.1f}ms inference, {speed.nms:.1f}ms NMS "
           f"per image at shape {(min(options.batch_size, len(subject.index)), 3, size, size)}")
@@ -338,12 +345,12 @@ def validate(options: ValOptions, subject: Subject) -> Metrics:
     text = coco = None
     if options.save_json:
         annotations = Path(options.annotations) if options.annotations else find_annotations(subject)
-        coco = CocoWriter(annotations, subject.names, single_cls=options.single_cls)
+        coco = CocoWriter(annotations, subject.names, single_cls=options.single_cls, coco=subject.spec.is_coco)
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
     if options.save_txt:
         text = TextWriter(folder / "labels", subject.index.paths, confidence=options.save_conf)
     metrics = measure(options, subject, plots=folder, hybrid=options.save_hybrid,
-                      verbose=options.verbose or len(subject.names) < 50, writers=[w for w in (text, coco) if w])
+                      writers=[w for w in (text, coco) if w])
     if coco:
         coco.finish(folder / f"{subject.weights[0].stem}_predictions.json", metrics)
     if text:

@@ -119,6 +119,18 @@ def test_data_is_found_beside_the_yaml(tmp_path):
     assert spec.splits["train"] == [tmp_path / "set/images/train"] and spec.names == {0: "a", 1: "b"}
 
 
+@pytest.mark.parametrize("place, val, found", [
+    ("coco", "val2017.txt", True), ("coco", "train2017.txt", False), ("coco128", "val2017.txt", False),
+])
+def test_coco_is_known_by_the_place_of_its_list(tmp_path, place, val, found):
+    (tmp_path / place).mkdir()
+    for name in ("train2017.txt", "val2017.txt"):
+        (tmp_path / place / name).touch()
+    file = tmp_path / "any.yaml"
+    file.write_text(f"path: {place}\ntrain: train2017.txt\nval: {val}\nnames: [a]\n")
+    assert DatasetSpec.load(file, []).is_coco is found
+
+
 def test_data_is_found_below_the_given_folders_without_the_leading_dots(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -287,7 +287,8 @@ def test_a_signal_ends_a_validation_between_two_batches(tiny_data, tiny_cfg, tmp
                             on_main=lambda work: work())
     options = SimpleNamespace(nosave=False, single_cls=False, noplots=True)
     run = SimpleNamespace(distributed=group, options=options, ema=SimpleNamespace(ema=None), autocast=None,
-                          val_loader=None, loss=None, data=SimpleNamespace(names={}))
+                          val_loader=None, loss=None,
+                          data=SimpleNamespace(names={}, spec=SimpleNamespace(is_coco=False)))
     log = SimpleNamespace(save=lambda _: seen.append("save"), training_over=str)
     with Interruption(10) as interruption, suppress(Interrupted):
         (train.finish if ending else train.validate)(run, log, interruption)

@@ -123,6 +123,14 @@ def test_json_without_annotations(tmp_path, capsys):
     assert "--annotations FILE" in capsys.readouterr().out
 
 
+def test_ids_of_cocos_own_split_without_annotations(tmp_path):
+    """As its server expects them for pictures whose labels nobody has."""
+    writer = CocoWriter(None, dict.fromkeys(range(80), "any"), single_cls=False, coco=True)
+    numbers = [0, 10, 11, 23, 45, 50, 75, 79]
+    writer("/x/000042.jpg", torch.tensor([[1.0, 2, 3, 5, 0.5, number] for number in numbers]), (100, 200))
+    assert [row["category_id"] for row in writer.rows] == [1, 11, 13, 25, 51, 56, 86, 90]
+
+
 def test_annotations_that_do_not_fit(truth, tmp_path):
     with pytest.raises(UserError, match="no category 'brigth'; did you mean bright?"):
         CocoWriter(truth, {0: "dark", 1: "brigth"}, single_cls=False)

@@ -1,10 +1,15 @@
 """The training program end to end, on a tiny model and tiny pictures, through its own command line."""
 
 import csv
+import os
+import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,6 +21,7 @@ from utils.checkpoint import read_checkpoint
 from utils.config import TrainOptions
 from utils.errors import UserError
 from utils.resume import find_run
+from utils.runfolder import RunFolder
 from utils.runtime import cores_in_turn
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +64,7 @@ def test_training_reduces_the_validation_losses(finished):
 def test_the_options_and_hyperparameters_are_kept(finished):
     options = yaml.safe_load((finished / "opt.yaml").read_text())
     assert options["imgsz"] == 64 and options["cos_lr"] is True and options["batch_size"] == 8
-    assert yaml.safe_load((finished / "hyp.yaml").read_text())["lr0"] == 0.01
+    assert yaml.safe_load((finished / "hyp.yaml").read_text())["lr0"] == 0.01 == options["hyp"]["lr0"]
 
 
 def test_best_is_for_use_and_last_is_the_whole_state(finished):
@@ -200,6 +206,44 @@ def test_a_new_run_in_an_old_folder_leaves_no_checkpoint_of_the_old_one(tiny_dat
     run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--seed", "1", "--nosave", "--noval")
     assert {file.name for file in weights.iterdir()} == {"best.pt", "last.pt", "last-half.pt", "epoch-of-mine.pt"}
     assert read_checkpoint(weights / "best.pt")["options"]["seed"] == 1
+
+
+@pytest.mark.parametrize("coco, iou", [(False, 0.6), (True, 0.65)])
+def test_coco_is_measured_at_the_end_as_its_figures_are_published(monkeypatch, coco, iou):
+    asked = []
+    monkeypatch.setattr(train.val, "evaluate", lambda *_, **named: asked.append(named["iou"]))
+    monkeypatch.setattr(train, "load_model", lambda _: torch.nn.Identity())
+    group = SimpleNamespace(world_size=1, is_main=True, device="cpu", on_main=lambda work: work())
+    data = SimpleNamespace(names={}, spec=SimpleNamespace(is_coco=coco))
+    options = SimpleNamespace(single_cls=False, noplots=True)
+    train.finish(SimpleNamespace(distributed=group, options=options, val_loader=None, data=data),
+                 SimpleNamespace(training_over=str), SimpleNamespace(stop_if_asked=None))
+    assert asked == [iou]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_best_is_the_best_epoch_also_where_only_the_last_is_saved(tiny_data, tiny_cfg, tmp_path, monkeypatch,
+                                                                  interrupted):
+    """Also where the state is saved once within the epochs after it."""
+    scores, measure = [0.1, 0.4, 0.3, 0.2], train.validate
+    monkeypatch.setattr(train, "validate", lambda run, *rest: SimpleNamespace(
+        **vars(measure(run, *rest)) | {"map50": scores[run.state.epoch], "maps": np.zeros(2),
+                                       "fitness": scores[run.state.epoch]}))
+    hold = RunFolder.hold_best
+
+    def hold_then_ask(folder, content):
+        hold(folder, content)
+        if interrupted and content["epoch"] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunFolder, "hold_best", hold_then_ask)
+    with pytest.raises(SystemExit) if interrupted else nullcontext():
+        run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--nosave", epochs=4)
+    weights = tmp_path / "run" / "weights"
+    if interrupted:
+        train.main(["--resume", str(weights)])
+    best, last = (read_checkpoint(weights / name) for name in ("best.pt", "last.pt"))
+    assert (best["epoch"], best["metrics"]["map50"], best["kind"], last["epoch"]) == (2, 0.4, "weights", 4)
 
 
 def test_a_resumed_run_keeps_its_checkpoints(tiny_data, tiny_cfg, tmp_path, capsys):

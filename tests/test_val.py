@@ -325,6 +325,16 @@ def test_study(val_args, tiny_weights, tmp_path, monkeypatch):
     assert cv2.imread(str(folder / "study.png")).shape[2] == 3
 
 
+def test_speed_shows_classes_and_says_what_it_leaves_aside(val_args, capsys):
+    val.main([*val_args, "--task", "speed", "--save-txt", "--save-conf"])
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines() if line.startswith("  ")][-2:] == ["dark", "bright"]
+    for name in ("--save-txt", "--save-conf"):
+        assert f"WARNING {name} left aside: --task speed writes no detections" in printed
+    val.main([*val_args, "--task", "speed"])
+    assert "left aside" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "extra, message",
     [

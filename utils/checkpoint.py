@@ -141,6 +141,12 @@ class CheckpointWriter:
             self._for_use[path] = weights, self._thread.submit(_write, path, weights, "weights")
         self._waiting = [self._thread.submit(_write, path, content, "train") for path in full]
 
+    def hold(self, content: dict[str, Any], stripped: list[Path]) -> None:
+        """Weights for use that the next submission is to write."""
+        self.wait()
+        if is_finite(content):
+            self.unwritten |= dict.fromkeys(stripped, snapshot(stripped_content(content)))
+
     def wait(self) -> None:
         """Until everything handed over is on the disk, or has `failed`."""
         if self._waiting or self._for_use:
@@ -166,6 +172,10 @@ def _write(path: Path, content: dict[str, Any], kind: str) -> bool:
         return False
 
 
+class NotOurs(UserError):
+    """The file is damaged, or another program's."""
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The dict of one of our own checkpoints, on the CPU, upgraded to the present schema.
 
@@ -179,7 +189,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGE as error:
         reason = f" ({error})" if isinstance(error, zipfile.BadZipFile) else ""
-        raise UserError(f"{path}: not a whole checkpoint of this project{reason}") from error
+        raise NotOurs(f"{path}: not a whole checkpoint of this project{reason}") from error
     check_extent(content, path)
     if not isinstance(content, dict) or not isinstance(content.get("anchorage"), int):
         raise UserError(f"{path}: not a checkpoint of this project")

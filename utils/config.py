@@ -12,6 +12,7 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from utils.download import typed_file
 from utils.errors import UserError
 from utils.files import find_file, read_yaml
 
@@ -245,7 +246,7 @@ class Hyperparameters:
 
     @classmethod
     def load(cls, path: str | Path, *folders: Path) -> "Hyperparameters":
-        found = find_file(path, *folders)
+        found = find_file(typed_file(path), *folders)
         if found is None:
             raise UserError(f"--hyp {path}: no such file")
         return cls.from_dict(read_yaml(found), str(found))
@@ -286,6 +287,11 @@ class DatasetSpec:
     @property
     def num_classes(self) -> int:
         return len(self.names)
+
+    @property
+    def is_coco(self) -> bool:
+        """Whether this is COCO 2017, by the name and place of its list of pictures."""
+        return any(path.as_posix().endswith("coco/val2017.txt") for path in self.splits.get("val", ()))
 
     def sources(self, split: str) -> list[Path]:
         """Folders and list files of `split`; UserError when the YAML does not have it."""

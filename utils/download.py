@@ -11,6 +11,7 @@ import tarfile
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 import zlib
@@ -62,6 +63,19 @@ def fetch(
                    "try again, or fetch it by other means and give the file")
         raise UserError(f"could not fetch {url} ({reason}): {by_hand}") from None
     return destination
+
+
+def typed_file(name: str | Path) -> str | Path:
+    """What a flag for a file was given, as it is; but what an http(s) address names is fetched into the current folder,
+    unless a file of that name is there already."""
+    if not str(name).startswith(("http://", "https://")):
+        return name
+    file = Path(urllib.parse.unquote(urllib.parse.urlsplit(str(name)).path).rsplit("/", 1)[-1])
+    if file.name in ("", ".."):
+        raise UserError(f"{name}: the address of a file is needed")
+    if file.exists():
+        print(f"{file} is here already: not fetched from {name}")
+    return fetch(str(name), file)
 
 
 def _transfer(url: str, part: Path, progress: bool) -> None:

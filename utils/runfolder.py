@@ -47,7 +47,7 @@ class RunFolder:
     def describe(self, options: dict[str, Any], hyp: dict[str, float], labels: np.ndarray,
                  names: dict[int, str]) -> None:
         """Write the settings, and the pictures of the labels (M, 5) = class, x, y, w, h."""
-        write_yaml(self.path / "opt.yaml", {**options, "resume": False, "save_dir": str(self.path)})
+        write_yaml(self.path / "opt.yaml", {**options, "hyp": hyp, "resume": False, "save_dir": str(self.path)})
         write_yaml(self.path / "hyp.yaml", hyp)
         self._draw(plot_labels, labels, names, self.path / "labels.jpg")
         self._draw(plot_label_correlogram, labels, self.path / "labels_correlogram.jpg")
@@ -83,6 +83,10 @@ class RunFolder:
             self._start_written = start["iteration"] if self.is_saved() else None
         missing = finished >= 0 and not self.best.exists() and self.best not in self._writer.unwritten
         self._writer.submit(snapshot(content), full=full, stripped=[self.best] if best or missing else [])
+
+    def hold_best(self, content: dict[str, Any]) -> None:
+        """Keep the weights of the best epoch so far in memory until the next `save`, which writes them as best.pt."""
+        self._writer.hold(content, [self.best])
 
     def is_saved(self) -> bool:
         """Wait for the disk; whether all that was handed over last is on it."""

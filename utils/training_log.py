@@ -67,12 +67,20 @@ class RunLog:
 
     def save(self, metrics: Metrics | None, improved: bool = False) -> None:
         run = self.run
-        if run.options.score_only:
-            return
-        content = {**run.state.state_dict(), "options": {**run.options.to_dict(), "resume": False},
-                   "hyp": run.hyp.to_dict(), "surroundings": run.surroundings,
-                   "metrics": {} if metrics is None else {"map50": float(metrics.map50), "map": float(metrics.map)}}
-        self.folder.save(content, start=run.state.good, best=improved, period=run.options.save_period)
+        if not run.options.score_only:
+            self.folder.save(self._content(metrics), start=run.state.good, best=improved,
+                             period=run.options.save_period)
+
+    def hold_best(self, metrics: Metrics) -> None:
+        """The best epoch so far, where only the last is to be saved: best.pt is this one all the same."""
+        if not self.run.options.score_only:
+            self.folder.hold_best(self._content(metrics))
+
+    def _content(self, metrics: Metrics | None) -> dict[str, Any]:
+        run = self.run
+        return {**run.state.state_dict(), "options": {**run.options.to_dict(), "resume": False},
+                "hyp": run.hyp.to_dict(), "surroundings": run.surroundings,
+                "metrics": {} if metrics is None else {"map50": float(metrics.map50), "map": float(metrics.map)}}
 
     def training_over(self) -> Path:
         """best.pt, once everything is written."""
