@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 import torch
 
-from models.loading import load_ensemble, resolve_weights
+from models.adaptation import grid_of
+from models.loading import is_own, load_ensemble, resolve_weights
 from models.yolo import as_input
 from utils.augment import Letterbox, letterbox
 from utils.checkpoint import read_checkpoint, stripped_content, write_checkpoint
@@ -141,8 +142,7 @@ class Detector:
     def __call__(self, images: Sequence[np.ndarray]) -> list[Found]:
         """images: BGR uint8 (H, W, 3). One batch where the model gets them in one size, else one after the other."""
         started = self._now()
-        stride = int(max(self.model.stride))
-        boxed = [letterbox(image, self.imgsz, auto=True, stride=stride) for image in images]
+        boxed = [letterbox(image, self.imgsz, auto=True, stride=grid_of(self.model)) for image in images]
         prepare = (self._now() - started) / len(images)
         batches = [boxed] if len({picture.shape for picture, _ in boxed}) == 1 else [[one] for one in boxed]
         return [found for batch in batches for found in self._find(batch, prepare)]
@@ -212,7 +212,7 @@ def build_detector(options: DetectOptions, files: Sequence[Path]) -> Detector:
         if not 0 <= index < model.num_classes:
             raise UserError(f"--classes {index}: this model has classes 0 to {model.num_classes - 1}")
     print(f"{', '.join(file.name for file in files)} on {describe_device(device)}")
-    size = input_size(options.imgsz, int(max(model.stride)))
+    size = input_size(options.imgsz, grid_of(model))
     return Detector(model, device, size, conf_thres=options.conf_thres, iou_thres=options.iou_thres,
                     max_det=options.max_det, classes=options.classes, agnostic=options.agnostic_nms,
                     augment=options.augment, half=half)
@@ -283,6 +283,15 @@ def summarise(outputs: Outputs, speed: Speed, source: str, weights: Sequence[str
         print("Nothing was saved: leave --nosave out, or add --save-txt, --save-csv or --save-crop")
 
 
+def strip(file: Path) -> None:
+    """Leave of a checkpoint what it is used for; one of another project stays as it is."""
+    if is_own(file):
+        write_checkpoint(file, stripped_content(read_checkpoint(file)), kind="weights")
+        print(f"{file}: stripped of its training state")
+    else:
+        print(f"--update: {file} stays as it is, only checkpoints of this project are rewritten")
+
+
 def main(argv: Sequence[str] | None = None) -> Path:
     """Run the command line; returns the folder with the results."""
     options, typed = parse_args(argv)
@@ -295,10 +304,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
         if options.view_img and not show:
             print("--view-img: no window can be opened here; going on without")
         speed = detect(source, detector, outputs, show=show)
-    if options.update:
-        write_checkpoint(files[0], stripped_content(read_checkpoint(files[0])), kind="weights")
-        print(f"{files[0]}: stripped of its training state")
     summarise(outputs, speed, text, options.weights)
+    if options.update:
+        strip(files[0])
     return outputs.folder
 
 

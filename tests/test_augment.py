@@ -482,6 +482,16 @@ def test_mixup_blends_evenly_and_keeps_both_labels():
     assert np.std(shares) == pytest.approx((1 / (4 * 65)) ** 0.5, abs=0.012)  # of Beta(32, 32)
 
 
+def test_mixed_levels_are_cut_off_not_rounded():
+    rng = np.random.default_rng(0)
+    one, two = rng.integers(0, 256, (2, 64, 64, 3), np.uint8)
+    mixed = mixup(unwarped(one, BOXES[:1]), unwarped(two, BOXES[:1]), rng=np.random.default_rng(1)).image()
+    share = np.random.default_rng(1).beta(32.0, 32.0)
+    exact = one * share + two * (1 - share)
+    near = np.abs(exact - exact.round()) < 1e-3  # whole by a rounding of the sum
+    assert (mixed == exact.astype(np.uint8))[~near].all() and near.mean() < 0.05
+
+
 # ---- colour and flips
 
 

@@ -761,6 +761,14 @@ def test_the_number_of_workers(index, monkeypatch, cpus, batch_size, workers, wa
     assert loader_of(index, batch_size=batch_size, workers=workers).workers == want
 
 
+@pytest.mark.parametrize("launched, evolving, want", [(1, 1, 8), (8, 1, 2), (4, 1, 4), (2, 2, 4), (32, 1, 1)])
+def test_processes_of_a_machine_share_its_cores(index, monkeypatch, launched, evolving, want):
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(launched))
+    monkeypatch.setenv("ANCHORAGE_SIDE_BY_SIDE", str(evolving))
+    assert loader_of(index, batch_size=11, workers=8).workers == want
+
+
 def test_a_batch_is_no_larger_than_the_split(index):
     loader = loader_of(index, batch_size=64)
     assert loader.batch_size == len(index) == 11 and len(loader) == 1

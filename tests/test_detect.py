@@ -14,6 +14,7 @@ import torch
 import detect
 from detect import DetectOptions, Detector, Found, Speed, Timing
 from models import loading
+from models.adaptation import grid_of
 from models.yolo import DetectionModel
 from utils.boxes import pairwise_iou, xywh_to_xyxy
 from utils.checkpoint import describe_model, write_checkpoint
@@ -120,6 +121,11 @@ def test_log_line(classes, text):
 )
 def test_input_size(imgsz, expected):
     assert detect.input_size(imgsz, 32) == expected
+
+
+@pytest.mark.parametrize("cfg, grid", [("yolov5-p34.yaml", 32), ("yolov5n.yaml", 32), ("yolov5-p7.yaml", 128)])
+def test_sides_are_multiples_of_32_at_least(cfg, grid):
+    assert grid_of(DetectionModel(cfg, num_classes=1)) == grid
 
 
 @pytest.mark.parametrize(
@@ -396,6 +402,14 @@ def test_update_strips_the_weights(weights, pictures, tmp_path):
     size = full.stat().st_size
     run(full, pictures / "a", tmp_path, "--update", "--nosave")
     assert full.stat().st_size < 0.6 * size and "optimizer" not in torch.load(full, weights_only=True)
+
+
+def test_update_leaves_files_of_yolov5_as_they_are(reference, pictures, tmp_path, capsys):
+    theirs = tmp_path / "theirs.pt"
+    theirs.write_bytes((reference / "weights" / "yolov5n.pt").read_bytes())
+    folder = run(theirs, pictures / "a", tmp_path, "--update")
+    assert theirs.read_bytes() == (reference / "weights" / "yolov5n.pt").read_bytes() and files_below(folder)
+    assert f"--update: {theirs} stays as it is" in capsys.readouterr().out
 
 
 # ---- a trained model

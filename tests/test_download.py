@@ -9,13 +9,20 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
+from models.architecture import find_cfg
+from models.loading import resolve_weights
 from utils import download
-from utils.download import fetch, unpack
+from utils.acquire import acquire
+from utils.config import Hyperparameters, TrainOptions
+from utils.download import fetch, typed_file, unpack
 from utils.errors import UserError
+from utils.evolve_run import read_start
 from utils.sources import open_source
 
 PAYLOAD = bytes(range(256)) * 1200  # 307 200 bytes
@@ -149,6 +156,33 @@ def test_offline_is_one_line(server, tmp_path):
 def test_an_address_as_source_is_fetched_to_no_lasting_place():
     with pytest.raises(UserError, match="could not fetch .*: try again, or fetch it by other means and give the file$"):
         list(open_source("http://127.0.0.1:9/a.jpg"))
+
+
+def test_what_a_flag_names_by_an_address_is_fetched_to_the_current_folder(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    address = server.url.replace("file.bin", "some/my%20weights.pt?download=1")
+    for _ in range(2):
+        assert typed_file(address) == Path("my weights.pt") and Path("my weights.pt").read_bytes() == PAYLOAD
+    assert server.ranges == [None] and "is here already" in capsys.readouterr().out
+    for name in ("a.pt", "http", "ftp://host/a.pt", Path("https:/host/a.pt"), ""):
+        assert typed_file(name) == name
+    for nothing in ("", "/", "/a/", "/..", "/a/%2e%2e", "/a%2f"):
+        with pytest.raises(UserError, match="the address of a file is needed|could not fetch"):
+            typed_file(f"http://127.0.0.1:9{nothing}")
+    assert [file.name for file in tmp_path.iterdir()] == ["my weights.pt"]
+
+
+@pytest.mark.parametrize("read", [
+    lambda address: acquire(address), lambda address: Hyperparameters.load(address), find_cfg,
+    lambda address: resolve_weights(address, allow_download=False),
+    lambda address: read_start(TrainOptions(hyp=address)),
+], ids=["--data", "--hyp", "--cfg", "--weights", "--hyp of an evolution"])
+def test_flags_that_take_an_address(server, tmp_path, monkeypatch, read):
+    """What comes is no YAML, no weights: it was asked for and read."""
+    monkeypatch.chdir(tmp_path)
+    with suppress(UserError):
+        read(server.url.replace(".bin", ".yaml"))
+    assert (tmp_path / "file.yaml").read_bytes() == PAYLOAD
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/a", "a.zip", ""])

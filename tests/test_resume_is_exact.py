@@ -278,6 +278,11 @@ def test_what_cannot_change_is_refused(copy, extra, message):
     assert "\n" not in str(wrong.value)
 
 
+def test_a_run_of_yolov5_starts_anew(reference):
+    with pytest.raises(UserError, match="yolov5n.pt: not a whole .*; a run of YOLOv5 goes on as a new one: --weights"):
+        train.main(["--resume", str(reference / "weights" / "yolov5n.pt")])
+
+
 def test_weights_for_use_cannot_be_resumed(copy):
     with pytest.raises(UserError, match="best.pt: holds weights only; resume from last.pt"):
         train.main(["--resume", str(copy / "weights" / "best.pt")])

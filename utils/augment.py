@@ -308,7 +308,7 @@ def _paste_mirrored(image: np.ndarray, source: np.ndarray, polygon: np.ndarray) 
 def mixup(scene: Scene, other: Scene, *, rng: np.random.Generator) -> Scene:
     """Blend two pictures of one size, with the labels of both (Zhang et al., 2018; share from Beta(32, 32))."""
     share = float(rng.beta(32.0, 32.0))
-    image = cv2.addWeighted(scene.image(), share, other.image(), 1.0 - share, 0.0)
+    image = cv2.addWeighted(scene.image(), share, other.image(), 1.0 - share, -0.4999)  # cut off, not rounded
     as_it_is = Warp(np.eye(3), 1.0, image.shape[:2], image.shape[:2])
     return _whole(image, as_it_is, np.concatenate([scene.boxes, other.boxes]))
 

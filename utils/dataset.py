@@ -29,6 +29,7 @@ from utils.errors import UserError
 from utils.helping import STOPPING, Make, find_helpers
 from utils.image_cache import Pictures, open_pictures
 from utils.labels import LabelIndex
+from utils.runtime import processes_here
 from utils.spread import forking, work_for_another
 from utils.warp import GREY
 
@@ -368,7 +369,7 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
     rect = rect and not image_weights
     settings = None if hyp is None else AugmentSettings.from_hyp(hyp)
     pictures = open_pictures(index, imgsz, smooth=hyp is None, cache=cache, copies=world_size, progress=progress)
-    workers = min(os.cpu_count() or 1, batch_size if batch_size > 1 else 0, workers)
+    workers = min(max(1, (os.cpu_count() or 1) // processes_here()), batch_size if batch_size > 1 else 0, workers)
     helpers = 0 if cores is None else max(0, min(workers, cores - 1, -(-batch_size // world_size) - 1))
     if helpers:
         cv2.setNumThreads(0)  # the helpers have the other cores

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from utils.config import Hyperparameters, TrainOptions
+from utils.download import typed_file
 from utils.errors import UserError
 from utils.evolve import GENES, OWN_ANCHORS, Generation, Hyp, Key, Search, carry_out, check_hyp, falls_behind, run_seed
 from utils.evolve_report import Report
@@ -208,7 +209,7 @@ def read_plan(options: TrainOptions, typed: frozenset[str], script: Path) -> Pla
 
 def read_start(options: TrainOptions) -> dict[str, float]:
     """Every gene's value in `--hyp`; `anchors` is one unless `--noautoanchor`."""
-    file = find_file(options.hyp, ROOT, ROOT / "data" / "hyps")
+    file = find_file(typed_file(options.hyp), ROOT, ROOT / "data" / "hyps")
     if file is None:
         raise UserError(f"--hyp {options.hyp}: no such file")
     given = read_yaml(file)

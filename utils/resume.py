@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import NotOurs, read_checkpoint
 from utils.config import TrainOptions
 from utils.errors import UserError
 from utils.labels import LabelIndex
@@ -48,7 +48,10 @@ def run_folder(checkpoint: Path) -> Path | None:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """The whole state of a run. UserError for a file of another kind, or one that lacks a part."""
-    content = read_checkpoint(checkpoint)
+    try:
+        content = read_checkpoint(checkpoint)
+    except NotOurs as error:
+        raise UserError(f"--resume {error}; a run of YOLOv5 goes on as a new one: --weights {checkpoint}") from error
     if content.get("kind") == "weights":
         raise UserError(f"--resume {checkpoint}: holds weights only; resume from last.pt, or start with --weights")
     parts = [content.get(name) for name in ("options", "hyp", "model")]

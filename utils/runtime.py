@@ -123,6 +123,11 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and all(mallopt(parameter, value) for parameter, value in settings.items())
 
 
+def processes_here() -> int:
+    """How many processes a launcher or an evolution runs side by side on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * int(os.environ.get(SIDE_BY_SIDE, 1))
+
+
 def cores_in_turn(device: torch.device) -> int | None:
     """The cores that this process may read pictures with between its steps; None where the model leaves some free.
 
@@ -130,7 +135,7 @@ def cores_in_turn(device: torch.device) -> int | None:
     launcher or an evolution runs side by side here.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * int(os.environ.get(SIDE_BY_SIDE, 1))
+    processes = processes_here()
     if device.type != "cpu" or torch.get_num_threads() * processes < cores:
         return None
     return max(1, cores // processes)
