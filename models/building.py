@@ -21,15 +21,19 @@ def build_model(request: Request, hyp: Hyperparameters, names: dict[int, str]) -
                             f"{len(names)}; start a new run with --weights {options.resume}")
     elif path is None:
         cfg = options.cfg or Path(options.weights).with_suffix(".yaml").name
-        print(f"Model {cfg} from scratch")
         model = DetectionModel(cfg, **settings)
+        print(f"Model {cfg} from scratch, {size_of(model)}")
     else:
         file = read_weights(path)
         model = DetectionModel(options.cfg or file.yaml, **settings)
         moved = transfer(model, file.state_dict, exclude=("anchor",) if options.cfg or settings["anchors"] else ())
-        print(f"Transferred {moved.matched}/{moved.total} tensors from {path}")
+        print(f"Transferred {moved.matched}/{moved.total} tensors from {path}, {size_of(model)}")
     model.names = names
     return model
+
+
+def size_of(model: DetectionModel) -> str:
+    return f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"
 
 
 def fitted_anchors(options: TrainOptions, hyp: Hyperparameters) -> int | None:

@@ -111,9 +111,12 @@ def test_a_finished_run_is_extended_by_more_epochs(finished, capsys):
 
 
 def test_transfer_says_how_much_came_over(finished, tiny_data, tiny_cfg, tmp_path, capsys):
-    run(tiny_data, tiny_cfg, tmp_path, "--weights", str(finished / "weights" / "best.pt"), "--noplots", epochs=1)
-    count = len(load_model(finished / "weights" / "best.pt", fuse=False).state_dict())
-    assert f"Transferred {count - 1}/{count} tensors" in capsys.readouterr().out  # all but the anchors: --cfg was given
+    best = finished / "weights" / "best.pt"
+    run(tiny_data, tiny_cfg, tmp_path, "--weights", str(best), "--noplots", epochs=1)
+    model = load_model(best, fuse=False)
+    count, size = len(model.state_dict()), sum(parameter.numel() for parameter in model.parameters())
+    line = f"Transferred {count - 1}/{count} tensors from {best}, {size:,} parameters"  # all but the anchors: --cfg
+    assert line in capsys.readouterr().out
 
 
 def test_weights_whose_anchors_are_replaced_are_pointed_out(
