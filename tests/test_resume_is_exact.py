@@ -140,12 +140,50 @@ def test_a_run_is_extended_exactly(copy, tmp_path, monkeypatch, capsys):
         assert [row[0].strip() for row in csv.reader(file)] == ["epoch", "0", "1", "2", "3"]
 
 
+def test_an_interrupted_run_in_whose_folder_another_begins_can_still_be_gone_on_with(
+        tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
+    words = ["--nbs", "8", "--exist-ok", "--save-period", "1"]
+    train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole", *words))
+    words = arguments(tiny_data, tiny_cfg, tmp_path / "part", *words)
+    run, kept = tmp_path / "part" / "run", tmp_path / "part" / "run" / "interrupted"
+    stop_at(monkeypatch, 4, words)
+    capsys.readouterr()
+    train.main([*words, "--seed", "1", "--epochs", "1"])
+    said = capsys.readouterr().out
+    assert f"{run} holds a run that was interrupted after 1 epochs: it is kept" in said and f"--resume {kept}\n" in said
+    assert state_of(run)["options"]["seed"] == 1 and len((run / "results.csv").read_text().splitlines()) == 2
+    train.main([*words, "--seed", "2", "--epochs", "1"])  # a run that has ended is replaced, as ever
+    assert "holds a run" not in capsys.readouterr().out
+    train.main(["--resume", str(kept), "--project", str(tmp_path / "whole")])
+    assert differences(tmp_path / "whole" / "run", kept) == [] and state_of(run)["options"]["seed"] == 2
+
+
+def test_epochs_that_are_done_already_cannot_be_asked_for(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
+    stop_at(monkeypatch, 7, arguments(tiny_data, tiny_cfg, tmp_path, "--nbs", "8", epochs=5))
+    run, last = tmp_path / "run", tmp_path / "run" / "weights" / "last.pt"
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    capsys.readouterr()
+    with pytest.raises(UserError, match="--epochs 1: 2 epochs are done already, .* first: --epochs 3, for instance"):
+        train.main(["--resume", str(run), "--epochs", "1"])
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    state = read_checkpoint(last)
+    write_checkpoint(last, {**state, "step": 0, "iteration": 6})  # as if at the end of its second epoch
+    train.main(["--resume", str(run), "--epochs", "2"])  # it may be ended here
+    assert state_of(run)["epoch"] == 2 and "epochs completed" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_refused_before_anything_that_takes_long(copy, capsys):
+    with pytest.raises(UserError, match="all 2 epochs are done; add --epochs 4"):
+        train.main(["--resume", str(copy)])
+    assert "Scanning" not in capsys.readouterr().err
+
+
 def test_a_run_that_early_stopping_ended_stays_ended(tiny_data, tiny_cfg, tmp_path, capsys):
     flat = ["--patience", "2", "--hyp", "hyp.no-augmentation.yaml"]
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, *flat, epochs=30))
     run, epoch = tmp_path / "run", state_of(tmp_path / "run")["epoch"]
     assert epoch < 30
-    with pytest.raises(UserError, match=f"all {epoch} epochs are done; add --patience to go on"):
+    with pytest.raises(UserError, match=f"stopped early after {epoch} epochs; add --patience to go on"):
         train.main(["--resume", str(run)])
     (run / "weights" / "last-half.pt").unlink()  # as if killed right after the last save
     train.main(["--resume", str(run)])

@@ -11,7 +11,7 @@ from utils.config import Hyperparameters, TrainOptions
 from utils.errors import UserError
 from utils.files import increment_path
 from utils.launch import find_launch
-from utils.resume import changed_options, find_run, read_state, run_folder
+from utils.resume import changed_options, find_run, read_state, refuse_if_done, run_folder
 from utils.runtime import ROOT, select_device
 
 
@@ -46,6 +46,8 @@ def understand(given: dict[str, Any], launchers: Sequence[str]) -> Request:
     checkpoint = find_run(resume, given.get("project", TrainOptions.project))
     content = read_state(checkpoint)
     options = changed_options(content, checkpoint, given)
+    if folder is None:
+        refuse_if_done(checkpoint, content.get("epoch"), options.epochs, given)
     if "device" not in given and not any(launchers):
         expect_device(options.device)
     return Request(options, frozenset(given), content, folder)

@@ -1,7 +1,7 @@
 """Going on with a run: which one, what changes by the flags typed, and what is no longer exact because of it."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,26 @@ def was_finished(checkpoint: Path, epoch: int) -> bool:
         return read_checkpoint(checkpoint.with_name(HALF)).get("epoch") == epoch
     except UserError:
         return False
+
+
+def unfinished(checkpoint: Path) -> int | None:
+    """How many epochs a run had done when it was interrupted; None where there is none, or none that had begun."""
+    if not checkpoint.is_file():
+        return None
+    content = read_checkpoint(checkpoint)
+    epoch, begun = content.get("epoch"), content.get("kind") == "train" and content.get("iteration")
+    return epoch if begun and not was_finished(checkpoint, epoch) else None
+
+
+def refuse_if_done(checkpoint: Path, epoch: Any, epochs: int, typed: Collection[str]) -> None:
+    """UserError where a run of so many `epochs` has nothing left to do after `epoch` of them."""
+    if not isinstance(epoch, int) or epoch < epochs:
+        return
+    if was_finished(checkpoint, epoch):
+        raise UserError(f"{checkpoint}: all {epoch} epochs are done; add --epochs {2 * epoch} to go on")
+    if epoch > epochs and "epochs" in typed:
+        raise UserError(f"--resume {checkpoint} --epochs {epochs}: {epoch} epochs are done already, and --epochs "
+                        f"counts from the first: --epochs {epoch + epochs}, for instance")
 
 
 def fingerprint(*arrays: np.ndarray) -> str:

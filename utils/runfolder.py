@@ -1,5 +1,6 @@
 """The folder of a training run: settings, results, pictures and checkpoints, each written off the training path."""
 
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,9 +11,9 @@ from utils.checkpoint import CheckpointWriter, snapshot
 from utils.dataset import Batch
 from utils.drawing import plot_batch
 from utils.errors import UserError
-from utils.files import write_yaml
+from utils.files import increment_path, write_yaml
 from utils.plots import Plotter, plot_label_correlogram, plot_labels, plot_results
-from utils.resume import HALF, START
+from utils.resume import HALF, START, unfinished
 from utils.runlog import ResultsFile
 
 
@@ -56,6 +57,24 @@ class RunFolder:
         """Draw a training batch as train_batch<number>.jpg."""
         file = self.path / f"train_batch{number}.jpg"
         self._draw(plot_batch, batch.images.cpu(), batch.targets, batch.paths, file, names=names)
+
+    def keep_interrupted_run(self) -> None:
+        """Move a run that was interrupted here (--exist-ok) to a folder below, where it can still be gone on with."""
+        try:
+            epoch = unfinished(self.last)
+        except UserError:  # damaged: nothing can go on with it
+            return
+        if epoch is None:
+            return
+        kept = increment_path(self.path / "interrupted")
+        (kept / "weights").mkdir()
+        for file in [self.path / "results.csv", self.path / "opt.yaml", self.path / "hyp.yaml", self.best,
+                     self.weights / START, *self.weights.glob("epoch[0-9]*.pt"), self.last]:
+            if file.is_file():
+                file.rename(kept / file.relative_to(self.path))
+        self.results = ResultsFile(self.results.path)
+        print(f"{self.path} holds a run that was interrupted after {epoch} epochs: it is kept, go on with it by "
+              f"--resume {shlex.quote(str(kept))}")
 
     def forget_earlier_run(self) -> None:
         """Remove the checkpoints of a run that was here before (--exist-ok): they must not pass for this one's.

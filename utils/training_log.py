@@ -27,11 +27,14 @@ class RunLog:
         self.started, self.first_epoch = time.monotonic(), run.state.epoch
         self.skipped = run.guard.skipped
         options, labels = run.options, run.data.train.labels
+        begins = run.state.iteration == 0 and not options.score_only  # from here on there is something to resume
+        if begins:
+            folder.keep_interrupted_run()
         folder.describe(options.to_dict(), run.hyp.to_dict(), labels, run.data.names)
         amp = str(run.autocast).removeprefix("torch.") if run.autocast else "off"
         print(f"Image size {options.imgsz}, batch {options.batch_size}, {run.train_loader.readers}, "
               f"mixed precision {amp}\nLogging to {folder.path}\nTraining for {options.epochs} epochs...")
-        if run.state.iteration == 0 and not options.score_only:  # from here on there is something to resume
+        if begins:
             folder.forget_earlier_run()
             self.save(None)
 
@@ -91,8 +94,10 @@ class RunLog:
         return self.folder.best
 
     def say_next(self) -> None:
+        options = self.run.options
+        size = f" --imgsz {options.imgsz}" if options.imgsz != type(options).imgsz else ""
         print(f"Results saved to {self.folder.path}\n"
-              f"Next: python detect.py --weights {shlex.quote(str(self.folder.best))} --source YOUR_PICTURES")
+              f"Next: python detect.py --weights {shlex.quote(str(self.folder.best))}{size} --source YOUR_PICTURES")
         self.folder.mark_end(self.run.state.state_dict())
 
 

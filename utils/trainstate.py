@@ -57,8 +57,7 @@ def begin_again(state: TrainState, request: Request, options: TrainOptions, arou
     checkpoint = Path(options.resume)
     report_differences(request.resumed.get("surroundings"), around)
     if is_over(state, options) and request.folder is None and was_finished(checkpoint, state.epoch):
-        more = "--patience" if state.epoch < options.epochs else f"--epochs {2 * state.epoch}"
-        raise UserError(f"{checkpoint}: all {state.epoch} epochs are done; add {more} to go on")
+        raise UserError(f"{checkpoint}: stopped early after {state.epoch} epochs; add --patience to go on")
     start = read_start(checkpoint, request.resumed)
     return start if start and is_same_run(start, state, request, options, around) else None
 
