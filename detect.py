@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from models.adaptation import grid_of
-from models.loading import is_own, load_ensemble, resolve_weights
+from models.loading import find_weights, is_own, load_ensemble
 from models.yolo import as_input
 from utils.augment import Letterbox, letterbox
 from utils.checkpoint import read_checkpoint, stripped_content, write_checkpoint
@@ -251,22 +251,22 @@ def default_source() -> str:
     candidates = [Path("data", "images"), ROOT / "data" / "images", *shapes]
     found = next((folder for folder in candidates if folder.is_dir()), None)
     if found is None:
-        raise UserError("no --source given, and there is no folder data/images: type --source YOUR_PICTURES")
+        raise UserError("no --source given, and there is no folder data/images: type --source YOUR_PICTURES "
+                        "(python data/scripts/make_shapes.py draws some)")
     return str(found)
 
 
-def find_weights(names: Sequence[str], *, typed: bool) -> list[Path]:
-    """Files of --weights. Published ones are only downloaded where the user has `typed` their name."""
-    try:
-        return [resolve_weights(name, allow_download=typed) for name in names]
-    except UserError as error:
-        if typed:
-            raise
-        raise UserError(f"no --weights given, and no {names[0]} here: type --weights runs/train/exp/weights/best.pt, "
-                        f"or --weights {names[0]} to download that model") from error
+def other_outputs(outputs: Outputs, options: DetectOptions, source: str) -> str:
+    """The command for a kind of result that was not asked for."""
+    kinds = [("--save-txt", "the boxes as text", outputs.text), ("--save-crop", "the objects cut out", outputs.crops),
+             ("--save-csv", "a table", outputs.table)]
+    flag, what = next(((flag, what) for flag, what, given in kinds if not given), ("", ""))
+    size = [] if options.imgsz == DetectOptions().imgsz else ["--imgsz", *map(str, options.imgsz)]
+    command = ["python", "detect.py", "--weights", *options.weights, "--source", source, *size, flag]
+    return f"; for {what}: {shlex.join(command)}" if flag else ""
 
 
-def summarise(outputs: Outputs, speed: Speed, source: str, weights: Sequence[str]) -> None:
+def summarise(outputs: Outputs, speed: Speed, source: str, options: DetectOptions) -> None:
     """What took how long, where the results are, and what to type next."""
     if not speed.frames:
         outputs.discard()
@@ -275,10 +275,8 @@ def summarise(outputs: Outputs, speed: Speed, source: str, weights: Sequence[str
     if outputs.text:
         print(f"{outputs.label_files} labels saved to {outputs.folder / 'labels'}")
     if outputs.pictures or outputs.text or outputs.crops or outputs.table:
-        more, what = ("--save-crop", "the objects cut out") if outputs.text else ("--save-txt", "the boxes as text")
         print(f"Results saved to {outputs.folder}")
-        command = shlex.join(["python", "detect.py", "--weights", *weights, "--source", source, more])
-        print(f"Next: look at them; for {what}: {command}")
+        print(f"Next: look at them{other_outputs(outputs, options, source)}")
     else:
         print("Nothing was saved: leave --nosave out, or add --save-txt, --save-csv or --save-crop")
 
@@ -304,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
         if options.view_img and not show:
             print("--view-img: no window can be opened here; going on without")
         speed = detect(source, detector, outputs, show=show)
-    summarise(outputs, speed, text, options.weights)
+    summarise(outputs, speed, text, options)
     if options.update:
         strip(files[0])
     return outputs.folder

@@ -11,7 +11,7 @@ if __name__ == "__main__":
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 import val
 from models.adaptation import fit_model_anchors, freeze_layers, grid_of, round_to_stride
-from models.building import build_model
+from models.building import build_model, settle_start
 from models.loading import load_model
 from models.yolo import DetectionModel, as_input
 from utils.autobatch import advice_on_memory, find_batch_size
@@ -78,6 +78,8 @@ def build_loaders(options: TrainOptions, hyp: Hyperparameters, data: Data, strid
     shared = {"imgsz": options.imgsz, "stride": stride, "workers": options.workers, "seed": options.seed,
               "rank": distributed.rank, "world_size": distributed.world_size, "progress": distributed.is_main,
               "pin_memory": distributed.device.type == "cuda", "cores": cores_in_turn(distributed.device)}
+    if options.rect and options.image_weights:
+        print("WARNING --rect has no effect with --image-weights, which draws pictures of any shape")
     wanted = {None: ("auto", "auto"), "off": (None, None), "val": (None, "ram")}
     for_train, for_val = wanted.get(options.cache, (options.cache, options.cache))
     train = make_loader(data.train, batch_size=options.batch_size, hyp=hyp, rect=options.rect,
@@ -146,11 +148,12 @@ class Parts(NamedTuple):
     data: Data
     model: DetectionModel
     frozen: list[int]
-    imgsz: int
+    options: TrainOptions
 
 
 def prepare(request: Request) -> Parts:
-    options, hyp = request.options, read_hyperparameters(request)
+    options, hyp = settle_start(request), read_hyperparameters(request)
+    request = replace(request, options=options)
     model = build_model(request, hyp, read_names(options))
     frozen = freeze_layers(model, options.freeze)  # mistakes so far cost no download of data and no scan
     data = read_data(options)
@@ -160,19 +163,19 @@ def prepare(request: Request) -> Parts:
         if replaced and options.weights and "weights" in request.typed:
             print("the weights were trained with other anchors and must get used to these: for a few epochs of "
                   "fine-tuning try --noautoanchor and --hyp hyp.VOC.yaml")
-    return Parts(hyp, data, model, frozen, imgsz)
+    return Parts(hyp, data, model, frozen, options.replace(imgsz=imgsz))
 
 
 def build_run(request: Request, distributed: Distributed) -> Run:
     """Data, model, optimizer and schedule as asked for, with the state of the resumed run in them."""
     device = distributed.device
     autocast = amp_dtype(request.options.amp, device, spread=len(distributed.devices) > 1)
-    hyp, data, model, frozen, imgsz = distributed.on_main(lambda: prepare(request))
+    hyp, data, model, frozen, options = distributed.on_main(lambda: prepare(request))
     expect_pictures(data)
-    options, grid = request.options.replace(imgsz=imgsz), grid_of(model)
+    grid = grid_of(model)
     model = model.to(device, memory_format=torch.channels_last)
     if options.batch_size == -1:
-        largest = largest_size(imgsz, grid) if options.multi_scale else imgsz
+        largest = largest_size(options.imgsz, grid) if options.multi_scale else options.imgsz
         of_each = distributed.on_main(lambda: find_batch_size(model, largest, autocast))
         options = options.replace(batch_size=of_each * shares(distributed))
     train_loader, val_loader = build_loaders(options, hyp, data, grid, distributed)

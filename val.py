@@ -11,6 +11,7 @@ if __name__ == "__main__":
 import itertools
 import math
 import operator
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from models.adaptation import grid_of
-from models.loading import load_ensemble, resolve_weights
+from models.loading import find_weights, load_ensemble
 from models.yolo import as_input
 from utils.acquire import acquire
 from utils.autobatch import advice_on_memory
@@ -377,7 +378,7 @@ def main(argv: Sequence[str] | None = None) -> Metrics | list[Metrics]:
     options, named = parse_args(argv)
     keep_freed_memory()
     device = occupy(select_device(options.device)[0])
-    weights = [resolve_weights(name, allow_download=named) for name in options.weights]
+    weights = find_weights(options.weights, typed=named)
     if options.task in ("speed", "study"):
         options = replace(options, half=device.type == "cuda")
     elif options.half and device.type != "cuda":
@@ -388,7 +389,8 @@ def main(argv: Sequence[str] | None = None) -> Metrics | list[Metrics]:
         metrics = compare_weights(options, weights, device)
     else:
         metrics = validate(options, build_subject(options, weights, device))
-    print(f"Next: python detect.py --weights {' '.join(map(str, weights))} --source YOUR_PICTURES")
+    size = [] if options.imgsz == ValOptions.imgsz else ["--imgsz", str(options.imgsz)]
+    print(f"Next: {shlex.join(['python', 'detect.py', '--weights', *map(str, weights), *size])} --source YOUR_PICTURES")
     return metrics
 
 

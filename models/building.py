@@ -32,6 +32,14 @@ def build_model(request: Request, hyp: Hyperparameters, names: dict[int, str]) -
     return model
 
 
+def settle_start(request: Request) -> TrainOptions:
+    """The options with what a new model really begins with: where it is from scratch no weights, but a YAML."""
+    options = request.options
+    if request.resumed or find_weights(options, request.typed):
+        return options
+    return options.replace(weights="", cfg=options.cfg or Path(options.weights).with_suffix(".yaml").name)
+
+
 def size_of(model: DetectionModel) -> str:
     return f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"
 

@@ -239,6 +239,8 @@ def resolve_weights(name: str | Path, *, allow_download: bool) -> Path:
     otherwise, saying where to put the file.
     """
     file = Path(typed_file(name))
+    if file.suffix.lower() in (".yaml", ".yml"):
+        raise UserError(f"{file}: a model YAML has no weights: give it as --cfg {file}")
     if file.suffix.lower() in OTHER_FORMATS:
         raise UserError(f"{file}: {file.suffix} files are not supported yet: give a .pt file")
     if not file.suffix and f"{file.name}.pt" in PUBLISHED:
@@ -254,6 +256,17 @@ def resolve_weights(name: str | Path, *, allow_download: bool) -> Path:
     if not allow_download:
         raise UserError(f"{file}: not found: put the file at {target} (it is published at {RELEASE_URL}{file.name})")
     return fetch_published(file.name, target)
+
+
+def find_weights(names: Sequence[str], *, typed: bool) -> list[Path]:
+    """Files of --weights. Published ones are only downloaded where the user has `typed` their name."""
+    try:
+        return [resolve_weights(name, allow_download=typed) for name in names]
+    except UserError as error:
+        if typed:
+            raise
+        raise UserError(f"no --weights given, and no {names[0]} here: type --weights runs/train/exp/weights/best.pt, "
+                        f"or --weights {names[0]} to download that model") from error
 
 
 def fetch_published(name: str, target: Path) -> Path:

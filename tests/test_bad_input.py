@@ -107,13 +107,17 @@ def write(file: str, content: dict | str | bytes) -> str:
 @READERS
 @pytest.mark.parametrize("data, needle", [
     ("absent.yaml", "--data absent.yaml: no such data set YAML"),
-    ("data/images", "--data data/images: no such data set YAML"),
     ("data/labels/train/0.txt", "--data data/labels/train/0.txt: no such data set YAML"),
 ])  # fmt: skip
 def test_a_data_set_yaml_that_is_none(place, program, data, needle):
     message = mistake(place, program, "--data", data)
     assert message.startswith(needle)
     assert message.endswith(f"looked in {place}, {place / 'data'}, {runtime.ROOT}, {runtime.ROOT / 'data'}")
+
+
+@READERS
+def test_a_folder_in_place_of_a_data_set_yaml(place, program):
+    assert mistake(place, program, "--data", "data/images").startswith("--data data/images: a folder: give the data")
 
 
 @READERS
@@ -211,6 +215,16 @@ def test_an_unknown_flag_gets_the_nearest_one(place, capsys, program, flag, mean
 
 
 @PROGRAMS
+def test_all_unknown_flags_are_named_and_those_of_yolov5_explained(place, capsys, program):
+    with pytest.raises(SystemExit):
+        run(program, "--bbox_interval", "3", "--nmae=x", "--upload-dataset", "--entity=me")
+    said = capsys.readouterr().err
+    for name in ("--bbox_interval", "--upload-dataset", "--entity"):
+        assert f"{name} of YOLOv5 is not offered (README.md, Deliberate differences): leave it out" in said
+    assert "unknown argument --nmae=x; did you mean --name?" in said and said.count("\n") == 1
+
+
+@PROGRAMS
 @pytest.mark.parametrize("extra, needle", [
     (["--device", "99"], "--device 99: this machine has"),
     (["--device", "gpu"], "--device gpu: expected cpu"),
@@ -227,7 +241,7 @@ def test_a_value_that_cannot_be(place, program, extra, needle):
 def test_an_image_size_that_the_model_cannot_take_is_rounded_and_said(place, capsys, program):
     goes_on(place, program, "--imgsz", "70")
     said = [line for line in capsys.readouterr().out.splitlines() if "--imgsz" in line and "96" in line]
-    assert len(said) == 1 and "stride 32" in said[0]
+    assert "stride 32" in said[0] and all(line.startswith("Next: ") for line in said[1:])
 
 
 @pytest.mark.parametrize("source, needle", [

@@ -241,7 +241,17 @@ def test_all_outputs_end_to_end(weights, pictures, tmp_path, capsys):
     assert sum("64x64 " in line or "48x64 " in line for line in lines) == 6
     assert any(line.startswith("Speed: ") and "ms inference" in line for line in lines)
     assert "6 labels saved to" in lines[-3] and lines[-2] == f"Results saved to {folder}"
-    assert lines[-1].startswith("Next: ")
+    assert lines[-1] == "Next: look at them"  # there is nothing more to ask for
+
+
+@pytest.mark.parametrize("given, named", [
+    ([], "--save-txt"), (["--save-txt"], "--save-crop"), (["--save-txt", "--save-crop"], "--save-csv"),
+    (["--save-crop"], "--save-txt"),
+])
+def test_what_to_type_next_is_what_was_not_asked_for(weights, pictures, tmp_path, capsys, given, named):
+    run(weights, pictures / "a", tmp_path, *given)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("Next: ") and last.endswith(f" --imgsz 64 {named}")
 
 
 def test_running_again_into_the_folder_changes_nothing(weights, pictures, tmp_path):

@@ -1,5 +1,6 @@
 """Boxes, text and grids: they show what they are given, and leave the caller's arrays alone."""
 
+import math
 import os
 from pathlib import Path
 
@@ -155,7 +156,13 @@ def test_colours_repeat_and_are_distinct():
 # ---- grids of a batch
 
 
-def test_grid_of_targets(tmp_path):
+@pytest.fixture
+def as_large_as_they_are(monkeypatch):
+    """Small pictures are not enlarged."""
+    monkeypatch.setattr(drawing, "MIN_SIDE", 0)
+
+
+def test_grid_of_targets(tmp_path, as_large_as_they_are):
     images, targets = batch(3), np.array([[0, 1, 0.5, 0.5, 0.5, 0.5], [2, 0, 0.25, 0.25, 0.5, 0.5]], dtype=np.float32)
     before = images.copy(), targets.copy()
     drawing.plot_batch(images, targets, ["a/one.jpg", "b/two.jpg", "three.png"], tmp_path / "grid.png", names=NAMES)
@@ -181,7 +188,27 @@ def test_channels_are_turned_from_rgb(tmp_path):
     assert tuple(cv2.imread(str(tmp_path / "grid.png"))[20, 20]) == (50, 50, 200)
 
 
-def test_grid_of_detections_leaves_out_the_unsure(tmp_path):
+@pytest.mark.parametrize("count, side, shape", [(1, 32, 128), (16, 96, 1000), (4, 320, 1000), (4, 640, 1280),
+                                                (16, 640, 1920)])
+def test_grids_are_neither_tiny_nor_huge(tmp_path, count, side, shape):
+    targets = np.array([[0, 0, 0.5, 0.5, 0.5, 0.5]])
+    drawing.plot_batch(batch(count, side, side), targets, [], tmp_path / "grid.png")
+    grid = cv2.imread(str(tmp_path / "grid.png"))
+    assert grid.shape == (shape, shape, 3)
+    cell = shape // math.isqrt(count)
+    edge = grid[cell * 3 // 4 - 1:cell * 3 // 4 + 2, cell // 2]
+    assert (edge == drawing.color(0)).all(1).any()
+
+
+@pytest.mark.parametrize("level", [0, 255])
+def test_a_box_of_nearly_white_shows_on_any_picture(level):
+    white = next(i for i, rgb in enumerate(drawing.PALETTE) if min(rgb) > 230)
+    drawn = drawing.draw_boxes(np.full((60, 60, 3), level, np.uint8), np.array([[10, 10, 50, 50]]), [""], [white])
+    assert np.abs(drawn[30].astype(int) - level).max() > 150
+    assert (drawn[30] == drawing.color(white)).all(1).any()
+
+
+def test_grid_of_detections_leaves_out_the_unsure(tmp_path, as_large_as_they_are):
     sure, unsure = [10, 20, 40, 50, 0.9, 1], [50, 20, 90, 50, 0.2, 0]
     detections = [torch.tensor([sure, unsure]), torch.zeros(0, 6)]
     drawing.plot_batch(batch(2), detections, ["a.jpg", "b.jpg"], tmp_path / "grid.png", names=NAMES)

@@ -38,6 +38,7 @@ def test_good_rows(data, boxes):
     (b"0 .5 .5 .2 .2 .9", "6 numbers"),  # a confidence behind the box
     (b"0 .1 .1 .3 .1 .3 .4 .1", "8 numbers"),  # half a point
     (b"0", "1 numbers"),
+    (b"0,.5,.5,.2,.2", "blanks, not by commas"),
     (b"-1 .5 .5 .2 .2", "class -1"),
     (b".5 .5 .5 .2 .2", "class 0.5"),
     (b"0 320 240 64 48", "divide pixels"),

@@ -6,6 +6,7 @@ import http.server
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -157,6 +158,12 @@ def test_list_with_an_absent_entry_names_it(tmp_path):
     (tmp_path / "list.txt").write_text("absent.jpg\n")
     with pytest.raises(UserError, match=r"list\.txt: absent\.jpg: does not exist"):
         open_source(tmp_path / "list.txt")
+    write_picture(tmp_path / "a.png", 7)
+    (tmp_path / "list.txt").write_text("absent.jpg\na.png\n")
+    said = []
+    with open_source(tmp_path / "list.txt", report=said.append) as source:
+        assert [Path(frame.path).name for frame in source] == ["a.png"]
+    assert len(said) == 1 and "list.txt: absent.jpg: does not exist" in said[0]
 
 
 def test_absent_list():

@@ -249,6 +249,29 @@ def test_best_is_the_best_epoch_also_where_only_the_last_is_saved(tiny_data, tin
     assert (best["epoch"], best["metrics"]["map50"], best["kind"], last["epoch"]) == (2, 0.4, "weights", 4)
 
 
+def test_a_run_from_scratch_does_not_say_that_it_had_weights(finished, tiny_data, tiny_cfg, tmp_path):
+    for folder, weights in ((finished, ""), (run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--weights",
+                                                 str(finished / "weights" / "best.pt"), epochs=1),
+                                             str(finished / "weights" / "best.pt"))):
+        kept = yaml.safe_load((folder / "opt.yaml").read_text())
+        assert (kept["weights"], kept["cfg"]) == (weights, str(tiny_cfg))
+        assert read_checkpoint(folder / "weights" / "last.pt")["options"]["weights"] == weights
+
+
+def test_what_a_run_without_weights_begins_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("models.loading.ROOT", tmp_path)
+    settled = train.settle_start(train.Request(TrainOptions(), frozenset(), None))
+    assert (settled.weights, settled.cfg) == ("", "yolov5s.yaml")
+    (tmp_path / "yolov5s.pt").touch()
+    assert train.settle_start(train.Request(TrainOptions(), frozenset(), None)) == TrainOptions()
+
+
+def test_rect_with_image_weights_is_said_to_do_nothing(tiny_data, tiny_cfg, tmp_path, capsys):
+    run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--rect", "--image-weights", epochs=1)
+    assert "WARNING --rect has no effect with --image-weights" in capsys.readouterr().out
+
+
 def test_a_resumed_run_keeps_its_checkpoints(tiny_data, tiny_cfg, tmp_path, capsys):
     weights = run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--save-period", "1") / "weights"
     before = {file.name for file in weights.iterdir()}
@@ -267,6 +290,8 @@ def test_a_resumed_run_keeps_its_checkpoints(tiny_data, tiny_cfg, tmp_path, caps
 @pytest.mark.parametrize("extra, message", [
     (["--data", "absent.yaml"], "--data absent.yaml: no such data set YAML"),
     (["--hyp", "absent.yaml"], "--hyp absent.yaml: no such file"),
+    (["--hyp", "hyp.scratch-lo.yaml"], "no such file, here or in .*; did you mean hyp.scratch-low.yaml?"),
+    (["--weights", "yolov5n.yaml"], "yolov5n.yaml: a model YAML has no weights: give it as --cfg yolov5n.yaml"),
     (["--cfg", "absent.yaml"], "absent.yaml: no such model file"),
     (["--weights", "absent.pt"], "absent.pt"),
     (["--device", "7"], "--device 7: this machine has"),

@@ -35,6 +35,8 @@ def find_yaml(data: str) -> Path:
     """The data set YAML that `data` names. UserError with the places looked at."""
     folders = [Path.cwd() / "data", ROOT, ROOT / "data"]
     file = find_file(typed_file(data), *folders)
+    if Path(data).is_dir():
+        raise UserError(f"--data {data}: a folder: give the data set YAML, which names the folders of pictures")
     if file is None or file.suffix.lower() not in (".yaml", ".yml"):
         places = ", ".join(dict.fromkeys(map(str, [Path.cwd(), *folders])))
         raise UserError(f"--data {data}: no such data set YAML; looked in {places}")

@@ -31,6 +31,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {plain[close[0]]}?" if close else ""
 
 
+NOT_OFFERED = {"__entity", "__upload_dataset", "__bbox_interval", "__artifact_alias", "__bucket", "__visualize"}
+
+
 class SuggestingParser(argparse.ArgumentParser):
     """argparse, except that an unknown flag names the nearest known one, and `_` and `-` are the same in flags."""
 
@@ -41,8 +44,14 @@ class SuggestingParser(argparse.ArgumentParser):
         words = [self._canonical(word) for word in (sys.argv[1:] if args is None else args)]
         parsed, unknown = self.parse_known_args(words, namespace)
         if unknown:
-            self.error(f"unknown argument {unknown[0]}{nearest(unknown[0].split('=')[0], self._option_string_actions)}")
+            self.error("; ".join(map(self._complain, [word for word in unknown if word[0] == "-"] or unknown[:1])))
         return parsed
+
+    def _complain(self, word: str) -> str:
+        flag = word.partition("=")[0]
+        if flag.replace("-", "_") in NOT_OFFERED:
+            return f"{flag} of YOLOv5 is not offered (README.md, Deliberate differences): leave it out"
+        return f"unknown argument {word}{nearest(flag, self._option_string_actions)}"
 
     def _canonical(self, word: str) -> str:
         if not word.startswith("--"):
@@ -246,10 +255,18 @@ class Hyperparameters:
 
     @classmethod
     def load(cls, path: str | Path, *folders: Path) -> "Hyperparameters":
+        found = cls.find(path, *folders)
+        return cls.from_dict(read_yaml(found), str(found))
+
+    @staticmethod
+    def find(path: str | Path, *folders: Path) -> Path:
+        """The file of `--hyp`; UserError where it is not there."""
         found = find_file(typed_file(path), *folders)
         if found is None:
-            raise UserError(f"--hyp {path}: no such file")
-        return cls.from_dict(read_yaml(found), str(found))
+            known = [file.name for folder in folders for file in folder.glob("hyp.*.yaml")]
+            raise UserError(f"--hyp {path}: no such file, here or in {' or '.join(map(str, folders))}"
+                            f"{nearest(Path(path).name, known)}")
+        return found
 
     def to_dict(self) -> dict[str, float]:
         """All values by key, in the files' order; `anchors` only when it is set, as in the files."""

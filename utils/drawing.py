@@ -27,7 +27,11 @@ PALETTE = tuple(tuple(bytes.fromhex(code)) for code in _HEX.split())  # RGB
 
 BGR = tuple[int, int, int]
 
+NEARLY_WHITE = 220  # lightness of lines that could not be seen on bright pictures without an outline
+OUTLINE = (60, 60, 60)
+
 MAX_SIDE = 1920  # pixels, of a grid of pictures
+MIN_SIDE = 1000  # of one of small pictures, which are enlarged up to fourfold
 
 
 def color(index: int) -> BGR:
@@ -56,6 +60,8 @@ def draw_boxes(
     limit = np.array([width, height, width, height], dtype=np.float64)
     corners = np.clip(as_array(boxes_xyxy).reshape(-1, 4).astype(np.float64), 0, limit - 1).round().astype(int)
     for (x1, y1, x2, y2), index in zip(corners.tolist(), classes, strict=True):
+        if lightness(color(index)) > NEARLY_WHITE:
+            cv2.rectangle(canvas, (x1, y1), (x2, y2), OUTLINE, line_width + 2)
         cv2.rectangle(canvas, (x1, y1), (x2, y2), color(index), line_width)
     for (x1, y1, _, _), label, index in zip(corners.tolist(), labels, classes, strict=True):
         if label:
@@ -82,7 +88,8 @@ def plot_batch(
     images = as_array(images[:max_images])
     count, _, height, width = images.shape
     side = math.ceil(math.sqrt(count))
-    scale = min(1.0, MAX_SIDE / (side * max(height, width)))
+    whole = side * max(height, width)
+    scale = min(max(1.0, min(4.0, MIN_SIDE / whole)), MAX_SIDE / whole)
     cell_h, cell_w = round(height * scale), round(width * scale)
     font_size = max(11, round(min(cell_h, cell_w) / 30))
     grid = np.full((side * cell_h, side * cell_w, 3), 255, dtype=np.uint8)
@@ -164,8 +171,13 @@ def _draw_label(image: np.ndarray, text: str, left: int, bottom: int, size: int,
 
 def _ink(background_bgr: BGR) -> BGR:
     """Black or white, whichever is easier to read on a BGR background."""
-    blue, green, red = background_bgr
-    return (255, 255, 255) if 0.114 * blue + 0.587 * green + 0.299 * red < 140 else (0, 0, 0)
+    return (255, 255, 255) if lightness(background_bgr) < 140 else (0, 0, 0)
+
+
+def lightness(colour: BGR) -> float:
+    """0 to 255 (luma of Rec. 601)."""
+    blue, green, red = colour
+    return 0.114 * blue + 0.587 * green + 0.299 * red
 
 
 # ---- grids

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from utils.config import Hyperparameters, TrainOptions
-from utils.download import typed_file
 from utils.errors import UserError
 from utils.evolve import GENES, OWN_ANCHORS, Generation, Hyp, Key, Search, carry_out, check_hyp, falls_behind, run_seed
 from utils.evolve_report import Report
@@ -19,7 +18,7 @@ from utils.evolve_store import CsvStore, alone_in, read_individuals
 from utils.evolve_study import StudyStore, without_password
 from utils.evolve_verdict import Repeats, Verdict, candidates, judge
 from utils.evolve_workers import Trainings, typed_flags
-from utils.files import find_file, read_yaml, write_yaml
+from utils.files import read_yaml, write_yaml
 from utils.runtime import ROOT, select_device
 
 REPEATS = 2  # further seeds for each of the best
@@ -209,9 +208,7 @@ def read_plan(options: TrainOptions, typed: frozenset[str], script: Path) -> Pla
 
 def read_start(options: TrainOptions) -> dict[str, float]:
     """Every gene's value in `--hyp`; `anchors` is one unless `--noautoanchor`."""
-    file = find_file(typed_file(options.hyp), ROOT, ROOT / "data" / "hyps")
-    if file is None:
-        raise UserError(f"--hyp {options.hyp}: no such file")
+    file = Hyperparameters.find(options.hyp, ROOT, ROOT / "data" / "hyps")
     given = read_yaml(file)
     values = Hyperparameters.from_dict(given, str(file)).to_dict()
     check_hyp({key: value for key, value in values.items() if key in given}, str(file))

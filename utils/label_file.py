@@ -67,6 +67,8 @@ def _plain_boxes(data: bytes) -> list[tuple[float, ...]] | None:
 
 def _parse_numbers(tokens: list[bytes]) -> tuple[float, ...]:
     if len(tokens) != 5 and (len(tokens) < 7 or len(tokens) % 2 == 0):
+        if b"," in b"".join(tokens):
+            raise ValueError("numbers are divided by blanks, not by commas")
         raise ValueError(f"{len(tokens)} numbers in the row: a box has 5 (class x y w h), "
                          "a polygon an odd count of 7 or more (class x1 y1 x2 y2 x3 y3)")
     try:

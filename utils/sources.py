@@ -136,8 +136,22 @@ class FileSource(Source):
 
     def _expand(self, text: str) -> list[str]:
         if text.lower().endswith(".txt"):
-            return [file for entry in sorted(_read_list(Path(text))) for file in self._entry(entry, Path(text))]
+            return self._listed(Path(text))
         return self._entry(text)
+
+    def _listed(self, listed_in: Path) -> list[str]:
+        """The files of a list; an entry that names none costs a line, unless they are all like that."""
+        files, problems = [], []
+        for entry in sorted(_read_list(listed_in)):
+            try:
+                files += self._entry(entry, listed_in)
+            except UserError as error:
+                problems.append(error)
+        if problems and not files:
+            raise problems[0]
+        for error in problems:
+            self._report(f"warning: skipped: {error}")
+        return files
 
     def _entry(self, text: str, listed_in: Path | None = None) -> list[str]:
         """Absolute paths of the files of known kinds that one entry names, sorted.
