@@ -26,6 +26,7 @@ from models.yolo import as_input
 from utils.augment import Letterbox, letterbox
 from utils.checkpoint import read_checkpoint, stripped_content, write_checkpoint
 from utils.config import SuggestingParser, add_flags, flag
+from utils.download import fetch_typed
 from utils.errors import UserError, run
 from utils.files import find_file, increment_path, read_yaml
 from utils.nms import non_max_suppression
@@ -84,7 +85,7 @@ class DetectOptions:
 def parse_args(argv: Sequence[str] | None = None) -> tuple[DetectOptions, frozenset[str]]:
     """The options, and the names of those that the user typed."""
     parser = SuggestingParser(prog="detect.py", description="Find objects in pictures, videos and streams.")
-    given = vars(add_flags(parser, DetectOptions).parse_args(argv))
+    given = fetch_typed(vars(add_flags(parser, DetectOptions).parse_args(argv)))
     return DetectOptions(**given), frozenset(given)
 
 

@@ -31,6 +31,7 @@ from utils.checkpoint import TrainState, is_finite, snapshot
 from utils.compiling import compile_if_faster
 from utils.config import Hyperparameters, SuggestingParser, TrainOptions, add_flags
 from utils.dataset import Batch, Loader, advise, make_loader
+from utils.download import fetch_typed
 from utils.ema import ModelEMA
 from utils.errors import UserError, run as run_command
 from utils.evolve_run import run_evolution
@@ -47,7 +48,7 @@ from utils.request import Request, open_run_folder, read_hyperparameters, unders
 from utils.resume import name_contents, rescaled, surroundings
 from utils.runfolder import RunFolder
 from utils.runtime import (Distributed, amp_dtype, cores_in_turn, describe_device, keep_freed_memory, launch_token,
-                           seed_everything)
+                           seed_everything, select_device)
 from utils.schedule import NOMINAL, EarlyStopping, Rates, Schedule, largest_size, multi_scale_size, nominal_batch
 from utils.training_data import Data, expect_pictures, label_sizes, read_data, read_names
 from utils.training_log import RunLog, SilentLog, say_how_to_go_on
@@ -422,11 +423,12 @@ def evolve_main(given: dict[str, Any]) -> Verdict:
     """Search hyperparameters with trainings in processes of their own, as `given` says. Returns who won."""
     with Distributed.join().session() as group:
         group.on_main(lambda: refuse_launcher(group))
-    given = {key: value for key, value in given.items() if key != "resume"}  # the same command goes on anyway
+    given = fetch_typed({key: value for key, value in given.items() if key != "resume"})  # which goes on anyway
     options, typed = TrainOptions(**given), frozenset(given)
     request = Request(options, typed, None)
     model = build_model(request, read_hyperparameters(request), read_names(options))  # mistakes show before it begins
     freeze_layers(model, options.freeze)
+    amp_dtype(options.amp, select_device(options.device)[0])
     read_data(options)
     return run_evolution(options, typed, Path(__file__))
 

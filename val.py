@@ -33,6 +33,7 @@ from utils.autobatch import advice_on_memory
 from utils.boxes import xywh_to_xyxy
 from utils.config import DatasetSpec, SuggestingParser, add_flags, flag
 from utils.dataset import Batch, Loader, make_loader
+from utils.download import fetch_typed
 from utils.errors import UserError, run as run_command
 from utils.files import atomic_write, increment_path
 from utils.labels import LabelIndex, load_index
@@ -40,7 +41,7 @@ from utils.loss import DetectionLoss, LossSums
 from utils.metrics import IOU_LEVELS, ConfusionMatrix, Metrics, Speed, match_detections
 from utils.nms import non_max_suppression
 from utils.plots import Plotter, plot_study
-from utils.predictions import CocoWriter, TextWriter, Writer, unique_names
+from utils.predictions import COCO_IDS, CocoWriter, TextWriter, Writer, unique_names
 from utils.prefetch import prefetch
 from utils.report import HEADER, draw_batch, draw_curves, table
 from utils.runtime import Distributed, cores_in_turn, describe_device, keep_freed_memory, occupy, select_device
@@ -279,17 +280,20 @@ class Subject:
 def parse_args(argv: Sequence[str] | None = None) -> tuple[ValOptions, bool]:
     """The options, and whether the weights were named by the user: only then they are ever downloaded."""
     parser = add_flags(SuggestingParser(prog="val.py", description="Measure a detector."), ValOptions)
-    given = vars(parser.parse_args(argv))
+    given = fetch_typed(vars(parser.parse_args(argv)))
     options = ValOptions(**given)
     wants_json = options.save_json or bool(options.annotations) or Path(options.data).name == "coco.yaml"
     options = replace(options, save_txt=options.save_txt or options.save_hybrid, save_json=wants_json)
     if options.task in ("speed", "study"):
-        for name in [name for name in ("save_txt", "save_json", "save_hybrid", "save_conf") if name in given]:
-            print(f"WARNING --{name.replace('_', '-')} left aside: --task {options.task} writes no detections")
+        fixed = ("conf_thres", "iou_thres") if options.task == "speed" else ("imgsz",)
+        for name in (*fixed, "save_txt", "save_json", "save_hybrid", "save_conf", "annotations"):
+            if name in given:
+                reason = f"has its own {name}" if name in fixed else "writes no detections"
+                print(f"WARNING --{name.replace('_', '-')} left aside: --task {options.task} {reason}")
+    elif options.save_hybrid:
+        print("WARNING --save-hybrid: the labels are among the detections, so that the metrics say nothing")
     if options.task in ("train", "val", "test") and options.conf_thres > 0.001:
         print(f"WARNING --conf-thres {options.conf_thres} leaves out detections that count: mAP is not comparable")
-    if options.save_hybrid:
-        print("WARNING --save-hybrid: the labels are among the detections, so that the metrics say nothing")
     return options, "weights" in given
 
 
@@ -346,7 +350,8 @@ def validate(options: ValOptions, subject: Subject) -> Metrics:
     text = coco = None
     if options.save_json:
         annotations = Path(options.annotations) if options.annotations else find_annotations(subject)
-        coco = CocoWriter(annotations, subject.names, single_cls=options.single_cls, coco=subject.spec.is_coco)
+        coco = CocoWriter(annotations, subject.names, single_cls=options.single_cls, 
+                          coco=subject.spec.is_coco and subject.spec.num_classes == len(COCO_IDS))
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
     if options.save_txt:
         text = TextWriter(folder / "labels", subject.index.paths, confidence=options.save_conf)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from models import common
-from utils.download import typed_file
 from utils.errors import UserError
 from utils.files import read_yaml
 
@@ -198,7 +197,7 @@ def absolute_index(entry: Any, index: int, where: str) -> int:
 
 def find_cfg(name: str | Path) -> Path:
     """A model YAML by path or by name (`yolov5s`, `yolov5s.yaml`): as typed, then in models/ and models/hub/."""
-    file = Path(typed_file(name))
+    file = Path(name)
     file = file if file.suffix in (".yaml", ".yml") else file.with_name(file.name + ".yaml")
     for candidate in (file, *(folder / file.name for folder in CFG_FOLDERS)):
         if candidate.is_file():

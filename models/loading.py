@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from models.foreign import Bag, ForeignFile
 from models.yolo import DetectionModel
 from utils.checkpoint import DAMAGE, read_checkpoint
-from utils.download import fetch, typed_file
 from utils.errors import UserError
 from utils.files import check_archive
 from utils.runtime import ROOT
@@ -233,12 +232,12 @@ def load_ensemble(weights: Sequence[str | Path], device: str | torch.device = "c
 
 
 def resolve_weights(name: str | Path, *, allow_download: bool) -> Path:
-    """The file of `name`: as typed, else in the project folder or its weights/. What an address names is fetched.
+    """The file of `name`: as typed, else in the project folder or its weights/.
 
     Published names (yolov5n.pt ... yolov5x6.pt) that are not there are fetched where that is allowed. UserError
     otherwise, saying where to put the file.
     """
-    file = Path(typed_file(name))
+    file = Path(name)
     if file.suffix.lower() in (".yaml", ".yml"):
         raise UserError(f"{file}: a model YAML has no weights: give it as --cfg {file}")
     if file.suffix.lower() in OTHER_FORMATS:
@@ -270,5 +269,7 @@ def find_weights(names: Sequence[str], *, typed: bool) -> list[Path]:
 
 
 def fetch_published(name: str, target: Path) -> Path:
+    from utils.download import fetch  # late: only this needs the network
+
     print(f"Fetching {name}: weights by Ultralytics under AGPL-3.0, not part of this project")
     return fetch(RELEASE_URL + name, target, sha256=SHA256.get(name))

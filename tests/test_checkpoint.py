@@ -89,6 +89,27 @@ def test_non_finite_weights_are_never_written(state, tmp_path, capsys, part, bad
     assert "NaN or infinity" in capsys.readouterr().err
 
 
+def test_held_weights_are_written_by_the_next_submission_or_at_the_end(state, tmp_path):
+    one, two, bad = (snapshot(state.state_dict()) for _ in range(3))
+    one["epoch"], two["epoch"] = 1, 2
+    bad["ema"]["state_dict"]["model.0.conv.weight"].view(-1)[3] = float("nan")
+    best, last = tmp_path / "best.pt", tmp_path / "last.pt"
+    writer = CheckpointWriter()
+    writer.hold(one, [best])
+    assert not list(tmp_path.iterdir())
+    writer.hold(bad, [best])  # never instead of good ones
+    writer.submit(two, full=[last], stripped=[])
+    writer.wait()
+    assert (read_checkpoint(best)["epoch"], read_checkpoint(last)["epoch"]) == (1, 2)
+    writer.hold(one, [best])
+    writer.submit(two, full=[], stripped=[best])
+    writer.wait()
+    assert read_checkpoint(best)["epoch"] == 2
+    writer.hold(one, [best])
+    writer.close()
+    assert read_checkpoint(best)["epoch"] == 1
+
+
 def test_a_full_disk_costs_one_warning_and_keeps_the_file_before(state, tmp_path, capsys, monkeypatch):
     write_checkpoint(tmp_path / "last.pt", state.state_dict())
     good = (tmp_path / "last.pt").read_bytes()

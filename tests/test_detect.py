@@ -123,6 +123,16 @@ def test_input_size(imgsz, expected):
     assert detect.input_size(imgsz, 32) == expected
 
 
+def test_a_model_of_stride_16_is_shown_pictures_of_sides_of_32(tmp_path, pictures):
+    file = tmp_path / "p34.pt"
+    write_checkpoint(file, {"model": describe_model(DetectionModel("yolov5-p34.yaml", num_classes=2))}, kind="weights")
+    options = SimpleNamespace(device="cpu", half=False, classes=None, imgsz=[80], conf_thres=0.9, iou_thres=0.5,
+                              max_det=1, agnostic_nms=False, augment=False)
+    detector = detect.build_detector(options, [file])
+    assert detector.imgsz == (96, 96) and detector([np.zeros((64, 96, 3), np.uint8)])[0].input_shape == (64, 96)
+    assert detector([np.zeros((40, 96, 3), np.uint8)])[0].input_shape == (64, 96)  # not 48
+
+
 @pytest.mark.parametrize("cfg, grid", [("yolov5-p34.yaml", 32), ("yolov5n.yaml", 32), ("yolov5-p7.yaml", 128)])
 def test_sides_are_multiples_of_32_at_least(cfg, grid):
     assert grid_of(DetectionModel(cfg, num_classes=1)) == grid

@@ -234,8 +234,13 @@ def test_the_old_launcher_and_early_stopping(tiny_data, tiny_cfg, project):
     """`python -m torch.distributed.launch` passes --local-rank; all processes stop at the same epoch."""
     output = launch(sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node", 2,
                     "--master_port", free_port(), "train.py",
-                    *options(tiny_data, tiny_cfg, project, "old", "--patience", 1,
+                    *options(tiny_data, tiny_cfg, project, "old", "--patience", 1, "--freeze", 3, "--save-period", 1,
                              "--hyp", "hyp.no-augmentation.yaml", epochs=30))
+    first, last = (read_checkpoint(project / "old" / "weights" / name)["model"]["state_dict"]
+                   for name in ("epoch0.pt", "last.pt"))
+    frozen = {name for name in first if int(name.split(".")[1]) < 3}
+    assert frozen and {name for name in first if torch.equal(first[name], last[name])} >= frozen
+    assert any(not torch.equal(first[name], last[name]) for name in first.keys() - frozen)
     assert "x 2, torch" in output and "Stopped: no better fitness" in output and len(rows(project / "old")) < 30
 
 

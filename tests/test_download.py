@@ -11,18 +11,16 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
-from models.architecture import find_cfg
-from models.loading import resolve_weights
+import detect
+import train
+import val
 from utils import download
-from utils.acquire import acquire
-from utils.config import Hyperparameters, TrainOptions
-from utils.download import fetch, typed_file, unpack
+from utils.checkpoint import read_checkpoint, write_checkpoint
+from utils.download import fetch, fetch_typed, unpack
 from utils.errors import UserError
-from utils.evolve_run import read_start
 from utils.sources import open_source
 
 PAYLOAD = bytes(range(256)) * 1200  # 307 200 bytes
@@ -158,31 +156,86 @@ def test_an_address_as_source_is_fetched_to_no_lasting_place():
         list(open_source("http://127.0.0.1:9/a.jpg"))
 
 
-def test_what_a_flag_names_by_an_address_is_fetched_to_the_current_folder(server, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """The current folder, empty."""
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_what_a_flag_names_by_an_address_is_fetched_to_the_current_folder(server, here, capsys):
     address = server.url.replace("file.bin", "some/my%20weights.pt?download=1")
     for _ in range(2):
-        assert typed_file(address) == Path("my weights.pt") and Path("my weights.pt").read_bytes() == PAYLOAD
-    assert server.ranges == [None] and "is here already" in capsys.readouterr().out
-    for name in ("a.pt", "http", "ftp://host/a.pt", Path("https:/host/a.pt"), ""):
-        assert typed_file(name) == name
-    for nothing in ("", "/", "/a/", "/..", "/a/%2e%2e", "/a%2f"):
-        with pytest.raises(UserError, match="the address of a file is needed|could not fetch"):
-            typed_file(f"http://127.0.0.1:9{nothing}")
-    assert [file.name for file in tmp_path.iterdir()] == ["my weights.pt"]
+        assert fetch_typed({"weights": address, "name": address}) == {"weights": "my weights.pt", "name": address}
+    assert fetch_typed({"weights": ["a.pt", address]}) == {"weights": ["a.pt", "my weights.pt"]}
+    assert (here / "my weights.pt").read_bytes() == PAYLOAD
+    assert server.ranges == [None] and capsys.readouterr().out.count("is here already") == 2
+    for text in ("a.pt", "http", "ftp://host/a.pt", ""):
+        assert fetch_typed({"weights": text}) == {"weights": text}
 
 
-@pytest.mark.parametrize("read", [
-    lambda address: acquire(address), lambda address: Hyperparameters.load(address), find_cfg,
-    lambda address: resolve_weights(address, allow_download=False),
-    lambda address: read_start(TrainOptions(hyp=address)),
-], ids=["--data", "--hyp", "--cfg", "--weights", "--hyp of an evolution"])
-def test_flags_that_take_an_address(server, tmp_path, monkeypatch, read):
+@pytest.mark.parametrize("flag, ending", [
+    ("weights", ""), ("weights", "/"), ("weights", "/a/"), ("weights", "/.."), ("weights", "/a/%2e%2e"),
+    ("weights", "/a%2f"), ("weights", "/a.onnx"), ("weights", "/a.yaml"), ("data", "/a.zip"), ("hyp", "/a.pt"),
+    ("cfg", "/tqdm.py"),
+])
+def test_other_kinds_of_files_are_not_even_asked_for(server, here, flag, ending):
+    with pytest.raises(UserError, match=f"--{flag} http.*: the address of a .* file is needed"):
+        fetch_typed({flag: server.url.removesuffix("/file.bin") + ending})
+    assert server.ranges == [] and not list(here.iterdir())
+
+
+@pytest.mark.parametrize("address", ["http://[bad/a.pt", "http://127.0.0.1:9/" + "a" * 300 + ".pt", "http://./a.pt",
+                                     "http://" + "a" * 64 + ".example/a.pt", "http://127.0.0.1:port/a.pt"])
+def test_odd_addresses_are_one_line(here, address):
+    with pytest.raises(UserError) as wrong:
+        fetch_typed({"weights": address})
+    assert "\n" not in str(wrong.value) and not list(here.iterdir())
+
+
+def test_letters_of_any_script_in_an_address(server, here):
+    address = server.url.replace("file.bin", "m\u00e4nner 1.yaml")
+    assert fetch_typed({"data": address}) == {"data": "m\u00e4nner 1.yaml"} and server.ranges == [None]
+
+
+def test_two_addresses_that_end_alike_are_not_mixed(server, here):
+    server.cuts = [1000, 0, 0]
+    one, two = (server.url.replace("file.bin", f"{folder}/best.pt") for folder in "ab")
+    with pytest.raises(UserError, match="could not fetch"):
+        fetch_typed({"weights": one})
+    fetch_typed({"weights": two})
+    assert server.ranges[-1] is None  # from its beginning
+    (here / "best.pt").unlink()
+    fetch_typed({"weights": one})
+    assert server.ranges[-1] == "bytes=1000-" and [file.name for file in here.iterdir()] == ["best.pt"]
+
+
+@pytest.mark.parametrize("program, flags", [
+    (train, ["--data"]), (train, ["--cfg"]), (train, ["--hyp"]), (train, ["--weights"]),
+    (train, ["--evolve", "--data"]), (val, ["--data"]), (val, ["--weights"]), (detect, ["--weights"]),
+    (detect, ["--data"]),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else value.__name__)
+def test_flags_that_take_an_address(server, here, program, flags):
     """What comes is no YAML, no weights: it was asked for and read."""
-    monkeypatch.chdir(tmp_path)
-    with suppress(UserError):
-        read(server.url.replace(".bin", ".yaml"))
-    assert (tmp_path / "file.yaml").read_bytes() == PAYLOAD
+    name = "file.pt" if flags == ["--weights"] else "file.yaml"
+    with pytest.raises(UserError):
+        program.main([*flags, server.url.replace("file.bin", name)])
+    assert (here / name).read_bytes() == PAYLOAD and server.ranges == [None]
+
+
+def test_addresses_in_a_checkpoint_are_not_fetched(server, here, monkeypatch, tiny_data, tiny_cfg):
+    """Nobody has typed them, and what they bring could be run at the next start."""
+    words = ["--imgsz", "64", "--workers", "0", "--device", "cpu", "--noplots", "--project", str(here)]
+    train.main(["--data", str(tiny_data), "--cfg", str(tiny_cfg), "--epochs", "1", *words])
+    last, before = here / "exp" / "weights" / "last.pt", {file.name for file in here.iterdir()}
+    content = read_checkpoint(last)
+    for options in ({"data": server.url.replace(".bin", ".yaml")}, {"data": server.url.replace("file.bin", "tqdm.py")},
+                    {"hyp": server.url.replace(".bin", ".yaml"), "weights": server.url.replace(".bin", ".pt"),
+                     "cfg": server.url.replace(".bin", ".yaml")}):
+        write_checkpoint(last, {**content, "options": {**content["options"], **options}})
+        with suppress(UserError):
+            train.main(["--resume", str(last), "--epochs", "2"])
+    assert server.ranges == [] and {file.name for file in here.iterdir()} == before
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/a", "a.zip", ""])

@@ -365,12 +365,14 @@ def test_the_echo_of_a_launcher_is_heard_until_the_process_ends(handlers, monkey
 
 def test_a_launcher_does_not_cut_short_what_an_error_has_to_say(handlers, monkeypatch):
     """Where a process fails, the launcher ends the others, which then are about to say that they lost contact."""
-    now, begun = [0.0], signal.getsignal(signal.SIGTERM)
+    now, ended = [0.0], []
+    begun = lambda *_: ended.append(True)  # noqa: E731
+    signal.signal(signal.SIGTERM, begun)
     monkeypatch.setattr("utils.interruption.time.monotonic", lambda: now[0])
     with suppress(RuntimeError), Interruption(10, echo_seconds=3):
         raise RuntimeError("Connection closed by peer")
     os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is not begun
+    assert not ended and signal.getsignal(signal.SIGTERM) is not begun
     now[0] = 3.5
     with pytest.raises(KeyboardInterrupt):  # of a program that goes on
         os.kill(os.getpid(), signal.SIGINT)

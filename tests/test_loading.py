@@ -496,10 +496,12 @@ def test_resolve_weights(tmp_path, monkeypatch):
 
 
 def test_published_weights_are_fetched(tmp_path, monkeypatch, capsys):
+    import utils.download
+
     asked = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loading, "ROOT", tmp_path)
-    monkeypatch.setattr(loading, "fetch", lambda url, target, **checks: asked.append((url, checks)) or target)
+    monkeypatch.setattr(utils.download, "fetch", lambda url, target, **checks: asked.append((url, checks)) or target)
     for name in ("yolov5n.pt", "yolov5x6.pt"):
         assert resolve_weights(name, allow_download=True) == tmp_path / "weights" / name
         assert "AGPL-3.0" in capsys.readouterr().out

@@ -317,7 +317,7 @@ def test_what_cannot_change_is_refused(copy, extra, message):
 
 
 def test_a_run_of_yolov5_starts_anew(reference):
-    with pytest.raises(UserError, match="yolov5n.pt: not a whole .*; a run of YOLOv5 goes on as a new one: --weights"):
+    with pytest.raises(UserError, match="yolov5n.pt: not a whole .*; of a run of YOLOv5 a new one can start: --w"):
         train.main(["--resume", str(reference / "weights" / "yolov5n.pt")])
 
 

@@ -236,7 +236,7 @@ def test_best_is_the_best_epoch_also_where_only_the_last_is_saved(tiny_data, tin
 
     def hold_then_ask(folder, content):
         hold(folder, content)
-        if interrupted and content["epoch"] == 1:
+        if interrupted and content["epoch"] == 2:  # the best: the signal is heard within the next epoch
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(RunFolder, "hold_best", hold_then_ask)
@@ -247,6 +247,28 @@ def test_best_is_the_best_epoch_also_where_only_the_last_is_saved(tiny_data, tin
         train.main(["--resume", str(weights)])
     best, last = (read_checkpoint(weights / name) for name in ("best.pt", "last.pt"))
     assert (best["epoch"], best["metrics"]["map50"], best["kind"], last["epoch"]) == (2, 0.4, "weights", 4)
+
+
+@pytest.mark.parametrize("extra, message", [(["--freeze", "99"], "--freeze 99: the model has layers 0 to 24"),
+                                            (["--amp", "fp16"], "--amp fp16 needs a GPU")])
+def test_mistakes_end_an_evolution_before_it_begins(tiny_data, tiny_cfg, tmp_path, capsys, extra, message):
+    with pytest.raises(UserError, match=message):
+        run(tiny_data, tiny_cfg, tmp_path, "--evolve", "2", *extra)
+    assert "Scanning" not in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_best_is_written_where_a_run_ends_by_an_error(tiny_data, tiny_cfg, tmp_path, monkeypatch):
+    measure = train.train_one_epoch
+
+    def fail_in_the_third(run, *rest):
+        if run.state.epoch == 2:
+            raise LookupError
+        return measure(run, *rest)
+
+    monkeypatch.setattr(train, "train_one_epoch", fail_in_the_third)
+    with pytest.raises(LookupError):
+        run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--nosave", epochs=4)
+    assert read_checkpoint(tmp_path / "run" / "weights" / "best.pt")["epoch"] in (1, 2)
 
 
 def test_a_run_from_scratch_does_not_say_that_it_had_weights(finished, tiny_data, tiny_cfg, tmp_path):

@@ -325,6 +325,17 @@ def test_study(val_args, tiny_weights, tmp_path, monkeypatch):
     assert cv2.imread(str(folder / "study.png")).shape[2] == 3
 
 
+@pytest.mark.parametrize("ids, expected", [([5, 7], {5, 7}), ([5, 7, 9], {0, 1})])
+def test_cocos_ids_are_for_cocos_classes(val_args, tmp_path, monkeypatch, ids, expected):
+    """Not for others whose list of pictures has the name of COCO's."""
+    monkeypatch.setattr("utils.config.DatasetSpec.is_coco", True)
+    monkeypatch.setattr("utils.predictions.COCO_IDS", ids)
+    monkeypatch.setattr(val, "COCO_IDS", ids)
+    val.main([*val_args, "--save-json"])
+    rows = json.loads(next((tmp_path / "runs" / "exp").glob("*_predictions.json")).read_text())
+    assert {row["category_id"] for row in rows} == expected
+
+
 def test_speed_shows_classes_and_says_what_it_leaves_aside(val_args, capsys):
     val.main([*val_args, "--task", "speed", "--save-txt", "--save-conf"])
     printed = capsys.readouterr().out
@@ -333,6 +344,10 @@ def test_speed_shows_classes_and_says_what_it_leaves_aside(val_args, capsys):
         assert f"WARNING {name} left aside: --task speed writes no detections" in printed
     val.main([*val_args, "--task", "speed"])
     assert "left aside" not in capsys.readouterr().out
+    val.main([*val_args, "--task", "speed", "--save-hybrid", "--conf-thres", "0.5"])
+    printed = capsys.readouterr().out
+    assert "--save-hybrid left aside" in printed and "say nothing" not in printed
+    assert "WARNING --conf-thres left aside: --task speed has its own conf_thres" in printed
 
 
 @pytest.mark.parametrize(

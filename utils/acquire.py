@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data.scripts.make_shapes import make_shapes
 from utils.config import DatasetSpec, MissingData
-from utils.download import fetch, typed_file, unpack
+from utils.download import fetch, unpack
 from utils.errors import UserError
 from utils.files import find_file
 from utils.runtime import ROOT, datasets_folders
@@ -34,7 +34,7 @@ def acquire(data: str, progress: bool = True) -> DatasetSpec:
 def find_yaml(data: str) -> Path:
     """The data set YAML that `data` names. UserError with the places looked at."""
     folders = [Path.cwd() / "data", ROOT, ROOT / "data"]
-    file = find_file(typed_file(data), *folders)
+    file = find_file(data, *folders)
     if Path(data).is_dir():
         raise UserError(f"--data {data}: a folder: give the data set YAML, which names the folders of pictures")
     if file is None or file.suffix.lower() not in (".yaml", ".yml"):

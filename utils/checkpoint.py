@@ -122,6 +122,7 @@ class CheckpointWriter:
         self._waiting: list[Future] = []
         self._for_use: dict[Path, tuple[dict[str, Any], Future]] = {}
         self.unwritten: dict[Path, dict[str, Any]] = {}  # weights for use that still have to be; known after `wait`
+        self._held: dict[Path, dict[str, Any]] = {}  # of `unwritten` those that were never tried
         self.failed = False  # whether anything handed over last could not be written; known after `wait`
 
     def submit(self, content: dict[str, Any], *, full: list[Path], stripped: list[Path]) -> None:
@@ -135,6 +136,7 @@ class CheckpointWriter:
             print("WARNING not saved: the weights hold NaN or infinity; the checkpoints before stay", file=sys.stderr)
             self.failed = True
             return
+        self._held = {}
         for path in stripped:
             self.unwritten[path] = stripped_content(content)
         for path, weights in self.unwritten.items():
@@ -145,7 +147,8 @@ class CheckpointWriter:
         """Weights for use that the next submission is to write."""
         self.wait()
         if is_finite(content):
-            self.unwritten |= dict.fromkeys(stripped, snapshot(stripped_content(content)))
+            self._held = dict.fromkeys(stripped, snapshot(stripped_content(content)))
+            self.unwritten |= self._held
 
     def wait(self) -> None:
         """Until everything handed over is on the disk, or has `failed`."""
@@ -157,6 +160,8 @@ class CheckpointWriter:
 
     def close(self) -> None:
         self.wait()
+        for path, weights in self._held.items():  # the run has ended otherwise than by a save
+            _write(path, weights, "weights")
         self._thread.shutdown()
 
 
@@ -192,7 +197,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise NotOurs(f"{path}: not a whole checkpoint of this project{reason}") from error
     check_extent(content, path)
     if not isinstance(content, dict) or not isinstance(content.get("anchorage"), int):
-        raise UserError(f"{path}: not a checkpoint of this project")
+        raise NotOurs(f"{path}: not a checkpoint of this project")
     if content["anchorage"] > SCHEMA:
         raise UserError(f"{path}: written by a newer version (schema {content['anchorage']}); update this project")
     while content["anchorage"] < SCHEMA:

@@ -12,7 +12,6 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from utils.download import typed_file
 from utils.errors import UserError
 from utils.files import find_file, read_yaml
 
@@ -261,7 +260,7 @@ class Hyperparameters:
     @staticmethod
     def find(path: str | Path, *folders: Path) -> Path:
         """The file of `--hyp`; UserError where it is not there."""
-        found = find_file(typed_file(path), *folders)
+        found = find_file(path, *folders)
         if found is None:
             known = [file.name for folder in folders for file in folder.glob("hyp.*.yaml")]
             raise UserError(f"--hyp {path}: no such file, here or in {' or '.join(map(str, folders))}"

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from tqdm import tqdm
 
@@ -33,13 +33,14 @@ JUNK = ("__MACOSX", ".DS_Store")  # what a Mac adds to archives
 
 def fetch(
     url: str, destination: str | Path, *, sha256: str | None = None, size: int | None = None, progress: bool = True,
-    keep: bool = True,
+    keep: bool = True, part: Path | None = None,
 ) -> Path:
     """Download `url` to the file `destination`, checked against `sha256` (hex) and `size` (bytes) where given.
 
     Bytes go to `<destination>.part`, which a later call takes up where this one broke off; the file appears under its
     own name only when complete. A file that is there and passes the checks is returned without a request.
-    Any failure is a UserError that says what to do by hand. keep: whether `destination` outlives this program.
+    Any failure is a UserError that says what to do by hand. keep: whether `destination` outlives this program. part:
+    another name for what has arrived.
     """
     destination = Path(destination)
     if not url.startswith(("http://", "https://")):
@@ -47,7 +48,7 @@ def fetch(
     if destination.exists():
         _check(destination, sha256, size, f"{destination} is not the file expected from {url}: delete it and try again")
         return destination
-    part = destination.with_name(destination.name + ".part")
+    part = part or destination.with_name(destination.name + ".part")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         _transfer(url, part, progress)
@@ -65,17 +66,43 @@ def fetch(
     return destination
 
 
-def typed_file(name: str | Path) -> str | Path:
-    """What a flag for a file was given, as it is; but what an http(s) address names is fetched into the current folder,
-    unless a file of that name is there already."""
-    if not str(name).startswith(("http://", "https://")):
-        return name
-    file = Path(urllib.parse.unquote(urllib.parse.urlsplit(str(name)).path).rsplit("/", 1)[-1])
-    if file.name in ("", ".."):
-        raise UserError(f"{name}: the address of a file is needed")
-    if file.exists():
-        print(f"{file} is here already: not fetched from {name}")
-    return fetch(str(name), file)
+YAML, WEIGHTS = (".yaml", ".yml"), (".pt",)
+TYPED = {"data": YAML, "cfg": YAML, "hyp": YAML, "weights": WEIGHTS}  # flags that take an address, and of what
+
+
+def fetch_typed(given: dict[str, Any]) -> dict[str, Any]:
+    """The options that a user typed, with a file in the current folder in place of every http(s) address.
+
+    A file of that name which is there already is taken. For the command line alone: what a checkpoint or a data set
+    names is never fetched by it.
+    """
+    local = {}
+    for flag in TYPED.keys() & given.keys():
+        value = given[flag]
+        local[flag] = [_local(flag, one) for one in value] if isinstance(value, list) else _local(flag, value)
+    return {**given, **local}
+
+
+def _local(flag: str, text: str) -> str:
+    """`text`, or the name of the file that was fetched from it."""
+    if not text.startswith(("http://", "https://")):
+        return text
+    try:
+        parts = urllib.parse.urlsplit(text)
+        file = Path(urllib.parse.unquote(parts.path).rsplit("/", 1)[-1])
+        if file.suffix.lower() not in TYPED[flag]:
+            raise UserError(f"--{flag} {text}: the address of a {' or '.join(TYPED[flag])} file is needed")
+        if file.exists():
+            print(f"--{flag}: {file} is here already, not fetched again")
+            return str(file)
+        url = parts._replace(path=urllib.parse.quote(parts.path, safe="/%:@")).geturl()
+        # Two addresses may end alike: what has arrived of one is no part of the other.
+        part = file.with_name(f"{file.name}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.part")
+        return str(fetch(url, file, part=part))
+    except (ValueError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"--{flag} {text}: no address that can be fetched ({error})") from error
 
 
 def _transfer(url: str, part: Path, progress: bool) -> None:

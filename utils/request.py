@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import Hyperparameters, TrainOptions
+from utils.download import fetch_typed
 from utils.errors import UserError
 from utils.files import increment_path
 from utils.launch import find_launch
@@ -33,7 +34,7 @@ def understand(given: dict[str, Any], launchers: Sequence[str]) -> Request:
 
     launchers: those of all processes. A run that they began before a restart of theirs is gone on with, unasked.
     """
-    given = dict(given)
+    given = fetch_typed(given)
     resume = given.pop("resume", False)
     folder = find_launch(given.get("project", TrainOptions.project), launchers)
     if folder is not None:

@@ -51,7 +51,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     try:
         content = read_checkpoint(checkpoint)
     except NotOurs as error:
-        raise UserError(f"--resume {error}; a run of YOLOv5 goes on as a new one: --weights {checkpoint}") from error
+        raise UserError(f"--resume {error}; of a run of YOLOv5 a new one can start: --weights {checkpoint}") from error
     if content.get("kind") == "weights":
         raise UserError(f"--resume {checkpoint}: holds weights only; resume from last.pt, or start with --weights")
     parts = [content.get(name) for name in ("options", "hyp", "model")]
