@@ -13,7 +13,7 @@ def build_model(request: Request, hyp: Hyperparameters, names: dict[int, str]) -
     """The model on the CPU: of a resumed run, from weights (transferred by name and shape), or new from a YAML."""
     options = request.options
     settings = {"num_classes": len(names), "anchors": fitted_anchors(options, hyp)}
-    path = None if request.resumed else find_weights(options, request.typed)
+    path = None if request.resumed else starting_weights(options, request.typed)
     if request.resumed:
         model = DetectionModel(request.resumed["model"]["yaml"])
         if model.num_classes != len(names):
@@ -35,7 +35,7 @@ def build_model(request: Request, hyp: Hyperparameters, names: dict[int, str]) -
 def settle_start(request: Request) -> TrainOptions:
     """The options with what a new model really begins with: where it is from scratch no weights, but a YAML."""
     options = request.options
-    if request.resumed or find_weights(options, request.typed):
+    if request.resumed or starting_weights(options, request.typed):
         return options
     return options.replace(weights="", cfg=options.cfg or Path(options.weights).with_suffix(".yaml").name)
 
@@ -53,7 +53,7 @@ def fitted_anchors(options: TrainOptions, hyp: Hyperparameters) -> int | None:
     return round(hyp.anchors) or None
 
 
-def find_weights(options: TrainOptions, typed: frozenset[str]) -> Path | None:
+def starting_weights(options: TrainOptions, typed: frozenset[str]) -> Path | None:
     """The file to start from, None to start from scratch. Only weights that the user named are ever downloaded."""
     if not options.weights or (options.cfg and "weights" not in typed):
         return None

@@ -13,7 +13,7 @@ import torch
 
 import train
 from models import loading
-from models.building import find_weights
+from models.building import starting_weights
 from utils import resume
 from utils.acquire import acquire
 from utils.autobatch import MEMORY_SHARE, TRIED, extrapolate
@@ -62,12 +62,12 @@ def test_noautoanchor_keeps_the_models_own_anchors(tiny_cfg, capsys):
 def test_default_weights_are_used_only_if_present_and_without_a_cfg(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loading, "ROOT", tmp_path)
-    assert find_weights(TrainOptions(), frozenset()) is None and "from scratch" in capsys.readouterr().out
+    assert starting_weights(TrainOptions(), frozenset()) is None and "from scratch" in capsys.readouterr().out
     (tmp_path / "yolov5s.pt").touch()
-    assert find_weights(TrainOptions(), frozenset()) == Path("yolov5s.pt")
-    assert find_weights(TrainOptions(cfg="yolov5n.yaml"), frozenset({"cfg"})) is None
+    assert starting_weights(TrainOptions(), frozenset()) == Path("yolov5s.pt")
+    assert starting_weights(TrainOptions(cfg="yolov5n.yaml"), frozenset({"cfg"})) is None
     both = TrainOptions(cfg="yolov5n.yaml", weights="yolov5s.pt")
-    assert find_weights(both, frozenset({"cfg", "weights"})) == Path("yolov5s.pt")
+    assert starting_weights(both, frozenset({"cfg", "weights"})) == Path("yolov5s.pt")
 
 
 def test_resume_looks_in_the_project_folder_only(tmp_path, monkeypatch):

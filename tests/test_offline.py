@@ -8,7 +8,7 @@ import detect
 import train
 import val
 from models import loading
-from models.building import find_weights
+from models.building import starting_weights
 from models.yolo import DetectionModel
 from utils import acquire, download
 from utils.checkpoint import describe_model, write_checkpoint
@@ -57,7 +57,7 @@ def test_a_whole_session_without_network(tiny_data, tiny_cfg, tmp_path, attempts
 
 
 def test_default_weights_that_are_not_here_are_not_fetched(tiny_data, nowhere, attempts, capsys):
-    assert find_weights(TrainOptions(), frozenset()) is None
+    assert starting_weights(TrainOptions(), frozenset()) is None
     assert "starting from scratch (--weights yolov5s.pt would fetch it)" in capsys.readouterr().out
     with pytest.raises(UserError, match="--weights yolov5s.pt to download that model"):
         val.main(["--data", str(tiny_data), "--device", "cpu"])
