@@ -28,7 +28,7 @@ from utils.checkpoint import read_checkpoint, stripped_content, write_checkpoint
 from utils.config import SuggestingParser, add_flags, flag
 from utils.download import fetch_typed
 from utils.errors import UserError, run
-from utils.files import find_file, increment_path, read_yaml
+from utils.files import expect_creatable, find_file, increment_path, read_yaml
 from utils.nms import non_max_suppression
 from utils.outputs import Outputs, can_show_windows
 from utils.runtime import ROOT, datasets_folders, describe_device, occupy, select_device
@@ -294,6 +294,7 @@ def strip(file: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> Path:
     """Run the command line; returns the folder with the results."""
     options, typed = parse_args(argv)
+    expect_creatable(options.project)
     text = options.source if "source" in typed else default_source()
     with open_source(text, vid_stride=options.vid_stride) as source:
         files = find_weights(options.weights, typed="weights" in typed)

@@ -35,7 +35,7 @@ from utils.config import DatasetSpec, SuggestingParser, add_flags, flag
 from utils.dataset import Batch, Loader, make_loader
 from utils.download import fetch_typed
 from utils.errors import UserError, run as run_command
-from utils.files import atomic_write, increment_path
+from utils.files import atomic_write, expect_creatable, increment_path
 from utils.labels import LabelIndex, load_index
 from utils.loss import DetectionLoss, LossSums
 from utils.metrics import IOU_LEVELS, ConfusionMatrix, Metrics, Speed, match_detections
@@ -381,6 +381,8 @@ def study(options: ValOptions, subject: Subject, file: Path) -> tuple[list[Metri
 def main(argv: Sequence[str] | None = None) -> Metrics | list[Metrics]:
     """Measure as the command line `argv` says: the metrics, or, for speed and study, those of each weights and size."""
     options, named = parse_args(argv)
+    if options.task != "speed":  # which only prints
+        expect_creatable(options.project)
     keep_freed_memory()
     device = occupy(select_device(options.device)[0])
     weights = find_weights(options.weights, typed=named)

@@ -215,6 +215,14 @@ def test_an_unknown_flag_gets_the_nearest_one(place, capsys, program, flag, mean
 
 
 @PROGRAMS
+def test_a_project_that_cannot_be_is_told_before_anything_that_takes_long(place, capsys, program):
+    write("taken", "a file")
+    expected = f"cannot create the folder taken/here: {place / 'taken'} is not a folder; give another --project"
+    assert mistake(place, program, "--project", "taken/here") == expected
+    assert "Scanning" not in capsys.readouterr().err
+
+
+@PROGRAMS
 def test_all_unknown_flags_are_named_and_those_of_yolov5_explained(place, capsys, program):
     with pytest.raises(SystemExit):
         run(program, "--bbox_interval", "3", "--nmae=x", "--upload-dataset", "--entity=me")

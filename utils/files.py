@@ -42,6 +42,14 @@ def increment_path(path: str | Path, exist_ok: bool = False) -> Path:
             raise UserError(f"{problem}; give another --project") from error
 
 
+def expect_creatable(project: str | Path) -> None:
+    """UserError where no folder can be made in `project`, before anything that takes long; nothing is made yet."""
+    there = next(folder for folder in (Path(project).absolute(), *Path(project).absolute().parents) if folder.exists())
+    reason = "is not a folder" if not there.is_dir() else "" if os.access(there, os.W_OK) else "cannot be written to"
+    if reason:
+        raise UserError(f"cannot create the folder {project}: {there} {reason}; give another --project")
+
+
 def find_file(name: str | Path, *folders: Path) -> Path | None:
     """The file `name` as typed, else the first directly in one of `folders`; None if absent."""
     candidates = [Path(name), *(folder / name for folder in folders)]

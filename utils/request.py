@@ -10,7 +10,7 @@ from typing import Any
 from utils.config import Hyperparameters, TrainOptions
 from utils.download import fetch_typed
 from utils.errors import UserError
-from utils.files import increment_path
+from utils.files import expect_creatable, increment_path
 from utils.launch import find_launch
 from utils.resume import changed_options, find_run, read_state, refuse_if_done, run_folder
 from utils.runtime import ROOT, select_device
@@ -43,6 +43,7 @@ def understand(given: dict[str, Any], launchers: Sequence[str]) -> Request:
             del given["batch_size"]  # found the first time, and kept
         print(f"Restarted by the launcher: going on with {folder}")
     if not resume:
+        expect_creatable(given.get("project", TrainOptions.project))
         return Request(TrainOptions(**given), frozenset(given), None, folder)
     checkpoint = find_run(resume, given.get("project", TrainOptions.project))
     content = read_state(checkpoint)
