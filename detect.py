@@ -8,7 +8,6 @@ from utils.errors import die_of_ctrl_c
 if __name__ == "__main__":
     die_of_ctrl_c()  # amid the imports
 
-import shlex
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from models.loading import find_weights, is_own, load_ensemble
 from models.yolo import as_input
 from utils.augment import Letterbox, letterbox
 from utils.checkpoint import read_checkpoint, stripped_content, write_checkpoint
-from utils.config import SuggestingParser, add_flags, flag
+from utils.config import SuggestingParser, add_flags, detect_command, flag
 from utils.download import fetch_typed
 from utils.errors import UserError, run
 from utils.files import expect_creatable, find_file, increment_path, read_yaml
@@ -262,9 +261,7 @@ def other_outputs(outputs: Outputs, options: DetectOptions, source: str) -> str:
     kinds = [("--save-txt", "the boxes as text", outputs.text), ("--save-crop", "the objects cut out", outputs.crops),
              ("--save-csv", "a table", outputs.table)]
     flag, what = next(((flag, what) for flag, what, given in kinds if not given), ("", ""))
-    size = [] if options.imgsz == DetectOptions().imgsz else ["--imgsz", *map(str, options.imgsz)]
-    command = ["python", "detect.py", "--weights", *options.weights, "--source", source, *size, flag]
-    return f"; for {what}: {shlex.join(command)}" if flag else ""
+    return f"; for {what}: {detect_command(options.weights, options.imgsz, source)} {flag}" if flag else ""
 
 
 def summarise(outputs: Outputs, speed: Speed, source: str, options: DetectOptions) -> None:

@@ -52,7 +52,7 @@ from utils.runtime import (Distributed, amp_dtype, cores_in_turn, describe_devic
 from utils.schedule import NOMINAL, EarlyStopping, Rates, Schedule, largest_size, multi_scale_size, nominal_batch
 from utils.training_data import Data, expect_pictures, label_sizes, read_data, read_names
 from utils.training_log import RunLog, SilentLog, say_how_to_go_on
-from utils.trainstate import begin_again, build_state, is_over, steps_before
+from utils.trainstate import begin_again, build_state, describe_weights, go_back, is_over, steps_before
 
 MAX_GRADIENT_NORM = 10.0
 
@@ -319,24 +319,6 @@ def optimizer_step(run: Run) -> None:
     run.optimizer.zero_grad(set_to_none=True)
     if run.guard.must_return:
         raise NumbersWentBad
-
-
-def go_back(run: Run, good: dict) -> None:
-    """Return to the state at the epoch's start (or, if unknown, where the run was taken up), at a lower rate."""
-    guard = run.guard
-    if guard.exhausted:
-        raise UserError(f"the loss is not finite, also after {guard.returns} returns to a good state at lower rates; "
-                        "try a lower lr0 in the --hyp file, --amp off, and look for damaged labels or pictures")
-    counts = guard.state_dict()
-    run.state.load_state_dict(snapshot(good))  # an optimizer goes on in the tensors that it is given
-    guard.load_state_dict(counts)
-    guard.note_return()
-    print("WARNING the numbers went bad (NaN or infinity, several steps in a row): back to the state at the epoch's "
-          f"start, learning rates x {guard.rate}")
-
-
-def describe_weights(run: Run) -> dict[str, Any]:
-    return {"model": {"state_dict": run.model.state_dict()}, "ema": run.ema.state_dict()}
 
 
 def save_between_steps(run: Run, log: "RunLog", interruption: Interruption) -> None:

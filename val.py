@@ -11,7 +11,6 @@ if __name__ == "__main__":
 import itertools
 import math
 import operator
-import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -31,7 +30,7 @@ from models.yolo import as_input
 from utils.acquire import acquire
 from utils.autobatch import advice_on_memory
 from utils.boxes import xywh_to_xyxy
-from utils.config import DatasetSpec, SuggestingParser, add_flags, flag
+from utils.config import DatasetSpec, SuggestingParser, add_flags, detect_command, flag
 from utils.dataset import Batch, Loader, make_loader
 from utils.download import fetch_typed
 from utils.errors import UserError, run as run_command
@@ -350,7 +349,7 @@ def validate(options: ValOptions, subject: Subject) -> Metrics:
     text = coco = None
     if options.save_json:
         annotations = Path(options.annotations) if options.annotations else find_annotations(subject)
-        coco = CocoWriter(annotations, subject.names, single_cls=options.single_cls, 
+        coco = CocoWriter(annotations, subject.names, single_cls=options.single_cls,
                           coco=subject.spec.is_coco and subject.spec.num_classes == len(COCO_IDS))
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
     if options.save_txt:
@@ -396,8 +395,7 @@ def main(argv: Sequence[str] | None = None) -> Metrics | list[Metrics]:
         metrics = compare_weights(options, weights, device)
     else:
         metrics = validate(options, build_subject(options, weights, device))
-    size = [] if options.imgsz == ValOptions.imgsz else ["--imgsz", str(options.imgsz)]
-    print(f"Next: {shlex.join(['python', 'detect.py', '--weights', *map(str, weights), *size])} --source YOUR_PICTURES")
+    print(f"Next: {detect_command(weights, [options.imgsz])}")
     return metrics
 
 

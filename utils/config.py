@@ -6,6 +6,7 @@ Names of flags and YAML keys are interfaces of YOLOv5 and kept; each becomes a d
 import argparse
 import difflib
 import reprlib
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
@@ -31,6 +32,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 NOT_OFFERED = {"__entity", "__upload_dataset", "__bbox_interval", "__artifact_alias", "__bucket", "__visualize"}
+
+
+def detect_command(weights: Iterable[str | Path], imgsz: Sequence[int], source: str = "YOUR_PICTURES") -> str:
+    """What to type for detections with these weights; `imgsz` is named where it is not the usual."""
+    size = [] if list(imgsz) == [640] else ["--imgsz", *map(str, imgsz)]
+    return shlex.join(["python", "detect.py", "--weights", *map(str, weights), "--source", source, *size])
 
 
 class SuggestingParser(argparse.ArgumentParser):

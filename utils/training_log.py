@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from utils.config import detect_command
 from utils.dataset import Batch
 from utils.interruption import EXIT_CODE
 from utils.metrics import Metrics
@@ -94,10 +95,8 @@ class RunLog:
         return self.folder.best
 
     def say_next(self) -> None:
-        options = self.run.options
-        size = f" --imgsz {options.imgsz}" if options.imgsz != type(options).imgsz else ""
         print(f"Results saved to {self.folder.path}\n"
-              f"Next: python detect.py --weights {shlex.quote(str(self.folder.best))}{size} --source YOUR_PICTURES")
+              f"Next: {detect_command([self.folder.best], [self.run.options.imgsz])}")
         self.folder.mark_end(self.run.state.state_dict())
 
 

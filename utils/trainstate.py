@@ -1,4 +1,4 @@
-"""The state that a training begins with: fresh, or taken over from the run that it goes on with."""
+"""The state that a training begins with, fresh or taken over from the run that it goes on with, and goes back to."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from utils.checkpoint import TrainState
+from utils.checkpoint import TrainState, snapshot
 from utils.config import Hyperparameters, TrainOptions
 from utils.ema import ModelEMA
 from utils.errors import UserError
@@ -81,3 +81,21 @@ def is_over(state: TrainState, options: TrainOptions) -> bool:
     """Whether all epochs are done, or fitness has stood still for long enough."""
     stopped = not options.noval and state.members["stopper"].is_over(state.epoch - 1)
     return state.epoch >= options.epochs or stopped
+
+
+def go_back(run: Any, good: dict) -> None:
+    """Return to the state at the epoch's start (or, if unknown, where the run was taken up), at a lower rate."""
+    guard = run.guard
+    if guard.exhausted:
+        raise UserError(f"the loss is not finite, also after {guard.returns} returns to a good state at lower rates; "
+                        "try a lower lr0 in the --hyp file, --amp off, and look for damaged labels or pictures")
+    counts = guard.state_dict()
+    run.state.load_state_dict(snapshot(good))  # an optimizer goes on in the tensors that it is given
+    guard.load_state_dict(counts)
+    guard.note_return()
+    print("WARNING the numbers went bad (NaN or infinity, several steps in a row): back to the state at the epoch's "
+          f"start, learning rates x {guard.rate}")
+
+
+def describe_weights(run: Any) -> dict[str, Any]:
+    return {"model": {"state_dict": run.model.state_dict()}, "ema": run.ema.state_dict()}
