@@ -119,8 +119,10 @@ class Speed:
 
     def __str__(self) -> str:
         prepare, infer, suppress = (f"{total / max(self.frames, 1):.1f}ms" for total in self.totals)
-        return (f"Speed: {prepare} pre-process, {infer} inference, {suppress} NMS per image "
-                f"at shape {(1, 3, *self.input_shape)}")
+        return (
+            f"Speed: {prepare} pre-process, {infer} inference, {suppress} NMS per image "
+            f"at shape {(1, 3, *self.input_shape)}"
+        )
 
 
 @dataclass
@@ -156,8 +158,9 @@ class Detector:
         with torch.autocast(self.device.type, torch.float16, enabled=self.half):
             prediction = self.model(batch, augment=self.augment)[0]
         inferred = self._now()
-        kept = non_max_suppression(prediction, self.conf_thres, self.iou_thres, self.classes, self.agnostic,
-                                   max_det=self.max_det)
+        kept = non_max_suppression(
+            prediction, self.conf_thres, self.iou_thres, self.classes, self.agnostic, max_det=self.max_det
+        )
         results = [rows.flip(0).cpu().numpy() for rows in kept]
         for rows, (_, geometry) in zip(results, boxed, strict=True):
             rows[:, :4] = geometry.undo(rows[:, :4]).round()
@@ -213,16 +216,35 @@ def build_detector(options: DetectOptions, files: Sequence[Path]) -> Detector:
             raise UserError(f"--classes {index}: this model has classes 0 to {model.num_classes - 1}")
     print(f"{', '.join(file.name for file in files)} on {describe_device(device)}")
     size = input_size(options.imgsz, grid_of(model))
-    return Detector(model, device, size, conf_thres=options.conf_thres, iou_thres=options.iou_thres,
-                    max_det=options.max_det, classes=options.classes, agnostic=options.agnostic_nms,
-                    augment=options.augment, half=half)
+    return Detector(
+        model,
+        device,
+        size,
+        conf_thres=options.conf_thres,
+        iou_thres=options.iou_thres,
+        max_det=options.max_det,
+        classes=options.classes,
+        agnostic=options.agnostic_nms,
+        augment=options.augment,
+        half=half,
+    )
 
 
 def build_outputs(options: DetectOptions, names: dict[int, str]) -> Outputs:
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
-    return Outputs(folder, names, pictures=not options.nosave, text=options.save_txt, table=options.save_csv,
-                   crops=options.save_crop, corners=options.save_format == 1, confidence=options.save_conf,
-                   line_width=options.line_thickness, hide_labels=options.hide_labels, hide_conf=options.hide_conf)
+    return Outputs(
+        folder,
+        names,
+        pictures=not options.nosave,
+        text=options.save_txt,
+        table=options.save_csv,
+        crops=options.save_crop,
+        corners=options.save_format == 1,
+        confidence=options.save_conf,
+        line_width=options.line_thickness,
+        hide_labels=options.hide_labels,
+        hide_conf=options.hide_conf,
+    )
 
 
 def input_size(imgsz: Sequence[int], stride: int) -> tuple[int, int]:
@@ -251,15 +273,20 @@ def default_source() -> str:
     candidates = [Path("data", "images"), ROOT / "data" / "images", *shapes]
     found = next((folder for folder in candidates if folder.is_dir()), None)
     if found is None:
-        raise UserError("no --source given, and there is no folder data/images: type --source YOUR_PICTURES "
-                        "(python data/scripts/make_shapes.py draws some)")
+        raise UserError(
+            "no --source given, and there is no folder data/images: type --source YOUR_PICTURES "
+            "(python data/scripts/make_shapes.py draws some)"
+        )
     return str(found)
 
 
 def other_outputs(outputs: Outputs, options: DetectOptions, source: str) -> str:
     """The command for a kind of result that was not asked for."""
-    kinds = [("--save-txt", "the boxes as text", outputs.text), ("--save-crop", "the objects cut out", outputs.crops),
-             ("--save-csv", "a table", outputs.table)]
+    kinds = [
+        ("--save-txt", "the boxes as text", outputs.text),
+        ("--save-crop", "the objects cut out", outputs.crops),
+        ("--save-csv", "a table", outputs.table),
+    ]
     flag, what = next(((flag, what) for flag, what, given in kinds if not given), ("", ""))
     return f"; for {what}: {detect_command(options.weights, options.imgsz, source)} {flag}" if flag else ""
 

@@ -33,7 +33,8 @@ from utils.config import Hyperparameters, SuggestingParser, TrainOptions, add_fl
 from utils.dataset import Batch, Loader, advise, make_loader
 from utils.download import fetch_typed
 from utils.ema import ModelEMA
-from utils.errors import UserError, run as run_command
+from utils.errors import UserError
+from utils.errors import run as run_command
 from utils.evolve_run import run_evolution
 from utils.evolve_verdict import Verdict
 from utils.guard import Guard, poison
@@ -47,8 +48,16 @@ from utils.prefetch import prefetch
 from utils.request import Request, open_run_folder, read_hyperparameters, understand
 from utils.resume import name_contents, rescaled, surroundings
 from utils.runfolder import RunFolder
-from utils.runtime import (Distributed, amp_dtype, cores_in_turn, describe_device, keep_freed_memory, launch_token,
-                           seed_everything, select_device)
+from utils.runtime import (
+    Distributed,
+    amp_dtype,
+    cores_in_turn,
+    describe_device,
+    keep_freed_memory,
+    launch_token,
+    seed_everything,
+    select_device,
+)
 from utils.schedule import NOMINAL, EarlyStopping, Rates, Schedule, largest_size, multi_scale_size, nominal_batch
 from utils.training_data import Data, expect_pictures, label_sizes, read_data, read_names
 from utils.training_log import RunLog, SilentLog, say_how_to_go_on
@@ -73,21 +82,45 @@ def parse_args(argv: Sequence[str] | None = None) -> dict[str, Any]:
 # Data
 
 
-def build_loaders(options: TrainOptions, hyp: Hyperparameters, data: Data, stride: int,
-                  distributed: Distributed) -> tuple[Loader, Loader]:
+def build_loaders(
+    options: TrainOptions, hyp: Hyperparameters, data: Data, stride: int, distributed: Distributed
+) -> tuple[Loader, Loader]:
     """The training and the validation loader of this process."""
-    shared = {"imgsz": options.imgsz, "stride": stride, "workers": options.workers, "seed": options.seed,
-              "rank": distributed.rank, "world_size": distributed.world_size, "progress": distributed.is_main,
-              "pin_memory": distributed.device.type == "cuda", "cores": cores_in_turn(distributed.device)}
+    shared = {
+        "imgsz": options.imgsz,
+        "stride": stride,
+        "workers": options.workers,
+        "seed": options.seed,
+        "rank": distributed.rank,
+        "world_size": distributed.world_size,
+        "progress": distributed.is_main,
+        "pin_memory": distributed.device.type == "cuda",
+        "cores": cores_in_turn(distributed.device),
+    }
     if options.rect and options.image_weights:
         print("WARNING --rect has no effect with --image-weights, which draws pictures of any shape")
     wanted = {None: ("auto", "auto"), "off": (None, None), "val": (None, "ram")}
     for_train, for_val = wanted.get(options.cache, (options.cache, options.cache))
-    train = make_loader(data.train, batch_size=options.batch_size, hyp=hyp, rect=options.rect,
-                        shuffle=not options.rect, cache=for_train, image_weights=options.image_weights,
-                        quad=options.quad, finish_on_device=distributed.device.type == "cuda", **shared)
-    validation = make_loader(data.val, batch_size=2 * options.batch_size, rect=True, pad=0.5,
-                             cache=None if options.noval else for_val, **shared)
+    train = make_loader(
+        data.train,
+        batch_size=options.batch_size,
+        hyp=hyp,
+        rect=options.rect,
+        shuffle=not options.rect,
+        cache=for_train,
+        image_weights=options.image_weights,
+        quad=options.quad,
+        finish_on_device=distributed.device.type == "cuda",
+        **shared,
+    )
+    validation = make_loader(
+        data.val,
+        batch_size=2 * options.batch_size,
+        rect=True,
+        pad=0.5,
+        cache=None if options.noval else for_val,
+        **shared,
+    )
     return train, validation
 
 
@@ -162,8 +195,10 @@ def prepare(request: Request) -> Parts:
     if not request.resumed and not options.noautoanchor:
         replaced = fit_model_anchors(model, label_sizes(data.train, imgsz), hyp.anchor_t, options.seed)
         if replaced and options.weights and "weights" in request.typed:
-            print("the weights were trained with other anchors and must get used to these: for a few epochs of "
-                  "fine-tuning try --noautoanchor and --hyp hyp.VOC.yaml")
+            print(
+                "the weights were trained with other anchors and must get used to these: for a few epochs of "
+                "fine-tuning try --noautoanchor and --hyp hyp.VOC.yaml"
+            )
     return Parts(hyp, data, model, frozen, options.replace(imgsz=imgsz))
 
 
@@ -186,13 +221,29 @@ def build_run(request: Request, distributed: Distributed) -> Run:
     if request.resumed:
         state.good = distributed.on_main(lambda: begin_again(state, request, options, around))
         state.step, state.iteration = rescaled(state.step, state.epoch, steps_before(request), len(train_loader))
-    schedule = Schedule(hyp.to_dict(), options.epochs, len(train_loader), options.batch_size, options.cos_lr,
-                        options.nbs)
+    schedule = Schedule(
+        hyp.to_dict(), options.epochs, len(train_loader), options.batch_size, options.cos_lr, options.nbs
+    )
     loss = build_loss(model, options, hyp, distributed)
     distributed.wait_for_all()  # caching pictures may have taken some longer than others
     wrapped = wrap_model(model, options, distributed, static=not frozen)
-    run = Run(options, hyp, data, distributed, train_loader, val_loader, model, wrapped, frozen, loss,
-              schedule, state, autocast, grid, around)
+    run = Run(
+        options,
+        hyp,
+        data,
+        distributed,
+        train_loader,
+        val_loader,
+        model,
+        wrapped,
+        frozen,
+        loss,
+        schedule,
+        state,
+        autocast,
+        grid,
+        around,
+    )
     return compile_if_faster(run, learn_anew) if options.compile else run
 
 
@@ -203,15 +254,19 @@ def with_nominal_batch(options: TrainOptions, iterations: int) -> TrainOptions:
         return options
     options = options.replace(nbs=nominal_batch(options.batch_size, iterations))
     if options.nbs < NOMINAL:
-        print(f"A short run has few optimizer steps: one for every {options.nbs} pictures (--nbs {NOMINAL} takes one "
-              f"for every {NOMINAL})")
+        print(
+            f"A short run has few optimizer steps: one for every {options.nbs} pictures (--nbs {NOMINAL} takes one "
+            f"for every {NOMINAL})"
+        )
     return options
 
 
-def build_loss(model: DetectionModel, options: TrainOptions, hyp: Hyperparameters,
-               distributed: Distributed) -> DetectionLoss:
-    gains = scale_gains(hyp, len(model.stride), model.num_classes, options.imgsz,
-                        label_smoothing=options.label_smoothing)
+def build_loss(
+    model: DetectionModel, options: TrainOptions, hyp: Hyperparameters, distributed: Distributed
+) -> DetectionLoss:
+    gains = scale_gains(
+        hyp, len(model.stride), model.num_classes, options.imgsz, label_smoothing=options.label_smoothing
+    )
     counts = distributed.sum if distributed.world_size > 1 else None
     return DetectionLoss(model.head.anchors, model.stride, model.num_classes, gains, sum_over_processes=counts)
 
@@ -304,8 +359,9 @@ def learn_anew(run: Run, batch: Batch) -> Losses:
 def rates_at(run: Run, iteration: int) -> Rates:
     """The schedule's rates, lower after each return to a good state."""
     rates, factor = run.schedule.at(iteration), run.guard.rate
-    return rates._replace(lr_bias=rates.lr_bias * factor, lr_weight=rates.lr_weight * factor,
-                          lr_norm=rates.lr_norm * factor)
+    return rates._replace(
+        lr_bias=rates.lr_bias * factor, lr_weight=rates.lr_weight * factor, lr_norm=rates.lr_norm * factor
+    )
 
 
 def optimizer_step(run: Run) -> None:
@@ -366,9 +422,16 @@ def validate(run: Run, log: "RunLog", interruption: Interruption) -> Metrics:
     run.distributed.share_buffers(run.ema.ema)  # batch statistics differ by process; rank 0's are saved
     try:
         coarse = run.autocast == torch.bfloat16  # 8 bits place boxes too roughly to be measured by
-        return val.evaluate(run.ema.ema, run.val_loader, single_cls=run.options.single_cls, names=run.data.names,
-                            autocast=None if coarse else run.autocast, loss=run.loss, distributed=run.distributed,
-                            before_batch=heeding(run, interruption))
+        return val.evaluate(
+            run.ema.ema,
+            run.val_loader,
+            single_cls=run.options.single_cls,
+            names=run.data.names,
+            autocast=None if coarse else run.autocast,
+            loss=run.loss,
+            distributed=run.distributed,
+            before_batch=heeding(run, interruption),
+        )
     except Interrupted:
         log.save(None)
         raise
@@ -389,16 +452,25 @@ def finish(run: Run, log: RunLog, interruption: Interruption) -> None:
     best = best.to(run.distributed.device)
     pictured = run.distributed.is_main and not run.options.noplots
     iou = val.COCO_IOU if run.data.spec.is_coco else val.IOU
-    val.evaluate(best, run.val_loader, iou=iou, single_cls=run.options.single_cls, names=run.data.names,
-                 plots=log.folder.path if pictured else None, verbose=True, distributed=run.distributed,
-                 before_batch=heeding(run, interruption))
+    val.evaluate(
+        best,
+        run.val_loader,
+        iou=iou,
+        single_cls=run.options.single_cls,
+        names=run.data.names,
+        plots=log.folder.path if pictured else None,
+        verbose=True,
+        distributed=run.distributed,
+        before_batch=heeding(run, interruption),
+    )
 
 
 def refuse_launcher(group: Distributed) -> None:
     """UserError where a launcher started this process: an evolution of each of its processes is not what was meant."""
     if group.local_rank is not None:
-        raise UserError("--evolve starts its own processes: type python train.py --evolve ... --device 0,1,2,3, "
-                        "without torchrun")
+        raise UserError(
+            "--evolve starts its own processes: type python train.py --evolve ... --device 0,1,2,3, without torchrun"
+        )
 
 
 def evolve_main(given: dict[str, Any]) -> Verdict:
@@ -450,8 +522,13 @@ def train_and_finish(run: Run, log: RunLog) -> Metrics | None:
     group, options = run.distributed, run.options
     echo = 0.0 if group.local_rank is None else LAUNCHER_SECONDS
     try:
-        with (advice_on_memory(options.batch_size, options.imgsz, shares(group)), closing(run.train_loader),
-              closing(run.val_loader), closing(log), Interruption(options.save_minutes, echo) as stop):
+        with (
+            advice_on_memory(options.batch_size, options.imgsz, shares(group)),
+            closing(run.train_loader),
+            closing(run.val_loader),
+            closing(log),
+            Interruption(options.save_minutes, echo) as stop,
+        ):
             metrics = train(run, log, stop)
             if not options.score_only:
                 finish(run, log, stop)

@@ -33,7 +33,8 @@ from utils.boxes import xywh_to_xyxy
 from utils.config import DatasetSpec, SuggestingParser, add_flags, detect_command, flag
 from utils.dataset import Batch, Loader, make_loader
 from utils.download import fetch_typed
-from utils.errors import UserError, run as run_command
+from utils.errors import UserError
+from utils.errors import run as run_command
 from utils.files import atomic_write, expect_creatable, increment_path
 from utils.labels import LabelIndex, load_index
 from utils.loss import DetectionLoss, LossSums
@@ -134,8 +135,14 @@ def evaluate(
     names = names or model.names
     confusion, watch, statistics = ConfusionMatrix(1 if single_cls else len(names)), Stopwatch(device), []
     shown = progress and group.is_main
-    bar = tqdm(prefetch(loader, device), HEADER, operator.length_hint(loader) or None, disable=not shown,
-               bar_format="{l_bar}{bar:10}{r_bar}", mininterval=0.5)
+    bar = tqdm(
+        prefetch(loader, device),
+        HEADER,
+        operator.length_hint(loader) or None,
+        disable=not shown,
+        bar_format="{l_bar}{bar:10}{r_bar}",
+        mininterval=0.5,
+    )
     with evaluation_mode(model), Plotter() as plotter, bar:
         ask = before_batch or (lambda: None)
         ask()  # before the first one is read, too: its workers may take long to begin
@@ -149,8 +156,9 @@ def evaluate(
             labels = labels_by_picture(batch)
             with watch("nms"):
                 prior = [rows.to(device) for rows in labels] if hybrid else None
-                detections = non_max_suppression(decoded, conf, iou, agnostic=single_cls, multi_label=True,
-                                                 max_det=max_det, labels=prior)
+                detections = non_max_suppression(
+                    decoded, conf, iou, agnostic=single_cls, multi_label=True, max_det=max_det, labels=prior
+                )
             detections = [rows.cpu() for rows in detections]
             if single_cls:
                 for rows in detections:
@@ -173,8 +181,14 @@ def labels_by_picture(batch: Batch) -> list[Tensor]:
     return [rows[batch.targets[:, 0] == i] for i in range(len(batch.images))]
 
 
-def compare(batch: Batch, detections: list[Tensor], labels: list[Tensor], losses: np.ndarray | None,
-            confusion: ConfusionMatrix, writers: Sequence[Writer]) -> Statistics:
+def compare(
+    batch: Batch,
+    detections: list[Tensor],
+    labels: list[Tensor],
+    losses: np.ndarray | None,
+    confusion: ConfusionMatrix,
+    writers: Sequence[Writer],
+) -> Statistics:
     """Match a batch's detections (pixels of the batch) with its labels in the pixels of the original pictures."""
     right = [np.zeros((0, len(IOU_LEVELS)), bool)]
     for path, box, found, known in zip(batch.paths, batch.letterboxes, detections, labels, strict=True):
@@ -189,8 +203,13 @@ def compare(batch: Batch, detections: list[Tensor], labels: list[Tensor], losses
     return Statistics(len(batch.images), np.concatenate(right), rows[:, 4], rows[:, 5], true, losses)
 
 
-def summarise(group: Distributed, statistics: list[Statistics], confusion: ConfusionMatrix,
-              loss: DetectionLoss | None, watch: Stopwatch) -> Metrics:
+def summarise(
+    group: Distributed,
+    statistics: list[Statistics],
+    confusion: ConfusionMatrix,
+    loss: DetectionLoss | None,
+    watch: Stopwatch,
+) -> Metrics:
     """Metrics of the statistics of all processes, the same on each: batch k of all of them, then batch k + 1."""
     shares = itertools.zip_longest(*group.gather(statistics))
     batches = [[share for share in batch if share is not None] for batch in shares]
@@ -199,8 +218,11 @@ def summarise(group: Distributed, statistics: list[Statistics], confusion: Confu
     images, *arrays, _ = zip(start, *itertools.chain.from_iterable(batches))
     confusion.matrix = sum(group.gather(confusion.matrix))
     return Metrics.from_statistics(
-        *(np.concatenate(parts) for parts in arrays), num_classes=confusion.num_classes, images=sum(images),
-        confusion=confusion, losses=mean_losses(loss, batches),
+        *(np.concatenate(parts) for parts in arrays),
+        num_classes=confusion.num_classes,
+        images=sum(images),
+        confusion=confusion,
+        losses=mean_losses(loss, batches),
         speed=watch.speed(sum(share.images for share in statistics)),
     )
 
@@ -229,8 +251,9 @@ class ValOptions:
     conf_thres: float = flag(0.001, "least confidence")
     iou_thres: float = flag(IOU, "boxes that overlap more are one object")
     max_det: int = flag(300, "most detections in a picture")
-    task: str = flag("val", "split to measure on, or speed, or study (all sizes)",
-                     choices=["train", "val", "test", "speed", "study"])
+    task: str = flag(
+        "val", "split to measure on, or speed, or study (all sizes)", choices=["train", "val", "test", "speed", "study"]
+    )
     device: str = flag("", "cpu, mps or a GPU number; '' takes the first GPU, or the CPU")
     workers: int = flag(8, "data loading processes at most; threads where the model has all cores")
     single_cls: bool = flag(False, "treat all classes as one")
@@ -303,8 +326,10 @@ def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.de
     split = options.task if options.task in ("train", "val", "test") else "val"
     sources = spec.sources(split)
     if model.num_classes != spec.num_classes and not options.single_cls:
-        raise UserError(f"{weights[0]} has {model.num_classes} classes, {spec.file} names {spec.num_classes}: "
-                        "give the --data that the model was trained with")
+        raise UserError(
+            f"{weights[0]} has {model.num_classes} classes, {spec.file} names {spec.num_classes}: "
+            "give the --data that the model was trained with"
+        )
     index = load_index(sources, spec.num_classes, prefix=f"{split}: ", single_cls=options.single_cls)
     return Subject(list(weights), model, spec, split, index, {0: "item"} if options.single_cls else spec.names)
 
@@ -321,20 +346,39 @@ def measure(options: ValOptions, subject: Subject, **settings) -> Metrics:
         if device.type == "cuda":  # the first pass is slow and would be timed
             with torch.no_grad():
                 subject.model(torch.zeros(1, 3, size, size, device=device))
-        metrics = evaluate(subject.model, loader, conf=options.conf_thres, iou=options.iou_thres,
-                           max_det=options.max_det, single_cls=options.single_cls, augment=options.augment,
-                           names=subject.names, autocast=torch.float16 if options.half else None,
-                           verbose=options.verbose or len(subject.names) < 50, **settings)
+        metrics = evaluate(
+            subject.model,
+            loader,
+            conf=options.conf_thres,
+            iou=options.iou_thres,
+            max_det=options.max_det,
+            single_cls=options.single_cls,
+            augment=options.augment,
+            names=subject.names,
+            autocast=torch.float16 if options.half else None,
+            verbose=options.verbose or len(subject.names) < 50,
+            **settings,
+        )
     speed = metrics.speed
-    print(f"Speed: {speed.preprocess:.1f}ms pre-process, {speed.inference:.1f}ms inference, {speed.nms:.1f}ms NMS "
-          f"per image at shape {(min(options.batch_size, len(subject.index)), 3, size, size)}")
+    print(
+        f"Speed: {speed.preprocess:.1f}ms pre-process, {speed.inference:.1f}ms inference, {speed.nms:.1f}ms NMS "
+        f"per image at shape {(min(options.batch_size, len(subject.index)), 3, size, size)}"
+    )
     return metrics
 
 
 def open_loader(options: ValOptions, subject: Subject, size: int, *, square: bool, device: torch.device) -> Loader:
-    return make_loader(subject.index, imgsz=size, batch_size=options.batch_size, stride=subject.grid, rect=not square,
-                       pad=0.0 if square else 0.5, workers=options.workers, pin_memory=device.type == "cuda",
-                       cores=cores_in_turn(device))
+    return make_loader(
+        subject.index,
+        imgsz=size,
+        batch_size=options.batch_size,
+        stride=subject.grid,
+        rect=not square,
+        pad=0.0 if square else 0.5,
+        workers=options.workers,
+        pin_memory=device.type == "cuda",
+        cores=cores_in_turn(device),
+    )
 
 
 def find_annotations(subject: Subject) -> Path | None:
@@ -349,13 +393,18 @@ def validate(options: ValOptions, subject: Subject) -> Metrics:
     text = coco = None
     if options.save_json:
         annotations = Path(options.annotations) if options.annotations else find_annotations(subject)
-        coco = CocoWriter(annotations, subject.names, single_cls=options.single_cls,
-                          coco=subject.spec.is_coco and subject.spec.num_classes == len(COCO_IDS))
+        coco = CocoWriter(
+            annotations,
+            subject.names,
+            single_cls=options.single_cls,
+            coco=subject.spec.is_coco and subject.spec.num_classes == len(COCO_IDS),
+        )
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
     if options.save_txt:
         text = TextWriter(folder / "labels", subject.index.paths, confidence=options.save_conf)
-    metrics = measure(options, subject, plots=folder, hybrid=options.save_hybrid,
-                      writers=[w for w in (text, coco) if w])
+    metrics = measure(
+        options, subject, plots=folder, hybrid=options.save_hybrid, writers=[w for w in (text, coco) if w]
+    )
     if coco:
         coco.finish(folder / f"{subject.weights[0].stem}_predictions.json", metrics)
     if text:

@@ -80,10 +80,25 @@ def measure(variant: str, seed: int, options: argparse.Namespace) -> tuple[float
     if not (found and found[2] == options.epochs and (folder / "weights" / "best.pt").is_file()):
         if options.finished:
             return None
-        words = [*WORDS, "--data", options.data, "--epochs", options.epochs, "--seed", seed, "--project",
-                 options.project, "--name", folder.name]
-        subprocess.run([sys.executable, __file__, "--work", variant, "--", *map(str, words)], check=True,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        words = [
+            *WORDS,
+            "--data",
+            options.data,
+            "--epochs",
+            options.epochs,
+            "--seed",
+            seed,
+            "--project",
+            options.project,
+            "--name",
+            folder.name,
+        ]
+        subprocess.run(
+            [sys.executable, __file__, "--work", variant, "--", *map(str, words)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         found = best_epoch(folder)
     return found[:2]
 

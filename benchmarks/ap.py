@@ -46,9 +46,9 @@ def made_up_picture(rng: np.random.Generator, m: int) -> Picture:
     near = min(m * 7, PER_PICTURE // 2)
     source = np.arange(near) % max(m, 1)
     shift = rng.exponential(0.15, (near, 1))  # of the sides, in units of width and height
-    boxes[m:m + near] = boxes[source] + shift * np.tile(wh[source], 2) * rng.normal(0, 1, (near, 4))
-    boxes[m:m + near, 2:] = np.maximum(boxes[m:m + near, 2:], boxes[m:m + near, :2] + 1)
-    cls[m:m + near] = np.where(rng.random(near) < 0.1, cls[m:m + near], cls[source])
+    boxes[m : m + near] = boxes[source] + shift * np.tile(wh[source], 2) * rng.normal(0, 1, (near, 4))
+    boxes[m : m + near, 2:] = np.maximum(boxes[m : m + near, 2:], boxes[m : m + near, :2] + 1)
+    cls[m : m + near] = np.where(rng.random(near) < 0.1, cls[m : m + near], cls[source])
     confidence = rng.beta(1, 8, PER_PICTURE)
     confidence[:near] = rng.random(near) * np.exp(-2 * shift[:, 0])
     rows = np.concatenate((boxes[m:], confidence[:, None], cls[m:, None]), 1)[np.argsort(-confidence)]
@@ -62,8 +62,16 @@ def as_coco(pictures: list[Picture]) -> tuple[dict, list[dict]]:
     for image, picture in enumerate(pictures):
         for cls, x1, y1, x2, y2 in picture.labels.tolist():
             w, h, number = x2 - x1, y2 - y1, len(labels) + 1
-            labels.append({"id": number, "image_id": image, "category_id": int(cls), "bbox": [x1, y1, w, h],
-                           "area": w * h * 0.7, "iscrowd": int(number % 100 == 0)})
+            labels.append(
+                {
+                    "id": number,
+                    "image_id": image,
+                    "category_id": int(cls),
+                    "bbox": [x1, y1, w, h],
+                    "area": w * h * 0.7,
+                    "iscrowd": int(number % 100 == 0),
+                }
+            )
         for x1, y1, x2, y2, confidence, cls in picture.detections.tolist():
             box = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
             rows.append({"image_id": image, "category_id": int(cls), "bbox": box, "score": round(confidence, 5)})
@@ -76,8 +84,15 @@ def our_ap(pictures: list[Picture]) -> Metrics:
     right = [match_detections(picture.detections, picture.labels, IOU_LEVELS) for picture in pictures]
     rows = torch.cat([picture.detections for picture in pictures]).numpy()
     true = torch.cat([picture.labels for picture in pictures])[:, 0].numpy()
-    return Metrics.from_statistics(np.concatenate(right), rows[:, 4], rows[:, 5], true, num_classes=CLASSES,
-                                   images=len(pictures), confusion=ConfusionMatrix(CLASSES))
+    return Metrics.from_statistics(
+        np.concatenate(right),
+        rows[:, 4],
+        rows[:, 5],
+        true,
+        num_classes=CLASSES,
+        images=len(pictures),
+        confusion=ConfusionMatrix(CLASSES),
+    )
 
 
 class Reference:
@@ -132,12 +147,16 @@ def main() -> None:
         answers["ours"] = coco_figures(GroundTruth.read(truth), rows)
 
     size = f"{len(rows)} detections, {len(pictures)} pictures, {CLASSES} classes"
-    timings = [compare(reference.ap, lambda: our_ap(pictures), pairs=args.pairs, warm_up=0),
-               compare(baseline, ours, pairs=args.pairs, warm_up=0)]
+    timings = [
+        compare(reference.ap, lambda: our_ap(pictures), pairs=args.pairs, warm_up=0),
+        compare(baseline, ours, pairs=args.pairs, warm_up=0),
+    ]
     difference = np.abs(np.array(answers["ours"]) - answers["pycocotools"])
     print_rows(
-        [row(f"AP over {size}", timings[0], at_least="20", unit="s"),
-         row(f"COCO's 12 figures of {size}", timings[1], at_least="10", unit="s")],
+        [
+            row(f"AP over {size}", timings[0], at_least="20", unit="s"),
+            row(f"COCO's 12 figures of {size}", timings[1], at_least="10", unit="s"),
+        ],
         f"{len(truth['annotations'])} labels, one thread. Figures by COCO's rule: "
         + ", ".join(f"{name} {value:.4f}" for name, value in zip(CocoFigures._fields, answers["ours"])),
         f"Largest difference of a figure from that of pycocotools: {difference.max():.1e}",

@@ -1,7 +1,7 @@
 """Fitting anchors: 850 000 boxes, 1000 generations, against the metric written as ratios in torch.
 
-    python benchmarks/autoanchor.py                   generations of the baseline are timed and scaled up to 1000
-    python benchmarks/autoanchor.py --baseline-generations 1000
+python benchmarks/autoanchor.py                   generations of the baseline are timed and scaled up to 1000
+python benchmarks/autoanchor.py --baseline-generations 1000
 """
 
 import argparse
@@ -53,15 +53,19 @@ def main() -> None:
     options = parser.parse_args()
     wh, share = made_up_sizes(options.boxes), options.baseline_generations / GENERATIONS
     start, tensor = fit_anchors(wh, ANCHORS, THRESHOLD, 0, np.random.default_rng(0)), torch.from_numpy(wh)
-    timing = compare(lambda: evolve_as_ratios(start, tensor, options.baseline_generations),
-                     lambda: _evolve(start, wh, THRESHOLD, GENERATIONS, np.random.default_rng(0), False),
-                     pairs=options.pairs)
+    timing = compare(
+        lambda: evolve_as_ratios(start, tensor, options.baseline_generations),
+        lambda: _evolve(start, wh, THRESHOLD, GENERATIONS, np.random.default_rng(0), False),
+        pairs=options.pairs,
+    )
     timing = type(timing)([seconds / share for seconds in timing.baseline], timing.ours)
     fitted = _evolve(start, wh, THRESHOLD, GENERATIONS, np.random.default_rng(0), False)
     gap = abs(anchor_fitness(fitted, wh, THRESHOLD) - fitness_as_ratios(torch.from_numpy(np.float32(fitted)), tensor))
-    print_rows([row(f"AutoAnchor, {options.boxes} boxes, {GENERATIONS} generations", timing, at_least="20", unit="s")],
-               f"The fitness of the fitted anchors by both metrics differs by {gap:.1e}. The baseline ran "
-               f"{options.baseline_generations} generations; its time is scaled up to {GENERATIONS}.")
+    print_rows(
+        [row(f"AutoAnchor, {options.boxes} boxes, {GENERATIONS} generations", timing, at_least="20", unit="s")],
+        f"The fitness of the fitted anchors by both metrics differs by {gap:.1e}. The baseline ran "
+        f"{options.baseline_generations} generations; its time is scaled up to {GENERATIONS}.",
+    )
 
 
 if __name__ == "__main__":

@@ -71,8 +71,11 @@ def main() -> None:
     spec = acquire(options.data)
     index, model = load_index(spec.sources("val"), spec.num_classes), load_model(options.weights)
     print(f"{'':44}{'P':>9}{'R':>9}{'mAP50':>9}{'mAP50-95':>9}")
-    rows = [("as val.py measures", False, False), ("equal aspects as the sort leaves them", True, False),
-            ("and odd margins as half pixels", True, True)]
+    rows = [
+        ("as val.py measures", False, False),
+        ("equal aspects as the sort leaves them", True, False),
+        ("and odd margins as half pixels", True, True),
+    ]
     for title, any_order, half_margins in rows:
         if any_order:
             batches.rect_shapes = as_sorted

@@ -31,8 +31,10 @@ def measured_limits(device: torch.device) -> Limits:
     target = torch.empty_like(source)
     side = 8192 if on_gpu else 512
     matrix = torch.randn(side, side, device=device, dtype=torch.float16 if on_gpu else torch.float32)
-    return Limits(2 * source.numel() / best_seconds(lambda: target.copy_(source), device),
-                  2 * side**3 / best_seconds(lambda: matrix @ matrix, device))
+    return Limits(
+        2 * source.numel() / best_seconds(lambda: target.copy_(source), device),
+        2 * side**3 / best_seconds(lambda: matrix @ matrix, device),
+    )
 
 
 def best_seconds(function: Callable[[], Any], device: torch.device, rounds: int = 5, times: int = 5) -> float:
@@ -58,8 +60,11 @@ class Traffic(TorchDispatchMode):
         schema = function._schema
         view = any(value.alias_info is not None and not value.alias_info.is_write for value in schema.returns)
         if not view and "empty" not in schema.name:
-            written = [value for value, argument in zip(args, schema.arguments)
-                       if argument.alias_info is not None and argument.alias_info.is_write]
+            written = [
+                value
+                for value, argument in zip(args, schema.arguments)
+                if argument.alias_info is not None and argument.alias_info.is_write
+            ]
             fresh = result if not written else None
             self.bytes += sum(map(self._size, tree_leaves((args, kwargs, written, fresh))))
         return result

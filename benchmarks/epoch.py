@@ -72,9 +72,14 @@ def main() -> None:
     parser.add_argument("words", nargs="*")
     options = parser.parse_args()
     keep_freed_memory()
-    print_rows([measure(["--data", options.data, *options.words], cache, options.pairs, ahead)
-                for ahead in (False, True) for cache in ("ram", "off")],
-               "Left out, --cache is ram for pictures as few as these.")
+    print_rows(
+        [
+            measure(["--data", options.data, *options.words], cache, options.pairs, ahead)
+            for ahead in (False, True)
+            for cache in ("ram", "off")
+        ],
+        "Left out, --cache is ram for pictures as few as these.",
+    )
 
 
 if __name__ == "__main__":

@@ -81,15 +81,19 @@ def main() -> None:
     parser.add_argument("tables", nargs="*", type=Path, default=RECORDED)
     for file in parser.parse_args().tables:
         curves = read_curves(file)
-        print(f"{file.name}: {len(curves)} generations of {len(curves[0])} epochs, fitness "
-              f"{min(c[-1] for c in curves):.4f} to {max(c[-1] for c in curves):.4f} (start {curves[0][-1]:.4f})")
+        print(
+            f"{file.name}: {len(curves)} generations of {len(curves[0])} epochs, fitness "
+            f"{min(c[-1] for c in curves):.4f} to {max(c[-1] for c in curves):.4f} (start {curves[0][-1]:.4f})"
+        )
         rng = np.random.default_rng(0)
         given, shuffled = [np.arange(len(curves))], [rng.permutation(len(curves)) for _ in range(ORDERS)]
         for title, orders in (("as it was made", given), (f"{ORDERS} orders", shuffled)):
             for workers in (1, 2):
                 saved, kept, lost = measure(curves, workers, orders)
-                print(f"  {title:>14}, {workers} worker(s): saves {saved:4.0%} of the epochs, "
-                      f"keeps the winner in {kept:4.0%}, costs {lost:.4f} of fitness on average")
+                print(
+                    f"  {title:>14}, {workers} worker(s): saves {saved:4.0%} of the epochs, "
+                    f"keeps the winner in {kept:4.0%}, costs {lost:.4f} of fitness on average"
+                )
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ FUNCTIONS = ("bowl", "far", "rotated", "noisy", "ripples", "linear")
 
 def to_unit(hyp: dict[str, float], linear: bool = False) -> np.ndarray:
     """Where each value lies between its bounds, 0 to 1, on the gene's own scale or on a linear one."""
+
     def place(value: float, low: float, high: float, log: bool) -> float:
         return math.log(value / low) / math.log(high / low) if log and not linear else (value - low) / (high - low)
 
@@ -43,8 +44,10 @@ def to_unit(hyp: dict[str, float], linear: bool = False) -> np.ndarray:
 
 
 def from_unit(places: np.ndarray, linear: bool = False) -> dict[str, float]:
-    return {name: low * (high / low) ** place if log and not linear else low + (high - low) * place
-            for (name, (_, low, high, log)), place in zip(GENES.items(), places.tolist())}
+    return {
+        name: low * (high / low) ** place if log and not linear else low + (high - low) * place
+        for (name, (_, low, high, log)), place in zip(GENES.items(), places.tolist())
+    }
 
 
 def build_function(name: str, seed: int) -> Callable[[dict[str, float]], float]:
@@ -92,8 +95,10 @@ def single_parent(records: list[Generation], number: int, rng: np.random.Generat
         size = 0.2 * rng.random()
         steps = np.array([gene.gain * size * rng.normal() for gene in GENES.values()])
         factors = (1 + steps * (rng.random(len(steps)) < 0.8)).clip(0.3, 3.0)
-    return {name: min(max(parent.hyp[name] * factor, low), high)
-            for (name, (_, low, high, _)), factor in zip(GENES.items(), factors.tolist())}
+    return {
+        name: min(max(parent.hyp[name] * factor, low), high)
+        for (name, (_, low, high, _)), factor in zip(GENES.items(), factors.tolist())
+    }
 
 
 def ours(records: list[Generation], number: int, rng: np.random.Generator) -> dict[str, float]:
@@ -125,8 +130,10 @@ def run(search: Callable, name: str, seed: int, evaluations: int) -> float:
 
 def compare(evaluations: int, seeds: int, names: tuple[str, ...] = FUNCTIONS) -> dict[str, np.ndarray]:
     """Results (functions, seeds) by the name of the search."""
-    return {title: np.array([[run(search, name, seed, evaluations) for seed in range(seeds)] for name in names])
-            for title, search in SEARCHES.items()}
+    return {
+        title: np.array([[run(search, name, seed, evaluations) for seed in range(seeds)] for name in names])
+        for title, search in SEARCHES.items()
+    }
 
 
 def main() -> None:

@@ -65,8 +65,9 @@ def draw_data(folder: Path, pictures: int, distinct: int = 256) -> Path:
     for kind in ("images/train", "labels/train", "images/val", "labels/val"):
         (folder / kind).mkdir(parents=True)
     for number in range(pictures):
-        image, label = (folder / kind / "train" / f"{number}{end}"
-                        for kind, end in (("images", ".jpg"), ("labels", ".txt")))
+        image, label = (
+            folder / kind / "train" / f"{number}{end}" for kind, end in (("images", ".jpg"), ("labels", ".txt"))
+        )
         if number < distinct:
             noise = rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
             cv2.imwrite(str(image), cv2.resize(noise, (640, 480), interpolation=cv2.INTER_CUBIC))
@@ -138,9 +139,32 @@ class Listening(Stopwatch):
 
 
 def build(size: str, data: Path, folder: Path, batch: int, args: argparse.Namespace) -> train.Run:
-    words = ["--data", data, "--cfg", f"yolov5{size}.yaml", "--weights", "", "--imgsz", args.imgsz,
-             "--batch-size", batch, "--epochs", 1000, "--cache", "--workers", args.workers,
-             "--noplots", "--nosave", "--noautoanchor", "--project", folder, "--device", args.device, "--amp", args.amp]
+    words = [
+        "--data",
+        data,
+        "--cfg",
+        f"yolov5{size}.yaml",
+        "--weights",
+        "",
+        "--imgsz",
+        args.imgsz,
+        "--batch-size",
+        batch,
+        "--epochs",
+        1000,
+        "--cache",
+        "--workers",
+        args.workers,
+        "--noplots",
+        "--nosave",
+        "--noautoanchor",
+        "--project",
+        folder,
+        "--device",
+        args.device,
+        "--amp",
+        args.amp,
+    ]
     request = train.understand(train.parse_args(list(map(str, words))), [])
     group = Distributed.join().use(request.options.device, batch)
     train.seed_everything(request.options.seed)
@@ -221,12 +245,19 @@ def profile(run: train.Run, batches: list[Batch], top: int) -> list[str]:
         elif device.type == "cpu":
             kernels[event.name] += event.self_cpu_time_total
     total = sum(kernels.values()) or 1
-    lines = [f"| {taken / count / 1000:.2f} | {taken / total:.1%} | `{name[:110]}` |"
-             for name, taken in kernels.most_common(top)]
+    lines = [
+        f"| {taken / count / 1000:.2f} | {taken / total:.1%} | `{name[:110]}` |"
+        for name, taken in kernels.most_common(top)
+    ]
     whole = max((end for _, end in spans), default=0) - min((start for start, _ in spans), default=0)
     idle = f"{1 - busy(spans) / whole:.1%}" if spans else "an unknown share"
-    return ["| ms a step | share | kernel |", "| --- | --- | --- |", *lines, "",
-            f"The device has nothing to do for {idle} of the time (under the profiler, which slows the program down)."]
+    return [
+        "| ms a step | share | kernel |",
+        "| --- | --- | --- |",
+        *lines,
+        "",
+        f"The device has nothing to do for {idle} of the time (under the profiler, which slows the program down).",
+    ]
 
 
 def is_kernel(event: Any) -> bool:
@@ -253,8 +284,11 @@ def synchronisations(run: train.Run, batches: list[Batch]) -> str:
             run_steps(run, batches, 5, Listening)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    places = Counter(f"{Path(warning.filename).name}:{warning.lineno}" for warning in found
-                     if "called a synchronizing" in str(warning.message))
+    places = Counter(
+        f"{Path(warning.filename).name}:{warning.lineno}"
+        for warning in found
+        if "called a synchronizing" in str(warning.message)
+    )
     return ", ".join(f"{place} {times} times" for place, times in places.most_common(12)) or "none"
 
 
@@ -291,12 +325,17 @@ def describe_limits(run: train.Run, batches: list[Batch], step: float, limits: L
     operations, moved = count_work(run, batches)
     name = torch.cuda.get_device_name() if run.distributed.device.type == "cuda" else ""
     sheet = next((Limits(*rates) for key, rates in DATA_SHEET.items() if key in name), None)
-    lines = [f"A step of {step * 1000:.2f} ms: {operations / 1e9:.3g} GFLOP, {moved / 1e9:.2f} GB.\n",
-             "| rates | GB/s | TFLOP/s | of the memory's | of the arithmetic's |", "| --- | --- | --- | --- | --- |"]
+    lines = [
+        f"A step of {step * 1000:.2f} ms: {operations / 1e9:.3g} GFLOP, {moved / 1e9:.2f} GB.\n",
+        "| rates | GB/s | TFLOP/s | of the memory's | of the arithmetic's |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for kind, rates in (("measured", limits), ("data sheet", sheet)):
         if rates:
-            lines.append(f"| {kind} | {rates.copy / 1e9:.0f} | {rates.product / 1e12:.1f} | "
-                         f"{moved / rates.copy / step:.1%} | {operations / rates.product / step:.1%} |")
+            lines.append(
+                f"| {kind} | {rates.copy / 1e9:.0f} | {rates.product / 1e12:.1f} | "
+                f"{moved / rates.copy / step:.1%} | {operations / rates.product / step:.1%} |"
+            )
     print(*lines, "", sep="\n", flush=True)
     return [f"{moved / limits.copy / step:.0%}", f"{operations / limits.product / step:.0%}"]
 
@@ -318,12 +357,20 @@ def print_variants(run: train.Run, batches: list[Batch], step: float, args: argp
 
     if "precision" in args.parts:
         plain = torch.float16 if on_gpu else None
-        add(f"bf16 beside {'fp16' if plain else 'fp32'}", lambda run: precision(run, plain),
-            lambda run: precision(run, torch.bfloat16))
+        add(
+            f"bf16 beside {'fp16' if plain else 'fp32'}",
+            lambda run: precision(run, plain),
+            lambda run: precision(run, torch.bfloat16),
+        )
     if "kernels" in args.parts and on_gpu:
         add("cudnn.benchmark beside deterministic kernels", nullcontext, free_kernels)
-        rows.append(row("colours of a batch, in one kernel beside many steps", colours(batches[0].images, args.pairs),
-                        at_least="-"))
+        rows.append(
+            row(
+                "colours of a batch, in one kernel beside many steps",
+                colours(batches[0].images, args.pairs),
+                at_least="-",
+            )
+        )
     if "compile" in args.parts and (compiled := compiled_run(run, batches)):
         add("--compile beside eager", lambda run: eager(run, compiled), lambda run: nullcontext(compiled))
         compiled.wrapped.give_up()
@@ -426,8 +473,10 @@ def main() -> None:
                 except torch.OutOfMemoryError:
                     print(f"\nyolov5{size}: batch {batch} does not fit, taking half of it", flush=True)
                     batch //= 2
-    print("\n## Pictures a second\n\n| model | batch | step | loader | together | first target | strong target | "
-          "memory share | arithmetic share | memory |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "\n## Pictures a second\n\n| model | batch | step | loader | together | first target | strong target | "
+        "memory share | arithmetic share | memory |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+    )
     print(*rows, sep="\n", flush=True)
 
 

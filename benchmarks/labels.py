@@ -40,8 +40,9 @@ def make_set(folder: Path, count: int, rows: int, rng: np.random.Generator) -> P
     boxes = rng.uniform((0.2, 0.2, 0.01, 0.01), (0.8, 0.8, 0.4, 0.4), (count, rows, 4))
     for k in range(count):
         (pictures / f"{k:012}.jpg").write_bytes(jpegs[k % KINDS])
-        (labels / f"{k:012}.txt").write_text("".join(
-            f"{kind} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for kind, (x, y, w, h) in zip(kinds[k], boxes[k])))
+        (labels / f"{k:012}.txt").write_text(
+            "".join(f"{kind} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for kind, (x, y, w, h) in zip(kinds[k], boxes[k]))
+        )
     return pictures
 
 
@@ -112,13 +113,27 @@ def main() -> None:
         again = compare(lambda: scan_afresh(pictures), lambda: start(pictures), pairs=pairs)
         textbook_again = compare(lambda: textbook_scan(pictures), lambda: start(pictures), pairs=pairs)
         cold, cold_again = from_disk(pictures, pairs) if hasattr(os, "posix_fadvise") else (None, None)
-    print_rows([row(f"scan and check of {count} pictures", first, at_least="3", unit="s"),
-                row("second start, from the cache, against our scan", again, at_least="20", unit="s"),
-                row("second start, from the cache, against the textbook's", textbook_again, at_least="20", unit="s"),
-                *([row("scan and check, from the disk", cold, at_least="3", unit="s"),
-                   row("second start right after it, against our scan from the disk", cold_again, at_least="20",
-                       unit="s")] if cold else [])],
-               machine())
+    print_rows(
+        [
+            row(f"scan and check of {count} pictures", first, at_least="3", unit="s"),
+            row("second start, from the cache, against our scan", again, at_least="20", unit="s"),
+            row("second start, from the cache, against the textbook's", textbook_again, at_least="20", unit="s"),
+            *(
+                [
+                    row("scan and check, from the disk", cold, at_least="3", unit="s"),
+                    row(
+                        "second start right after it, against our scan from the disk",
+                        cold_again,
+                        at_least="20",
+                        unit="s",
+                    ),
+                ]
+                if cold
+                else []
+            ),
+        ],
+        machine(),
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Target assignment and loss, forward and backward: batch 16, 640, 80 classes, against the formulas written plainly.
 
-    python benchmarks/loss.py
+python benchmarks/loss.py
 """
 
 import argparse
@@ -62,9 +62,17 @@ class PlainLoss:
                 cell = (xy + torch.tensor(shift))[keep].long()
                 column, row_ = cell[:, 0].clamp(0, W - 1), cell[:, 1].clamp(0, H - 1)
                 here = torch.stack((column, row_), 1)
-                parts.append((targets[keep, 0].long(), torch.full_like(row_, number), row_, column,
-                              torch.cat((xy[keep] - here, wh[keep]), 1), anchor.expand(len(row_), 2),
-                              targets[keep, 1].long()))
+                parts.append(
+                    (
+                        targets[keep, 0].long(),
+                        torch.full_like(row_, number),
+                        row_,
+                        column,
+                        torch.cat((xy[keep] - here, wh[keep]), 1),
+                        anchor.expand(len(row_), 2),
+                        targets[keep, 1].long(),
+                    )
+                )
         return tuple(torch.cat(column) for column in zip(*parts))
 
 
@@ -110,11 +118,13 @@ def main() -> None:
         total.backward()
 
     found = [plain(raw, targets).item(), ours(raw, targets)[0].item()]
-    timing = compare(lambda: backward(plain(raw, targets)), lambda: backward(ours(raw, targets)[0]),
-                     pairs=options.pairs)
-    print_rows([row(f"loss forward and backward, batch {options.batch}, {options.imgsz}, 80 classes", timing,
-                    at_least="1.5")],
-               f"The losses are {found[0]:.5f} and {found[1]:.5f}; {len(targets)} targets.")
+    timing = compare(
+        lambda: backward(plain(raw, targets)), lambda: backward(ours(raw, targets)[0]), pairs=options.pairs
+    )
+    print_rows(
+        [row(f"loss forward and backward, batch {options.batch}, {options.imgsz}, 80 classes", timing, at_least="1.5")],
+        f"The losses are {found[0]:.5f} and {found[1]:.5f}; {len(targets)} targets.",
+    )
 
 
 if __name__ == "__main__":

@@ -62,11 +62,19 @@ class Watch:
         self.done(log, *arguments)
         main, training, validation = held(), *([held(pid) for pid in workers_of(loader)] for loader in self.loaders)
         gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
-        self.epochs.append(Epoch(main.peak, *(max([worker.peak for worker in workers], default=0.0)
-                                              for workers in (training, validation)), gpu,
-                                 main.share + sum(worker.share for worker in training + validation)))
-        print(f"memory after epoch {len(self.epochs)}: "
-              + ", ".join(f"{name} {value:.0f} MiB" for name, value in self.epochs[-1]._asdict().items()), flush=True)
+        self.epochs.append(
+            Epoch(
+                main.peak,
+                *(max([worker.peak for worker in workers], default=0.0) for workers in (training, validation)),
+                gpu,
+                main.share + sum(worker.share for worker in training + validation),
+            )
+        )
+        print(
+            f"memory after epoch {len(self.epochs)}: "
+            + ", ".join(f"{name} {value:.0f} MiB" for name, value in self.epochs[-1]._asdict().items()),
+            flush=True,
+        )
         for process in ("self", *(pid for loader in self.loaders for pid in workers_of(loader))):
             forget_peak(process)
         if gpu:
@@ -74,8 +82,10 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         self.build, self.done = train.build_run, train.RunLog.epoch_done
-        self.patches = (mock.patch.object(train, "build_run", self.build_run),
-                        mock.patch.object(train.RunLog, "epoch_done", lambda log, *rest: self.epoch_done(log, *rest)))
+        self.patches = (
+            mock.patch.object(train, "build_run", self.build_run),
+            mock.patch.object(train.RunLog, "epoch_done", lambda log, *rest: self.epoch_done(log, *rest)),
+        )
         for patch in self.patches:
             patch.start()
         return self
@@ -87,26 +97,61 @@ class Watch:
 
 def rows_of(epochs: list[Epoch], readers: str) -> list[Row]:
     rows = []
-    for name, values in zip(("main process, peak", "training worker, peak", "validation worker, peak", "GPU, peak",
-                             "all processes, at the end of an epoch"), zip(*epochs)):
+    for name, values in zip(
+        (
+            "main process, peak",
+            "training worker, peak",
+            "validation worker, peak",
+            "GPU, peak",
+            "all processes, at the end of an epoch",
+        ),
+        zip(*epochs),
+    ):
         third, last = values[min(2, len(values) - 1)], values[-1]
         if third:  # there may be no GPU, and no workers
-            rows.append(Row(f"{name}, read by {readers}", f"third epoch {third:.0f} MiB", f"last epoch {last:.0f} MiB",
-                            f"{last / third - 1:+.1%} in {max(len(values) - 3, 0)} epochs", "flat"))
+            rows.append(
+                Row(
+                    f"{name}, read by {readers}",
+                    f"third epoch {third:.0f} MiB",
+                    f"last epoch {last:.0f} MiB",
+                    f"{last / third - 1:+.1%} in {max(len(values) - 3, 0)} epochs",
+                    "flat",
+                )
+            )
     return rows
 
 
 def train_and_watch(readers: str, epochs: int, count: int, words: list[str]) -> list[Row]:
     multiprocessing.set_start_method(None, force=True)  # this process was spawned, which its workers should not be
-    with (tempfile.TemporaryDirectory() as name, Watch() as watch,
-          mock.patch.object(train, "cores_in_turn", lambda device: 2 if readers == "helpers" else None)):
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Watch() as watch,
+        mock.patch.object(train, "cores_in_turn", lambda device: 2 if readers == "helpers" else None),
+    ):
         folder = Path(name)
         make_pictures(folder, np.random.default_rng(0))
         split = folder / "list.txt"
         split.write_text("".join(f"{folder}/images/real/{k:04}.jpg\n" for k in range(count)))
-        train.main(["--data", str(write_spec(folder, split, split)), "--cfg", "yolov5n.yaml", "--weights=",
-                    "--imgsz", "160", "--batch-size", "16", "--workers", "2", "--epochs", str(epochs),
-                    "--project", str(folder / "runs"), *words])
+        train.main(
+            [
+                "--data",
+                str(write_spec(folder, split, split)),
+                "--cfg",
+                "yolov5n.yaml",
+                "--weights=",
+                "--imgsz",
+                "160",
+                "--batch-size",
+                "16",
+                "--workers",
+                "2",
+                "--epochs",
+                str(epochs),
+                "--project",
+                str(folder / "runs"),
+                *words,
+            ]
+        )
     return rows_of(watch.epochs, readers)
 
 

@@ -21,8 +21,21 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.timing import machine  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
-NAMES = ("step", "update", "sample", "epoch", "nms", "untrained", "ap", "autoanchor", "labels", "loss", "startup",
-         "scale", "memory")
+NAMES = (
+    "step",
+    "update",
+    "sample",
+    "epoch",
+    "nms",
+    "untrained",
+    "ap",
+    "autoanchor",
+    "labels",
+    "loss",
+    "startup",
+    "scale",
+    "memory",
+)
 ON_DEMAND = ("accuracy", "gpu")
 WITH_DATA = ("epoch", "untrained", "startup", "accuracy")
 INTRODUCTION = """# What was measured

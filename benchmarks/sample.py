@@ -76,7 +76,7 @@ def textbook_sample(dataset: DetectionDataset, i: int, size: int) -> tuple[np.nd
         left = centre_x if k % 2 else centre_x - shape[1]
         top = centre_y if k >= 2 else centre_y - shape[0]
         x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + shape[1], 2 * size), min(top + shape[0], 2 * size)
-        canvas[y1:y2, x1:x2] = picture[y1 - top:y2 - top, x1 - left:x2 - left]
+        canvas[y1:y2, x1:x2] = picture[y1 - top : y2 - top, x1 - left : x2 - left]
         boxes.append(place_labels(index.boxes(number), [], gain=shape, pad=(top, left))[0])
     boxes = np.concatenate(boxes)
     boxes[:, 1:] = boxes[:, 1:].clip(0, 2 * size)
@@ -95,23 +95,37 @@ def textbook_sample(dataset: DetectionDataset, i: int, size: int) -> tuple[np.nd
 def shift_by_tables(image: np.ndarray, factors: np.ndarray) -> np.ndarray:
     hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))
     levels = np.arange(256)
-    tables = [table.astype(np.uint8) for table in ((levels * factors[0]) % 180, (levels * factors[1]).clip(0, 255),
-                                                   (levels * factors[2]).clip(0, 255))]
+    tables = [
+        table.astype(np.uint8)
+        for table in (
+            (levels * factors[0]) % 180,
+            (levels * factors[1]).clip(0, 255),
+            (levels * factors[2]).clip(0, 255),
+        )
+    ]
     shifted = cv2.merge([cv2.LUT(*pair) for pair in zip((hue, saturation, value), tables)])
     return cv2.cvtColor(shifted, cv2.COLOR_HSV2BGR)
 
 
 def open_set(folder: Path, size: int, cache: str | None) -> DetectionDataset:
     cv2.setNumThreads(0)  # one core
-    loader = make_loader(load_index(folder, 80, progress=False), imgsz=size, batch_size=1, hyp=Hyperparameters(),
-                         cache=cache, workers=0, seed=SEED, progress=False)
+    loader = make_loader(
+        load_index(folder, 80, progress=False),
+        imgsz=size,
+        batch_size=1,
+        hyp=Hyperparameters(),
+        cache=cache,
+        workers=0,
+        seed=SEED,
+        progress=False,
+    )
     return loader.dataset
 
 
 def some(dataset: DetectionDataset) -> list[list[int]]:
     """Numbers of pictures, a batch a list."""
     numbers = list(range(min(SAMPLES, len(dataset.index))))
-    return [numbers[k:k + BATCH] for k in range(0, len(numbers), BATCH)]
+    return [numbers[k : k + BATCH] for k in range(0, len(numbers), BATCH)]
 
 
 def our_batch(dataset: DetectionDataset, numbers: list[int], size: int) -> torch.Tensor:
@@ -177,8 +191,10 @@ def main() -> None:
             rows.append(row(f"mosaic sample, {size}, {name}", timing, at_least=at_least))
             notes.append(f"Pixels differ by {difference(dataset, size):.2f} of 255 in the mean ({name}).")
             if cache is None:
-                notes.append(f"The rows that show are those of {shown(dataset, size):.2f} pictures a sample; the "
-                             "textbook decodes those of 4.")
+                notes.append(
+                    f"The rows that show are those of {shown(dataset, size):.2f} pictures a sample; the "
+                    "textbook decodes those of 4."
+                )
     print_rows(rows, *notes)
 
 

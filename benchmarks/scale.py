@@ -56,9 +56,12 @@ def make_pictures(folder: Path, rng: np.random.Generator) -> None:
         picture = cv2.resize(rng.integers(0, 256, (12, 16, 3), np.uint8), (160, 120))
         (folder / f"images/real/{k:04}.jpg").write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())
         boxes = rng.uniform((0.2, 0.2, 0.02, 0.02), (0.8, 0.8, 0.4, 0.4), (BOXES, 4))
-        (folder / f"labels/real/{k:04}.txt").write_text("".join(
-            f"{kind} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n"
-            for kind, (x, y, w, h) in zip(rng.integers(NUM_CLASSES, size=BOXES), boxes)))
+        (folder / f"labels/real/{k:04}.txt").write_text(
+            "".join(
+                f"{kind} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n"
+                for kind, (x, y, w, h) in zip(rng.integers(NUM_CLASSES, size=BOXES), boxes)
+            )
+        )
 
 
 def make_set(folder: Path, count: int) -> tuple[Path, float]:
@@ -68,8 +71,9 @@ def make_set(folder: Path, count: int) -> tuple[Path, float]:
         if not place.exists():
             place.symlink_to(folder / kind / "real")
     split = folder / f"list{count}.txt"
-    split.write_text("".join(f"{folder}/images/{link:05}/{k:04}.jpg\n"
-                             for link in range(count // KINDS) for k in range(KINDS)))
+    split.write_text(
+        "".join(f"{folder}/images/{link:05}/{k:04}.jpg\n" for link in range(count // KINDS) for k in range(KINDS))
+    )
     start = time.perf_counter()
     load_index(split, NUM_CLASSES, progress=False)
     return split, time.perf_counter() - start
@@ -77,8 +81,11 @@ def make_set(folder: Path, count: int) -> tuple[Path, float]:
 
 def write_spec(folder: Path, train_split: Path, val_split: Path) -> Path:
     file = folder / f"{train_split.stem}.yaml"
-    file.write_text(yaml.safe_dump({"train": str(train_split), "val": str(val_split),
-                                    "names": [f"kind {k}" for k in range(NUM_CLASSES)]}))
+    file.write_text(
+        yaml.safe_dump(
+            {"train": str(train_split), "val": str(val_split), "names": [f"kind {k}" for k in range(NUM_CLASSES)]}
+        )
+    )
     return file
 
 
@@ -139,8 +146,12 @@ class Trainer:
     """The other end of `work`."""
 
     def __init__(self, spec: Path) -> None:
-        self.process = subprocess.Popen([sys.executable, __file__, "--work", "--", "--data", str(spec), *WORDS],
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--work", "--", "--data", str(spec), *WORDS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         self.start = self.listen()
 
     def listen(self):
@@ -186,10 +197,20 @@ def measure(specs: list[Path], starts: int, rounds: int, batches: int) -> tuple[
 def memory_rows(memory: list[list[list[float]]]) -> list[Row]:
     (small, *small_workers), (large, *large_workers) = memory
     parts = [("main process, peak resident", [small[2]], [large[2]])]
-    parts += [(f"worker, {name}", [worker[k] for worker in small_workers], [worker[k] for worker in large_workers])
-              for k, name in enumerate(("its own", "its own and its part of what is shared", "peak resident"))]
-    return [Row(f"memory of the {name}", f"{max(some):.0f} MiB", f"{max(many):.0f} MiB",
-                f"{max(some) / max(many):.2g}", "at most 1500 MiB") for name, some, many in parts]
+    parts += [
+        (f"worker, {name}", [worker[k] for worker in small_workers], [worker[k] for worker in large_workers])
+        for k, name in enumerate(("its own", "its own and its part of what is shared", "peak resident"))
+    ]
+    return [
+        Row(
+            f"memory of the {name}",
+            f"{max(some):.0f} MiB",
+            f"{max(many):.0f} MiB",
+            f"{max(some) / max(many):.2g}",
+            "at most 1500 MiB",
+        )
+        for name, some, many in parts
+    ]
 
 
 def main() -> None:
@@ -205,8 +226,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.work:
         return work(args.words)
-    few, many, starts, rounds = (2000, 20_000, 1, 3) if args.small else (args.few, args.pictures, args.starts,
-                                                                         args.rounds)
+    few, many, starts, rounds = (
+        (2000, 20_000, 1, 3) if args.small else (args.few, args.pictures, args.starts, args.rounds)
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_pictures(folder, np.random.default_rng(0))
@@ -214,10 +236,21 @@ def main() -> None:
         specs = [write_spec(folder, split, few_split) for split in (few_split, many_split)]
         start, picture, memory = measure(specs, starts, rounds, args.batches)
     print(f"Baseline: {few} pictures. Ours: {many} pictures, {many * BOXES} boxes.\n")
-    print_rows([Row("from the cache to the first batch", f"{spread(start.baseline)} s", f"{spread(start.ours)} s",
-                    spread(start.ratios), "at most 10 s"),
-                row("a picture through the loader", picture, at_least="about 1"), *memory_rows(memory)],
-               f"The scan for the cache took {few_seconds:.1f} s and {many_seconds:.1f} s.", machine())
+    print_rows(
+        [
+            Row(
+                "from the cache to the first batch",
+                f"{spread(start.baseline)} s",
+                f"{spread(start.ours)} s",
+                spread(start.ratios),
+                "at most 10 s",
+            ),
+            row("a picture through the loader", picture, at_least="about 1"),
+            *memory_rows(memory),
+        ],
+        f"The scan for the cache took {few_seconds:.1f} s and {many_seconds:.1f} s.",
+        machine(),
+    )
 
 
 if __name__ == "__main__":

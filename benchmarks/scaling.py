@@ -84,9 +84,14 @@ class StepTimer(train.SilentLog):
 def silence(run: train.Run) -> Iterator[None]:
     """Within, the processes say nothing to each other: each takes its own numbers for those of all."""
     with ExitStack() as patches:
-        for name, alone in (("sum", lambda group, tensor: tensor), ("any", lambda group, flag: flag),
-                            ("exchange_gradients", lambda group, wrapped, now: (
-                                wrapped.no_sync() if hasattr(wrapped, "no_sync") else nullcontext()))):
+        for name, alone in (
+            ("sum", lambda group, tensor: tensor),
+            ("any", lambda group, flag: flag),
+            (
+                "exchange_gradients",
+                lambda group, wrapped, now: wrapped.no_sync() if hasattr(wrapped, "no_sync") else nullcontext(),
+            ),
+        ):
             patches.enter_context(mock.patch.object(Distributed, name, alone))
         patches.enter_context(mock.patch.object(run.loss, "sum_over_processes", None))
         yield
@@ -99,7 +104,7 @@ def seconds_of_a_step(run: train.Run, steps: int, warmup: int) -> float:
     again = dataclasses.replace(run, train_loader=Repeated(run.train_loader, steps + warmup + 1))
     with Interruption(0) as interruption:
         train.train_one_epoch(again, log, interruption)
-    taken = sorted(after - before for before, after in zip(log.times[warmup:], log.times[warmup + 1:]))
+    taken = sorted(after - before for before, after in zip(log.times[warmup:], log.times[warmup + 1 :]))
     return max(run.distributed.gather(taken[len(taken) // 2]))
 
 
@@ -113,8 +118,15 @@ def seconds_of(function: Callable[[], object], group: Distributed) -> float:
 
 def validate(run: train.Run) -> None:
     run.distributed.share_buffers(run.ema.ema)
-    val.evaluate(run.ema.ema, run.val_loader, names=run.data.names, autocast=run.autocast, loss=run.loss,
-                 distributed=run.distributed, progress=False)
+    val.evaluate(
+        run.ema.ema,
+        run.val_loader,
+        names=run.data.names,
+        autocast=run.autocast,
+        loss=run.loss,
+        distributed=run.distributed,
+        progress=False,
+    )
 
 
 def wrap_alone(run: train.Run) -> train.Run:
@@ -156,9 +168,23 @@ def measure(processes: int, wrapped: bool, args: argparse.Namespace) -> dict[str
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [*(launcher if processes > 1 else [sys.executable]), __file__, "--work", str(out), "--steps",
-                   str(args.steps), "--warmup", str(args.warmup), *(["--wrapped"] if wrapped else []), "--",
-                   *args.words, "--batch-size", str(batch), "--project", folder]
+        command = [
+            *(launcher if processes > 1 else [sys.executable]),
+            __file__,
+            "--work",
+            str(out),
+            "--steps",
+            str(args.steps),
+            "--warmup",
+            str(args.warmup),
+            *(["--wrapped"] if wrapped else []),
+            "--",
+            *args.words,
+            "--batch-size",
+            str(batch),
+            "--project",
+            folder,
+        ]
         threads = os.cpu_count() // max(args.processes) or 1  # the same for all rows: only the processes differ
         done = subprocess.run(command, env=environment(OMP_NUM_THREADS=str(threads)), capture_output=True, text=True)
         if done.returncode or not out.is_file():
@@ -170,8 +196,15 @@ def measure(processes: int, wrapped: bool, args: argparse.Namespace) -> dict[str
 def row(name: str, found: dict[str, float], first: dict[str, float]) -> str:
     speed, before = found["batch"] / found["step"], first["batch"] / first["step"]
     communication = "-" if name == "1" else f"{max(found['step'] - found['alone'], 0) / found['step']:.1%}"
-    cells = (name, int(found["batch"]), f"{speed:.1f}", f"{speed / before:.2f}", f"{1000 * found['step']:.1f}",
-             communication, f"{found['validation'] / found['epoch']:.1%}")
+    cells = (
+        name,
+        int(found["batch"]),
+        f"{speed:.1f}",
+        f"{speed / before:.2f}",
+        f"{1000 * found['step']:.1f}",
+        communication,
+        f"{found['validation'] / found['epoch']:.1%}",
+    )
     return "".join(f"{cell:>15}" for cell in cells)
 
 
@@ -195,8 +228,11 @@ def main() -> None:
     args = parse_args()
     if args.work:
         return work(args.work, args.steps, args.warmup, args.wrapped, args.words)
-    print(f"torch {torch.__version__}, {os.cpu_count()} processor cores, {torch.cuda.device_count()} GPUs\n"
-          + "".join(f"{title:>15}" for title in COLUMNS), flush=True)
+    print(
+        f"torch {torch.__version__}, {os.cpu_count()} processor cores, {torch.cuda.device_count()} GPUs\n"
+        + "".join(f"{title:>15}" for title in COLUMNS),
+        flush=True,
+    )
     first = measure(1, False, args)
     print(row("1", first, first), flush=True)
     for processes in args.processes:

@@ -65,10 +65,19 @@ def main() -> None:
             first, done = moments([sys.executable, "-c", TRAIN, *words])
             if pair >= 0:
                 imports.append(imported), batch.append(first), iteration.append(done)
-    rows = [Row(name, f"{spread(imports)} s", f"{spread(side)} s",
-                f"{spread([ours - theirs for ours, theirs in zip(side, imports)])} s more", target)
-            for name, side, target in (("shell to the first batch in the loop", batch, "at most 2 s more"),
-                                       ("shell to the first losses and gradients", iteration, "-"))]
+    rows = [
+        Row(
+            name,
+            f"{spread(imports)} s",
+            f"{spread(side)} s",
+            f"{spread([ours - theirs for ours, theirs in zip(side, imports)])} s more",
+            target,
+        )
+        for name, side, target in (
+            ("shell to the first batch in the loop", batch, "at most 2 s more"),
+            ("shell to the first losses and gradients", iteration, "-"),
+        )
+    ]
     print_rows(rows, machine())
 
 

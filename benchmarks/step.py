@@ -110,8 +110,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=7)
     options = parser.parse_args()
-    rows = [measure(size, options.imgsz, options.batch, amp, options.pairs)
-            for size in options.sizes for amp in ("auto", "off")]
+    rows = [
+        measure(size, options.imgsz, options.batch, amp, options.pairs)
+        for size in options.sizes
+        for amp in ("auto", "off")
+    ]
     print_rows(rows, f"{torch.get_num_threads()} threads.")
 
 

@@ -46,8 +46,14 @@ def seconds(function: Callable[[], Any], *, times: int = 1) -> float:
     return time.perf_counter() - start
 
 
-def compare(baseline: Callable[[], Any], ours: Callable[[], Any], *, pairs: int = 7, times: tuple[int, int] = (1, 1),
-            warm_up: int = 1) -> Timing:
+def compare(
+    baseline: Callable[[], Any],
+    ours: Callable[[], Any],
+    *,
+    pairs: int = 7,
+    times: tuple[int, int] = (1, 1),
+    warm_up: int = 1,
+) -> Timing:
     """Time both in turn, the first of each pair changing; `times` calls of each side make a measurement."""
     for _ in range(warm_up):
         baseline(), ours()
@@ -111,10 +117,15 @@ def print_rows(rows: Sequence[Row], *notes: str) -> None:
 def machine() -> str:
     """The processor, what is installed, and the GPU if there is one."""
     try:
-        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                 if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
     except OSError:
         names = [platform.processor()]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return (f"{names[0]}, {len(names)} cores, {gpu}; Python {platform.python_version()}, torch {torch.__version__}, "
-            f"NumPy {np.__version__}, OpenCV {cv2.__version__}")
+    return (
+        f"{names[0]}, {len(names)} cores, {gpu}; Python {platform.python_version()}, torch {torch.__version__}, "
+        f"NumPy {np.__version__}, OpenCV {cv2.__version__}"
+    )

@@ -1,7 +1,7 @@
 """Validation of an untrained model, in which every box passes the threshold, against that of a trained one.
 
-    python benchmarks/untrained.py --weights yolov5n.pt --data coco128.yaml
-    python benchmarks/untrained.py            the built-in data; the weights of `make train` if they are there
+python benchmarks/untrained.py --weights yolov5n.pt --data coco128.yaml
+python benchmarks/untrained.py            the built-in data; the weights of `make train` if they are there
 """
 
 import argparse
@@ -38,14 +38,26 @@ def main() -> None:
     torch.manual_seed(0)
     untrained = DetectionModel(trained.yaml).train(False)
     index = load_index(spec.sources("val"), spec.num_classes, progress=False)
-    loader = make_loader(index, imgsz=options.imgsz, batch_size=32, rect=True, pad=0.5, cache="ram", workers=0,
-                         progress=False)
-    timing = compare(lambda: val.evaluate(trained, loader, progress=False),
-                     lambda: val.evaluate(untrained, loader, progress=False), pairs=options.pairs)
+    loader = make_loader(
+        index, imgsz=options.imgsz, batch_size=32, rect=True, pad=0.5, cache="ram", workers=0, progress=False
+    )
+    timing = compare(
+        lambda: val.evaluate(trained, loader, progress=False),
+        lambda: val.evaluate(untrained, loader, progress=False),
+        pairs=options.pairs,
+    )
     factors = [1 / ratio for ratio in timing.ratios]
     sides = [f"{spread(side)} s" for side in timing]
-    print_rows([Row(f"validation, untrained against trained, {options.imgsz}, {len(index)} pictures", *sides,
-                    f"{spread(factors)} of its time", "at most 2 of its time")])
+    print_rows(
+        [
+            Row(
+                f"validation, untrained against trained, {options.imgsz}, {len(index)} pictures",
+                *sides,
+                f"{spread(factors)} of its time",
+                "at most 2 of its time",
+            )
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Optimizer step and EMA update together, against a Python loop over the tensors.
 
-    python benchmarks/update.py
+python benchmarks/update.py
 """
 
 import copy

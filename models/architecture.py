@@ -24,12 +24,18 @@ HEAD = "Detect"  # the class is in models/yolo.py
 MAX_ANCHORS = 100  # of a level
 MAX_LAYERS = 10_000  # of a model, repeats counted
 
-_ZOO = ("Conv DWConv DWConvTranspose2d Bottleneck BottleneckCSP CrossConv C3 C3x C3TR C3Ghost C3SPP SPP SPPF Focus "
-        "GhostConv GhostBottleneck MixConv2d Concat Contract Expand").split()
-_ACTIVATIONS = ("SiLU ReLU ReLU6 LeakyReLU PReLU ELU CELU SELU GELU Mish Hardswish Hardsigmoid Hardtanh Sigmoid Tanh "
-                "Softplus Identity").split()
-_TORCH = ("Upsample MaxPool2d AvgPool2d AdaptiveAvgPool2d AdaptiveMaxPool2d ZeroPad2d ReflectionPad2d ReplicationPad2d "
-          "Dropout Dropout2d BatchNorm2d ConvTranspose2d").split()
+_ZOO = (
+    "Conv DWConv DWConvTranspose2d Bottleneck BottleneckCSP CrossConv C3 C3x C3TR C3Ghost C3SPP SPP SPPF Focus "
+    "GhostConv GhostBottleneck MixConv2d Concat Contract Expand"
+).split()
+_ACTIVATIONS = (
+    "SiLU ReLU ReLU6 LeakyReLU PReLU ELU CELU SELU GELU Mish Hardswish Hardsigmoid Hardtanh Sigmoid Tanh "
+    "Softplus Identity"
+).split()
+_TORCH = (
+    "Upsample MaxPool2d AvgPool2d AdaptiveAvgPool2d AdaptiveMaxPool2d ZeroPad2d ReflectionPad2d ReplicationPad2d "
+    "Dropout Dropout2d BatchNorm2d ConvTranspose2d"
+).split()
 BLOCKS: dict[str, type[nn.Module]] = {
     **{name: getattr(common, name) for name in _ZOO},
     **{f"nn.{name}": getattr(nn, name) for name in _TORCH + _ACTIVATIONS},
@@ -127,9 +133,17 @@ class Architecture:
         ):
             if not fits:
                 raise UserError(f"{source}: {key}: {cfg[key]!r} is not {wanted}")
-        return cls(source, cfg["nc"], check_anchors(cfg["anchors"], source), cfg["depth_multiple"],
-                   cfg["width_multiple"], cfg.get("channel_multiple") or 8, cfg.get("activation") or None,
-                   cfg.get("ch", 3), read_rows(cfg, source))
+        return cls(
+            source,
+            cfg["nc"],
+            check_anchors(cfg["anchors"], source),
+            cfg["depth_multiple"],
+            cfg["width_multiple"],
+            cfg.get("channel_multiple") or 8,
+            cfg.get("activation") or None,
+            cfg.get("ch", 3),
+            read_rows(cfg, source),
+        )
 
     @property
     def outputs_per_cell(self) -> int:
@@ -145,8 +159,10 @@ def check_anchors(anchors: Any, where: str) -> list | int:
         raise UserError(f"{where}: anchors: {anchors!r} is neither a whole number nor a list of rows w,h, w,h, ...")
     for number, row in enumerate(anchors):
         if len(row) % 2 or len(row) != len(anchors[0]):
-            raise UserError(f"{where}: anchors: row {number} has {len(row)} numbers: every row needs the same even "
-                            "count, w,h, w,h, ...")
+            raise UserError(
+                f"{where}: anchors: row {number} has {len(row)} numbers: every row needs the same even "
+                "count, w,h, w,h, ..."
+            )
         if not all(is_number(side) and side >= 0 for side in row):
             raise UserError(f"{where}: anchors: row {number}: {row} must hold numbers, 0 or more")
     return anchors
@@ -191,8 +207,10 @@ def absolute_index(entry: Any, index: int, where: str) -> int:
     """Layer that `from` means in layer `index`: negative numbers count back, and the image is -1."""
     if is_int(entry, -sys.maxsize) and (entry == -1 or -index <= entry < index):
         return entry if entry >= 0 else index + entry
-    raise UserError(f"{where}: from: {entry!r} is not an earlier layer: use -1 for the previous one"
-                    + (f", or 0 to {index - 1}" if index else ""))
+    raise UserError(
+        f"{where}: from: {entry!r} is not an earlier layer: use -1 for the previous one"
+        + (f", or 0 to {index - 1}" if index else "")
+    )
 
 
 def find_cfg(name: str | Path) -> Path:

@@ -17,8 +17,10 @@ def build_model(request: Request, hyp: Hyperparameters, names: dict[int, str]) -
     if request.resumed:
         model = DetectionModel(request.resumed["model"]["yaml"])
         if model.num_classes != len(names):
-            raise UserError(f"{options.resume}: a model of {model.num_classes} classes, but {options.data} names "
-                            f"{len(names)}; start a new run with --weights {options.resume}")
+            raise UserError(
+                f"{options.resume}: a model of {model.num_classes} classes, but {options.data} names "
+                f"{len(names)}; start a new run with --weights {options.resume}"
+            )
     elif path is None:
         cfg = options.cfg or Path(options.weights).with_suffix(".yaml").name
         model = DetectionModel(cfg, **settings)
@@ -47,8 +49,10 @@ def size_of(model: DetectionModel) -> str:
 def fitted_anchors(options: TrainOptions, hyp: Hyperparameters) -> int | None:
     """How many anchors a level are to be fitted to the data; None keeps the model's own."""
     if hyp.anchors and options.noautoanchor:
-        print(f"WARNING anchors: {hyp.anchors} in --hyp must be fitted to the data, which --noautoanchor switches off: "
-              "keeping the model's own anchors")
+        print(
+            f"WARNING anchors: {hyp.anchors} in --hyp must be fitted to the data, which --noautoanchor switches off: "
+            "keeping the model's own anchors"
+        )
         return None
     return round(hyp.anchors) or None
 

@@ -53,8 +53,10 @@ class Stack(torch.autograd.Function):
         parts = gradient.split(context.widths, dim=1)
         if not gradient.is_contiguous(memory_format=torch.channels_last):
             return parts
-        return tuple(part.contiguous(memory_format=torch.channels_last) if needed else None
-                     for part, needed in zip(parts, context.needs_input_grad, strict=True))
+        return tuple(
+            part.contiguous(memory_format=torch.channels_last) if needed else None
+            for part, needed in zip(parts, context.needs_input_grad, strict=True)
+        )
 
     @staticmethod
     def jvp(context: Any, *tangents: Tensor) -> Tensor:
@@ -75,12 +77,22 @@ class Conv(nn.Module):
     anything else means none. Without `padding` the size is kept at stride 1.
     """
 
-    def __init__(self, c_in: int, c_out: int, kernel: Size = 1, stride: Size = 1, padding: Size | None = None,
-                 groups: int = 1, dilation: int = 1, act: bool | nn.Module = True):
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: Size = 1,
+        stride: Size = 1,
+        padding: Size | None = None,
+        groups: int = 1,
+        dilation: int = 1,
+        act: bool | nn.Module = True,
+    ):
         super().__init__()
         padding = same_padding(kernel, dilation) if padding is None else padding
-        self.conv = nn.Conv2d(c_in, c_out, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups,
-                              bias=False)
+        self.conv = nn.Conv2d(
+            c_in, c_out, kernel, stride=stride, padding=padding, dilation=dilation, groups=groups, bias=False
+        )
         self.bn: nn.BatchNorm2d | None = nn.BatchNorm2d(c_out)
         self.has_model_activation = act is True
         if act is True:
@@ -116,18 +128,27 @@ def use_activation(module: nn.Module, activation: nn.Module) -> None:
 class DWConv(Conv):
     """Depth-wise Conv: as many groups as both channel counts allow."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: Size = 1, stride: Size = 1, dilation: int = 1,
-                 act: bool | nn.Module = True):
+    def __init__(
+        self, c_in: int, c_out: int, kernel: Size = 1, stride: Size = 1, dilation: int = 1, act: bool | nn.Module = True
+    ):
         super().__init__(c_in, c_out, kernel, stride, groups=math.gcd(c_in, c_out), dilation=dilation, act=act)
 
 
 class DWConvTranspose2d(nn.ConvTranspose2d):
     """Depth-wise transposed convolution, with bias."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: Size = 1, stride: Size = 1, padding: Size = 0,
-                 output_padding: Size = 0):
-        super().__init__(c_in, c_out, kernel, stride=stride, padding=padding, output_padding=output_padding,
-                         groups=math.gcd(c_in, c_out))
+    def __init__(
+        self, c_in: int, c_out: int, kernel: Size = 1, stride: Size = 1, padding: Size = 0, output_padding: Size = 0
+    ):
+        super().__init__(
+            c_in,
+            c_out,
+            kernel,
+            stride=stride,
+            padding=padding,
+            output_padding=output_padding,
+            groups=math.gcd(c_in, c_out),
+        )
 
 
 class Bottleneck(nn.Module):
@@ -148,8 +169,16 @@ class Bottleneck(nn.Module):
 class CrossConv(nn.Module):
     """A kernel x kernel convolution split into a row and a column one."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1, groups: int = 1,
-                 expansion: float = 1.0, shortcut: bool = False):
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int = 3,
+        stride: int = 1,
+        groups: int = 1,
+        expansion: float = 1.0,
+        shortcut: bool = False,
+    ):
         super().__init__()
         hidden = hidden_channels(c_out, expansion)
         self.cv1 = Conv(c_in, hidden, (1, kernel), (1, stride))
@@ -164,8 +193,9 @@ class CrossConv(nn.Module):
 class BottleneckCSP(nn.Module):
     """Cross stage partial network (Wang et al. 2019): one half goes through bottlenecks, the other around them."""
 
-    def __init__(self, c_in: int, c_out: int, repeats: int = 1, shortcut: bool = True, groups: int = 1,
-                 expansion: float = 0.5):
+    def __init__(
+        self, c_in: int, c_out: int, repeats: int = 1, shortcut: bool = True, groups: int = 1, expansion: float = 0.5
+    ):
         super().__init__()
         hidden = hidden_channels(c_out, expansion)
         self.cv1 = Conv(c_in, hidden)
@@ -185,8 +215,9 @@ class BottleneckCSP(nn.Module):
 class C3(nn.Module):
     """CSP block with three convolutions; subclasses change only the inner path."""
 
-    def __init__(self, c_in: int, c_out: int, repeats: int = 1, shortcut: bool = True, groups: int = 1,
-                 expansion: float = 0.5):
+    def __init__(
+        self, c_in: int, c_out: int, repeats: int = 1, shortcut: bool = True, groups: int = 1, expansion: float = 0.5
+    ):
         super().__init__()
         hidden = hidden_channels(c_out, expansion)
         self.cv1 = Conv(c_in, hidden)
@@ -226,8 +257,16 @@ class C3Ghost(C3):
 class C3SPP(C3):
     """C3 whose inner path is spatial pyramid pooling."""
 
-    def __init__(self, c_in: int, c_out: int, kernels: Sequence[int] = (5, 9, 13), repeats: int = 1,
-                 shortcut: bool = True, groups: int = 1, expansion: float = 0.5):
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernels: Sequence[int] = (5, 9, 13),
+        repeats: int = 1,
+        shortcut: bool = True,
+        groups: int = 1,
+        expansion: float = 0.5,
+    ):
         self.kernels = tuple(kernels)
         super().__init__(c_in, c_out, repeats, shortcut, groups, expansion)
 
@@ -270,8 +309,16 @@ class SPPF(nn.Module):
 class Focus(nn.Module):
     """The four sub-grids of every 2 x 2 cell stacked as channels, then a Conv: (B, C, H, W) -> (B, C', H/2, W/2)."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: Size = 1, stride: Size = 1, padding: Size | None = None,
-                 groups: int = 1, act: bool | nn.Module = True):
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: Size = 1,
+        stride: Size = 1,
+        padding: Size | None = None,
+        groups: int = 1,
+        act: bool | nn.Module = True,
+    ):
         super().__init__()
         self.conv = Conv(4 * c_in, c_out, kernel, stride, padding, groups, act=act)
 
@@ -284,8 +331,9 @@ class Focus(nn.Module):
 class GhostConv(nn.Module):
     """Half the channels by a convolution, the other half by a cheap 5x5 depth-wise one (Han et al. 2019)."""
 
-    def __init__(self, c_in: int, c_out: int, kernel: Size = 1, stride: Size = 1, groups: int = 1,
-                 act: bool | nn.Module = True):
+    def __init__(
+        self, c_in: int, c_out: int, kernel: Size = 1, stride: Size = 1, groups: int = 1, act: bool | nn.Module = True
+    ):
         super().__init__()
         half = c_out // 2
         self.cv1 = Conv(c_in, half, kernel, stride, groups=groups, act=act)
@@ -393,8 +441,9 @@ class MixConv2d(nn.Module):
     `equal_channels` gives every kernel the same number of channels, otherwise about the same number of weights.
     """
 
-    def __init__(self, c_in: int, c_out: int, kernels: Sequence[int] = (1, 3), stride: int = 1,
-                 equal_channels: bool = True):
+    def __init__(
+        self, c_in: int, c_out: int, kernels: Sequence[int] = (1, 3), stride: int = 1, equal_channels: bool = True
+    ):
         super().__init__()
         counts = self.even_split(c_out, len(kernels)) if equal_channels else self.weight_split(c_out, kernels)
         self.m = nn.ModuleList(

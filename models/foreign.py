@@ -22,14 +22,35 @@ from utils.errors import UserError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MODULE_PACKAGES = ("models.", "utils.activations.", "torch.nn.modules.", "torch.nn.parallel.", "__main__.")
-DTYPES = {"FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
-          "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32,
-          "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
-          "BoolStorage": torch.bool}
+DTYPES = {
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
 DTYPE_NAMES = {str(dtype): dtype for dtype in DTYPES.values()}  # torch.float32 ...
-DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, zipfile.LargeZipFile, struct.error, EOFError, OSError,
-          LookupError, AttributeError, TypeError, ValueError, ArithmeticError, RecursionError, MemoryError,
-          RuntimeError)
+DAMAGE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    struct.error,
+    EOFError,
+    OSError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+    RuntimeError,
+)
 
 
 class Bag:
@@ -81,8 +102,11 @@ class TensorRef:
 
     def __post_init__(self) -> None:
         numbers = (self.offset, *self.shape, *self.strides)
-        if not isinstance(self.storage, StorageRef) or len(self.shape) != len(self.strides) or not all(
-                type(number) is int and number >= 0 for number in numbers):
+        if (
+            not isinstance(self.storage, StorageRef)
+            or len(self.shape) != len(self.strides)
+            or not all(type(number) is int and number >= 0 for number in numbers)
+        ):
             raise pickle.UnpicklingError("a tensor is described by something other than sizes")
         numel = math.prod(self.shape)
         extent = self.offset + sum((side - 1) * stride for side, stride in zip(self.shape, self.strides)) + 1
@@ -119,19 +143,32 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_parameter_with_state": first,
     "torch.Size": tuple,
     "_codecs.encode": decode_bytes,
-    **{f"{module}.{kind}": kinds for module in ("builtins", "__builtin__")
-       for kind, kinds in (("set", set), ("frozenset", frozenset))},
-    **{f"{module}.{kind}": path_text for module in ("pathlib", "pathlib._local")
-       for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")},
+    **{
+        f"{module}.{kind}": kinds
+        for module in ("builtins", "__builtin__")
+        for kind, kinds in (("set", set), ("frozenset", frozenset))
+    },
+    **{
+        f"{module}.{kind}": path_text
+        for module in ("pathlib", "pathlib._local")
+        for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
+    },
 }
 # Nothing of these is needed (NumPy values are only ever the fitness), so they are held as bags.
-INERT = {"torch.device", "numpy.dtype", "numpy.ndarray", "argparse.Namespace",
-         *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct"))}
+INERT = {
+    "torch.device",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "argparse.Namespace",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+}
 # What the protocols 2 to 4 write; others serve nothing here, and some reserve as much memory as a file asks for.
-OPCODES = ("PROTO FRAME STOP MARK POP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE "
-           "SHORT_BINUNICODE BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES EMPTY_LIST APPEND APPENDS TUPLE "
-           "EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET GLOBAL "
-           "STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE").split()
+OPCODES = (
+    "PROTO FRAME STOP MARK POP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE "
+    "SHORT_BINUNICODE BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES EMPTY_LIST APPEND APPENDS TUPLE "
+    "EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET GLOBAL "
+    "STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE"
+).split()
 
 
 # The Python-written unpickler: the one in C reserves memory for whatever memo index a file names.
@@ -164,15 +201,20 @@ class Unpickler(pickle._Unpickler):
             return Allowed(FUNCTIONS[full])
         if full in INERT or full.startswith(MODULE_PACKAGES):
             return type(name, (Bag,), {})
-        raise UserError(f"{self.path}: refused: the file calls {full}, which no YOLOv5 checkpoint needs; "
-                        "do not trust this file")
+        raise UserError(
+            f"{self.path}: refused: the file calls {full}, which no YOLOv5 checkpoint needs; do not trust this file"
+        )
 
     def persistent_load(self, pid: Any) -> Any:
         if isinstance(pid, tuple) and pid and pid[0] == "module":  # older files send a class with its source text
             return pid[1]
         kind, dtype, key, _, numel, *view = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, (str, int)) or not (
-                type(numel) is int and numel >= 0):
+        if (
+            kind != "storage"
+            or not isinstance(dtype, torch.dtype)
+            or not isinstance(key, (str, int))
+            or not (type(numel) is int and numel >= 0)
+        ):
             raise pickle.UnpicklingError("an unknown kind of stored object")
         if view and view[0] is not None:
             raise pickle.UnpicklingError("a storage that is part of another one")
@@ -272,8 +314,10 @@ class ForeignFile:
         except UserError:
             raise
         except DAMAGE as error:
-            raise UserError(f"{self.path}: damaged or cut off: storage {ref.storage.key} cannot be read ({error}); "
-                            "fetch the file again") from error
+            raise UserError(
+                f"{self.path}: damaged or cut off: storage {ref.storage.key} cannot be read ({error}); "
+                "fetch the file again"
+            ) from error
 
     def _storage(self, storage: StorageRef) -> Tensor:
         if storage.key not in self._tensors:
@@ -281,10 +325,15 @@ class ForeignFile:
             block = self._member(f"data/{storage.key}") if block is None else block
             self._spend(len(block))
             if len(block) != storage.numel * storage.dtype.itemsize:
-                raise UserError(f"{self.path}: damaged or cut off: storage {storage.key} has {len(block)} bytes, "
-                                f"expected {storage.numel * storage.dtype.itemsize}")
-            self._tensors[storage.key] = torch.frombuffer(bytearray(block), dtype=storage.dtype) if block else \
-                torch.empty(0, dtype=storage.dtype)
+                raise UserError(
+                    f"{self.path}: damaged or cut off: storage {storage.key} has {len(block)} bytes, "
+                    f"expected {storage.numel * storage.dtype.itemsize}"
+                )
+            self._tensors[storage.key] = (
+                torch.frombuffer(bytearray(block), dtype=storage.dtype)
+                if block
+                else torch.empty(0, dtype=storage.dtype)
+            )
         return self._tensors[storage.key]
 
     def state_dict(self, module: Bag) -> dict[str, Tensor]:

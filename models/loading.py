@@ -25,8 +25,14 @@ SHA256 = {
 OTHER_FORMATS = (".onnx", ".torchscript", ".engine", ".xml", ".mlmodel", ".mlpackage", ".pb", ".tflite", ".param")
 MAX_DESCRIPTION = 100_000  # values in a model's description; also the most classes a file may have
 # Activations that old checkpoints hold in their modules but not in their description.
-OLD_ACTIVATIONS = {"Hardswish": "nn.Hardswish()", "LeakyReLU": "nn.LeakyReLU(0.1)", "ReLU": "nn.ReLU()",
-                   "Mish": "nn.Mish()", "ReLU6": "nn.ReLU6()", "Identity": "nn.Identity()"}
+OLD_ACTIVATIONS = {
+    "Hardswish": "nn.Hardswish()",
+    "LeakyReLU": "nn.LeakyReLU(0.1)",
+    "ReLU": "nn.ReLU()",
+    "Mish": "nn.Mish()",
+    "ReLU6": "nn.ReLU6()",
+    "Identity": "nn.Identity()",
+}
 
 
 @dataclass(frozen=True)
@@ -86,8 +92,9 @@ def read_foreign(path: Path) -> WeightsFile:
         content = file.content
         module = pickled_model(content)
         if module is None:
-            raise UserError(f"{path}: holds no YOLOv5 model (only {kind_of(content)}): "
-                            "give a .pt file that a training wrote")
+            raise UserError(
+                f"{path}: holds no YOLOv5 model (only {kind_of(content)}): give a .pt file that a training wrote"
+            )
         attributes = vars(module)
         if not isinstance(attributes.get("yaml"), dict):
             raise UserError(f"{path}: its model has no description (yaml): it is not a detection model of YOLOv5")
@@ -218,16 +225,19 @@ class Ensemble(nn.Module):
         return torch.cat([model(x, augment=augment)[0] for model in self.models], dim=1), None
 
 
-def load_ensemble(weights: Sequence[str | Path], device: str | torch.device = "cpu",
-                  fuse: bool = True) -> DetectionModel | Ensemble:
+def load_ensemble(
+    weights: Sequence[str | Path], device: str | torch.device = "cpu", fuse: bool = True
+) -> DetectionModel | Ensemble:
     """All `weights` as one model; a single file gives that model itself. UserError where classes differ in number."""
     if not weights:
         raise UserError("no weights given: use --weights FILE.pt")
     models = [load_model(file, device, fuse) for file in weights]
     for file, model in zip(weights, models):
         if model.num_classes != models[0].num_classes:
-            raise UserError(f"{file}: {model.num_classes} classes, but {weights[0]} has {models[0].num_classes}: "
-                            "an ensemble needs the same classes")
+            raise UserError(
+                f"{file}: {model.num_classes} classes, but {weights[0]} has {models[0].num_classes}: "
+                "an ensemble needs the same classes"
+            )
     return models[0] if len(models) == 1 else Ensemble(models)
 
 
@@ -264,8 +274,10 @@ def find_weights(names: Sequence[str], *, typed: bool) -> list[Path]:
     except UserError as error:
         if typed:
             raise
-        raise UserError(f"no --weights given, and no {names[0]} here: type --weights runs/train/exp/weights/best.pt, "
-                        f"or --weights {names[0]} to download that model") from error
+        raise UserError(
+            f"no --weights given, and no {names[0]} here: type --weights runs/train/exp/weights/best.pt, "
+            f"or --weights {names[0]} to download that model"
+        ) from error
 
 
 def fetch_published(name: str, target: Path) -> Path:

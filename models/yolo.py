@@ -12,8 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.architecture import (BLOCKS, HEAD, SELF_REPEATING, WIDTH_SCALED, WORDS, Architecture, Row, check_anchors,
-                                 find_cfg, is_int, is_number, parse_activation, read_cfg)
+from models.architecture import (
+    BLOCKS,
+    HEAD,
+    SELF_REPEATING,
+    WIDTH_SCALED,
+    WORDS,
+    Architecture,
+    Row,
+    check_anchors,
+    find_cfg,
+    is_int,
+    is_number,
+    parse_activation,
+    read_cfg,
+)
 from models.common import Conv, resize_and_pad, use_activation
 from utils.errors import UserError
 
@@ -128,8 +141,10 @@ def check_size(arch: Architecture, max_parameters: int) -> None:
         layers = build_layers(arch)
         parameters = sum(layer.np for layer in layers)
         if parameters > max_parameters:
-            raise UserError(f"{arch.source}: describes {parameters:,} parameters, more than the {max_parameters:,} "
-                            "that fit; reduce width_multiple, depth_multiple or the channels")
+            raise UserError(
+                f"{arch.source}: describes {parameters:,} parameters, more than the {max_parameters:,} "
+                "that fit; reduce width_multiple, depth_multiple or the channels"
+            )
         x, kept = torch.zeros(1, arch.channels, PROBE_SIZE, PROBE_SIZE), []
         for row, layer in zip(arch.rows[:-1], layers):
             inputs = [x if entry == row.index - 1 else kept[entry] for entry in row.sources]
@@ -246,8 +261,14 @@ class DetectionModel(nn.Module):
     `.yaml` is the description as used, `.names` {int: str}, `.stride` (L,) pixels, `.head` the Detect module.
     """
 
-    def __init__(self, cfg: str | Path | Mapping[str, Any], channels: int = 3, num_classes: int | None = None,
-                 anchors: float | list | None = None, max_parameters: int = MAX_PARAMETERS):
+    def __init__(
+        self,
+        cfg: str | Path | Mapping[str, Any],
+        channels: int = 3,
+        num_classes: int | None = None,
+        anchors: float | list | None = None,
+        max_parameters: int = MAX_PARAMETERS,
+    ):
         super().__init__()
         self.yaml, source = read_cfg(cfg)
         self.yaml.setdefault("ch", channels)

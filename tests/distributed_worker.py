@@ -43,8 +43,9 @@ def batch_of(number: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images, targets
 
 
-def share_of(rank: int, world_size: int, images: torch.Tensor,
-             targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def share_of(
+    rank: int, world_size: int, images: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The pictures of one process with their targets, numbered from 0."""
     numbers = torch.arange(len(images)).tensor_split(world_size)[rank]
     mine = targets[torch.isin(targets[:, 0], numbers)].clone()
@@ -59,8 +60,9 @@ def gradients(group: Distributed, cfg: str, *, frozen: bool) -> dict[str, torch.
     if frozen:
         train.freeze_layers(model, [3])
     gains = scale_gains(Hyperparameters().to_dict(), 3, 3, 64)
-    loss = DetectionLoss(model.head.anchors, model.stride, 3, gains,
-                         sum_over_processes=group.sum if group.world_size > 1 else None)
+    loss = DetectionLoss(
+        model.head.anchors, model.stride, 3, gains, sum_over_processes=group.sum if group.world_size > 1 else None
+    )
     wrapped = group.wrap(model, static_graph=not frozen)
     if group.world_size > 1:
         settle_buckets(wrapped, 64, group.device)
@@ -77,22 +79,44 @@ def gradients(group: Distributed, cfg: str, *, frozen: bool) -> dict[str, torch.
 def validation(group: Distributed, weights: str, pictures: str) -> dict[str, object]:
     """Metrics of all pictures below a folder: the last batch has fewer than there are processes."""
     index = load_index(pictures, 2, cache=False, progress=False)
-    loader = make_loader(index, imgsz=64, batch_size=7, rect=True, pad=0.5, workers=0, rank=group.rank,
-                         world_size=group.world_size, progress=False)
+    loader = make_loader(
+        index,
+        imgsz=64,
+        batch_size=7,
+        rect=True,
+        pad=0.5,
+        workers=0,
+        rank=group.rank,
+        world_size=group.world_size,
+        progress=False,
+    )
     model = load_model(weights)
     loss = DetectionLoss(model.head.anchors, model.stride, 2, scale_gains(Hyperparameters().to_dict(), 3, 2, 64))
     found = val.evaluate(model, loader, loss=loss, distributed=group, progress=False)
-    return {"metrics": [found.precision, found.recall, found.map50, found.map, *found.losses, found.images,
-                        found.instances], "ap": torch.from_numpy(found.per_class.ap),
-            "confusion": torch.from_numpy(found.confusion.matrix)}
+    return {
+        "metrics": [
+            found.precision,
+            found.recall,
+            found.map50,
+            found.map,
+            *found.losses,
+            found.images,
+            found.instances,
+        ],
+        "ap": torch.from_numpy(found.per_class.ap),
+        "confusion": torch.from_numpy(found.confusion.matrix),
+    }
 
 
 def measure(out: str, cfg: str, weights: str, pictures: str) -> None:
     """Write gradients and metrics, checked to be the same in all processes, to the file `out`."""
     with Distributed.join().session() as group:
         keep_statistics()
-        found = {"all": gradients(group, cfg, frozen=False), "frozen": gradients(group, cfg, frozen=True),
-                 "validation": validation(group, weights, pictures)}
+        found = {
+            "all": gradients(group, cfg, frozen=False),
+            "frozen": gradients(group, cfg, frozen=True),
+            "validation": validation(group, weights, pictures),
+        }
         alike = group.gather([tensor.double().sum().item() for tensor in found["all"].values()])
         assert all(other == alike[0] for other in alike)
         if group.is_main:

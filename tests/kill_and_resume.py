@@ -118,13 +118,19 @@ def is_over(life: Life, code: int | None, run: Path) -> bool:
 
 def start(arguments: list[str], log: Path, processes: int = 1) -> Life:
     """train.py as a program of its own, under torchrun for several processes."""
-    launcher = ["-m", "torch.distributed.run", "--standalone",
-                "--nproc_per_node", str(processes)] if processes > 1 else []
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
+    )
     log.write_text("")
     with open(log, "ab") as output:
-        process = subprocess.Popen([sys.executable, *launcher, "train.py", *arguments], cwd=ROOT, stdout=output,
-                                   stderr=subprocess.STDOUT, start_new_session=True,
-                                   env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"})
+        process = subprocess.Popen(
+            [sys.executable, *launcher, "train.py", *arguments],
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        )
 
     def wait(seconds: float) -> int | None:
         try:
@@ -235,17 +241,42 @@ class Experiment:
         self.plan, self.folder, self.say = plan, folder, say
         self.rng = random.Random(plan.seed)
         data, cfg, hyp = draw_data(folder / "data", plan.pictures), write_model(folder), write_hyp(folder)
-        self.common = ["--data", str(data), "--cfg", str(cfg), "--hyp", str(hyp), "--imgsz", "64", "--batch-size",
-                       str(plan.batch_size), "--epochs", str(plan.epochs), "--device", "cpu", "--amp", "off",
-                       "--nbs", "64", "--noplots", "--save-minutes", "0.00001", "--save-period", "3",
-                       "--project", str(folder), *plan.extra]
+        self.common = [
+            "--data",
+            str(data),
+            "--cfg",
+            str(cfg),
+            "--hyp",
+            str(hyp),
+            "--imgsz",
+            "64",
+            "--batch-size",
+            str(plan.batch_size),
+            "--epochs",
+            str(plan.epochs),
+            "--device",
+            "cpu",
+            "--amp",
+            "off",
+            "--nbs",
+            "64",
+            "--noplots",
+            "--save-minutes",
+            "0.00001",
+            "--save-period",
+            "3",
+            "--project",
+            str(folder),
+            *plan.extra,
+        ]
 
     def begin(self, name: str) -> Life:
         new = fork if self.plan.forked else start
         last = self.folder / name / "weights" / "last.pt"
         workers = str(self.rng.randrange(3)) if self.plan.workers == "any" else self.plan.workers
-        arguments = ["--resume", str(self.folder / name)] if last.is_file() else \
-            [*self.common, "--name", name, "--exist-ok"]
+        arguments = (
+            ["--resume", str(self.folder / name)] if last.is_file() else [*self.common, "--name", name, "--exist-ok"]
+        )
         return new([*arguments, "--workers", workers], self.folder / f"{name}.log", self.plan.processes)
 
     def wait_for(self, life: Life, iteration: float) -> None:
@@ -294,8 +325,10 @@ class Experiment:
                 ended = life.wait(self.rng.uniform(0, begun if early else training / total))
                 life.send(getattr(signal, f"SIG{name}"))
             ended = life.wait(self.plan.limit)
-            self.say(f"life {kills + 1}: {'while starting' if early else 'in training'}, SIG{name} -> exit {ended}, "
-                     f"saved up to iteration {self.iteration('killed')} of {total}")
+            self.say(
+                f"life {kills + 1}: {'while starting' if early else 'in training'}, SIG{name} -> exit {ended}, "
+                f"saved up to iteration {self.iteration('killed')} of {total}"
+            )
             if is_over(life, ended, self.folder / "killed"):  # too late
                 found += differences(self.folder / "whole", self.folder / "killed")
                 shutil.rmtree(self.folder / "killed")

@@ -110,8 +110,9 @@ def test_pure_parts_know_no_data_set_and_no_command_line(name):
 
 def test_benchmarks_find_what_they_import():
     names = [f"benchmarks.{path.stem}" for path in sorted((ROOT / "benchmarks").glob("*.py"))]
-    done = subprocess.run([sys.executable, "-c", f"import {', '.join(names)}"], cwd=ROOT, capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {', '.join(names)}"], cwd=ROOT, capture_output=True, text=True
+    )
     assert names and done.returncode == 0, done.stderr
 
 

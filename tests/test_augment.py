@@ -6,8 +6,22 @@ import pytest
 import torch
 
 from utils import augment
-from utils.augment import (AugmentSettings, Finish, Letterbox, Scene, Tile, copy_paste, draw_finish, draw_warp,
-                           letterbox, mixup, mosaic, multiply_hsv, place_labels, random_perspective)
+from utils.augment import (
+    AugmentSettings,
+    Finish,
+    Letterbox,
+    Scene,
+    Tile,
+    copy_paste,
+    draw_finish,
+    draw_warp,
+    letterbox,
+    mixup,
+    mosaic,
+    multiply_hsv,
+    place_labels,
+    random_perspective,
+)
 from utils.warp import GREY, Warp, candidates, visible_hulls
 
 RED = (0, 0, 255)
@@ -17,7 +31,7 @@ NONE = np.zeros((0, 2), np.float32)
 def canvas(height: int, width: int, box: tuple[int, int, int, int]) -> np.ndarray:
     """A black picture with one red rectangle x1, y1, x2, y2."""
     image = np.zeros((height, width, 3), np.uint8)
-    image[box[1]:box[3], box[0]:box[2]] = RED
+    image[box[1] : box[3], box[0] : box[2]] = RED
     return image
 
 
@@ -43,8 +57,12 @@ def test_letterbox_has_the_reference_geometry(golden_folder):
     for row in table["rows"]:
         want = dict(zip(names, row.tolist()))
         height, width = int(want["h"]), int(want["w"])
-        image, box = letterbox(np.zeros((height, width, 3), np.uint8), (int(want["new_h"]), int(want["new_w"])),
-                               auto=bool(want["auto"]), scaleup=bool(want["scaleup"]))
+        image, box = letterbox(
+            np.zeros((height, width, 3), np.uint8),
+            (int(want["new_h"]), int(want["new_w"])),
+            auto=bool(want["auto"]),
+            scaleup=bool(want["scaleup"]),
+        )
         assert image.shape == (want["out_h"], want["out_w"], 3)
         assert (image == GREY).all(2).sum() == want["pad_pixels"]
         # The table has half a pixel where a margin is odd; the picture itself begins at the whole pixel before.
@@ -72,8 +90,11 @@ def test_letterbox_places_the_picture(shape, target, options, output, rows, colu
     inside = image[..., 0] == 0
     assert np.flatnonzero(inside.any(1))[[0, -1]].tolist() == [rows[0], rows[1] - 1]
     assert np.flatnonzero(inside.any(0))[[0, -1]].tolist() == [columns[0], columns[1] - 1]
-    np.testing.assert_allclose(box.apply(np.array([[0, 0, shape[1], shape[0]]], np.float32)),
-                               [[columns[0], rows[0], columns[1], rows[1]]], rtol=1e-6)
+    np.testing.assert_allclose(
+        box.apply(np.array([[0, 0, shape[1], shape[0]]], np.float32)),
+        [[columns[0], rows[0], columns[1], rows[1]]],
+        rtol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("kind", [lambda rows: np.array(rows, np.float32), torch.tensor])
@@ -115,10 +136,19 @@ class Fixed:
 
 
 # Draws in -1...1 of the vectors below: px, py, angle, gain, two shears, two shifts.
-DRAWS = [0.6888437030500962, 0.515908805880605, -0.15885683833831, -0.4821664994140733,
-         0.02254944273721704, -0.19013172509917142, 0.5675971780695452, -0.3933745478421451]
-BOXES = np.array([[0, 100, 200, 300, 400], [1, 600, 600, 900, 1000], [2, 1270, 10, 1279, 30], [3, 620, 640, 660, 650]],
-                 np.float32)
+DRAWS = [
+    0.6888437030500962,
+    0.515908805880605,
+    -0.15885683833831,
+    -0.4821664994140733,
+    0.02254944273721704,
+    -0.19013172509917142,
+    0.5675971780695452,
+    -0.3933745478421451,
+]
+BOXES = np.array(
+    [[0, 100, 200, 300, 400], [1, 600, 600, 900, 1000], [2, 1270, 10, 1279, 30], [3, 620, 640, 660, 650]], np.float32
+)
 
 
 def fixed_warp(**hyp) -> Warp:
@@ -143,8 +173,10 @@ def test_warped_boxes(hyp, kept):
 
 
 def test_warped_polygons_give_tighter_boxes():
-    outlines = [np.array([(100, 200), (300, 200), (300, 400), (100, 400)], np.float32),
-                np.array([(600, 600), (900, 700), (700, 1000)], np.float32)]
+    outlines = [
+        np.array([(100, 200), (300, 200), (300, 400), (100, 400)], np.float32),
+        np.array([(600, 600), (900, 700), (700, 1000)], np.float32),
+    ]
     rows = fixed_warp(degrees=10, shear=5).labels(BOXES[:2], outlines)
     want = [(0, 0.09251, 0.09148, 105.89593, 109.79368), (1, 326.7614, 264.12704, 552.40674, 568.56176)]
     np.testing.assert_allclose(rows, want, atol=0.1)  # the exact hull, against one of a thousand points
@@ -211,8 +243,15 @@ def test_upright_warps_keep_a_box_on_its_object(seed, hyp):
 
 
 @pytest.mark.parametrize("seed", range(12))
-@pytest.mark.parametrize("hyp", [{"degrees": 40}, {"shear": 15}, {"perspective": 0.001},
-                                 {"degrees": 20, "shear": 5, "scale": 0.3, "translate": 0.1, "perspective": 0.0005}])
+@pytest.mark.parametrize(
+    "hyp",
+    [
+        {"degrees": 40},
+        {"shear": 15},
+        {"perspective": 0.001},
+        {"degrees": 20, "shear": 5, "scale": 0.3, "translate": 0.1, "perspective": 0.0005},
+    ],
+)
 def test_tilting_warps_keep_boxes_around_and_outlines_on_their_object(seed, hyp):
     image, boxes = canvas(240, 320, (130, 100, 190, 150)), np.array([[0, 130, 100, 190, 150]], np.float32)
     outline = np.array([(130, 100), (190, 100), (190, 150), (130, 150)], np.float32)
@@ -278,8 +317,10 @@ def test_visible_hull(polygon, hull):
 
 def tiles_of(images: list[np.ndarray], boxes: list[np.ndarray], polygons: list | None = None) -> list[Tile]:
     polygons = polygons or [[NONE] * len(rows) for rows in boxes]
-    return [Tile(image.shape[:2], rows, outlines, lambda rows, image=image: image[:rows])
-            for image, rows, outlines in zip(images, boxes, polygons)]
+    return [
+        Tile(image.shape[:2], rows, outlines, lambda rows, image=image: image[:rows])
+        for image, rows, outlines in zip(images, boxes, polygons)
+    ]
 
 
 def mosaic_of(tiles: list[Tile], size: int, **options) -> tuple[np.ndarray, np.ndarray]:
@@ -295,8 +336,8 @@ def textbook_mosaic(tiles: list[Tile], size: int, settings: AugmentSettings, rng
     for (row, column), tile in zip(((0, 0), (0, 1), (1, 0), (1, 1)), tiles):
         h, w = tile.shape
         top, left = size + y - h * (1 - row), size + x - w * (1 - column)
-        padded[top:top + h, left:left + w] = tile.read(h)
-    return interpolated(padded[size:3 * size, size:3 * size], warp)
+        padded[top : top + h, left : left + w] = tile.read(h)
+    return interpolated(padded[size : 3 * size, size : 3 * size], warp)
 
 
 def interpolated(canvas: np.ndarray, warp: Warp) -> np.ndarray:
@@ -341,9 +382,9 @@ def test_a_mosaic_keeps_boxes_on_their_objects(seed):
     for k, (h, w) in enumerate([(160, 120), (88, 160), (160, 160), (100, 160)]):
         image = np.zeros((h, w, 3), np.uint8)
         if k < 3:
-            image[h // 4:h // 2, w // 4:w // 2, k] = 255
+            image[h // 4 : h // 2, w // 4 : w // 2, k] = 255
         images.append(image)
-        boxes.append(np.array([[k, 0.375, 0.375, 0.25, 0.25]], np.float32)[:k < 3])
+        boxes.append(np.array([[k, 0.375, 0.375, 0.25, 0.25]], np.float32)[: k < 3])
     settings = AugmentSettings(scale=0.5, translate=0.1)
     image, rows = mosaic_of(tiles_of(images, boxes), 160, settings=settings, rng=np.random.default_rng(seed))
     for kind, *box in rows.tolist():
@@ -416,8 +457,9 @@ def square(x1: float, y1: float, x2: float, y2: float) -> np.ndarray:
 def test_copy_paste_mirrors_object_label_and_outline():
     image = canvas(100, 100, (60, 60, 91, 91))
     boxes = np.array([[5, 60, 60, 90, 90]], np.float32)
-    pasted, rows, outlines = copy_paste(image, boxes, polygons=[square(60, 60, 90, 90)], fraction=1.0,
-                                        rng=np.random.default_rng(0))
+    pasted, rows, outlines = copy_paste(
+        image, boxes, polygons=[square(60, 60, 90, 90)], fraction=1.0, rng=np.random.default_rng(0)
+    )
     assert rows.tolist() == [[5, 60, 60, 90, 90], [5, 10, 60, 40, 90]]
     assert (pasted != image).any(2).sum() == 961
     np.testing.assert_allclose(outlines[1][:, 0].min(), 10)
@@ -427,16 +469,18 @@ def test_copy_paste_mirrors_object_label_and_outline():
 def test_copies_that_would_cover_an_object_are_left_out():
     image = canvas(100, 100, (10, 10, 31, 31))
     boxes = np.array([[0, 10, 10, 30, 30], [1, 65, 5, 95, 35]], np.float32)  # the second is where a copy would go
-    _, rows, _ = copy_paste(image, boxes, polygons=[square(10, 10, 30, 30), NONE], fraction=1.0,
-                            rng=np.random.default_rng(0))
+    _, rows, _ = copy_paste(
+        image, boxes, polygons=[square(10, 10, 30, 30), NONE], fraction=1.0, rng=np.random.default_rng(0)
+    )
     assert len(rows) == 2
 
 
 def test_copy_paste_takes_classes_from_the_outlined_labels():
     boxes = np.array([[0, 40, 40, 60, 60], [1, 1, 1, 8, 8], [2, 40, 1, 60, 8], [3, 1, 90, 8, 98]], np.float32)
     outlines = [NONE, square(1, 1, 8, 8), NONE, square(1, 90, 8, 98)]
-    _, rows, polygons = copy_paste(np.zeros((100, 100, 3), np.uint8), boxes, polygons=outlines, fraction=1.0,
-                                   rng=np.random.default_rng(3))
+    _, rows, polygons = copy_paste(
+        np.zeros((100, 100, 3), np.uint8), boxes, polygons=outlines, fraction=1.0, rng=np.random.default_rng(3)
+    )
     assert sorted(rows[4:].tolist()) == [[1, 92, 1, 99, 8], [3, 92, 90, 99, 98]] and len(polygons) == 6
 
 
@@ -444,8 +488,9 @@ def test_copy_paste_takes_classes_from_the_outlined_labels():
 def test_copy_paste_takes_a_share_of_the_outlines(fraction, outlines, copies):
     boxes = np.array([[k, 2, 10 * k, 8, 10 * k + 5] for k in range(outlines)], np.float32).reshape(-1, 5)
     polygons = [square(*row[1:]) for row in boxes]
-    _, rows, _ = copy_paste(np.zeros((100, 100, 3), np.uint8), boxes, polygons=polygons, fraction=fraction,
-                            rng=np.random.default_rng(1))
+    _, rows, _ = copy_paste(
+        np.zeros((100, 100, 3), np.uint8), boxes, polygons=polygons, fraction=fraction, rng=np.random.default_rng(1)
+    )
     assert len(rows) == outlines + copies
 
 
@@ -455,11 +500,15 @@ def test_copy_paste_inside_a_mosaic_keeps_boxes_on_their_objects():
     outlines = [[square(20, 30, 60, 70) / 160], [], [], []]
     copies = 0
     for seed in range(20):
-        image, rows = mosaic_of(tiles_of(images, boxes, outlines), 160, rng=np.random.default_rng(seed),
-                             settings=AugmentSettings(scale=0.3, copy_paste=1.0))
+        image, rows = mosaic_of(
+            tiles_of(images, boxes, outlines),
+            160,
+            rng=np.random.default_rng(seed),
+            settings=AugmentSettings(scale=0.3, copy_paste=1.0),
+        )
         for row in rows:
             x1, y1, x2, y2 = np.round(row[1:]).astype(int)
-            inside = image[y1 + 2:max(y2 - 2, y1 + 3), x1 + 2:max(x2 - 2, x1 + 3)].reshape(-1, 3)
+            inside = image[y1 + 2 : max(y2 - 2, y1 + 3), x1 + 2 : max(x2 - 2, x1 + 3)].reshape(-1, 3)
             assert (np.abs(inside.astype(int) - RED).max(1) < 5).mean() > 0.85
         copies += len(rows) == 2
     assert copies >= 3
@@ -474,8 +523,11 @@ def test_mixup_blends_evenly_and_keeps_both_labels():
     rng = np.random.default_rng(0)
     shares = []
     for _ in range(200):
-        mixed = mixup(unwarped(np.full((2, 2, 3), 200, np.uint8), BOXES[:1]),
-                      unwarped(np.zeros((2, 2, 3), np.uint8), BOXES[1:3]), rng=rng)
+        mixed = mixup(
+            unwarped(np.full((2, 2, 3), 200, np.uint8), BOXES[:1]),
+            unwarped(np.zeros((2, 2, 3), np.uint8), BOXES[1:3]),
+            rng=rng,
+        )
         shares.append(mixed.image()[0, 0, 0] / 200)
     assert mixed.boxes[:, 0].tolist() == [0, 1, 2]
     assert np.mean(shares) == pytest.approx(0.5, abs=0.02)
@@ -513,8 +565,12 @@ def test_hsv_vector():
 def test_hsv_is_what_tables_make_of_it(width):
     """Each level times its factor, cut off; the hue goes round, where OpenCV may round its colour otherwise."""
     rng = np.random.default_rng(width)
-    for factors in (*rng.uniform((0.98, 0.1, 0.1), (1.02, 2, 2), (60, 3)), *rng.uniform(0, 2, (60, 3)), np.ones(3),
-                    np.array([1.0, 1.5, 0.75])):
+    for factors in (
+        *rng.uniform((0.98, 0.1, 0.1), (1.02, 2, 2), (60, 3)),
+        *rng.uniform(0, 2, (60, 3)),
+        np.ones(3),
+        np.array([1.0, 1.5, 0.75]),
+    ):
         image = rng.integers(0, 256, (40, width, 3), dtype=np.uint8)
         levels = np.arange(256)[:, None] * factors % [180, 1e9, 1e9]
         tables = levels.clip(0, 255).astype(np.uint8)
@@ -573,8 +629,12 @@ def test_colours_of_a_mosaic_reach_all_of_its_grey():
 
 def test_without_factors_a_mosaic_keeps_its_colours():
     images = [np.random.default_rng(k).integers(0, 255, (64, 64, 3), np.uint8) for k in range(4)]
-    scene = mosaic(tiles_of(images, [np.zeros((0, 5), np.float32)] * 4), 64, settings=AugmentSettings(scale=0.5),
-                   rng=np.random.default_rng(0))
+    scene = mosaic(
+        tiles_of(images, [np.zeros((0, 5), np.float32)] * 4),
+        64,
+        settings=AugmentSettings(scale=0.5),
+        rng=np.random.default_rng(0),
+    )
     assert (scene.coloured(None) == scene.image()).all()
 
 
@@ -588,8 +648,9 @@ def test_colours_leave_the_picture_that_a_warp_shows_alone():
     assert (image == kept).all()
 
 
-@pytest.mark.parametrize("finish", [Finish(upside_down=True), Finish(mirrored=True),
-                                    Finish(upside_down=True, mirrored=True)])
+@pytest.mark.parametrize(
+    "finish", [Finish(upside_down=True), Finish(mirrored=True), Finish(upside_down=True, mirrored=True)]
+)
 def test_flips(finish):
     image, boxes = canvas(50, 80, (10, 5, 30, 20)), np.array([[3, 10, 5, 30, 20]], np.float32)
     flipped, rows = finish.flip(image), finish.flip_boxes(boxes, (50, 80))
@@ -633,8 +694,9 @@ def test_settings_from_a_mapping_or_an_object():
 
 
 def test_place_labels():
-    rows, outlines = place_labels(np.array([[2, 0.5, 0.5, 0.2, 0.4]], np.float32), [np.array([[0.5, 1.0]]), NONE],
-                                  gain=(100, 200), pad=(7, 3))
+    rows, outlines = place_labels(
+        np.array([[2, 0.5, 0.5, 0.2, 0.4]], np.float32), [np.array([[0.5, 1.0]]), NONE], gain=(100, 200), pad=(7, 3)
+    )
     np.testing.assert_allclose(rows, [[2, 83, 37, 123, 77]])
     np.testing.assert_allclose(outlines[0], [[103, 107]])
     assert outlines[1].shape == (0, 2)
@@ -644,7 +706,8 @@ def test_the_same_generator_gives_the_same_sample():
     images = [np.random.default_rng(k).integers(0, 255, (64, 64, 3), np.uint8) for k in range(4)]
     tiles = tiles_of(images, [np.array([[0, 0.5, 0.5, 0.5, 0.5]], np.float32)] * 4)
     settings = AugmentSettings(scale=0.5, translate=0.1, degrees=5)
-    (a, rows), (b, same), (c, _) = (mosaic_of(tiles, 64, settings=settings, rng=np.random.default_rng(seed))
-                                    for seed in (1, 1, 2))
+    (a, rows), (b, same), (c, _) = (
+        mosaic_of(tiles, 64, settings=settings, rng=np.random.default_rng(seed)) for seed in (1, 1, 2)
+    )
     assert (a == b).all() and rows.tolist() == same.tolist() and (a != c).any()
     assert augment.GREY == 114

@@ -65,8 +65,13 @@ def run(program, *extra: str) -> object:
 def listing(place: Path, caches: bool = True) -> dict[str, tuple[int, int]]:
     """Size and time of every file in the working and the home folder, with or without label caches."""
     files = [file for file in place.parent.rglob("*") if file.is_file() and (caches or file.suffix != ".cache")]
-    return {str(file.relative_to(place)) if place in file.parents else str(file):
-            (file.stat().st_size, file.stat().st_mtime_ns) for file in files}
+    return {
+        str(file.relative_to(place)) if place in file.parents else str(file): (
+            file.stat().st_size,
+            file.stat().st_mtime_ns,
+        )
+        for file in files
+    }
 
 
 def mistake(place: Path, program, *extra: str, caches: bool = True) -> str:
@@ -203,8 +208,9 @@ def test_hyperparameters_that_do_not_hold(place, content, needle):
 
 
 @PROGRAMS
-@pytest.mark.parametrize("flag, meant", [("--devise", "--device"), ("--img-sise=64", "--img-size"),
-                                         ("--nmae", "--name")])
+@pytest.mark.parametrize(
+    "flag, meant", [("--devise", "--device"), ("--img-sise=64", "--img-size"), ("--nmae", "--name")]
+)
 def test_an_unknown_flag_gets_the_nearest_one(place, capsys, program, flag, meant):
     before = listing(place)
     with pytest.raises(SystemExit) as ended:

@@ -18,8 +18,14 @@ def content(labels, images=(1, 2), categories=(1, 2)):
     """COCO annotations of labels (image, category, bbox) or (..., further fields)."""
     rows = []
     for number, (image, category, bbox, *more) in enumerate(labels, 1):
-        row = {"id": number, "image_id": image, "category_id": category, "bbox": bbox, "area": bbox[2] * bbox[3],
-               "iscrowd": 0}
+        row = {
+            "id": number,
+            "image_id": image,
+            "category_id": category,
+            "bbox": bbox,
+            "area": bbox[2] * bbox[3],
+            "iscrowd": 0,
+        }
         rows.append(row | (more[0] if more else {}))
     return {"images": [{"id": i} for i in images], "categories": [{"id": i} for i in categories], "annotations": rows}
 

@@ -13,8 +13,9 @@ from utils.compiling import Compiled, compile_if_faster, compile_model, faster_m
 from utils.ema import unwrap
 
 CPU = torch.device("cpu")
-needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))),
-                                    reason="torch.compile needs a C++ compiler on a CPU")
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler on a CPU"
+)
 
 
 def small_model() -> nn.Module:
@@ -35,8 +36,10 @@ def test_the_faster_one_is_used_and_said(monkeypatch, capsys, plain, fast, used)
     model, other = small_model(), small_model()
     assert faster_model(model, other, learn, []) is (other if used else model)
     printed = capsys.readouterr().out
-    assert printed == (f"--compile is {'used' if used else 'left out'}: a pass takes {1000 * fast:.1f} ms with it, "
-                       f"{1000 * plain:.1f} ms without\n")
+    assert printed == (
+        f"--compile is {'used' if used else 'left out'}: a pass takes {1000 * fast:.1f} ms with it, "
+        f"{1000 * plain:.1f} ms without\n"
+    )
 
 
 def test_a_failure_is_one_line_and_the_plain_model(capsys):
@@ -69,6 +72,7 @@ def test_each_side_has_every_batch_in_turn():
 @pytest.fixture
 def always(monkeypatch):
     """The compiled model is used, whatever the clock says; but it is really tried."""
+
     def in_turn(sides, batches, device):
         seconds_in_turn(sides, batches[:1], device)
         return 2.0, 1.0
@@ -78,9 +82,32 @@ def always(monkeypatch):
 
 
 def arguments(data, cfg, folder, *extra):
-    return ["--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8", "--epochs", "2", "--nbs", "8",
-            "--workers", "0", "--device", "cpu", "--amp", "off", "--noplots", "--project", str(folder), "--name", "run",
-            *extra]
+    return [
+        "--data",
+        str(data),
+        "--cfg",
+        str(cfg),
+        "--imgsz",
+        "64",
+        "--batch-size",
+        "8",
+        "--epochs",
+        "2",
+        "--nbs",
+        "8",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--amp",
+        "off",
+        "--noplots",
+        "--project",
+        str(folder),
+        "--name",
+        "run",
+        *extra,
+    ]
 
 
 @pytest.mark.slow
@@ -90,13 +117,16 @@ def test_a_compiled_run_is_the_plain_one_within_float_noise(tiny_data, tiny_cfg,
         # One epoch: after more steps the last digits have grown, and the plain run itself differs by thread count.
         train.main(arguments(tiny_data, tiny_cfg, tmp_path / name, "--freeze", "1", "--epochs", "1", *extra))
     assert "--compile is used" in capsys.readouterr().out
-    plain, compiled = (read_checkpoint(tmp_path / name / "run" / "weights" / "last.pt")
-                       for name in ("plain", "compiled"))
+    plain, compiled = (
+        read_checkpoint(tmp_path / name / "run" / "weights" / "last.pt") for name in ("plain", "compiled")
+    )
     torch.testing.assert_close(torch.tensor(compiled["means"]), torch.tensor(plain["means"]), rtol=1e-3, atol=1e-5)
     for part in ("model", "ema"):
         assert list(compiled[part]["state_dict"]) == list(plain[part]["state_dict"])  # the published names
-        ours, theirs = (torch.cat([value.double().flatten() for value in side[part]["state_dict"].values()])
-                        for side in (compiled, plain))
+        ours, theirs = (
+            torch.cat([value.double().flatten() for value in side[part]["state_dict"].values()])
+            for side in (compiled, plain)
+        )
         assert (ours - theirs).norm() < 0.01 * theirs.norm()
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from utils.config import (DatasetSpec, Hyperparameters, MissingData, SuggestingParser, TrainOptions, add_flags,
-                          nearest)
+from utils.config import DatasetSpec, Hyperparameters, MissingData, SuggestingParser, TrainOptions, add_flags, nearest
 from utils.errors import UserError
 
 # The command line that users of such tools know: flag, default. A row vanishes only with a row in the README's table.
@@ -34,17 +33,21 @@ def test_no_flag_of_the_training_command_line_vanishes():
 
 
 def test_flags_are_read_in_every_known_spelling():
-    read = vars(parser().parse_args(["--img", "320", "--batch", "8", "--cos_lr", "--local-rank=3",
-                                     "--freeze", "1", "2"]))
+    read = vars(
+        parser().parse_args(["--img", "320", "--batch", "8", "--cos_lr", "--local-rank=3", "--freeze", "1", "2"])
+    )
     assert read == {"imgsz": 320, "batch_size": 8, "cos_lr": True, "local_rank": 3, "freeze": [1, 2]}
 
 
-@pytest.mark.parametrize("argv, resume, cache", [
-    (["--resume"], True, None),  # the latest run
-    (["--resume", "runs/train/exp"], "runs/train/exp", None),
-    (["--cache"], False, "ram"),
-    (["--cache", "disk"], False, "disk"),
-])
+@pytest.mark.parametrize(
+    "argv, resume, cache",
+    [
+        (["--resume"], True, None),  # the latest run
+        (["--resume", "runs/train/exp"], "runs/train/exp", None),
+        (["--cache"], False, "ram"),
+        (["--cache", "disk"], False, "disk"),
+    ],
+)
 def test_flags_with_an_optional_value(argv, resume, cache):
     read = vars(parser().parse_args(argv))
     assert (read.get("resume", False), read.get("cache")) == (resume, cache)
@@ -58,17 +61,20 @@ def test_unknown_flag_names_the_nearest_one(capsys):
     assert "--epoch-s" in message and "--epochs" in message and len(message.splitlines()) == 1
 
 
-@pytest.mark.parametrize("values, word", [
-    ({"epochs": 0}, "--epochs 0"),
-    ({"batch_size": 0}, "--batch-size 0"),
-    ({"label_smoothing": 2.0}, "--label-smoothing"),
-    ({"weights": "", "cfg": ""}, "--cfg"),
-    ({"seed": -1}, "--seed -1"),
-    ({"seed": 2**70}, "--seed"),
-    ({"freeze": [3, -1]}, "--freeze 3 -1"),
-    ({"save_minutes": -1.0}, "--save-minutes -1"),
-    ({"save_minutes": float("nan")}, "--save-minutes nan"),
-])
+@pytest.mark.parametrize(
+    "values, word",
+    [
+        ({"epochs": 0}, "--epochs 0"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"label_smoothing": 2.0}, "--label-smoothing"),
+        ({"weights": "", "cfg": ""}, "--cfg"),
+        ({"seed": -1}, "--seed -1"),
+        ({"seed": 2**70}, "--seed"),
+        ({"freeze": [3, -1]}, "--freeze 3 -1"),
+        ({"save_minutes": -1.0}, "--save-minutes -1"),
+        ({"save_minutes": float("nan")}, "--save-minutes nan"),
+    ],
+)
 def test_options_without_sense_are_refused(values, word):
     with pytest.raises(UserError, match=word):
         TrainOptions(**values)
@@ -85,15 +91,18 @@ def test_hyperparameters_default_to_scratch_low():
     assert list(Hyperparameters().to_dict()) == list(file)
 
 
-@pytest.mark.parametrize("values, message", [
-    ({"lr_0": 0.1}, "unknown hyperparameter lr_0; did you mean lr0"),
-    ({"lr0": "fast"}, "lr0: 'fast' is not a number"),
-    ({"lr0": True}, "is not a number"),
-    ({"lr0": float("nan")}, "is not a number"),
-    ({"lr0": "nan"}, "is not a number"),
-    ({"lr0": "1e99"}, "is outside"),
-    ({"fliplr": 1.5}, "fliplr: 1.5 is outside 0 to 1"),
-])
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"lr_0": 0.1}, "unknown hyperparameter lr_0; did you mean lr0"),
+        ({"lr0": "fast"}, "lr0: 'fast' is not a number"),
+        ({"lr0": True}, "is not a number"),
+        ({"lr0": float("nan")}, "is not a number"),
+        ({"lr0": "nan"}, "is not a number"),
+        ({"lr0": "1e99"}, "is outside"),
+        ({"fliplr": 1.5}, "fliplr: 1.5 is outside 0 to 1"),
+    ],
+)
 def test_a_wrong_hyperparameter_is_named(values, message):
     with pytest.raises(UserError, match=message):
         Hyperparameters.from_dict(values, "hyp.yaml")
@@ -109,8 +118,9 @@ def write_data(folder: Path, **content) -> Path:
     for split in ("train", "val"):
         (folder / "set" / "images" / split).mkdir(parents=True, exist_ok=True)
     file = folder / "my.yaml"
-    file.write_text(yaml.safe_dump({"path": "set", "train": "images/train", "val": "images/val", "names": ["a", "b"],
-                                    **content}))
+    file.write_text(
+        yaml.safe_dump({"path": "set", "train": "images/train", "val": "images/val", "names": ["a", "b"], **content})
+    )
     return file
 
 
@@ -119,9 +129,10 @@ def test_data_is_found_beside_the_yaml(tmp_path):
     assert spec.splits["train"] == [tmp_path / "set/images/train"] and spec.names == {0: "a", 1: "b"}
 
 
-@pytest.mark.parametrize("place, val, found", [
-    ("coco", "val2017.txt", True), ("coco", "train2017.txt", False), ("coco128", "val2017.txt", False),
-])
+@pytest.mark.parametrize(
+    "place, val, found",
+    [("coco", "val2017.txt", True), ("coco", "train2017.txt", False), ("coco128", "val2017.txt", False)],
+)
 def test_coco_is_known_by_the_place_of_its_list(tmp_path, place, val, found):
     (tmp_path / place).mkdir()
     for name in ("train2017.txt", "val2017.txt"):
@@ -168,16 +179,19 @@ def test_a_flag_like_none_is_likened_to_none():
     assert nearest("--visualize", ["--img-size"]) == "" and "--device" in nearest("--devise", ["--device"])
 
 
-@pytest.mark.parametrize("content, message", [
-    ({"names": None}, "`names:` is missing"),
-    ({"val": ""}, "`val:` is missing"),
-    ({"names": {0: "a", 2: "b"}}, "keys 0 to n-1; among the 2 there is no '1'$"),
-    ({"names": {"0": "a", "1": "b"}}, """keys 0 to n-1; no numbers: "'0', '1'"$"""),
-    ({"names": {"cat": 0, "dog": 1}}, """no numbers: "'cat', 'dog'"$"""),
-    ({"names": "cat"}, "keys 0 to n-1$"),
-    ({"names": ["a", True]}, "put quotes around it"),
-    ({"train": 5}, "is not a path"),
-])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"names": None}, "`names:` is missing"),
+        ({"val": ""}, "`val:` is missing"),
+        ({"names": {0: "a", 2: "b"}}, "keys 0 to n-1; among the 2 there is no '1'$"),
+        ({"names": {"0": "a", "1": "b"}}, """keys 0 to n-1; no numbers: "'0', '1'"$"""),
+        ({"names": {"cat": 0, "dog": 1}}, """no numbers: "'cat', 'dog'"$"""),
+        ({"names": "cat"}, "keys 0 to n-1$"),
+        ({"names": ["a", True]}, "put quotes around it"),
+        ({"train": 5}, "is not a path"),
+    ],
+)
 def test_a_wrong_data_file_is_named(tmp_path, content, message):
     file = write_data(tmp_path, **content)
     with pytest.raises(UserError, match=message) as wrong:

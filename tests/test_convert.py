@@ -37,15 +37,18 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
 # ---------------------------------------------------------------- rows and folders
 
 
-@pytest.mark.parametrize(("box", "expected"), [
-    ((10, 20, 50, 40), "3 0.150000 0.300000 0.200000 0.200000"),  # inside a 200 x 100 picture
-    ((-10, -10, 100, 50), "3 0.250000 0.250000 0.500000 0.500000"),  # cut at the frame
-    ((150, 50, 900, 900), "3 0.875000 0.750000 0.250000 0.500000"),
-    ((50, 20, 50, 40), None),  # no width
-    ((50, 40, 60, 20), None),  # upside down
-    ((250, 20, 300, 40), None),  # beside the picture
-    ((10, 10, 10.00001, 20), None),  # zero as written
-])
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((10, 20, 50, 40), "3 0.150000 0.300000 0.200000 0.200000"),  # inside a 200 x 100 picture
+        ((-10, -10, 100, 50), "3 0.250000 0.250000 0.500000 0.500000"),  # cut at the frame
+        ((150, 50, 900, 900), "3 0.875000 0.750000 0.250000 0.500000"),
+        ((50, 20, 50, 40), None),  # no width
+        ((50, 40, 60, 20), None),  # upside down
+        ((250, 20, 300, 40), None),  # beside the picture
+        ((10, 10, 10.00001, 20), None),  # zero as written
+    ],
+)
 def test_box_row(box, expected):
     assert box_row(3, box, (100, 200)) == expected
 
@@ -96,9 +99,9 @@ def test_pictures_that_would_share_a_label_file_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("split", [
-    ["train", "."], ["training", ".", "."], ["train", ".", ".", "."], ["train", ".", "absent"],
-])
+@pytest.mark.parametrize(
+    "split", [["train", "."], ["training", ".", "."], ["train", ".", ".", "."], ["train", ".", "absent"]]
+)
 def test_wrong_split_is_one_clear_error(tmp_path, monkeypatch, split):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="--split"):
@@ -117,14 +120,28 @@ def test_split_given_twice_is_refused(tmp_path, monkeypatch):
 def coco(**changes) -> dict:
     """Two pictures 200 x 100; categories whose ids are neither 0...n-1 nor in order."""
     data = {
-        "images": [{"id": 7, "file_name": "a.jpg", "width": 200, "height": 100},
-                   {"id": 9, "file_name": "sub/b.jpg", "width": 200, "height": 100}],
+        "images": [
+            {"id": 7, "file_name": "a.jpg", "width": 200, "height": 100},
+            {"id": 9, "file_name": "sub/b.jpg", "width": 200, "height": 100},
+        ],
         "categories": [{"id": 30, "name": "zebra"}, {"id": 4, "name": "ape"}],
         "annotations": [
-            {"id": 1, "image_id": 7, "category_id": 4, "bbox": [20, 20, 40, 20], "iscrowd": 0,
-             "segmentation": [[20, 20, 60, 20, 60, 40]]},
-            {"id": 2, "image_id": 7, "category_id": 30, "bbox": [100, 50, 20, 20], "iscrowd": 1,
-             "segmentation": {"counts": [1], "size": [100, 200]}},
+            {
+                "id": 1,
+                "image_id": 7,
+                "category_id": 4,
+                "bbox": [20, 20, 40, 20],
+                "iscrowd": 0,
+                "segmentation": [[20, 20, 60, 20, 60, 40]],
+            },
+            {
+                "id": 2,
+                "image_id": 7,
+                "category_id": 30,
+                "bbox": [100, 50, 20, 20],
+                "iscrowd": 1,
+                "segmentation": {"counts": [1], "size": [100, 200]},
+            },
         ],
     }
     return data | changes
@@ -149,7 +166,11 @@ def test_coco_classes_in_the_files_order_and_crowds_left_out(tmp_path, capsys):
     assert rows(out, "train", "a") == [[1, 0.2, 0.3, 0.2, 0.2]]
     assert rows(out, "train", "sub/b") == []
     assert read_yaml(out / "out.yaml") == {
-        "path": str(out), "train": "images/train", "val": "images/train", "names": {0: "zebra", 1: "ape"}}
+        "path": str(out),
+        "train": "images/train",
+        "val": "images/train",
+        "names": {0: "zebra", 1: "ape"},
+    }
     said = capsys.readouterr().out
     assert "train: 2 pictures, 1 objects, 1 pictures without any" in said and "left out: 1 crowd regions" in said
     assert "same pictures for both" in said
@@ -158,19 +179,23 @@ def test_coco_classes_in_the_files_order_and_crowds_left_out(tmp_path, capsys):
 def test_coco_leaves_its_inputs_alone(tmp_path):
     convert_coco(tmp_path, coco())
     before = snapshot(tmp_path / "in") | {"json": (tmp_path / "coco.json").read_bytes()}
-    coco_to_yolo.main(["--output", str(tmp_path / "two"), "--split", "train", str(tmp_path / "coco.json"),
-                       str(tmp_path / "in")])
+    coco_to_yolo.main(
+        ["--output", str(tmp_path / "two"), "--split", "train", str(tmp_path / "coco.json"), str(tmp_path / "in")]
+    )
     assert before == snapshot(tmp_path / "in") | {"json": (tmp_path / "coco.json").read_bytes()}
 
 
-@pytest.mark.parametrize(("extra", "expected", "left_out"), [
-    ([annotation(), annotation(id=6)], 1, "1 repeated rows"),
-    ([annotation(bbox=[190, 90, 50, 50])], 1, None),  # cut
-    ([annotation(bbox=[300, 90, 50, 50])], 0, "1 boxes without area"),
-    ([annotation(bbox=[30, 30, 0, 9])], 0, "1 boxes without area"),
-    ([annotation(image_id=1000)], 0, "1 annotations of images that are not listed"),
-    ([annotation(category_id=30), annotation()], 2, None),  # same box, two classes
-])
+@pytest.mark.parametrize(
+    ("extra", "expected", "left_out"),
+    [
+        ([annotation(), annotation(id=6)], 1, "1 repeated rows"),
+        ([annotation(bbox=[190, 90, 50, 50])], 1, None),  # cut
+        ([annotation(bbox=[300, 90, 50, 50])], 0, "1 boxes without area"),
+        ([annotation(bbox=[30, 30, 0, 9])], 0, "1 boxes without area"),
+        ([annotation(image_id=1000)], 0, "1 annotations of images that are not listed"),
+        ([annotation(category_id=30), annotation()], 2, None),  # same box, two classes
+    ],
+)
 def test_coco_odd_annotations(tmp_path, capsys, extra, expected, left_out):
     out = convert_coco(tmp_path, coco(annotations=extra))
     found = rows(out, "train", "a")
@@ -183,13 +208,19 @@ def test_coco_odd_annotations(tmp_path, capsys, extra, expected, left_out):
 
 def test_coco_polygons(tmp_path):
     square, far = [20, 20, 60, 20, 60, 40, 20, 40], [100, 20, 140, 20, 140, 40]
-    out = convert_coco(tmp_path, coco(annotations=[
-        annotation(segmentation=[square]),
-        annotation(segmentation=[square, far]),
-        annotation(segmentation={"counts": "xx", "size": [100, 200]}),  # run lengths: the box
-        annotation(segmentation=[[1, 2, 3, 4]], bbox=[0, 0, 10, 10]),  # a line: the box
-        annotation(segmentation=[[-50, 20, 60, 20, 60, 400]]),  # cut
-    ]), "--polygons")
+    out = convert_coco(
+        tmp_path,
+        coco(
+            annotations=[
+                annotation(segmentation=[square]),
+                annotation(segmentation=[square, far]),
+                annotation(segmentation={"counts": "xx", "size": [100, 200]}),  # run lengths: the box
+                annotation(segmentation=[[1, 2, 3, 4]], bbox=[0, 0, 10, 10]),  # a line: the box
+                annotation(segmentation=[[-50, 20, 60, 20, 60, 400]]),  # cut
+            ]
+        ),
+        "--polygons",
+    )
     one, two, run_length, line, cut = rows(out, "train", "a")
     assert one == [1, 0.1, 0.2, 0.3, 0.2, 0.3, 0.4, 0.1, 0.4]
     points = {tuple(p) for p in np.reshape(two[1:], (-1, 2)).tolist()}
@@ -200,6 +231,7 @@ def test_coco_polygons(tmp_path):
 
 def test_bridge_keeps_the_area():
     """Walking to the other part and back on the same line adds no area (shoelace formula)."""
+
     def area(points):
         edges = zip(points, points[1:] + points[:1], strict=True)
         return abs(sum(ax * by - bx * ay for (ax, ay), (bx, by) in edges)) / 2
@@ -224,24 +256,33 @@ def test_coco_absent_pictures_are_counted(tmp_path, capsys):
     assert "left out: 1 pictures that are not in" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("data", "message"), [
-    ("{\n\n oops", r"coco\.json:3: not JSON"),
-    ("[]", "no list 'images'"),
-    ({"images": [], "annotations": []}, "no list 'categories'"),
-    (coco(annotations=[3]), "no list 'annotations'"),
-    (coco(categories=[]), "'categories' is empty"),
-    (coco(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "category id 1 is there twice, as 'a' and 'b'"),
-    (coco(categories=[{"id": 1}]), "no 'name'"),
-    (coco(annotations=[annotation(category_id=99)]), "annotation 5: category_id 99 is not among"),
-    (coco(annotations=[annotation(bbox=[1, 2, 3])]), r"annotation 5: bbox is \[1, 2, 3\]: expected 4 finite"),
-    (coco(annotations=[annotation(bbox=[1, 2, float("nan"), 4])]), "annotation 5: bbox .* expected 4 finite"),
-    (coco(annotations=[annotation(bbox="abcd")]), "annotation 5: bbox is 'abcd'"),
-    (coco(annotations=[{"id": 5, "image_id": 7, "category_id": 4}]), "annotation 5: no 'bbox'"),
-    (coco(images=[{"id": 7, "file_name": "a.jpg"}, {"id": 7, "file_name": "sub/b.jpg"}]), "1 image ids are .* twice"),
-    (coco(images=[{"id": 7, "file_name": "../coco.json"}]), "leads out of its folder"),
-    (coco(images=[{"id": 7, "file_name": "gone.jpg"}], annotations=[]), "no picture of any split was found"),
-    ("[" * 100000, "cannot be read as JSON|not JSON"),
-])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("{\n\n oops", r"coco\.json:3: not JSON"),
+        ("[]", "no list 'images'"),
+        ({"images": [], "annotations": []}, "no list 'categories'"),
+        (coco(annotations=[3]), "no list 'annotations'"),
+        (coco(categories=[]), "'categories' is empty"),
+        (
+            coco(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]),
+            "category id 1 is there twice, as 'a' and 'b'",
+        ),
+        (coco(categories=[{"id": 1}]), "no 'name'"),
+        (coco(annotations=[annotation(category_id=99)]), "annotation 5: category_id 99 is not among"),
+        (coco(annotations=[annotation(bbox=[1, 2, 3])]), r"annotation 5: bbox is \[1, 2, 3\]: expected 4 finite"),
+        (coco(annotations=[annotation(bbox=[1, 2, float("nan"), 4])]), "annotation 5: bbox .* expected 4 finite"),
+        (coco(annotations=[annotation(bbox="abcd")]), "annotation 5: bbox is 'abcd'"),
+        (coco(annotations=[{"id": 5, "image_id": 7, "category_id": 4}]), "annotation 5: no 'bbox'"),
+        (
+            coco(images=[{"id": 7, "file_name": "a.jpg"}, {"id": 7, "file_name": "sub/b.jpg"}]),
+            "1 image ids are .* twice",
+        ),
+        (coco(images=[{"id": 7, "file_name": "../coco.json"}]), "leads out of its folder"),
+        (coco(images=[{"id": 7, "file_name": "gone.jpg"}], annotations=[]), "no picture of any split was found"),
+        ("[" * 100000, "cannot be read as JSON|not JSON"),
+    ],
+)
 def test_coco_mistakes_are_one_clear_error_and_leave_nothing(tmp_path, data, message):
     with pytest.raises(UserError, match=message) as caught:
         convert_coco(tmp_path, data)
@@ -260,18 +301,40 @@ def test_coco_splits_must_share_categories(tmp_path):
     (tmp_path / "val.json").write_text(json.dumps(swapped))
     folder = str(tmp_path / "in")
     with pytest.raises(UserError, match="its categories are not those of"):
-        coco_to_yolo.main(["--output", str(tmp_path / "two"), "--split", "train", str(tmp_path / "coco.json"), folder,
-                           "--split", "val", str(tmp_path / "val.json"), folder])
+        coco_to_yolo.main(
+            [
+                "--output",
+                str(tmp_path / "two"),
+                "--split",
+                "train",
+                str(tmp_path / "coco.json"),
+                folder,
+                "--split",
+                "val",
+                str(tmp_path / "val.json"),
+                folder,
+            ]
+        )
 
 
 def test_coco128_gives_its_published_labels(reference, tmp_path):
     source = reference / "datasets" / "coco128"
-    coco_to_yolo.main(["--output", str(tmp_path / "out"), "--split", "train", str(source / "instances_train2017.json"),
-                       str(source / "images" / "train2017")])
+    coco_to_yolo.main(
+        [
+            "--output",
+            str(tmp_path / "out"),
+            "--split",
+            "train",
+            str(source / "instances_train2017.json"),
+            str(source / "images" / "train2017"),
+        ]
+    )
     compared = 0
     for file in sorted((source / "labels" / "train2017").glob("*.txt")):
-        published, ours = (np.array(rows(folder, split, file.stem)).reshape(-1, 5)
-                           for folder, split in ((source, "train2017"), (tmp_path / "out", "train")))
+        published, ours = (
+            np.array(rows(folder, split, file.stem)).reshape(-1, 5)
+            for folder, split in ((source, "train2017"), (tmp_path / "out", "train"))
+        )
         order = [np.lexsort(table.round(3).T[::-1]) for table in (published, ours)]
         assert ours[order[1]] == pytest.approx(published[order[0]], abs=2e-4), file.stem
         compared += len(ours)
@@ -281,8 +344,16 @@ def test_coco128_gives_its_published_labels(reference, tmp_path):
 
 def test_tiny_coco_splits_and_polygons(reference, tmp_path, capsys):
     source = reference / "datasets" / "tiny_coco" / "tiny_coco"
-    splits = [word for split in ("train", "val") for word in
-              ("--split", split, str(source / f"annotations/instances_{split}2017.json"), str(source / f"{split}2017"))]
+    splits = [
+        word
+        for split in ("train", "val")
+        for word in (
+            "--split",
+            split,
+            str(source / f"annotations/instances_{split}2017.json"),
+            str(source / f"{split}2017"),
+        )
+    ]
     coco_to_yolo.main(["--output", str(tmp_path / "boxes"), *splits])
     coco_to_yolo.main(["--output", str(tmp_path / "outlines"), "--polygons", *splits])
     assert "val: 50 pictures, 377 objects" in capsys.readouterr().out
@@ -304,8 +375,9 @@ def voc_object(name: str = "ape", box=(20, 20, 60, 40), difficult: str = "<diffi
     return f"<object><name>{name}</name>{difficult}<bndbox>{edges}</bndbox></object>"
 
 
-def voc(*objects: str, size: str = "<size><width>200</width><height>100</height></size>",
-        filename: str = "a.jpg") -> str:
+def voc(
+    *objects: str, size: str = "<size><width>200</width><height>100</height></size>", filename: str = "a.jpg"
+) -> str:
     return f"<annotation><filename>{filename}</filename>{size}{''.join(objects)}</annotation>"
 
 
@@ -317,32 +389,52 @@ def convert_voc(tmp_path: Path, xml: str | bytes, *flags: str, stem: str = "a") 
     return tmp_path / "out"
 
 
-@pytest.mark.parametrize(("xml", "flags", "expected"), [
-    (voc(), ["--names", "ape"], []),  # a background
-    (voc(voc_object()), [], [[0, 0.2, 0.3, 0.2, 0.2]]),
-    (voc(voc_object()), ["--pascal"], [[0, 0.1975, 0.295, 0.205, 0.21]]),  # pixels 20...60 of 1...: edges 19 and 60
-    (voc(voc_object(box=("20.0", "20.0", " 60 ", "40"))), [], [[0, 0.2, 0.3, 0.2, 0.2]]),
-    (voc(voc_object(), size="<size><width>0</width><height>0</height></size>"), [], [[0, 0.2, 0.3, 0.2, 0.2]]),
-    (voc(voc_object(), size=""), [], [[0, 0.2, 0.3, 0.2, 0.2]]),
-    (voc(voc_object("zoo"), voc_object("ape")), [], [[1, 0.2, 0.3, 0.2, 0.2], [0, 0.2, 0.3, 0.2, 0.2]]),
-    (voc(voc_object("zoo"), voc_object("ape")), ["--names", "zoo", "ape"],
-     [[0, 0.2, 0.3, 0.2, 0.2], [1, 0.2, 0.3, 0.2, 0.2]]),
-    (voc(voc_object(), voc_object()), [], [[0, 0.2, 0.3, 0.2, 0.2]]),  # twice the same
-    (voc(voc_object(box=(-20, 20, 900, 40))), [], [[0, 0.5, 0.3, 1, 0.2]]),  # cut
-    (voc(voc_object(), voc_object(box=(60, 40, 20, 20))), [], [[0, 0.2, 0.3, 0.2, 0.2]]),  # upside down: left out
-    (voc(voc_object(), voc_object("zoo", difficult="<difficult>1</difficult>")), ["--names", "ape", "zoo"],
-     [[0, 0.2, 0.3, 0.2, 0.2]]),
-    (voc(voc_object("zoo", difficult="<difficult>1</difficult>")), ["--difficult"], [[0, 0.2, 0.3, 0.2, 0.2]]),
-    (voc(voc_object(difficult="")), [], [[0, 0.2, 0.3, 0.2, 0.2]]),
-    (voc(voc_object(), voc_object("zoo")), ["--names", "ape", "--skip-unknown"], [[0, 0.2, 0.3, 0.2, 0.2]]),
-])
+@pytest.mark.parametrize(
+    ("xml", "flags", "expected"),
+    [
+        (voc(), ["--names", "ape"], []),  # a background
+        (voc(voc_object()), [], [[0, 0.2, 0.3, 0.2, 0.2]]),
+        (voc(voc_object()), ["--pascal"], [[0, 0.1975, 0.295, 0.205, 0.21]]),  # pixels 20...60 of 1...: edges 19 and 60
+        (voc(voc_object(box=("20.0", "20.0", " 60 ", "40"))), [], [[0, 0.2, 0.3, 0.2, 0.2]]),
+        (voc(voc_object(), size="<size><width>0</width><height>0</height></size>"), [], [[0, 0.2, 0.3, 0.2, 0.2]]),
+        (voc(voc_object(), size=""), [], [[0, 0.2, 0.3, 0.2, 0.2]]),
+        (voc(voc_object("zoo"), voc_object("ape")), [], [[1, 0.2, 0.3, 0.2, 0.2], [0, 0.2, 0.3, 0.2, 0.2]]),
+        (
+            voc(voc_object("zoo"), voc_object("ape")),
+            ["--names", "zoo", "ape"],
+            [[0, 0.2, 0.3, 0.2, 0.2], [1, 0.2, 0.3, 0.2, 0.2]],
+        ),
+        (voc(voc_object(), voc_object()), [], [[0, 0.2, 0.3, 0.2, 0.2]]),  # twice the same
+        (voc(voc_object(box=(-20, 20, 900, 40))), [], [[0, 0.5, 0.3, 1, 0.2]]),  # cut
+        (voc(voc_object(), voc_object(box=(60, 40, 20, 20))), [], [[0, 0.2, 0.3, 0.2, 0.2]]),  # upside down: left out
+        (
+            voc(voc_object(), voc_object("zoo", difficult="<difficult>1</difficult>")),
+            ["--names", "ape", "zoo"],
+            [[0, 0.2, 0.3, 0.2, 0.2]],
+        ),
+        (voc(voc_object("zoo", difficult="<difficult>1</difficult>")), ["--difficult"], [[0, 0.2, 0.3, 0.2, 0.2]]),
+        (voc(voc_object(difficult="")), [], [[0, 0.2, 0.3, 0.2, 0.2]]),
+        (voc(voc_object(), voc_object("zoo")), ["--names", "ape", "--skip-unknown"], [[0, 0.2, 0.3, 0.2, 0.2]]),
+    ],
+)
 def test_voc_rows(tmp_path, xml, flags, expected):
     assert rows(convert_voc(tmp_path, xml, *flags), "train", "a") == expected
 
 
 def test_voc_says_what_it_left_out(tmp_path, capsys):
-    convert_voc(tmp_path, voc(voc_object(), voc_object("zoo"), voc_object(box=(9, 9, 9, 9)), voc_object(),
-                              voc_object(difficult="<difficult>1</difficult>")), "--names", "ape", "--skip-unknown")
+    convert_voc(
+        tmp_path,
+        voc(
+            voc_object(),
+            voc_object("zoo"),
+            voc_object(box=(9, 9, 9, 9)),
+            voc_object(),
+            voc_object(difficult="<difficult>1</difficult>"),
+        ),
+        "--names",
+        "ape",
+        "--skip-unknown",
+    )
     said = capsys.readouterr().out
     for line in ("objects of the unknown class 'zoo'", "boxes without area", "repeated rows", "difficult objects"):
         assert f"left out: 1 {line}" in said
@@ -365,27 +457,52 @@ def test_voc_list_chooses_files(tmp_path):
         picture(tmp_path / f"jpg/{stem}.jpg")
         (tmp_path / f"{stem}.xml").write_text(voc(voc_object(), filename=f"{stem}.jpg"))
     (tmp_path / "val.txt").write_text("c  1\na -1\n\n")
-    voc_to_yolo.main(["--output", str(tmp_path / "out"), "--split", "val", str(tmp_path), str(tmp_path / "jpg"),
-                      str(tmp_path / "val.txt")])
+    voc_to_yolo.main(
+        [
+            "--output",
+            str(tmp_path / "out"),
+            "--split",
+            "val",
+            str(tmp_path),
+            str(tmp_path / "jpg"),
+            str(tmp_path / "val.txt"),
+        ]
+    )
     assert {f.stem for f in (tmp_path / "out/labels/val").iterdir()} == {"a", "c"}
     assert read_yaml(tmp_path / "out/out.yaml")["train"] == "images/val"
     (tmp_path / "val.txt").write_text("a\nzzz\n")
     with pytest.raises(UserError, match=r"val\.txt: 1 of 2 names have no XML file, the first is .*zzz\.xml"):
-        voc_to_yolo.main(["--output", str(tmp_path / "two"), "--split", "val", str(tmp_path), str(tmp_path / "jpg"),
-                          str(tmp_path / "val.txt")])
+        voc_to_yolo.main(
+            [
+                "--output",
+                str(tmp_path / "two"),
+                "--split",
+                "val",
+                str(tmp_path),
+                str(tmp_path / "jpg"),
+                str(tmp_path / "val.txt"),
+            ]
+        )
 
 
-BOMB = "<!DOCTYPE a [<!ENTITY x 'ha'>" + "".join(
-    f"<!ENTITY x{k} '{('&x%s;' % (k - 1 if k > 1 else '')) * 10}'>" for k in range(1, 10)) + "]>"
+BOMB = (
+    "<!DOCTYPE a [<!ENTITY x 'ha'>"
+    + "".join(f"<!ENTITY x{k} '{('&x%s;' % (k - 1 if k > 1 else '')) * 10}'>" for k in range(1, 10))
+    + "]>"
+)
 
 
-@pytest.mark.parametrize("xml", [
-    BOMB + "<annotation>&x9;</annotation>",
-    ("<?xml version='1.0' encoding='utf-16'?>" + BOMB + "<annotation>&x9;</annotation>").encode("utf-16"),
-    b"<?xml version='1.0' encoding='cp037'?>" + (BOMB + "<annotation>&x9;</annotation>").encode("cp037"),
-    "<!DOCTYPE annotation SYSTEM 'file:///etc/passwd'>" + voc(voc_object()),
-    "<!DOCTYPE a [<!ENTITY f SYSTEM 'file:///etc/passwd'>]>" + voc(voc_object("&f;")),
-], ids=["bomb", "utf-16 bomb", "ebcdic bomb", "outside definition", "outside file"])
+@pytest.mark.parametrize(
+    "xml",
+    [
+        BOMB + "<annotation>&x9;</annotation>",
+        ("<?xml version='1.0' encoding='utf-16'?>" + BOMB + "<annotation>&x9;</annotation>").encode("utf-16"),
+        b"<?xml version='1.0' encoding='cp037'?>" + (BOMB + "<annotation>&x9;</annotation>").encode("cp037"),
+        "<!DOCTYPE annotation SYSTEM 'file:///etc/passwd'>" + voc(voc_object()),
+        "<!DOCTYPE a [<!ENTITY f SYSTEM 'file:///etc/passwd'>]>" + voc(voc_object("&f;")),
+    ],
+    ids=["bomb", "utf-16 bomb", "ebcdic bomb", "outside definition", "outside file"],
+)
 def test_voc_refuses_doctypes_at_once(tmp_path, xml):
     start = time.process_time()
     with pytest.raises(UserError, match=r"a\.xml: .*(DOCTYPE|not XML)"):
@@ -400,19 +517,25 @@ def test_voc_parser_itself_stops_at_a_doctype():
         ET.fromstring("<!DOCTYPE a [<!ENTITY b 'c'>]><a>&b;</a>", parser=ET.XMLParser(target=voc_to_yolo.NoDoctype()))
 
 
-@pytest.mark.parametrize(("xml", "flags", "message"), [
-    ("<annotation>", [], r"a\.xml: not XML"),
-    ("", [], r"a\.xml: not XML"),
-    ("<?xml version='1.0' encoding='klingon'?><a/>", [], r"a\.xml: not XML"),
-    (voc("<object><name>ape</name></object>"), [], r"<bndbox> of ape is \['', '', '', ''\]: expected 4 finite"),
-    (voc(voc_object(box=(1, 2, "x", 4))), [], "<bndbox> of ape .* expected 4 finite"),
-    (voc(voc_object(box=(1, 2, "inf", 4))), [], "<bndbox> of ape .* expected 4 finite"),
-    (voc(voc_object("")), [], "an <object> has no <name>"),
-    (voc(voc_object(), size="<size><width>wide</width><height>9</height></size>"), [], "<size> is"),
-    (voc(voc_object("zoo"), voc_object("dog"), voc_object("dog")), ["--names", "ape"],
-     r"--names lacks: 'dog' \(2\), 'zoo' \(1\); add them to --names, or give --skip-unknown"),
-    (voc(), [], "nothing to name the classes by; give --names"),
-])
+@pytest.mark.parametrize(
+    ("xml", "flags", "message"),
+    [
+        ("<annotation>", [], r"a\.xml: not XML"),
+        ("", [], r"a\.xml: not XML"),
+        ("<?xml version='1.0' encoding='klingon'?><a/>", [], r"a\.xml: not XML"),
+        (voc("<object><name>ape</name></object>"), [], r"<bndbox> of ape is \['', '', '', ''\]: expected 4 finite"),
+        (voc(voc_object(box=(1, 2, "x", 4))), [], "<bndbox> of ape .* expected 4 finite"),
+        (voc(voc_object(box=(1, 2, "inf", 4))), [], "<bndbox> of ape .* expected 4 finite"),
+        (voc(voc_object("")), [], "an <object> has no <name>"),
+        (voc(voc_object(), size="<size><width>wide</width><height>9</height></size>"), [], "<size> is"),
+        (
+            voc(voc_object("zoo"), voc_object("dog"), voc_object("dog")),
+            ["--names", "ape"],
+            r"--names lacks: 'dog' \(2\), 'zoo' \(1\); add them to --names, or give --skip-unknown",
+        ),
+        (voc(), [], "nothing to name the classes by; give --names"),
+    ],
+)
 def test_voc_mistakes_are_one_clear_error_and_leave_nothing(tmp_path, xml, flags, message):
     with pytest.raises(UserError, match=message) as caught:
         convert_voc(tmp_path, xml, *flags)
@@ -435,8 +558,11 @@ def test_voc_folder_without_xml(tmp_path):
 
 def test_fruit_voc_converts_and_reads_back(reference, tmp_path, capsys):
     source = reference / "datasets" / "fruit_voc"
-    splits = [word for name, folder in (("train", "train"), ("val", "test"))
-              for word in ("--split", name, str(source / folder), str(source / folder))]
+    splits = [
+        word
+        for name, folder in (("train", "train"), ("val", "test"))
+        for word in ("--split", name, str(source / folder), str(source / folder))
+    ]
     voc_to_yolo.main(["--output", str(tmp_path / "fruit"), *splits])
     assert "train: 240 pictures, 465 objects" in capsys.readouterr().out
     data = read_yaml(tmp_path / "fruit" / "fruit.yaml")
@@ -450,6 +576,10 @@ def test_scripts_start_as_files_from_anywhere(tmp_path, script):
     file = Path(__file__).resolve().parents[1] / "data" / "scripts" / f"{script}.py"
     done = subprocess.run([sys.executable, str(file), "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "usage:" in done.stdout
-    bad = subprocess.run([sys.executable, str(file), "--split", "train", "x", "y", "--output", "z", "--seed", "-1"],
-                         cwd=tmp_path, capture_output=True, text=True)
+    bad = subprocess.run(
+        [sys.executable, str(file), "--split", "train", "x", "y", "--output", "z", "--seed", "-1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert bad.returncode in (1, 2) and bad.stderr.startswith("error: ") and bad.stderr.count("\n") == 1

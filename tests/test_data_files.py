@@ -124,7 +124,10 @@ def test_make_clean_leaves_the_users_data(tmp_path):
     plain = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKEOVERRIDES", "VENV")}
     subprocess.run(["make", "-f", DATA.parent / "Makefile", "clean"], cwd=tmp_path, check=True, env=plain)
     assert [str(path.relative_to(tmp_path)) for path in sorted(tmp_path.rglob("*"))] == [
-        "datasets", "datasets/mine", "datasets/mine/images"]
+        "datasets",
+        "datasets/mine",
+        "datasets/mine/images",
+    ]
 
 
 def test_the_quickstart_hyperparameters_are_whole_and_valid():

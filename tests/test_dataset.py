@@ -24,8 +24,19 @@ from utils.labels import LabelIndex, load_index
 from utils.loss import DetectionLoss, scale_gains
 from utils.warp import GREY
 
-HYP = {"hsv_h": 0.015, "hsv_s": 0.7, "hsv_v": 0.4, "degrees": 5.0, "translate": 0.1, "scale": 0.5, "fliplr": 0.5,
-       "flipud": 0.2, "mosaic": 0.8, "mixup": 0.3, "copy_paste": 0.5}
+HYP = {
+    "hsv_h": 0.015,
+    "hsv_s": 0.7,
+    "hsv_v": 0.4,
+    "degrees": 5.0,
+    "translate": 0.1,
+    "scale": 0.5,
+    "fliplr": 0.5,
+    "flipud": 0.2,
+    "mosaic": 0.8,
+    "mixup": 0.3,
+    "copy_paste": 0.5,
+}
 SHAPES = [(48, 64), (64, 48), (43, 64), (37, 50), (64, 43), (54, 96), (60, 60), (96, 54), (40, 64), (64, 64), (32, 90)]
 
 
@@ -42,7 +53,7 @@ def folder(tmp_path_factory) -> Path:
         x, y, w, h = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
         corners = (x1, y1), (x2, y1), (x2, y2), (x1, y2)
         outline = " ".join(f"{column / width} {row / height}" for column, row in corners)
-        image[round(height * 0.8):round(height * 0.95), round(width * 0.8):round(width * 0.95)] = (0, 0, 255)
+        image[round(height * 0.8) : round(height * 0.95), round(width * 0.8) : round(width * 0.95)] = (0, 0, 255)
         cv2.imwrite(str(folder / f"images/set/{k:02}.png"), image)
         second = "\n0 .875 .875 .15 .15"
         rows = ["", f"{k % 3} {x} {y} {w} {h}{second}", f"{k % 3} {outline}{second}"][k and 1 + k % 2]
@@ -123,7 +134,7 @@ def test_validation_reads_every_picture_once_and_boxes_lead_back_to_the_original
             native *= np.tile(index.shapes[i][::-1], 2)
             np.testing.assert_allclose(box.undo(xyxy), native, atol=2e-2)
             for x1, y1, x2, y2 in xyxy[:1].round().astype(int):  # the first label is the red rectangle
-                inside = batch.images[k, :, y1 + 1:y2 - 1, x1 + 1:x2 - 1].float()
+                inside = batch.images[k, :, y1 + 1 : y2 - 1, x1 + 1 : x2 - 1].float()
                 assert (inside[0] - inside[1]).min() > 200
     assert sorted(seen) == list(range(len(index)))
 
@@ -137,8 +148,11 @@ def test_augmented_boxes_stay_on_their_objects(index, hyp):
             redness = batch.images[:, 0].float() - batch.images[:, 1]
             for k, _, x, y, w, h in batch.targets.tolist():
                 if min(w, h) * 128 > 9 and (w < 0.5) and (h < 0.5):
-                    inside = redness[int(k), int((y - h / 4) * 128):int((y + h / 4) * 128),
-                                     int((x - w / 4) * 128):int((x + w / 4) * 128)]
+                    inside = redness[
+                        int(k),
+                        int((y - h / 4) * 128) : int((y + h / 4) * 128),
+                        int((x - w / 4) * 128) : int((x + w / 4) * 128),
+                    ]
                     checked += 1
                     assert (inside > 40).float().mean() > 0.9
     assert checked > 30
@@ -166,8 +180,9 @@ def test_workers_change_nothing(index, workers, start_method, monkeypatch):
 @pytest.mark.parametrize("workers, cores, hands", [(0, 4, 1), (1, 4, 2), (2, 4, 3), (9, 4, 4), (9, 1, 1)])
 @pytest.mark.parametrize("platform, kind", [("linux", "processes"), ("darwin", "threads")])
 @pytest.mark.parametrize("quad", [False, True])
-def test_helpers_that_make_batches_in_turn_change_nothing(index, workers, cores, hands, platform, kind, quad,
-                                                          monkeypatch):
+def test_helpers_that_make_batches_in_turn_change_nothing(
+    index, workers, cores, hands, platform, kind, quad, monkeypatch
+):
     """Never more than there are cores, with the one that asks for the batch; and nobody reads ahead."""
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(sys, "platform", platform)
@@ -192,10 +207,16 @@ def test_helpers_are_no_more_than_the_pictures_of_a_process(index, monkeypatch):
 def test_the_files_of_the_next_batch_are_asked_for(index, hyp, image_weights, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(sys, "platform", "darwin")  # what threads do is seen from here
-    loader = loader_of(index, hyp=hyp, shuffle=True, batch_size=3, workers=1, cores=2,
-                       image_weights=image_weights and hyp is not None)
-    dataset, pictures, asked, read, plain = (loader.dataset, loader.dataset.pictures, [], [],
-                                             loader.dataset.pictures.read)
+    loader = loader_of(
+        index, hyp=hyp, shuffle=True, batch_size=3, workers=1, cores=2, image_weights=image_weights and hyp is not None
+    )
+    dataset, pictures, asked, read, plain = (
+        loader.dataset,
+        loader.dataset.pictures,
+        [],
+        [],
+        loader.dataset.pictures.read,
+    )
     monkeypatch.setattr(pictures, "expect", asked.append)
     monkeypatch.setattr(pictures, "read", lambda i, rows=None: read.append(i) or plain(i, rows))
     loader.set_epoch(2, weights=np.ones(len(index)))
@@ -271,9 +292,13 @@ def test_epochs_and_seeds_differ_and_repeat_exactly(index):
 
 def test_a_sample_depends_on_seed_epoch_and_picture_alone(index):
     """Another batch size and another order, the same samples."""
+
     def samples(loader) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        return {path: (batch.images[k], batch.targets[batch.targets[:, 0] == k, 1:])
-                for batch in epoch_of(loader, 3) for k, path in enumerate(batch.paths)}
+        return {
+            path: (batch.images[k], batch.targets[batch.targets[:, 0] == k, 1:])
+            for batch in epoch_of(loader, 3)
+            for k, path in enumerate(batch.paths)
+        }
 
     some, others = samples(loader_of(index, hyp=HYP, shuffle=True)), samples(loader_of(index, hyp=HYP, batch_size=11))
     assert some.keys() == others.keys()
@@ -310,27 +335,39 @@ def joined(slices: list[list[Batch]]) -> list[Batch]:
     for parts in zip(*slices):
         shifts = np.cumsum([0] + [len(part.images) for part in parts])
         targets = [part.targets + torch.tensor([shift, 0, 0, 0, 0, 0]) for part, shift in zip(parts, shifts)]
-        batches.append(Batch(torch.cat([part.images for part in parts]), torch.cat(targets),
-                             sum((part.paths for part in parts), []), sum((part.letterboxes for part in parts), [])))
+        batches.append(
+            Batch(
+                torch.cat([part.images for part in parts]),
+                torch.cat(targets),
+                sum((part.paths for part in parts), []),
+                sum((part.letterboxes for part in parts), []),
+            )
+        )
     return batches
 
 
-@pytest.mark.parametrize("settings", [{"hyp": HYP, "shuffle": True}, {"hyp": HYP, "shuffle": True, "rect": True},
-                                      {"hyp": HYP, "image_weights": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [{"hyp": HYP, "shuffle": True}, {"hyp": HYP, "shuffle": True, "rect": True}, {"hyp": HYP, "image_weights": True}],
+)
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_processes_share_the_batches_of_one(index, world_size, settings):
     few = load_index(index.paths[:8], 3, progress=False, cache=False)  # two full batches of four
     weights = np.arange(8.0) if "image_weights" in settings else None
     alone = epoch_of(loader_of(few, **settings), 1, 0, weights)
-    slices = [epoch_of(loader_of(few, rank=rank, world_size=world_size, **settings), 1, 0, weights)
-              for rank in range(world_size)]
+    slices = [
+        epoch_of(loader_of(few, rank=rank, world_size=world_size, **settings), 1, 0, weights)
+        for rank in range(world_size)
+    ]
     assert_same(joined(slices), alone)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
 def test_processes_have_equally_many_training_batches(index, world_size):
-    loaders = [loader_of(index, hyp=HYP, shuffle=True, batch_size=8, rank=rank, world_size=world_size)
-               for rank in range(world_size)]
+    loaders = [
+        loader_of(index, hyp=HYP, shuffle=True, batch_size=8, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
     slices = [list(loader) for loader in loaders]
     assert {len(part) for part in slices} == {2} == {len(loader) for loader in loaders}
     assert all(len(batch.images) for part in slices for batch in part)
@@ -357,25 +394,27 @@ def test_shares_with_fillers_add_up_to_the_loss_of_one_process(index, world_size
     assert sum(map(sum, fillers)) == max(world_size - 3, 0) and not any(first for first, _ in fillers)
     for number, batch in enumerate(loader_of(index, **settings)):
         total, parts = loss()(predict(batch, weight), batch.targets)
-        expected, = torch.autograd.grad(total, weight)
+        (expected,) = torch.autograd.grad(total, weight)
         shares = [batches[number] for batches in ranks]
         seen = [train.counted(predict(share, weight), share) for share in shares]
         counts = []  # first what each one counts, then the loss with the sums
         for raw, share in zip(seen, shares):
             loss(lambda mine: counts.append(mine) or mine)(raw, share.targets)
         found = [loss(lambda mine: sum(counts))(raw, share.targets) for raw, share in zip(seen, shares)]
-        gradient, = torch.autograd.grad(sum(value for value, _ in found), weight)
+        (gradient,) = torch.autograd.grad(sum(value for value, _ in found), weight)
         assert sum(value for value, _ in found).item() == pytest.approx(total.item(), rel=1e-6)
         assert torch.stack([torch.stack(each) for _, each in found]).sum(0).tolist() == pytest.approx(
-            [part.item() for part in parts], rel=1e-5)
+            [part.item() for part in parts], rel=1e-5
+        )
         assert torch.allclose(gradient, expected, rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("rect", [False, True])
 def test_validation_pictures_are_divided_each_once(index, world_size, rect):
-    loaders = [loader_of(index, rect=rect, batch_size=9, rank=rank, world_size=world_size)
-               for rank in range(world_size)]
+    loaders = [
+        loader_of(index, rect=rect, batch_size=9, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
     slices = [list(loader) for loader in loaders]
     assert [len(part) for part in slices] == [len(loader) for loader in loaders]
     assert sorted(path for part in slices for batch in part for path in batch.paths) == index.paths
@@ -404,8 +443,8 @@ def test_a_rect_shape_holds_every_picture_of_its_batch():
     shapes = rng.integers(10, 2000, (400, 2))
     order, sizes = rect_shapes(shapes, 3, imgsz=320, stride=32, pad=0.0)
     for number, size in enumerate(sizes):
-        for i in order[3 * number:3 * number + 3]:
-            inner = image_cache.resized_shapes(shapes[i:i + 1], 320)[0]
+        for i in order[3 * number : 3 * number + 3]:
+            inner = image_cache.resized_shapes(shapes[i : i + 1], 320)[0]
             assert inner[0] <= size[0] and inner[1] <= size[1] and size[0] % 32 == size[1] % 32 == 0
 
 
@@ -481,8 +520,9 @@ def photographs(tmp_path_factory) -> LabelIndex:
     """JPEGs, of which a mosaic's lower tiles need the upper rows alone; some are a little higher than --imgsz 96."""
     folder = tmp_path_factory.mktemp("photographs")
     rng = np.random.default_rng(0)
-    for k, (height, width) in enumerate([(97, 72), (98, 40), (96, 96), (96, 64), (64, 96), (200, 150), (150, 200),
-                                         (110, 96)]):
+    for k, (height, width) in enumerate(
+        [(97, 72), (98, 40), (96, 96), (96, 64), (64, 96), (200, 150), (150, 200), (110, 96)]
+    ):
         picture = cv2.resize(rng.integers(0, 256, (9, 9, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
         cv2.imwrite(str(folder / f"{k}.jpg"), picture)
         (folder / f"{k}.txt").write_text("0 .5 .5 .5 .5\n")
@@ -583,11 +623,19 @@ def giant(whole: bytes) -> bytes:
     return header + whole[end:]
 
 
-@pytest.mark.parametrize("damage", [
-    lambda whole: b"", lambda whole: whole[:1000], lambda whole: bytes(len(whole)), giant,
-    lambda whole: b"PK\x03\x04" + whole, lambda whole: whole.replace(b"|u1", b"|i1"),
-    lambda whole: b"PK\x05\x06" + bytes(18),
-], ids=["empty", "cut", "zeros", "giant", "no zip", "other type", "empty zip"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"",
+        lambda whole: whole[:1000],
+        lambda whole: bytes(len(whole)),
+        giant,
+        lambda whole: b"PK\x03\x04" + whole,
+        lambda whole: whole.replace(b"|u1", b"|i1"),
+        lambda whole: b"PK\x05\x06" + bytes(18),
+    ],
+    ids=["empty", "cut", "zeros", "giant", "no zip", "other type", "empty zip"],
+)
 def test_damaged_files_of_the_disk_cache_are_made_anew(own_set, tmp_path, damage):
     first = list(loader_of(own_set, cache="disk"))
     for path in (tmp_path / "set/images.npy_cache").iterdir():
@@ -674,8 +722,13 @@ def test_four_pictures_as_tiles_or_the_first_enlarged():
     corners = [(0, 0), (7, 0), (0, 11), (7, 11)]  # tiles go down first, then right
     assert [batch.images[0, 0, y, x].item() for y, x in corners] == [0, 10, 20, 30]
     assert (batch.images[1] == 40).all()
-    want = [[0, 0, 0.25, 0.25, 0.1, 0.2], [0, 1, 0.25, 0.75, 0.1, 0.2], [0, 2, 0.75, 0.25, 0.1, 0.2],
-            [0, 3, 0.75, 0.75, 0.1, 0.2], [1, 4, 0.5, 0.5, 0.2, 0.4]]
+    want = [
+        [0, 0, 0.25, 0.25, 0.1, 0.2],
+        [0, 1, 0.25, 0.75, 0.1, 0.2],
+        [0, 2, 0.75, 0.25, 0.1, 0.2],
+        [0, 3, 0.75, 0.75, 0.1, 0.2],
+        [1, 4, 0.5, 0.5, 0.2, 0.4],
+    ]
     np.testing.assert_allclose(batch.targets, want, atol=1e-6)
 
 
@@ -700,8 +753,16 @@ def flat_index(classes: list[list[int]]) -> LabelIndex:
     labels = np.array([[kind, 0.5, 0.5, 0.1, 0.1] for row in classes for kind in row], np.float32).reshape(-1, 5)
     offsets = np.cumsum([0] + [len(row) for row in classes])
     paths = [f"{k}.png" for k in range(len(classes))]
-    return LabelIndex(paths, np.full((len(classes), 2), 64, np.int32), labels, offsets,
-                      np.zeros((0, 2), np.float32), np.zeros(len(labels) + 1, np.int64), None, [])
+    return LabelIndex(
+        paths,
+        np.full((len(classes), 2), 64, np.int32),
+        labels,
+        offsets,
+        np.zeros((0, 2), np.float32),
+        np.zeros(len(labels) + 1, np.int64),
+        None,
+        [],
+    )
 
 
 def test_class_and_image_weights():
@@ -754,8 +815,9 @@ def test_count_earlier(values, earlier):
 # ---- limits
 
 
-@pytest.mark.parametrize("cpus, batch_size, workers, want", [(8, 4, 8, 4), (2, 16, 8, 2), (8, 1, 8, 0), (8, 16, 3, 3),
-                                                             (8, 16, 0, 0)])
+@pytest.mark.parametrize(
+    "cpus, batch_size, workers, want", [(8, 4, 8, 4), (2, 16, 8, 2), (8, 1, 8, 0), (8, 16, 3, 3), (8, 16, 0, 0)]
+)
 def test_the_number_of_workers(index, monkeypatch, cpus, batch_size, workers, want):
     monkeypatch.setattr(os, "cpu_count", lambda: cpus)
     assert loader_of(index, batch_size=batch_size, workers=workers).workers == want
@@ -777,9 +839,16 @@ def test_a_batch_is_no_larger_than_the_split(index):
 def test_a_million_pictures_are_no_trouble():
     """Planning an epoch takes memory in proportion to a few numbers a picture, and seconds at most."""
     count = 1_000_000
-    index = LabelIndex(["x.png"] * count, np.tile(np.array([[48, 64]], np.int32), (count, 1)),
-                       np.zeros((count, 5), np.float32), np.arange(count + 1), np.zeros((0, 2), np.float32),
-                       np.zeros(count + 1, np.int64), None, [])
+    index = LabelIndex(
+        ["x.png"] * count,
+        np.tile(np.array([[48, 64]], np.int32), (count, 1)),
+        np.zeros((count, 5), np.float32),
+        np.arange(count + 1),
+        np.zeros((0, 2), np.float32),
+        np.zeros(count + 1, np.int64),
+        None,
+        [],
+    )
     loader = loader_of(index, hyp=HYP, shuffle=True, rect=True, batch_size=64)
     loader.set_epoch(1)
     key = next(iter(loader.batches))

@@ -126,8 +126,17 @@ def test_input_size(imgsz, expected):
 def test_a_model_of_stride_16_is_shown_pictures_of_sides_of_32(tmp_path, pictures):
     file = tmp_path / "p34.pt"
     write_checkpoint(file, {"model": describe_model(DetectionModel("yolov5-p34.yaml", num_classes=2))}, kind="weights")
-    options = SimpleNamespace(device="cpu", half=False, classes=None, imgsz=[80], conf_thres=0.9, iou_thres=0.5,
-                              max_det=1, agnostic_nms=False, augment=False)
+    options = SimpleNamespace(
+        device="cpu",
+        half=False,
+        classes=None,
+        imgsz=[80],
+        conf_thres=0.9,
+        iou_thres=0.5,
+        max_det=1,
+        agnostic_nms=False,
+        augment=False,
+    )
     detector = detect.build_detector(options, [file])
     assert detector.imgsz == (96, 96) and detector([np.zeros((64, 96, 3), np.uint8)])[0].input_shape == (64, 96)
     assert detector([np.zeros((40, 96, 3), np.uint8)])[0].input_shape == (64, 96)  # not 48
@@ -254,10 +263,15 @@ def test_all_outputs_end_to_end(weights, pictures, tmp_path, capsys):
     assert lines[-1] == "Next: look at them"  # there is nothing more to ask for
 
 
-@pytest.mark.parametrize("given, named", [
-    ([], "--save-txt"), (["--save-txt"], "--save-crop"), (["--save-txt", "--save-crop"], "--save-csv"),
-    (["--save-crop"], "--save-txt"),
-])
+@pytest.mark.parametrize(
+    "given, named",
+    [
+        ([], "--save-txt"),
+        (["--save-txt"], "--save-crop"),
+        (["--save-txt", "--save-crop"], "--save-csv"),
+        (["--save-crop"], "--save-txt"),
+    ],
+)
 def test_what_to_type_next_is_what_was_not_asked_for(weights, pictures, tmp_path, capsys, given, named):
     run(weights, pictures / "a", tmp_path, *given)
     last = capsys.readouterr().out.splitlines()[-1]

@@ -79,9 +79,15 @@ def no_compiler(*channels: torch.Tensor) -> tuple[torch.Tensor, ...]:
     raise RuntimeError("nvrtc: no such thing\nand more")
 
 
-@pytest.mark.parametrize(("kernel", "says"), [(exact, ""), (too_bright, "100% of the pixels are wrong"),
-                                              (one_in_twenty, "6% of the pixels are wrong"),
-                                              (no_compiler, "RuntimeError: nvrtc: no such thing\n")])
+@pytest.mark.parametrize(
+    ("kernel", "says"),
+    [
+        (exact, ""),
+        (too_bright, "100% of the pixels are wrong"),
+        (one_in_twenty, "6% of the pixels are wrong"),
+        (no_compiler, "RuntimeError: nvrtc: no such thing\n"),
+    ],
+)
 def test_a_kernel_that_fails_or_errs_is_left_out(kernel, says, monkeypatch, capsys):
     monkeypatch.setattr("utils.device_augment._kernel", lambda: kernel)
     kernel_works.cache_clear()
@@ -128,7 +134,7 @@ def test_every_picture_has_its_own_flips():
 def test_more_pictures_than_are_done_at_a_time():
     images = torch.randint(0, 256, (35, 3, 8, 8), dtype=torch.uint8)
     rows = torch.tensor([Finish(1 + k / 100, 0.9, 0.5 + k / 100) for k in range(35)], dtype=torch.float32)
-    alone = [finish_images(images[k:k + 1], rows[k:k + 1]) for k in range(35)]
+    alone = [finish_images(images[k : k + 1], rows[k : k + 1]) for k in range(35)]
     assert torch.equal(finish_images(images, rows), torch.cat(alone))
 
 
@@ -169,6 +175,11 @@ def test_nothing_is_left_to_do_without_augmentation_or_with_quad(tiny_data):
 def test_workers_hand_over_what_is_left_to_do(tiny_data):
     hyp = {**GAINS, **FLIPPING}
     index = load_index(tiny_data.parent / "images" / "train", 2, progress=False)
-    here, there = ([batch.finishes for batch in make_loader(index, imgsz=64, batch_size=8, hyp=hyp, workers=workers,
-                                                            finish_on_device=True)] for workers in (0, 1))
+    here, there = (
+        [
+            batch.finishes
+            for batch in make_loader(index, imgsz=64, batch_size=8, hyp=hyp, workers=workers, finish_on_device=True)
+        ]
+        for workers in (0, 1)
+    )
     assert all(torch.equal(one, other) for one, other in zip(here, there, strict=True))

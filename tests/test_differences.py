@@ -24,14 +24,49 @@ from utils.nms import non_max_suppression
 from utils.runtime import select_device
 
 ROOT = Path(__file__).resolve().parents[1]
-THIRD_PARTIES = {"PIL", "cv2", "fontTools", "matplotlib", "mss", "numpy", "optuna", "pycocotools", "torch",
-                 "torchvision", "tqdm", "yaml"}  # PIL and fontTools come with matplotlib
+THIRD_PARTIES = {
+    "PIL",
+    "cv2",
+    "fontTools",
+    "matplotlib",
+    "mss",
+    "numpy",
+    "optuna",
+    "pycocotools",
+    "torch",
+    "torchvision",
+    "tqdm",
+    "yaml",
+}  # PIL and fontTools come with matplotlib
 
 
 def run(data, cfg, folder, *extra, epochs):
-    train.main(["--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8", "--epochs", str(epochs),
-                "--workers", "0", "--device", "cpu", "--amp", "off", "--noplots", "--project", str(folder), "--name",
-                "run", *extra])
+    train.main(
+        [
+            "--data",
+            str(data),
+            "--cfg",
+            str(cfg),
+            "--imgsz",
+            "64",
+            "--batch-size",
+            "8",
+            "--epochs",
+            str(epochs),
+            "--workers",
+            "0",
+            "--device",
+            "cpu",
+            "--amp",
+            "off",
+            "--noplots",
+            "--project",
+            str(folder),
+            "--name",
+            "run",
+            *extra,
+        ]
+    )
     return Path(folder) / "run"
 
 
@@ -87,8 +122,11 @@ def test_varying_sizes_are_the_same_on_every_process():
         torch.manual_seed(generator_seed)
         np.random.seed(generator_seed)
         run = SimpleNamespace(
-            options=TrainOptions(multi_scale=True, imgsz=128), grid=32,
-            distributed=SimpleNamespace(device=torch.device("cpu")), state=SimpleNamespace(iteration=0))
+            options=TrainOptions(multi_scale=True, imgsz=128),
+            grid=32,
+            distributed=SimpleNamespace(device=torch.device("cpu")),
+            state=SimpleNamespace(iteration=0),
+        )
         found = []
         for run.state.iteration in range(12):
             found.append(train.prepare_images(run, torch.zeros(1, 3, 128, 128, dtype=torch.uint8)).shape[-1])
@@ -138,7 +176,7 @@ def test_a_slow_clock_drops_no_detections(monkeypatch):
 @pytest.mark.parametrize("code", ["bash get.sh", "import os; os.system('touch owned')", "ftp://example.org/set.zip"])
 def test_code_in_a_data_file_is_refused(tmp_path, code):
     file = tmp_path / "set.yaml"
-    file.write_text(f"path: absent\ntrain: images\nval: images\nnames: [a]\ndownload: \"{code}\"\n")
+    file.write_text(f'path: absent\ntrain: images\nval: images\nnames: [a]\ndownload: "{code}"\n')
     with pytest.raises(UserError, match="code is never run"):
         acquire(str(file))
     assert list(tmp_path.iterdir()) == [file]

@@ -46,8 +46,15 @@ class Started(subprocess.Popen):
 
     def __init__(self, command, *, cwd=ROOT):
         self.log = tempfile.TemporaryFile()
-        super().__init__([str(word) for word in command], cwd=cwd, env=environment(), start_new_session=True,
-                         stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT)
+        super().__init__(
+            [str(word) for word in command],
+            cwd=cwd,
+            env=environment(),
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
 
     def so_far(self) -> str:
         return os.pread(self.log.fileno(), 1 << 24, 0).decode(errors="replace")
@@ -106,8 +113,31 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 
 def options(data, cfg, project: Path, name: str, *extra, epochs: int, batch: int = 12) -> list[str]:
-    words = ["--data", data, "--cfg", cfg, "--imgsz", 64, "--batch-size", batch, "--epochs", epochs, "--workers", 0,
-             "--project", project, "--name", name, "--exist-ok", "--noplots", "--amp", "off", "--nbs", 64, *extra]
+    words = [
+        "--data",
+        data,
+        "--cfg",
+        cfg,
+        "--imgsz",
+        64,
+        "--batch-size",
+        batch,
+        "--epochs",
+        epochs,
+        "--workers",
+        0,
+        "--project",
+        project,
+        "--name",
+        name,
+        "--exist-ok",
+        "--noplots",
+        "--amp",
+        "off",
+        "--nbs",
+        64,
+        *extra,
+    ]
     return [str(word) for word in words]
 
 
@@ -119,6 +149,7 @@ def project(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def long_run(tiny_data, tiny_cfg, project):
     """Words of a training of two processes that saves after each optimizer step."""
+
     def words(name: str) -> list[str]:
         return options(tiny_data, tiny_cfg, project, name, "--save-minutes", "0.0001", epochs=6)
 
@@ -146,8 +177,24 @@ def assert_same_run(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def pretrained(tiny_cfg, project) -> Path:
     """Weights that have begun to find the shapes of the built-in data: metrics of noise turn on the last bit."""
-    train.main(options("data/shapes.yaml", tiny_cfg, project, "pretrained", "--device", "cpu", "--optimizer", "AdamW",
-                       "--hyp", "data/quickstart/hyp.yaml", "--nbs", 16, epochs=10, batch=16))
+    train.main(
+        options(
+            "data/shapes.yaml",
+            tiny_cfg,
+            project,
+            "pretrained",
+            "--device",
+            "cpu",
+            "--optimizer",
+            "AdamW",
+            "--hyp",
+            "data/quickstart/hyp.yaml",
+            "--nbs",
+            16,
+            epochs=10,
+            batch=16,
+        )
+    )
     return project / "pretrained" / "weights" / "best.pt"
 
 
@@ -157,8 +204,20 @@ def test_two_processes_train_as_one_does(pretrained, tiny_cfg, project):
     (project / "gentle.yaml").write_text(yaml.safe_dump({**Hyperparameters().to_dict(), **rates}))
 
     def words(name):
-        return options("data/shapes.yaml", tiny_cfg, project, name, "--weights", pretrained, "--device", "cpu",
-                       "--hyp", project / "gentle.yaml", epochs=2, batch=64)
+        return options(
+            "data/shapes.yaml",
+            tiny_cfg,
+            project,
+            name,
+            "--weights",
+            pretrained,
+            "--device",
+            "cpu",
+            "--hyp",
+            project / "gentle.yaml",
+            epochs=2,
+            batch=64,
+        )
 
     launch(sys.executable, WORKER, "keep", *words("one"))
     launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, WORKER, "keep", *words("two"))
@@ -183,8 +242,19 @@ def measured(pretrained_tiny, tiny_data, tiny_cfg, project):
 
 @pytest.fixture(scope="module")
 def pretrained_tiny(tiny_data, tiny_cfg, project) -> Path:
-    train.main(options(tiny_data, tiny_cfg, project, "pretrained tiny", "--device", "cpu", "--hyp",
-                       "hyp.no-augmentation.yaml", epochs=20))
+    train.main(
+        options(
+            tiny_data,
+            tiny_cfg,
+            project,
+            "pretrained tiny",
+            "--device",
+            "cpu",
+            "--hyp",
+            "hyp.no-augmentation.yaml",
+            epochs=20,
+        )
+    )
     return project / "pretrained tiny" / "weights" / "best.pt"
 
 
@@ -211,8 +281,25 @@ def test_validation_counts_each_picture_once_and_gives_the_same_metrics(measured
 
 def test_four_processes_by_the_card(tiny_cfg, project):
     """With the GPUs as people name them: where there is none, on the processor, and said."""
-    output = launch(*TORCHRUN, "--nproc_per_node", 4, "train.py", "--cfg", tiny_cfg, "--imgsz", 64, "--epochs", 1,
-                    "--device", "0,1,2,3", "--project", project, "--name", "four", "--noplots")
+    output = launch(
+        *TORCHRUN,
+        "--nproc_per_node",
+        4,
+        "train.py",
+        "--cfg",
+        tiny_cfg,
+        "--imgsz",
+        64,
+        "--epochs",
+        1,
+        "--device",
+        "0,1,2,3",
+        "--project",
+        project,
+        "--name",
+        "four",
+        "--noplots",
+    )
     assert output.count("WARNING --device 0,1,2,3: no GPU is found here") == 1
     assert "x 4, torch" in output and output.count("1 epochs completed") == 1  # one process speaks
     assert len(rows(project / "four")) == 1
@@ -232,12 +319,34 @@ def test_the_bare_command_of_the_card_starts(tmp_path):
 
 def test_the_old_launcher_and_early_stopping(tiny_data, tiny_cfg, project):
     """`python -m torch.distributed.launch` passes --local-rank; all processes stop at the same epoch."""
-    output = launch(sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node", 2,
-                    "--master_port", free_port(), "train.py",
-                    *options(tiny_data, tiny_cfg, project, "old", "--patience", 1, "--freeze", 3, "--save-period", 1,
-                             "--hyp", "hyp.no-augmentation.yaml", epochs=30))
-    first, last = (read_checkpoint(project / "old" / "weights" / name)["model"]["state_dict"]
-                   for name in ("epoch0.pt", "last.pt"))
+    output = launch(
+        sys.executable,
+        "-m",
+        "torch.distributed.launch",
+        "--nproc_per_node",
+        2,
+        "--master_port",
+        free_port(),
+        "train.py",
+        *options(
+            tiny_data,
+            tiny_cfg,
+            project,
+            "old",
+            "--patience",
+            1,
+            "--freeze",
+            3,
+            "--save-period",
+            1,
+            "--hyp",
+            "hyp.no-augmentation.yaml",
+            epochs=30,
+        ),
+    )
+    first, last = (
+        read_checkpoint(project / "old" / "weights" / name)["model"]["state_dict"] for name in ("epoch0.pt", "last.pt")
+    )
     frozen = {name for name in first if int(name.split(".")[1]) < 3}
     assert frozen and {name for name in first if torch.equal(first[name], last[name])} >= frozen
     assert any(not torch.equal(first[name], last[name]) for name in first.keys() - frozen)
@@ -254,8 +363,18 @@ def free_port() -> int:
 
 def test_two_machines_train_together(long_run, whole, project):
     """Two agents that meet by a c10d rendezvous: the result is that of two processes of one launcher."""
-    meeting = ["--nnodes", 2, "--nproc_per_node", 1, "--rdzv_backend", "c10d", "--rdzv_id", "two-machines",
-               "--rdzv_endpoint", f"localhost:{free_port()}"]
+    meeting = [
+        "--nnodes",
+        2,
+        "--nproc_per_node",
+        1,
+        "--rdzv_backend",
+        "c10d",
+        "--rdzv_id",
+        "two-machines",
+        "--rdzv_endpoint",
+        f"localhost:{free_port()}",
+    ]
     agents = [Started([*TORCHRUN, *meeting, ROOT / "train.py", *long_run("machines")]) for _ in range(2)]
     outputs = [finish(agent) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs
@@ -274,8 +393,15 @@ def test_a_batch_that_does_not_divide_is_one_clear_line():
 
 
 def test_a_mistake_that_rank_0_finds_ends_all(tiny_cfg, tmp_path):
-    output = launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, "train.py",
-                    *options("absent.yaml", tiny_cfg, tmp_path, "x", epochs=1), code=1)
+    output = launch(
+        *TORCHRUN,
+        *ALONE,
+        "--nproc_per_node",
+        2,
+        "train.py",
+        *options("absent.yaml", tiny_cfg, tmp_path, "x", epochs=1),
+        code=1,
+    )
     assert output.count("error: --data absent.yaml: no such data set YAML") == 1
     assert "Error: --data" not in output.split("torch.distributed.elastic")[0]  # no traceback of ours
 
@@ -286,13 +412,22 @@ def test_an_evolution_under_a_launcher_is_one_clear_line(tmp_path):
     assert output.count("exitcode  : 1 ") == 2 and "absent.yaml" not in output
 
 
-@pytest.mark.parametrize("kind, expected", [
-    ("error", r"\[rank 1\] LookupError: what a bug raises"),
-    ("disk", r"error: results.csv: No space left on device"),
-])
+@pytest.mark.parametrize(
+    "kind, expected",
+    [("error", r"\[rank 1\] LookupError: what a bug raises"), ("disk", r"error: results.csv: No space left on device")],
+)
 def test_a_process_that_fails_brings_all_down(tiny_data, tiny_cfg, tmp_path, kind, expected):
-    process = Started([*TORCHRUN, *ALONE, "--nproc_per_node", 2, WORKER, kind,
-                       *options(tiny_data, tiny_cfg, tmp_path, "x", epochs=50)])
+    process = Started(
+        [
+            *TORCHRUN,
+            *ALONE,
+            "--nproc_per_node",
+            2,
+            WORKER,
+            kind,
+            *options(tiny_data, tiny_cfg, tmp_path, "x", epochs=50),
+        ]
+    )
     wait_for(lambda: re.search(expected, process.so_far()), process)
     began = time.monotonic()
     output = finish(process)
@@ -304,7 +439,8 @@ def test_a_killed_process_brings_all_down(long_run, project):
     process = Started([*TORCHRUN, *ALONE, "--nproc_per_node", 2, ROOT / "train.py", *long_run("brought down")])
     wait_for(lambda: len(rows(project / "brought down")) >= 2, process)  # a state is saved after the epoch's row
     other = set(descendants(process.pid)) - {
-        json.loads((project / "brought down" / "launch.json").read_text())["process"]}
+        json.loads((project / "brought down" / "launch.json").read_text())["process"]
+    }
     began = time.monotonic()
     os.kill(max(other), signal.SIGKILL)  # the second worker was started last
     finish(process)
@@ -313,8 +449,9 @@ def test_a_killed_process_brings_all_down(long_run, project):
 
 
 def test_a_batch_gone_bad_on_one_process_is_skipped_by_all(tiny_data, tiny_cfg, tmp_path):
-    launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, WORKER, "nan",
-           *options(tiny_data, tiny_cfg, tmp_path, "x", epochs=2))
+    launch(
+        *TORCHRUN, *ALONE, "--nproc_per_node", 2, WORKER, "nan", *options(tiny_data, tiny_cfg, tmp_path, "x", epochs=2)
+    )
     last = read_checkpoint(tmp_path / "x" / "weights" / "last.pt")
     assert last["guard"]["skipped"] == 1 and last["epoch"] == 2
     assert all(torch.isfinite(value).all() for value in last["model"]["state_dict"].values())
@@ -345,8 +482,9 @@ def test_a_run_of_two_processes_goes_on_in_one(long_run, project):
 
 
 def test_a_killed_worker_comes_back_and_the_run_is_exact(long_run, whole, project):
-    process = Started([*TORCHRUN, *ALONE, "--nproc_per_node", 2, "--max-restarts", 3, ROOT / "train.py",
-                     *long_run("killed")])
+    process = Started(
+        [*TORCHRUN, *ALONE, "--nproc_per_node", 2, "--max-restarts", 3, ROOT / "train.py", *long_run("killed")]
+    )
     folder = project / "killed"
     wait_for(lambda: len(rows(folder)) >= 2, process)
     os.kill(json.loads((folder / "launch.json").read_text())["process"], signal.SIGKILL)
@@ -406,17 +544,21 @@ def two_gpus() -> Distributed:
     return Distributed(0, 1, cards[0], cards)
 
 
-@pytest.mark.parametrize("argv, expected", [
-    (["train.py", "--data", "my data.yaml", "--device", "0,1"], "train.py --data 'my data.yaml' --device 0,1"),
-    (["notebook.py", "-f", "x"], "train.py ... --device 0,1"),  # not what was typed for train.py
-])
+@pytest.mark.parametrize(
+    "argv, expected",
+    [
+        (["train.py", "--data", "my data.yaml", "--device", "0,1"], "train.py --data 'my data.yaml' --device 0,1"),
+        (["notebook.py", "-f", "x"], "train.py ... --device 0,1"),  # not what was typed for train.py
+    ],
+)
 def test_one_process_for_several_gpus_prints_the_better_command(monkeypatch, capsys, argv, expected):
     monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(torch.nn, "DataParallel", lambda model, device_ids: (model, device_ids))  # there may be no GPU
     model = torch.nn.Linear(1, 1)
     assert two_gpus().wrap(model) == (model, [0, 1])
-    assert capsys.readouterr().out == ("WARNING one process for 2 GPUs is slow; better: torchrun --nproc_per_node 2 "
-                                       f"{expected}\n")
+    assert capsys.readouterr().out == (
+        f"WARNING one process for 2 GPUs is slow; better: torchrun --nproc_per_node 2 {expected}\n"
+    )
 
 
 def test_one_process_for_several_gpus_computes_in_fp16():
@@ -427,8 +569,9 @@ def test_one_process_for_several_gpus_computes_in_fp16():
         amp_dtype("bf16", card, spread=True)
 
 
-@pytest.mark.parametrize("group", [Distributed(0, 1, torch.device("cpu"), (torch.device("cpu"),)), two_gpus()],
-                         ids=["CPU", "DataParallel"])
+@pytest.mark.parametrize(
+    "group", [Distributed(0, 1, torch.device("cpu"), (torch.device("cpu"),)), two_gpus()], ids=["CPU", "DataParallel"]
+)
 def test_sync_bn_that_does_nothing_is_said(monkeypatch, capsys, group):
     monkeypatch.setattr(torch.nn, "DataParallel", lambda model, device_ids: model)
     model = torch.nn.BatchNorm2d(1)

@@ -174,19 +174,38 @@ def test_what_a_flag_names_by_an_address_is_fetched_to_the_current_folder(server
         assert fetch_typed({"weights": text}) == {"weights": text}
 
 
-@pytest.mark.parametrize("flag, ending", [
-    ("weights", ""), ("weights", "/"), ("weights", "/a/"), ("weights", "/.."), ("weights", "/a/%2e%2e"),
-    ("weights", "/a%2f"), ("weights", "/a.onnx"), ("weights", "/a.yaml"), ("data", "/a.zip"), ("hyp", "/a.pt"),
-    ("cfg", "/tqdm.py"),
-])
+@pytest.mark.parametrize(
+    "flag, ending",
+    [
+        ("weights", ""),
+        ("weights", "/"),
+        ("weights", "/a/"),
+        ("weights", "/.."),
+        ("weights", "/a/%2e%2e"),
+        ("weights", "/a%2f"),
+        ("weights", "/a.onnx"),
+        ("weights", "/a.yaml"),
+        ("data", "/a.zip"),
+        ("hyp", "/a.pt"),
+        ("cfg", "/tqdm.py"),
+    ],
+)
 def test_other_kinds_of_files_are_not_even_asked_for(server, here, flag, ending):
     with pytest.raises(UserError, match=f"--{flag} http.*: the address of a .* file is needed"):
         fetch_typed({flag: server.url.removesuffix("/file.bin") + ending})
     assert server.ranges == [] and not list(here.iterdir())
 
 
-@pytest.mark.parametrize("address", ["http://[bad/a.pt", "http://127.0.0.1:9/" + "a" * 300 + ".pt", "http://./a.pt",
-                                     "http://" + "a" * 64 + ".example/a.pt", "http://127.0.0.1:port/a.pt"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://[bad/a.pt",
+        "http://127.0.0.1:9/" + "a" * 300 + ".pt",
+        "http://./a.pt",
+        "http://" + "a" * 64 + ".example/a.pt",
+        "http://127.0.0.1:port/a.pt",
+    ],
+)
 def test_odd_addresses_are_one_line(here, address):
     with pytest.raises(UserError) as wrong:
         fetch_typed({"weights": address})
@@ -210,11 +229,21 @@ def test_two_addresses_that_end_alike_are_not_mixed(server, here):
     assert server.ranges[-1] == "bytes=1000-" and [file.name for file in here.iterdir()] == ["best.pt"]
 
 
-@pytest.mark.parametrize("program, flags", [
-    (train, ["--data"]), (train, ["--cfg"]), (train, ["--hyp"]), (train, ["--weights"]),
-    (train, ["--evolve", "--data"]), (val, ["--data"]), (val, ["--weights"]), (detect, ["--weights"]),
-    (detect, ["--data"]),
-], ids=lambda value: " ".join(value) if isinstance(value, list) else value.__name__)
+@pytest.mark.parametrize(
+    "program, flags",
+    [
+        (train, ["--data"]),
+        (train, ["--cfg"]),
+        (train, ["--hyp"]),
+        (train, ["--weights"]),
+        (train, ["--evolve", "--data"]),
+        (val, ["--data"]),
+        (val, ["--weights"]),
+        (detect, ["--weights"]),
+        (detect, ["--data"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value.__name__,
+)
 def test_flags_that_take_an_address(server, here, program, flags):
     """What comes is no YAML, no weights: it was asked for and read."""
     name = "file.pt" if flags == ["--weights"] else "file.yaml"
@@ -229,9 +258,15 @@ def test_addresses_in_a_checkpoint_are_not_fetched(server, here, monkeypatch, ti
     train.main(["--data", str(tiny_data), "--cfg", str(tiny_cfg), "--epochs", "1", *words])
     last, before = here / "exp" / "weights" / "last.pt", {file.name for file in here.iterdir()}
     content = read_checkpoint(last)
-    for options in ({"data": server.url.replace(".bin", ".yaml")}, {"data": server.url.replace("file.bin", "tqdm.py")},
-                    {"hyp": server.url.replace(".bin", ".yaml"), "weights": server.url.replace(".bin", ".pt"),
-                     "cfg": server.url.replace(".bin", ".yaml")}):
+    for options in (
+        {"data": server.url.replace(".bin", ".yaml")},
+        {"data": server.url.replace("file.bin", "tqdm.py")},
+        {
+            "hyp": server.url.replace(".bin", ".yaml"),
+            "weights": server.url.replace(".bin", ".pt"),
+            "cfg": server.url.replace(".bin", ".yaml"),
+        },
+    ):
         write_checkpoint(last, {**content, "options": {**content["options"], **options}})
         with suppress(UserError):
             train.main(["--resume", str(last), "--epochs", "2"])

@@ -126,13 +126,16 @@ def test_letters_beyond_dejavu_are_drawn_by_a_font_of_the_system(fresh_fonts, tm
 @pytest.mark.parametrize("answers", [True, False])
 def test_fontconfig_is_asked_for_the_letters(fresh_fonts, tmp_path, monkeypatch, answers):
     font, program = make_font(tmp_path / "squares.ttf", CAT), tmp_path / "fc-match"
-    program.write_text(f"#!/bin/sh\nprintf '%s %s' \"$1\" \"$2\" > '{tmp_path}/asked'\n"
-                       + (f"printf '%s' '{font}'\n" if answers else "exit 1\n"))
+    program.write_text(
+        f"#!/bin/sh\nprintf '%s %s' \"$1\" \"$2\" > '{tmp_path}/asked'\n"
+        + (f"printf '%s' '{font}'\n" if answers else "exit 1\n")
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(fonts, "KNOWN", [])
-    assert fonts.writing(f"{CAT}\u72d7 {CAT}") == ((f"{CAT}{NO_GLYPH} {CAT}", font) if answers else
-                                                   (f"{NO_GLYPH * 2} {NO_GLYPH}", fonts.dejavu()))
+    assert fonts.writing(f"{CAT}\u72d7 {CAT}") == (
+        (f"{CAT}{NO_GLYPH} {CAT}", font) if answers else (f"{NO_GLYPH * 2} {NO_GLYPH}", fonts.dejavu())
+    )
     assert (tmp_path / "asked").read_text() == "--format=%{file} :charset=72d7 732b"
 
 
@@ -188,15 +191,16 @@ def test_channels_are_turned_from_rgb(tmp_path):
     assert tuple(cv2.imread(str(tmp_path / "grid.png"))[20, 20]) == (50, 50, 200)
 
 
-@pytest.mark.parametrize("count, side, shape", [(1, 32, 128), (16, 96, 1000), (4, 320, 1000), (4, 640, 1280),
-                                                (16, 640, 1920)])
+@pytest.mark.parametrize(
+    "count, side, shape", [(1, 32, 128), (16, 96, 1000), (4, 320, 1000), (4, 640, 1280), (16, 640, 1920)]
+)
 def test_grids_are_neither_tiny_nor_huge(tmp_path, count, side, shape):
     targets = np.array([[0, 0, 0.5, 0.5, 0.5, 0.5]])
     drawing.plot_batch(batch(count, side, side), targets, [], tmp_path / "grid.png")
     grid = cv2.imread(str(tmp_path / "grid.png"))
     assert grid.shape == (shape, shape, 3)
     cell = shape // math.isqrt(count)
-    edge = grid[cell * 3 // 4 - 1:cell * 3 // 4 + 2, cell // 2]
+    edge = grid[cell * 3 // 4 - 1 : cell * 3 // 4 + 2, cell // 2]
     assert (edge == drawing.color(0)).all(1).any()
 
 

@@ -10,8 +10,23 @@ import pytest
 from benchmarks import evolve_search
 from utils.config import Hyperparameters
 from utils.errors import UserError
-from utils.evolve import (GENES, STARTS, Generation, MemoryStore, Outcome, Search, best_first, breed, carry_out,
-                          check_hyp, evolve, falls_behind, mutate, rank_weights, run_seed)
+from utils.evolve import (
+    GENES,
+    STARTS,
+    Generation,
+    MemoryStore,
+    Outcome,
+    Search,
+    best_first,
+    breed,
+    carry_out,
+    check_hyp,
+    evolve,
+    falls_behind,
+    mutate,
+    rank_weights,
+    run_seed,
+)
 from utils.evolve_verdict import candidates, judge
 
 START = {**Hyperparameters().to_dict(), "anchors": 0.0}
@@ -35,12 +50,15 @@ def test_every_hyperparameter_is_a_gene_and_the_start_lies_inside_the_bounds():
     check_hyp(START, "start")
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"lr0": 0.2}, "mine.yaml: lr0: 0.2 is outside the bounds of evolution, 1e-05 to 0.1"),
-    ({"momentum": 0.5}, "mine.yaml: momentum: 0.5 is outside"),
-    ({"anchors": 1.0}, "mine.yaml: anchors: 1.0 is outside"),  # 0 keeps the model's own, 2 is the least number
-    ({"speed": 1.0}, "mine.yaml: speed is no hyperparameter"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"lr0": 0.2}, "mine.yaml: lr0: 0.2 is outside the bounds of evolution, 1e-05 to 0.1"),
+        ({"momentum": 0.5}, "mine.yaml: momentum: 0.5 is outside"),
+        ({"anchors": 1.0}, "mine.yaml: anchors: 1.0 is outside"),  # 0 keeps the model's own, 2 is the least number
+        ({"speed": 1.0}, "mine.yaml: speed is no hyperparameter"),
+    ],
+)
 def test_a_start_out_of_bounds_is_named(change, message):
     with pytest.raises(UserError, match=message):
         check_hyp({**START, **change}, "mine.yaml")
@@ -76,8 +94,10 @@ def test_anchors_keep_the_models_own_until_a_mutation_counts_them():
 def test_steps_grow_with_the_gain_and_the_range():
     rng = np.random.default_rng(1)
     children = [mutate(START, rng) for _ in range(3000)]
-    spread = {name: statistics.pstdev(child[name] for child in children if child[name] != START[name])
-              for name in ("momentum", "hsv_h", "hsv_v")}
+    spread = {
+        name: statistics.pstdev(child[name] for child in children if child[name] != START[name])
+        for name in ("momentum", "hsv_h", "hsv_v")
+    }
     assert spread["momentum"] / 0.38 < 0.6 * spread["hsv_v"] / 0.9  # gain 0.3 against 1
     assert spread["hsv_h"] < 0.2 * spread["hsv_v"]  # range 0.1 against 0.9
 
@@ -92,8 +112,9 @@ def test_values_have_five_digits():
 
 def test_children_take_each_gene_from_one_of_the_best(monkeypatch):
     monkeypatch.setattr("utils.evolve.mutate", lambda hyp, rng: hyp)
-    records = [Generation(n, dict.fromkeys(START, float(n)), n, "child", status="done", fitness=n / 100)
-               for n in range(20)]
+    records = [
+        Generation(n, dict.fromkeys(START, float(n)), n, "child", status="done", fitness=n / 100) for n in range(20)
+    ]
     hyp, parents = breed(records, np.random.default_rng(0))
     assert set(hyp.values()) <= {19.0, 18.0, 17.0, 16.0, 15.0, 14.0} and len(set(hyp.values())) > 2
     assert set(parents) == {int(value) for value in hyp.values()}
@@ -147,8 +168,16 @@ def test_a_search_goes_on_from_its_records_as_if_never_stopped():
 @pytest.mark.parametrize("search", ["random", "random, scaled", "single parent", "no recombination"])
 def test_ours_finds_more_than_the_others(search):
     """At a third of the evaluations of the benchmark, on its hardest and its noisiest function."""
-    ours, other = (np.mean([evolve_search.run(evolve_search.SEARCHES[title], name, seed, 100)
-                            for name in ("rotated", "noisy") for seed in range(6)]) for title in ("ours", search))
+    ours, other = (
+        np.mean(
+            [
+                evolve_search.run(evolve_search.SEARCHES[title], name, seed, 100)
+                for name in ("rotated", "noisy")
+                for seed in range(6)
+            ]
+        )
+        for title in ("ours", search)
+    )
     assert ours > other
 
 
@@ -200,11 +229,14 @@ def test_a_start_that_always_fails_does_not_use_up_the_search_of_others_that_suc
     assert sum(r.status == "done" for r in result.records) == 12 - STARTS
 
 
-@pytest.mark.parametrize("failed, others, origin", [
-    (STARTS - 1, [record(8, 0.3)], "start"),  # once more
-    (STARTS, [record(8, 0.3)], "child"),  # enough
-    (STARTS, [], "start"),  # nothing has succeeded: what was wrong may have been put right since
-])
+@pytest.mark.parametrize(
+    "failed, others, origin",
+    [
+        (STARTS - 1, [record(8, 0.3)], "start"),  # once more
+        (STARTS, [record(8, 0.3)], "child"),  # enough
+        (STARTS, [], "start"),  # nothing has succeeded: what was wrong may have been put right since
+    ],
+)
 def test_how_often_the_start_is_tried(failed, others, origin):
     records = [record(number, None, "failed", origin="start") for number in range(failed)]
     assert Search(START).propose((9, 0), [*records, *others]).origin == origin
@@ -245,6 +277,7 @@ def test_senseless_counts_are_refused(settings):
 
 def test_an_error_outside_the_objective_cancels_what_runs():
     """As Ctrl-C does: the store fails, the running objective is told to end, and the error comes out."""
+
     class Broken(MemoryStore):
         def finish(self, generation):
             raise OSError("disk full")
@@ -302,17 +335,20 @@ def test_workers_work_at_the_same_time():
 MIDDLING = [tuple(np.linspace(0, top, 20)) for top in (0.3, 0.4, 0.5, 0.6, 0.7)]  # the median reaches 0.5
 
 
-@pytest.mark.parametrize("curve, others, stops", [
-    ((), MIDDLING, False),
-    (np.linspace(0, 0.4, 20)[:5], MIDDLING, False),  # too early to tell
-    (np.linspace(0, 0.4, 20)[:6], MIDDLING, True),  # below the median at the same epoch
-    (np.linspace(0, 0.6, 20)[:6], MIDDLING, False),  # above it
-    (np.linspace(0, 0.5, 20)[:10], MIDDLING, False),  # at it
-    (np.linspace(0, 0.4, 20)[:10], MIDDLING[:3], False),  # too few to compare with
-    (np.linspace(0, 0.4, 20)[:10], [c[:9] for c in MIDDLING], False),  # none has come as far
-    (np.linspace(0, 0.4, 20), MIDDLING, False),  # it is done anyway
-    ((0.0, 0.9, *[0.0] * 6), MIDDLING, False),  # the best so far counts, not a dip
-])
+@pytest.mark.parametrize(
+    "curve, others, stops",
+    [
+        ((), MIDDLING, False),
+        (np.linspace(0, 0.4, 20)[:5], MIDDLING, False),  # too early to tell
+        (np.linspace(0, 0.4, 20)[:6], MIDDLING, True),  # below the median at the same epoch
+        (np.linspace(0, 0.6, 20)[:6], MIDDLING, False),  # above it
+        (np.linspace(0, 0.5, 20)[:10], MIDDLING, False),  # at it
+        (np.linspace(0, 0.4, 20)[:10], MIDDLING[:3], False),  # too few to compare with
+        (np.linspace(0, 0.4, 20)[:10], [c[:9] for c in MIDDLING], False),  # none has come as far
+        (np.linspace(0, 0.4, 20), MIDDLING, False),  # it is done anyway
+        ((0.0, 0.9, *[0.0] * 6), MIDDLING, False),  # the best so far counts, not a dip
+    ],
+)
 def test_a_generation_is_stopped_below_the_median(curve, others, stops):
     assert falls_behind(curve, others, 20) is stops
 

@@ -52,8 +52,12 @@ def evolve(folder, **settings):
 def start_cli(folder, **settings):
     words = typed_flags(options(folder, **settings))
     with open(folder / "output", "a") as output:
-        return subprocess.Popen([sys.executable, "-c", CLI, *words], stdout=output, stderr=subprocess.STDOUT,
-                                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's
+        return subprocess.Popen(
+            [sys.executable, "-c", CLI, *words],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # a shell's
         # background jobs inherit SIGINT ignored, and Python then leaves it so
 
 
@@ -127,9 +131,14 @@ def test_the_best_file_is_a_hyp_file_that_says_how_it_was_found(finished):
     hyp = Hyperparameters.load(file)
     assert {**hyp.to_dict(), "anchors": hyp.anchors} == pytest.approx(verdict.winner.hyp)
     text = file.read_text()
-    for words in (f"# Best generation: {verdict.winner.number} (", "# Last generation: 11, 12 in all",
-                  "metrics/mAP_0.5:0.95", "noise between seeds", "# Found with: python evolve_stub.py --device=cpu "
-                  "--epochs=4 --evolve=12 --evolve-population= --evolve-workers=2"):
+    for words in (
+        f"# Best generation: {verdict.winner.number} (",
+        "# Last generation: 11, 12 in all",
+        "metrics/mAP_0.5:0.95",
+        "noise between seeds",
+        "# Found with: python evolve_stub.py --device=cpu "
+        "--epochs=4 --evolve=12 --evolve-population= --evolve-workers=2",
+    ):
         assert words in text
 
 
@@ -164,10 +173,12 @@ def test_the_same_command_again_does_nothing_twice_and_more_generations_go_on(fi
 def test_the_start_and_the_closing_lines(tmp_path, capsys):
     verdict = evolve(tmp_path, evolve=3)
     streams = capsys.readouterr()
-    assert ("Evolving 29 hyperparameters of data/hyps/hyp.scratch-low.yaml over 3 generations, 2 at a time"
-            in streams.out)
-    assert re.search(r"Estimated: [89] trainings of [\d.]+ s \(6 of them .* 2 at a time: [\d.]+ (s|min) in all, until",
-                     streams.out)
+    assert (
+        "Evolving 29 hyperparameters of data/hyps/hyp.scratch-low.yaml over 3 generations, 2 at a time" in streams.out
+    )
+    assert re.search(
+        r"Estimated: [89] trainings of [\d.]+ s \(6 of them .* 2 at a time: [\d.]+ (s|min) in all, until", streams.out
+    )
     assert f"generation {verdict.winner.number}" in streams.out or "the start itself" in streams.out
     assert "generations: 100%" in streams.err and "best 0." in streams.err
 
@@ -309,17 +320,21 @@ def test_a_part_of_the_data_is_asked_for(tmp_path):
 # ---- bad input
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"hyp": "absent.yaml"}, "--hyp absent.yaml: no such file"),
-    ({"hyp": "{partial}"}, "partial.yaml: lacks momentum, .* data/hyps/hyp.scratch-low.yaml has them all"),
-    ({"hyp": "{high}"}, "high.yaml: lr0: 0.5 is outside the bounds of evolution, 1e-05 to 0.1"),
-    ({"batch_size": -1}, "--batch-size -1 with --evolve"),
-    ({"device": "7"}, "--device 7: this machine has"),
-    ({"evolve_population": "absent"}, "--evolve_population absent: no folder with hyperparameter files"),
-    ({"resume_evolve": "absent.yaml"}, "--resume_evolve absent.yaml: no such file"),
-    ({"resume_evolve": "{population}"}, "population.yaml: one: box: 0.5 is outside the bounds of evolution"),
-    ({"resume_evolve": "{text}"}, "text.yaml: one: lr0: 'fast' is not a number"),
-], ids=str)
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"hyp": "absent.yaml"}, "--hyp absent.yaml: no such file"),
+        ({"hyp": "{partial}"}, "partial.yaml: lacks momentum, .* data/hyps/hyp.scratch-low.yaml has them all"),
+        ({"hyp": "{high}"}, "high.yaml: lr0: 0.5 is outside the bounds of evolution, 1e-05 to 0.1"),
+        ({"batch_size": -1}, "--batch-size -1 with --evolve"),
+        ({"device": "7"}, "--device 7: this machine has"),
+        ({"evolve_population": "absent"}, "--evolve_population absent: no folder with hyperparameter files"),
+        ({"resume_evolve": "absent.yaml"}, "--resume_evolve absent.yaml: no such file"),
+        ({"resume_evolve": "{population}"}, "population.yaml: one: box: 0.5 is outside the bounds of evolution"),
+        ({"resume_evolve": "{text}"}, "text.yaml: one: lr0: 'fast' is not a number"),
+    ],
+    ids=str,
+)
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, settings, message):
     whole = yaml.safe_load((ROOT / "data" / "hyps" / "hyp.scratch-low.yaml").read_text())
     files = {"partial": {"lr0": 0.01, "lrf": 0.1}, "high": {**whole, "lr0": 0.5},
@@ -334,11 +349,14 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, settings, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change, message", [
-    ({"epochs": 5}, "was evolved with --epochs 3, not 5: fitness would mean another thing; .* --name"),
-    ({"hyp": "hyp.scratch-med.yaml"}, "was evolved with lrf 0.01 to start from, not 0.1 \\(--hyp\\)"),
-    ({"noautoanchor": True}, "was evolved with --noautoanchor False, not True"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"epochs": 5}, "was evolved with --epochs 3, not 5: fitness would mean another thing; .* --name"),
+        ({"hyp": "hyp.scratch-med.yaml"}, "was evolved with lrf 0.01 to start from, not 0.1 \\(--hyp\\)"),
+        ({"noautoanchor": True}, "was evolved with --noautoanchor False, not True"),
+    ],
+)
 def test_another_command_on_the_same_folder_is_refused(tmp_path, change, message):
     evolve(tmp_path, evolve=1)
     with pytest.raises(UserError, match=message):
@@ -395,16 +413,31 @@ def test_runs_go_to_their_own_project_and_workers_to_the_devices(monkeypatch):
 
 
 def test_the_closing_lines_tell_the_whole_command_and_train_on_all_pictures(tmp_path):
-    given = {"data": "my data.yaml", "epochs": 7, "hyp": "hyp.VOC.yaml", "seed": 3, "evolve": 16, "evolve_prune": True,
-             "evolve_fraction": 0.25, "device": "cpu", "evolve_storage": "postgresql://me:secret@host/db"}
+    given = {
+        "data": "my data.yaml",
+        "epochs": 7,
+        "hyp": "hyp.VOC.yaml",
+        "seed": 3,
+        "evolve": 16,
+        "evolve_prune": True,
+        "evolve_fraction": 0.25,
+        "device": "cpu",
+        "evolve_storage": "postgresql://me:secret@host/db",
+    }
     found_with = typed_line(TrainOptions(**given), frozenset(given), ROOT / "train.py")
-    assert found_with == ("python train.py '--data=my data.yaml' --device=cpu --epochs=7 --evolve=16 "
-                          "--evolve-fraction=0.25 --evolve-prune '--evolve-storage=postgresql://me:***@host/db' "
-                          "--hyp=hyp.VOC.yaml --seed=3")
+    assert found_with == (
+        "python train.py '--data=my data.yaml' --device=cpu --epochs=7 --evolve=16 "
+        "--evolve-fraction=0.25 --evolve-prune '--evolve-storage=postgresql://me:***@host/db' "
+        "--hyp=hyp.VOC.yaml --seed=3"
+    )
     assert plan(**given).line == "python train.py '--data=my data.yaml' --epochs=7"
     assert "--evolve-fraction=0.25" in plan(**given).flags  # of each generation
-    write_best(tmp_path / "best.yaml", Generation(0, {"lr0": 0.1}, 0, "start", fitness=0.1), [Generation(
-        0, {"lr0": 0.1}, 0, "start", status="done", fitness=0.1)], found_with)
+    write_best(
+        tmp_path / "best.yaml",
+        Generation(0, {"lr0": 0.1}, 0, "start", fitness=0.1),
+        [Generation(0, {"lr0": 0.1}, 0, "start", status="done", fitness=0.1)],
+        found_with,
+    )
     assert f"# Found with: {found_with}\n" in (tmp_path / "best.yaml").read_text()
 
 

@@ -34,12 +34,16 @@ EXAMPLE = Generation(7, dict(START, lr0=0.0123456789, mixup=1 / 3), 123456789, "
 # ---- evolve.csv
 
 
-@pytest.mark.parametrize("record", [
-    EXAMPLE,
-    Generation(0, START, 0, "start", status="failed", note="exit status 1: out of memory\nsecond line"),
-    Generation(0, START, 0, "start", status="done", fitness=0.0),
-    Generation(0, START, 0, "start"),
-], ids=["pruned", "failed", "bare", "started"])
+@pytest.mark.parametrize(
+    "record",
+    [
+        EXAMPLE,
+        Generation(0, START, 0, "start", status="failed", note="exit status 1: out of memory\nsecond line"),
+        Generation(0, START, 0, "start", status="done", fitness=0.0),
+        Generation(0, START, 0, "start"),
+    ],
+    ids=["pruned", "failed", "bare", "started"],
+)
 def test_a_record_reads_back_as_it_was(tmp_path, record):
     append(tmp_path / "evolve.csv", NAMES, record)
     (read,), messages = read_table(tmp_path / "evolve.csv", NAMES)
@@ -71,8 +75,9 @@ def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path):
 def test_the_same_search_again_goes_on(tmp_path):
     evolve(closeness, START, 5, store=CsvStore(tmp_path, NAMES))
     calls = []
-    result = evolve(lambda hyp, generation: calls.append(generation) or closeness(hyp), START, 9,
-                    store=CsvStore(tmp_path, NAMES))
+    result = evolve(
+        lambda hyp, generation: calls.append(generation) or closeness(hyp), START, 9, store=CsvStore(tmp_path, NAMES)
+    )
     assert calls == [5, 6, 7, 8] and keys(result.records) == list(range(9))
     whole = evolve(closeness, START, 9)
     assert [record.hyp for record in whole.records] == [record.hyp for record in result.records]
@@ -97,16 +102,20 @@ def test_a_finished_row_is_on_the_disk_before_anything_else_happens(tmp_path):
     assert seen == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("damage, reason", [
-    (lambda row: row[:100], "cells where there should be"),  # cut off by a power cut
-    (lambda row: row.replace("done", "doen"), "status 'doen' is none of"),
-    (lambda row: row.replace("      0.01,", "      abc,", 1), "lr0 'abc' is not a number"),
-    (lambda row: row.replace("      0.01,", "      5000,", 1), "lr0: 5000.0 is outside the bounds"),
-    (lambda row: row.replace("      0.01,", "       nan,", 1), "lr0 'nan' is not a number"),
-    (lambda row: row.replace("done", "failed"), "a generation that is failed with fitness '0.5'"),
-    (lambda row: "\x00\x17\xff" + row, "left out"),
-    (lambda row: row + "\n" + row, "generation 1 stands there already"),
-], ids=["cut", "status", "text", "bounds", "nan", "fitness", "bytes", "twice"])
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (lambda row: row[:100], "cells where there should be"),  # cut off by a power cut
+        (lambda row: row.replace("done", "doen"), "status 'doen' is none of"),
+        (lambda row: row.replace("      0.01,", "      abc,", 1), "lr0 'abc' is not a number"),
+        (lambda row: row.replace("      0.01,", "      5000,", 1), "lr0: 5000.0 is outside the bounds"),
+        (lambda row: row.replace("      0.01,", "       nan,", 1), "lr0 'nan' is not a number"),
+        (lambda row: row.replace("done", "failed"), "a generation that is failed with fitness '0.5'"),
+        (lambda row: "\x00\x17\xff" + row, "left out"),
+        (lambda row: row + "\n" + row, "generation 1 stands there already"),
+    ],
+    ids=["cut", "status", "text", "bounds", "nan", "fitness", "bytes", "twice"],
+)
 def test_damaged_rows_are_shown_and_the_good_ones_kept(tmp_path, damage, reason):
     file = tmp_path / "evolve.csv"
     for number in range(3):
@@ -145,8 +154,10 @@ def test_a_table_of_other_hyperparameters_is_refused(tmp_path):
 
 def test_two_processes_in_one_folder_are_kept_apart(tmp_path):
     with alone_in(tmp_path):
-        script = (f"from pathlib import Path\nfrom utils.evolve_store import alone_in\n"
-                  f"with alone_in(Path({str(tmp_path)!r})): print('in')")
+        script = (
+            f"from pathlib import Path\nfrom utils.evolve_store import alone_in\n"
+            f"with alone_in(Path({str(tmp_path)!r})): print('in')"
+        )
         other = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
         assert "in\n" not in other.stdout and f"is being evolved by process {os.getpid()} on" in other.stderr
     with alone_in(tmp_path):  # free again
@@ -164,8 +175,11 @@ def test_individuals_of_a_population_file(tmp_path):
 def test_individuals_are_the_best_rows_of_a_table(tmp_path):
     for number, score in enumerate((0.1, 0.5, 0.3)):
         hyp, results = dict(START, lr0=0.01 * (number + 1)), (0, 0, score, score, 0, 0, 0)
-        append(tmp_path / "evolve.csv", NAMES,
-               Generation(number, hyp, 0, "child", status="done", fitness=score, results=results))
+        append(
+            tmp_path / "evolve.csv",
+            NAMES,
+            Generation(number, hyp, 0, "child", status="done", fitness=score, results=results),
+        )
     append(tmp_path / "evolve.csv", NAMES, Generation(3, START, 0, "child", status="failed"))
     assert [values["lr0"] for values in read_individuals(tmp_path / "evolve.csv").values()] == [0.02, 0.03, 0.01]
 
@@ -178,12 +192,15 @@ def test_individuals_of_a_table_by_another_program(tmp_path):
     assert found == [{"lr0": 0.03, "mixup": 0.2}, {"lr0": 0.02, "mixup": 0.1}]
 
 
-@pytest.mark.parametrize("name, text, message", [
-    ("absent.yaml", None, "--resume_evolve .*absent.yaml: no such file"),
-    ("p.yaml", "lr0: 0.1\n", "p.yaml: lr0: expected hyperparameters `key: value`, found 0.1"),
-    ("e.csv", "a, b\n1, 2\n", "--resume_evolve .*e.csv: no row with metrics and hyperparameters"),
-    ("e.csv", "", "no row with metrics"),
-])
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("absent.yaml", None, "--resume_evolve .*absent.yaml: no such file"),
+        ("p.yaml", "lr0: 0.1\n", "p.yaml: lr0: expected hyperparameters `key: value`, found 0.1"),
+        ("e.csv", "a, b\n1, 2\n", "--resume_evolve .*e.csv: no row with metrics and hyperparameters"),
+        ("e.csv", "", "no row with metrics"),
+    ],
+)
 def test_a_bad_file_of_individuals_is_named(tmp_path, name, text, message):
     if text is not None:
         (tmp_path / name).write_text(text)

@@ -61,7 +61,8 @@ def url(request, optuna, tmp_path):
 def test_a_search_in_a_study_finds_what_the_same_search_in_memory_finds(url, tmp_path):
     found, expected = evolve(closeness, START, 8, store=study(url, tmp_path)), evolve(closeness, START, 8)
     assert [(r.number, r.hyp, r.seed, r.parents, r.origin) for r in found.records] == [
-        (r.number, r.hyp, r.seed, r.parents, r.origin) for r in expected.records]
+        (r.number, r.hyp, r.seed, r.parents, r.origin) for r in expected.records
+    ]
     rows, messages = read_table(tmp_path / "evolve.csv", NAMES)
     assert keys(rows) == list(range(8)) and not messages
     assert [row.fitness for row in rows] == [record.fitness for record in found.records]
@@ -149,11 +150,14 @@ def test_other_settings_are_refused(url, tmp_path):
         study(url, tmp_path, settings={"data": "a.yaml", "epochs": 5})
 
 
-@pytest.mark.parametrize("bad, message", [
-    ("sqlite:////nowhere/x.db", "--evolve-storage sqlite:////nowhere/x.db: "),
-    ("/nowhere/x.journal", "--evolve-storage /nowhere/x.journal: there is no folder /nowhere"),
-    ("nosuch://u:secret@h/db", r"--evolve-storage nosuch://u:\*\*\*@h/db"),
-])
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        ("sqlite:////nowhere/x.db", "--evolve-storage sqlite:////nowhere/x.db: "),
+        ("/nowhere/x.journal", "--evolve-storage /nowhere/x.journal: there is no folder /nowhere"),
+        ("nosuch://u:secret@h/db", r"--evolve-storage nosuch://u:\*\*\*@h/db"),
+    ],
+)
 def test_a_storage_that_cannot_be_opened_is_one_line_without_the_password(optuna, tmp_path, bad, message):
     with pytest.raises(UserError, match=message) as wrong:
         study(bad, tmp_path)
@@ -234,8 +238,10 @@ def test_two_processes_on_postgresql_one_killed_count_every_generation_once(post
     for folder in folders:
         folder.mkdir()
     calls = [folder / "calls" for folder in folders]
-    one, two = (subprocess.Popen([sys.executable, "-c", WORKER, postgres, str(folder), str(calls[0])], cwd=ROOT)
-                for folder in folders)  # at the same moment: both find a database without tables
+    one, two = (
+        subprocess.Popen([sys.executable, "-c", WORKER, postgres, str(folder), str(calls[0])], cwd=ROOT)
+        for folder in folders
+    )  # at the same moment: both find a database without tables
     try:
         deadline = time.monotonic() + 240
         while not calls[0].exists() or len(calls[0].read_text().split()) < 2:

@@ -10,18 +10,30 @@ from utils.evolve_workers import GUARD, Trainings, claim_folder, last_words, rea
 
 
 def test_flags_for_trainings_are_those_typed_and_read_back_as_they_were():
-    words = typed_flags({"batch_size": 8, "cos_lr": True, "rect": False, "freeze": [0, 3], "cache": None, "weights": "",
-                         "data": "a b.yaml"})
+    words = typed_flags(
+        {
+            "batch_size": 8,
+            "cos_lr": True,
+            "rect": False,
+            "freeze": [0, 3],
+            "cache": None,
+            "weights": "",
+            "data": "a b.yaml",
+        }
+    )
     assert words == ["--batch-size=8", "--cos-lr", "--freeze", "0", "3", "--weights=", "--data=a b.yaml"]
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("", "it said nothing"),
-    ("a\nb\n", "b"),
-    ("Traceback\n  File x\nRuntimeError: CUDA out of memory\n[W] goodbye\n", "RuntimeError: CUDA out of memory"),
-    ("error: --data x: no such file\n", "error: --data x: no such file"),
-    ("50%|##\r100%|####\nKilled", "Killed"),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("", "it said nothing"),
+        ("a\nb\n", "b"),
+        ("Traceback\n  File x\nRuntimeError: CUDA out of memory\n[W] goodbye\n", "RuntimeError: CUDA out of memory"),
+        ("error: --data x: no such file\n", "error: --data x: no such file"),
+        ("50%|##\r100%|####\nKilled", "Killed"),
+    ],
+)
 def test_the_last_words_of_a_log_are_its_error(tmp_path, text, expected):
     (tmp_path / "log").write_text(text)
     assert last_words(tmp_path / "log") == expected
@@ -62,24 +74,33 @@ def test_a_folder_is_never_used_twice(tmp_path):
 
 def test_rows_are_read_as_far_as_they_are_written(tmp_path):
     assert read_rows(tmp_path / "results.csv") == []
-    (tmp_path / "results.csv").write_text("epoch, metrics/mAP_0.5, metrics/mAP_0.5:0.95\n"
-                                          "0, 0.5, 0.25\n1, nan, nan\n2, 0.")
+    (tmp_path / "results.csv").write_text(
+        "epoch, metrics/mAP_0.5, metrics/mAP_0.5:0.95\n0, 0.5, 0.25\n1, nan, nan\n2, 0."
+    )
     rows = read_rows(tmp_path / "results.csv")
     assert len(rows) == 2 and to_curve(rows) == (0.275, 0.0)
 
 
 def test_what_the_guard_runs_dies_with_whoever_asked_for_it(tmp_path):
     """Grandchildren too: the asking process is killed, and the pipe to the guard closes."""
-    sleeper = ("import subprocess, sys, time; "
-               "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(97)', {0!r}]); time.sleep(97)")
+    sleeper = (
+        "import subprocess, sys, time; "
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(97)', {0!r}]); time.sleep(97)"
+    )
     command = [sys.executable, "-I", str(GUARD), sys.executable, "-c", sleeper.format(str(tmp_path)), str(tmp_path)]
-    asking = subprocess.Popen([sys.executable, "-c", f"import subprocess, time; subprocess.Popen({command!r}, "
-                               "stdin=subprocess.PIPE); time.sleep(97)"])
+    asking = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import subprocess, time; subprocess.Popen({command!r}, stdin=subprocess.PIPE); time.sleep(97)",
+        ]
+    )
 
     def living():
         found = subprocess.run(["ps", "-ewwo", "stat=,args="], capture_output=True, text=True).stdout.splitlines()
-        return [line for line in found
-                if str(tmp_path) in line and "time.sleep(97)" in line and not line.startswith("Z")]
+        return [
+            line for line in found if str(tmp_path) in line and "time.sleep(97)" in line and not line.startswith("Z")
+        ]
 
     deadline = time.monotonic() + 60
     while len(living()) < 4:  # the asking one, the guard, the command, its child
@@ -92,8 +113,9 @@ def test_what_the_guard_runs_dies_with_whoever_asked_for_it(tmp_path):
     assert not living()
 
 
-@pytest.mark.parametrize("code, status", [
-    ("import sys; sys.exit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137), ("", 0)])
+@pytest.mark.parametrize(
+    "code, status", [("import sys; sys.exit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137), ("", 0)]
+)
 def test_the_guard_ends_as_its_command_does(code, status):
     guard = subprocess.Popen([sys.executable, "-I", str(GUARD), sys.executable, "-c", code], stdin=subprocess.PIPE)
     assert guard.wait(timeout=60) == status  # the pipe stays open as long as the command runs

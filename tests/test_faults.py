@@ -38,9 +38,30 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def arguments(data, cfg, folder, *extra, epochs=3):
-    return ["--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8", "--epochs", str(epochs),
-            "--workers", "0", "--device", "cpu", "--amp", "off", "--noplots", "--project", str(folder), "--name", "run",
-            *extra]
+    return [
+        "--data",
+        str(data),
+        "--cfg",
+        str(cfg),
+        "--imgsz",
+        "64",
+        "--batch-size",
+        "8",
+        "--epochs",
+        str(epochs),
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--amp",
+        "off",
+        "--noplots",
+        "--project",
+        str(folder),
+        "--name",
+        "run",
+        *extra,
+    ]
 
 
 def state_of(folder: Path) -> dict:
@@ -86,14 +107,19 @@ def test_a_quota_costs_a_line_and_the_run_goes_on(tiny_data, tiny_cfg, tmp_path,
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO],
-                         ids=lambda n: errno.errorcode[n])
+@pytest.mark.parametrize(
+    "number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO], ids=lambda n: errno.errorcode[n]
+)
 def test_nothing_can_be_written_for_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd, number):
     def refuse(path, *_):
         raise OSError(number, os.strerror(number), str(path))
 
-    during(monkeypatch, 1, lambda: monkeypatch.setattr("utils.files.open", refuse, raising=False),
-           lambda: monkeypatch.delattr("utils.files.open"))
+    during(
+        monkeypatch,
+        1,
+        lambda: monkeypatch.setattr("utils.files.open", refuse, raising=False),
+        lambda: monkeypatch.delattr("utils.files.open"),
+    )
     train.main(arguments(tiny_data, tiny_cfg, tmp_path))
     assert state_of(tmp_path)["epoch"] == 3
     lines = [line for line in capfd.readouterr().err.splitlines() if "could not be written" in line]
@@ -108,12 +134,17 @@ def test_the_best_epoch_is_kept_though_the_disk_was_full_at_its_end(tiny_data, t
     plain, full = train.validate, lambda *_: open("/dev/full", "wb")
 
     def validate(run, *others):
-        return replace(plain(run, *others), precision=0.0, recall=0.0, map50=0.0,
-                       map=1.0 if run.state.epoch == best else 0.1)
+        return replace(
+            plain(run, *others), precision=0.0, recall=0.0, map50=0.0, map=1.0 if run.state.epoch == best else 0.1
+        )
 
     monkeypatch.setattr(train, "validate", validate)
-    during(monkeypatch, best, lambda: monkeypatch.setattr("utils.files.open", full, raising=False),
-           lambda: monkeypatch.delattr("utils.files.open"))
+    during(
+        monkeypatch,
+        best,
+        lambda: monkeypatch.setattr("utils.files.open", full, raising=False),
+        lambda: monkeypatch.delattr("utils.files.open"),
+    )
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, epochs=best + 3))
     assert read_checkpoint(tmp_path / "run" / "weights" / "best.pt")["epoch"] == best + 1  # counted when it is done
     assert state_of(tmp_path)["epoch"] == best + 3 and state_of(tmp_path)["best_fitness"] == pytest.approx(0.9)
@@ -121,9 +152,12 @@ def test_the_best_epoch_is_kept_though_the_disk_was_full_at_its_end(tiny_data, t
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_disk_that_fills_up_while_a_checkpoint_is_written(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd):
-    during(monkeypatch, 1,
-           lambda: monkeypatch.setattr("utils.files.open", lambda *_: open("/dev/full", "wb"), raising=False),
-           lambda: monkeypatch.delattr("utils.files.open"))
+    during(
+        monkeypatch,
+        1,
+        lambda: monkeypatch.setattr("utils.files.open", lambda *_: open("/dev/full", "wb"), raising=False),
+        lambda: monkeypatch.delattr("utils.files.open"),
+    )
     train.main(arguments(tiny_data, tiny_cfg, tmp_path))
     assert state_of(tmp_path)["epoch"] == 3
     assert "last.pt could not be written: No space left on device" in capfd.readouterr().err
@@ -151,12 +185,20 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(tiny_data, tiny_cfg, tmp_p
         train.main(arguments(tiny_data, tiny_cfg, tmp_path / "file"))
 
 
-@pytest.mark.parametrize("error, code, text", [
-    (OSError(errno.ENOSPC, "No space left on device", "x/opt.yaml"), 1, "error: x/opt.yaml: No space left on device"),
-    (UserError("bad\n\x1b[31mthing"), 1, "error: bad  [31mthing\n"),
-    (UserError("x" * 5000), 1, "... (5000 characters)"),
-    (KeyboardInterrupt(), 130, "interrupted"),
-], ids=["disk", "control characters", "endless", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "error, code, text",
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x/opt.yaml"),
+            1,
+            "error: x/opt.yaml: No space left on device",
+        ),
+        (UserError("bad\n\x1b[31mthing"), 1, "error: bad  [31mthing\n"),
+        (UserError("x" * 5000), 1, "... (5000 characters)"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+    ids=["disk", "control characters", "endless", "Ctrl-C"],
+)
 def test_what_a_user_can_mend_is_one_line(handlers, capsys, error, code, text):
     def main():
         raise error
@@ -206,16 +248,20 @@ def test_a_signal_to_all_processes_of_a_run_saves_it(tiny_data, tiny_cfg, tmp_pa
         os.kill(pid, getattr(signal, name))
     assert life.wait(60) == EXIT_CODE, life.log.read_text()
     printed = life.log.read_text()
-    assert (f"Interrupted ({name}), the state is saved. Go on with: python train.py --resume '{tmp_path}/a b/run'"
-            in printed)
+    assert (
+        f"Interrupted ({name}), the state is saved. Go on with: python train.py --resume '{tmp_path}/a b/run'"
+        in printed
+    )
     assert "Traceback" not in printed and state_of(tmp_path / "a b")["iteration"] > 0
     assert not descendants(life.pid)
 
 
 @pytest.mark.slow
 def test_a_second_signal_stops_at_once(tmp_path):
-    code = ("import time\nfrom utils.interruption import Interruption\nwith Interruption(0):\n"
-            "    print('ready', flush=True)\n    time.sleep(1)\n    time.sleep(60)\n")
+    code = (
+        "import time\nfrom utils.interruption import Interruption\nwith Interruption(0):\n"
+        "    print('ready', flush=True)\n    time.sleep(1)\n    time.sleep(60)\n"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
     started = time.monotonic()
@@ -238,17 +284,24 @@ def test_ctrl_c_under_torchrun_saves_the_run(tiny_data, tiny_cfg, tmp_path):
     assert "Interrupted (SIGINT), the state is saved" in life.log.read_text() and state_of(tmp_path)["iteration"] > 0
 
 
-@pytest.mark.parametrize("processes, extra, expected", [
-    (1, [], ["evaluate"]), (2, [], ["save", "evaluate"]), (2, ["nosave"], ["evaluate"]),
-])
+@pytest.mark.parametrize(
+    "processes, extra, expected", [(1, [], ["evaluate"]), (2, [], ["save", "evaluate"]), (2, ["nosave"], ["evaluate"])]
+)
 def test_several_processes_save_before_they_validate(monkeypatch, processes, extra, expected):
     """A launcher kills them half a minute after a signal; a validation may take longer,
     and none may leave the others."""
     seen = []
     options = SimpleNamespace(nosave="nosave" in extra, single_cls=False)
     group = SimpleNamespace(world_size=processes, share_buffers=lambda _: None)
-    run = SimpleNamespace(distributed=group, options=options, ema=SimpleNamespace(ema=None), autocast=None,
-                          val_loader=None, loss=None, data=SimpleNamespace(names={}))
+    run = SimpleNamespace(
+        distributed=group,
+        options=options,
+        ema=SimpleNamespace(ema=None),
+        autocast=None,
+        val_loader=None,
+        loss=None,
+        data=SimpleNamespace(names={}),
+    )
     monkeypatch.setattr(train.val, "evaluate", lambda *_, **__: seen.append("evaluate"))
     train.validate(run, SimpleNamespace(save=lambda _: seen.append("save")), Interruption(10))
     assert seen == expected
@@ -283,12 +336,19 @@ def test_a_signal_ends_a_validation_between_two_batches(tiny_data, tiny_cfg, tmp
 
     monkeypatch.setattr(train.val, "evaluate", evaluate)
     monkeypatch.setattr(train, "load_model", lambda _: torch.nn.Identity())
-    group = SimpleNamespace(world_size=processes, is_main=True, device="cpu", share_buffers=lambda _: None,
-                            on_main=lambda work: work())
+    group = SimpleNamespace(
+        world_size=processes, is_main=True, device="cpu", share_buffers=lambda _: None, on_main=lambda work: work()
+    )
     options = SimpleNamespace(nosave=False, single_cls=False, noplots=True)
-    run = SimpleNamespace(distributed=group, options=options, ema=SimpleNamespace(ema=None), autocast=None,
-                          val_loader=None, loss=None,
-                          data=SimpleNamespace(names={}, spec=SimpleNamespace(is_coco=False)))
+    run = SimpleNamespace(
+        distributed=group,
+        options=options,
+        ema=SimpleNamespace(ema=None),
+        autocast=None,
+        val_loader=None,
+        loss=None,
+        data=SimpleNamespace(names={}, spec=SimpleNamespace(is_coco=False)),
+    )
     log = SimpleNamespace(save=lambda _: seen.append("save"), training_over=str)
     with Interruption(10) as interruption, suppress(Interrupted):
         (train.finish if ending else train.validate)(run, log, interruption)
@@ -306,8 +366,13 @@ def test_what_is_called_before_each_batch_ends_an_evaluation(tiny_data, tiny_cfg
         if len(calls) == 3:  # once before the first batch is read
             raise Interrupted("SIGTERM")
 
-    loader = make_loader(load_index(tiny_data.parent / "images" / "train", 2, progress=False), imgsz=64, batch_size=2,
-                         workers=0, progress=False)
+    loader = make_loader(
+        load_index(tiny_data.parent / "images" / "train", 2, progress=False),
+        imgsz=64,
+        batch_size=2,
+        workers=0,
+        progress=False,
+    )
     assert len(loader) > 2
     with pytest.raises(Interrupted):
         evaluate(model, loader, before_batch=before_batch)
@@ -410,16 +475,26 @@ def hear() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
-@pytest.mark.parametrize("work", [
-    "list(spread(abs, range(20), heavy=True))",
-    "global loader; loader = make_loader(load_index(pictures, 2), imgsz=64, batch_size=4, workers=2); list(loader)",
-    "list(make_loader(load_index(pictures, 2), imgsz=64, batch_size=4, workers=1, cores=2))",
-], ids=["shared work", "data workers", "helpers"])
+@pytest.mark.parametrize(
+    "work",
+    [
+        "list(spread(abs, range(20), heavy=True))",
+        "global loader; loader = make_loader(load_index(pictures, 2), imgsz=64, batch_size=4, workers=2); list(loader)",
+        "list(make_loader(load_index(pictures, 2), imgsz=64, batch_size=4, workers=1, cores=2))",
+    ],
+    ids=["shared work", "data workers", "helpers"],
+)
 def test_ctrl_c_amid_a_fork_is_heard(tiny_data, work):
     """Python drops it there, and keeps a lock of the logging module that a thread which draws waits for for ever."""
-    done = subprocess.run([sys.executable, "-c", CTRL_C_AMID_A_FORK.format(work=work),
-                           str(tiny_data.parent / "images" / "train")],
-                          cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=100, preexec_fn=hear)
+    done = subprocess.run(
+        [sys.executable, "-c", CTRL_C_AMID_A_FORK.format(work=work), str(tiny_data.parent / "images" / "train")],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        preexec_fn=hear,
+    )
     assert done.returncode == 130 and "not interrupted" not in done.stdout, done.stderr
     assert "Exception" not in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.endswith("interrupted; nothing was lost that had been saved\n")
@@ -434,8 +509,15 @@ for name in ("train", "val", "detect"):
     except SystemExit:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 """
-    done = subprocess.run([sys.executable, "-c", code, "--help"], cwd=ROOT, env=ENVIRONMENT, preexec_fn=hear,
-                          timeout=120, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--help"],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        preexec_fn=hear,
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0 and done.stdout.count("usage:") == 3, done.stderr
 
 
@@ -443,9 +525,14 @@ for name in ("train", "val", "detect"):
 @pytest.mark.parametrize("program", ["train.py", "val.py", "detect.py"])
 def test_ctrl_c_amid_the_imports_prints_nothing(tmp_path, program, deaf, code):
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)\n")
-    done = subprocess.run([sys.executable, ROOT / program], capture_output=True, text=True, timeout=60,
-                          env={**ENVIRONMENT, "PYTHONPATH": str(tmp_path)},
-                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN if deaf else signal.SIG_DFL))
+    done = subprocess.run(
+        [sys.executable, ROOT / program],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**ENVIRONMENT, "PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN if deaf else signal.SIG_DFL),
+    )
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
@@ -478,8 +565,15 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the first line of train.py do
 run(main)
 """
     (tmp_path / "program.py").write_text(code)
-    done = subprocess.run([sys.executable, "program.py", where], cwd=tmp_path, capture_output=True, text=True,
-                          timeout=60, env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)}, preexec_fn=hear)
+    done = subprocess.run(
+        [sys.executable, "program.py", where],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+        preexec_fn=hear,
+    )
     if where != "when all is said":
         assert (done.returncode, done.stderr) == (130, "\ninterrupted; nothing was lost that had been saved\n")
         assert {file.name for file in tmp_path.iterdir()} - {"program.py"} == ({"a"} if "drawn" in where else set())
@@ -499,8 +593,14 @@ def test_saves_are_due_by_time(monkeypatch):
 
 def test_a_run_is_saved_by_time_within_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     plain, seen = train.RunFolder.save, []
-    monkeypatch.setattr(train.RunFolder, "save", lambda self, content, **named: (
-        seen.append((content["epoch"], content["step"])), plain(self, content, **named)))
+    monkeypatch.setattr(
+        train.RunFolder,
+        "save",
+        lambda self, content, **named: (
+            seen.append((content["epoch"], content["step"])),
+            plain(self, content, **named),
+        ),
+    )
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--nbs", "8", "--save-minutes", "0.0000001", epochs=2))
     assert seen == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0)]
 
@@ -580,11 +680,14 @@ def can_mount() -> bool:
 def test_too_little_shared_memory_names_the_flag(tiny_data, tiny_cfg, tmp_path):
     if not can_mount():
         pytest.skip("needs the right to mount a small /dev/shm")
-    command = " ".join(f"'{word}'" for word in
-                       [sys.executable, "train.py", *arguments(tiny_data, tiny_cfg, tmp_path, "--workers", "2")])
+    command = " ".join(
+        f"'{word}'"
+        for word in [sys.executable, "train.py", *arguments(tiny_data, tiny_cfg, tmp_path, "--workers", "2")]
+    )
     shell = f"mount -t tmpfs -o size=100k tmpfs /dev/shm && exec {command}"
-    done = subprocess.run(["unshare", "-m", "sh", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=200,
-                          env=ENVIRONMENT)
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", shell], cwd=ROOT, capture_output=True, text=True, timeout=200, env=ENVIRONMENT
+    )
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "too little shared memory for 2 data workers: use --workers 1" in done.stderr
 
@@ -595,15 +698,25 @@ def test_too_little_gpu_memory_names_the_batch_to_try(tiny_data, tiny_cfg, tmp_p
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(train, place, out_of_memory)
-    with pytest.raises(UserError, match="out of GPU memory at --batch-size 8, --imgsz 64: try --batch-size 4, or "
-                                        "--batch-size -1"):
+    with pytest.raises(
+        UserError, match="out of GPU memory at --batch-size 8, --imgsz 64: try --batch-size 4, or --batch-size -1"
+    ):
         train.main(arguments(tiny_data, tiny_cfg, tmp_path))
 
 
-@pytest.mark.parametrize("batch, shares, advice", [
-    (16, 1, "--batch-size 8,"), (2, 1, "--batch-size 1,"), (24, 4, "--batch-size 12,"), (8, 3, "--batch-size 3,"),
-    (6, 4, "--batch-size 4,"), (1, 1, "--imgsz 320"), (4, 4, "--imgsz 320"), (-1, 1, "--imgsz 320"),
-])
+@pytest.mark.parametrize(
+    "batch, shares, advice",
+    [
+        (16, 1, "--batch-size 8,"),
+        (2, 1, "--batch-size 1,"),
+        (24, 4, "--batch-size 12,"),
+        (8, 3, "--batch-size 3,"),
+        (6, 4, "--batch-size 4,"),
+        (1, 1, "--imgsz 320"),
+        (4, 4, "--imgsz 320"),
+        (-1, 1, "--imgsz 320"),
+    ],
+)
 def test_the_batch_to_try_is_smaller_and_fits_the_processes(batch, shares, advice):
     with pytest.raises(UserError, match=f"try {advice}"), advice_on_memory(batch, 640, shares):
         raise torch.OutOfMemoryError

@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 from utils.errors import UserError
-from utils.files import (SMALL_BYTES, atomic_write, find_file, increment_path, open_regular, read_regular, read_yaml,
-                         write_yaml)
+from utils.files import (
+    SMALL_BYTES,
+    atomic_write,
+    find_file,
+    increment_path,
+    open_regular,
+    read_regular,
+    read_yaml,
+    write_yaml,
+)
 
 
 def test_run_folders_are_numbered_and_gaps_reused(tmp_path):
@@ -110,13 +118,16 @@ def test_yaml_keeps_order_and_text(tmp_path):
     assert list(read_yaml(tmp_path / "o.yaml").items()) == list(content.items())
 
 
-@pytest.mark.parametrize("text, message", [
-    ("a: 1\nb: [1, 2\n", r":3: "),  # a bracket that never closes, seen at the end
-    ("- a\n", "found list"),
-    ("", "found NoneType"),
-    ("a: !!python/object/apply:os.system ['touch hacked']\n", "could not determine a constructor"),
-    ("a: &a [x]\nb: *c\n", "undefined alias"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a: 1\nb: [1, 2\n", r":3: "),  # a bracket that never closes, seen at the end
+        ("- a\n", "found list"),
+        ("", "found NoneType"),
+        ("a: !!python/object/apply:os.system ['touch hacked']\n", "could not determine a constructor"),
+        ("a: &a [x]\nb: *c\n", "undefined alias"),
+    ],
+)
 def test_broken_yaml_is_one_clear_error(tmp_path, text, message):
     file = tmp_path / "broken.yaml"
     file.write_text(text)

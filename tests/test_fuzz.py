@@ -27,7 +27,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, Phase, given, settings, strategies as st
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]  # runs as a program too
@@ -46,9 +47,23 @@ from utils.label_file import parse_labels  # noqa: E402
 INPUTS = 60  # for each reader in the test suite
 SECONDS = 30
 MEMORY = 1 << 30  # bytes that all inputs of a reader together may add to the peak
-FORBIDDEN = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "socket.connect",
-             "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "shutil.rmtree", "ctypes.dlopen",
-             "urllib.Request")
+FORBIDDEN = (
+    "os.system",
+    "subprocess.Popen",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "os.spawn",
+    "socket.connect",
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.mkdir",
+    "os.chmod",
+    "shutil.rmtree",
+    "ctypes.dlopen",
+    "urllib.Request",
+)
 
 
 class Watch:
@@ -59,8 +74,9 @@ class Watch:
         sys.addaudithook(self._hear)  # for the life of the process: there is no way to remove one
 
     def _hear(self, event: str, args: tuple) -> None:
-        if self.active and (event in FORBIDDEN
-                            or event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")):
+        if self.active and (
+            event in FORBIDDEN or event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
+        ):
             self.seen.append(f"{event}{args[:2]}")
 
 
@@ -107,24 +123,119 @@ def attempt(read: Callable[[], object], counts: Counter) -> None:
 
 # ---- what the inputs are made of -------------------------------------------------------------------------------------
 
-TINY = {"nc": 2, "depth_multiple": 1.0, "width_multiple": 1.0, "anchors": [[10, 13]],
-        "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "C3", [8]]], "head": [[-1, 1, "Conv", [8, 3, 2]],
-                                                                                [[2], 1, "Detect", ["nc", "anchors"]]]}
-WORDS = ["a", "train", "names", "path", "nc", "backbone", "head", "lr0", "anchors", "download", "val", "x" * 300, "é",
-         "\0", "/", "..", "Conv", "Detect", "nn.Upsample", "os.system", "nn.SiLU()", "__import__('os')", "~", "null",
-         "<<", "=", "-1"]
-NUMBERS = st.one_of(st.integers(-3, 9), st.integers(), st.floats(),
-                    st.sampled_from([2**31, 2**63, 10**30, 1e308, 5e-324]))
-PLAIN = st.recursive(st.one_of(st.none(), st.booleans(), NUMBERS, st.sampled_from(WORDS), st.text(max_size=8)),
-                     lambda inner: st.one_of(st.lists(inner, max_size=4),
-                                             st.dictionaries(st.one_of(st.sampled_from(WORDS), st.integers(0, 3)),
-                                                             inner, max_size=4)), max_leaves=12)
-YAML_PARTS = ["a: ", "b: ", "names: ", "train: ", "val: ", "- ", "\n", "\n  ", "\n- ", "[", "]", "{", "}", ", ", ": ",
-              "? ", "&a ", "*a", "<<: ", "<<: *a", "!!int ", "!!float ", "!!bool ", "!!binary ", "!!set ", "!!omap ",
-              "!!timestamp ", "!!python/object/apply:os.system ", "!!python/name:os.system", "!x ", "''", "\"", "'",
-              "|\n", ">-\n", "%TAG ! x\n", "%YAML 1.1\n", "---\n", "...\n", "#", "1", "1:59", "0x", "0b1", ".inf",
-              ".nan", "1e999", "2001-01-01", "yes", "2001-12-14t21:59:43.10-99:99", "\t", "\u2028", "\ufeff", "\0",
-              "\x7f", "é", "x", "~", "=", "`", "@", "1_0", "08"]
+TINY = {
+    "nc": 2,
+    "depth_multiple": 1.0,
+    "width_multiple": 1.0,
+    "anchors": [[10, 13]],
+    "backbone": [[-1, 1, "Conv", [8, 3, 2]], [-1, 1, "C3", [8]]],
+    "head": [[-1, 1, "Conv", [8, 3, 2]], [[2], 1, "Detect", ["nc", "anchors"]]],
+}
+WORDS = [
+    "a",
+    "train",
+    "names",
+    "path",
+    "nc",
+    "backbone",
+    "head",
+    "lr0",
+    "anchors",
+    "download",
+    "val",
+    "x" * 300,
+    "é",
+    "\0",
+    "/",
+    "..",
+    "Conv",
+    "Detect",
+    "nn.Upsample",
+    "os.system",
+    "nn.SiLU()",
+    "__import__('os')",
+    "~",
+    "null",
+    "<<",
+    "=",
+    "-1",
+]
+NUMBERS = st.one_of(
+    st.integers(-3, 9), st.integers(), st.floats(), st.sampled_from([2**31, 2**63, 10**30, 1e308, 5e-324])
+)
+PLAIN = st.recursive(
+    st.one_of(st.none(), st.booleans(), NUMBERS, st.sampled_from(WORDS), st.text(max_size=8)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.one_of(st.sampled_from(WORDS), st.integers(0, 3)), inner, max_size=4),
+    ),
+    max_leaves=12,
+)
+YAML_PARTS = [
+    "a: ",
+    "b: ",
+    "names: ",
+    "train: ",
+    "val: ",
+    "- ",
+    "\n",
+    "\n  ",
+    "\n- ",
+    "[",
+    "]",
+    "{",
+    "}",
+    ", ",
+    ": ",
+    "? ",
+    "&a ",
+    "*a",
+    "<<: ",
+    "<<: *a",
+    "!!int ",
+    "!!float ",
+    "!!bool ",
+    "!!binary ",
+    "!!set ",
+    "!!omap ",
+    "!!timestamp ",
+    "!!python/object/apply:os.system ",
+    "!!python/name:os.system",
+    "!x ",
+    "''",
+    '"',
+    "'",
+    "|\n",
+    ">-\n",
+    "%TAG ! x\n",
+    "%YAML 1.1\n",
+    "---\n",
+    "...\n",
+    "#",
+    "1",
+    "1:59",
+    "0x",
+    "0b1",
+    ".inf",
+    ".nan",
+    "1e999",
+    "2001-01-01",
+    "yes",
+    "2001-12-14t21:59:43.10-99:99",
+    "\t",
+    "\u2028",
+    "\ufeff",
+    "\0",
+    "\x7f",
+    "é",
+    "x",
+    "~",
+    "=",
+    "`",
+    "@",
+    "1_0",
+    "08",
+]
 
 
 def change_parts(content: dict, changes: list[tuple[list[int], object]]) -> dict:
@@ -145,7 +256,15 @@ def change_parts(content: dict, changes: list[tuple[list[int], object]]) -> dict
 
 
 CHANGES = st.lists(st.tuples(st.lists(st.integers(0, 9), min_size=1, max_size=4), PLAIN), min_size=1, max_size=3)
-DATA = {"path": ".", "train": "a", "val": ["a"], "test": None, "nc": 2, "names": ["x", "y"], "download": "http://x/y.zip"}
+DATA = {
+    "path": ".",
+    "train": "a",
+    "val": ["a"],
+    "test": None,
+    "nc": 2,
+    "names": ["x", "y"],
+    "download": "http://x/y.zip",
+}
 
 
 def dump(content: object) -> bytes:
@@ -153,32 +272,122 @@ def dump(content: object) -> bytes:
 
 
 YAML = st.one_of(
-    st.binary(max_size=200), st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.binary(max_size=200),
+    st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")),
     st.lists(st.sampled_from(YAML_PARTS), max_size=40).map(lambda parts: "".join(parts).encode()),
-    *(CHANGES.map(lambda changes, content=content: dump(change_parts(content, changes)))
-      for content in (DATA, Hyperparameters().to_dict())))
+    *(
+        CHANGES.map(lambda changes, content=content: dump(change_parts(content, changes)))
+        for content in (DATA, Hyperparameters().to_dict())
+    ),
+)
 MODEL = st.one_of(YAML, CHANGES.map(lambda changes: dump(change_parts(TINY, changes))))
-TOKENS = st.one_of(st.floats(0, 1).map(repr), NUMBERS.map(str), st.sampled_from(
-    ["0", "1", ".5", "0.5", "1.0", "nan", "-inf", "1e400", "1_0", "٣", "0x1", "", "\ufeff", "\0", "é", ",", "x" * 50,
-     "1e-400"]))
+TOKENS = st.one_of(
+    st.floats(0, 1).map(repr),
+    NUMBERS.map(str),
+    st.sampled_from(
+        [
+            "0",
+            "1",
+            ".5",
+            "0.5",
+            "1.0",
+            "nan",
+            "-inf",
+            "1e400",
+            "1_0",
+            "٣",
+            "0x1",
+            "",
+            "\ufeff",
+            "\0",
+            "é",
+            ",",
+            "x" * 50,
+            "1e-400",
+        ]
+    ),
+)
 LABELS = st.one_of(
     st.binary(max_size=300),
     st.lists(st.lists(TOKENS, max_size=12).map(" ".join), max_size=8).map(lambda rows: "\n".join(rows).encode()),
     st.lists(st.lists(TOKENS, min_size=5, max_size=5).map("\t".join), max_size=8).map(
-        lambda rows: "\r\n".join(rows).encode()))
+        lambda rows: "\r\n".join(rows).encode()
+    ),
+)
 
-NAMES = ["os system", "posix system", "builtins eval", "builtins getattr", "collections OrderedDict",
-         "torch FloatStorage", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
-         "models.yolo Model", "torch.nn.modules.conv Conv2d", "builtins set", "numpy.core.multiarray _reconstruct",
-         "torch.storage _load_from_bytes", "torch Size", "pathlib PosixPath", "_codecs encode", "functools partial",
-         "torch.serialization load", "torch.nn Module", "__main__ x"]
+NAMES = [
+    "os system",
+    "posix system",
+    "builtins eval",
+    "builtins getattr",
+    "collections OrderedDict",
+    "torch FloatStorage",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+    "models.yolo Model",
+    "torch.nn.modules.conv Conv2d",
+    "builtins set",
+    "numpy.core.multiarray _reconstruct",
+    "torch.storage _load_from_bytes",
+    "torch Size",
+    "pathlib PosixPath",
+    "_codecs encode",
+    "functools partial",
+    "torch.serialization load",
+    "torch.nn Module",
+    "__main__ x",
+]
 PICKLE_PARTS = st.one_of(
-    st.sampled_from([b"(", b")", b"]", b"}", b"N", b"\x88", b"0", b"1", b"2", b"R", b"b", b"s", b"u", b"a", b"e", b"t",
-                     b"\x85", b"\x86", b"\x87", b"q\0", b"h\0", b"Q", b"\x81", b"\x93", b"\x94", b"l", b"d", b"o", b"i",
-                     b"\x8f", b"\x90", b"X\3\0\0\0abc", b"X\xff\xff\xff\x7f", b"K\5", b"J\xff\xff\xff\xff",
-                     b"\x8a\2\0\1", b"G" + bytes(8), b"r\xff\xff\xff\x7f", b"\x96" + b"\xff" * 8, b"U\3abc",
-                     b"B\xff\xff\xff\xff", b"\x8c\7storage", b"."]),
-    st.sampled_from(NAMES).map(lambda name: b"c" + name.replace(" ", "\n").encode() + b"\n"), st.binary(max_size=3))
+    st.sampled_from(
+        [
+            b"(",
+            b")",
+            b"]",
+            b"}",
+            b"N",
+            b"\x88",
+            b"0",
+            b"1",
+            b"2",
+            b"R",
+            b"b",
+            b"s",
+            b"u",
+            b"a",
+            b"e",
+            b"t",
+            b"\x85",
+            b"\x86",
+            b"\x87",
+            b"q\0",
+            b"h\0",
+            b"Q",
+            b"\x81",
+            b"\x93",
+            b"\x94",
+            b"l",
+            b"d",
+            b"o",
+            b"i",
+            b"\x8f",
+            b"\x90",
+            b"X\3\0\0\0abc",
+            b"X\xff\xff\xff\x7f",
+            b"K\5",
+            b"J\xff\xff\xff\xff",
+            b"\x8a\2\0\1",
+            b"G" + bytes(8),
+            b"r\xff\xff\xff\x7f",
+            b"\x96" + b"\xff" * 8,
+            b"U\3abc",
+            b"B\xff\xff\xff\xff",
+            b"\x8c\7storage",
+            b".",
+        ]
+    ),
+    st.sampled_from(NAMES).map(lambda name: b"c" + name.replace(" ", "\n").encode() + b"\n"),
+    st.binary(max_size=3),
+)
 PICKLES = st.lists(PICKLE_PARTS, max_size=40).map(lambda parts: b"\x80\x02" + b"".join(parts) + b".")
 
 
@@ -195,8 +404,11 @@ def mutated(whole: bytes, seed: int, count: int) -> bytes:
     """`whole` with bytes changed, cut out or doubled in `count` places, most of them in its pickle or its directory."""
     rng, data = random.Random(seed), bytearray(whole)
     for _ in range(count):
-        place = rng.randrange(len(data)) if rng.random() < 0.3 else rng.choice([
-            rng.randrange(min(6000, len(data))), len(data) - 1 - rng.randrange(min(8000, len(data)))])
+        place = (
+            rng.randrange(len(data))
+            if rng.random() < 0.3
+            else rng.choice([rng.randrange(min(6000, len(data))), len(data) - 1 - rng.randrange(min(8000, len(data)))])
+        )
         kind = rng.randrange(4)
         if kind < 2:
             data[place] = rng.randrange(256) if kind else data[place] ^ (1 << rng.randrange(8))
@@ -212,8 +424,16 @@ def mutated(whole: bytes, seed: int, count: int) -> bytes:
 def whole_files(folder: Path) -> list[bytes]:
     """Good checkpoints: a state of ours, weights of ours, a pickled model such as YOLOv5 writes, in both formats."""
     model = DetectionModel(TINY)
-    write_checkpoint(folder / "a.pt", {"model": describe_model(model), "epoch": 3, "options": TrainOptions().to_dict(),
-                                       "ema": {"state_dict": model.state_dict(), "updates": 3}, "hyp": {"lr0": 0.1}})
+    write_checkpoint(
+        folder / "a.pt",
+        {
+            "model": describe_model(model),
+            "epoch": 3,
+            "options": TrainOptions().to_dict(),
+            "ema": {"state_dict": model.state_dict(), "updates": 3},
+            "hyp": {"lr0": 0.1},
+        },
+    )
     write_checkpoint(folder / "b.pt", {"model": describe_model(model)}, kind="weights")
     torch.save({"model": model, "epoch": 1}, folder / "c.pt")
     torch.save({"model": model, "epoch": 1}, folder / "d.pt", _use_new_zipfile_serialization=False)
@@ -223,15 +443,37 @@ def whole_files(folder: Path) -> list[bytes]:
 def whole_pictures() -> list[bytes]:
     """A small picture in every format that is read."""
     pixels = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
-    wanted = [(".jpg", []), (".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]), (".png", []), (".bmp", []), (".tiff", []),
-              (".webp", [cv2.IMWRITE_WEBP_QUALITY, 80]), (".webp", [cv2.IMWRITE_WEBP_QUALITY, 101]), (".pfm", [])]
+    wanted = [
+        (".jpg", []),
+        (".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
+        (".png", []),
+        (".bmp", []),
+        (".tiff", []),
+        (".webp", [cv2.IMWRITE_WEBP_QUALITY, 80]),
+        (".webp", [cv2.IMWRITE_WEBP_QUALITY, 101]),
+        (".pfm", []),
+    ]
     return [cv2.imencode(suffix, pixels, options)[1].tobytes() for suffix, options in wanted]
 
 
-HEADS = [b"\xff\xd8\xff", b"\xff\xd8\xff\xe1\0\x20Exif\0\0II*\0\x08\0\0\0", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"BM",
-         b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"II+\0\x08\0\0\0", b"RIFF\x20\0\0\0WEBPVP8X",
-         b"RIFF\x20\0\0\0WEBPVP8L", b"PF\n30 30\n-1\n", b"GIF89a", b"P6\n30 30\n255\n", b"#?RADIANCE\n",
-         b"\x59\xa6\x6a\x95", b"\0\0\0\x0cjP  ", b""]
+HEADS = [
+    b"\xff\xd8\xff",
+    b"\xff\xd8\xff\xe1\0\x20Exif\0\0II*\0\x08\0\0\0",
+    b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+    b"BM",
+    b"II*\0\x08\0\0\0",
+    b"MM\0*\0\0\0\x08",
+    b"II+\0\x08\0\0\0",
+    b"RIFF\x20\0\0\0WEBPVP8X",
+    b"RIFF\x20\0\0\0WEBPVP8L",
+    b"PF\n30 30\n-1\n",
+    b"GIF89a",
+    b"P6\n30 30\n255\n",
+    b"#?RADIANCE\n",
+    b"\x59\xa6\x6a\x95",
+    b"\0\0\0\x0cjP  ",
+    b"",
+]
 
 
 def cached_set(folder: Path) -> tuple[Path, tuple]:
@@ -261,8 +503,10 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
     cache, belongings = cached_set(folder)
     whole = label_index._read_cache(cache, *belongings)
     damage = st.integers(0, 2**31), st.integers(0, 6)
-    pictures = st.one_of(st.builds(mutated, st.sampled_from(whole_pictures()), *damage),
-                         st.builds(lambda head, rest: head + rest, st.sampled_from(HEADS), st.binary(max_size=200)))
+    pictures = st.one_of(
+        st.builds(mutated, st.sampled_from(whole_pictures()), *damage),
+        st.builds(lambda head, rest: head + rest, st.sampled_from(HEADS), st.binary(max_size=200)),
+    )
 
     def read_picture(path: Path) -> None:
         try:
@@ -287,11 +531,16 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
     def labels(data: bytes) -> Callable[[], None]:
         def read() -> None:
             parsed = parse_labels(data)
-            assert (len(parsed.boxes) == len(parsed.polygons)
-                    and all(number >= 1 and reason for number, reason in parsed.problems))
+            assert len(parsed.boxes) == len(parsed.polygons) and all(
+                number >= 1 and reason for number, reason in parsed.problems
+            )
             for kind, *box in parsed.boxes:
-                assert (kind >= 0 and kind == int(kind) and all(0 <= value <= 1 + 1e-7 for value in box)
-                        and min(box[2:]) > 0)
+                assert (
+                    kind >= 0
+                    and kind == int(kind)
+                    and all(0 <= value <= 1 + 1e-7 for value in box)
+                    and min(box[2:]) > 0
+                )
             assert all(math.isfinite(value) for polygon in parsed.polygons for value in polygon)
 
         return read
@@ -323,9 +572,19 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
     }
 
 
-NAMES_OF_READERS = ("checkpoint, damaged", "checkpoint, our reader", "checkpoint, hostile pickle",
-                    "checkpoint to model", "label file", "label cache", "picture header", "YAML", "hyperparameter YAML",
-                    "data set YAML", "model YAML")
+NAMES_OF_READERS = (
+    "checkpoint, damaged",
+    "checkpoint, our reader",
+    "checkpoint, hostile pickle",
+    "checkpoint to model",
+    "label file",
+    "label cache",
+    "picture header",
+    "YAML",
+    "hyperparameter YAML",
+    "data set YAML",
+    "model YAML",
+)
 
 
 def fuzz(name: str, folder: Path, inputs: int, seed: int | None = None) -> Counter:
@@ -333,8 +592,15 @@ def fuzz(name: str, folder: Path, inputs: int, seed: int | None = None) -> Count
     strategy, prepare = readers(folder)[name]
     counts = Counter()
 
-    @settings(max_examples=inputs, deadline=None, database=None, derandomize=seed is None, print_blob=False,
-              phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=inputs,
+        deadline=None,
+        database=None,
+        derandomize=seed is None,
+        print_blob=False,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
     @given(strategy)
     def run(data: bytes) -> None:
         attempt(prepare(data), counts)
@@ -351,16 +617,24 @@ def fuzz(name: str, folder: Path, inputs: int, seed: int | None = None) -> Count
 def test_nothing_escapes(name, tmp_path, capsys):
     counts = fuzz(name, tmp_path, INPUTS)
     with capsys.disabled():
-        print(f"\nfuzz {name}: {counts['inputs']} inputs, {counts['refused']} refused, {counts['read']} read, "
-              f"{counts['escapes']} escapes, {counts['hangs']} hangs")
+        print(
+            f"\nfuzz {name}: {counts['inputs']} inputs, {counts['refused']} refused, {counts['read']} read, "
+            f"{counts['escapes']} escapes, {counts['hangs']} hangs"
+        )
     assert counts["inputs"] >= 0.5 * INPUTS and counts["escapes"] == counts["hangs"] == 0
     assert counts["refused"] + counts["read"] == counts["inputs"]
 
 
-@pytest.mark.parametrize("read, message", [
-    (lambda: print(1 / 0), "escaped: ZeroDivisionError"), (lambda: open("/dev/null", "w").close(), "did .*open"),
-    (lambda: pickle.loads(b"cos\nsystem\n(S'true'\ntR."), "did .*os.system"), (lambda: time.sleep(60), "a hang"),
-], ids=["error", "write", "program", "hang"])
+@pytest.mark.parametrize(
+    "read, message",
+    [
+        (lambda: print(1 / 0), "escaped: ZeroDivisionError"),
+        (lambda: open("/dev/null", "w").close(), "did .*open"),
+        (lambda: pickle.loads(b"cos\nsystem\n(S'true'\ntR."), "did .*os.system"),
+        (lambda: time.sleep(60), "a hang"),
+    ],
+    ids=["error", "write", "program", "hang"],
+)
 def test_the_judge_sees(read, message, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "SECONDS", 1)
     try:
@@ -376,9 +650,12 @@ def main(inputs: int) -> None:
         # readers warn, the table is clean
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
             counts = fuzz(name, Path(folder), inputs, seed=0)
-        print(f"| {name} | "
-              + " | ".join(f"{counts[key]:,}" for key in ("inputs", "refused", "read", "escapes", "hangs"))
-              + f" |  <!-- {counts['seconds']} s, {counts['MiB']} MiB -->", flush=True)
+        print(
+            f"| {name} | "
+            + " | ".join(f"{counts[key]:,}" for key in ("inputs", "refused", "read", "escapes", "hangs"))
+            + f" |  <!-- {counts['seconds']} s, {counts['MiB']} MiB -->",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -73,8 +73,12 @@ def test_letterbox_table_is_exact(golden):
     for row in golden["letterbox"]["rows"]:
         want = dict(zip(columns, row.tolist()))
         shape = int(want["h"]), int(want["w"])
-        boxed, box = letterbox(np.zeros((*shape, 3), np.uint8), (int(want["new_h"]), int(want["new_w"])),
-                               auto=bool(want["auto"]), scaleup=bool(want["scaleup"]))
+        boxed, box = letterbox(
+            np.zeros((*shape, 3), np.uint8),
+            (int(want["new_h"]), int(want["new_w"])),
+            auto=bool(want["auto"]),
+            scaleup=bool(want["scaleup"]),
+        )
         inner = [round(gain * side) for gain, side in zip(box.gain, shape)]
         assert boxed.shape[:2] == (want["out_h"], want["out_w"])
         assert inner == [round(want["ratio_h"] * shape[0]), round(want["ratio_w"] * shape[1])]
@@ -106,8 +110,9 @@ def test_published_weights_start_a_training_of_other_classes(name, reference, ca
 def test_one_training_step(name):
     """Forward, loss, backward and a step, an eighth as wide: every parameter has a finite gradient, and it helps."""
     torch.manual_seed(0)
-    model = DetectionModel(yaml.safe_load(find_cfg(name).read_text()) | {"width_multiple": 0.125,
-                                                                         "depth_multiple": 0.1, "nc": 3}).train()
+    model = DetectionModel(
+        yaml.safe_load(find_cfg(name).read_text()) | {"width_multiple": 0.125, "depth_multiple": 0.1, "nc": 3}
+    ).train()
     loss, pictures = loss_of(model), image(2, 128)
     targets = torch.tensor([[0, 0, 0.5, 0.5, 0.1, 0.1], [0, 1, 0.3, 0.4, 0.3, 0.4], [1, 2, 0.6, 0.5, 0.7, 0.8]])
     before, _ = loss(model(pictures), targets)

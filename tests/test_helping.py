@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-
 from test_spread import is_alive
+
 from utils.errors import UserError
 from utils.helping import Processes, Threads, find_helpers
 

@@ -98,8 +98,10 @@ def test_a_call_in_any_part_of_a_checkpoint_is_not_made(tmp_path, canary, descri
 def test_a_small_file_that_unfolds_is_refused(tmp_path, description):
     """Compressed records, records that overlap, a tensor that repeats one number, lists in lists in lists."""
     write_checkpoint(tmp_path / "good.pt", {"model": description}, kind="weights")
-    with (zipfile.ZipFile(tmp_path / "good.pt") as good,
-          zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as bad):
+    with (
+        zipfile.ZipFile(tmp_path / "good.pt") as good,
+        zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as bad,
+    ):
         for name in good.namelist():
             bad.writestr(name, good.read(name))
         bad.writestr("archive/data/bomb", bytes(400 << 20))
@@ -111,21 +113,37 @@ def test_a_small_file_that_unfolds_is_refused(tmp_path, description):
     for _ in range(80):
         nested = [nested, nested]
     write_checkpoint(tmp_path / "nested.pt", {"model": {**description, "yaml": {**description["yaml"], "x": nested}}})
-    for file, reason in (("packed.pt", "not a whole checkpoint|is compressed"),
-                         ("wide.pt", "larger than what is stored"),
-                         ("nested.pt", "unfolds to many times its size")):
+    for file, reason in (
+        ("packed.pt", "not a whole checkpoint|is compressed"),
+        ("wide.pt", "larger than what is stored"),
+        ("nested.pt", "unfolds to many times its size"),
+    ):
         for read in (read_checkpoint, read_weights):
             message = contained(lambda: read(tmp_path / file))
             assert any(part in message for part in reason.split("|")) and file in message, message
 
 
-@pytest.mark.parametrize("change", [
-    {"width_multiple": 1e6}, {"depth_multiple": 1e9}, {"nc": 99999}, {"width_multiple": 10.0 ** 300},
-    {"backbone": [[-1, 10**9, "Conv", [64, 3]]]}, {"backbone": [[-1, 1, "Conv", [10**9, 3]]]},
-    {"backbone": [[-1, 1, "nn.Upsample", [None, 10**6, "nearest"]]]}, {"head": []}, {"anchors": 10**9},
-    {"backbone": [[-1, 1, "os.system", ["touch canary"]]]}, {"activation": "__import__('os').system('true')"},
-    {"backbone": "x"}, {"ch": 10**9}, {"depth_multiple": float("nan")}, {"backbone": [[-1, 1, "Conv", [64, 10**5]]]},
-], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"width_multiple": 1e6},
+        {"depth_multiple": 1e9},
+        {"nc": 99999},
+        {"width_multiple": 10.0**300},
+        {"backbone": [[-1, 10**9, "Conv", [64, 3]]]},
+        {"backbone": [[-1, 1, "Conv", [10**9, 3]]]},
+        {"backbone": [[-1, 1, "nn.Upsample", [None, 10**6, "nearest"]]]},
+        {"head": []},
+        {"anchors": 10**9},
+        {"backbone": [[-1, 1, "os.system", ["touch canary"]]]},
+        {"activation": "__import__('os').system('true')"},
+        {"backbone": "x"},
+        {"ch": 10**9},
+        {"depth_multiple": float("nan")},
+        {"backbone": [[-1, 1, "Conv", [64, 10**5]]]},
+    ],
+    ids=str,
+)
 def test_a_description_of_a_giant_is_refused_before_it_is_built(tmp_path, description, tiny_cfg, change):
     wanted = {**copy.deepcopy(description["yaml"]), **change}
     write_checkpoint(tmp_path / "giant.pt", {"model": {**description, "yaml": wanted}}, kind="weights")
@@ -133,16 +151,35 @@ def test_a_description_of_a_giant_is_refused_before_it_is_built(tmp_path, descri
     assert "giant.pt: " in message and not message.startswith(("went", "ESCAPED", "ENDED")), message
     (tmp_path / "giant.yaml").write_text(yaml.safe_dump(wanted))
     message = contained(lambda: DetectionModel(tmp_path / "giant.yaml"))
-    assert ("giant.yaml" in message or "went through" in message and change == {"nc": 99999}), message
+    assert "giant.yaml" in message or "went through" in message and change == {"nc": 99999}, message
 
 
-@pytest.mark.parametrize("change", [
-    {"epoch": "x"}, {"step": 1.5}, {"iteration": None}, {"means": "x", "step": 1}, {"means": [None] * 3},
-    {"optimizer": []}, {"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": []}},
-    {"ema": None}, {"rng": {"cpu": torch.zeros(3), "cuda": []}}, {"guard": 5}, {"options": {"epochs": "many"}},
-    {"options": []}, {"options": {"freeze": ["x"]}}, {"options": {"batch_size": 10**30}}, {"hyp": {"lr0": 10**400}},
-    {"model": {"yaml": {}}}, {"kind": 5}, {"best_fitness": []}, {"surroundings": 7}, {"class_maps": None},
-], ids=lambda change: str(change)[:50])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"epoch": "x"},
+        {"step": 1.5},
+        {"iteration": None},
+        {"means": "x", "step": 1},
+        {"means": [None] * 3},
+        {"optimizer": []},
+        {"optimizer": {"state": {0: {"momentum_buffer": torch.zeros(3)}}, "param_groups": []}},
+        {"ema": None},
+        {"rng": {"cpu": torch.zeros(3), "cuda": []}},
+        {"guard": 5},
+        {"options": {"epochs": "many"}},
+        {"options": []},
+        {"options": {"freeze": ["x"]}},
+        {"options": {"batch_size": 10**30}},
+        {"hyp": {"lr0": 10**400}},
+        {"model": {"yaml": {}}},
+        {"kind": 5},
+        {"best_fitness": []},
+        {"surroundings": 7},
+        {"class_maps": None},
+    ],
+    ids=lambda change: str(change)[:50],
+)
 def test_a_state_with_a_wrong_part_is_refused_or_gone_on_with(tiny_data, tiny_cfg, tmp_path, finished, change):
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     content = read_checkpoint(run / "weights" / "last.pt")
@@ -157,9 +194,31 @@ def test_a_state_with_a_wrong_part_is_refused_or_gone_on_with(tiny_data, tiny_cf
 @pytest.fixture(scope="module")
 def finished(tiny_data, tiny_cfg, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
-    train.main(["--data", str(tiny_data), "--cfg", str(tiny_cfg), "--imgsz", "64", "--batch-size", "24",
-                "--epochs", "1", "--workers", "0", "--device", "cpu", "--amp", "off", "--noplots",
-                "--project", str(folder), "--name", "run"])
+    train.main(
+        [
+            "--data",
+            str(tiny_data),
+            "--cfg",
+            str(tiny_cfg),
+            "--imgsz",
+            "64",
+            "--batch-size",
+            "24",
+            "--epochs",
+            "1",
+            "--workers",
+            "0",
+            "--device",
+            "cpu",
+            "--amp",
+            "off",
+            "--noplots",
+            "--project",
+            str(folder),
+            "--name",
+            "run",
+        ]
+    )
     return folder / "run"
 
 
@@ -175,24 +234,28 @@ def bomb(levels: int, merge: bool = False) -> str:
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("text, reason", [
-    (bomb(30), "aliases that repeat each other"),
-    (bomb(30, merge=True), "aliases that repeat each other"),
-    ("a: &a [*a]", "aliases that repeat each other"),
-    ("a: " + "1" + ":59" * 100_000, "a number of 300001 letters"),
-    ("a: " + "9" * 500_000, "a number of 500000 letters"),
-    ("a: " + "[" * 50_000, "recursion"),
-    ("a: x\n" * 300_000, "is too large"),
-    ("a: !!python/object/apply:os.system ['touch canary']", "could not determine a constructor"),
-    ("a: !!python/name:os.system", "could not determine a constructor"),
-    ("!!python/object/new:tuple [[1]]", "could not determine a constructor"),
-    ("a: !!int ''", "index out of range"),
-    ("a: !!bool x", ": "),
-    ("a: 2001-99-99", "month must be in"),
-    ("? [1, 2]\n: x\n? {a: 1}\n: y", "unhashable"),
-    ("\x00\x01\x02", "special characters"),
-    ("%YAML 9.9\n--- x", "version"),
-], ids=lambda value: value[:20])
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        (bomb(30), "aliases that repeat each other"),
+        (bomb(30, merge=True), "aliases that repeat each other"),
+        ("a: &a [*a]", "aliases that repeat each other"),
+        ("a: " + "1" + ":59" * 100_000, "a number of 300001 letters"),
+        ("a: " + "9" * 500_000, "a number of 500000 letters"),
+        ("a: " + "[" * 50_000, "recursion"),
+        ("a: x\n" * 300_000, "is too large"),
+        ("a: !!python/object/apply:os.system ['touch canary']", "could not determine a constructor"),
+        ("a: !!python/name:os.system", "could not determine a constructor"),
+        ("!!python/object/new:tuple [[1]]", "could not determine a constructor"),
+        ("a: !!int ''", "index out of range"),
+        ("a: !!bool x", ": "),
+        ("a: 2001-99-99", "month must be in"),
+        ("? [1, 2]\n: x\n? {a: 1}\n: y", "unhashable"),
+        ("\x00\x01\x02", "special characters"),
+        ("%YAML 9.9\n--- x", "version"),
+    ],
+    ids=lambda value: value[:20],
+)
 def test_a_hostile_yaml_is_one_line(tmp_path, text, reason, canary):
     file = tmp_path / "evil.yaml"
     file.write_bytes(text.encode())
@@ -200,12 +263,33 @@ def test_a_hostile_yaml_is_one_line(tmp_path, text, reason, canary):
     assert "evil.yaml" in message and reason in message.lower() and "\n" not in message, message
 
 
-@pytest.mark.parametrize("change", [
-    {"train": 5}, {"train": [1]}, {"train": {"a": "b"}}, {"train": "x" * 5000}, {"train": "a\0b"}, {"train": "\n"},
-    {"path": ["a"]}, {"path": 7}, {"path": "x" * 5000}, {"path": "loop/loop"}, {"names": "cat"}, {"names": 3},
-    {"names": [["a"]]}, {"names": {1: "a"}}, {"names": {"x": "a"}}, {"names": [None]}, {"nc": [1]}, {"val": None},
-    {"names": []}, {"download": {"a": 1}}, {"download": [5]},
-], ids=lambda change: str(change)[:40])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"train": 5},
+        {"train": [1]},
+        {"train": {"a": "b"}},
+        {"train": "x" * 5000},
+        {"train": "a\0b"},
+        {"train": "\n"},
+        {"path": ["a"]},
+        {"path": 7},
+        {"path": "x" * 5000},
+        {"path": "loop/loop"},
+        {"names": "cat"},
+        {"names": 3},
+        {"names": [["a"]]},
+        {"names": {1: "a"}},
+        {"names": {"x": "a"}},
+        {"names": [None]},
+        {"nc": [1]},
+        {"val": None},
+        {"names": []},
+        {"download": {"a": 1}},
+        {"download": [5]},
+    ],
+    ids=lambda change: str(change)[:40],
+)
 def test_a_data_set_yaml_with_wrong_types_is_one_line(tmp_path, change):
     (tmp_path / "loop").symlink_to("loop")
     content = {"train": "a", "val": "b", "names": ["x"], **change}
@@ -215,8 +299,9 @@ def test_a_data_set_yaml_with_wrong_types_is_one_line(tmp_path, change):
     assert "data.yaml" in message and not message.startswith(("went", "ESCAPED", "ENDED")), message
 
 
-@pytest.mark.parametrize("code", [
-    "bash get.sh", "import os; os.system('touch canary')", "file:///etc/passwd", "get.sh", "|"])
+@pytest.mark.parametrize(
+    "code", ["bash get.sh", "import os; os.system('touch canary')", "file:///etc/passwd", "get.sh", "|"]
+)
 def test_code_in_download_is_never_run(tmp_path, canary, monkeypatch, code):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "data.yaml"
@@ -225,8 +310,9 @@ def test_code_in_download_is_never_run(tmp_path, canary, monkeypatch, code):
     assert "code is never run" in message, message
 
 
-@pytest.mark.parametrize("value", ["x", None, True, [1], {"a": 1}, 10**400, float("nan"), float("inf"), -1, "1e5"],
-                         ids=str)
+@pytest.mark.parametrize(
+    "value", ["x", None, True, [1], {"a": 1}, 10**400, float("nan"), float("inf"), -1, "1e5"], ids=str
+)
 def test_a_hyperparameter_of_a_wrong_type_is_named(tmp_path, value):
     file = tmp_path / "hyp.yaml"
     file.write_text(yaml.safe_dump({"lr0": value}))
@@ -257,9 +343,14 @@ def test_label_files_of_any_size_cost_their_own_rows_only(tiny_data, tmp_path):
         (labels / f"{number}.txt").unlink()
         make(labels / f"{number}.txt")
         contents[number] = None
-    counts = contained(lambda: {Path(path).stem: len(index.boxes(i)) for index in [load_index(
-        folder / "images" / "train", 2, progress=False)] for i, path in enumerate(index.paths)
-        if int(Path(path).stem) in contents})
+    counts = contained(
+        lambda: {
+            Path(path).stem: len(index.boxes(i))
+            for index in [load_index(folder / "images" / "train", 2, progress=False)]
+            for i, path in enumerate(index.paths)
+            if int(Path(path).stem) in contents
+        }
+    )
     expected = {"0": 1, "1": 0, "2": 0, "3": 2, "4": 1, "6": 1, "7": 2, "8": 0, "9": 0, "10": 0}
     assert ast.literal_eval(counts.removeprefix("went through: ")) == expected
 
@@ -284,8 +375,16 @@ def bmp(width: int, height: int) -> bytes:
 
 def tiff(width: int, height: int) -> bytes:
     """A TIFF file of one strip, deflated, that says so many pixels."""
-    tags = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, 8), (262, 3, 1), (273, 4, 8 + 2 + 12 * 8 + 4),
-            (277, 3, 1), (279, 4, 100)]
+    tags = [
+        (256, 4, width),
+        (257, 4, height),
+        (258, 3, 8),
+        (259, 3, 8),
+        (262, 3, 1),
+        (273, 4, 8 + 2 + 12 * 8 + 4),
+        (277, 3, 1),
+        (279, 4, 100),
+    ]
     entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
     return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + entries + bytes(4) + bytes(100)
 
@@ -303,8 +402,17 @@ def save_picture(path: Path, mode: str, **options) -> None:
     picture.save(path, **frames, **options)
 
 
-STRANGE_NAMES = ["with space.png", "quo'te\".png", "emoji 🐟.png", "new\nline.png", "-dash.png", "%s{x}.png", "ünï.png",
-                 "semi;colon&.png", "back\\slash.png"]
+STRANGE_NAMES = [
+    "with space.png",
+    "quo'te\".png",
+    "emoji 🐟.png",
+    "new\nline.png",
+    "-dash.png",
+    "%s{x}.png",
+    "ünï.png",
+    "semi;colon&.png",
+    "back\\slash.png",
+]
 
 
 @pytest.fixture
@@ -330,12 +438,20 @@ def zoo(tiny_data, tmp_path) -> Path:
     (place / "self.png").symlink_to("self.png")
     (place / "nowhere.png").symlink_to("/nowhere/at/all.png")
     (place / "folder.png").mkdir()
-    for name, content in {"empty.png": b"", "text.jpg": b"<html>", "bomb.png": png(30_000, 30_000),
-                          "one.png": png(1, 1), "thin.png": png(30_000, 1), "bomb.tiff": tiff(60_000, 60_000),
-                          "zip.png": b"PK\x03\x04" * 9, "pickle.jpg": pickle.dumps([1]),
-                          "negative.png": png(2**32 - 1, 2**32 - 1), "turned.png": png(30_000, 30_000, b"eXIf"),
-                          "bomb.bmp": bmp(20_000, 20_000),
-                          "radiance.png": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 20000 +X 20000\n"}.items():
+    for name, content in {
+        "empty.png": b"",
+        "text.jpg": b"<html>",
+        "bomb.png": png(30_000, 30_000),
+        "one.png": png(1, 1),
+        "thin.png": png(30_000, 1),
+        "bomb.tiff": tiff(60_000, 60_000),
+        "zip.png": b"PK\x03\x04" * 9,
+        "pickle.jpg": pickle.dumps([1]),
+        "negative.png": png(2**32 - 1, 2**32 - 1),
+        "turned.png": png(30_000, 30_000, b"eXIf"),
+        "bomb.bmp": bmp(20_000, 20_000),
+        "radiance.png": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 20000 +X 20000\n",
+    }.items():
         (place / name).write_bytes(content)
     os.mkfifo(place / "pipe.png")
     (place / "zeros.png").symlink_to("/dev/zero")
@@ -347,11 +463,41 @@ def zoo(tiny_data, tmp_path) -> Path:
     return folder
 
 
-READABLE = {"cmyk.jpg", "sixteen.png", "palette.png", "grey.png", "alpha.png", "bit.png", "animated.webp",
-            "animated.png", "pages.tiff", "progressive.jpg", "jpeg.png", "UPPER.PNG", *STRANGE_NAMES}
-BROKEN = {"self.png", "nowhere.png", "empty.png", "text.jpg", "bomb.png", "one.png", "thin.png", "bomb.tiff", "zip.png",
-          "pickle.jpg", "negative.png", "cut.png", "turned.png", "bomb.bmp", "radiance.png", "pipe.png", "zeros.png",
-          "sparse.jpg"}
+READABLE = {
+    "cmyk.jpg",
+    "sixteen.png",
+    "palette.png",
+    "grey.png",
+    "alpha.png",
+    "bit.png",
+    "animated.webp",
+    "animated.png",
+    "pages.tiff",
+    "progressive.jpg",
+    "jpeg.png",
+    "UPPER.PNG",
+    *STRANGE_NAMES,
+}
+BROKEN = {
+    "self.png",
+    "nowhere.png",
+    "empty.png",
+    "text.jpg",
+    "bomb.png",
+    "one.png",
+    "thin.png",
+    "bomb.tiff",
+    "zip.png",
+    "pickle.jpg",
+    "negative.png",
+    "cut.png",
+    "turned.png",
+    "bomb.bmp",
+    "radiance.png",
+    "pipe.png",
+    "zeros.png",
+    "sparse.jpg",
+}
 
 
 def test_each_bad_picture_costs_itself_and_a_line(zoo, capsys):
@@ -372,9 +518,28 @@ def test_the_memory_for_a_bomb_is_never_taken(zoo):
 
 
 def test_the_zoo_trains(zoo, tiny_cfg, tmp_path, capsys):
-    train.main(["--data", str(zoo / "tiny.yaml"), "--cfg", str(tiny_cfg), "--imgsz", "64", "--batch-size", "16",
-                "--epochs", "1", "--workers", "2", "--device", "cpu", "--amp", "off",
-                "--project", str(tmp_path / "runs")])
+    train.main(
+        [
+            "--data",
+            str(zoo / "tiny.yaml"),
+            "--cfg",
+            str(tiny_cfg),
+            "--imgsz",
+            "64",
+            "--batch-size",
+            "16",
+            "--epochs",
+            "1",
+            "--workers",
+            "2",
+            "--device",
+            "cpu",
+            "--amp",
+            "off",
+            "--project",
+            str(tmp_path / "runs"),
+        ]
+    )
     printed = capsys.readouterr().out
     assert "new line.png" not in printed and "bomb.png: picture left out: the picture is 30000x30000 pixels" in printed
     assert (tmp_path / "runs" / "exp" / "train_batch0.jpg").stat().st_size > 0

@@ -21,8 +21,12 @@ SIDE, MIDDLE = 128, 64
 BOX = (76, 88, 108, 104)  # x1, y1, x2, y2 of the red marker; its centre is 28 right of and 32 below the middle
 CENTRE = np.array([92.0, 96.0])
 TARGETS = torch.tensor([[0, 1, 0.4, 0.5, 0.3, 0.2], [1, 0, 0.6, 0.6, 0.5, 0.5], [1, 1, 0.2, 0.3, 0.1, 0.1]])
-STILL = {entry.name: 0.0 for entry in fields(Hyperparameters) if entry.name in (
-    "hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup copy_paste".split())}
+STILL = {
+    entry.name: 0.0
+    for entry in fields(Hyperparameters)
+    if entry.name
+    in ("hsv_h hsv_s hsv_v degrees translate scale shear perspective flipud fliplr mosaic mixup copy_paste".split())
+}
 
 
 # ---- schedule and optimizer
@@ -139,8 +143,15 @@ def check_anchor_t():
     assert counts[0] == 0 and counts == sorted(set(counts))
     rng = np.random.default_rng(0)
     sizes = rng.uniform(5, 60, (200, 2))  # the same key decides whether the anchors fit the data
-    kept = [autoanchor.check_anchors(TINY_MODEL.head.anchors.numpy() * TINY_MODEL.stride.numpy()[:, None, None], sizes,
-                                value, np.random.default_rng(0)).recall for value in (1.5, 4.0)]
+    kept = [
+        autoanchor.check_anchors(
+            TINY_MODEL.head.anchors.numpy() * TINY_MODEL.stride.numpy()[:, None, None],
+            sizes,
+            value,
+            np.random.default_rng(0),
+        ).recall
+        for value in (1.5, 4.0)
+    ]
     assert kept[0] < kept[1]
 
 
@@ -169,7 +180,7 @@ def picture(tmp_path_factory):
     folder.mkdir()
     (folder.parent / "labels").mkdir()
     image = np.full((SIDE, SIDE, 3), 114, np.uint8)
-    image[BOX[1]:BOX[3], BOX[0]:BOX[2]] = (40, 40, 200)
+    image[BOX[1] : BOX[3], BOX[0] : BOX[2]] = (40, 40, 200)
     cv2.imwrite(str(folder / "a.png"), image)
     x1, y1, x2, y2 = (value / SIDE for value in BOX)
     (folder.parent / "labels" / "a.txt").write_text(f"0 {x1} {y1} {x2} {y1} {x2} {y2} {x1} {y2}\n")
@@ -263,8 +274,12 @@ def check_scale():
 
 
 def check_shear():
-    tangents = np.array([((x - MIDDLE - 28) / 32, (y - MIDDLE - 32) / 28)
-                         for (x, y), _ in (marker(image) for image, _ in samples(shear=20.0))])
+    tangents = np.array(
+        [
+            ((x - MIDDLE - 28) / 32, (y - MIDDLE - 32) / 28)
+            for (x, y), _ in (marker(image) for image, _ in samples(shear=20.0))
+        ]
+    )
     limit = np.tan(np.radians(20))
     assert (np.abs(tangents).max(0) < limit + 0.03).all() and (np.abs(tangents).max(0) > 0.7 * limit).all()
 
@@ -322,7 +337,7 @@ def check_copy_paste():
     assert np.mean([len(boxes) for _, boxes in pasted]) > 1.2 * np.mean([len(boxes) for _, boxes in without])
     for image, boxes in pasted:
         for x1, y1, x2, y2 in boxes.round().astype(int):
-            inside = image[y1 + 1:y2 - 1, x1 + 1:x2 - 1]
+            inside = image[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1]
             assert inside.size == 0 or (inside[..., 0] - inside[..., 1]).mean() > 100
 
 

@@ -74,9 +74,13 @@ def test_read_image_names_what_it_cannot_read(tmp_path, data):
 # ---- the upper rows alone
 
 HEIGHT, WIDTH = 150, 101
-SAMPLINGS = {"4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444, "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
-             "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420, "4:4:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
-             "4:1:1": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411}
+SAMPLINGS = {
+    "4:4:4": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+    "4:2:2": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_422,
+    "4:2:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_420,
+    "4:4:0": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440,
+    "4:1:1": cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411,
+}
 
 
 def encoded(suffix: str = ".jpg", *options: int, channels: int = 3) -> bytes:
@@ -176,7 +180,7 @@ def test_pictures_to_look_at_are_read_whole(tmp_path):
 def test_a_jpeg_of_more_rows_than_decoders_take_is_not_read_in_part(tmp_path):
     data = bytearray(cv2.imencode(".jpg", np.zeros((3000, 8), np.uint8))[1].tobytes())
     place, _ = jpeg_scan(bytes(data))
-    data[place:place + 2] = (65_501).to_bytes(2, "big")
+    data[place : place + 2] = (65_501).to_bytes(2, "big")
     (tmp_path / "x.jpg").write_bytes(data)
     for rows in (None, 100):
         with pytest.raises(UserError, match="x.jpg"):

@@ -31,8 +31,13 @@ def with_segment(jpeg: bytes, code: int, payload: bytes) -> bytes:
 
 def exif(orientation: int, order: str) -> bytes:
     sign, name = ("<", b"II") if order == "little" else (">", b"MM")
-    return (b"Exif\0\0" + name + struct.pack(f"{sign}HI", 42, 8) + struct.pack(f"{sign}H", 1)
-            + struct.pack(f"{sign}HHIHHI", 0x0112, 3, 1, orientation, 0, 0))
+    return (
+        b"Exif\0\0"
+        + name
+        + struct.pack(f"{sign}HI", 42, 8)
+        + struct.pack(f"{sign}H", 1)
+        + struct.pack(f"{sign}HHIHHI", 0x0112, 3, 1, orientation, 0, 0)
+    )
 
 
 @pytest.mark.parametrize("order", ["little", "big"])
@@ -83,8 +88,11 @@ def tiff_of(side: int, order: str, big: bool) -> bytes:
 
 SIDE = 20_000
 BOMBS = {
-    "PNG": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, 1, 0, 0, 0, 0))
-    + chunk(b"eXIf", b"II*\0\x08" + bytes(9)) + chunk(b"IDAT", zlib.compress(bytes(9))) + chunk(b"IEND", b""),
+    "PNG": b"\x89PNG\r\n\x1a\n"
+    + chunk(b"IHDR", struct.pack(">IIBBBBB", SIDE, SIDE, 1, 0, 0, 0, 0))
+    + chunk(b"eXIf", b"II*\0\x08" + bytes(9))
+    + chunk(b"IDAT", zlib.compress(bytes(9)))
+    + chunk(b"IEND", b""),
     "BMP": b"BM" + bytes(12) + struct.pack("<IiiHHIIiiII", 40, SIDE, -SIDE, 1, 8, 1, 2, 0, 0, 256, 0) + bytes(1026),
     "old BMP": b"BM" + bytes(12) + struct.pack("<IHHHH", 12, SIDE, SIDE, 1, 8) + bytes(1026),
     "JPEG": b"\xff\xd8\xff\xfe\0\2stray\xff\xc0\0\x11\x08" + struct.pack(">HH", SIDE, SIDE) + bytes(12) + b"\xff\xd9",
@@ -92,11 +100,17 @@ BOMBS = {
     "PFM": b"PF\n%d %d\n-1.0\n" % (SIDE, SIDE) + bytes(9),
     **{f"TIFF {order}{big}": tiff_of(SIDE, order, big) for order in "<>" for big in (False, True)},
 }
-UNKNOWN = {"HDR": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 20000 +X 20000\n", "Sun": b"\x59\xa6\x6a\x95" + bytes(40),
-           "JP2": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40), "AVIF": b"\0\0\0\x1cftypavif" + bytes(40),
-           "PNM": b"P6\n9 9\n255\n"}
-REFUSED = {**{name: (data, f"pixels, more than {MAX_PIXELS}") for name, data in BOMBS.items()},
-           **{name: (data, "not a picture of a kind that is read") for name, data in UNKNOWN.items()}}
+UNKNOWN = {
+    "HDR": b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 20000 +X 20000\n",
+    "Sun": b"\x59\xa6\x6a\x95" + bytes(40),
+    "JP2": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40),
+    "AVIF": b"\0\0\0\x1cftypavif" + bytes(40),
+    "PNM": b"P6\n9 9\n255\n",
+}
+REFUSED = {
+    **{name: (data, f"pixels, more than {MAX_PIXELS}") for name, data in BOMBS.items()},
+    **{name: (data, "not a picture of a kind that is read") for name, data in UNKNOWN.items()},
+}
 
 
 @pytest.mark.parametrize("data, reason", REFUSED.values(), ids=REFUSED)
@@ -123,7 +137,7 @@ def test_lossy_webp_is_read_by_its_header(tmp_path):
 def test_a_truncated_picture_is_found(tmp_path, suffix, keep):
     path = write_picture(tmp_path / f"x{suffix}", 64, 64)
     data = path.read_bytes()
-    path.write_bytes(data[:int(len(data) * keep)])
+    path.write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(ValueError, match="truncated|decoded"):
         picture_shape(path)
 
@@ -138,7 +152,7 @@ def test_junk_behind_the_end_mark_is_no_fault(tmp_path, suffix):
 def test_the_end_mark_of_an_embedded_preview_does_not_hide_a_truncation(tmp_path):
     path = write_picture(tmp_path / "x.jpg", 64, 64)
     data = with_segment(path.read_bytes(), 0xE1, b"Exif\0\0 preview \xff\xd9")
-    path.write_bytes(data[:len(data) // 2])
+    path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="truncated"):
         picture_shape(path)
 

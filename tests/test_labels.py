@@ -124,8 +124,10 @@ def test_binary_rubbish_keeps_the_picture_and_does_not_flood(folder):
 def test_a_dropped_row_is_named_with_file_and_line(folder):
     path = write_labels(folder / "labels/train/a.txt", "0 .5 .5 .2 .2\n\n0 .5 .5\n")
     index = scan(folder)
-    assert index.messages == [f"{path}:3: 3 numbers in the row: a box has 5 (class x y w h), "
-                              "a polygon an odd count of 7 or more (class x1 y1 x2 y2 x3 y3)"]
+    assert index.messages == [
+        f"{path}:3: 3 numbers in the row: a box has 5 (class x y w h), "
+        "a polygon an odd count of 7 or more (class x1 y1 x2 y2 x3 y3)"
+    ]
     assert index.boxes(0).shape == (1, 5)
 
 
@@ -243,8 +245,17 @@ def test_every_change_leads_to_a_new_scan(folder, monkeypatch, change):
 def test_stamps_of_files_in_any_place(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (folder / "link").symlink_to(folder / "images")
-    paths = ["set/images/train/a.jpg", "set/images/train/gone.jpg", "set/link/train/b.jpg", "c.jpg", "/no/d.jpg",
-             "set/images/train/a.b.jpg", "set/images/train/c.jpg", str(folder / "images/train/b.jpg"), f"{os.sep}e.jpg"]
+    paths = [
+        "set/images/train/a.jpg",
+        "set/images/train/gone.jpg",
+        "set/link/train/b.jpg",
+        "c.jpg",
+        "/no/d.jpg",
+        "set/images/train/a.b.jpg",
+        "set/images/train/c.jpg",
+        str(folder / "images/train/b.jpg"),
+        f"{os.sep}e.jpg",
+    ]
     write_picture(tmp_path / "c.jpg")
     write_picture(folder / "images/train/a.b.jpg")
     write_labels(folder / "labels/train/a.b.txt", "0 .5 .5 .2 .2")
@@ -302,8 +313,12 @@ def test_a_cache_with_a_pickle_or_false_offsets_is_not_believed(folder):
     scan(folder)
     cache = folder / "labels/train.cache"
     arrays = dict(np.load(cache))
-    for name, value in (("labels", np.array([object()])), ("offsets", np.array([0, 9, 9, 9])),
-                        ("segment_offsets", np.array([0, 5, 0])), ("shapes", np.zeros((1, 2), np.int32))):
+    for name, value in (
+        ("labels", np.array([object()])),
+        ("offsets", np.array([0, 9, 9, 9])),
+        ("segment_offsets", np.array([0, 5, 0])),
+        ("shapes", np.zeros((1, 2), np.int32)),
+    ):
         with open(cache, "wb") as file:
             np.savez(file, **(arrays | {name: value}))
         index = scan(folder)

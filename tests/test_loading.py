@@ -265,12 +265,24 @@ def test_weights_that_do_not_fit_their_description(tmp_path):
 
 
 # the callable, and what it would be given
-@pytest.mark.parametrize("module, name", [("posix", "system"), ("os", "system"), ("builtins", "eval"),
-                                          ("subprocess", "getoutput"), ("builtins", "__import__"),
-                                          ("torch.storage", "_load_from_bytes"), ("builtins", "getattr"),
-                                          ("torch", "load"), ("torch.hub", "load"), ("numpy", "load"),
-                                          ("runpy", "run_path"),
-                                          ("utils.files", "read_yaml"), ("operator", "methodcaller")])
+@pytest.mark.parametrize(
+    "module, name",
+    [
+        ("posix", "system"),
+        ("os", "system"),
+        ("builtins", "eval"),
+        ("subprocess", "getoutput"),
+        ("builtins", "__import__"),
+        ("torch.storage", "_load_from_bytes"),
+        ("builtins", "getattr"),
+        ("torch", "load"),
+        ("torch.hub", "load"),
+        ("numpy", "load"),
+        ("runpy", "run_path"),
+        ("utils.files", "read_yaml"),
+        ("operator", "methodcaller"),
+    ],
+)
 def test_foreign_callables_are_refused(module, name, tmp_path, canary):
     data = call(module, name, f"touch {canary}")
     stream = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
@@ -309,9 +321,14 @@ def test_stand_ins_run_nothing(tmp_path, canary):
 def test_a_file_cannot_change_what_later_files_meet(tmp_path):
     """Attributes set on stand-ins, functions or shared classes fail, or die with the reading."""
     before = dict(vars(Bag))
-    for module, name in (("models.common", "Conv"), ("torch._utils", "_rebuild_tensor_v2"),
-                         ("collections", "OrderedDict"), ("torch", "Size"), ("builtins", "set"),
-                         ("torch", "FloatStorage")):
+    for module, name in (
+        ("models.common", "Conv"),
+        ("torch._utils", "_rebuild_tensor_v2"),
+        ("collections", "OrderedDict"),
+        ("torch", "Size"),
+        ("builtins", "set"),
+        ("torch", "FloatStorage"),
+    ):
         # BUILD with (None, {"evil": 1}) sets attributes on the object itself.
         data = b"\x80\x02" + f"c{module}\n{name}\n".encode() + b"N}X\x04\x00\x00\x00evilK\x01s\x86b."
         try:
@@ -325,9 +342,17 @@ def test_a_file_cannot_change_what_later_files_meet(tmp_path):
 
 def test_tensors_must_fit_their_storage(tmp_path):
     # storage values, offset, shape, strides
-    for layout in ((4, 0, (5,), (1,)), (4, 1, (4,), (1,)), (4, 0, (2, 2), (4, 1)), (4, -1, (2,), (1,)),
-                   (4, 0, (2,), (-1,)), (4, 0, (1 << 40,), (0,)), (4, 0, (2, 2), (1,)), (4, 0, (-2,), (1,)),
-                   (4, 0, (2.0,), (1,))):
+    for layout in (
+        (4, 0, (5,), (1,)),
+        (4, 1, (4,), (1,)),
+        (4, 0, (2, 2), (4, 1)),
+        (4, -1, (2,), (1,)),
+        (4, 0, (2,), (-1,)),
+        (4, 0, (1 << 40,), (0,)),
+        (4, 0, (2, 2), (1,)),
+        (4, 0, (-2,), (1,)),
+        (4, 0, (2.0,), (1,)),
+    ):
         file = write_zip(tmp_path / "m.pt", tensor_pickle(*layout), {"0": bytes(16)})
         with pytest.raises(UserError, match="m.pt: damaged, cut off or no YOLOv5 checkpoint .*tensor") as error:
             with ForeignFile(file):
@@ -338,9 +363,12 @@ def test_tensors_must_fit_their_storage(tmp_path):
 def test_tensors_are_rebuilt_from_views(tmp_path):
     values = torch.arange(6.0)
     # offset, shape, strides, values
-    for offset, shape, strides, want in ((0, (2, 3), (3, 1), [[0, 1, 2], [3, 4, 5]]),
-                                         (1, (2, 2), (1, 2), [[1, 3], [2, 4]]), (5, (), (), 5.0),
-                                         (0, (0, 3), (3, 1), [])):
+    for offset, shape, strides, want in (
+        (0, (2, 3), (3, 1), [[0, 1, 2], [3, 4, 5]]),
+        (1, (2, 2), (1, 2), [[1, 3], [2, 4]]),
+        (5, (), (), 5.0),
+        (0, (0, 3), (3, 1), []),
+    ):
         file = write_zip(tmp_path / "m.pt", tensor_pickle(6, offset, shape, strides), {"0": values.numpy().tobytes()})
         with ForeignFile(file) as read:
             assert read.tensor(read.content).tolist() == want
@@ -411,7 +439,7 @@ def test_flipped_bytes_never_escape(tmp_path):
         data = archive.read(next(name for name in names if name.endswith("data.pkl")))
     places = torch.randint(len(data), (60,), generator=torch.Generator().manual_seed(0)).tolist()
     for place in places:
-        broken = data[:place] + bytes([data[place] ^ 0x15]) + data[place + 1:]
+        broken = data[:place] + bytes([data[place] ^ 0x15]) + data[place + 1 :]
         with pytest.raises(UserError) as error:  # without storages it cannot be whole
             read_weights(write_zip(tmp_path / "m.pt", broken))
         one_line(error)
@@ -428,10 +456,16 @@ def test_what_is_no_checkpoint(tmp_path):
     with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
         archive.writestr("m/data.pkl", pickle.dumps(1, 2))
         archive.writestr("m/constants.pkl", pickle.dumps(1, 2))
-    for name, message in (("page", "not a checkpoint"), ("number", "not a checkpoint"), ("zip", "not a checkpoint"),
-                          ("state", "no YOLOv5 model \\(only the keys weight\\)"),
-                          ("list", "no YOLOv5 model \\(only a list"),
-                          ("other", "no description"), ("script", "TorchScript"), ("absent", "no such file")):
+    for name, message in (
+        ("page", "not a checkpoint"),
+        ("number", "not a checkpoint"),
+        ("zip", "not a checkpoint"),
+        ("state", "no YOLOv5 model \\(only the keys weight\\)"),
+        ("list", "no YOLOv5 model \\(only a list"),
+        ("other", "no description"),
+        ("script", "TorchScript"),
+        ("absent", "no such file"),
+    ):
         with pytest.raises(UserError, match=f"{name}.pt: .*{message}") as error:
             read_weights(tmp_path / f"{name}.pt")
         one_line(error)
@@ -486,11 +520,14 @@ def test_resolve_weights(tmp_path, monkeypatch):
     assert resolve_weights("yolov5s.pt", allow_download=False) == project / "yolov5s.pt"
     (here / "yolov5s.pt").touch()
     assert resolve_weights("yolov5s.pt", allow_download=False).resolve() == here / "yolov5s.pt"
-    for name, message in (("mine.pt", "mine.pt: no such file, here or in"),
-                          ("exp", "a folder: give the .pt file in it"),
-                          ("m.onnx", ".onnx files are not supported yet: give a .pt file"),
-                          ("m.torchscript", "not supported yet"), ("m.engine", "not supported yet"),
-                          ("yolov5n.pt", f"put the file at {project / 'weights' / 'yolov5n.pt'}")):
+    for name, message in (
+        ("mine.pt", "mine.pt: no such file, here or in"),
+        ("exp", "a folder: give the .pt file in it"),
+        ("m.onnx", ".onnx files are not supported yet: give a .pt file"),
+        ("m.torchscript", "not supported yet"),
+        ("m.engine", "not supported yet"),
+        ("yolov5n.pt", f"put the file at {project / 'weights' / 'yolov5n.pt'}"),
+    ):
         with pytest.raises(UserError, match=message):
             resolve_weights(name, allow_download=False)
 
@@ -506,7 +543,8 @@ def test_published_weights_are_fetched(tmp_path, monkeypatch, capsys):
         assert resolve_weights(name, allow_download=True) == tmp_path / "weights" / name
         assert "AGPL-3.0" in capsys.readouterr().out
     assert [url.rpartition("/")[0] for url, _ in asked] == [
-        "https://github.com/ultralytics/yolov5/releases/download/v7.0"] * 2
+        "https://github.com/ultralytics/yolov5/releases/download/v7.0"
+    ] * 2
     assert asked[0][1]["sha256"].startswith("4f180cf2") and asked[1][1]["sha256"] is None
     with pytest.raises(UserError, match="no such file"):
         resolve_weights("yolov9.pt", allow_download=True)

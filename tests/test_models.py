@@ -19,18 +19,57 @@ from utils.loss import Picked
 from utils.parallel import synchronise_batch_norm
 
 P5 = ["yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x"]
-HUB = ["yolov3", "yolov3-spp", "yolov3-tiny", "yolov5-bifpn", "yolov5-fpn", "yolov5-p2", "yolov5-p34", "yolov5-p6",
-       "yolov5-p7", "yolov5-panet", "yolov5n6", "yolov5s6", "yolov5m6", "yolov5l6", "yolov5x6", "yolov5s-LeakyReLU",
-       "yolov5s-ghost", "yolov5s-transformer"]
+HUB = [
+    "yolov3",
+    "yolov3-spp",
+    "yolov3-tiny",
+    "yolov5-bifpn",
+    "yolov5-fpn",
+    "yolov5-p2",
+    "yolov5-p34",
+    "yolov5-p6",
+    "yolov5-p7",
+    "yolov5-panet",
+    "yolov5n6",
+    "yolov5s6",
+    "yolov5m6",
+    "yolov5l6",
+    "yolov5x6",
+    "yolov5s-LeakyReLU",
+    "yolov5s-ghost",
+    "yolov5s-transformer",
+]
 MODELS = P5 + HUB
-FORWARD = ["yolov5n", "yolov5s", "yolov3-tiny", "yolov5-bifpn", "yolov5-fpn", "yolov5-p2", "yolov5-p34", "yolov5n6",
-           "yolov5s-LeakyReLU", "yolov5s-ghost", "yolov5s-transformer"]
+FORWARD = [
+    "yolov5n",
+    "yolov5s",
+    "yolov3-tiny",
+    "yolov5-bifpn",
+    "yolov5-fpn",
+    "yolov5-p2",
+    "yolov5-p34",
+    "yolov5n6",
+    "yolov5s-LeakyReLU",
+    "yolov5s-ghost",
+    "yolov5s-transformer",
+]
 TINY = {
-    "nc": 3, "depth_multiple": 0.33, "width_multiple": 0.25, "anchors": [[10, 13, 16, 30], [30, 61, 62, 45]],
-    "backbone": [[-1, 1, "Conv", [32, 3, 4]], [-1, 1, "Conv", [64, 3, 2]], [-1, 3, "C3", [64]],
-                 [-1, 1, "Conv", [64, 3, 2]]],
-    "head": [[-1, 1, "nn.Upsample", ["None", 2, "nearest"]], [[-1, 2], 1, "Concat", [1]], [-1, 1, "C3", [64, False]],
-             [[6, 3], 1, "Detect", ["nc", "anchors"]]],
+    "nc": 3,
+    "depth_multiple": 0.33,
+    "width_multiple": 0.25,
+    "anchors": [[10, 13, 16, 30], [30, 61, 62, 45]],
+    "backbone": [
+        [-1, 1, "Conv", [32, 3, 4]],
+        [-1, 1, "Conv", [64, 3, 2]],
+        [-1, 3, "C3", [64]],
+        [-1, 1, "Conv", [64, 3, 2]],
+    ],
+    "head": [
+        [-1, 1, "nn.Upsample", ["None", 2, "nearest"]],
+        [[-1, 2], 1, "Concat", [1]],
+        [-1, 1, "C3", [64, False]],
+        [[6, 3], 1, "Detect", ["nc", "anchors"]],
+    ],
 }
 
 
@@ -54,8 +93,9 @@ def fill(model: nn.Module, seed: int = 0) -> None:
 
 
 def image(count: int, side: int, seed: int = 0) -> Tensor:
-    n, c, y, x = torch.meshgrid(*(torch.arange(size, dtype=torch.float64) for size in (count, 3, side, side)),
-                                indexing="ij")
+    n, c, y, x = torch.meshgrid(
+        *(torch.arange(size, dtype=torch.float64) for size in (count, 3, side, side)), indexing="ij"
+    )
     return (0.5 + 0.5 * torch.sin(0.05 * x * (c + 1) + 0.03 * y + n + seed % 97)).float()
 
 
@@ -375,8 +415,13 @@ def test_activation_belongs_to_one_model():
     assert {type(part.act) for part in leaky.modules() if isinstance(part, common.Conv)} == {nn.LeakyReLU}
     assert {type(part.act) for part in plain.modules() if isinstance(part, common.Conv)} == {common.SiLU}
     assert leaky.model[0].act.negative_slope == 0.1 and leaky.model[0].act.inplace
-    off = DetectionModel(TINY | {"backbone": [[-1, 1, "Conv", [32, 3, 4, "None", 1, 1, False]], *TINY["backbone"][1:]],
-                                 "activation": "nn.ReLU()"})
+    off = DetectionModel(
+        TINY
+        | {
+            "backbone": [[-1, 1, "Conv", [32, 3, 4, "None", 1, 1, False]], *TINY["backbone"][1:]],
+            "activation": "nn.ReLU()",
+        }
+    )
     assert isinstance(off.model[0].act, nn.Identity) and isinstance(off.model[1].act, nn.ReLU)
 
 
@@ -394,16 +439,35 @@ def test_silu_overwrites_its_input_only_where_no_gradient_is_wanted():
     assert result.data_ptr() == x.data_ptr()
 
 
-@pytest.mark.parametrize("text, kind", [
-    ("nn.SiLU()", common.SiLU), ("nn.SiLU", common.SiLU), ("torch.nn.ReLU()", nn.ReLU),
-    ("nn.Hardswish()", nn.Hardswish), ("nn.Identity()", nn.Identity),
-    ("nn.LeakyReLU(negative_slope=0.2)", nn.LeakyReLU)])
+@pytest.mark.parametrize(
+    "text, kind",
+    [
+        ("nn.SiLU()", common.SiLU),
+        ("nn.SiLU", common.SiLU),
+        ("torch.nn.ReLU()", nn.ReLU),
+        ("nn.Hardswish()", nn.Hardswish),
+        ("nn.Identity()", nn.Identity),
+        ("nn.LeakyReLU(negative_slope=0.2)", nn.LeakyReLU),
+    ],
+)
 def test_activation_text(text, kind):
     assert type(parse_activation(text)) is kind
 
 
-@pytest.mark.parametrize("text", ["nn.Linear(3, 3)", "__import__('os').system('true')", "nn.ReLU(", "", "nn.ReLU(x)",
-                                  "nn.LeakyReLU(slope=1)", "[nn.ReLU() for _ in ()]", "nn.ReLU(*[1])", "(" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nn.Linear(3, 3)",
+        "__import__('os').system('true')",
+        "nn.ReLU(",
+        "",
+        "nn.ReLU(x)",
+        "nn.LeakyReLU(slope=1)",
+        "[nn.ReLU() for _ in ()]",
+        "nn.ReLU(*[1])",
+        "(" * 5000,
+    ],
+)
 def test_bad_activation_text(text):
     with pytest.raises(UserError, match="^activation .*nn.SiLU"):
         parse_activation(text)
@@ -413,16 +477,31 @@ def test_bad_activation_text(text):
 
 # arguments of a row with 16 channels coming in, and the shape that comes out of (2, 16, 8, 12)
 BLOCK_ROWS = {
-    "Conv": ([24, 3, 2], (24, 4, 6)), "DWConv": ([32, 3, 1], (32, 8, 12)),
-    "DWConvTranspose2d": ([16, 4, 2, 1], (16, 16, 24)), "Bottleneck": ([16], (16, 8, 12)),
-    "BottleneckCSP": ([32, False], (32, 8, 12)), "CrossConv": ([16, 3, 1, 1, 1.0, True], (16, 8, 12)),
-    "C3": ([24], (24, 8, 12)), "C3x": ([24], (24, 8, 12)), "C3TR": ([32], (32, 8, 12)), "C3Ghost": ([24], (24, 8, 12)),
-    "C3SPP": ([24, [3, 5]], (24, 8, 12)), "SPP": ([24, [5, 9, 13]], (24, 8, 12)), "SPPF": ([24, 5], (24, 8, 12)),
-    "Focus": ([24, 3], (24, 4, 6)), "GhostConv": ([24, 3, 2], (24, 4, 6)), "GhostBottleneck": ([24, 3, 2], (24, 4, 6)),
-    "MixConv2d": ([24, [1, 3, 5]], (24, 8, 12)), "Contract": ([2], (64, 4, 6)), "Expand": ([2], (4, 16, 24)),
-    "nn.ConvTranspose2d": ([16, 2, 2], (16, 16, 24)), "nn.BatchNorm2d": ([], (16, 8, 12)),
-    "nn.MaxPool2d": ([2, 2, 0], (16, 4, 6)), "nn.ZeroPad2d": ([[0, 1, 0, 1]], (16, 9, 13)),
-    "nn.Upsample": (["None", 2, "nearest"], (16, 16, 24)), "nn.ReLU": ([], (16, 8, 12)),
+    "Conv": ([24, 3, 2], (24, 4, 6)),
+    "DWConv": ([32, 3, 1], (32, 8, 12)),
+    "DWConvTranspose2d": ([16, 4, 2, 1], (16, 16, 24)),
+    "Bottleneck": ([16], (16, 8, 12)),
+    "BottleneckCSP": ([32, False], (32, 8, 12)),
+    "CrossConv": ([16, 3, 1, 1, 1.0, True], (16, 8, 12)),
+    "C3": ([24], (24, 8, 12)),
+    "C3x": ([24], (24, 8, 12)),
+    "C3TR": ([32], (32, 8, 12)),
+    "C3Ghost": ([24], (24, 8, 12)),
+    "C3SPP": ([24, [3, 5]], (24, 8, 12)),
+    "SPP": ([24, [5, 9, 13]], (24, 8, 12)),
+    "SPPF": ([24, 5], (24, 8, 12)),
+    "Focus": ([24, 3], (24, 4, 6)),
+    "GhostConv": ([24, 3, 2], (24, 4, 6)),
+    "GhostBottleneck": ([24, 3, 2], (24, 4, 6)),
+    "MixConv2d": ([24, [1, 3, 5]], (24, 8, 12)),
+    "Contract": ([2], (64, 4, 6)),
+    "Expand": ([2], (4, 16, 24)),
+    "nn.ConvTranspose2d": ([16, 2, 2], (16, 16, 24)),
+    "nn.BatchNorm2d": ([], (16, 8, 12)),
+    "nn.MaxPool2d": ([2, 2, 0], (16, 4, 6)),
+    "nn.ZeroPad2d": ([[0, 1, 0, 1]], (16, 9, 13)),
+    "nn.Upsample": (["None", 2, "nearest"], (16, 16, 24)),
+    "nn.ReLU": ([], (16, 8, 12)),
     "nn.Dropout": ([0.1], (16, 8, 12)),
 }
 
@@ -431,9 +510,13 @@ BLOCK_ROWS = {
 def test_block(name):
     """Each block by its row: shape, the channel count told to the next row, and the same result after fusing."""
     args, shape = BLOCK_ROWS[name]
-    description = TINY | {"width_multiple": 1.0, "depth_multiple": 1.0, "anchors": [[10, 13]],
-                          "backbone": [[-1, 1, "Conv", [16, 3, 2]], [-1, 1, name, args]],
-                          "head": [[-1, 1, "Conv", [8, 1]], [[-1], 1, "Detect", ["nc", "anchors"]]]}
+    description = TINY | {
+        "width_multiple": 1.0,
+        "depth_multiple": 1.0,
+        "anchors": [[10, 13]],
+        "backbone": [[-1, 1, "Conv", [16, 3, 2]], [-1, 1, name, args]],
+        "head": [[-1, 1, "Conv", [8, 1]], [[-1], 1, "Detect", ["nc", "anchors"]]],
+    }
     model = DetectionModel(description).eval()
     fill(model)
     assert model.model[2].conv.in_channels == shape[0]
@@ -459,7 +542,8 @@ def test_batch_norms_of_several_processes_keep_their_places():
 
 def test_every_block_is_tried():
     assert {name for name in BLOCKS if not name.startswith("nn.")} == {*BLOCK_ROWS, "Concat"} - {
-        name for name in BLOCK_ROWS if name.startswith("nn.")}
+        name for name in BLOCK_ROWS if name.startswith("nn.")
+    }
 
 
 def test_repeats():
@@ -490,7 +574,7 @@ def test_contract_and_expand():
     assert small.shape == (2, 12, 2, 3)
     for row in (0, 1):
         for column in (0, 1):
-            assert torch.equal(small[:, (2 * row + column) * 3:][:, :3], x[:, :, row::2, column::2])
+            assert torch.equal(small[:, (2 * row + column) * 3 :][:, :3], x[:, :, row::2, column::2])
     assert torch.equal(common.Expand(2)(small), x)
 
 
@@ -513,8 +597,10 @@ def test_transformer_layer_is_attention():
     with torch.no_grad():
         attention, parts = layer.ma, []
         weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
-        q, k, v = (nn.functional.linear(projection(x)[:, 0], weight, bias)
-                   for projection, weight, bias in zip((layer.q, layer.k, layer.v), weights, biases))
+        q, k, v = (
+            nn.functional.linear(projection(x)[:, 0], weight, bias)
+            for projection, weight, bias in zip((layer.q, layer.k, layer.v), weights, biases)
+        )
         for head in (slice(0, 4), slice(4, 8)):
             parts.append(torch.softmax(q[:, head] @ k[:, head].T / 2, dim=1) @ v[:, head])
         y = x[:, 0] + attention.out_proj(torch.cat(parts, 1))
@@ -530,55 +616,64 @@ def head_with(row) -> dict:
 
 
 # what is changed, what the message must say
-@pytest.mark.parametrize("change, message", [
-    ({"nc": None}, "nc: None"),
-    ({"nc": True}, "nc: True"),
-    ({"width_multiple": "wide"}, "width_multiple: 'wide' is not a number above 0"),
-    ({"depth_multiple": 0}, "depth_multiple: 0"),
-    ({"ch": 0}, "ch: 0"),
-    ({"channel_multiple": -8}, "channel_multiple: -8"),
-    ({"activation": 3}, "activation: 3"),
-    ({"activation": "nn.Silu()"}, "activation 'nn.Silu\\(\\)': Silu"),
-    ({"activations": "nn.SiLU()"}, "unknown key 'activations', did you mean 'activation'"),
-    ({"anchors": "auto"}, "anchors: 'auto'"),
-    ({"anchors": 0}, "anchors: 0"),
-    ({"anchors": []}, "anchors: \\[\\]"),
-    ({"anchors": [[1, 2, 3], [4, 5, 6]]}, "anchors: row 0 has 3 numbers"),
-    ({"anchors": [[1, 2], [4, 5, 6, 7]]}, "anchors: row 1 has 4 numbers"),
-    ({"anchors": [[1, 2], ["a", 3]]}, "anchors: row 1"),
-    ({"anchors": [[1, 2], [-4, 3]]}, "anchors: row 1"),
-    ({"anchors": [[1, 2]]}, "layer 7 .* Detect: 1 rows of anchors for 2 levels"),
-    ({"backbone": 3}, "backbone: expected a list"),
-    ({"backbone": [], "head": []}, "last layer must be Detect"),
-    ({"head": TINY["head"][:-1]}, "last layer must be Detect"),
-    (head_with([-1, 1, "nn.Upsmaple", ["None", 2, "nearest"]]), "layer 4 \\(head\\).*'nn.Upsmaple'.*nn.Upsample\\?"),
-    (head_with([-1, 1, "c3", [64]]), "layer 4 \\(head\\): unknown block 'c3' \\(did you mean C3\\?\\)"),
-    (head_with([-1, 1, "__import__('os').system('true')", []]), "layer 4 .*unknown block"),
-    (head_with([-1, 1, 7, []]), "unknown block 7"),
-    (head_with([-1, 1, "Segment", ["nc", "anchors"]]), "only detection models"),
-    (head_with([-1, 1, "Conv"]), "layer 4 .*is not a row"),
-    (head_with([-1, 0, "Conv", [64]]), "number: 0"),
-    (head_with([-1, "3", "Conv", [64]]), "number: '3'"),
-    (head_with([-1, 1, "Conv", 64]), "args: 64 is not a list"),
-    (head_with([9, 1, "Conv", [64]]), "from: 9 is not an earlier layer"),
-    (head_with([4, 1, "Conv", [64]]), "from: 4 is not an earlier layer: use -1 for the previous one, or 0 to 3"),
-    (head_with([-7, 1, "Conv", [64]]), "from: -7"),
-    (head_with(["-1", 1, "Conv", [64]]), "from: '-1'"),
-    (head_with([[-1, 2], 1, "Conv", [64]]), "from: .* must be one layer"),
-    (head_with([-1, 1, "Concat", [1]]), "must be a list of layers"),
-    (head_with([[], 1, "Concat", [1]]), "must be a list of layers"),
-    (head_with([-1, 1, "Conv", []]), "first must be the output channels"),
-    (head_with([-1, 1, "Conv", ["wide"]]), "first must be the output channels"),
-    (head_with([-1, 1, "Conv", [64, "3"]]), "layer 4 \\(head\\) Conv: args \\[64, '3'\\]"),
-    (head_with([-1, 1, "Conv", [64, 3, 1, "None", 7]]), "layer 4 \\(head\\) Conv: args .*groups"),
-    (head_with([-1, 1, "Conv", [64, 3, 1, 1, 1, 1, True, 5]]), "layer 4 .*takes"),
-    (head_with([-1, 1, "nn.Upsample", ["None", 2, "closest"]]), "layer 4 .*do not fit the input"),
-    (head_with([-1, 1, "nn.Upsample", ["None", 3, "nearest"]]), "layer 5 \\(head\\) Concat: args \\[1\\] do not fit"),
-    (head_with([-1, 1, "Contract", [0]]), "gain: 0"),
-    ({"head": [[[3], 1, "Detect", [80, "anchors"]]]}, "must be \\[nc, anchors\\] \\(nc is 3\\)"),
-    ({"head": [[-1, 1, "Detect", ["nc", "anchors"]]]}, "must be a list of layers"),
-    ({"head": [[[2, 3], 1, "Detect", ["nc"]]]}, "must be \\[nc, anchors\\]"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"nc": None}, "nc: None"),
+        ({"nc": True}, "nc: True"),
+        ({"width_multiple": "wide"}, "width_multiple: 'wide' is not a number above 0"),
+        ({"depth_multiple": 0}, "depth_multiple: 0"),
+        ({"ch": 0}, "ch: 0"),
+        ({"channel_multiple": -8}, "channel_multiple: -8"),
+        ({"activation": 3}, "activation: 3"),
+        ({"activation": "nn.Silu()"}, "activation 'nn.Silu\\(\\)': Silu"),
+        ({"activations": "nn.SiLU()"}, "unknown key 'activations', did you mean 'activation'"),
+        ({"anchors": "auto"}, "anchors: 'auto'"),
+        ({"anchors": 0}, "anchors: 0"),
+        ({"anchors": []}, "anchors: \\[\\]"),
+        ({"anchors": [[1, 2, 3], [4, 5, 6]]}, "anchors: row 0 has 3 numbers"),
+        ({"anchors": [[1, 2], [4, 5, 6, 7]]}, "anchors: row 1 has 4 numbers"),
+        ({"anchors": [[1, 2], ["a", 3]]}, "anchors: row 1"),
+        ({"anchors": [[1, 2], [-4, 3]]}, "anchors: row 1"),
+        ({"anchors": [[1, 2]]}, "layer 7 .* Detect: 1 rows of anchors for 2 levels"),
+        ({"backbone": 3}, "backbone: expected a list"),
+        ({"backbone": [], "head": []}, "last layer must be Detect"),
+        ({"head": TINY["head"][:-1]}, "last layer must be Detect"),
+        (
+            head_with([-1, 1, "nn.Upsmaple", ["None", 2, "nearest"]]),
+            "layer 4 \\(head\\).*'nn.Upsmaple'.*nn.Upsample\\?",
+        ),
+        (head_with([-1, 1, "c3", [64]]), "layer 4 \\(head\\): unknown block 'c3' \\(did you mean C3\\?\\)"),
+        (head_with([-1, 1, "__import__('os').system('true')", []]), "layer 4 .*unknown block"),
+        (head_with([-1, 1, 7, []]), "unknown block 7"),
+        (head_with([-1, 1, "Segment", ["nc", "anchors"]]), "only detection models"),
+        (head_with([-1, 1, "Conv"]), "layer 4 .*is not a row"),
+        (head_with([-1, 0, "Conv", [64]]), "number: 0"),
+        (head_with([-1, "3", "Conv", [64]]), "number: '3'"),
+        (head_with([-1, 1, "Conv", 64]), "args: 64 is not a list"),
+        (head_with([9, 1, "Conv", [64]]), "from: 9 is not an earlier layer"),
+        (head_with([4, 1, "Conv", [64]]), "from: 4 is not an earlier layer: use -1 for the previous one, or 0 to 3"),
+        (head_with([-7, 1, "Conv", [64]]), "from: -7"),
+        (head_with(["-1", 1, "Conv", [64]]), "from: '-1'"),
+        (head_with([[-1, 2], 1, "Conv", [64]]), "from: .* must be one layer"),
+        (head_with([-1, 1, "Concat", [1]]), "must be a list of layers"),
+        (head_with([[], 1, "Concat", [1]]), "must be a list of layers"),
+        (head_with([-1, 1, "Conv", []]), "first must be the output channels"),
+        (head_with([-1, 1, "Conv", ["wide"]]), "first must be the output channels"),
+        (head_with([-1, 1, "Conv", [64, "3"]]), "layer 4 \\(head\\) Conv: args \\[64, '3'\\]"),
+        (head_with([-1, 1, "Conv", [64, 3, 1, "None", 7]]), "layer 4 \\(head\\) Conv: args .*groups"),
+        (head_with([-1, 1, "Conv", [64, 3, 1, 1, 1, 1, True, 5]]), "layer 4 .*takes"),
+        (head_with([-1, 1, "nn.Upsample", ["None", 2, "closest"]]), "layer 4 .*do not fit the input"),
+        (
+            head_with([-1, 1, "nn.Upsample", ["None", 3, "nearest"]]),
+            "layer 5 \\(head\\) Concat: args \\[1\\] do not fit",
+        ),
+        (head_with([-1, 1, "Contract", [0]]), "gain: 0"),
+        ({"head": [[[3], 1, "Detect", [80, "anchors"]]]}, "must be \\[nc, anchors\\] \\(nc is 3\\)"),
+        ({"head": [[-1, 1, "Detect", ["nc", "anchors"]]]}, "must be a list of layers"),
+        ({"head": [[[2, 3], 1, "Detect", ["nc"]]]}, "must be \\[nc, anchors\\]"),
+    ],
+)
 def test_bad_description(change, message):
     with pytest.raises(UserError, match=message) as caught:
         DetectionModel(copy.deepcopy(TINY) | change)

@@ -150,11 +150,7 @@ def test_many_classes_lose_no_precision():
         assert len(non_max_suppression(prediction, 0.25, 0.4502)[0]) == 2
 
 
-@pytest.mark.parametrize(
-    "iou, kept",
-    [(0.5, 2), (0.6, 1)],
-    ids=["1/2 is not above 0.5", "float32(3/5) is above 0.6"],
-)
+@pytest.mark.parametrize("iou, kept", [(0.5, 2), (0.6, 1)], ids=["1/2 is not above 0.5", "float32(3/5) is above 0.6"])
 def test_overlaps_equal_to_the_threshold_follow_float32(iou, kept):
     width = {0.5: (1.0, 2.0), 0.6: (3.0, 5.0)}[iou]
     boxes = torch.tensor([[w / 2, 5, w, 10, score, 1] for w, score in zip(width, (0.9, 0.8))])

@@ -10,13 +10,23 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from kill_and_resume import differences
+from test_numbers_gone_bad import (
+    STEPS,
+    arguments,
+    assert_finite,
+    at,
+    into_a_gradient,
+    into_a_weight,
+    into_the_loss,
+    into_the_pictures,
+    rows_of,
+    state_of,
+)
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import train
-from kill_and_resume import differences
-from test_numbers_gone_bad import (STEPS, arguments, assert_finite, at, into_a_gradient, into_a_weight, into_the_loss,
-                                   into_the_pictures, rows_of, state_of)
 from utils import prefetch as prefetching
 from utils.augment import Finish
 from utils.config import Hyperparameters
@@ -63,7 +73,8 @@ def test_a_late_verdict_leaves_out_the_same_step(tiny_data, tiny_cfg, tmp_path, 
 
 @pytest.mark.parametrize("first", [STEPS, 2 * STEPS - PATIENCE], ids=["over two epochs", "to the end of an epoch"])
 def test_many_bad_steps_in_a_row_send_the_run_back_a_step_later(
-        tiny_data, tiny_cfg, tmp_path, monkeypatch, late, first):
+    tiny_data, tiny_cfg, tmp_path, monkeypatch, late, first
+):
     into_the_loss(monkeypatch, math.nan, at(*range(first, first + PATIENCE)))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, 4))
     guard = state_of(tmp_path)["guard"]
@@ -188,8 +199,10 @@ def test_an_average_decided_on_the_device_is_the_plain_one():
 
 def test_a_late_guard_speaks_of_the_step_before():
     guard = Guard(nn.BatchNorm1d(1), patience=2, late=True)
-    seen = [(bool(guard.admit(torch.tensor(norm))), guard.in_a_row, guard.must_return)
-            for norm in (math.nan, math.nan, 1.0, math.nan)]
+    seen = [
+        (bool(guard.admit(torch.tensor(norm))), guard.in_a_row, guard.must_return)
+        for norm in (math.nan, math.nan, 1.0, math.nan)
+    ]
     assert seen == [(False, 1, False), (False, 2, False), (True, 0, True), (False, 1, False)]
     guard.admit(torch.tensor(math.nan))
     assert not guard.must_return

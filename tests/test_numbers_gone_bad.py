@@ -23,9 +23,31 @@ STEPS = 3  # of an epoch
 
 def arguments(data, cfg, folder, epochs):
     """--nbs 8: every batch has its own optimizer step, so a test knows which step it spoils."""
-    return ["--nbs", "8", "--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8",
-            "--epochs", str(epochs), "--workers", "0", "--device", "cpu", "--amp", "off", "--noplots",
-            "--project", str(folder), "--name", "run"]
+    return [
+        "--nbs",
+        "8",
+        "--data",
+        str(data),
+        "--cfg",
+        str(cfg),
+        "--imgsz",
+        "64",
+        "--batch-size",
+        "8",
+        "--epochs",
+        str(epochs),
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--amp",
+        "off",
+        "--noplots",
+        "--project",
+        str(folder),
+        "--name",
+        "run",
+    ]
 
 
 def state_of(folder: Path) -> dict:
@@ -119,6 +141,7 @@ def note_runs(monkeypatch) -> list:
 
 def at(*iterations: int, after_return: bool = False):
     """When the run is at one of `iterations`; `done` counts those that the state has already behind it."""
+
     def when(run, done: int = 0) -> bool:
         return run.state.iteration - done in iterations and (after_return or run.guard.returns == 0)
 
@@ -155,7 +178,8 @@ def test_a_bad_weight_sends_the_run_back_at_a_lower_rate(tiny_data, tiny_cfg, tm
 
 
 def test_a_weight_spoiled_by_the_last_step_of_an_epoch_is_not_taken_for_good(
-        tiny_data, tiny_cfg, tmp_path, monkeypatch):
+    tiny_data, tiny_cfg, tmp_path, monkeypatch
+):
     into_a_weight(monkeypatch, math.nan, at(STEPS - 1))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, 2))
     assert state_of(tmp_path)["guard"]["returns"] == 1
@@ -184,8 +208,9 @@ def test_training_on_leaves_the_state_that_was_returned_to(tiny_data, tiny_cfg, 
     into_the_loss(monkeypatch, math.nan, at(*range(3, 3 + PATIENCE)))
     train.main([*arguments(tiny_data, tiny_cfg, tmp_path, 4), "--optimizer", optimizer])
     [(now, then)] = kept
-    old, new = ([value for entry in state["optimizer"]["state"].values() for value in entry.values()]
-                for state in (then, now))
+    old, new = (
+        [value for entry in state["optimizer"]["state"].values() for value in entry.values()] for state in (then, now)
+    )
     assert len(old) == len(new) > 0
     for one, other in zip(old, new):
         torch.testing.assert_close(one, other, rtol=0, atol=0)

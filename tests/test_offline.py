@@ -25,6 +25,7 @@ def attempts(monkeypatch) -> list[str]:
         def attempt(*args, **named):
             made.append(f"{name}{args[-1:]}")
             raise OSError("no network in this test")
+
         return attempt
 
     for name in ("connect", "connect_ex", "sendto"):
@@ -66,8 +67,11 @@ def test_default_weights_that_are_not_here_are_not_fetched(tiny_data, nowhere, a
     assert attempts == [] and not list(nowhere.iterdir())
 
 
-@pytest.mark.parametrize("main, extra", [(train.main, ["--data"]), (val.main, ["--data"]), (detect.main, ["--source"])],
-                         ids=["train", "val", "detect"])
+@pytest.mark.parametrize(
+    "main, extra",
+    [(train.main, ["--data"]), (val.main, ["--data"]), (detect.main, ["--source"])],
+    ids=["train", "val", "detect"],
+)
 def test_weights_asked_for_by_name_are_fetched(tiny_data, nowhere, attempts, main, extra):
     """The control: this is how an attempt shows. Where it fails, one line says what to do."""
     where = tiny_data if extra == ["--data"] else tiny_data.parent / "images" / "val"
@@ -82,8 +86,10 @@ def absent_data(tmp_path, monkeypatch):
     monkeypatch.setattr(acquire, "ROOT", tmp_path / "project")
     monkeypatch.setenv("ANCHORAGE_DATASETS", str(tmp_path / "mine"))
     file = tmp_path / "set.yaml"
-    file.write_text("path: ../datasets/coco128\ntrain: images/a\nval: images/a\nnames: [a]\n"
-                    "download: https://example.org/coco128.zip\n")
+    file.write_text(
+        "path: ../datasets/coco128\ntrain: images/a\nval: images/a\nnames: [a]\n"
+        "download: https://example.org/coco128.zip\n"
+    )
     return file
 
 

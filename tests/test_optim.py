@@ -88,8 +88,10 @@ def test_lists_that_are_kept_are_those_of_each_step():
     ours = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), nn.Linear(3, 2))
     theirs = copy.deepcopy(ours)
     fast = build_optimizer(ours[:3], lr=0.1, momentum=0.9, weight_decay=0.01)
-    groups = [{"params": group, "weight_decay": 0.01 * (key == "weight")}
-              for key, group in parameter_groups(theirs[:3]).items()]
+    groups = [
+        {"params": group, "weight_decay": 0.01 * (key == "weight")}
+        for key, group in parameter_groups(theirs[:3]).items()
+    ]
     slow = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, foreach=False, fused=False)
     for step in range(24):
         if step == 8:
@@ -109,8 +111,9 @@ def test_lists_that_are_kept_are_those_of_each_step():
         slow.step()
         for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
-    momenta = [[values["momentum_buffer"] for values in optimizer.state_dict()["state"].values()]
-               for optimizer in (fast, slow)]
+    momenta = [
+        [values["momentum_buffer"] for values in optimizer.state_dict()["state"].values()] for optimizer in (fast, slow)
+    ]
     torch.testing.assert_close(*momenta, rtol=1e-5, atol=1e-6)
 
 

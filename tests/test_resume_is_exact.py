@@ -29,23 +29,39 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [
-    # pictures of several sizes, drawn by weight, mixed; another number of workers in each life
-    ["--kills", "6", "--epochs", "5", "--batch-size", "16", "--workers", "any", "--multi-scale", "--image-weights"],
-    # gradients over several batches, saved in the middle of epochs, also when signals ask for it
-    ["--kills", "5", "--epochs", "3", "--batch-size", "16", "--pictures", "96", "--signals", "KILL,TERM,USR1,INT"],
-], ids=["everything at random", "accumulation"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        # pictures of several sizes, drawn by weight, mixed; another number of workers in each life
+        ["--kills", "6", "--epochs", "5", "--batch-size", "16", "--workers", "any", "--multi-scale", "--image-weights"],
+        # gradients over several batches, saved in the middle of epochs, also when signals ask for it
+        ["--kills", "5", "--epochs", "3", "--batch-size", "16", "--pictures", "96", "--signals", "KILL,TERM,USR1,INT"],
+    ],
+    ids=["everything at random", "accumulation"],
+)
 def test_killed_runs_lose_nothing(flags):
-    done = subprocess.run([sys.executable, "tests/kill_and_resume.py", "--fork", *flags], cwd=ROOT, capture_output=True,
-                          text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "tests/kill_and_resume.py", "--fork", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0 and f"{flags[1]} kills, 0 differences" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.slow
 def test_two_processes_that_were_killed_lose_nothing():
     flags = ["--processes", "2", "--kills", "2", "--epochs", "6", "--pictures", "32", "--workers", "1"]
-    done = subprocess.run([sys.executable, "tests/kill_and_resume.py", *flags], cwd=ROOT, capture_output=True,
-                          text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, "tests/kill_and_resume.py", *flags],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0 and "2 kills, 0 differences" in done.stdout, done.stdout + done.stderr
 
 
@@ -53,9 +69,32 @@ def test_two_processes_that_were_killed_lose_nothing():
 
 
 def arguments(data, cfg, folder, *extra, epochs=2):
-    return ["--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8", "--epochs", str(epochs),
-            "--workers", "0", "--device", "cpu", "--amp", "off", "--noplots", "--project", str(folder), "--name", "run",
-            "--nbs", "64", *extra]
+    return [
+        "--data",
+        str(data),
+        "--cfg",
+        str(cfg),
+        "--imgsz",
+        "64",
+        "--batch-size",
+        "8",
+        "--epochs",
+        str(epochs),
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--amp",
+        "off",
+        "--noplots",
+        "--project",
+        str(folder),
+        "--name",
+        "run",
+        "--nbs",
+        "64",
+        *extra,
+    ]
 
 
 def state_of(run: Path) -> dict:
@@ -91,9 +130,17 @@ def copy(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "elsewhere" / "run"))
 
 
-@pytest.mark.parametrize("extra", [["--optimizer", "AdamW", "--cache"], ["--rect", "--cos-lr", "--freeze", "3"],
-                                   ["--quad"], ["--amp", "bf16", "--patience", "1"], ["--noval", "--nosave"]],
-                         ids=" ".join)
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--optimizer", "AdamW", "--cache"],
+        ["--rect", "--cos-lr", "--freeze", "3"],
+        ["--quad"],
+        ["--amp", "bf16", "--patience", "1"],
+        ["--noval", "--nosave"],
+    ],
+    ids=" ".join,
+)
 def test_stopped_in_the_middle_of_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch, extra):
     extra = ["--nbs", "8", *extra]  # an optimizer step for each batch
     train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole", *extra))
@@ -141,7 +188,8 @@ def test_a_run_is_extended_exactly(copy, tmp_path, monkeypatch, capsys):
 
 
 def test_an_interrupted_run_in_whose_folder_another_begins_can_still_be_gone_on_with(
-        tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
+    tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys
+):
     words = ["--nbs", "8", "--exist-ok", "--save-period", "1"]
     train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole", *words))
     words = arguments(tiny_data, tiny_cfg, tmp_path / "part", *words)
@@ -228,12 +276,31 @@ def test_a_moved_data_set_is_gone_on_with_exactly(copy, tiny_data, tmp_path, cap
 
 
 def test_what_changed_is_listed_and_what_makes_it_inexact(copy, capsys):
-    train.main(["--resume", str(copy), "--epochs", "3", "--batch-size", "4", "--imgsz", "96", "--workers", "1",
-                "--optimizer", "Adam"])
+    train.main(
+        [
+            "--resume",
+            str(copy),
+            "--epochs",
+            "3",
+            "--batch-size",
+            "4",
+            "--imgsz",
+            "96",
+            "--workers",
+            "1",
+            "--optimizer",
+            "Adam",
+        ]
+    )
     printed = capsys.readouterr().out
-    for line in ("--epochs 2 -> 3", "--batch-size 8 -> 4", "--imgsz 64 -> 96", "--workers 0 -> 1",
-                 "--optimizer SGD -> Adam",
-                 "from here on the run differs from one that never stopped (batch_size, epochs, imgsz, optimizer)"):
+    for line in (
+        "--epochs 2 -> 3",
+        "--batch-size 8 -> 4",
+        "--imgsz 64 -> 96",
+        "--workers 0 -> 1",
+        "--optimizer SGD -> Adam",
+        "from here on the run differs from one that never stopped (batch_size, epochs, imgsz, optimizer)",
+    ):
         assert f"resume: {line}" in printed
     state = state_of(copy)
     assert (state["epoch"], state["iteration"]) == (3, 18)  # three epochs of six steps of four pictures
@@ -241,8 +308,19 @@ def test_what_changed_is_listed_and_what_makes_it_inexact(copy, capsys):
 
 def test_other_surroundings_are_named(copy, capsys):
     content = state_of(copy)
-    around = {"processes": 2, "device": "NVIDIA X", "threads": 99, "torch": "1.0", "data": "another", "polygons": "p",
-              "validation": "v", "precision": "float16", "cpu": "Z80", "opencv": "3.0", "numpy": "1.0"}
+    around = {
+        "processes": 2,
+        "device": "NVIDIA X",
+        "threads": 99,
+        "torch": "1.0",
+        "data": "another",
+        "polygons": "p",
+        "validation": "v",
+        "precision": "float16",
+        "cpu": "Z80",
+        "opencv": "3.0",
+        "numpy": "1.0",
+    }
     content["surroundings"] |= around
     write_checkpoint(copy / "weights" / "last.pt", {key: value for key, value in content.items() if key != "anchorage"})
     train.main(["--resume", str(copy), "--epochs", "3"])
@@ -298,18 +376,26 @@ def test_a_device_that_is_not_here_says_what_to_add(copy):
 
 def test_a_state_with_a_gradient_scale_goes_on_without_one(copy):
     content = state_of(copy)
-    content["scaler"] = {"scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 2000,
-                         "_growth_tracker": 3}
+    content["scaler"] = {
+        "scale": 65536.0,
+        "growth_factor": 2.0,
+        "backoff_factor": 0.5,
+        "growth_interval": 2000,
+        "_growth_tracker": 3,
+    }
     write_checkpoint(copy / "weights" / "last.pt", content)
     train.main(["--resume", str(copy), "--epochs", "3"])
     assert state_of(copy)["scaler"] == {}
 
 
-@pytest.mark.parametrize("extra, message", [
-    (["--cfg", "yolov5s.yaml"], "leave --cfg out"),
-    (["--weights", "other.pt"], "leave --weights out"),
-    (["--single-cls"], "a model of 2 classes, but .* names 1"),
-])
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        (["--cfg", "yolov5s.yaml"], "leave --cfg out"),
+        (["--weights", "other.pt"], "leave --weights out"),
+        (["--single-cls"], "a model of 2 classes, but .* names 1"),
+    ],
+)
 def test_what_cannot_change_is_refused(copy, extra, message):
     with pytest.raises(UserError, match=message) as wrong:
         train.main(["--resume", str(copy), "--epochs", "3", *extra])
@@ -326,13 +412,16 @@ def test_weights_for_use_cannot_be_resumed(copy):
         train.main(["--resume", str(copy / "weights" / "best.pt")])
 
 
-@pytest.mark.parametrize("step, epoch, before, now, expected", [
-    (0, 0, None, 10, (0, 0)),  # nothing known of before
-    (4, 2, 10, 10, (4, 24)),  # as before
-    (4, 2, 10, 5, (2, 12)),  # batches of twice the size
-    (10, 2, 10, 3, (3, 9)),  # all batches done, the validation not
-    (1, 0, 3, 100, (33, 33)),
-])
+@pytest.mark.parametrize(
+    "step, epoch, before, now, expected",
+    [
+        (0, 0, None, 10, (0, 0)),  # nothing known of before
+        (4, 2, 10, 10, (4, 24)),  # as before
+        (4, 2, 10, 5, (2, 12)),  # batches of twice the size
+        (10, 2, 10, 3, (3, 9)),  # all batches done, the validation not
+        (1, 0, 3, 100, (33, 33)),
+    ],
+)
 def test_the_place_within_an_epoch_is_kept(step, epoch, before, now, expected):
     assert rescaled(step, epoch, before, now) == expected
 
@@ -351,5 +440,7 @@ def test_a_single_changed_number_is_found(copy, tmp_path):
     with open(other / "results.csv", "a") as file:
         file.write(" ")
     assert differences(copy, other) == [
-        f"weights/last.pt: /optimizer/state/{key}/momentum_buffer", "weights/last.pt: /stopper/best_epoch",
-        "results.csv"]
+        f"weights/last.pt: /optimizer/state/{key}/momentum_buffer",
+        "weights/last.pt: /stopper/best_epoch",
+        "results.csv",
+    ]

@@ -37,8 +37,19 @@ def test_a_resumed_run_takes_the_place_of_epochs_it_repeats(tmp_path):
 GOOD = ",".join(f"{value:>20}" for value in [0] + [0.25] * 13).encode()
 
 
-@pytest.mark.parametrize("damage", [b"\0" * 500, b"\xff\xfe,\x80", b"x" * 200_000, b'"' + b"1," * 13,
-                                    b",".join([b"1"] * 13), b"\xc2\xb2" + b",1" * 13, b"2" + b",x" * 13], ids=range(7))
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\0" * 500,
+        b"\xff\xfe,\x80",
+        b"x" * 200_000,
+        b'"' + b"1," * 13,
+        b",".join([b"1"] * 13),
+        b"\xc2\xb2" + b",1" * 13,
+        b"2" + b",x" * 13,
+    ],
+    ids=range(7),
+)
 def test_damaged_rows_cost_themselves_and_a_line(tmp_path, capsys, damage):
     file = tmp_path / "results.csv"
     file.write_bytes(b"epoch\n" + GOOD + b"\n" + damage + b"\n" + GOOD.replace(b" 0,", b" 2,") + b"\n")

@@ -14,7 +14,17 @@ from data.scripts import make_shapes as making
 from data.scripts import shapes_drawing as drawing
 from data.scripts.make_shapes import make_shapes
 from data.scripts.shapes_drawing import (
-    EXTENTS, MAX_OBJECTS, MIN_SIDE, MIN_VISIBLE, NAMES, PICTURE_SIZES, SHAPES, Scene, add_object, draw_picture, stroke,
+    EXTENTS,
+    MAX_OBJECTS,
+    MIN_SIDE,
+    MIN_VISIBLE,
+    NAMES,
+    PICTURE_SIZES,
+    SHAPES,
+    Scene,
+    add_object,
+    draw_picture,
+    stroke,
 )
 from data.scripts.shapes_textures import BACKGROUNDS, COATS, color, pixels, wave
 from utils.errors import UserError
@@ -81,8 +91,12 @@ def test_pixels_are_the_same_on_every_machine():
 
 def test_folders_names_and_record(small_set):
     names = set(contents(small_set))
-    expected = {f"{kind}/{split}/{index:05d}.{suffix}" for split, count in (("train", 5), ("val", 3))
-                for index in range(count) for kind, suffix in (("images", "jpg"), ("labels", "txt"))}
+    expected = {
+        f"{kind}/{split}/{index:05d}.{suffix}"
+        for split, count in (("train", 5), ("val", 3))
+        for index in range(count)
+        for kind, suffix in (("images", "jpg"), ("labels", "txt"))
+    }
     assert names == expected | {making.RECORD}
     record = json.loads((small_set / making.RECORD).read_text())
     assert record == {"shapes": making.VERSION, "seed": 3, "train": 5, "val": 3}
@@ -130,8 +144,9 @@ def flat_scene(height: int = 300, width: int = 400) -> Scene:
 def test_box_is_tight_around_a_single_object(monkeypatch):
     """Painted white on grey without a shadow, the pixels more than half covered span the box exactly."""
     monkeypatch.setattr(drawing, "shadow", lambda *_, **__: None)
-    monkeypatch.setattr(drawing, "coat",
-                        lambda rng, ground, u, v, depth, kind: np.full((3, *depth.shape), 255, np.float32))
+    monkeypatch.setattr(
+        drawing, "coat", lambda rng, ground, u, v, depth, kind: np.full((3, *depth.shape), 255, np.float32)
+    )
     seen = set()
     for seed in range(80):
         scene = flat_scene()
@@ -181,12 +196,15 @@ def test_a_covered_part_is_not_boxed():
     assert scene.boxes() == [(0, 50, 50, 130, 150)] and scene.visible == [8000]
 
 
-@pytest.mark.parametrize(("kind", "area"), [
-    (0, np.pi * 0.92**2),  # circle
-    (1, 1.52**2),  # square, less its corners
-    (2, 3 * 3**0.5 / 4),  # triangle in the unit circle, less its corners
-    (7, 2 * 2 * 0.95 * 0.54 - 0.54**2),  # cross with the middle width of arm
-])
+@pytest.mark.parametrize(
+    ("kind", "area"),
+    [
+        (0, np.pi * 0.92**2),  # circle
+        (1, 1.52**2),  # square, less its corners
+        (2, 3 * 3**0.5 / 4),  # triangle in the unit circle, less its corners
+        (7, 2 * 2 * 0.95 * 0.54 - 0.54**2),  # cross with the middle width of arm
+    ],
+)
 def test_shapes_have_the_area_geometry_gives(kind, area):
     x, y = pixels((400, 400))
     measured = float((SHAPES[kind](x / 200 - 1, y / 200 - 1, rng_of(0)) < 0).mean()) * 4

@@ -25,8 +25,24 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def arguments(data, cfg, folder, *extra):
-    return ["--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8", "--device", "cpu",
-            "--amp", "off", "--noplots", "--project", str(folder), *extra]
+    return [
+        "--data",
+        str(data),
+        "--cfg",
+        str(cfg),
+        "--imgsz",
+        "64",
+        "--batch-size",
+        "8",
+        "--device",
+        "cpu",
+        "--amp",
+        "off",
+        "--noplots",
+        "--project",
+        str(folder),
+        *extra,
+    ]
 
 
 @pytest.fixture
@@ -52,10 +68,22 @@ def scans(monkeypatch) -> list:
 
 @pytest.mark.slow
 def test_trainings_started_at_the_same_moment_do_not_meet(own_data, tiny_cfg, tmp_path):
-    command = [sys.executable, "train.py",
-               *arguments(own_data, tiny_cfg, tmp_path / "runs", "--epochs", "1", "--workers", "0")]
-    together = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                 env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
+    command = [
+        sys.executable,
+        "train.py",
+        *arguments(own_data, tiny_cfg, tmp_path / "runs", "--epochs", "1", "--workers", "0"),
+    ]
+    together = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(2)
+    ]
     printed = [process.communicate(timeout=300)[0] for process in together]
     assert [process.returncode for process in together] == [0, 0], printed
     folders = {re.search(r"Logging to (.*)", text).group(1) for text in printed}
@@ -67,21 +95,34 @@ def test_trainings_started_at_the_same_moment_do_not_meet(own_data, tiny_cfg, tm
 
 
 def test_a_cache_written_by_many_at_once_holds(own_data, monkeypatch):
-    code = ("import sys; from utils.labels import load_index; "
-            "print(len(load_index(sys.argv[1], 2, progress=False).labels))")
+    code = (
+        "import sys; from utils.labels import load_index; print(len(load_index(sys.argv[1], 2, progress=False).labels))"
+    )
     folder = own_data.parent / "images" / "train"
-    together = [subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-                for _ in range(4)]
+    together = [
+        subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
     counts = {process.communicate(timeout=120)[0].strip() for process in together}
     seen = scans(monkeypatch)
     assert counts == {str(len(scan(own_data).labels))} and not seen
 
 
 def test_a_folder_in_use_is_not_trained_in_twice(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", "import sys; from pathlib import Path; "
-                               "from utils.runfolder import lock_folder; f = lock_folder(Path(sys.argv[1])); "
-                               "print('held', flush=True); input()", str(tmp_path)],
-                              cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; "
+            "from utils.runfolder import lock_folder; f = lock_folder(Path(sys.argv[1])); "
+            "print('held', flush=True); input()",
+            str(tmp_path),
+        ],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert holder.stdout.readline() == "held\n"
     with pytest.raises(UserError, match="another process is training in this folder"):
         RunFolder(tmp_path)
@@ -98,8 +139,9 @@ def test_a_change_of_anything_leads_to_a_new_scan(own_data, monkeypatch, change)
     seen = scans(monkeypatch)
     scan(own_data)
     assert not seen
-    label, picture = (own_data.parent / kind / "train" / name
-                      for kind, name in (("labels", "0.txt"), ("images", "0.png")))
+    label, picture = (
+        own_data.parent / kind / "train" / name for kind, name in (("labels", "0.txt"), ("images", "0.png"))
+    )
     before = label.stat()
     if change.startswith("label"):
         text = label.read_text()
@@ -123,8 +165,9 @@ def test_a_read_only_data_set_trains(own_data, tiny_cfg, tmp_path, monkeypatch):
         os.chmod(folder, 0o555)
     try:
         for _ in range(2):
-            train.main(arguments(own_data, tiny_cfg, tmp_path / "runs", "--epochs", "1", "--workers", "0",
-                                 "--cache", "disk"))
+            train.main(
+                arguments(own_data, tiny_cfg, tmp_path / "runs", "--epochs", "1", "--workers", "0", "--cache", "disk")
+            )
     finally:
         for folder, _, _ in os.walk(own_data.parent):
             os.chmod(folder, 0o755)

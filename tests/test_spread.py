@@ -56,8 +56,9 @@ def test_work_that_waits_is_given_to_more_workers_than_there_are_cores(tmp_path,
     def workers(waiting: float, busy: float, others: float = 0.0, more: int = 60) -> int:
         return len(set(spread(one, [(waiting, busy, others)] + [(0.0, 0.0, 0.0)] * more, heavy=True)))
 
-    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clocks["wall"],
-                                                        process_time=lambda: clocks["cores"]))
+    monkeypatch.setattr(
+        module, "time", SimpleNamespace(perf_counter=lambda: clocks["wall"], process_time=lambda: clocks["cores"])
+    )
     monkeypatch.setattr(module, "SCHEDULER", tmp_path / "schedstat")
     monkeypatch.setattr(os, "cpu_count", lambda: 2), monkeypatch.setattr(module, "MAX_WAITING", MAX_WAITING)
     tell()

@@ -116,16 +116,31 @@ DETECT = """
 """
 # What differs from the tables above, each with a row in the README's table.
 DIFFERENT = {
-    "train": {"--data": ("str", "data/shapes.yaml"), "--bucket": None, "--entity": None, "--upload_dataset": None,
-              "--bbox_interval": None, "--evolve": ("int?", "0"), "--resume_evolve": ("str", "")},
+    "train": {
+        "--data": ("str", "data/shapes.yaml"),
+        "--bucket": None,
+        "--entity": None,
+        "--upload_dataset": None,
+        "--bbox_interval": None,
+        "--evolve": ("int?", "0"),
+        "--resume_evolve": ("str", ""),
+    },
     "val": {"--data": ("str", "data/shapes.yaml")},
     "detect": {},
 }
 ADDED = {
-    "train": {"--save-minutes": ("float", "10.0"), "--amp": ("str", "auto"), "--compile": ("flag", ""),
-              "--nbs": ("int", "0"), "--evolve-workers": ("int", "0"), "--evolve-storage": ("str", ""),
-              "--evolve-prune": ("flag", ""), "--evolve-fraction": ("float", "1.0"),
-              "--evolve-timeout": ("float", "0.0"), "--score-only": ("flag", "")},
+    "train": {
+        "--save-minutes": ("float", "10.0"),
+        "--amp": ("str", "auto"),
+        "--compile": ("flag", ""),
+        "--nbs": ("int", "0"),
+        "--evolve-workers": ("int", "0"),
+        "--evolve-storage": ("str", ""),
+        "--evolve-prune": ("flag", ""),
+        "--evolve-fraction": ("float", "1.0"),
+        "--evolve-timeout": ("float", "0.0"),
+        "--score-only": ("flag", ""),
+    },
     "val": {"--annotations": ("str", "")},
     "detect": {},
 }
@@ -189,7 +204,10 @@ def test_the_optional_values_of_flags():
     """What a flag stands for when it is given without its value."""
     known = add_flags(SuggestingParser(), TrainOptions)._option_string_actions
     assert {name: known[name].const for name in ("--resume", "--cache", "--evolve")} == {
-        "--resume": True, "--cache": "ram", "--evolve": 300}
+        "--resume": True,
+        "--cache": "ram",
+        "--evolve": 300,
+    }
     assert known["--cache"].choices == ["ram", "disk", "val", "off"]
     assert known["--optimizer"].choices == ["SGD", "Adam", "AdamW"]
     tasks = add_flags(SuggestingParser(), ValOptions)._option_string_actions["--task"].choices

@@ -29,9 +29,32 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def run(data, cfg, folder, *extra, epochs=2):
     """Train and return the run's folder."""
-    train.main(["--data", str(data), "--cfg", str(cfg), "--imgsz", "64", "--batch-size", "8", "--epochs", str(epochs),
-                "--workers", "0", "--device", "cpu", "--amp", "off", "--project", str(folder), "--name", "run",
-                "--exist-ok", *extra])
+    train.main(
+        [
+            "--data",
+            str(data),
+            "--cfg",
+            str(cfg),
+            "--imgsz",
+            "64",
+            "--batch-size",
+            "8",
+            "--epochs",
+            str(epochs),
+            "--workers",
+            "0",
+            "--device",
+            "cpu",
+            "--amp",
+            "off",
+            "--project",
+            str(folder),
+            "--name",
+            "run",
+            "--exist-ok",
+            *extra,
+        ]
+    )
     return Path(folder) / "run"
 
 
@@ -87,8 +110,10 @@ def test_learning_rates_follow_the_schedule(finished):
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny_data, tiny_cfg, tmp_path):
-    a, b, c = (run(tiny_data, tiny_cfg, tmp_path / name, "--noplots", "--seed", seed)
-               for name, seed in (("a", "1"), ("b", "1"), ("c", "2")))
+    a, b, c = (
+        run(tiny_data, tiny_cfg, tmp_path / name, "--noplots", "--seed", seed)
+        for name, seed in (("a", "1"), ("b", "1"), ("c", "2"))
+    )
     assert (a / "results.csv").read_bytes() == (b / "results.csv").read_bytes() != (c / "results.csv").read_bytes()
 
 
@@ -120,7 +145,8 @@ def test_transfer_says_how_much_came_over(finished, tiny_data, tiny_cfg, tmp_pat
 
 
 def test_weights_whose_anchors_are_replaced_are_pointed_out(
-        finished, tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
+    finished, tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(train, "fit_model_anchors", lambda *_: True)
     best = str(finished / "weights" / "best.pt")
     for words, expected in (["--weights", best], True), ([], False):
@@ -138,11 +164,28 @@ def test_frozen_layers_keep_weights_and_batch_statistics(finished, tiny_data, ti
     assert not torch.equal(before["model.24.m.0.weight"].float(), after["model.24.m.0.weight"])
 
 
-@pytest.mark.parametrize("extra", [
-    ["--rect"], ["--multi-scale"], ["--quad"], ["--single-cls"], ["--image-weights"], ["--cache"], ["--cache", "disk"],
-    ["--optimizer", "AdamW"], ["--label-smoothing", "0.1"], ["--amp", "bf16"], ["--noval"], ["--nosave"],
-    ["--workers", "2"], ["--noautoanchor"], ["--hyp", "hyp.scratch-high.yaml"], ["--freeze", "0", "3"],
-], ids=" ".join)
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--rect"],
+        ["--multi-scale"],
+        ["--quad"],
+        ["--single-cls"],
+        ["--image-weights"],
+        ["--cache"],
+        ["--cache", "disk"],
+        ["--optimizer", "AdamW"],
+        ["--label-smoothing", "0.1"],
+        ["--amp", "bf16"],
+        ["--noval"],
+        ["--nosave"],
+        ["--workers", "2"],
+        ["--noautoanchor"],
+        ["--hyp", "hyp.scratch-high.yaml"],
+        ["--freeze", "0", "3"],
+    ],
+    ids=" ".join,
+)
 def test_every_option_trains(tiny_data, tiny_cfg, tmp_path, extra):
     folder = run(tiny_data, tiny_cfg, tmp_path, "--noplots", *extra, epochs=1)
     row = results(folder)[0]
@@ -150,8 +193,9 @@ def test_every_option_trains(tiny_data, tiny_cfg, tmp_path, extra):
     assert (folder / "weights" / "best.pt").is_file()
 
 
-@pytest.mark.parametrize("cores, readers", [(4, "1 data workers"),
-                                            (3, "pictures read between the steps by 2 processes")])
+@pytest.mark.parametrize(
+    "cores, readers", [(4, "1 data workers"), (3, "pictures read between the steps by 2 processes")]
+)
 def test_who_reads_the_pictures(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys, cores, readers):
     """Ahead, if the model leaves cores free; and the weights are the same."""
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
@@ -164,9 +208,19 @@ def test_who_reads_the_pictures(tiny_data, tiny_cfg, tmp_path, monkeypatch, caps
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("threads, launched, evolving, cores", [
-    (8, 1, 1, 8), (9, 1, 1, 8), (7, 1, 1, None), (2, 4, 1, 2), (2, 3, 1, None), (2, 1, 4, 2), (1, 2, 4, 1),
-    (1, 16, 1, 1)])
+@pytest.mark.parametrize(
+    "threads, launched, evolving, cores",
+    [
+        (8, 1, 1, 8),
+        (9, 1, 1, 8),
+        (7, 1, 1, None),
+        (2, 4, 1, 2),
+        (2, 3, 1, None),
+        (2, 1, 4, 2),
+        (1, 2, 4, 1),
+        (1, 16, 1, 1),
+    ],
+)
 def test_which_cores_read_between_the_steps(monkeypatch, threads, launched, evolving, cores):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
@@ -177,8 +231,9 @@ def test_which_cores_read_between_the_steps(monkeypatch, threads, launched, evol
 
 
 def test_early_stopping_ends_the_run(tiny_data, tiny_cfg, tmp_path, capsys):
-    folder = run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--patience", "1", "--hyp", "hyp.no-augmentation.yaml",
-                 epochs=30)
+    folder = run(
+        tiny_data, tiny_cfg, tmp_path, "--noplots", "--patience", "1", "--hyp", "hyp.no-augmentation.yaml", epochs=30
+    )
     assert len(results(folder)) < 30 and "Stopped" in capsys.readouterr().out
 
 
@@ -188,10 +243,14 @@ def test_image_size_is_rounded_and_said(tiny_data, tiny_cfg, tmp_path, capsys):
     assert read_checkpoint(folder / "weights" / "last.pt")["options"]["imgsz"] == 96
 
 
-@pytest.mark.parametrize("imgsz, says", [
-    (32, "--imgsz 32 is too small for a model of stride 32; using 64"), (64, ""),
-    (70, "--imgsz 70 is not a multiple of the model's stride 32; using 96"),
-])
+@pytest.mark.parametrize(
+    "imgsz, says",
+    [
+        (32, "--imgsz 32 is too small for a model of stride 32; using 64"),
+        (64, ""),
+        (70, "--imgsz 70 is not a multiple of the model's stride 32; using 96"),
+    ],
+)
 def test_why_an_image_size_is_another_one(capsys, imgsz, says):
     round_to_stride(imgsz, 32)
     assert says in capsys.readouterr().out if says else capsys.readouterr().out == ""
@@ -219,19 +278,28 @@ def test_coco_is_measured_at_the_end_as_its_figures_are_published(monkeypatch, c
     group = SimpleNamespace(world_size=1, is_main=True, device="cpu", on_main=lambda work: work())
     data = SimpleNamespace(names={}, spec=SimpleNamespace(is_coco=coco))
     options = SimpleNamespace(single_cls=False, noplots=True)
-    train.finish(SimpleNamespace(distributed=group, options=options, val_loader=None, data=data),
-                 SimpleNamespace(training_over=str), SimpleNamespace(stop_if_asked=None))
+    train.finish(
+        SimpleNamespace(distributed=group, options=options, val_loader=None, data=data),
+        SimpleNamespace(training_over=str),
+        SimpleNamespace(stop_if_asked=None),
+    )
     assert asked == [iou]
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_best_is_the_best_epoch_also_where_only_the_last_is_saved(tiny_data, tiny_cfg, tmp_path, monkeypatch,
-                                                                  interrupted):
+def test_best_is_the_best_epoch_also_where_only_the_last_is_saved(
+    tiny_data, tiny_cfg, tmp_path, monkeypatch, interrupted
+):
     """Also where the state is saved once within the epochs after it."""
     scores, measure = [0.1, 0.4, 0.3, 0.2], train.validate
-    monkeypatch.setattr(train, "validate", lambda run, *rest: SimpleNamespace(
-        **vars(measure(run, *rest)) | {"map50": scores[run.state.epoch], "maps": np.zeros(2),
-                                       "fitness": scores[run.state.epoch]}))
+    monkeypatch.setattr(
+        train,
+        "validate",
+        lambda run, *rest: SimpleNamespace(
+            **vars(measure(run, *rest))
+            | {"map50": scores[run.state.epoch], "maps": np.zeros(2), "fitness": scores[run.state.epoch]}
+        ),
+    )
     hold = RunFolder.hold_best
 
     def hold_then_ask(folder, content):
@@ -249,8 +317,10 @@ def test_best_is_the_best_epoch_also_where_only_the_last_is_saved(tiny_data, tin
     assert (best["epoch"], best["metrics"]["map50"], best["kind"], last["epoch"]) == (2, 0.4, "weights", 4)
 
 
-@pytest.mark.parametrize("extra, message", [(["--freeze", "99"], "--freeze 99: the model has layers 0 to 24"),
-                                            (["--amp", "fp16"], "--amp fp16 needs a GPU")])
+@pytest.mark.parametrize(
+    "extra, message",
+    [(["--freeze", "99"], "--freeze 99: the model has layers 0 to 24"), (["--amp", "fp16"], "--amp fp16 needs a GPU")],
+)
 def test_mistakes_end_an_evolution_before_it_begins(tiny_data, tiny_cfg, tmp_path, capsys, extra, message):
     with pytest.raises(UserError, match=message):
         run(tiny_data, tiny_cfg, tmp_path, "--evolve", "2", *extra)
@@ -272,9 +342,15 @@ def test_best_is_written_where_a_run_ends_by_an_error(tiny_data, tiny_cfg, tmp_p
 
 
 def test_a_run_from_scratch_does_not_say_that_it_had_weights(finished, tiny_data, tiny_cfg, tmp_path):
-    for folder, weights in ((finished, ""), (run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--weights",
-                                                 str(finished / "weights" / "best.pt"), epochs=1),
-                                             str(finished / "weights" / "best.pt"))):
+    for folder, weights in (
+        (finished, ""),
+        (
+            run(
+                tiny_data, tiny_cfg, tmp_path, "--noplots", "--weights", str(finished / "weights" / "best.pt"), epochs=1
+            ),
+            str(finished / "weights" / "best.pt"),
+        ),
+    ):
         kept = yaml.safe_load((folder / "opt.yaml").read_text())
         assert (kept["weights"], kept["cfg"]) == (weights, str(tiny_cfg))
         assert read_checkpoint(folder / "weights" / "last.pt")["options"]["weights"] == weights
@@ -309,20 +385,23 @@ def test_a_resumed_run_keeps_its_checkpoints(tiny_data, tiny_cfg, tmp_path, caps
     assert "left aside" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("extra, message", [
-    (["--data", "absent.yaml"], "--data absent.yaml: no such data set YAML"),
-    (["--hyp", "absent.yaml"], "--hyp absent.yaml: no such file"),
-    (["--hyp", "hyp.scratch-lo.yaml"], "no such file, here or in .*; did you mean hyp.scratch-low.yaml?"),
-    (["--weights", "yolov5n.yaml"], "yolov5n.yaml: a model YAML has no weights: give it as --cfg yolov5n.yaml"),
-    (["--cfg", "absent.yaml"], "absent.yaml: no such model file"),
-    (["--weights", "absent.pt"], "absent.pt"),
-    (["--device", "7"], "--device 7: this machine has"),
-    (["--amp", "fp16"], "--amp fp16 needs a GPU"),
-    (["--freeze", "99"], "--freeze 99: the model has layers 0 to 24"),
-    (["--freeze", "25"], "--freeze 25: no layer is left to train"),
-    (["--seed", "-1"], "--seed -1: 0 or more"),
-    (["--resume", "absent"], "--resume absent: no checkpoint"),
-])
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        (["--data", "absent.yaml"], "--data absent.yaml: no such data set YAML"),
+        (["--hyp", "absent.yaml"], "--hyp absent.yaml: no such file"),
+        (["--hyp", "hyp.scratch-lo.yaml"], "no such file, here or in .*; did you mean hyp.scratch-low.yaml?"),
+        (["--weights", "yolov5n.yaml"], "yolov5n.yaml: a model YAML has no weights: give it as --cfg yolov5n.yaml"),
+        (["--cfg", "absent.yaml"], "absent.yaml: no such model file"),
+        (["--weights", "absent.pt"], "absent.pt"),
+        (["--device", "7"], "--device 7: this machine has"),
+        (["--amp", "fp16"], "--amp fp16 needs a GPU"),
+        (["--freeze", "99"], "--freeze 99: the model has layers 0 to 24"),
+        (["--freeze", "25"], "--freeze 25: no layer is left to train"),
+        (["--seed", "-1"], "--seed -1: 0 or more"),
+        (["--resume", "absent"], "--resume absent: no checkpoint"),
+    ],
+)
 def test_a_users_mistake_is_one_line_and_leaves_nothing(tiny_data, tiny_cfg, tmp_path, capsys, extra, message):
     with pytest.raises(UserError, match=message) as wrong:
         run(tiny_data, tiny_cfg, tmp_path, *extra)
@@ -332,8 +411,9 @@ def test_a_users_mistake_is_one_line_and_leaves_nothing(tiny_data, tiny_cfg, tmp
 
 @pytest.mark.slow
 def test_a_mistake_ends_the_program_with_one_line_and_code_1():
-    done = subprocess.run([sys.executable, "train.py", "--data", "absent.yaml"], cwd=ROOT, capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [sys.executable, "train.py", "--data", "absent.yaml"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert done.stderr.strip().startswith("error: --data absent.yaml") and len(done.stderr.strip().splitlines()) == 1
 

@@ -54,11 +54,7 @@ def make_batch(numbers, labels):
 
 
 LABELS = {0: [(0, 5.0, 5, 20, 20)], 1: [(1, 10.0, 8, 40, 25), (0, 2.0, 4, 9, 12)], 2: []}
-FOUND = {
-    0: [(5.0, 5, 20, 20, 0.9, 0)],
-    1: [(10.0, 8, 40, 25, 0.8, 1), (2.0, 4, 9, 12, 0.7, 0)],
-    2: [],
-}
+FOUND = {0: [(5.0, 5, 20, 20, 0.9, 0)], 1: [(10.0, 8, 40, 25, 0.8, 1), (2.0, 4, 9, 12, 0.7, 0)], 2: []}
 
 
 def batches():
@@ -218,8 +214,22 @@ def tiny_weights(tmp_path_factory, tiny_cfg):
 
 @pytest.fixture
 def val_args(tiny_weights, tiny_data, tmp_path):
-    return ["--weights", str(tiny_weights), "--data", str(tiny_data), "--imgsz", "64", "--batch-size", "4",
-            "--workers", "0", "--device", "cpu", "--project", str(tmp_path / "runs")]
+    return [
+        "--weights",
+        str(tiny_weights),
+        "--data",
+        str(tiny_data),
+        "--imgsz",
+        "64",
+        "--batch-size",
+        "4",
+        "--workers",
+        "0",
+        "--device",
+        "cpu",
+        "--project",
+        str(tmp_path / "runs"),
+    ]
 
 
 def test_main_measures_draws_and_says_what_next(val_args, tmp_path, capsys):
@@ -388,7 +398,21 @@ def test_published_weights_on_coco128(reference, monkeypatch, tmp_path):
     if not (weights.is_file() and (data / "coco128").is_dir()):
         pytest.skip("weights or coco128 are absent")
     monkeypatch.setenv("ANCHORAGE_DATASETS", str(data))
-    metrics = val.main(["--weights", str(weights), "--data", "coco128.yaml", "--batch-size", "16", "--workers", "2",
-                        "--device", "cpu", "--project", str(tmp_path)])
+    metrics = val.main(
+        [
+            "--weights",
+            str(weights),
+            "--data",
+            "coco128.yaml",
+            "--batch-size",
+            "16",
+            "--workers",
+            "2",
+            "--device",
+            "cpu",
+            "--project",
+            str(tmp_path),
+        ]
+    )
     got = (metrics.precision, metrics.recall, metrics.map50, metrics.map)
     assert got == pytest.approx((0.586, 0.508, 0.568, 0.365), abs=0.002)

@@ -50,8 +50,10 @@ def _download(missing: MissingData, progress: bool) -> None:
     """
     for url in missing.download:
         if not url.startswith(("http://", "https://")):
-            raise UserError(f"{missing.file}: download: only http(s) addresses of .zip or .tar archives are fetched, "
-                            f"code is never run; get the data by hand and correct `path:`. {missing}")
+            raise UserError(
+                f"{missing.file}: download: only http(s) addresses of .zip or .tar archives are fetched, "
+                f"code is never run; get the data by hand and correct `path:`. {missing}"
+            )
     folder = ROOT / "datasets"
     print(f"{missing.entries} not found in {missing.places}; fetching {', '.join(missing.download)} to {folder}")
     try:

@@ -75,8 +75,9 @@ def _like(boxes: Any, values: Sequence[float]) -> Any:
     return (boxes if boxes.is_floating_point() else boxes.float()).new_tensor(values)
 
 
-def letterbox(image: np.ndarray, shape: int | tuple[int, int], auto: bool = True, scaleup: bool = True,
-              stride: int = 32) -> tuple[np.ndarray, Letterbox]:
+def letterbox(
+    image: np.ndarray, shape: int | tuple[int, int], auto: bool = True, scaleup: bool = True, stride: int = 32
+) -> tuple[np.ndarray, Letterbox]:
     """Fit a picture into `shape` (height, width) with its aspect kept, and fill up with grey on both sides.
 
     `auto` fills up to the next multiple of `stride` only, instead of the whole shape; without `scaleup` pictures are
@@ -92,16 +93,18 @@ def letterbox(image: np.ndarray, shape: int | tuple[int, int], auto: bool = True
     box = Letterbox((height, width), (inner[0] / height, inner[1] / width), (top, left))
     image = resize_to(image, inner, smooth=False)
     if any(margin):
-        image = cv2.copyMakeBorder(image, top, margin[0] - top, left, margin[1] - left, cv2.BORDER_CONSTANT,
-                                   value=(GREY,) * 3)
+        image = cv2.copyMakeBorder(
+            image, top, margin[0] - top, left, margin[1] - left, cv2.BORDER_CONSTANT, value=(GREY,) * 3
+        )
     return image, box
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------
 
 
-def place_labels(boxes: np.ndarray, polygons: Polygons, *, gain: tuple[float, float],
-                 pad: tuple[float, float]) -> tuple[np.ndarray, Polygons]:
+def place_labels(
+    boxes: np.ndarray, polygons: Polygons, *, gain: tuple[float, float], pad: tuple[float, float]
+) -> tuple[np.ndarray, Polygons]:
     """Labels as fractions (class, x, y, w, h) -> pixels: fraction * gain + pad, both given along y, x."""
     scale, shift = np.array(gain[::-1], np.float32), np.array(pad[::-1], np.float32)
     placed = np.concatenate([boxes[:, :1], _corners(boxes, scale, shift)], 1).astype(np.float32)
@@ -117,12 +120,21 @@ def _corners(boxes: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndar
 # ---- random perspective ----------------------------------------------------------------------------------------------
 
 
-def draw_warp(canvas: tuple[int, int], output: tuple[int, int], *, settings: AugmentSettings,
-              rng: np.random.Generator) -> Warp:
+def draw_warp(
+    canvas: tuple[int, int], output: tuple[int, int], *, settings: AugmentSettings, rng: np.random.Generator
+) -> Warp:
     """Centre the canvas, then perspective, rotation with scaling, shear, and a shift around the output's middle."""
     s = settings
     px, py, degrees, gain, shear_x, shear_y, tx, ty = rng.uniform(-1.0, 1.0, 8) * (
-        s.perspective, s.perspective, s.degrees, s.scale, s.shear, s.shear, s.translate, s.translate)
+        s.perspective,
+        s.perspective,
+        s.degrees,
+        s.scale,
+        s.shear,
+        s.shear,
+        s.translate,
+        s.translate,
+    )
     scale = max(1.0 + gain, 0.01)
     cos, sin = scale * np.cos(np.radians(degrees)), scale * np.sin(np.radians(degrees))
     perspective = np.array([[1, 0, 0], [0, 1, 0], [px, py, 1]])
@@ -172,8 +184,9 @@ def _colour(image: np.ndarray, region: Box, factors: np.ndarray) -> None:
         margin[:] = min(int(GREY * factors[2]), 255)  # grey has a value, and no hue nor saturation
 
 
-def random_perspective(image: np.ndarray, boxes: np.ndarray, *, polygons: Polygons, settings: AugmentSettings,
-                       rng: np.random.Generator) -> Scene:
+def random_perspective(
+    image: np.ndarray, boxes: np.ndarray, *, polygons: Polygons, settings: AugmentSettings, rng: np.random.Generator
+) -> Scene:
     """Warp a picture and its labels within its own size; labels that hardly remain visible are dropped."""
     warp = draw_warp(image.shape[:2], image.shape[:2], settings=settings, rng=rng)
     return _whole(image, warp, warp.labels(boxes, polygons))
@@ -208,7 +221,7 @@ def mosaic(tiles: Sequence[Tile], size: int, *, settings: AugmentSettings, rng: 
     pastes = settings.copy_paste > 0 and any(len(polygon) for tile in tiles for polygon in tile.polygons)
     region = (0, 0, *canvas) if pastes else warp.visible_region()
     image = np.full((region[3] - region[1], region[2] - region[0], 3), GREY, np.uint8)
-    inside = image[max(-region[1], 0):max(2 * size - region[1], 0), max(-region[0], 0):max(2 * size - region[0], 0)]
+    inside = image[max(-region[1], 0) : max(2 * size - region[1], 0), max(-region[0], 0) : max(2 * size - region[0], 0)]
     shift = max(region[0], 0), max(region[1], 0)  # where in the canvas this begins
     shown, corners = [], []
     for k, tile in enumerate(tiles):  # top left, top right, bottom left, bottom right: each touches the centre
@@ -234,8 +247,9 @@ def _covered_part(region: Box, tiles: Sequence[Tile], corners: Sequence[tuple[in
     return max(left, x1), max(top, y1), min(right, x2), min(bottom, y2)
 
 
-def _place_tile_labels(tiles: Sequence[Tile], corners: Sequence[tuple[int, int]],
-                       side: int) -> tuple[np.ndarray, Polygons]:
+def _place_tile_labels(
+    tiles: Sequence[Tile], corners: Sequence[tuple[int, int]], side: int
+) -> tuple[np.ndarray, Polygons]:
     """Labels of tiles that lie at these corners (left, top) of a square canvas, in its pixels; all tiles in one go.
 
     A label may stick out of its picture: it must not reach into the neighbour, nor out of the canvas.
@@ -245,8 +259,10 @@ def _place_tile_labels(tiles: Sequence[Tile], corners: Sequence[tuple[int, int]]
     frames = np.array([(*tile.shape[::-1], *corner) for tile, corner in zip(tiles, corners)], np.float32)
     low, high = frames[:, 2:].clip(0), (frames[:, 2:] + frames[:, :2]).clip(None, side)  # (tiles, 2) x, y
     outlines = [(k, polygon) for k, tile in enumerate(tiles) for polygon in tile.polygons]
-    polygons = [(polygon * frames[k, :2] + frames[k, 2:]).clip(low[k], high[k]) if len(polygon) else polygon
-                for k, polygon in outlines]
+    polygons = [
+        (polygon * frames[k, :2] + frames[k, 2:]).clip(low[k], high[k]) if len(polygon) else polygon
+        for k, polygon in outlines
+    ]
     of_tile = np.repeat(np.arange(len(tiles)), [len(tile.boxes) for tile in tiles])
     rows = np.concatenate([tile.boxes for tile in tiles])
     placed = _corners(rows, frames[of_tile, :2], frames[of_tile, 2:])
@@ -261,18 +277,19 @@ def _paste(image: np.ndarray, tile: Tile, left: int, top: int) -> bool:
     picture = tile.read(y2 - top) if x1 < x2 and y1 < y2 else None
     if picture is None:
         return False
-    image[y1:y2, x1:x2] = picture[y1 - top:y2 - top, x1 - left:x2 - left]
+    image[y1:y2, x1:x2] = picture[y1 - top : y2 - top, x1 - left : x2 - left]
     return True
 
 
-def copy_paste(image: np.ndarray, boxes: np.ndarray, *, polygons: Polygons, fraction: float,
-               rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, Polygons]:
+def copy_paste(
+    image: np.ndarray, boxes: np.ndarray, *, polygons: Polygons, fraction: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, Polygons]:
     """Paste mirror images of a random `fraction` of the outlined objects at their mirrored places.
 
     A copy that would cover 30 % of any box present, earlier copies included, is left out (Ghiasi et al., 2021).
     """
     outlined = [j for j, polygon in enumerate(polygons) if len(polygon)]
-    chosen = rng.permutation(outlined)[:round(fraction * len(outlined))].tolist()
+    chosen = rng.permutation(outlined)[: round(fraction * len(outlined))].tolist()
     if not chosen:
         return image, boxes, polygons
     source, image, width = image, image.copy(), image.shape[1]
@@ -302,7 +319,7 @@ def _paste_mirrored(image: np.ndarray, source: np.ndarray, polygon: np.ndarray) 
     if mask.size:
         cv2.fillPoly(mask, [points - np.array([x1, y1], np.int32)], 1)
         mirror = mask[:, ::-1].astype(bool)
-        image[y1:y2, width - x2:width - x1][mirror] = source[y1:y2, x1:x2][:, ::-1][mirror]
+        image[y1:y2, width - x2 : width - x1][mirror] = source[y1:y2, x1:x2][:, ::-1][mirror]
 
 
 def mixup(scene: Scene, other: Scene, *, rng: np.random.Generator) -> Scene:

@@ -33,8 +33,9 @@ class BatchKey(NamedTuple):
     filler: bool = False
 
 
-def rect_shapes(shapes: np.ndarray, batch_size: int, *, imgsz: int, stride: int,
-                pad: float) -> tuple[np.ndarray, list[tuple[int, int]]]:
+def rect_shapes(
+    shapes: np.ndarray, batch_size: int, *, imgsz: int, stride: int, pad: float
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Order of the pictures by aspect, (N,), and for each batch in that order the height and width that holds them.
 
     Pictures of equal aspect stay in their order, so that every machine puts the same ones into a batch.
@@ -43,7 +44,7 @@ def rect_shapes(shapes: np.ndarray, batch_size: int, *, imgsz: int, stride: int,
     order = np.argsort(aspect, kind="stable")
     sizes = []
     for start in range(0, len(order), batch_size):
-        flattest, tallest = aspect[order[start:start + batch_size]][[0, -1]].tolist()
+        flattest, tallest = aspect[order[start : start + batch_size]][[0, -1]].tolist()
         ratio = (tallest, 1.0) if tallest < 1 else (1.0, 1 / flattest) if flattest > 1 else (1.0, 1.0)
         sizes.append(tuple(math.ceil(side * imgsz / stride + pad) * stride for side in ratio))
     return order, sizes
@@ -52,15 +53,32 @@ def rect_shapes(shapes: np.ndarray, batch_size: int, *, imgsz: int, stride: int,
 class GlobalBatches(Sampler[BatchKey]):
     """The batches of an epoch, cut into one slice a process; each as the key that its worker needs."""
 
-    def __init__(self, shapes: np.ndarray, *, batch_size: int, imgsz: int, stride: int, pad: float, rect: bool,
-                 shuffle: bool, weighted: bool, quad: bool, training: bool, seed: int, rank: int,
-                 world_size: int) -> None:
+    def __init__(
+        self,
+        shapes: np.ndarray,
+        *,
+        batch_size: int,
+        imgsz: int,
+        stride: int,
+        pad: float,
+        rect: bool,
+        shuffle: bool,
+        weighted: bool,
+        quad: bool,
+        training: bool,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
         self.count, self.batch_size, self.seed = len(shapes), batch_size, seed
         self.shuffle, self.weighted, self.quad, self.training = shuffle, weighted, quad, training
         self.rank, self.world_size = rank, world_size
         self.epoch, self.start_batch, self.weights = 0, 0, None
-        self.rect_order, self.shapes = (rect_shapes(shapes, batch_size, imgsz=imgsz, stride=stride, pad=pad)
-                                        if rect else (None, [(imgsz, imgsz)] * math.ceil(self.count / batch_size)))
+        self.rect_order, self.shapes = (
+            rect_shapes(shapes, batch_size, imgsz=imgsz, stride=stride, pad=pad)
+            if rect
+            else (None, [(imgsz, imgsz)] * math.ceil(self.count / batch_size))
+        )
 
     def __len__(self) -> int:
         last = self.count - (len(self.shapes) - 1) * self.batch_size
@@ -69,7 +87,7 @@ class GlobalBatches(Sampler[BatchKey]):
     def _slice(self, batch: np.ndarray) -> np.ndarray:
         """This process's part of a batch; in training never nothing, since processes step together (see filler)."""
         if self.quad:
-            batch = batch[:len(batch) // (4 * self.world_size) * 4 * self.world_size]
+            batch = batch[: len(batch) // (4 * self.world_size) * 4 * self.world_size]
         if self.training and not self.quad and len(batch) < self.world_size:
             batch = np.resize(batch, self.world_size)
         return np.array_split(batch, self.world_size)[self.rank]
@@ -91,13 +109,19 @@ class GlobalBatches(Sampler[BatchKey]):
         if self.weighted:
             rng = random_stream(self.seed, self.epoch, purpose="partners")
             partners = order[rng.integers(self.count, size=(self.count, PARTNERS))]
-        for number in numbers[self.start_batch:].tolist():
+        for number in numbers[self.start_batch :].tolist():
             start = number * self.batch_size
             batch = np.arange(start, min(start + self.batch_size, self.count))
             rows = self._slice(batch)
             if rows.size:
-                yield BatchKey(self.epoch, order[rows].tolist(), repeats[rows].tolist(), self.shapes[number],
-                               None if partners is None else partners[rows].tolist(), filler=self.rank >= len(batch))
+                yield BatchKey(
+                    self.epoch,
+                    order[rows].tolist(),
+                    repeats[rows].tolist(),
+                    self.shapes[number],
+                    None if partners is None else partners[rows].tolist(),
+                    filler=self.rank >= len(batch),
+                )
 
 
 def count_earlier(values: np.ndarray) -> np.ndarray:

@@ -48,8 +48,11 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self.PLAIN}
-        values |= {"means": torch.as_tensor(self.means).tolist(), "rng": rng_state(),
-                   "model": describe_model(self.model)}
+        values |= {
+            "means": torch.as_tensor(self.means).tolist(),
+            "rng": rng_state(),
+            "model": describe_model(self.model),
+        }
         return values | {name: member.state_dict() for name, member in self.members.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -65,7 +68,6 @@ class TrainState:
         except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"the checkpoint does not fit this run: {reason}; start anew with --weights") from error
-
 
     def _check_plain(self, state: dict[str, Any]) -> None:
         """Raise ValueError where a plain value is of another kind than this state's."""
@@ -205,8 +207,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, zipfile.LargeZipFile, struct.error, RuntimeError, EOFError,
-          OSError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, MemoryError)
+DAMAGE = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    struct.error,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+)
 MAX_PARTS = 1_000_000  # values in a checkpoint, counted as often as they are named
 
 
@@ -219,8 +234,9 @@ def check_extent(content: Any, path: str | Path) -> None:
             raise UserError(f"{path}: refused: the file unfolds to many times its size")
         if isinstance(value, torch.Tensor):
             if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                raise UserError(f"{path}: refused: a tensor of shape {tuple(value.shape)} is larger than what is "
-                                "stored")
+                raise UserError(
+                    f"{path}: refused: a tensor of shape {tuple(value.shape)} is larger than what is stored"
+                )
         elif isinstance(value, dict):
             waiting += value.keys()
             waiting += value.values()

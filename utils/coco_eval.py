@@ -44,7 +44,8 @@ class CocoFigures(NamedTuple):
         """The table that pycocotools prints."""
         return [
             f" Average {part.kind:<9}  ({part.short}) @[ IoU={part.iou:<9} | area={part.area:>6} | "
-            f"maxDets={part.most:>3} ] = {value:.3f}" for part, value in zip(PARTS, self, strict=True)
+            f"maxDets={part.most:>3} ] = {value:.3f}"
+            for part, value in zip(PARTS, self, strict=True)
         ]
 
 
@@ -123,8 +124,13 @@ class GroundTruth(NamedTuple):
             )
 
 
-def coco_figures(truth: GroundTruth, detections: Sequence[Mapping], *, images: Iterable[int | str] | None = None,
-                 by_category: bool = True) -> CocoFigures:
+def coco_figures(
+    truth: GroundTruth,
+    detections: Sequence[Mapping],
+    *,
+    images: Iterable[int | str] | None = None,
+    by_category: bool = True,
+) -> CocoFigures:
     """The figures of `detections`, the rows of a COCO results file: image_id, category_id, bbox x, y, w, h, score.
 
     images: ids of the pictures that count, all if None. by_category: a detection finds labels of its category only,
@@ -190,8 +196,10 @@ def _read_detections(entries: Sequence[Mapping], truth: GroundTruth) -> Boxes:
         score = np.fromiter((entry["score"] for entry in entries), float, len(entries))
     stray = np.flatnonzero(boxes.image < 0)
     if len(stray):
-        raise UserError(f"image_id {entries[stray[0]]['image_id']!r} of a detection is not in the COCO annotations: "
-                        "give those of the same pictures (--annotations)")
+        raise UserError(
+            f"image_id {entries[stray[0]]['image_id']!r} of a detection is not in the COCO annotations: "
+            "give those of the same pictures (--annotations)"
+        )
     return boxes._replace(score=score)
 
 
@@ -218,8 +226,9 @@ def _in_areas(boxes: Boxes) -> np.ndarray:
     return (boxes.area[:, None] >= low) & (boxes.area[:, None] <= high)
 
 
-def _overlapping(found: Boxes, groups: np.ndarray, labels: Boxes, label_groups: np.ndarray,
-                 crowd: np.ndarray) -> _Pairs:
+def _overlapping(
+    found: Boxes, groups: np.ndarray, labels: Boxes, label_groups: np.ndarray, crowd: np.ndarray
+) -> _Pairs:
     """All pairs whose IoU reaches the lowest level, by detection, in blocks of detections to spare memory."""
     first = np.searchsorted(label_groups, groups)
     count = np.searchsorted(label_groups, groups, side="right") - first  # (N,) labels in each detection's group
@@ -247,8 +256,9 @@ def _iou(detected: np.ndarray, labelled: np.ndarray, crowd: np.ndarray) -> np.nd
     return np.divide(shared, whole, out=np.zeros_like(shared), where=(across > 0) & (down > 0))
 
 
-def _match(pairs: _Pairs, rank: np.ndarray, ignored: np.ndarray, crowd: np.ndarray,
-           no_id: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _match(
+    pairs: _Pairs, rank: np.ndarray, ignored: np.ndarray, crowd: np.ndarray, no_id: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Let detections choose in the order of their rank: those with a pair (S,), and what they are (S, L, A).
 
     A detection takes the free label that it overlaps most, an ignored one only if no other is left; crowds stay free.
@@ -280,8 +290,14 @@ def _match(pairs: _Pairs, rank: np.ndarray, ignored: np.ndarray, crowd: np.ndarr
 # Averaging
 
 
-def _average(found: Boxes, rank: np.ndarray, rows: np.ndarray, outcome: np.ndarray, label_category: np.ndarray,
-             ignored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _average(
+    found: Boxes,
+    rank: np.ndarray,
+    rows: np.ndarray,
+    outcome: np.ndarray,
+    label_category: np.ndarray,
+    ignored: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     """AP (K', L, A) and, for each of MOST, AR (K', 3, L, A) of the categories with a box; NaN where no label counts.
 
     found, rank: of the N detections. rows, outcome: of those with a pair, see _match.

@@ -57,8 +57,9 @@ class Compiled(nn.Module):
     def __init__(self, module: nn.Module, *, batch_size: int | None, graphs: bool) -> None:
         super().__init__()
         self.module, self.batch_size, self.replayed = module, batch_size, False
-        self.compiled = torch.compile(module, mode="reduce-overhead" if graphs else None,
-                                      dynamic=None if batch_size is None else False)
+        self.compiled = torch.compile(
+            module, mode="reduce-overhead" if graphs else None, dynamic=None if batch_size is None else False
+        )
         parameters = [parameter for parameter in module.parameters() if graphs and parameter.requires_grad]
         self.hooks = [parameter.register_hook(self._copied) for parameter in parameters]
 
@@ -93,8 +94,11 @@ def faster_model(model: nn.Module, compiled: nn.Module, learn: Learn, batches: S
     """
     try:
         with left_as_it_was(model):
-            plain, fast = seconds_in_turn([lambda batch, side=side: learn(side, batch) for side in (model, compiled)],
-                                          batches, next(model.parameters()).device)
+            plain, fast = seconds_in_turn(
+                [lambda batch, side=side: learn(side, batch) for side in (model, compiled)],
+                batches,
+                next(model.parameters()).device,
+            )
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # no compiler, an operation that it does not know: all sorts of types
@@ -119,8 +123,7 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
         model.zero_grad(set_to_none=True)
 
 
-def seconds_in_turn(sides: Sequence[Callable[[Any], Any]], batches: Sequence[Any],
-                    device: torch.device) -> list[float]:
+def seconds_in_turn(sides: Sequence[Callable[[Any], Any]], batches: Sequence[Any], device: torch.device) -> list[float]:
     """Least time that each side takes for a batch, over rounds where all have their turn: other programs only add."""
     best = [float("inf")] * len(sides)
     for number in range(WARM_UP + ROUNDS):

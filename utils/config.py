@@ -110,14 +110,26 @@ class TrainOptions:
     nbs: int = flag(0, "gradients of about so many pictures make an optimizer step; 0: 64, or less in a short run")
     imgsz: int = flag(640, "train and validation size in pixels", names=["--imgsz", "--img", "--img-size"])
     rect: bool = flag(False, "rectangular training batches, no mosaic, no shuffling")
-    resume: str | bool = flag(False, "go on with the latest run, or with the named run or checkpoint", type=str,
-                              nargs="?", const=True, metavar="RUN")
+    resume: str | bool = flag(
+        False,
+        "go on with the latest run, or with the named run or checkpoint",
+        type=str,
+        nargs="?",
+        const=True,
+        metavar="RUN",
+    )
     nosave: bool = flag(False, "keep only the checkpoints of the last epoch")
     noval: bool = flag(False, "validate only after the last epoch")
     noautoanchor: bool = flag(False, "skip the anchor check")
     noplots: bool = flag(False, "write no pictures")
-    cache: str | None = flag(None, "keep decoded images; left out: in memory if they are small", type=str,
-                             nargs="?", const="ram", choices=["ram", "disk", "val", "off"])
+    cache: str | None = flag(
+        None,
+        "keep decoded images; left out: in memory if they are small",
+        type=str,
+        nargs="?",
+        const="ram",
+        choices=["ram", "disk", "val", "off"],
+    )
     image_weights: bool = flag(False, "draw images by the weights of their classes")
     device: str = flag("", "cpu, 0 or 0,1,2,3; '' takes the first GPU, or the CPU")
     multi_scale: bool = flag(False, "another input size from 50 to 150 percent in each batch")
@@ -139,12 +151,19 @@ class TrainOptions:
     local_rank: int = flag(-1, "accepted for launchers, the environment decides", names=["--local_rank"])
     amp: str = flag("auto", "mixed precision", choices=["auto", "off", "fp16", "bf16"])
     compile: bool = flag(False, "compile the model with torch.compile, if that proves faster")
-    evolve: int = flag(0, "search hyperparameters in N trainings (300 if not given); the same command goes on",
-                       nargs="?", const=300, metavar="N")
-    evolve_population: str = flag("data/hyps", "folder of hyperparameter files to try first besides --hyp",
-                                  names=["--evolve_population"])
-    resume_evolve: str = flag("", "try the individuals of an evolve_population.yaml or evolve.csv first",
-                              names=["--resume_evolve"])
+    evolve: int = flag(
+        0,
+        "search hyperparameters in N trainings (300 if not given); the same command goes on",
+        nargs="?",
+        const=300,
+        metavar="N",
+    )
+    evolve_population: str = flag(
+        "data/hyps", "folder of hyperparameter files to try first besides --hyp", names=["--evolve_population"]
+    )
+    resume_evolve: str = flag(
+        "", "try the individuals of an evolve_population.yaml or evolve.csv first", names=["--resume_evolve"]
+    )
     evolve_workers: int = flag(0, "trainings at a time; 0 takes one for each device")
     evolve_storage: str = flag("", "Optuna study that machines share: postgresql://..., sqlite:///FILE, a journal FILE")
     evolve_prune: bool = flag(False, "stop a generation that falls behind the median of the others")
@@ -270,8 +289,10 @@ class Hyperparameters:
         found = find_file(path, *folders)
         if found is None:
             known = [file.name for folder in folders for file in folder.glob("hyp.*.yaml")]
-            raise UserError(f"--hyp {path}: no such file, here or in {' or '.join(map(str, folders))}"
-                            f"{nearest(Path(path).name, known)}")
+            raise UserError(
+                f"--hyp {path}: no such file, here or in {' or '.join(map(str, folders))}"
+                f"{nearest(Path(path).name, known)}"
+            )
         return found
 
     def to_dict(self) -> dict[str, float]:
@@ -364,8 +385,10 @@ class MissingData(UserError):
         absent = [entry for entry in entries if not any(_resolve(root, entry).exists() for root in roots)]
         self.entries = " and ".join(absent or entries)
         # The places come last: where they are many the line is cut, and what to do must stay.
-        super().__init__(f"{file}: {self.entries} not found; correct `path:` in the YAML, or set ANCHORAGE_DATASETS to "
-                         f"the folder that holds your data sets; looked in {self.places}")
+        super().__init__(
+            f"{file}: {self.entries} not found; correct `path:` in the YAML, or set ANCHORAGE_DATASETS to "
+            f"the folder that holds your data sets; looked in {self.places}"
+        )
 
 
 def _root_candidates(root: str, file: Path, folders: Sequence[Path]) -> list[Path]:

@@ -22,8 +22,19 @@ import torch
 from torch.multiprocessing import reductions
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from utils.augment import (AugmentSettings, Finish, Letterbox, Scene, Tile, draw_finish, letterbox, mixup, mosaic,
-                           place_labels, random_perspective)
+from utils.augment import (
+    AugmentSettings,
+    Finish,
+    Letterbox,
+    Scene,
+    Tile,
+    draw_finish,
+    letterbox,
+    mixup,
+    mosaic,
+    place_labels,
+    random_perspective,
+)
 from utils.batches import PARTNERS, BatchKey, GlobalBatches, random_stream
 from utils.errors import UserError
 from utils.helping import STOPPING, Make, find_helpers
@@ -62,9 +73,20 @@ class DetectionDataset(Dataset):
     flips are drawn, and left to the device. helpers: so many make a batch's samples together with the caller, of
     batches of at most `items` pictures of `room` bytes."""
 
-    def __init__(self, index: LabelIndex, pictures: Pictures, *, settings: AugmentSettings | None, mosaics: bool,
-                 seed: int, quad: bool, unfinished: bool = False, helpers: int = 0, items: int = 0,
-                 room: int = 0) -> None:
+    def __init__(
+        self,
+        index: LabelIndex,
+        pictures: Pictures,
+        *,
+        settings: AugmentSettings | None,
+        mosaics: bool,
+        seed: int,
+        quad: bool,
+        unfinished: bool = False,
+        helpers: int = 0,
+        items: int = 0,
+        room: int = 0,
+    ) -> None:
         self.index, self.pictures, self.settings = index, pictures, settings
         self.mosaics, self.seed, self.quad, self.unfinished = mosaics, seed, quad, unfinished
         self.helpers = find_helpers(helpers, self._make, self._ask_for_files, items, room)
@@ -85,8 +107,14 @@ class DetectionDataset(Dataset):
             images.share_memory_()  # now and not when it is filled: its place on the heap is free again at once
         made = (self.helpers or one_by_one)(self._make, key, images.numpy())
         targets, letterboxes, finishes = map(list, zip(*made))
-        batch = Batch(images, torch.from_numpy(np.concatenate(targets)), [self.index.paths[i] for i in key.indices],
-                      letterboxes, key.filler, torch.tensor(finishes, dtype=torch.float32) if self.unfinished else None)
+        batch = Batch(
+            images,
+            torch.from_numpy(np.concatenate(targets)),
+            [self.index.paths[i] for i in key.indices],
+            letterboxes,
+            key.filler,
+            torch.tensor(finishes, dtype=torch.float32) if self.unfinished else None,
+        )
         return group_in_fours(batch, self._quad_rng(key)) if self.quad else batch
 
     def _make(self, key: BatchKey, k: int, planes: np.ndarray) -> tuple[np.ndarray, Letterbox | None, Finish | None]:
@@ -98,7 +126,7 @@ class DetectionDataset(Dataset):
             rng = random_stream(self.seed, key.epoch, i, key.repeats[k])
             sample = self.augmented(i, key.shape, rng=rng, partners=key.partners and key.partners[k])
         cv2.split(sample.image, list(planes)[::-1])  # BGR rows of pixels -> R, G, B planes, in place
-        return _targets(sample.boxes[:0 if key.filler else None], k, *key.shape), sample.letterbox, sample.finish
+        return _targets(sample.boxes[: 0 if key.filler else None], k, *key.shape), sample.letterbox, sample.finish
 
     def expect(self, key: BatchKey) -> None:
         """Let a helper ask the system for the files of a batch that is made later, since a disk needs no core."""
@@ -128,8 +156,10 @@ class DetectionDataset(Dataset):
 
     def _quad_rng(self, key: BatchKey) -> list[np.random.Generator]:
         """A generator for each four of a batch, from the first of them."""
-        return [random_stream(self.seed, key.epoch, key.indices[k], key.repeats[k], purpose="quad")
-                for k in range(0, len(key.indices), 4)]
+        return [
+            random_stream(self.seed, key.epoch, key.indices[k], key.repeats[k], purpose="quad")
+            for k in range(0, len(key.indices), 4)
+        ]
 
     def plain(self, i: int, shape: tuple[int, int], scaleup: bool = False) -> Sample:
         """Picture i, letterboxed."""
@@ -140,11 +170,12 @@ class DetectionDataset(Dataset):
         height, width = self.index.shapes[i].tolist()
         gain = (inner[0] * box.gain[0], inner[1] * box.gain[1])  # pixels of the picture's whole height and width
         whole = Letterbox((height, width), (gain[0] / height, gain[1] / width), box.pad)
-        labels = self.index.boxes(i)[:0 if picture is None else None]
+        labels = self.index.boxes(i)[: 0 if picture is None else None]
         return Sample(image, place_labels(labels, [], gain=gain, pad=box.pad)[0], whole)
 
-    def augmented(self, i: int, shape: tuple[int, int], *, rng: np.random.Generator,
-                  partners: Sequence[int] | None = None) -> Sample:
+    def augmented(
+        self, i: int, shape: tuple[int, int], *, rng: np.random.Generator, partners: Sequence[int] | None = None
+    ) -> Sample:
         """Picture i in a mosaic or alone, warped, with its colours shifted, flipped."""
         others = self._partners(rng, partners)
         if others is None:
@@ -158,15 +189,22 @@ class DetectionDataset(Dataset):
         return Sample(image, finish.flip_boxes(scene.boxes, shape), None, finish)
 
     def _mosaic(self, four: list[int], size: int, rng: np.random.Generator) -> Scene:
-        tiles = [Tile(self.pictures.shape(i), self.index.boxes(i), self.index.polygons(i),
-                      lambda rows, i=i: self.pictures.read(i, rows)) for i in rng.permutation(four).tolist()]
+        tiles = [
+            Tile(
+                self.pictures.shape(i),
+                self.index.boxes(i),
+                self.index.polygons(i),
+                lambda rows, i=i: self.pictures.read(i, rows),
+            )
+            for i in rng.permutation(four).tolist()
+        ]
         return mosaic(tiles, size, settings=self.settings, rng=rng)
 
     def _warped(self, i: int, shape: tuple[int, int], rng: np.random.Generator) -> Scene:
         sample = self.plain(i, shape, scaleup=True)
         box = sample.letterbox
         gain = box.gain[0] * box.shape[0], box.gain[1] * box.shape[1]
-        outlines = self.index.polygons(i)[:len(sample.boxes)]
+        outlines = self.index.polygons(i)[: len(sample.boxes)]
         _, polygons = place_labels(self.index.boxes(i), outlines, gain=gain, pad=box.pad)
         return random_perspective(sample.image, sample.boxes, polygons=polygons, settings=self.settings, rng=rng)
 
@@ -204,7 +242,7 @@ def group_in_fours(batch: Batch, rngs: Sequence[np.random.Generator]) -> Batch:
     """
     images, targets, paths = [], [], []
     for k in range(len(batch.images) // 4):
-        four = batch.images[4 * k:4 * k + 4]
+        four = batch.images[4 * k : 4 * k + 4]
         rows = [batch.targets[batch.targets[:, 0] == 4 * k + j].clone() for j in range(4)]
         if rngs[k].random() < 0.5:
             height, width = four.shape[2:]
@@ -233,15 +271,29 @@ class Loader:
     it has any.
     """
 
-    def __init__(self, dataset: DetectionDataset, batches: GlobalBatches, *, workers: int, pin_memory: bool,
-                 start_method: str | None) -> None:
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        batches: GlobalBatches,
+        *,
+        workers: int,
+        pin_memory: bool,
+        start_method: str | None,
+    ) -> None:
         self.index, self.batch_size, self.workers = dataset.index, batches.batch_size, workers
         self.dataset, self.batches, self._closes_at_exit = dataset, batches, False
         self._loader = DataLoader(
-            dataset, batch_size=None, sampler=batches, num_workers=workers, collate_fn=_as_it_is,
-            pin_memory=pin_memory and torch.cuda.is_available(), persistent_workers=workers > 0,
-            worker_init_fn=_set_up_worker, multiprocessing_context=start_method if workers else None,
-            generator=torch.Generator().manual_seed(0))  # its own: torch's global one stays where it is
+            dataset,
+            batch_size=None,
+            sampler=batches,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin_memory and torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            worker_init_fn=_set_up_worker,
+            multiprocessing_context=start_method if workers else None,
+            generator=torch.Generator().manual_seed(0),
+        )  # its own: torch's global one stays where it is
 
     @property
     def readers(self) -> str:
@@ -319,11 +371,14 @@ def advise(error: Exception, workers: int) -> None:
     """
     fewer = f"use --workers {workers // 2}"
     if workers and any(word in str(error) for word in SHORT_OF_SHARED):
-        raise UserError(f"too little shared memory for {workers} data workers: {fewer}, or give the container more of "
-                        "it (docker run --shm-size 8g, or --ipc host)") from error
+        raise UserError(
+            f"too little shared memory for {workers} data workers: {fewer}, or give the container more of "
+            "it (docker run --shm-size 8g, or --ipc host)"
+        ) from error
     if "DataLoader worker" in str(error):
-        raise UserError(f"one of {workers} data workers was killed, most often for want of memory: {fewer}, or leave "
-                        "--cache out") from error
+        raise UserError(
+            f"one of {workers} data workers was killed, most often for want of memory: {fewer}, or leave --cache out"
+        ) from error
 
 
 def _as_it_is(batch: Batch) -> Batch:
@@ -341,11 +396,29 @@ def _complain(kind: type[BaseException], error: BaseException, trace: TracebackT
         sys.__excepthook__(kind, error, trace)
 
 
-def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int = 32, hyp: Any = None,
-                rect: bool = False, pad: float = 0.0, shuffle: bool = False, cache: str | None = None,
-                workers: int = 8, seed: int = 0, rank: int = 0, world_size: int = 1, image_weights: bool = False,
-                quad: bool = False, pin_memory: bool = False, progress: bool = True,
-                finish_on_device: bool = False, cores: int | None = None, start_method: str | None = None) -> Loader:
+def make_loader(
+    index: LabelIndex,
+    *,
+    imgsz: int,
+    batch_size: int,
+    stride: int = 32,
+    hyp: Any = None,
+    rect: bool = False,
+    pad: float = 0.0,
+    shuffle: bool = False,
+    cache: str | None = None,
+    workers: int = 8,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    image_weights: bool = False,
+    quad: bool = False,
+    pin_memory: bool = False,
+    progress: bool = True,
+    finish_on_device: bool = False,
+    cores: int | None = None,
+    start_method: str | None = None,
+) -> Loader:
     """Loader of a split. `hyp` (a mapping or Hyperparameters) switches augmentation on; None reads for validation.
 
     `batch_size` counts the pictures of all processes together. `rect` groups pictures of like aspect into batches of
@@ -359,13 +432,17 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
     all of them: its threads would wait for the one whose core a process takes.
     """
     if quad and world_size > 1 and batch_size % (4 * world_size):  # else each process would leave up to three out
-        raise UserError(f"--quad merges pictures in fours on each of {world_size} processes: --batch-size {batch_size} "
-                        f"must be a multiple of {4 * world_size}, for instance "
-                        f"{max(batch_size // (4 * world_size), 1) * 4 * world_size}")
+        raise UserError(
+            f"--quad merges pictures in fours on each of {world_size} processes: --batch-size {batch_size} "
+            f"must be a multiple of {4 * world_size}, for instance "
+            f"{max(batch_size // (4 * world_size), 1) * 4 * world_size}"
+        )
     batch_size = min(batch_size, len(index))
     if quad and batch_size < 4 * world_size:
-        raise UserError(f"--quad needs a batch of at least {4 * world_size} pictures, not {batch_size}: "
-                        "raise --batch-size (or leave --quad out)")
+        raise UserError(
+            f"--quad needs a batch of at least {4 * world_size} pictures, not {batch_size}: "
+            "raise --batch-size (or leave --quad out)"
+        )
     rect = rect and not image_weights
     settings = None if hyp is None else AugmentSettings.from_hyp(hyp)
     pictures = open_pictures(index, imgsz, smooth=hyp is None, cache=cache, copies=world_size, progress=progress)
@@ -373,12 +450,33 @@ def make_loader(index: LabelIndex, *, imgsz: int, batch_size: int, stride: int =
     helpers = 0 if cores is None else max(0, min(workers, cores - 1, -(-batch_size // world_size) - 1))
     if helpers:
         cv2.setNumThreads(0)  # the helpers have the other cores
-    batches = GlobalBatches(index.shapes, batch_size=batch_size, imgsz=imgsz, stride=stride, pad=pad, rect=rect,
-                            shuffle=shuffle, weighted=image_weights, quad=quad, training=hyp is not None, seed=seed,
-                            rank=rank, world_size=world_size)
+    batches = GlobalBatches(
+        index.shapes,
+        batch_size=batch_size,
+        imgsz=imgsz,
+        stride=stride,
+        pad=pad,
+        rect=rect,
+        shuffle=shuffle,
+        weighted=image_weights,
+        quad=quad,
+        training=hyp is not None,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+    )
     items = -(-batch_size // world_size)
-    dataset = DetectionDataset(index, pictures, settings=settings, mosaics=not rect, seed=seed, quad=quad,
-                               unfinished=finish_on_device and settings is not None and not quad, helpers=helpers,
-                               items=items, room=3 * items * max(height * width for height, width in batches.shapes))
+    dataset = DetectionDataset(
+        index,
+        pictures,
+        settings=settings,
+        mosaics=not rect,
+        seed=seed,
+        quad=quad,
+        unfinished=finish_on_device and settings is not None and not quad,
+        helpers=helpers,
+        items=items,
+        room=3 * items * max(height * width for height, width in batches.shapes),
+    )
     workers = workers if cores is None else 0
     return Loader(dataset, batches, workers=workers, pin_memory=pin_memory, start_method=start_method)

@@ -43,8 +43,9 @@ def jitter_hsv(images: Tensor, factors: Tensor) -> Tensor:
     return done
 
 
-def jitter_by_parts(red: Tensor, green: Tensor, blue: Tensor, by_hue: Tensor, by_saturation: Tensor,
-                    by_value: Tensor) -> tuple[Tensor, ...]:
+def jitter_by_parts(
+    red: Tensor, green: Tensor, blue: Tensor, by_hue: Tensor, by_saturation: Tensor, by_value: Tensor
+) -> tuple[Tensor, ...]:
     """What KERNEL computes, in operations that every device has: some seventy, each over all the pixels."""
     hue, saturation, value = _rgb_to_hsv(torch.stack([red, green, blue], 1).float())
     hue = (hue * by_hue).remainder_(180).floor_()
@@ -59,8 +60,11 @@ def _rgb_to_hsv(rgb: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     value = rgb.amax(1)
     spread = value - rgb.amin(1)
     divisor = spread.clamp(min=1)
-    sixths = torch.where(value == red, (green - blue) / divisor,
-                         torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4))
+    sixths = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, (blue - red) / divisor + 2, (red - green) / divisor + 4),
+    )
     hue = (sixths * 30).round_().remainder_(180)
     return torch.where(spread > 0, hue, 0), (spread * 255 / value.clamp(min=1)).round_(), value
 

@@ -32,8 +32,14 @@ JUNK = ("__MACOSX", ".DS_Store")  # what a Mac adds to archives
 
 
 def fetch(
-    url: str, destination: str | Path, *, sha256: str | None = None, size: int | None = None, progress: bool = True,
-    keep: bool = True, part: Path | None = None,
+    url: str,
+    destination: str | Path,
+    *,
+    sha256: str | None = None,
+    size: int | None = None,
+    progress: bool = True,
+    keep: bool = True,
+    part: Path | None = None,
 ) -> Path:
     """Download `url` to the file `destination`, checked against `sha256` (hex) and `size` (bytes) where given.
 
@@ -60,8 +66,11 @@ def fetch(
         os.replace(part, destination)
     except (OSError, http.client.HTTPException) as error:
         reason = error.reason if type(error) is urllib.error.URLError else error
-        by_hand = (f"try again (what has arrived is kept), or put the file at {destination}" if keep else
-                   "try again, or fetch it by other means and give the file")
+        by_hand = (
+            f"try again (what has arrived is kept), or put the file at {destination}"
+            if keep
+            else "try again, or fetch it by other means and give the file"
+        )
         raise UserError(f"could not fetch {url} ({reason}): {by_hand}") from None
     return destination
 

@@ -117,8 +117,10 @@ def check_hyp(hyp: Hyp, source: str) -> None:
     """UserError naming `source`, key, value and bounds where `hyp` lacks a hyperparameter or has one out of bounds."""
     missing = [key for key in GENES if key not in hyp and key != "anchors"]
     if missing:
-        raise UserError(f"{source}: lacks {', '.join(missing)}; evolution needs every hyperparameter, "
-                        "data/hyps/hyp.scratch-low.yaml has them all")
+        raise UserError(
+            f"{source}: lacks {', '.join(missing)}; evolution needs every hyperparameter, "
+            "data/hyps/hyp.scratch-low.yaml has them all"
+        )
     for key, value in hyp.items():
         if key not in GENES:
             raise UserError(f"{source}: {key} is no hyperparameter that evolution knows")
@@ -146,8 +148,10 @@ def mutate(hyp: Hyp, rng: np.random.Generator) -> dict[str, float]:
     while child == hyp:  # no gene was drawn, or a bound stopped those that were
         touched = movable & (rng.random(len(hyp)) < MUTATED)
         steps = rng.standard_normal(len(hyp)) * STEP * 2 * rng.random()
-        child = {key: _moved(key, value, step) if moves else value
-                 for (key, value), step, moves in zip(hyp.items(), steps.tolist(), touched.tolist())}
+        child = {
+            key: _moved(key, value, step) if moves else value
+            for (key, value), step, moves in zip(hyp.items(), steps.tolist(), touched.tolist())
+        }
     return child
 
 
@@ -294,9 +298,17 @@ class MemoryStore:
         pass  # nothing is open
 
 
-def carry_out(objective: Callable, store: Store, wanted: Sequence[Key], propose: Propose, *, workers: int = 1,
-              watch: Callable[[Generation], None] = lambda generation: None,
-              cancel: Callable[[], None] = lambda: None, patience: float = 5.0) -> None:
+def carry_out(
+    objective: Callable,
+    store: Store,
+    wanted: Sequence[Key],
+    propose: Propose,
+    *,
+    workers: int = 1,
+    watch: Callable[[Generation], None] = lambda generation: None,
+    cancel: Callable[[], None] = lambda: None,
+    patience: float = 5.0,
+) -> None:
     """Call the objective until all of `wanted` are in the store, `workers` at a time; a free worker waits for nobody.
 
     `watch` is told of each one that ended here, `cancel` is called when an error or Ctrl-C ends it all. An objective
@@ -346,8 +358,16 @@ def _attempt(objective: Callable, started: Generation) -> Generation:
             outcome = replace(outcome, fitness=None, status="failed", note=note)
     except Exception as error:  # whatever it was: one generation is lost, not the search
         outcome = Outcome(None, "failed", note=f"{type(error).__name__}: {error}")
-    return replace(started, seconds=round(time.monotonic() - begin, 1), status=outcome.status, fitness=outcome.fitness,
-                   results=outcome.results, epochs=outcome.epochs, curve=outcome.curve, note=outcome.note)
+    return replace(
+        started,
+        seconds=round(time.monotonic() - begin, 1),
+        status=outcome.status,
+        fitness=outcome.fitness,
+        results=outcome.results,
+        epochs=outcome.epochs,
+        curve=outcome.curve,
+        note=outcome.note,
+    )
 
 
 def _give_up(records: Sequence[Generation], failures: int, last: Generation) -> None:
@@ -355,8 +375,10 @@ def _give_up(records: Sequence[Generation], failures: int, last: Generation) -> 
     if failures >= STARTS and not any(record.status in ("done", "pruned") for record in records):
         raise UserError(f"the first {failures} generations all failed, the last with: {last.note}")
     if failures >= IN_A_ROW:
-        raise UserError(f"{failures} generations in a row failed, the last with: {last.note}; "
-                        "when that is put right, the same command goes on")
+        raise UserError(
+            f"{failures} generations in a row failed, the last with: {last.note}; "
+            "when that is put right, the same command goes on"
+        )
 
 
 class Evolved(NamedTuple):
@@ -367,8 +389,17 @@ class Evolved(NamedTuple):
     records: list[Generation]
 
 
-def evolve(objective: Callable[..., Any], hyp: Hyp, generations: int = 300, *, seed: int = 0, workers: int = 1,
-           population: Sequence[Hyp] = (), store: Store | None = None, **settings: Any) -> Evolved:
+def evolve(
+    objective: Callable[..., Any],
+    hyp: Hyp,
+    generations: int = 300,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+    population: Sequence[Hyp] = (),
+    store: Store | None = None,
+    **settings: Any,
+) -> Evolved:
     """Search from `hyp` for the hyperparameters with the highest fitness in `generations` calls of the objective.
 
     objective(hyp: dict, generation: int) returns a fitness or an Outcome; it runs in `workers` threads. `population`:

@@ -21,8 +21,16 @@ COLUMNS = 6
 WIDE = 30  # a range of values this many times apart is drawn on a logarithmic axis
 
 
-def plot_evolve(names: Sequence[str], values: np.ndarray, fitness: np.ndarray, file: str | Path, *, best: int,
-                start: int | None = None, logarithmic: Sequence[str] = ()) -> None:
+def plot_evolve(
+    names: Sequence[str],
+    values: np.ndarray,
+    fitness: np.ndarray,
+    file: str | Path,
+    *,
+    best: int,
+    start: int | None = None,
+    logarithmic: Sequence[str] = (),
+) -> None:
     """A panel per hyperparameter: fitness (N,) against its values (N, K), late generations darker.
 
     best, start: rows to mark with a cross and a ring. logarithmic: names whose axis is logarithmic.
@@ -37,8 +45,9 @@ def plot_evolve(names: Sequence[str], values: np.ndarray, fitness: np.ndarray, f
     floor = lowest_shown(fitness)
     age = np.linspace(0.15, 1.0, len(fitness)) if len(fitness) > 1 else np.ones(1)
     for panel, name, column in zip(panels, names, values.T, strict=False):
-        panel.scatter(column, np.maximum(fitness, floor), s=14, c=age, cmap="viridis_r", vmin=0, vmax=1, alpha=0.75,
-                      linewidths=0)
+        panel.scatter(
+            column, np.maximum(fitness, floor), s=14, c=age, cmap="viridis_r", vmin=0, vmax=1, alpha=0.75, linewidths=0
+        )
         if start is not None:
             panel.scatter(column[start], fitness[start], s=70, facecolors="none", edgecolors="black", linewidths=1.2)
         panel.scatter(column[best], fitness[best], s=90, marker="+", color=BEST, linewidths=2.2)
@@ -50,7 +59,7 @@ def plot_evolve(names: Sequence[str], values: np.ndarray, fitness: np.ndarray, f
             panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.set_title(f"{name} = {column[best]:.3g}", fontsize=11)
         panel.grid(alpha=0.25)
-    for panel in list(figure.axes)[len(names):]:
+    for panel in list(figure.axes)[len(names) :]:
         panel.set_axis_off()
     if floor > fitness.min():
         fitness_title += f" (lower ones stand at {floor:.3g})"
@@ -58,9 +67,16 @@ def plot_evolve(names: Sequence[str], values: np.ndarray, fitness: np.ndarray, f
     _save(figure, file)
 
 
-def plot_evolve_progress(numbers: np.ndarray, fitness: np.ndarray, statuses: Sequence[str], file: str | Path, *,
-                         start: float | None = None, repeats: Sequence[tuple[int, float]] = (),
-                         winner: int | None = None) -> None:
+def plot_evolve_progress(
+    numbers: np.ndarray,
+    fitness: np.ndarray,
+    statuses: Sequence[str],
+    file: str | Path,
+    *,
+    start: float | None = None,
+    repeats: Sequence[tuple[int, float]] = (),
+    winner: int | None = None,
+) -> None:
     """Fitness (N,) of each generation by its number (N,), and the best so far; a failed one (NaN) is a mark below.
 
     start: fitness of the start, drawn as a line. repeats: number and fitness of the runs under other seeds. winner:
@@ -76,24 +92,47 @@ def plot_evolve_progress(numbers: np.ndarray, fitness: np.ndarray, statuses: Seq
     low = np.isfinite(fitness) & (fitness < floor)
     fitness = np.where(low, floor, fitness)
     if low.any():
-        panel.plot(numbers[low], fitness[low], "|", color=FAILED, markersize=12,
-                   label=f"below {floor:.3g} ({low.sum()})")
+        panel.plot(
+            numbers[low], fitness[low], "|", color=FAILED, markersize=12, label=f"below {floor:.3g} ({low.sum()})"
+        )
     panel.scatter(numbers[done], fitness[done], s=22, color=DONE, alpha=0.6, linewidths=0, label=f"done ({done.sum()})")
     if pruned.any():
-        panel.scatter(numbers[pruned], fitness[pruned], s=26, marker="v", color=PRUNED, alpha=0.8, linewidths=0,
-                      label=f"pruned: fitness when it was stopped ({pruned.sum()})")
+        panel.scatter(
+            numbers[pruned],
+            fitness[pruned],
+            s=26,
+            marker="v",
+            color=PRUNED,
+            alpha=0.8,
+            linewidths=0,
+            label=f"pruned: fitness when it was stopped ({pruned.sum()})",
+        )
     if failed.any():
-        panel.plot(numbers[failed], np.zeros(failed.sum()) + 0.02, "x", color=FAILED, label=f"failed ({failed.sum()})",
-                   transform=panel.get_xaxis_transform())
+        panel.plot(
+            numbers[failed],
+            np.zeros(failed.sum()) + 0.02,
+            "x",
+            color=FAILED,
+            label=f"failed ({failed.sum()})",
+            transform=panel.get_xaxis_transform(),
+        )
     if start is not None:
         panel.axhline(start, color="black", linestyle=":", linewidth=1.3, label=f"start {start:.4g}")
     _draw_best(panel, numbers[done], fitness[done])
     if repeats:
-        panel.scatter(*zip(*repeats, strict=True), s=60, marker="D", facecolors="none", edgecolors=BEST, linewidths=1.3,
-                      label="again with other seeds")
+        panel.scatter(
+            *zip(*repeats, strict=True),
+            s=60,
+            marker="D",
+            facecolors="none",
+            edgecolors=BEST,
+            linewidths=1.3,
+            label="again with other seeds",
+        )
     if winner is not None:
-        panel.axvline(winner, color=BEST, linestyle="--", linewidth=1, alpha=0.6,
-                      label=f"best over seeds: generation {winner}")
+        panel.axvline(
+            winner, color=BEST, linestyle="--", linewidth=1, alpha=0.6, label=f"best over seeds: generation {winner}"
+        )
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("generation", fontsize=12)
     panel.set_ylabel("fitness", fontsize=12)
@@ -118,8 +157,15 @@ def _draw_best(panel: "Axes", numbers: np.ndarray, fitness: np.ndarray) -> None:
     numbers, fitness = numbers[order], fitness[order]
     best = int(np.argmax(fitness))
     panel.step(numbers, np.maximum.accumulate(fitness), where="post", color=BEST, linewidth=2, label="best so far")
-    panel.scatter(numbers[best], fitness[best], s=140, marker="+", color=BEST, linewidths=2.5,
-                  label=f"best {fitness[best]:.4g} (generation {numbers[best]})")
+    panel.scatter(
+        numbers[best],
+        fitness[best],
+        s=140,
+        marker="+",
+        color=BEST,
+        linewidths=2.5,
+        label=f"best {fitness[best]:.4g} (generation {numbers[best]})",
+    )
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -26,8 +26,9 @@ class Report:
     typed: the command line of the search. to_train: one that lacks but `--hyp` to train with what is found.
     """
 
-    def __init__(self, folder: Path, total: int, workers: int, epochs: int, *, typed: str, to_train: str,
-                 pictures: bool = True):
+    def __init__(
+        self, folder: Path, total: int, workers: int, epochs: int, *, typed: str, to_train: str, pictures: bool = True
+    ):
         self.folder, self.total, self.workers, self.epochs = folder, total, workers, epochs
         self.typed, self.to_train, self.pictures = typed, to_train, pictures
         self.records: list[Generation] = []  # what was there when a generation ended last
@@ -87,8 +88,10 @@ class Report:
         total = each * -(-runs // self.workers)
         until = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + total))
         repeats = f"{self.repeats_to_come} of them to repeat the best"
-        tqdm.write(f"Estimated: {runs} trainings of {duration(each)} ({repeats} under other seeds), "
-                   f"{self.workers} at a time: {duration(total)} in all, until {until}")
+        tqdm.write(
+            f"Estimated: {runs} trainings of {duration(each)} ({repeats} under other seeds), "
+            f"{self.workers} at a time: {duration(total)} in all, until {until}"
+        )
 
     def ended(self, generation: Generation, records: Sequence[Generation]) -> None:
         """A generation of the search has ended; `records` are all there are."""
@@ -123,8 +126,9 @@ class Report:
         if ranked:
             self.bar.set_postfix_str(f"best {ranked[0].fitness:.4g} (generation {ranked[0].number})", refresh=True)
 
-    def draw(self, records: Sequence[Generation], repeats: Sequence[Generation] = (),
-             winner: int | None = None) -> None:
+    def draw(
+        self, records: Sequence[Generation], repeats: Sequence[Generation] = (), winner: int | None = None
+    ) -> None:
         """Both pictures, in the background."""
         done = [record for record in records if record.status == "done"]
         if not self.pictures or not done:
@@ -133,17 +137,27 @@ class Report:
         values = np.array([[record.hyp[name] for name in names] for record in done])  # (N, K)
         best = best_first(done)[0].number if winner is None else winner
         start = next((k for k, record in enumerate(done) if record.origin == "start"), None)
-        self.plotter.submit(plot_evolve, names, values, np.array([record.fitness for record in done]),
-                            self.folder / "evolve.png", start=start,
-                            best=next(k for k, record in enumerate(done) if record.number == best),
-                            logarithmic=[name for name in names if GENES[name].log])
+        self.plotter.submit(
+            plot_evolve,
+            names,
+            values,
+            np.array([record.fitness for record in done]),
+            self.folder / "evolve.png",
+            start=start,
+            best=next(k for k, record in enumerate(done) if record.number == best),
+            logarithmic=[name for name in names if GENES[name].log],
+        )
         ended = [record for record in records if record.status != "started"]
-        self.plotter.submit(plot_evolve_progress, np.array([record.number for record in ended]),
-                            np.array([np.nan if record.fitness is None else record.fitness for record in ended]),
-                            [record.status for record in ended], self.folder / "evolve_progress.png",
-                            start=None if start is None else done[start].fitness,
-                            repeats=[(record.number, record.fitness) for record in repeats if record.status == "done"],
-                            winner=winner)
+        self.plotter.submit(
+            plot_evolve_progress,
+            np.array([record.number for record in ended]),
+            np.array([np.nan if record.fitness is None else record.fitness for record in ended]),
+            [record.status for record in ended],
+            self.folder / "evolve_progress.png",
+            start=None if start is None else done[start].fitness,
+            repeats=[(record.number, record.fitness) for record in repeats if record.status == "done"],
+            winner=winner,
+        )
         self.drawn = time.monotonic()
 
     # ---- at the end
@@ -158,9 +172,11 @@ class Report:
         counts = {word: sum(record.status == word for record in records) for word in ("done", "pruned", "failed")}
         ends = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
         seconds = sum(record.seconds for record in [*records, *repeats])
-        print(f"{len(records)} generations ({ends}) and {len(repeats)} repeats, {duration(seconds)} of training\n"
-              f"{in_words(verdict)}\nResults saved to {self.folder}\n"
-              f"Train with it: {self.to_train} --hyp {shlex.quote(str(file))}")
+        print(
+            f"{len(records)} generations ({ends}) and {len(repeats)} repeats, {duration(seconds)} of training\n"
+            f"{in_words(verdict)}\nResults saved to {self.folder}\n"
+            f"Train with it: {self.to_train} --hyp {shlex.quote(str(file))}"
+        )
 
 
 def in_words(verdict: Verdict) -> str:
@@ -212,5 +228,10 @@ def write_best(file: Path, best: Generation, records: Sequence[Generation], type
 
 def write_population(file: Path, records: Sequence[Generation]) -> None:
     """The present parents, as a file for `--resume_evolve` of another search."""
-    write_yaml(file, {f"gen{record.number}number{rank}": for_training(record.hyp)
-                      for rank, record in enumerate(best_first(records)[:PARENTS])})
+    write_yaml(
+        file,
+        {
+            f"gen{record.number}number{rank}": for_training(record.hyp)
+            for rank, record in enumerate(best_first(records)[:PARENTS])
+        },
+    )

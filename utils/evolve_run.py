@@ -84,9 +84,17 @@ def run_evolution(options: TrainOptions, typed: frozenset[str], script: Path) ->
         if not options.evolve_storage:
             stack.enter_context(alone_in(plan.folder))
         agree_on_settings(plan)
-        report = stack.enter_context(Report(plan.folder, options.evolve, len(plan.devices), options.epochs,
-                                            typed=typed_line(options, typed, script), to_train=plan.line,
-                                            pictures=not options.noplots))
+        report = stack.enter_context(
+            Report(
+                plan.folder,
+                options.evolve,
+                len(plan.devices),
+                options.epochs,
+                typed=typed_line(options, typed, script),
+                to_train=plan.line,
+                pictures=not options.noplots,
+            )
+        )
         try:
             store = stack.enter_context(closing(open_store(plan, "evolve", plan.options.name)))
             return _search(plan, store, report)
@@ -97,13 +105,22 @@ def run_evolution(options: TrainOptions, typed: frozenset[str], script: Path) ->
 
 def _search(plan: Plan, store: CsvStore | StudyStore, report: Report) -> Verdict:
     print(*store.messages, sep="\n", end="\n" * bool(store.messages))
-    print(f"Evolving {len(plan.start)} hyperparameters of {plan.options.hyp} over {plan.options.evolve} generations, "
-          f"{len(plan.devices)} at a time ({', '.join(plan.devices)})")
+    print(
+        f"Evolving {len(plan.start)} hyperparameters of {plan.options.hyp} over {plan.options.evolve} generations, "
+        f"{len(plan.devices)} at a time ({', '.join(plan.devices)})"
+    )
     report.begin(store.records(), REPEATS * min(4, plan.options.evolve))
     trainings = build_trainings(plan, store, report)
     search = Search(plan.start, plan.options.seed, plan.population)
-    carry_out(trainings, store, plan.wanted, search.propose, workers=len(plan.devices),
-              watch=lambda generation: report.ended(generation, store.records()), cancel=trainings.cancel)
+    carry_out(
+        trainings,
+        store,
+        plan.wanted,
+        search.propose,
+        workers=len(plan.devices),
+        watch=lambda generation: report.ended(generation, store.records()),
+        cancel=trainings.cancel,
+    )
     records = [record for record in store.records() if record.status != "started"]
     ranked = candidates(records)
     if not ranked:
@@ -120,22 +137,31 @@ def repeat(plan: Plan, ranked: dict[int, Generation], report: Report) -> list[Ge
         return _repeat(plan, ranked, store, report)
 
 
-def _repeat(plan: Plan, ranked: dict[int, Generation], store: CsvStore | StudyStore,
-            report: Report) -> list[Generation]:
+def _repeat(
+    plan: Plan, ranked: dict[int, Generation], store: CsvStore | StudyStore, report: Report
+) -> list[Generation]:
     wanted = [(number, again) for again in range(1, REPEATS + 1) for number in ranked]
     done = [record for record in store.records() if record.key in wanted and record.status != "started"]
     report.repeating(len(ranked), len(wanted), len(done))
     trainings = build_trainings(plan, store, report, judged=False)
-    carry_out(trainings, store, wanted, Repeats(ranked, plan.options.seed).propose, workers=len(plan.devices),
-              watch=report.repeated, cancel=trainings.cancel)
+    carry_out(
+        trainings,
+        store,
+        wanted,
+        Repeats(ranked, plan.options.seed).propose,
+        workers=len(plan.devices),
+        watch=report.repeated,
+        cancel=trainings.cancel,
+    )
     return [record for record in store.records() if record.key in wanted and record.status != "started"]
 
 
 def open_store(plan: Plan, file: str, study: str) -> CsvStore | StudyStore:
     if not plan.options.evolve_storage:
         return CsvStore(plan.folder, list(plan.start), file)
-    return StudyStore(plan.options.evolve_storage, study, list(plan.start), plan.folder / f"{file}.csv",
-                      settings=plan.settings)
+    return StudyStore(
+        plan.options.evolve_storage, study, list(plan.start), plan.folder / f"{file}.csv", settings=plan.settings
+    )
 
 
 def agree_on_settings(plan: Plan) -> None:
@@ -146,8 +172,10 @@ def agree_on_settings(plan: Plan) -> None:
         # flags first: one of them, such as --noautoanchor, may be why the values to start from differ
         if key in before and before[key] != value:
             difference = _difference(key, before[key], value)
-            raise UserError(f"{plan.folder} was evolved with {difference}: fitness would mean another thing; "
-                            "type what you typed then, or give another --name")
+            raise UserError(
+                f"{plan.folder} was evolved with {difference}: fitness would mean another thing; "
+                "type what you typed then, or give another --name"
+            )
     write_yaml(file, {**plan.options.to_dict(), "evolve_storage": "", **plan.settings})
 
 

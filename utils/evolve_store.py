@@ -124,8 +124,10 @@ def _check_header(file: Path, line: str, names: Sequence[str]) -> None:
         return
     absent = ", ".join(sorted(set(columns(names)) - set(found))) or "nothing"
     foreign = ", ".join(sorted(set(found) - set(columns(names)))) or "nothing"
-    raise UserError(f"{file}: not the table of this search (without: {absent}; in addition: {foreign}); "
-                    f"give another --name, or start from its best with --resume_evolve {file}")
+    raise UserError(
+        f"{file}: not the table of this search (without: {absent}; in addition: {foreign}); "
+        f"give another --name, or start from its best with --resume_evolve {file}"
+    )
 
 
 def write_table(file: Path, names: Sequence[str], records: Iterable[Generation]) -> None:
@@ -166,8 +168,10 @@ def alone_in(folder: Path) -> Iterator[None]:
             except BlockingIOError as error:
                 stream.seek(0)
                 who = stream.read().strip() or "another process"
-                raise UserError(f"{folder} is being evolved by {who}: wait, give another --name, "
-                                "or work on one search together with --evolve-storage") from error
+                raise UserError(
+                    f"{folder} is being evolved by {who}: wait, give another --name, "
+                    "or work on one search together with --evolve-storage"
+                ) from error
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
         stream.flush()

@@ -53,11 +53,14 @@ def open_storage(url: str, heartbeat: int, grace: int) -> Any:
     settings = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
     for pause in (1, 2, 4, 0):
         try:
-            return optuna.storages.RDBStorage(_with_driver(url), settings, heartbeat_interval=heartbeat,
-                                              grace_period=grace)
+            return optuna.storages.RDBStorage(
+                _with_driver(url), settings, heartbeat_interval=heartbeat, grace_period=grace
+            )
         except ImportError as error:
-            raise UserError(f"--evolve-storage {without_password(url)}: its driver is absent; "
-                            "pip install 'psycopg[binary]' (PostgreSQL) or mysqlclient (MySQL)") from error
+            raise UserError(
+                f"--evolve-storage {without_password(url)}: its driver is absent; "
+                "pip install 'psycopg[binary]' (PostgreSQL) or mysqlclient (MySQL)"
+            ) from error
         except Exception as error:  # SQLAlchemy and each driver have their own
             reason = without_password(str(error.__cause__ or error).strip().splitlines()[0])
             if not pause or not re.search("duplicate|already exists", reason):  # two machines make the tables at once
@@ -70,15 +73,24 @@ def _with_driver(url: str) -> str:
     """`postgresql://` names the driver that is installed."""
     plain = re.match(r"postgres(ql)?://", url)
     if plain and importlib.util.find_spec("psycopg"):
-        return "postgresql+psycopg://" + url[plain.end():]
+        return "postgresql+psycopg://" + url[plain.end() :]
     return url
 
 
 class StudyStore:
     """A Store in the study `name` behind `url`; `file` is its evolve.csv. `settings`: what all machines must share."""
 
-    def __init__(self, url: str, name: str, names: Sequence[str], file: Path, *,
-                 settings: Mapping[str, Any] | None = None, heartbeat: int = HEARTBEAT, grace: int = GRACE):
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        names: Sequence[str],
+        file: Path,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        heartbeat: int = HEARTBEAT,
+        grace: int = GRACE,
+    ):
         self.optuna = load_optuna()
         self.names, self.file, self.grace = list(names), file, grace
         self.messages: list[str] = []
@@ -91,9 +103,14 @@ class StudyStore:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # heartbeats are called experimental
             self.storage = open_storage(url, heartbeat, grace)
-            self.study = self.optuna.create_study(storage=self.storage, study_name=name, direction="maximize",
-                                                  sampler=_sampler(self), load_if_exists=True,
-                                                  pruner=self.optuna.pruners.NopPruner())
+            self.study = self.optuna.create_study(
+                storage=self.storage,
+                study_name=name,
+                direction="maximize",
+                sampler=_sampler(self),
+                load_if_exists=True,
+                pruner=self.optuna.pruners.NopPruner(),
+            )
         self._agree(name, {**(settings or {}), "hyperparameters": self.names})
         self.outages = (self.optuna.exceptions.StorageInternalError, OSError)
         self.beats = hasattr(self.storage, "record_heartbeat")
@@ -111,8 +128,10 @@ class StudyStore:
             self.study.set_user_attr("settings", settings)
         elif other := [key for key in settings if settings[key] != theirs.get(key)]:
             key = other[0]
-            raise UserError(f"the study {name} was begun with {key} {theirs.get(key)}, not {settings[key]}: "
-                            "type the same command on every machine, or give another --name")
+            raise UserError(
+                f"the study {name} was begun with {key} {theirs.get(key)}, not {settings[key]}: "
+                "type the same command on every machine, or give another --name"
+            )
 
     # ---- who does what
 
@@ -178,8 +197,14 @@ class StudyStore:
         """Write down what the trial is to try."""
         hyp = {name: trial.suggest_float(name, *_bounds(name)) for name in self.names}
         started = self._started(trial, key, hyp)
-        facts = {"generation": key[0], "repeat": key[1], "origin": started.origin, "parents": list(started.parents),
-                 "host": socket.gethostname(), "seed": started.seed}  # the seed last: with it the trial is whole
+        facts = {
+            "generation": key[0],
+            "repeat": key[1],
+            "origin": started.origin,
+            "parents": list(started.parents),
+            "host": socket.gethostname(),
+            "seed": started.seed,
+        }  # the seed last: with it the trial is whole
         for name, value in facts.items():
             trial.set_user_attr(name, value)
         return started
@@ -219,9 +244,21 @@ class StudyStore:
         curve = tuple(trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values))
         hyp = {name: trial.params[name] for name in self.names}
         fitness = trial.value if status == "done" else curve[-1] if status == "pruned" and curve else None
-        return Generation(seen["generation"], hyp, seen["seed"], seen["origin"], tuple(seen["parents"]), seen["repeat"],
-                          status, fitness, tuple(seen.get("results", ())), seen.get("epochs", 0),
-                          seen.get("seconds", 0.0), curve, seen.get("note", ""))
+        return Generation(
+            seen["generation"],
+            hyp,
+            seen["seed"],
+            seen["origin"],
+            tuple(seen["parents"]),
+            seen["repeat"],
+            status,
+            fitness,
+            tuple(seen.get("results", ())),
+            seen.get("epochs", 0),
+            seen.get("seconds", 0.0),
+            curve,
+            seen.get("note", ""),
+        )
 
     def report(self, key: Key, epoch: int, fitness: float) -> None:
         """Fitness of a running generation after `epoch` epochs."""
@@ -252,8 +289,13 @@ class StudyStore:
 
     def _finish(self, generation: Generation) -> bool:
         trial = self.own[generation.key]
-        facts = {"results": list(generation.results), "epochs": generation.epochs, "seconds": generation.seconds,
-                 "note": generation.note, **({"status": "failed"} if generation.status == "failed" else {})}
+        facts = {
+            "results": list(generation.results),
+            "epochs": generation.epochs,
+            "seconds": generation.seconds,
+            "note": generation.note,
+            **({"status": "failed"} if generation.status == "failed" else {}),
+        }
         known = self.storage.get_trial(trial._trial_id).intermediate_values
         state = {"done": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}[generation.status]
 
@@ -265,8 +307,10 @@ class StudyStore:
                     trial.report(value, epoch)
 
         return self._unless_lost(write) and self._tell(
-            trial.number, values=generation.fitness if generation.status == "done" else None,
-            state=self.optuna.trial.TrialState[state])
+            trial.number,
+            values=generation.fitness if generation.status == "done" else None,
+            state=self.optuna.trial.TrialState[state],
+        )
 
     def _tell(self, number: int, **outcome: Any) -> bool:
         return self._unless_lost(lambda: self.study.tell(number, **outcome))

@@ -40,10 +40,19 @@ class Trainings:
     told: called with number, repeat, epochs done, seconds and fitness after every epoch.
     """
 
-    def __init__(self, command: Callable[..., Sequence[str]], folder: Path, *, devices: Sequence[str],
-                 limit: float = 0.0, judged: bool = False, threads: int = 0,
-                 lasted: Sequence[float] = (), stop: Callable[[Hyp, Sequence[float]], bool] = lambda hyp, curve: False,
-                 told: Callable[..., None] = lambda *report: None):
+    def __init__(
+        self,
+        command: Callable[..., Sequence[str]],
+        folder: Path,
+        *,
+        devices: Sequence[str],
+        limit: float = 0.0,
+        judged: bool = False,
+        threads: int = 0,
+        lasted: Sequence[float] = (),
+        stop: Callable[[Hyp, Sequence[float]], bool] = lambda hyp, curve: False,
+        told: Callable[..., None] = lambda *report: None,
+    ):
         self.command, self.folder, self.limit, self.judged = command, folder, limit, judged
         self.stop, self.told, self.threads = stop, told, threads
         self.lasted, self.side_by_side = list(lasted), len(devices)
@@ -73,8 +82,14 @@ class Trainings:
         settings = {"OMP_NUM_THREADS": str(self.threads), SIDE_BY_SIDE: str(self.side_by_side)} if self.threads else {}
         begin = time.monotonic()
         with open(folder / "train.log", "wb") as log:
-            process = subprocess.Popen([sys.executable, "-I", str(GUARD), *command], stdin=subprocess.PIPE, stdout=log,
-                                       stderr=subprocess.STDOUT, start_new_session=True, env=environment(**settings))
+            process = subprocess.Popen(
+                [sys.executable, "-I", str(GUARD), *command],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=environment(**settings),
+            )
         try:
             reason = self._watch(process, folder, key, hyp)
         finally:

@@ -157,8 +157,15 @@ def read_yaml(path: str | Path) -> dict:
         content = _load_yaml(path.read_bytes().decode("utf-8", errors="ignore"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError, LookupError, ArithmeticError, TypeError,
-            AttributeError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+        LookupError,
+        ArithmeticError,
+        TypeError,
+        AttributeError,
+    ) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path}{_yaml_place(error)}") from error
@@ -178,15 +185,17 @@ def _load_yaml(text: str) -> Any:
         while waiting:
             node, count = waiting.pop(), count + 1
             if count > MAX_YAML_PARTS:
-                raise yaml.MarkedYAMLError(problem="too many values, or aliases that repeat each other",
-                                           problem_mark=node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem="too many values, or aliases that repeat each other", problem_mark=node.start_mark
+                )
             if isinstance(node, yaml.MappingNode):
                 waiting += [part for pair in node.value for part in pair]
             elif isinstance(node, yaml.SequenceNode):
                 waiting += node.value
             elif len(node.value) > MAX_NUMBER_LETTERS and not node.tag.endswith(":str"):
-                raise yaml.MarkedYAMLError(problem=f"a number of {len(node.value)} letters",
-                                           problem_mark=node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"a number of {len(node.value)} letters", problem_mark=node.start_mark
+                )
         return loader.construct_document(root)
     finally:
         loader.dispose()

@@ -10,8 +10,10 @@ from typing import NamedTuple
 
 DEJAVU = Path("mpl-data", "fonts", "ttf", "DejaVuSans.ttf")  # in matplotlib's folder
 # What macOS and Windows bring for the scripts of East Asia; elsewhere fontconfig is asked.
-KNOWN = [Path("/System/Library/Fonts/Supplemental/Arial Unicode.ttf"),
-         *(Path("C:/Windows/Fonts", name) for name in ("msyh.ttc", "YuGothM.ttc", "malgun.ttf", "Nirmala.ttf"))]
+KNOWN = [
+    Path("/System/Library/Fonts/Supplemental/Arial Unicode.ttf"),
+    *(Path("C:/Windows/Fonts", name) for name in ("msyh.ttc", "YuGothM.ttc", "malgun.ttf", "Nirmala.ttf")),
+]
 PATIENCE = 10  # seconds for fontconfig, which may have to look through all fonts first
 NO_GLYPH = "\N{WHITE SQUARE}"
 
@@ -67,8 +69,9 @@ def _system_fonts(letters: frozenset[str]) -> list[Path]:
     if program:
         codes = " ".join(f"{ord(letter):x}" for letter in sorted(letters))
         try:
-            answer = subprocess.run([program, "--format=%{file}", f":charset={codes}"], capture_output=True, text=True,
-                                    timeout=PATIENCE).stdout
+            answer = subprocess.run(
+                [program, "--format=%{file}", f":charset={codes}"], capture_output=True, text=True, timeout=PATIENCE
+            ).stdout
         except (OSError, subprocess.SubprocessError):
             answer = ""
         found += [Path(answer)] if answer else []
@@ -86,5 +89,7 @@ _warned: list[bool] = []
 def _warn_once(absent: set[str]) -> None:
     if not _warned:
         _warned.append(True)
-        print(f"WARNING no font here has letters such as {' '.join(sorted(absent)[:5])}: drawn as {NO_GLYPH} in "
-              "pictures; install one that has (on Linux, for Chinese, Japanese and Korean, fonts-noto-cjk)")
+        print(
+            f"WARNING no font here has letters such as {' '.join(sorted(absent)[:5])}: drawn as {NO_GLYPH} in "
+            "pictures; install one that has (on Linux, for Chinese, Japanese and Korean, fonts-noto-cjk)"
+        )

@@ -23,8 +23,9 @@ Make = Callable[[Any, int, np.ndarray], Any]  # of a key, place in its batch: fi
 STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")  # for the main process, which may need its workers for one more step
 
 
-def find_helpers(count: int, make: Make, prepare: Callable[[Any], None], items: int,
-                 room: int) -> "Processes | Threads | None":
+def find_helpers(
+    count: int, make: Make, prepare: Callable[[Any], None], items: int, room: int
+) -> "Processes | Threads | None":
     """`count` helpers. prepare: what one of them does with the key of the next batch, for which nobody waits. items,
     room: how many pictures a batch has at most, and how many bytes they take."""
     if not count:
@@ -89,7 +90,7 @@ class Processes:
     def __call__(self, make: Make, key: Any, planes: np.ndarray) -> list[Any]:
         """Fill planes (B, 3, H, W); returns what `make` returns for each of them; what a process raises is raised."""
         self.asked += 1
-        begun, made = self.begun[:len(planes)], {}
+        begun, made = self.begun[: len(planes)], {}
         begun[:] = 0
         for _, pipe, _ in self.crew:
             self._tell(pipe, (self.asked, key, len(planes)))
@@ -126,12 +127,22 @@ class Processes:
         return made, error
 
     def _killed(self) -> UserError:
-        return UserError(f"one of {self.count + 1} processes that read pictures was killed, most often for want of "
-                         "memory: use --workers 0, or leave --cache out")
+        return UserError(
+            f"one of {self.count + 1} processes that read pictures was killed, most often for want of "
+            "memory: use --workers 0, or leave --cache out"
+        )
 
 
-def _help(make: Make, prepare: Callable[[Any], None], here: Connection, there: Connection, first: int, step: int,
-          place: np.ndarray, begun: np.ndarray) -> None:
+def _help(
+    make: Make,
+    prepare: Callable[[Any], None],
+    here: Connection,
+    there: Connection,
+    first: int,
+    step: int,
+    place: np.ndarray,
+    begun: np.ndarray,
+) -> None:
     """A helping process, until its pipe is closed."""
     work_for_another(*STOPPING)
     here.close()
@@ -172,4 +183,4 @@ def not_begun(begun: np.ndarray, first: int, step: int) -> Iterator[int]:
 
 def pictures_in(place: np.ndarray, count: int, shape: Sequence[int]) -> np.ndarray:
     """(count, 3, H, W) uint8 at the beginning of a block of bytes."""
-    return place[:count * 3 * shape[0] * shape[1]].reshape(count, 3, *shape)
+    return place[: count * 3 * shape[0] * shape[1]].reshape(count, 3, *shape)

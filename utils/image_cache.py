@@ -107,7 +107,7 @@ class RamPictures(Pictures):
                 pass
 
     def _view(self, i: int) -> np.ndarray:
-        return self.block.array[self.starts[i]:self.starts[i + 1]].reshape(*self.shape(i), 3)
+        return self.block.array[self.starts[i] : self.starts[i + 1]].reshape(*self.shape(i), 3)
 
     def _fill(self, i: int) -> None:
         picture = super().read(i)
@@ -158,8 +158,8 @@ class DiskPictures(Pictures):
         stamp = np.array([DISK_FORMAT, status.st_size, status.st_mtime_ns, status.st_ctime_ns, height, width], np.int64)
         stamp = stamp.view(np.uint8)
         data = _load_bytes(place)
-        if data.shape == (stamp.size + height * width * 3,) and np.array_equal(data[:stamp.size], stamp):
-            return data[stamp.size:].reshape(height, width, 3)
+        if data.shape == (stamp.size + height * width * 3,) and np.array_equal(data[: stamp.size], stamp):
+            return data[stamp.size :].reshape(height, width, 3)
         picture = super().read(i)
         if picture is not None and self.writable:
             self._write(place, np.concatenate([stamp, picture.reshape(-1)]))
@@ -183,8 +183,9 @@ class DiskPictures(Pictures):
 
     def room(self) -> tuple[int, int]:
         """Bytes still to be written, and bytes free where they go."""
-        present = sum(entry.stat().st_size for place in self.folders.values() if place.is_dir()
-                      for entry in os.scandir(place))
+        present = sum(
+            entry.stat().st_size for place in self.folders.values() if place.is_dir() for entry in os.scandir(place)
+        )
         place = next(iter(self.folders.values()))
         existing = next(parent for parent in place.parents if parent.is_dir())
         return max(0, self.bytes_needed() - present), shutil.disk_usage(existing).free
@@ -234,8 +235,9 @@ def _read_table(path: str) -> dict[str, str]:
     return {words[0]: words[1] for words in map(str.split, Path(path).read_text().splitlines()) if len(words) > 1}
 
 
-def open_pictures(index: LabelIndex, size: int, *, smooth: bool, cache: str | None, copies: int,
-                  progress: bool) -> Pictures:
+def open_pictures(
+    index: LabelIndex, size: int, *, smooth: bool, cache: str | None, copies: int, progress: bool
+) -> Pictures:
     """Pictures with the cache asked for (None, "ram", "disk"), or without one, saying so, where it does not fit.
 
     "auto" is "ram" for pictures that take no more than AUTO_SHARE of the free memory, else None.

@@ -28,6 +28,7 @@ def read_resized(path: str | Path, shape: tuple[int, int], *, smooth: bool, rows
 
     The rows of a JPEG are stored from top to bottom, so that what is left out below costs nothing.
     """
+
     def resized(data: bytes, original: tuple[int, int]) -> np.ndarray | None:
         upper = None if smooth or rows is None else _upper_rows(data, original, shape, rows)
         if upper is not None:
@@ -88,8 +89,8 @@ def shorten_jpeg(data: bytes, rows: int) -> bytearray | None:
     end = MARKER.search(data, scan)
     if end is None or end[0] != b"\xff\xd9":  # several scans, or one cut into pieces
         return None
-    shortened = bytearray(memoryview(data)[:end.start()])
-    shortened[height_at:height_at + 2] = rows.to_bytes(2, "big")
+    shortened = bytearray(memoryview(data)[: end.start()])
+    shortened[height_at : height_at + 2] = rows.to_bytes(2, "big")
     return shortened
 
 

@@ -82,7 +82,7 @@ def _decoded_shape(file: BinaryIO) -> tuple[int, int]:
 
 def _bmp_shape(file: BinaryIO, head: bytes) -> tuple[int, int]:
     length = 2 if head[14:18] == b"\x0c\0\0\0" else 4  # of each number: of the oldest header, and of all others
-    width, height = (int.from_bytes(head[k:k + length], "little", signed=length == 4) for k in (18, 18 + length))
+    width, height = (int.from_bytes(head[k : k + length], "little", signed=length == 4) for k in (18, 18 + length))
     return abs(height), abs(width)  # a negative height counts from the top
 
 
@@ -103,7 +103,7 @@ def _tiff_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
         tag, kind = int.from_bytes(field[:2], order), int.from_bytes(field[2:4], order)
         if tag in sizes:
             length = {1: 1, 3: 2, 4: 4, 16: 8}.get(kind, 0)  # bytes of a number of this kind
-            sizes[tag] = max(sizes[tag], int.from_bytes(field[place:place + length], order))
+            sizes[tag] = max(sizes[tag], int.from_bytes(field[place : place + length], order))
     return sizes[257], sizes[256]
 
 
@@ -136,14 +136,14 @@ def jpeg_scan(data: bytes) -> tuple[int, int] | None:
     """
     position, height_at = 2, None
     for _ in range(MAX_PARTS):
-        mark, code = data[position:position + 1], data[position + 1:position + 2]
-        length = int.from_bytes(data[position + 2:position + 4], "big")
+        mark, code = data[position : position + 1], data[position + 1 : position + 2]
+        length = int.from_bytes(data[position + 2 : position + 4], "big")
         if mark != b"\xff" or not b"\xc0" <= code <= b"\xfe" or b"\xd0" <= code <= b"\xd9" or length < 2:
             return None
         if code in (b"\xc0", b"\xc1"):
             height_at = position + 5  # behind the precision
         elif code == b"\xe1":  # some decoders take it for Exif whatever its name is
-            if _exif_orientation(b"Exif\0\0" + data[position + 10:position + 2 + length]) != 1:
+            if _exif_orientation(b"Exif\0\0" + data[position + 10 : position + 2 + length]) != 1:
                 return None
         position += 2 + length
         if code == b"\xda":
@@ -175,8 +175,8 @@ def _exif_orientation(segment: bytes) -> int:
     if order is None:
         return 1
     table = int.from_bytes(tiff[4:8], order)
-    for k in range(int.from_bytes(tiff[table:table + 2], order)):
-        entry = tiff[table + 2 + 12 * k:table + 14 + 12 * k]
+    for k in range(int.from_bytes(tiff[table : table + 2], order)):
+        entry = tiff[table + 2 + 12 * k : table + 14 + 12 * k]
         if int.from_bytes(entry[:2], order) == 0x0112:
             value = int.from_bytes(entry[8:10], order)
             return value if 1 <= value <= 8 else 1
@@ -232,11 +232,20 @@ def _expect_end(file: BinaryIO, mark: bytes, *, at_end: int) -> None:
     while block := file.read(1 << 20):
         if mark in tail + block:
             return
-        tail = block[-len(mark):]
+        tail = block[-len(mark) :]
     raise ValueError("the picture is truncated: its end mark is missing")
 
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
-FORMATS = {JPEG: _jpeg_shape, PNG: _png_shape, b"RIFF": _webp_shape, b"BM": _bmp_shape, b"PF\n": _pfm_shape,
-           b"Pf\n": _pfm_shape, b"II*\0": _tiff_shape, b"MM\0*": _tiff_shape, b"II+\0": _tiff_shape,
-           b"MM\0+": _tiff_shape}
+FORMATS = {
+    JPEG: _jpeg_shape,
+    PNG: _png_shape,
+    b"RIFF": _webp_shape,
+    b"BM": _bmp_shape,
+    b"PF\n": _pfm_shape,
+    b"Pf\n": _pfm_shape,
+    b"II*\0": _tiff_shape,
+    b"MM\0*": _tiff_shape,
+    b"II+\0": _tiff_shape,
+    b"MM\0+": _tiff_shape,
+}

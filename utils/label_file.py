@@ -69,8 +69,10 @@ def _parse_numbers(tokens: list[bytes]) -> tuple[float, ...]:
     if len(tokens) != 5 and (len(tokens) < 7 or len(tokens) % 2 == 0):
         if b"," in b"".join(tokens):
             raise ValueError("numbers are divided by blanks, not by commas")
-        raise ValueError(f"{len(tokens)} numbers in the row: a box has 5 (class x y w h), "
-                         "a polygon an odd count of 7 or more (class x1 y1 x2 y2 x3 y3)")
+        raise ValueError(
+            f"{len(tokens)} numbers in the row: a box has 5 (class x y w h), "
+            "a polygon an odd count of 7 or more (class x1 y1 x2 y2 x3 y3)"
+        )
     try:
         values = tuple(map(float, tokens))  # of bytes: takes ASCII only
     except ValueError:
@@ -96,8 +98,14 @@ def _hull(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def _is_good(kind: float, x: float, y: float, w: float, h: float) -> bool:
-    return (kind >= 0 and kind.is_integer() and 0 <= x <= ONE and 0 <= y <= ONE
-            and SMALLEST <= w <= ONE and SMALLEST <= h <= ONE)
+    return (
+        kind >= 0
+        and kind.is_integer()
+        and 0 <= x <= ONE
+        and 0 <= y <= ONE
+        and SMALLEST <= w <= ONE
+        and SMALLEST <= h <= ONE
+    )
 
 
 def _complain(box: tuple[float, ...]) -> NoReturn:

@@ -69,11 +69,11 @@ class LabelIndex:
 
     def boxes(self, i: int) -> np.ndarray:
         """(n, 5) class, x, y, w, h of picture i."""
-        return self.labels[self.offsets[i]:self.offsets[i + 1]]
+        return self.labels[self.offsets[i] : self.offsets[i + 1]]
 
     def polygons(self, i: int) -> list[np.ndarray]:
         """For each label of picture i its (k, 2) points as fractions of the picture; (0, 2) for a box row."""
-        cuts = self.segment_offsets[self.offsets[i]:self.offsets[i + 1] + 1].tolist()
+        cuts = self.segment_offsets[self.offsets[i] : self.offsets[i + 1] + 1].tolist()
         if cuts[0] == cuts[-1]:  # mere boxes, as most often
             return [self.points[:0]] * (len(cuts) - 1)
         return [self.points[a:b] for a, b in zip(cuts[:-1], cuts[1:])]
@@ -121,7 +121,7 @@ def _walk(folder: str) -> Iterable[str]:
             seen.add(real)
             here = os.path.join(here, "")
             for name in names:  # maybe a million: as is_image says of a name that does not begin with a dot
-                if name[name.rfind("."):].lower() in IMAGE_SUFFIXES and name[0] != ".":
+                if name[name.rfind(".") :].lower() in IMAGE_SUFFIXES and name[0] != ".":
                     yield here + name
 
 
@@ -165,8 +165,10 @@ def _unknown_class(path: str, data: bytes, num_classes: int) -> str:
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
         row = parse_labels(line).boxes
         if row and row[0][0] >= num_classes:
-            return (f"{path}:{number}: class {row[0][0]:.0f}, but the data set names {num_classes} classes "
-                    f"(0...{num_classes - 1}): correct the row, or add the class to `names`")
+            return (
+                f"{path}:{number}: class {row[0][0]:.0f}, but the data set names {num_classes} classes "
+                f"(0...{num_classes - 1}): correct the row, or add the class to `names`"
+            )
     raise AssertionError("called for a file without such a class")
 
 
@@ -195,9 +197,16 @@ def _scan(paths: Sequence[str], num_classes: int | None, single_cls: bool) -> tu
     if single_cls:
         labels[:, 0] = 0
     counts = Counts(found, missing, len(shapes) - found - missing, len(paths) - len(shapes))
-    index = LabelIndex(_kept(StringArray(paths), kept), np.array(shapes, np.int32).reshape(-1, 2), labels,
-                       _cuts(per_image), np.array(points, np.float32).reshape(-1, 2), _cuts(per_label), counts,
-                       messages)
+    index = LabelIndex(
+        _kept(StringArray(paths), kept),
+        np.array(shapes, np.int32).reshape(-1, 2),
+        labels,
+        _cuts(per_image),
+        np.array(points, np.float32).reshape(-1, 2),
+        _cuts(per_label),
+        counts,
+        messages,
+    )
     return index, kept
 
 
@@ -219,14 +228,27 @@ def _merge(parts: list[LabelIndex]) -> LabelIndex:
     def rejoin(name: str) -> np.ndarray:
         return _cuts(np.concatenate([np.diff(getattr(part, name)) for part in parts]))
 
-    return LabelIndex(StringArray.concatenate(part.paths for part in parts), join("shapes"), join("labels"),
-                      rejoin("offsets"), join("points"), rejoin("segment_offsets"),
-                      Counts(*map(sum, zip(*(part.counts for part in parts)))),
-                      [message for part in parts for message in part.messages])
+    return LabelIndex(
+        StringArray.concatenate(part.paths for part in parts),
+        join("shapes"),
+        join("labels"),
+        rejoin("offsets"),
+        join("points"),
+        rejoin("segment_offsets"),
+        Counts(*map(sum, zip(*(part.counts for part in parts)))),
+        [message for part in parts for message in part.messages],
+    )
 
 
-def load_index(sources: str | Path | Sequence[str | Path], num_classes: int, *, prefix: str = "", cache: bool = True,
-               progress: bool = True, single_cls: bool = False) -> LabelIndex:
+def load_index(
+    sources: str | Path | Sequence[str | Path],
+    num_classes: int,
+    *,
+    prefix: str = "",
+    cache: bool = True,
+    progress: bool = True,
+    single_cls: bool = False,
+) -> LabelIndex:
     """Find and verify the pictures of `sources` (see `find_images`) and read their labels, from the cache if it holds.
 
     `single_cls` sets every class to 0. `progress` prints the bar and what was left out. UserError: no picture, none
@@ -235,8 +257,10 @@ def load_index(sources: str | Path | Sequence[str | Path], num_classes: int, *, 
     sources = [sources] if isinstance(sources, (str, Path)) else list(sources)
     paths = find_images(sources)
     if not paths:
-        raise UserError(f"{prefix}no pictures in {', '.join(map(str, sources))}: expected "
-                        f"{' '.join(sorted(IMAGE_SUFFIXES))} files, or a list of their paths")
+        raise UserError(
+            f"{prefix}no pictures in {', '.join(map(str, sources))}: expected "
+            f"{' '.join(sorted(IMAGE_SUFFIXES))} files, or a list of their paths"
+        )
     stamps = _stamps(paths) if cache else None
     places = _cache_places(sources, paths) if cache else []
     key = {"format": CACHE_FORMAT, "num_classes": num_classes, "single_cls": int(single_cls)}
@@ -258,8 +282,9 @@ def load_index(sources: str | Path | Sequence[str | Path], num_classes: int, *, 
     return index
 
 
-def _scan_all(paths: list[str], num_classes: int, single_cls: bool, title: str,
-              progress: bool) -> tuple[LabelIndex, np.ndarray]:
+def _scan_all(
+    paths: list[str], num_classes: int, single_cls: bool, title: str, progress: bool
+) -> tuple[LabelIndex, np.ndarray]:
     # Small enough for a lively bar, large enough to be cheap.
     chunks = _chunks(paths, max(1, min(256, len(paths) // (8 * MAX_WORKERS))))
     scan = partial(_scan, num_classes=num_classes, single_cls=single_cls)
@@ -275,7 +300,7 @@ def _scan_all(paths: list[str], num_classes: int, single_cls: bool, title: str,
 
 
 def _chunks(paths: list[str], size: int) -> list[list[str]]:
-    return [paths[k:k + size] for k in range(0, len(paths), size)]
+    return [paths[k : k + size] for k in range(0, len(paths), size)]
 
 
 # ---- the cache -------------------------------------------------------------------------------------------------------
@@ -303,16 +328,16 @@ def _stamps(paths: list[str]) -> np.ndarray:
 def _stamps_of(paths: list[str]) -> np.ndarray:
     columns = [], []
     for folder, pictures in groupby(paths, _folder):
-        names = [path[len(folder):] for path in pictures]
+        names = [path[len(folder) :] for path in pictures]
         columns[0].append(_stat(folder, names))
         labels = _folder(label_path(folder + names[0]))  # a folder's pictures have their labels in one folder too
-        columns[1].append(_stat(labels, [name[:name.rfind(".")] + ".txt" for name in names]))
+        columns[1].append(_stat(labels, [name[: name.rfind(".")] + ".txt" for name in names]))
     return np.concatenate([np.concatenate(column) for column in columns], 1)
 
 
 def _folder(file: str) -> str:
     """The folder of a file with the separator at its end; nothing for a mere name."""
-    return file[:file.rfind(os.sep) + 1]
+    return file[: file.rfind(os.sep) + 1]
 
 
 def _stat(folder: str, names: Sequence[str]) -> np.ndarray:
@@ -361,16 +386,25 @@ def digest(*texts: str | Path) -> str:
     return hashlib.sha256("\0".join(map(str, texts)).encode(errors="surrogateescape")).hexdigest()
 
 
-def _write_cache(places: list[Path], key: dict[str, int], paths: list[str], stamps: np.ndarray, kept: np.ndarray,
-                 index: LabelIndex) -> bool:
+def _write_cache(
+    places: list[Path], key: dict[str, int], paths: list[str], stamps: np.ndarray, kept: np.ndarray, index: LabelIndex
+) -> bool:
     """Write the cache to the first place that takes it; False where none does."""
     arrays = {name: getattr(index, name) for name in ("shapes", "labels", "offsets", "points", "segment_offsets")}
     for place in places:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(place, sync=False) as file:  # a damaged one is noticed, and made again
-                np.savez(file, **key, **arrays, paths=StringArray(paths).data, stamps=stamps, kept=kept,
-                         counts=np.array(index.counts), messages=StringArray(index.messages).data)
+                np.savez(
+                    file,
+                    **key,
+                    **arrays,
+                    paths=StringArray(paths).data,
+                    stamps=stamps,
+                    kept=kept,
+                    counts=np.array(index.counts),
+                    messages=StringArray(index.messages).data,
+                )
             return True
         except OSError:
             continue
@@ -387,9 +421,16 @@ def _read_cache(place: Path, key: dict[str, int], paths: list[str], stamps: np.n
         scanned = StringArray.from_bytes(data["paths"])
         if not same or scanned != StringArray(paths):
             return None
-        index = LabelIndex(_kept(scanned, data["kept"].astype(bool)), data["shapes"], data["labels"], data["offsets"],
-                           data["points"], data["segment_offsets"], Counts(*map(int, data["counts"])),
-                           list(StringArray.from_bytes(data["messages"])))
+        index = LabelIndex(
+            _kept(scanned, data["kept"].astype(bool)),
+            data["shapes"],
+            data["labels"],
+            data["offsets"],
+            data["points"],
+            data["segment_offsets"],
+            Counts(*map(int, data["counts"])),
+            list(StringArray.from_bytes(data["messages"])),
+        )
         return index if _is_consistent(index) else None
     except Exception:  # whatever a damaged file makes zip and numpy raise: the labels are read anew
         return None
@@ -397,12 +438,20 @@ def _read_cache(place: Path, key: dict[str, int], paths: list[str], stamps: np.n
 
 def _is_consistent(index: LabelIndex) -> bool:
     """Whether every offset of a cache points into its arrays, so that a damaged file is scanned anew, not believed."""
+
     def cuts(offsets: np.ndarray, runs: int, total: int) -> bool:
-        return (offsets.shape == (runs + 1,) and offsets.dtype == np.int64 and offsets[0] == 0
-                and offsets[-1] == total and bool((np.diff(offsets) >= 0).all()))
+        return (
+            offsets.shape == (runs + 1,)
+            and offsets.dtype == np.int64
+            and offsets[0] == 0
+            and offsets[-1] == total
+            and bool((np.diff(offsets) >= 0).all())
+        )
 
     arrays = (index.shapes, np.int32, 2), (index.labels, np.float32, 5), (index.points, np.float32, 2)
-    return (all(array.dtype == dtype and array.ndim == 2 and array.shape[1] == width for array, dtype, width in arrays)
-            and len(index.shapes) == len(index.paths)
-            and cuts(index.offsets, len(index.paths), len(index.labels))
-            and cuts(index.segment_offsets, len(index.labels), len(index.points)))
+    return (
+        all(array.dtype == dtype and array.ndim == 2 and array.shape[1] == width for array, dtype, width in arrays)
+        and len(index.shapes) == len(index.paths)
+        and cuts(index.offsets, len(index.paths), len(index.labels))
+        and cuts(index.segment_offsets, len(index.labels), len(index.points))
+    )

@@ -92,9 +92,17 @@ class FusedSGD(torch.optim.SGD):
         for group, parameters, states, slopes in zip(self.param_groups, lists.parameters, lists.states, gradients):
             if parameters:
                 momenta = [state["momentum_buffer"] for state in states] if group["momentum"] else []
-                torch._fused_sgd_(parameters, slopes, momenta, is_first_step=False, **scaling,
-                                  **{name: group[name] for name in ("lr", "momentum", "weight_decay", "dampening",
-                                                                    "nesterov", "maximize")})
+                torch._fused_sgd_(
+                    parameters,
+                    slopes,
+                    momenta,
+                    is_first_step=False,
+                    **scaling,
+                    **{
+                        name: group[name]
+                        for name in ("lr", "momentum", "weight_decay", "dampening", "nesterov", "maximize")
+                    },
+                )
         return loss
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -116,8 +124,11 @@ class FusedSGD(torch.optim.SGD):
         for parameter in chain(*parameters):
             if self.state[parameter].get("momentum_buffer") is None:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        self._lists = lists = Lists(parameters, [[self.state[p] for p in group] for group in parameters],
-                                    [p for group in self.param_groups for p in group["params"] if p.grad is None])
+        self._lists = lists = Lists(
+            parameters,
+            [[self.state[p] for p in group] for group in parameters],
+            [p for group in self.param_groups for p in group["params"] if p.grad is None],
+        )
         return lists, lists.gradients()
 
 

@@ -15,8 +15,10 @@ def wrap_model(model: nn.Module, options: TrainOptions, distributed: Distributed
     if options.sync_bn and several and on_gpu:
         synchronise_batch_norm(model)
     elif several:
-        print(f"Batch statistics are those of each process's {options.batch_size // distributed.world_size} pictures"
-              + ("; --sync-bn takes them over all" if on_gpu else ""))
+        print(
+            f"Batch statistics are those of each process's {options.batch_size // distributed.world_size} pictures"
+            + ("; --sync-bn takes them over all" if on_gpu else "")
+        )
     wrapped = distributed.wrap(model, static_graph=static)
     if several:
         settle_buckets(wrapped, smallest_size(model), distributed.device)

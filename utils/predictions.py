@@ -74,8 +74,10 @@ def _told_apart(paths: Sequence[str]) -> list[str]:
     files = [f"{Path(path).stem}_{Path(path).suffix[1:]}" for path in paths]
 
     def names(depth: int) -> list[str]:
-        return ["_".join((*(part for part in above[-1 - depth:-1] if os.sep not in part), file))
-                for above, file in zip(parts, files)]
+        return [
+            "_".join((*(part for part in above[-1 - depth : -1] if os.sep not in part), file))
+            for above, file in zip(parts, files)
+        ]
 
     for depth in range(1, max(map(len, parts))):
         found = names(depth)
@@ -133,8 +135,14 @@ class CocoWriter:
         self.seen.append(image)
         for x1, y1, x2, y2, confidence, cls in detections.tolist():
             box = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
-            self.rows.append({"image_id": image, "category_id": self.categories[int(cls)], "bbox": box,
-                              "score": round(confidence, 5)})
+            self.rows.append(
+                {
+                    "image_id": image,
+                    "category_id": self.categories[int(cls)],
+                    "bbox": box,
+                    "score": round(confidence, 5),
+                }
+            )
 
     def finish(self, file: Path, metrics: Metrics) -> None:
         """Write the file, and print COCO's figures of the pictures seen, the first two beside ours."""
@@ -146,8 +154,10 @@ class CocoWriter:
         elif self.truth.get("annotations"):
             figures = coco_figures(self.labels, self.rows, images=self.seen, by_category=not self.single_cls)
             print(*figures.lines(), sep="\n")
-            print(f"mAP50 {metrics.map50:.4f}, mAP50-95 {metrics.map:.4f} by our rule; "
-                  f"{figures.ap50:.4f}, {figures.ap:.4f} by COCO's")
+            print(
+                f"mAP50 {metrics.map50:.4f}, mAP50-95 {metrics.map:.4f} by our rule; "
+                f"{figures.ap50:.4f}, {figures.ap:.4f} by COCO's"
+            )
 
 
 def read_annotations(file: Path) -> dict:

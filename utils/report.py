@@ -16,6 +16,7 @@ HEADER = f"{'Class':>22}" + "".join(f"{title:>11}" for title in COLUMNS)
 
 def table(metrics: Metrics, names: Mapping[int, str], *, verbose: bool) -> Iterator[str]:
     """The rows below HEADER: all classes together and, if verbose, each class that has labels."""
+
     def row(name: str, instances: int, *values: float) -> str:
         return f"{name:>22}{metrics.images:>11}{instances:>11}" + "".join(f"{value:11.3g}" for value in values)
 
@@ -30,12 +31,12 @@ def table(metrics: Metrics, names: Mapping[int, str], *, verbose: bool) -> Itera
             yield row(name, metrics.label_counts[k], found.p[k], found.r[k], found.ap[k, 0], found.ap[k].mean())
 
 
-def draw_batch(plotter: Plotter, folder: Path, number: int, batch: Batch, detections: list[Tensor],
-               names: Mapping[int, str]) -> None:
+def draw_batch(
+    plotter: Plotter, folder: Path, number: int, batch: Batch, detections: list[Tensor], names: Mapping[int, str]
+) -> None:
     images = batch.images.cpu()
     for kind, boxes in (("labels", batch.targets), ("pred", detections)):
-        plotter.submit(plot_batch, images, boxes, batch.paths, folder / f"val_batch{number}_{kind}.jpg",
-                       names=names)
+        plotter.submit(plot_batch, images, boxes, batch.paths, folder / f"val_batch{number}_{kind}.jpg", names=names)
 
 
 def draw_curves(folder: Path, metrics: Metrics, names: Mapping[int, str]) -> None:

@@ -61,8 +61,10 @@ def expect_device(device: str) -> None:
         with redirect_stdout(io.StringIO()):  # what it has to say it says again when the device is taken
             select_device(device)
     except UserError as error:
-        raise UserError(f"--resume: the run was begun with --device {device}, which is not here: add --device cpu, or "
-                        "a GPU that is here, such as --device 0") from error
+        raise UserError(
+            f"--resume: the run was begun with --device {device}, which is not here: add --device cpu, or "
+            "a GPU that is here, such as --device 0"
+        ) from error
 
 
 def open_run_folder(request: Request) -> Path:

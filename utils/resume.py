@@ -29,8 +29,10 @@ def find_run(resume: str | bool, project: str) -> Path:
         path = Path(resume)
         checkpoint = path
         if path.is_dir():
-            checkpoint = next((file for file in (path / "weights" / "last.pt", path / "last.pt") if file.is_file()),
-                              path / "weights" / "last.pt")
+            checkpoint = next(
+                (file for file in (path / "weights" / "last.pt", path / "last.pt") if file.is_file()),
+                path / "weights" / "last.pt",
+            )
         if not checkpoint.is_file():
             raise UserError(f"--resume {resume}: no checkpoint {checkpoint}")
         return checkpoint
@@ -73,8 +75,10 @@ def changed_options(content: Mapping[str, Any], checkpoint: Path, given: Mapping
     changes = {key: value for key, value in given.items() if getattr(stored, key) != value}
     for key in FIXED:
         if key in changes:
-            raise UserError(f"--resume goes on with the model of {checkpoint}: leave --{key} out, "
-                            f"or start a new run with --weights {checkpoint}")
+            raise UserError(
+                f"--resume goes on with the model of {checkpoint}: leave --{key} out, "
+                f"or start a new run with --weights {checkpoint}"
+            )
     for key, value in changes.items():
         print(f"resume: --{key.replace('_', '-')} {getattr(stored, key)} -> {value}")
     inexact = sorted(set(changes) - HARMLESS)
@@ -116,8 +120,10 @@ def refuse_if_done(checkpoint: Path, epoch: Any, epochs: int, typed: Collection[
     if was_finished(checkpoint, epoch):
         raise UserError(f"{checkpoint}: all {epoch} epochs are done; add --epochs {2 * epoch} to go on")
     if epoch > epochs and "epochs" in typed:
-        raise UserError(f"--resume {checkpoint} --epochs {epochs}: {epoch} epochs are done already, and --epochs "
-                        f"counts from the first: --epochs {epoch + epochs}, for instance")
+        raise UserError(
+            f"--resume {checkpoint} --epochs {epochs}: {epoch} epochs are done already, and --epochs "
+            f"counts from the first: --epochs {epoch + epochs}, for instance"
+        )
 
 
 def fingerprint(*arrays: np.ndarray) -> str:
@@ -130,25 +136,36 @@ def fingerprint(*arrays: np.ndarray) -> str:
 def name_contents(train: LabelIndex, validation: LabelIndex) -> dict[str, str]:
     """Names what is trained and measured on: sizes of the pictures in their order, and their labels. Not the pixels,
     which would all have to be read."""
-    return {"data": fingerprint(train.shapes, train.labels, train.offsets),
-            "polygons": fingerprint(train.points, train.segment_offsets),
-            "validation": fingerprint(validation.shapes, validation.labels, validation.offsets)}
+    return {
+        "data": fingerprint(train.shapes, train.labels, train.offsets),
+        "polygons": fingerprint(train.points, train.segment_offsets),
+        "validation": fingerprint(validation.shapes, validation.labels, validation.offsets),
+    }
 
 
-def surroundings(group: Distributed, contents: Mapping[str, str], precision: torch.dtype | None,
-                 steps_per_epoch: int) -> dict[str, Any]:
+def surroundings(
+    group: Distributed, contents: Mapping[str, str], precision: torch.dtype | None, steps_per_epoch: int
+) -> dict[str, Any]:
     """All that the bytes of a run depend on besides its options and its state. precision: that of autocast, if any."""
     device = group.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"processes": group.world_size, "device": name, "torch": str(torch.__version__), **contents,
-            "threads": torch.get_num_threads() if device.type == "cpu" else 0, "steps_per_epoch": steps_per_epoch,
-            "precision": str(precision or torch.float32).removeprefix("torch."),
-            "cpu": torch.backends.cpu.get_cpu_capability(), "opencv": cv2.__version__, "numpy": np.__version__}
+    return {
+        "processes": group.world_size,
+        "device": name,
+        "torch": str(torch.__version__),
+        **contents,
+        "threads": torch.get_num_threads() if device.type == "cpu" else 0,
+        "steps_per_epoch": steps_per_epoch,
+        "precision": str(precision or torch.float32).removeprefix("torch."),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "opencv": cv2.__version__,
+        "numpy": np.__version__,
+    }
 
 
 REASONS = {
     "processes": "the batches are the same, but sums are rounded in another order, batch statistics are of others' "
-                 "shares",
+    "shares",
     "device": "other kernels round otherwise",
     "threads": "sums are rounded in another order; OMP_NUM_THREADS sets it",
     "torch": "another version may round otherwise",

@@ -45,8 +45,9 @@ class RunFolder:
         """The weights of the best epoch, for use."""
         return self.weights / "best.pt"
 
-    def describe(self, options: dict[str, Any], hyp: dict[str, float], labels: np.ndarray,
-                 names: dict[int, str]) -> None:
+    def describe(
+        self, options: dict[str, Any], hyp: dict[str, float], labels: np.ndarray, names: dict[int, str]
+    ) -> None:
         """Write the settings, and the pictures of the labels (M, 5) = class, x, y, w, h."""
         write_yaml(self.path / "opt.yaml", {**options, "hyp": hyp, "resume": False, "save_dir": str(self.path)})
         write_yaml(self.path / "hyp.yaml", hyp)
@@ -68,13 +69,22 @@ class RunFolder:
             return
         kept = increment_path(self.path / "interrupted")
         (kept / "weights").mkdir()
-        for file in [self.path / "results.csv", self.path / "opt.yaml", self.path / "hyp.yaml", self.best,
-                     self.weights / START, *self.weights.glob("epoch[0-9]*.pt"), self.last]:
+        for file in [
+            self.path / "results.csv",
+            self.path / "opt.yaml",
+            self.path / "hyp.yaml",
+            self.best,
+            self.weights / START,
+            *self.weights.glob("epoch[0-9]*.pt"),
+            self.last,
+        ]:
             if file.is_file():
                 file.rename(kept / file.relative_to(self.path))
         self.results = ResultsFile(self.results.path)
-        print(f"{self.path} holds a run that was interrupted after {epoch} epochs: it is kept, go on with it by "
-              f"--resume {shlex.quote(str(kept))}")
+        print(
+            f"{self.path} holds a run that was interrupted after {epoch} epochs: it is kept, go on with it by "
+            f"--resume {shlex.quote(str(kept))}"
+        )
 
     def forget_earlier_run(self) -> None:
         """Remove the checkpoints of a run that was here before (--exist-ok): they must not pass for this one's.
@@ -84,8 +94,9 @@ class RunFolder:
         for file in [self.half, self.best, self.weights / START, *self.weights.glob("epoch[0-9]*.pt")]:
             file.unlink(missing_ok=True)
 
-    def save(self, content: dict[str, Any], *, start: dict[str, Any] | None = None, best: bool = False,
-             period: int = 0) -> None:
+    def save(
+        self, content: dict[str, Any], *, start: dict[str, Any] | None = None, best: bool = False, period: int = 0
+    ) -> None:
         """Write last.pt; best.pt too when the state is the `best`; epoch<k>.pt every `period` epochs, at their ends.
 
         last.pt comes last: a run cut off before it repeats the epoch and writes all of them again. Within an epoch
@@ -144,8 +155,9 @@ def lock_folder(path: Path) -> BinaryIO:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         file.close()
-        raise UserError(f"{path}: another process is training in this folder; wait for it, "
-                            "or give another --name") from error
+        raise UserError(
+            f"{path}: another process is training in this folder; wait for it, or give another --name"
+        ) from error
     except (ImportError, OSError):
         pass  # a file system without locks
     return file

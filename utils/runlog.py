@@ -36,8 +36,9 @@ class ResultsFile:
         self.path = path
         self.rows = _read_rows(path)
 
-    def write(self, epoch: int, train_losses: list[float], metrics: list[float], val_losses: list[float],
-              rates: list[float]) -> None:
+    def write(
+        self, epoch: int, train_losses: list[float], metrics: list[float], val_losses: list[float], rates: list[float]
+    ) -> None:
         """Add the row of `epoch`, in place of any that a run before an interruption left for it or for later ones.
 
         A file that cannot be written costs a warning: the next epoch writes all rows again.
@@ -62,8 +63,10 @@ def _read_rows(path: Path) -> list[list[str]]:
     rows = [line.split(",") for line in lines if line.strip()]
     good = [row for row in rows if len(row) == len(COLUMNS) and _is_numbers(row)]
     if len(good) < len(rows):
-        print(f"WARNING {path}: {len(rows) - len(good)} rows are damaged and left out, {len(good)} are kept",
-              file=sys.stderr)
+        print(
+            f"WARNING {path}: {len(rows) - len(good)} rows are damaged and left out, {len(good)} are kept",
+            file=sys.stderr,
+        )
     return good
 
 

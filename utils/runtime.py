@@ -33,8 +33,14 @@ PATIENT_TIMEOUT = timedelta(days=7)  # while rank 0 downloads, scans labels, fit
 def datasets_folders() -> list[Path]:
     """Folders in which a data set is looked for, first the ones the user named."""
     named = [os.environ.get(key) for key in ("ANCHORAGE_DATASETS", "YOLOv5_DATASETS_DIR")]
-    return [*(Path(folder) for folder in named if folder), Path.cwd(), Path.cwd() / "datasets", ROOT,
-            ROOT / "datasets", ROOT.parent / "datasets"]
+    return [
+        *(Path(folder) for folder in named if folder),
+        Path.cwd(),
+        Path.cwd() / "datasets",
+        ROOT,
+        ROOT / "datasets",
+        ROOT.parent / "datasets",
+    ]
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -232,8 +238,9 @@ class Distributed:
             if name not in os.environ:
                 raise UserError(f"RANK is set but {name} is not: start with torchrun --nproc_per_node N train.py ...")
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=meeting_place(rank), rank=rank, world_size=world_size,
-                                timeout=GROUP_TIMEOUT)
+        dist.init_process_group(
+            backend, store=meeting_place(rank), rank=rank, world_size=world_size, timeout=GROUP_TIMEOUT
+        )
         patient = dist.new_group(backend="gloo", timeout=PATIENT_TIMEOUT)
         return cls(rank, world_size, cpu, (cpu,), local_rank, patient)
 
@@ -244,8 +251,10 @@ class Distributed:
         else:
             devices = (self._own_device(device),)
         if batch_size is not None and batch_size % self.world_size and batch_size > 0:
-            raise UserError(f"--batch-size {batch_size} must be a multiple of the {self.world_size} processes: "
-                            f"{max(batch_size // self.world_size, 1) * self.world_size}, for instance")
+            raise UserError(
+                f"--batch-size {batch_size} must be a multiple of the {self.world_size} processes: "
+                f"{max(batch_size // self.world_size, 1) * self.world_size}, for instance"
+            )
         return replace(self, device=occupy(devices[0]), devices=devices)
 
     def _own_device(self, text: str) -> torch.device:
@@ -257,8 +266,10 @@ class Distributed:
             return devices[0]
         if self.local_rank >= len(devices):
             named = f"--device {text} names" if text else "this machine has"
-            raise UserError(f"{named} {len(devices)} GPU(s), too few for process {self.local_rank + 1} on it: start "
-                            "fewer (--nproc_per_node), or use --device cpu")
+            raise UserError(
+                f"{named} {len(devices)} GPU(s), too few for process {self.local_rank + 1} on it: start "
+                "fewer (--nproc_per_node), or use --device cpu"
+            )
         return devices[self.local_rank]
 
     @contextmanager
@@ -359,8 +370,10 @@ class Distributed:
             indices = [device.index for device in self.devices]
             typed = Path(sys.argv[0]).name == "train.py"  # not where another program calls train.main
             words = shlex.join(sys.argv) if typed else f"train.py ... --device {','.join(map(str, indices))}"
-            print(f"WARNING one process for {len(indices)} GPUs is slow; better: torchrun --nproc_per_node "
-                  f"{len(indices)} {words}")
+            print(
+                f"WARNING one process for {len(indices)} GPUs is slow; better: torchrun --nproc_per_node "
+                f"{len(indices)} {words}"
+            )
             return torch.nn.DataParallel(model, device_ids=indices)
         return model
 
@@ -369,8 +382,13 @@ class Distributed:
         parallel = torch.nn.parallel.DistributedDataParallel
         known = inspect.signature(parallel).parameters  # PyTorch 2.15 renames the setting
         buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        return parallel(model, device_ids=[self.device.index] if self.device.type == "cuda" else None,
-                        gradient_as_bucket_view=True, static_graph=static_graph, **{buffers: False})
+        return parallel(
+            model,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            static_graph=static_graph,
+            **{buffers: False},
+        )
 
     @contextmanager
     def exchange_gradients(self, wrapped: torch.nn.Module, now: bool) -> Iterator[None]:

@@ -99,8 +99,9 @@ def _in_processes(function: Callable[[A], B], chunks: Sequence[A], workers: int)
         for k in range(1, workers):
             reader, writer = context.Pipe(duplex=False)
             readers.append(reader)
-            processes.append(context.Process(target=_work, args=(function, chunks[k::workers], reader, writer),
-                                             daemon=True))
+            processes.append(
+                context.Process(target=_work, args=(function, chunks[k::workers], reader, writer), daemon=True)
+            )
             with forking():
                 processes[-1].start()
             writer.close()  # the process's own is the only one: its end shows here
@@ -111,8 +112,9 @@ def _in_processes(function: Callable[[A], B], chunks: Sequence[A], workers: int)
             try:
                 result, error = readers[number % workers - 1].recv()
             except EOFError:
-                raise UserError(f"one of {workers} processes that share the work was killed, most often for want of "
-                                "memory") from None
+                raise UserError(
+                    f"one of {workers} processes that share the work was killed, most often for want of memory"
+                ) from None
             if error is not None:
                 raise error
             yield result

@@ -47,7 +47,7 @@ class StringArray(Sequence[str]):
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         i = range(len(self))[operator.index(i)]
-        return _decode(self.data[self._starts[i] + (i > 0):self._starts[i + 1]])
+        return _decode(self.data[self._starts[i] + (i > 0) : self._starts[i + 1]])
 
     def __iter__(self) -> Iterator[str]:
         return iter(_decode(self.data).split("\0") if len(self) else ())

@@ -34,8 +34,10 @@ def read_data(options: TrainOptions) -> Data:
 
     train = scan("train")
     if not len(train.labels):
-        raise UserError(f"{spec.file}: the training images have no labels at all; labels belong beside them, "
-                        "with /images/ replaced by /labels/ and .txt for the suffix")
+        raise UserError(
+            f"{spec.file}: the training images have no labels at all; labels belong beside them, "
+            "with /images/ replaced by /labels/ and .txt for the suffix"
+        )
     return Data(spec, read_names(options), fraction(train, options.evolve_fraction), scan("val"))
 
 

@@ -33,22 +33,34 @@ class RunLog:
             folder.keep_interrupted_run()
         folder.describe(options.to_dict(), run.hyp.to_dict(), labels, run.data.names)
         amp = str(run.autocast).removeprefix("torch.") if run.autocast else "off"
-        print(f"Image size {options.imgsz}, batch {options.batch_size}, {run.train_loader.readers}, "
-              f"mixed precision {amp}\nLogging to {folder.path}\nTraining for {options.epochs} epochs...")
+        print(
+            f"Image size {options.imgsz}, batch {options.batch_size}, {run.train_loader.readers}, "
+            f"mixed precision {amp}\nLogging to {folder.path}\nTraining for {options.epochs} epochs..."
+        )
         if begins:
             folder.forget_earlier_run()
             self.save(None)
 
     def start_epoch(self, epoch: int) -> None:
         print("\n" + header())
-        self.bar = tqdm(total=len(self.run.train_loader), initial=self.run.state.step, mininterval=0.5,
-                        bar_format="{l_bar}{bar:10}{r_bar}")
+        self.bar = tqdm(
+            total=len(self.run.train_loader),
+            initial=self.run.state.step,
+            mininterval=0.5,
+            bar_format="{l_bar}{bar:10}{r_bar}",
+        )
 
     def batch_done(self, step: int, batch: Batch, means: Tensor, size: int) -> None:
         state, last = self.run.state, step + 1 == len(self.run.train_loader)
         if self.bar.update() or last or step == 0:  # reading the losses waits for the device: only when they are shown
-            line = progress_line(state.epoch, self.run.options.epochs, memory_used(means.device), means.tolist(),
-                                 len(batch.targets), size)
+            line = progress_line(
+                state.epoch,
+                self.run.options.epochs,
+                memory_used(means.device),
+                means.tolist(),
+                len(batch.targets),
+                size,
+            )
             self.bar.set_description_str(line, refresh=last)
         if state.iteration < PICTURED_BATCHES:
             self.folder.picture_batch(state.iteration, batch, self.run.data.names)
@@ -65,15 +77,18 @@ class RunLog:
         val_losses = [0.0] * 3 if metrics is None else list(metrics.losses)
         if self.run.guard.skipped > self.skipped:
             self.skipped = self.run.guard.skipped
-            print(f"WARNING {self.skipped} optimizer steps so far were left out: loss or gradients were not finite"
-                  + (" (a few are usual while float16's scale is searched)" if self.run.scaler.is_enabled() else ""))
+            print(
+                f"WARNING {self.skipped} optimizer steps so far were left out: loss or gradients were not finite"
+                + (" (a few are usual while float16's scale is searched)" if self.run.scaler.is_enabled() else "")
+            )
         self.folder.results.write(epoch, losses, scores, val_losses, [rates.lr_bias, rates.lr_weight, rates.lr_norm])
 
     def save(self, metrics: Metrics | None, improved: bool = False) -> None:
         run = self.run
         if not run.options.score_only:
-            self.folder.save(self._content(metrics), start=run.state.good, best=improved,
-                             period=run.options.save_period)
+            self.folder.save(
+                self._content(metrics), start=run.state.good, best=improved, period=run.options.save_period
+            )
 
     def hold_best(self, metrics: Metrics) -> None:
         """The best epoch so far, where only the last is to be saved: best.pt is this one all the same."""
@@ -82,21 +97,28 @@ class RunLog:
 
     def _content(self, metrics: Metrics | None) -> dict[str, Any]:
         run = self.run
-        return {**run.state.state_dict(), "options": {**run.options.to_dict(), "resume": False},
-                "hyp": run.hyp.to_dict(), "surroundings": run.surroundings,
-                "metrics": {} if metrics is None else {"map50": float(metrics.map50), "map": float(metrics.map)}}
+        return {
+            **run.state.state_dict(),
+            "options": {**run.options.to_dict(), "resume": False},
+            "hyp": run.hyp.to_dict(),
+            "surroundings": run.surroundings,
+            "metrics": {} if metrics is None else {"map50": float(metrics.map50), "map": float(metrics.map)},
+        }
 
     def training_over(self) -> Path:
         """best.pt, once everything is written."""
         hours = (time.monotonic() - self.started) / 3600
         self.folder.finish()
-        print(f"\n{self.run.state.epoch - self.first_epoch} epochs completed in {hours:.3f} hours.\n"
-              f"Validating {self.folder.best}...")
+        print(
+            f"\n{self.run.state.epoch - self.first_epoch} epochs completed in {hours:.3f} hours.\n"
+            f"Validating {self.folder.best}..."
+        )
         return self.folder.best
 
     def say_next(self) -> None:
-        print(f"Results saved to {self.folder.path}\n"
-              f"Next: {detect_command([self.folder.best], [self.run.options.imgsz])}")
+        print(
+            f"Results saved to {self.folder.path}\nNext: {detect_command([self.folder.best], [self.run.options.imgsz])}"
+        )
         self.folder.mark_end(self.run.state.state_dict())
 
 

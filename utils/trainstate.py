@@ -17,8 +17,9 @@ from utils.resume import HARMLESS, read_start, report_differences, was_finished
 from utils.schedule import EarlyStopping, accumulation
 
 
-def build_state(model: nn.Module, options: TrainOptions, hyp: Hyperparameters, autocast: torch.dtype | None,
-                resumed: dict | None) -> TrainState:
+def build_state(
+    model: nn.Module, options: TrainOptions, hyp: Hyperparameters, autocast: torch.dtype | None, resumed: dict | None
+) -> TrainState:
     """Optimizer, EMA, scaler and early stop around `model`, as the checkpoint `resumed` left them if there is one."""
     accumulate = accumulation(options.batch_size, options.nbs)
     decay = scaled_weight_decay(hyp.weight_decay, options.batch_size, accumulate, options.nbs)
@@ -28,8 +29,14 @@ def build_state(model: nn.Module, options: TrainOptions, hyp: Hyperparameters, a
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=autocast == torch.float16)
     guard = Guard(model, SEARCHING_PATIENCE if scaler.is_enabled() else PATIENCE)
-    state = TrainState(model, ema=ModelEMA(model), optimizer=optimizer, scaler=scaler, guard=guard,
-                       stopper=EarlyStopping(options.patience))
+    state = TrainState(
+        model,
+        ema=ModelEMA(model),
+        optimizer=optimizer,
+        scaler=scaler,
+        guard=guard,
+        stopper=EarlyStopping(options.patience),
+    )
     state.class_maps = [0.0] * model.num_classes
     if resumed:
         state.load_state_dict(fitting_state(resumed, options, optimizer, scaler))
@@ -38,8 +45,9 @@ def build_state(model: nn.Module, options: TrainOptions, hyp: Hyperparameters, a
     return state
 
 
-def fitting_state(resumed: dict, options: TrainOptions, optimizer: torch.optim.Optimizer,
-                  scaler: torch.amp.GradScaler) -> dict:
+def fitting_state(
+    resumed: dict, options: TrainOptions, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> dict:
     """`resumed` without the parts that mean nothing to another optimizer, or to a precision without a scaler."""
     fresh = {}
     if resumed["options"].get("optimizer") != options.optimizer:
@@ -62,13 +70,18 @@ def begin_again(state: TrainState, request: Request, options: TrainOptions, arou
     return start if start and is_same_run(start, state, request, options, around) else None
 
 
-def is_same_run(start: dict, state: TrainState, request: Request, options: TrainOptions,
-                around: dict[str, Any]) -> bool:
+def is_same_run(
+    start: dict, state: TrainState, request: Request, options: TrainOptions, around: dict[str, Any]
+) -> bool:
     """Whether the run goes on as it was begun: else its state at the epoch's start does not fit what it is now."""
     before = TrainOptions.from_dict(request.resumed["options"]).to_dict()
     changed = {key for key, value in options.to_dict().items() if before[key] != value} - HARMLESS - {"resume"}
-    return (not changed and "hyp" not in request.typed and steps_before(request) == around["steps_per_epoch"]
-            and bool(start.get("scaler")) == state.members["scaler"].is_enabled())
+    return (
+        not changed
+        and "hyp" not in request.typed
+        and steps_before(request) == around["steps_per_epoch"]
+        and bool(start.get("scaler")) == state.members["scaler"].is_enabled()
+    )
 
 
 def steps_before(request: Request) -> int | None:
@@ -87,14 +100,18 @@ def go_back(run: Any, good: dict) -> None:
     """Return to the state at the epoch's start (or, if unknown, where the run was taken up), at a lower rate."""
     guard = run.guard
     if guard.exhausted:
-        raise UserError(f"the loss is not finite, also after {guard.returns} returns to a good state at lower rates; "
-                        "try a lower lr0 in the --hyp file, --amp off, and look for damaged labels or pictures")
+        raise UserError(
+            f"the loss is not finite, also after {guard.returns} returns to a good state at lower rates; "
+            "try a lower lr0 in the --hyp file, --amp off, and look for damaged labels or pictures"
+        )
     counts = guard.state_dict()
     run.state.load_state_dict(snapshot(good))  # an optimizer goes on in the tensors that it is given
     guard.load_state_dict(counts)
     guard.note_return()
-    print("WARNING the numbers went bad (NaN or infinity, several steps in a row): back to the state at the epoch's "
-          f"start, learning rates x {guard.rate}")
+    print(
+        "WARNING the numbers went bad (NaN or infinity, several steps in a row): back to the state at the epoch's "
+        f"start, learning rates x {guard.rate}"
+    )
 
 
 def describe_weights(run: Any) -> dict[str, Any]:

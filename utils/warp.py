@@ -70,8 +70,12 @@ class Warp(NamedTuple):
         (left, top), scale = self.begin, float(self.matrix[0, 0])
         x1, x2 = (box[0] - left - 1) * scale, (box[2] - left + 1) * scale
         y1, y2 = (box[1] - top - 1) * scale, (box[3] - top + 1) * scale
-        return (max(math.floor(x1 / ROW) * ROW, 0), max(math.floor(y1), 0),
-                min(math.ceil(x2 / ROW) * ROW, width), min(math.ceil(y2), height))
+        return (
+            max(math.floor(x1 / ROW) * ROW, 0),
+            max(math.floor(y1), 0),
+            min(math.ceil(x2 / ROW) * ROW, width),
+            min(math.ceil(y2), height),
+        )
 
     def image(self, canvas: np.ndarray, origin: tuple[int, int] = (0, 0)) -> np.ndarray:
         """Output picture of a canvas, or of the part of it that begins at `origin` x, y."""
@@ -80,7 +84,7 @@ class Warp(NamedTuple):
         end = origin[0] + canvas.shape[1], origin[1] + canvas.shape[0]
         if self.begin == origin and self.visible_region()[2:] == end:
             scale = self.matrix[0, 0]
-            return cv2.resize(canvas, None, fx=scale, fy=scale)[:self.output[0], :self.output[1]]
+            return cv2.resize(canvas, None, fx=scale, fy=scale)[: self.output[0], : self.output[1]]
         # OpenCV counts from the centres of pixels, half a pixel off the coordinates in which boxes are given.
         matrix = shift_matrix(-0.5, -0.5) @ self.matrix @ shift_matrix(origin[0] + 0.5, origin[1] + 0.5)
         settings = {"dsize": self.output[::-1], "flags": cv2.INTER_LINEAR, "borderValue": (GREY,) * 3}

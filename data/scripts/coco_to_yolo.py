@@ -20,7 +20,15 @@ if __name__ == "__main__":  # started as a file: Python put this file's folder o
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data.scripts.yolo_folder import (
-    Dataset, box_row, finite, measure, row, safe_name, split_arguments, summary, write_dataset,
+    Dataset,
+    box_row,
+    finite,
+    measure,
+    row,
+    safe_name,
+    split_arguments,
+    summary,
+    write_dataset,
 )
 from utils.config import SuggestingParser
 from utils.errors import UserError, run
@@ -83,8 +91,11 @@ def bridge(parts: Sequence[list[Point]]) -> list[Point]:
     """One polygon out of several parts: each is joined to what is there by a line between their nearest corners."""
     joined = list(parts[0])
     for part in parts[1:]:
-        _, i, j = min(((ax - bx) ** 2 + (ay - by) ** 2, i, j)
-                      for i, (ax, ay) in enumerate(joined) for j, (bx, by) in enumerate(part))
+        _, i, j = min(
+            ((ax - bx) ** 2 + (ay - by) ** 2, i, j)
+            for i, (ax, ay) in enumerate(joined)
+            for j, (bx, by) in enumerate(part)
+        )
         joined = joined[: i + 1] + part[j:] + part[: j + 1] + joined[i:]
     return joined
 
@@ -109,8 +120,15 @@ def polygon_row(class_id: int, segmentation: object, size: tuple[int, int], *, w
     return row(class_id, [value for point in points for value in point]) if min(spans) > 1e-6 else None
 
 
-def image_rows(annotations: list[dict], classes: dict[int, int], size: tuple[int, int], *, polygons: bool, file: Path,
-               dataset: Dataset) -> list[str]:
+def image_rows(
+    annotations: list[dict],
+    classes: dict[int, int],
+    size: tuple[int, int],
+    *,
+    polygons: bool,
+    file: Path,
+    dataset: Dataset,
+) -> list[str]:
     rows = []
     for annotation in annotations:
         where = f"{file}: annotation {annotation.get('id', '?')}"
@@ -150,16 +168,28 @@ def convert(splits: Sequence[tuple[str, list[Path]]], *, polygons: bool = False,
             if not (folder / name).is_file():
                 dataset.left_out[f"pictures that are not in {folder}"] += 1
                 continue
-            rows = image_rows(groups[image["id"]] if image["id"] in groups else [], classes,
-                              image_size(image, folder / name), polygons=polygons, file=file, dataset=dataset)
+            rows = image_rows(
+                groups[image["id"]] if image["id"] in groups else [],
+                classes,
+                image_size(image, folder / name),
+                polygons=polygons,
+                file=file,
+                dataset=dataset,
+            )
             dataset.add(split, folder / name, name=name, rows=rows)
     return dataset
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = SuggestingParser(description="Convert COCO JSON annotations to YOLO labels and a data set YAML.")
-    parser.add_argument("--split", nargs="+", action="append", required=True, metavar=("NAME", "PATH"),
-                        help="train, val or test, then the JSON file, then the folder of its pictures; repeat for each")
+    parser.add_argument(
+        "--split",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar=("NAME", "PATH"),
+        help="train, val or test, then the JSON file, then the folder of its pictures; repeat for each",
+    )
     parser.add_argument("--output", type=Path, required=True, help="new folder for images/, labels/ and the YAML")
     parser.add_argument("--polygons", action="store_true", help="write outlines instead of boxes where there are any")
     parser.add_argument("--copy", action="store_true", help="copy the pictures instead of linking to them")

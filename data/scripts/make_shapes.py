@@ -33,8 +33,10 @@ RECORD = "made.json"  # in the data set's folder: what it was made from
 def label_text(picture: Picture) -> str:
     """One row a box: class, then centre and size as fractions of the picture; nothing for a picture without objects."""
     H, W = picture.image.shape[:2]
-    rows = [(kind, (left + right) / 2 / W, (top + bottom) / 2 / H, (right - left) / W, (bottom - top) / H)
-            for kind, left, top, right, bottom in picture.boxes]
+    rows = [
+        (kind, (left + right) / 2 / W, (top + bottom) / 2 / H, (right - left) / W, (bottom - top) / H)
+        for kind, left, top, right, bottom in picture.boxes
+    ]
     return "".join("{} {:.6f} {:.6f} {:.6f} {:.6f}\n".format(*row) for row in rows)
 
 

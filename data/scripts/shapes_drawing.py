@@ -13,7 +13,20 @@ from typing import NamedTuple
 import numpy as np
 
 from data.scripts.shapes_textures import (
-    COATS, Color, Field, Rng, any_color, background, chance, cloud, color, direction, mix, on_circle, pixels, smooth,
+    COATS,
+    Color,
+    Field,
+    Rng,
+    any_color,
+    background,
+    chance,
+    cloud,
+    color,
+    direction,
+    mix,
+    on_circle,
+    pixels,
+    smooth,
     uniform,
 )
 
@@ -98,8 +111,9 @@ def arrow(u: Field, v: Field, rng: Rng) -> Field:
 
 def cross(u: Field, v: Field, rng: Rng) -> Field:
     arm = uniform(rng, 0.22, 0.32)
-    return np.minimum(box_distance(u, v, half_width=arm, half_height=0.95),
-                      box_distance(u, v, half_width=0.95, half_height=arm))
+    return np.minimum(
+        box_distance(u, v, half_width=arm, half_height=0.95), box_distance(u, v, half_width=0.95, half_height=arm)
+    )
 
 
 SHAPES = (circle, square, triangle, star, heart, crescent, arrow, cross)  # class = place in this row
@@ -130,8 +144,10 @@ class Window(NamedTuple):
         """What of it lies in a picture of that shape: as rows and columns of the picture, and of the window."""
         top, bottom = (min(max(v, 0), shape[0]) for v in (self.top, self.top + self.height))
         left, right = (min(max(v, 0), shape[1]) for v in (self.left, self.left + self.width))
-        return ((slice(top, bottom), slice(left, right)),
-                (slice(top - self.top, bottom - self.top), slice(left - self.left, right - self.left)))
+        return (
+            (slice(top, bottom), slice(left, right)),
+            (slice(top - self.top, bottom - self.top), slice(left - self.left, right - self.left)),
+        )
 
 
 class Scene:
@@ -176,8 +192,15 @@ class Scene:
 # ---------------------------------------------------------------- clutter
 
 
-def stroke(scene: Scene, start: tuple[float, float], end: tuple[float, float], *, width: float, paint: Color,
-           alpha: float = 1.0) -> None:
+def stroke(
+    scene: Scene,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    *,
+    width: float,
+    paint: Color,
+    alpha: float = 1.0,
+) -> None:
     """A straight line with round ends; left out where it would hide an object."""
     (ax, ay), (bx, by) = start, end
     reach = width / 2 + 1
@@ -299,8 +322,9 @@ def coat(rng: Rng, ground: Color, u: Field, v: Field, depth: Field, kind: int) -
     return np.clip(paint, 0, 255)
 
 
-def shadow(scene: Scene, rng: Rng, place: tuple[slice, slice], part: tuple[slice, slice], *, distance: Field,
-           radius: float) -> None:
+def shadow(
+    scene: Scene, rng: Rng, place: tuple[slice, slice], part: tuple[slice, slice], *, distance: Field, radius: float
+) -> None:
     """Darken what lies beside an object: its outline moved by whole pixels, with a soft edge."""
     reach, soft = uniform(rng, 0, 0.2) * radius, uniform(rng, 0.05, 0.2) * radius + 1
     cx, cy = direction(rng)

@@ -149,8 +149,10 @@ def background(rng: Rng, shape: tuple[int, int]) -> np.ndarray:
     """One of the kinds in a palette of mostly related, rather dull colours, under uneven light."""
     hue, value = uniform(rng, 0, 1), uniform(rng, 0.3, 0.85)
     spread = float(rng.choice([0.1, 0.1, 0.5]))
-    palette = [color(hue + uniform(rng, -spread, spread), uniform(rng, 0.03, 0.6), value + uniform(rng, -0.2, 0.2))
-               for _ in range(3)]
+    palette = [
+        color(hue + uniform(rng, -spread, spread), uniform(rng, 0.03, 0.6), value + uniform(rng, -0.2, 0.2))
+        for _ in range(3)
+    ]
     canvas = BACKGROUNDS[int(rng.integers(len(BACKGROUNDS)))](rng, shape, palette)
     x, y = pixels(shape)
     cx, cy = direction(rng)

@@ -130,13 +130,17 @@ def class_names(annotations: Sequence[Annotation], wanted: Sequence[str] | None)
     return names
 
 
-def object_rows(annotation: Annotation, classes: dict[str, int], *, difficult: bool, pascal: bool,
-                dataset: Dataset) -> list[str]:
+def object_rows(
+    annotation: Annotation, classes: dict[str, int], *, difficult: bool, pascal: bool, dataset: Dataset
+) -> list[str]:
     rows = []
     for thing in annotation.objects:
         left, top, right, bottom = thing.xyxy_px
-        line = None if thing.name not in classes else box_row(
-            classes[thing.name], (left - pascal, top - pascal, right, bottom), annotation.size)
+        line = (
+            None
+            if thing.name not in classes
+            else box_row(classes[thing.name], (left - pascal, top - pascal, right, bottom), annotation.size)
+        )
         if thing.name not in classes:
             dataset.left_out[f"objects of the unknown class {thing.name!r}"] += 1
         elif thing.difficult and not difficult:
@@ -148,8 +152,15 @@ def object_rows(annotation: Annotation, classes: dict[str, int], *, difficult: b
     return rows
 
 
-def convert(splits: Sequence[tuple[str, list[Path]]], *, names: Sequence[str] | None = None, difficult: bool = False,
-            pascal: bool = False, skip_unknown: bool = False, progress: bool = True) -> Dataset:
+def convert(
+    splits: Sequence[tuple[str, list[Path]]],
+    *,
+    names: Sequence[str] | None = None,
+    difficult: bool = False,
+    pascal: bool = False,
+    skip_unknown: bool = False,
+    progress: bool = True,
+) -> Dataset:
     """Read (split, [folder of XML files, folder of pictures, optional list of names]).
 
     pascal: coordinates count pixels from 1, the last included, as in the PASCAL VOC challenge; else they are edges,
@@ -175,9 +186,15 @@ def convert(splits: Sequence[tuple[str, list[Path]]], *, names: Sequence[str] | 
 
 def main(argv: list[str] | None = None) -> None:
     parser = SuggestingParser(description="Convert Pascal VOC XML annotations to YOLO labels and a data set YAML.")
-    parser.add_argument("--split", nargs="+", action="append", required=True, metavar=("NAME", "PATH"),
-                        help="train, val or test, then the folder of XML files, then the folder of pictures (may be "
-                             "the same), then if wanted a text file that lists names; repeat for each")
+    parser.add_argument(
+        "--split",
+        nargs="+",
+        action="append",
+        required=True,
+        metavar=("NAME", "PATH"),
+        help="train, val or test, then the folder of XML files, then the folder of pictures (may be "
+        "the same), then if wanted a text file that lists names; repeat for each",
+    )
     parser.add_argument("--output", type=Path, required=True, help="new folder for images/, labels/ and the YAML")
     parser.add_argument("--names", nargs="+", help="classes in their order; left out: all that occur, alphabetically")
     parser.add_argument("--skip-unknown", action="store_true", help="leave out objects whose class is not in --names")
@@ -186,8 +203,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--copy", action="store_true", help="copy the pictures instead of linking to them")
     args = parser.parse_args(argv)
     splits = split_arguments(args.split, most=3, form="NAME XMLS PICTURES [LIST]")
-    dataset = convert(splits, names=args.names, difficult=args.difficult, pascal=args.pascal,
-                      skip_unknown=args.skip_unknown)
+    dataset = convert(
+        splits, names=args.names, difficult=args.difficult, pascal=args.pascal, skip_unknown=args.skip_unknown
+    )
     print(summary(dataset, write_dataset(dataset, args.output, copy=args.copy)))
 
 

@@ -150,8 +150,11 @@ def description(dataset: Dataset, output: Path) -> dict:
 
 
 def summary(dataset: Dataset, yaml_file: Path) -> str:
-    lines = [f"{split}: {len(items)} pictures, {sum(len(item.rows) for item in items)} objects, "
-             f"{sum(not item.rows for item in items)} pictures without any" for split, items in dataset.splits.items()]
+    lines = [
+        f"{split}: {len(items)} pictures, {sum(len(item.rows) for item in items)} objects, "
+        f"{sum(not item.rows for item in items)} pictures without any"
+        for split, items in dataset.splits.items()
+    ]
     lines += [f"left out: {count} {reason}" for reason, count in dataset.left_out.items() if count]
     if not {"train", "val"} <= dataset.splits.keys():
         lines.append("only one of train and val was given: the YAML names the same pictures for both")
