@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     ["utils.errors"],
     ["utils.download", "utils.files"],
-    ["utils.boxes", "utils.runtime", "utils.schedule", "utils.ema", "utils.optim", "utils.autoanchor",
+    ["utils.boxes", "utils.detector", "utils.runtime", "utils.schedule", "utils.ema", "utils.optim", "utils.autoanchor",
      "utils.image_header", "utils.label_file", "utils.guard", "utils.interruption", "utils.spread",
      "utils.string_array", "utils.warp", "utils.fonts"],
     ["utils.autobatch", "utils.config", "utils.drawing", "utils.image_file", "utils.launch"],

@@ -1,0 +1,85 @@
+"""Protocol of a detection network: the part of its interface that `utils` may use.
+
+`models.yolo.DetectionModel` satisfies it. Legend: B batch, A anchors per level, H W rows and columns, C classes,
+L levels, N predictions.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+
+class Head(Protocol):
+    """The last layer: one prediction per anchor and cell."""
+
+    num_classes: int
+    num_levels: int
+    num_anchors: int  # per level
+
+    @property
+    def anchors(self) -> Tensor:
+        """Widths and heights (L, A, 2) in grid cells of their level."""
+        ...
+
+    @property
+    def stride(self) -> Tensor:
+        """Pixels per grid cell (L,), float32."""
+        ...
+
+
+class Detector(Protocol):
+    """A detection network, which is also an nn.Module (see `as_module`)."""
+
+    names: dict[int, str]  # class names
+    yaml: dict[str, Any]  # the description that the network was built from
+    model: nn.Sequential  # layers in the order of the YAML rows; the last one is the head
+    training: bool
+
+    @property
+    def stride(self) -> Tensor:
+        """Pixels per grid cell (L,), float32."""
+        ...
+
+    @property
+    def head(self) -> Head: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def fuse(self) -> "Detector":
+        """Fold batch norms into their convolutions in place, for inference. Return the network itself."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the network on images (B, channels, H, W) in 0…1.
+
+        In training mode, return the raw levels: L tensors (B, A, H, W, 5+C) of logits. In evaluation mode, return
+        (decoded, raw): decoded is (B, N, 5+C), with cx, cy, w, h in pixels and then probabilities. With
+        `augment=True`, decoded holds the rows of all augmented passes and raw is None.
+        """
+        ...
+
+    # The methods of nn.Module that utils calls.
+    def train(self, mode: bool = True) -> "Detector": ...
+    def eval(self) -> "Detector": ...
+    def float(self) -> "Detector": ...
+    def half(self) -> "Detector": ...
+    def to(self, *args: Any, **kwargs: Any) -> "Detector": ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+    def buffers(self, recurse: bool = True) -> Iterator[Tensor]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> Any: ...
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+
+
+def as_module(model: Detector) -> nn.Module:
+    """Return the same object typed as nn.Module, which a Protocol cannot say it is."""
+    return cast(nn.Module, model)
+
+
+def device_of(model: Detector | nn.Module) -> torch.device:
+    """Return the device of the first parameter; a model lies on one device."""
+    return next(model.parameters()).device
