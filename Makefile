@@ -1,5 +1,5 @@
 # make train   from nothing to a trained detector on the built-in data: environment, data, training, validation, detection
-# make test    the test suite; make test-fast leaves out the slow runs
+# make test    the test suite; make test-fast skips the slow runs
 # make bench   all benchmarks, into benchmarks/RESULTS.md (half an hour with nothing else running); BENCH adds words
 PYTHON ?= python3
 VENV ?= .venv
