@@ -58,35 +58,38 @@ KEPT: dict[tuple[str, str], str] = {}
 # A function's docstring begins with one of these; add a verb that is missing.
 VERBS = frozenset(
     """
-    abort accept accumulate add adjust advance align allocate allow alternate analyse analyze announce answer append apply
-    arrange ask assemble assert assign attach augment average avoid await balance begin bind blend blur bound box branch
-    break bring broadcast build cache calculate call cancel capture cast catch change charge check choose claim clamp
-    clean clear clip clone close collate collect color colour combine compare compile complete compose compress compute
-    concatenate configure confirm connect construct continue convert convolve copy correct count cover create crop cut
-    darken deactivate decide decode decompress decrease defer define delay delete deliver demand derive describe
-    deserialize destroy detach detect determine disable discard disconnect dispatch display distinguish distribute divide
-    do double download draw drop dump emit empty enable encode end enforce enlarge enqueue ensure enter enumerate
-    equalise equalize erase escape estimate evaluate exclude execute exit expand expect explain export extend extract fail
-    feed fetch fill filter finalise finalize find finish fit fix flag flatten flip flush fold follow forbid force forget
-    fork format forward free freeze fuse gather generate get give grow group guard guess halve hand handle hash hide hold
-    identify ignore implement import include increase index infer inform initialise initialize insert inspect install
-    interpolate interpret interrupt invert isolate iterate join jitter jump keep kill label launch lay lead leave let lift
-    limit link list load localise localize locate lock log look lower make map mark mask match measure merge mirror
-    mix mock modify monitor move multiply mutate mute name normalise normalize note notify nudge number observe offer omit
-    open optimise optimize order overlap overlay override overwrite pack pad paint parse partition pass paste patch pause
-    perform permute pick pin place plan play plot point poll pop populate postpone predict prefetch prefix prepare
-    prepend preserve prevent print process produce profile project propagate protect prove provide prune publish pull
-    push put quantize query queue raise randomise randomize rank reach read rearrange rebuild receive recognise recognize
-    recompute reconstruct record recover reduce refer refill refresh refuse register reject release reload remap remember
-    remove rename render reopen reorder repeat replace replay report reproduce request require rescale reserve reset
-    reshape resize resolve restart restore restrict resume retry return reuse reverse rewrite roll rotate round route run
-    sample save say scale scan schedule score search seed select send separate serialise serialize serve set settle
-    shade share shift show shrink shuffle shut signal silence simulate skip sleep slice slow smooth snap solve sort
-    spawn specify split spread square squeeze stack start state step stop store stream stretch strip subclass subtract
-    suggest sum summarise summarize supply suppress swap switch sync synchronise synchronize take tear test throw tile
-    time toggle track train transfer transform translate transpose traverse trim truncate try tune turn undo uninstall
-    unlink unlock unpack unpickle unregister unscale update upgrade upload upsample use validate verify view visit wait
-    wake walk warm warn warp watch weigh widen wind wipe withhold work wrap write yield zip
+    abort accept accumulate acquire adapt add adjust admit advance align allocate allot allow alternate analyse
+    analyze announce answer append apply arrange ask assemble assert assign attach augment average avoid await balance
+    begin bind blend blur bound box branch break bring broadcast build cache calculate call cancel capture cast catch
+    change charge check choose cite claim clamp clean clear clip clone close collate collect color colour combine
+    compare compile complete compose compress compute concatenate configure confirm connect construct continue convert
+    convolve copy correct count cover create crop cut darken deactivate decide decode decompress decrease defer define
+    delay delete deliver demand dequantize derive describe deserialize destroy detach detect determine disable discard
+    disconnect dispatch display distinguish distribute divide do double download draw drop dump emit empty enable
+    encode end enforce enlarge enqueue ensure enter enumerate equalise equalize erase escape estimate evaluate exclude
+    execute exit expand expect explain export extend extract fail feed fetch fill filter finalise finalize find finish
+    fit fix flag flatten flip flush fold follow forbid force forget fork format forward free freeze fuse gather
+    generate get give group grow guard guess halve hand handle hash hide hold identify ignore implement import include
+    increase index infer inform initialise initialize insert inspect install interpolate interpret interrupt invert
+    isolate iterate jitter join jump keep kill label launch lay lead leave let lift limit link list load localise
+    localize locate lock log look lower make map mark mask match measure merge mirror mix mock modify monitor move
+    multiply mutate mute name normalise normalize note notify nudge number observe offer omit open optimise optimize
+    order overlap overlay override overwrite pack pad paint parallelise parse partition pass paste patch pause perform
+    permute pick pin place plan play plot point poison poll pop populate postpone predict prefetch prefix prepare
+    prepend preserve prevent prime print process produce profile project propagate protect prove provide prune publish
+    pull push put quantize query queue raise randomise randomize rank reach read reap rearrange rebuild receive
+    recognise recognize recompute reconstruct record recover reduce refer refill refresh refuse register reject
+    release reload remap remember remove rename render reopen reorder repeat replace replay report reproduce request
+    require rescale reserve reset reshape resize resolve restart restore restrict resume retrain retry return reuse
+    reverse reweight rewind rewrite roll rotate round route run sample save say scale scan schedule score search seed
+    select send separate serialise serialize serve set settle shade shard share shift show shrink shuffle shut signal
+    silence simulate skip sleep slice slow smooth snap solve sort spawn specify split spread square squeeze stack
+    stage start state step stop store stream stretch strip subclass subsample subtract suggest sum summarise summarize
+    supply suppress swap switch sync synchronise synchronize tag take tear test throw tile time toggle tokenize toss
+    trace track train transfer transform translate transpose traverse trim truncate try tune turn undo uninstall
+    unlink unlock unpack unpickle unregister unscale unwrap unzip update upgrade upload upper upsample use validate
+    verify view visit wait wake walk warm warn warp watch weigh widen wind wipe wire withhold work wrap write yield
+    zip
     """.split()
 )
 # No docstring at all begins with one of these.
