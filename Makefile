@@ -1,5 +1,6 @@
 # make train   from nothing to a trained detector on the built-in data: environment, data, training, validation, detection
 # make test    the test suite; make test-fast skips the slow runs
+# make lint   style, types, spelling and dead code, by pyproject.toml; make format puts what it can into shape
 # make bench   all benchmarks, into benchmarks/RESULTS.md (half an hour with nothing else running); BENCH adds words
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +8,7 @@ PY = $(VENV)/bin/python
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 RUN = runs/train/quickstart
 
-.PHONY: train test test-fast bench clean
+.PHONY: train test test-fast lint lint-style lint-types lint-spelling lint-dead-code format bench clean
 
 train: $(VENV)/ready
 	$(PY) train.py --cfg yolov5n.yaml --data data/shapes.yaml --imgsz 320 --epochs 24 --batch-size 16 --cos-lr \
@@ -27,6 +28,25 @@ test: $(VENV)/ready-test
 
 test-fast: $(VENV)/ready-test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile -m "not slow"
+
+lint: lint-style lint-types lint-spelling lint-dead-code
+
+lint-style: $(VENV)/ready-test
+	$(PY) -m ruff check --quiet
+	$(PY) -m ruff format --quiet --check
+
+lint-types: $(VENV)/ready-test
+	$(PY) -m pyrefly check --python-interpreter-path $(PY) --output-format min-text
+
+lint-spelling: $(VENV)/ready-test
+	$(PY) -m codespell_lib
+
+lint-dead-code: $(VENV)/ready-test
+	$(PY) -m vulture
+
+format: $(VENV)/ready-test
+	$(PY) -m ruff check --quiet --fix-only
+	$(PY) -m ruff format --quiet
 
 bench: $(VENV)/ready
 	$(PY) benchmarks/run_all.py $(BENCH)

@@ -265,7 +265,7 @@ def test_style(path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    "text, words",
     [
         ("", []),
         ("An image", []),
@@ -282,7 +282,7 @@ def test_words_to_avoid(text, words):
 
 
 @pytest.mark.parametrize(
-    ("source", "count"),
+    "source, count",
     [
         ("", 0),
         ("def f():\n    '''Return the number.'''\n", 0),
