@@ -184,13 +184,23 @@ def check_words(texts: list[Text], file: str) -> list[Finding]:
 
 
 def sentences(docstring: str) -> list[str]:
-    """Split a docstring into sentences. Indented blocks (examples, tables, lists) are no sentences."""
+    """Split a docstring into sentences. Indented blocks (examples, tables, lists) are no sentences.
+
+    A line that begins with `name:` begins one. Short items in a row behind a colon (a legend of letters) are left off.
+    """
     found = []
     for paragraph in re.split(r"\n\s*\n", docstring):
-        lines = paragraph.splitlines()
-        if lines and not any(line[:1] in " -*|>" or "  " in line for line in lines):
-            found += re.split(r"(?<=[.!?])\s+(?=[A-Z`0-9(])", " ".join(lines))
-    return found
+        if paragraph and not re.search(r"^[ \-*|>]|\S  ", paragraph, re.MULTILINE):
+            found += re.split(r"(?<=[.!?])\s+(?=[A-Z`0-9(]|\w+: )|\n(?=`?\w+`?(?:, `?\w+`?)*: )", paragraph)
+    return [without_legend(sentence) for sentence in found]
+
+
+def without_legend(sentence: str) -> str:
+    """Cut what follows a colon where that is a row of three or more items of five words at most."""
+    head, _, tail = sentence.partition(": ")
+    items = tail.split(",")
+    is_legend = len(items) > 2 and all(len(item.split()) <= 5 for item in items)
+    return head if is_legend else sentence
 
 
 def check_first_line(node: ast.AST, docstring: str) -> Iterator[str]:
@@ -291,6 +301,7 @@ def test_words_to_avoid(text, words):
         ("class A:\n    '''Number of steps.'''\n", 0),
         ("class A:\n    '''Where it is.'''\n", 1),
         ("class A:\n    @property\n    def f(self):\n        '''Number of steps.'''\n", 0),
+        (f"'''Letters: {'B batch, ' * 20}'''\n", 0),
         ("def test_f():\n    '''A promise; a test states one.'''\n", 1),
         (f"'''{'word ' * 26}'''\n", 1),
     ],
