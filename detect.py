@@ -22,16 +22,16 @@ import torch
 from models.adaptation import grid_of
 from models.loading import find_weights, is_own, load_ensemble
 from models.yolo import as_input
-from utils.augment import Letterbox, letterbox
 from utils.checkpoint import read_checkpoint, stripped_content, write_checkpoint
-from utils.config import SuggestingParser, add_flags, detect_command, flag
+from utils.cli import SuggestingParser, add_flags, detect_command, flag
+from utils.device import describe_device, occupy, select_device
 from utils.download import fetch_typed
 from utils.errors import UserError, run
-from utils.files import expect_creatable, find_file, increment_path, read_yaml
+from utils.files import ROOT, datasets_folders, expect_creatable, find_file, increment_path, read_yaml
+from utils.images.letterbox import Letterbox, letterbox
+from utils.images.sources import Frame, Source, open_source
 from utils.nms import non_max_suppression
-from utils.outputs import Outputs, can_show_windows
-from utils.runtime import ROOT, datasets_folders, describe_device, occupy, select_device
-from utils.sources import Frame, Source, open_source
+from utils.output.detection_files import Outputs, can_show_windows
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def default_source() -> str:
     if found is None:
         raise UserError(
             "no --source given, and there is no folder data/images: type --source YOUR_PICTURES "
-            "(python data/scripts/make_shapes.py draws some)"
+            "(python utils/datasets/shapes.py draws some)"
         )
     return str(found)
 

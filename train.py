@@ -26,42 +26,37 @@ from models.building import build_model, settle_start
 from models.loading import load_model
 from models.yolo import DetectionModel, as_input
 from utils.autobatch import advice_on_memory, find_batch_size
-from utils.batches import class_weights, image_weights
-from utils.checkpoint import TrainState, is_finite, snapshot
-from utils.compiling import compile_if_faster
-from utils.config import Hyperparameters, SuggestingParser, TrainOptions, add_flags
-from utils.dataset import Batch, Loader, advise, make_loader
+from utils.checkpoint import is_finite, snapshot
+from utils.cli import SuggestingParser, add_flags
+from utils.config import Hyperparameters, TrainOptions
+from utils.datasets.splits import Data, expect_pictures, label_sizes, read_data, read_names
+from utils.device import amp_dtype, cores_in_turn, describe_device, keep_freed_memory, seed_everything, select_device
+from utils.distributed import Distributed, launch_token
 from utils.download import fetch_typed
 from utils.ema import ModelEMA
 from utils.errors import UserError
 from utils.errors import run as run_command
-from utils.evolve_run import run_evolution
-from utils.evolve_verdict import Verdict
-from utils.guard import Guard, poison
-from utils.interruption import EXIT_CODE, LAUNCHER_SECONDS, Interrupted, Interruption
-from utils.launch import remember_launch
+from utils.evolution.run import run_evolution
+from utils.evolution.verdict import Verdict
+from utils.loading.dataset import Batch, Loader, advise, make_loader
+from utils.loading.prefetch import prefetch
+from utils.loading.sampler import class_weights, image_weights
 from utils.loss import DetectionLoss, Losses, scale_gains
 from utils.metrics import Metrics
 from utils.optim import set_rates, take_step
-from utils.parallel import wrap_model
-from utils.prefetch import prefetch
-from utils.request import Request, open_run_folder, read_hyperparameters, understand
-from utils.resume import name_contents, rescaled, surroundings
-from utils.runfolder import RunFolder
-from utils.runtime import (
-    Distributed,
-    amp_dtype,
-    cores_in_turn,
-    describe_device,
-    keep_freed_memory,
-    launch_token,
-    seed_everything,
-    select_device,
-)
 from utils.schedule import NOMINAL, EarlyStopping, Rates, Schedule, largest_size, multi_scale_size, nominal_batch
-from utils.training_data import Data, expect_pictures, label_sizes, read_data, read_names
-from utils.training_log import RunLog, SilentLog, say_how_to_go_on
-from utils.trainstate import begin_again, build_state, describe_weights, go_back, is_over, steps_before
+from utils.training.compile import compile_if_faster
+from utils.training.ddp import wrap_model
+from utils.training.launch_record import remember_launch
+from utils.training.log import RunLog, SilentLog, say_how_to_go_on
+from utils.training.nan_guard import Guard, poison
+from utils.training.reproducibility import name_contents, surroundings
+from utils.training.resume import rescaled
+from utils.training.run_folder import RunFolder
+from utils.training.run_state import TrainState
+from utils.training.signals import EXIT_CODE, LAUNCHER_SECONDS, Interrupted, Interruption
+from utils.training.startup import Request, open_run_folder, read_hyperparameters, understand
+from utils.training.state import begin_again, build_state, describe_weights, go_back, is_over, steps_before
 
 MAX_GRADIENT_NORM = 10.0
 

@@ -27,24 +27,26 @@ from tqdm import tqdm
 from models.adaptation import grid_of
 from models.loading import find_weights, load_ensemble
 from models.yolo import as_input
-from utils.acquire import acquire
 from utils.autobatch import advice_on_memory
 from utils.boxes import xywh_to_xyxy
-from utils.config import DatasetSpec, SuggestingParser, add_flags, detect_command, flag
-from utils.dataset import Batch, Loader, make_loader
+from utils.cli import SuggestingParser, add_flags, detect_command, flag
+from utils.datasets.labels import LabelIndex, load_index
+from utils.datasets.locate import acquire
+from utils.datasets.spec import DatasetSpec
+from utils.device import cores_in_turn, describe_device, keep_freed_memory, occupy, select_device
+from utils.distributed import Distributed
 from utils.download import fetch_typed
 from utils.errors import UserError
 from utils.errors import run as run_command
 from utils.files import atomic_write, expect_creatable, increment_path
-from utils.labels import LabelIndex, load_index
+from utils.loading.dataset import Batch, Loader, make_loader
+from utils.loading.prefetch import prefetch
 from utils.loss import DetectionLoss, LossSums
 from utils.metrics import IOU_LEVELS, ConfusionMatrix, Metrics, Speed, match_detections
 from utils.nms import non_max_suppression
-from utils.plots import Plotter, plot_study
-from utils.predictions import COCO_IDS, CocoWriter, TextWriter, Writer, unique_names
-from utils.prefetch import prefetch
-from utils.report import HEADER, draw_batch, draw_curves, table
-from utils.runtime import Distributed, cores_in_turn, describe_device, keep_freed_memory, occupy, select_device
+from utils.output.plots import Plotter, plot_study
+from utils.output.prediction_files import COCO_IDS, CocoWriter, TextWriter, Writer, unique_names
+from utils.output.validation_report import HEADER, draw_batch, draw_curves, table
 
 IOU = 0.6  # boxes that overlap more are one object
 COCO_IOU = 0.65  # by which COCO's figures of models are published

@@ -23,7 +23,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from utils import augment, optim  # noqa: E402
+from utils import optim  # noqa: E402
+from utils.images import augment  # noqa: E402
 from utils.metrics import fitness  # noqa: E402
 
 WORDS = "--cfg yolov5n.yaml --imgsz 320 --batch-size 16 --epochs 60 --cos-lr --workers 1 --noplots --exist-ok".split()

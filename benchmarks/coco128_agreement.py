@@ -18,12 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from models.loading import load_model  # noqa: E402
-from utils import batches  # noqa: E402
-from utils.acquire import acquire  # noqa: E402
-from utils.augment import Letterbox  # noqa: E402
 from utils.boxes import xywh_to_xyxy  # noqa: E402
-from utils.dataset import make_loader  # noqa: E402
-from utils.labels import load_index  # noqa: E402
+from utils.datasets.labels import load_index  # noqa: E402
+from utils.datasets.locate import acquire  # noqa: E402
+from utils.images.letterbox import Letterbox  # noqa: E402
+from utils.loading import sampler as batches  # noqa: E402
+from utils.loading.dataset import make_loader  # noqa: E402
 from utils.metrics import ap_per_class, match_detections  # noqa: E402
 from utils.nms import non_max_suppression  # noqa: E402
 

@@ -20,9 +20,10 @@ sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
 from benchmarks.timing import Row, compare, print_rows, spread  # noqa: E402
-from utils.dataset import Batch, Loader  # noqa: E402
-from utils.interruption import Interruption  # noqa: E402
-from utils.runtime import Distributed, keep_freed_memory  # noqa: E402
+from utils.device import keep_freed_memory  # noqa: E402
+from utils.distributed import Distributed  # noqa: E402
+from utils.loading.dataset import Batch, Loader  # noqa: E402
+from utils.training.signals import Interruption  # noqa: E402
 
 WORDS = "--cfg yolov5n.yaml --imgsz 320 --batch-size 16 --workers 1 --epochs 100 --device cpu --noautoanchor".split()
 

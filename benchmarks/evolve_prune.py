@@ -20,8 +20,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train  # noqa: E402
+from utils.evolution.csv_store import read_table  # noqa: E402
 from utils.evolve import GENES, falls_behind  # noqa: E402
-from utils.evolve_store import read_table  # noqa: E402
 
 RECORDED = [Path(__file__).with_name(name) for name in ("evolve_curves.csv", "evolve_curves_few.csv")]
 ORDERS = 200
@@ -70,7 +70,7 @@ def read_curves(file: Path) -> list[tuple[float, ...]]:
 
 def record(flags: list[str]) -> None:
     """An evolution in which every epoch of every generation is validated, and all run to their end."""
-    with mock.patch("utils.evolve_run.falls_behind", lambda *_: False):
+    with mock.patch("utils.evolution.run.falls_behind", lambda *_: False):
         train.main([*flags, "--evolve-prune"])
 
 

@@ -38,14 +38,15 @@ sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 from benchmarks.device_limits import DATA_SHEET, Limits, Traffic, measured_limits, now  # noqa: E402
 from benchmarks.timing import Timing, compare, machine, print_rows, row  # noqa: E402
-from utils.augment import Finish  # noqa: E402
-from utils.compiling import compile_model  # noqa: E402
-from utils.dataset import Batch  # noqa: E402
-from utils.device_augment import finish_images  # noqa: E402
-from utils.guard import PATIENCE, SEARCHING_PATIENCE  # noqa: E402
-from utils.interruption import Interruption  # noqa: E402
-from utils.prefetch import prefetch  # noqa: E402
-from utils.runtime import Distributed, keep_freed_memory  # noqa: E402
+from utils.device import keep_freed_memory  # noqa: E402
+from utils.distributed import Distributed  # noqa: E402
+from utils.images.augment import Finish  # noqa: E402
+from utils.images.gpu_augment import finish_images  # noqa: E402
+from utils.loading.dataset import Batch  # noqa: E402
+from utils.loading.prefetch import prefetch  # noqa: E402
+from utils.training.compile import compile_model  # noqa: E402
+from utils.training.nan_guard import PATIENCE, SEARCHING_PATIENCE  # noqa: E402
+from utils.training.signals import Interruption  # noqa: E402
 
 TARGETS = {"n": (1400, 5000), "s": (1300, 2500), "m": (650, 1100), "l": (330, 550), "x": (190, 310)}  # first, strong
 BATCHES = {"n": 128, "s": 128, "m": 96, "l": 64, "x": 48}  # where there are 75 GB of memory
@@ -399,7 +400,7 @@ def colours(images: torch.Tensor, pairs: int) -> Timing:
         now(images.device)
 
     def in_steps() -> None:
-        with mock.patch("utils.device_augment.kernel_works", lambda device: False):
+        with mock.patch("utils.images.gpu_augment.kernel_works", lambda device: False):
             change()
 
     return compare(in_steps, change, pairs=pairs)

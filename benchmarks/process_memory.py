@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.dataset import Loader
+from utils.loading.dataset import Loader
 
 
 class Held(NamedTuple):

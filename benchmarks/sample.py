@@ -26,13 +26,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import Elsewhere, compare, print_rows, row  # noqa: E402
-from utils.augment import draw_warp, place_labels  # noqa: E402
-from utils.batches import BatchKey, random_stream  # noqa: E402
 from utils.config import Hyperparameters  # noqa: E402
-from utils.dataset import DetectionDataset, make_loader  # noqa: E402
-from utils.labels import load_index  # noqa: E402
-from utils.runtime import keep_freed_memory  # noqa: E402
-from utils.warp import GREY  # noqa: E402
+from utils.datasets.labels import load_index  # noqa: E402
+from utils.device import keep_freed_memory  # noqa: E402
+from utils.images.augment import draw_warp, place_labels  # noqa: E402
+from utils.images.warp import GREY  # noqa: E402
+from utils.loading.dataset import DetectionDataset, make_loader  # noqa: E402
+from utils.loading.sampler import BatchKey, random_stream  # noqa: E402
 
 SHAPES = ((480, 640), (640, 480), (427, 640), (640, 427), (500, 375))  # COCO's most common ones
 SEED, SAMPLES, BATCH = 0, 32, 16

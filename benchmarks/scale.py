@@ -32,10 +32,10 @@ sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 from benchmarks.process_memory import held, workers_of  # noqa: E402
 from benchmarks.timing import Row, Timing, machine, print_rows, row, spread  # noqa: E402
-from utils.dataset import Batch  # noqa: E402
-from utils.image_cache import Pictures, SharedBytes  # noqa: E402
-from utils.labels import load_index  # noqa: E402
-from utils.runtime import Distributed  # noqa: E402
+from utils.datasets.labels import load_index  # noqa: E402
+from utils.distributed import Distributed  # noqa: E402
+from utils.loading.dataset import Batch  # noqa: E402
+from utils.loading.image_cache import Pictures, SharedBytes  # noqa: E402
 
 KINDS = 500  # real pictures
 BOXES = 10

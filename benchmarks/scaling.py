@@ -32,11 +32,12 @@ sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
 import val  # noqa: E402
-from utils.dataset import Batch, Loader  # noqa: E402
+from utils.distributed import Distributed  # noqa: E402
+from utils.environment import child_environment  # noqa: E402
 from utils.errors import UserError  # noqa: E402
-from utils.interruption import Interruption  # noqa: E402
-from utils.parallel import settle_buckets, smallest_size  # noqa: E402
-from utils.runtime import Distributed, environment  # noqa: E402
+from utils.loading.dataset import Batch, Loader  # noqa: E402
+from utils.training.ddp import settle_buckets, smallest_size  # noqa: E402
+from utils.training.signals import Interruption  # noqa: E402
 
 COLUMNS = ("processes", "batch", "pictures/s", "ratio", "ms/step", "communication", "validation")
 ROUNDS = 2
@@ -186,7 +187,9 @@ def measure(processes: int, wrapped: bool, args: argparse.Namespace) -> dict[str
             folder,
         ]
         threads = os.cpu_count() // max(args.processes) or 1  # the same for all rows: only the processes differ
-        done = subprocess.run(command, env=environment(OMP_NUM_THREADS=str(threads)), capture_output=True, text=True)
+        done = subprocess.run(
+            command, env=child_environment(OMP_NUM_THREADS=str(threads)), capture_output=True, text=True
+        )
         if done.returncode or not out.is_file():
             print(done.stdout[-2000:], done.stderr[-4000:], file=sys.stderr)
             raise UserError(f"the launch of {processes} process(es) failed, see above")

@@ -24,10 +24,10 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.timing import Elsewhere, Row, compare, print_rows, row  # noqa: E402
 from models.yolo import DetectionModel, as_input  # noqa: E402
 from utils.config import Hyperparameters  # noqa: E402
+from utils.device import amp_dtype, keep_freed_memory  # noqa: E402
 from utils.ema import ModelEMA  # noqa: E402
 from utils.loss import DetectionLoss, scale_gains  # noqa: E402
 from utils.optim import build_optimizer  # noqa: E402
-from utils.runtime import amp_dtype, keep_freed_memory  # noqa: E402
 
 AT_LEAST = {"auto": "1.8 (with AVX512-BF16 or AMX)", "off": "1.1"}
 

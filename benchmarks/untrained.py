@@ -17,9 +17,9 @@ import val  # noqa: E402
 from benchmarks.timing import Row, compare, print_rows, spread  # noqa: E402
 from models.loading import load_model  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
-from utils.acquire import acquire  # noqa: E402
-from utils.dataset import make_loader  # noqa: E402
-from utils.labels import load_index  # noqa: E402
+from utils.datasets.labels import load_index  # noqa: E402
+from utils.datasets.locate import acquire  # noqa: E402
+from utils.loading.dataset import make_loader  # noqa: E402
 
 QUICKSTART = ROOT / "runs" / "train" / "quickstart" / "weights" / "best.pt"
 

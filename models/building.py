@@ -6,7 +6,7 @@ from models.loading import read_weights, resolve_weights, transfer
 from models.yolo import DetectionModel
 from utils.config import Hyperparameters, TrainOptions
 from utils.errors import UserError
-from utils.request import Request
+from utils.training.startup import Request
 
 
 def build_model(request: Request, hyp: Hyperparameters, names: dict[int, str]) -> DetectionModel:

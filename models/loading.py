@@ -13,8 +13,7 @@ from models.foreign import Bag, ForeignFile
 from models.yolo import DetectionModel
 from utils.checkpoint import DAMAGE, read_checkpoint
 from utils.errors import UserError
-from utils.files import check_archive
-from utils.runtime import ROOT
+from utils.files import ROOT, check_archive
 
 RELEASE_URL = "https://github.com/ultralytics/yolov5/releases/download/v7.0/"
 PUBLISHED = tuple(f"yolov5{size}{level}.pt" for level in ("", "6") for size in "nsmlx")

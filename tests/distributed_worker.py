@@ -16,11 +16,11 @@ import val  # noqa: E402
 from models.loading import load_model  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
 from utils.config import Hyperparameters  # noqa: E402
-from utils.dataset import make_loader  # noqa: E402
-from utils.labels import load_index  # noqa: E402
+from utils.datasets.labels import load_index  # noqa: E402
+from utils.distributed import Distributed  # noqa: E402
+from utils.loading.dataset import make_loader  # noqa: E402
 from utils.loss import DetectionLoss, scale_gains  # noqa: E402
-from utils.parallel import settle_buckets  # noqa: E402
-from utils.runtime import Distributed  # noqa: E402
+from utils.training.ddp import settle_buckets  # noqa: E402
 
 PICTURES = 5  # in each of two batches that one step accumulates: uneven in 2 and in 3 processes
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.config import SuggestingParser, TrainOptions, add_flags  # noqa: E402
+from utils.cli import SuggestingParser, add_flags  # noqa: E402
+from utils.config import TrainOptions  # noqa: E402
 from utils.files import atomic_write, read_yaml  # noqa: E402
 
 COLUMNS = ("epoch,train/box_loss,train/obj_loss,train/cls_loss,metrics/precision,metrics/recall,metrics/mAP_0.5,"

@@ -30,8 +30,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # runs as a program too
 
 from conftest import draw_boxes  # noqa: E402
 
-from utils.interruption import EXIT_CODE  # noqa: E402
-from utils.resume import HALF  # noqa: E402
+from utils.training.resume import HALF  # noqa: E402
+from utils.training.signals import EXIT_CODE  # noqa: E402
 
 AUGMENTATION = {"mosaic": 1.0, "mixup": 0.5, "copy_paste": 0.3, "degrees": 10.0, "flipud": 0.5, "warmup_epochs": 1.0}
 BEGUN = "Training for"  # what a run prints when it has been built

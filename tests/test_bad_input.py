@@ -17,9 +17,9 @@ import detect
 import train
 import val
 from models.yolo import DetectionModel
-from utils import runtime
 from utils.checkpoint import describe_model, write_checkpoint
 from utils.errors import UserError
+from utils.files import ROOT
 
 Main = Callable[[list[str]], object]
 
@@ -117,7 +117,7 @@ def write(file: str, content: dict | str | bytes) -> str:
 def test_a_data_set_yaml_that_is_none(place, program, data, needle):
     message = mistake(place, program, "--data", data)
     assert message.startswith(needle)
-    assert message.endswith(f"looked in {place}, {place / 'data'}, {runtime.ROOT}, {runtime.ROOT / 'data'}")
+    assert message.endswith(f"looked in {place}, {place / 'data'}, {ROOT}, {ROOT / 'data'}")
 
 
 @READERS

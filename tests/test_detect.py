@@ -18,10 +18,10 @@ from models.adaptation import grid_of
 from models.yolo import DetectionModel
 from utils.boxes import pairwise_iou, xywh_to_xyxy
 from utils.checkpoint import describe_model, write_checkpoint
-from utils.config import SuggestingParser, add_flags
+from utils.cli import SuggestingParser, add_flags
 from utils.errors import UserError
-from utils.outputs import Outputs
-from utils.sources import Frame, Source, open_source
+from utils.images.sources import Frame, Source, open_source
+from utils.output.detection_files import Outputs
 
 NAMES = {0: "person", 1: "bus", 2: "wine glass/cup"}
 IMAGE = np.full((100, 200, 3), 120, dtype=np.uint8)

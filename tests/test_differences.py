@@ -14,14 +14,15 @@ import torch
 import train
 from models import loading
 from models.building import starting_weights
-from utils import resume
-from utils.acquire import acquire
 from utils.autobatch import MEMORY_SHARE, TRIED, extrapolate
 from utils.checkpoint import read_checkpoint
-from utils.config import DatasetSpec, Hyperparameters, TrainOptions
+from utils.config import Hyperparameters, TrainOptions
+from utils.datasets.locate import acquire
+from utils.datasets.spec import DatasetSpec
+from utils.device import select_device
 from utils.errors import UserError
 from utils.nms import non_max_suppression
-from utils.runtime import select_device
+from utils.training import resume
 
 ROOT = Path(__file__).resolve().parents[1]
 THIRD_PARTIES = {

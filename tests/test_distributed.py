@@ -19,10 +19,11 @@ from kill_and_resume import descendants
 import train
 from utils.checkpoint import read_checkpoint
 from utils.config import Hyperparameters, TrainOptions
+from utils.device import amp_dtype
+from utils.distributed import Distributed, Prefixed, launch_token
 from utils.errors import UserError
-from utils.launch import find_launch, remember_launch
-from utils.parallel import wrap_model
-from utils.runtime import Distributed, Prefixed, amp_dtype, launch_token
+from utils.training.ddp import wrap_model
+from utils.training.launch_record import find_launch, remember_launch
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / "tests" / "distributed_worker.py"

@@ -24,13 +24,13 @@ from models.yolo import DetectionModel
 from utils import errors
 from utils.autobatch import advice_on_memory
 from utils.checkpoint import read_checkpoint
-from utils.dataset import make_loader
+from utils.datasets.labels import load_index
+from utils.distributed import _unexpected
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.interruption import EXIT_CODE, SIGNALS, Interrupted, Interruption
-from utils.labels import load_index
-from utils.runtime import _unexpected
+from utils.loading.dataset import make_loader
 from utils.schedule import multi_scale_size
+from utils.training.signals import EXIT_CODE, SIGNALS, Interrupted, Interruption
 from val import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -259,7 +259,7 @@ def test_a_signal_to_all_processes_of_a_run_saves_it(tiny_data, tiny_cfg, tmp_pa
 @pytest.mark.slow
 def test_a_second_signal_stops_at_once(tmp_path):
     code = (
-        "import time\nfrom utils.interruption import Interruption\nwith Interruption(0):\n"
+        "import time\nfrom utils.training.signals import Interruption\nwith Interruption(0):\n"
         "    print('ready', flush=True)\n    time.sleep(1)\n    time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -384,7 +384,7 @@ def test_a_worker_says_nothing_of_a_main_process_that_went_away(capfd):
     code = """
 import os, socket, sys, time
 from multiprocessing.resource_sharer import DupFd
-from utils.dataset import _set_up_worker
+from utils.loading.dataset import _set_up_worker
 
 _set_up_worker(0)
 (address, key), pid = DupFd(0)._id, os.getpid()
@@ -413,7 +413,7 @@ def handlers():
 
 def test_the_echo_of_a_launcher_is_heard_until_the_process_ends(handlers, monkeypatch):
     now, begun = [0.0], signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("utils.interruption.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("utils.training.signals.time.monotonic", lambda: now[0])
     with Interruption(10, echo_seconds=3):
         pass
     assert signal.getsignal(signal.SIGTERM) is begun  # nobody asked: no echo
@@ -433,7 +433,7 @@ def test_a_launcher_does_not_cut_short_what_an_error_has_to_say(handlers, monkey
     now, ended = [0.0], []
     begun = lambda *_: ended.append(True)  # noqa: E731
     signal.signal(signal.SIGTERM, begun)
-    monkeypatch.setattr("utils.interruption.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("utils.training.signals.time.monotonic", lambda: now[0])
     with suppress(RuntimeError), Interruption(10, echo_seconds=3):
         raise RuntimeError("Connection closed by peer")
     os.kill(os.getpid(), signal.SIGTERM)
@@ -456,10 +456,10 @@ signals = map(ctypes.CDLL(None)["raise"], [2])
 os.register_at_fork(after_in_parent=functools.partial(next, signals, None))
 import logging
 os.cpu_count = lambda: 2
-from utils.dataset import make_loader
+from utils.loading.dataset import make_loader
 from utils.errors import run
-from utils.labels import load_index
-from utils.spread import spread
+from utils.datasets.labels import load_index
+from utils.parallel_map import spread
 
 def work(pictures):
     {work}
@@ -543,7 +543,7 @@ def test_ctrl_c_in_a_program(tmp_path, where):
 import atexit, os, signal, sys, threading, time
 from pathlib import Path
 from utils.errors import run
-from utils.plots import Plotter
+from utils.output.plots import Plotter
 
 def draw(file):
     time.sleep(1)
@@ -583,7 +583,7 @@ run(main)
 
 def test_saves_are_due_by_time(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("utils.interruption.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("utils.training.signals.time.monotonic", lambda: now[0])
     interruption = Interruption(10)
     for now[0], due in ((599.0, False), (600.0, True), (1000.0, True)):
         assert interruption.save_due() is due

@@ -35,14 +35,15 @@ sys.path[:0] = [str(ROOT)]  # runs as a program too
 
 from models.loading import load_model, read_weights  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
-from utils import labels as label_index  # noqa: E402
 from utils.checkpoint import describe_model, read_checkpoint, write_checkpoint  # noqa: E402
-from utils.config import DatasetSpec, Hyperparameters, TrainOptions  # noqa: E402
+from utils.config import Hyperparameters, TrainOptions  # noqa: E402
+from utils.datasets import labels as label_index  # noqa: E402
+from utils.datasets.label_file import parse_labels  # noqa: E402
+from utils.datasets.spec import DatasetSpec  # noqa: E402
 from utils.errors import UserError, one_line  # noqa: E402
 from utils.files import read_yaml  # noqa: E402
-from utils.image_file import read_image, read_resized, resize_to  # noqa: E402
-from utils.image_header import MAX_PIXELS, MIN_SIDE, picture_shape  # noqa: E402
-from utils.label_file import parse_labels  # noqa: E402
+from utils.images.header import MAX_PIXELS, MIN_SIDE, picture_shape  # noqa: E402
+from utils.images.read import read_image, read_resized, resize_to  # noqa: E402
 
 INPUTS = 60  # for each reader in the test suite
 SECONDS = 30

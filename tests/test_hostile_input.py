@@ -24,13 +24,14 @@ import yaml
 import train
 from models.loading import load_model, read_weights
 from models.yolo import DetectionModel
-from utils.acquire import acquire
 from utils.checkpoint import describe_model, read_checkpoint, write_checkpoint
-from utils.config import DatasetSpec, Hyperparameters
+from utils.config import Hyperparameters
+from utils.datasets.labels import load_index
+from utils.datasets.locate import acquire
+from utils.datasets.spec import DatasetSpec
 from utils.errors import UserError, one_line
 from utils.files import read_yaml
-from utils.image_file import read_image
-from utils.labels import load_index
+from utils.images.read import read_image
 
 SPARE_MEMORY = 1 << 30
 SECONDS = 60

@@ -10,9 +10,10 @@ import val
 from models import loading
 from models.building import starting_weights
 from models.yolo import DetectionModel
-from utils import acquire, download
+from utils import download
 from utils.checkpoint import describe_model, write_checkpoint
 from utils.config import TrainOptions
+from utils.datasets import locate as acquire
 from utils.errors import UserError
 
 

@@ -18,9 +18,10 @@ from kill_and_resume import differences, flatten
 
 import train
 from utils.checkpoint import read_checkpoint, write_checkpoint
+from utils.datasets.labels import load_index
 from utils.errors import UserError
-from utils.labels import load_index
-from utils.resume import name_contents, rescaled
+from utils.training.reproducibility import name_contents
+from utils.training.resume import rescaled
 
 ROOT = Path(__file__).resolve().parents[1]
 

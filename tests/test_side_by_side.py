@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 import train
-from utils import labels
 from utils.checkpoint import read_checkpoint
 from utils.config import Hyperparameters
-from utils.dataset import make_loader
+from utils.datasets import labels
+from utils.datasets.labels import load_index
 from utils.errors import UserError
-from utils.image_cache import RamPictures
-from utils.labels import load_index
-from utils.runfolder import RunFolder
+from utils.loading.dataset import make_loader
+from utils.loading.image_cache import RamPictures
+from utils.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -95,9 +95,7 @@ def test_trainings_started_at_the_same_moment_do_not_meet(own_data, tiny_cfg, tm
 
 
 def test_a_cache_written_by_many_at_once_holds(own_data, monkeypatch):
-    code = (
-        "import sys; from utils.labels import load_index; print(len(load_index(sys.argv[1], 2, progress=False).labels))"
-    )
+    code = "import sys; from utils.datasets.labels import load_index; print(len(load_index(sys.argv[1], 2, progress=False).labels))"
     folder = own_data.parent / "images" / "train"
     together = [
         subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -114,7 +112,7 @@ def test_a_folder_in_use_is_not_trained_in_twice(tmp_path):
             sys.executable,
             "-c",
             "import sys; from pathlib import Path; "
-            "from utils.runfolder import lock_folder; f = lock_folder(Path(sys.argv[1])); "
+            "from utils.training.run_folder import lock_folder; f = lock_folder(Path(sys.argv[1])); "
             "print('held', flush=True); input()",
             str(tmp_path),
         ],
@@ -233,6 +231,6 @@ def test_the_ram_cache_is_shared_and_not_copied_by_workers(tiny_data):
 
 
 def test_a_cache_beyond_the_free_memory_is_left_out_with_a_line(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("utils.image_cache.available_memory", lambda: 1000)
+    monkeypatch.setattr("utils.loading.image_cache.available_memory", lambda: 1000)
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--epochs", "1", "--workers", "0", "--cache"))
     assert "--cache ram: 0.0GB required, 0.0GB available, not caching images" in capsys.readouterr().out

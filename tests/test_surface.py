@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from detect import DetectOptions
-from utils.config import SuggestingParser, TrainOptions, add_flags
+from utils.cli import SuggestingParser, add_flags
+from utils.config import TrainOptions
 from val import ValOptions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -216,7 +217,7 @@ def test_the_optional_values_of_flags():
 
 def test_every_row_names_tests_that_exist():
     functions = set()
-    for file in (ROOT / "tests").glob("test_*.py"):
+    for file in (ROOT / "tests").rglob("test_*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         functions |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     rows = differences()

@@ -19,10 +19,10 @@ from models.adaptation import round_to_stride
 from models.loading import load_model
 from utils.checkpoint import read_checkpoint
 from utils.config import TrainOptions
+from utils.device import cores_in_turn
 from utils.errors import UserError
-from utils.resume import find_run
-from utils.runfolder import RunFolder
-from utils.runtime import cores_in_turn
+from utils.training.resume import find_run
+from utils.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,11 +10,11 @@ from torch import nn
 
 import val
 from models.yolo import DetectionModel
-from utils.augment import Letterbox
 from utils.boxes import xyxy_to_xywh
 from utils.checkpoint import describe_model, write_checkpoint
-from utils.dataset import Batch
 from utils.errors import UserError
+from utils.images.letterbox import Letterbox
+from utils.loading.dataset import Batch
 from utils.loss import DetectionLoss
 
 NAMES = {0: "dark", 1: "bright"}
@@ -338,8 +338,8 @@ def test_study(val_args, tiny_weights, tmp_path, monkeypatch):
 @pytest.mark.parametrize("ids, expected", [([5, 7], {5, 7}), ([5, 7, 9], {0, 1})])
 def test_cocos_ids_are_for_cocos_classes(val_args, tmp_path, monkeypatch, ids, expected):
     """Not for others whose list of pictures has the name of COCO's."""
-    monkeypatch.setattr("utils.config.DatasetSpec.is_coco", True)
-    monkeypatch.setattr("utils.predictions.COCO_IDS", ids)
+    monkeypatch.setattr("utils.datasets.spec.DatasetSpec.is_coco", True)
+    monkeypatch.setattr("utils.output.prediction_files.COCO_IDS", ids)
     monkeypatch.setattr(val, "COCO_IDS", ids)
     val.main([*val_args, "--save-json"])
     rows = json.loads(next((tmp_path / "runs" / "exp").glob("*_predictions.json")).read_text())

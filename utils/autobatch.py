@@ -43,7 +43,8 @@ def extrapolate(used: dict[int, float], budget: float) -> int:
     if len(used) < 2:
         return max(used, default=DEFAULT_BATCH)
     slope, offset = np.polyfit(list(used), list(used.values()), 1)
-    fitting = int((budget - offset) / slope) if slope > 0 else DEFAULT_BATCH
+    # The fit rounds differently on other processors: a batch that fits exactly must not fall just below its number.
+    fitting = int((budget - offset) / slope + 1e-6) if slope > 0 else DEFAULT_BATCH
     if len(used) < len(TRIED):
         fitting = min(fitting, max(used))
     return min(max(fitting, 1), 1024)

@@ -10,7 +10,6 @@ import pickle
 import struct
 import sys
 import zipfile
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,68 +18,10 @@ from torch import nn
 
 from utils.errors import UserError
 from utils.files import atomic_write, check_archive
-from utils.runtime import rng_state, set_rng_state
 
 SCHEMA = 1  # raise it when the layout changes, and add a function to UPGRADES that lifts the layout before
 UPGRADES: dict[int, Any] = {}
 PLAIN = (str, int, float, bool, type(None))  # besides tensors, dicts, lists and tuples
-
-
-class TrainState:
-    """Everything a run must not lose. Members with a `state_dict` carry their own; the rest are plain values.
-
-    epoch: epochs finished; step: batches finished in the present epoch; iteration: in the whole run; means: of the
-    present epoch's losses; best_fitness: of the EMA weights; class_maps: mAP by class of the last validation. The
-    state is written between optimizer steps, when no gradient waits: so it holds none.
-
-    `good` is not part of the state: a snapshot of it at the epoch's start, for a run whose numbers go bad.
-    """
-
-    def __init__(self, model: nn.Module, **members: Any):
-        self.model, self.members = model, members
-        self.epoch = self.step = self.iteration = 0
-        self.means: list[float] | torch.Tensor = []  # (3,) on the device while training: reading it would wait
-        self.best_fitness = -1.0
-        self.class_maps: list[float] = []
-        self.good: dict[str, Any] | None = None
-
-    PLAIN = ("epoch", "step", "iteration", "means", "best_fitness", "class_maps")
-
-    def state_dict(self) -> dict[str, Any]:
-        values = {name: getattr(self, name) for name in self.PLAIN}
-        values |= {
-            "means": torch.as_tensor(self.means).tolist(),
-            "rng": rng_state(),
-            "model": describe_model(self.model),
-        }
-        return values | {name: member.state_dict() for name, member in self.members.items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over `state` in place. Raises UserError when it belongs to another model."""
-        try:
-            self.model.load_state_dict(state["model"]["state_dict"])
-            for name, member in self.members.items():
-                member.load_state_dict(state[name])
-            self._check_plain(state)
-            for name in self.PLAIN:
-                setattr(self, name, copy.copy(state[name]))
-            set_rng_state(state["rng"])
-        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"the checkpoint does not fit this run: {reason}; start anew with --weights") from error
-
-    def _check_plain(self, state: dict[str, Any]) -> None:
-        """Raise ValueError where a plain value is of another kind than this state's."""
-        lists = {"means": (0, 3), "class_maps": (0, len(self.class_maps or state["class_maps"]))}
-        for name in ("epoch", "step", "iteration"):
-            if type(state[name]) is not int or state[name] < 0:
-                raise ValueError(f"{name} is not a count")
-        for name, lengths in lists.items():
-            value = state[name]
-            if not isinstance(value, list) or len(value) not in lengths or not all(type(v) is float for v in value):
-                raise ValueError(f"{name} is not a list of {lengths[-1]} numbers")
-        if type(state["best_fitness"]) is not float:
-            raise ValueError("best_fitness is not a number")
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -111,60 +52,6 @@ def write_checkpoint(path: str | Path, content: dict[str, Any], kind: str = "tra
     """Write `content` with schema and kind, atomically. Raises OSError (disk full, no right to write)."""
     with atomic_write(path) as file:
         torch.save({"anchorage": SCHEMA, "kind": kind, **content}, file)
-
-
-class CheckpointWriter:
-    """Writes snapshots in a thread of its own, one after the other, so that training does not wait for the disk.
-
-    A file that cannot be written (disk full, read-only folder) costs one warning: what was there before stays.
-    """
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._waiting: list[Future] = []
-        self._for_use: dict[Path, tuple[dict[str, Any], Future]] = {}
-        self.unwritten: dict[Path, dict[str, Any]] = {}  # weights for use that still have to be; known after `wait`
-        self._held: dict[Path, dict[str, Any]] = {}  # of `unwritten` those that were never tried
-        self.failed = False  # whether anything handed over last could not be written; known after `wait`
-
-    def submit(self, content: dict[str, Any], *, full: list[Path], stripped: list[Path]) -> None:
-        """Write the weights of `content` for use to the files `stripped`, then the whole of it to `full`, in order.
-
-        Weights for use that could not be written before are tried again: no later epoch may be as good. Non-finite
-        weights are never written. At most one earlier snapshot is kept waiting in memory.
-        """
-        self.wait()
-        if not is_finite(content):
-            print("WARNING not saved: the weights hold NaN or infinity; the checkpoints before stay", file=sys.stderr)
-            self.failed = True
-            return
-        self._held = {}
-        for path in stripped:
-            self.unwritten[path] = stripped_content(content)
-        for path, weights in self.unwritten.items():
-            self._for_use[path] = weights, self._thread.submit(_write, path, weights, "weights")
-        self._waiting = [self._thread.submit(_write, path, content, "train") for path in full]
-
-    def hold(self, content: dict[str, Any], stripped: list[Path]) -> None:
-        """Weights for use that the next submission is to write."""
-        self.wait()
-        if is_finite(content):
-            self._held = dict.fromkeys(stripped, snapshot(stripped_content(content)))
-            self.unwritten |= self._held
-
-    def wait(self) -> None:
-        """Until everything handed over is on the disk, or has `failed`."""
-        if self._waiting or self._for_use:
-            written = all([task.result() for task in self._waiting])
-            self.unwritten = {path: weights for path, (weights, task) in self._for_use.items() if not task.result()}
-            self.failed = not written or bool(self.unwritten)
-        self._waiting, self._for_use = [], {}
-
-    def close(self) -> None:
-        self.wait()
-        for path, weights in self._held.items():  # the run has ended otherwise than by a save
-            _write(path, weights, "weights")
-        self._thread.shutdown()
 
 
 def _write(path: Path, content: dict[str, Any], kind: str) -> bool:

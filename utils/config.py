@@ -3,98 +3,13 @@
 Names of flags and YAML keys are interfaces of YOLOv5 and kept; each becomes a dataclass field here and nowhere else.
 """
 
-import argparse
-import difflib
-import reprlib
-import shlex
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from utils.cli import brief, flag, nearest
 from utils.errors import UserError
 from utils.files import find_file, read_yaml
-
-MAX_PATH = 4096  # characters
-
-
-def brief(value: Any) -> str:
-    """`value` as one may type it, shortened where it is large."""
-    return reprlib.repr(value)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing when no known word is close."""
-    plain = {one.lstrip("-"): one for one in known}  # what all flags begin with makes none of them like another
-    close = difflib.get_close_matches(word.lstrip("-"), plain, n=1, cutoff=0.6)
-    return f"; did you mean {plain[close[0]]}?" if close else ""
-
-
-NOT_OFFERED = {"__entity", "__upload_dataset", "__bbox_interval", "__artifact_alias", "__bucket", "__visualize"}
-
-
-def detect_command(weights: Iterable[str | Path], imgsz: Sequence[int], source: str = "YOUR_PICTURES") -> str:
-    """What to type for detections with these weights; `imgsz` is named where it is not the usual."""
-    size = [] if list(imgsz) == [640] else ["--imgsz", *map(str, imgsz)]
-    return shlex.join(["python", "detect.py", "--weights", *map(str, weights), "--source", source, *size])
-
-
-class SuggestingParser(argparse.ArgumentParser):
-    """argparse, except that an unknown flag names the nearest known one, and `_` and `-` are the same in flags."""
-
-    def error(self, message: str) -> None:
-        self.exit(2, f"error: {message} (python {self.prog} --help lists all flags)\n")
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace=None):
-        words = [self._canonical(word) for word in (sys.argv[1:] if args is None else args)]
-        parsed, unknown = self.parse_known_args(words, namespace)
-        if unknown:
-            self.error("; ".join(map(self._complain, [word for word in unknown if word[0] == "-"] or unknown[:1])))
-        return parsed
-
-    def _complain(self, word: str) -> str:
-        flag = word.partition("=")[0]
-        if flag.replace("-", "_") in NOT_OFFERED:
-            return f"{flag} of YOLOv5 is not offered (README.md, Deliberate differences): leave it out"
-        return f"unknown argument {word}{nearest(flag, self._option_string_actions)}"
-
-    def _canonical(self, word: str) -> str:
-        if not word.startswith("--"):
-            return word
-        flag, separator, value = word.partition("=")
-        for spelling in (flag, flag.replace("_", "-"), "--" + flag[2:].replace("-", "_")):
-            if spelling in self._option_string_actions:
-                return spelling + separator + value
-        return word
-
-
-def flag(default: Any, text: str, *, type: Callable = None, names: Sequence[str] = (), **extra) -> Any:
-    """A dataclass field that is also a command line flag; `extra` goes to argparse."""
-    metadata = {"help": text, "type": type, "names": tuple(names), **extra}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-def add_flags(parser: argparse.ArgumentParser, options: type) -> argparse.ArgumentParser:
-    """One flag per field of the dataclass `options`; fields whose names list is empty get `--field-name`.
-
-    A flag that is not given is absent from the namespace, so that the caller knows what the user asked for.
-    """
-    for entry in fields(options):
-        settings = dict(entry.metadata)
-        names = settings.pop("names") or (f"--{entry.name.replace('_', '-')}",)
-        default = entry.default if entry.default is not MISSING else entry.default_factory()
-        value_type = settings.pop("type", None)
-        if default is False and "nargs" not in settings:
-            settings["action"] = "store_true"
-        else:
-            settings["type"] = value_type or type(default)
-        shown = "" if default is False or default is None or default == "" else f" (default {default})"
-        settings["help"] = f"{settings['help']}{shown}".replace("%", "%%")
-        parser.add_argument(*names, dest=entry.name, default=argparse.SUPPRESS, **settings)
-    return parser
 
 
 @dataclass(frozen=True)
@@ -300,131 +215,9 @@ class Hyperparameters:
         return {key: value for key, value in asdict(self).items() if key != "anchors" or value}
 
 
-def _wrong_keys(names: Any) -> str:
-    if not isinstance(names, dict):
-        return ""
-    texts = [repr(key) for key in names if type(key) is not int]
-    if texts:
-        return f"; no numbers: {brief(', '.join(texts))}"
-    absent = [str(index) for index in range(len(names)) if index not in names]
-    return f"; among the {len(names)} there is no {brief(', '.join(absent))}"
-
-
 def _number(value: Any) -> Any:
     """The number that a text is: YAML takes 1e-3, unlike 1.0e-3, for one. Anything else as it is."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
-
-
-@dataclass(frozen=True)
-class DatasetSpec:
-    """A data set YAML with its paths resolved; `splits` maps train, val and test to lists of existing paths."""
-
-    file: Path
-    root: Path
-    splits: dict[str, list[Path]]
-    names: dict[int, str]
-    download: tuple[str, ...]
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.names)
-
-    @property
-    def is_coco(self) -> bool:
-        """Whether this is COCO 2017, by the name and place of its list of pictures."""
-        return any(path.as_posix().endswith("coco/val2017.txt") for path in self.splits.get("val", ()))
-
-    def sources(self, split: str) -> list[Path]:
-        """Folders and list files of `split`; UserError when the YAML does not have it."""
-        if not self.splits.get(split):
-            raise UserError(f"{self.file}: no `{split}:` images; add the key, or choose another --task")
-        return self.splits[split]
-
-    @classmethod
-    def load(cls, path: Path, folders: Sequence[Path]) -> "DatasetSpec":
-        """Read `path`; a relative `path:` is looked for beside the YAML, then in each of `folders`.
-
-        Raises MissingData (a UserError) with the places looked at when train or val are nowhere.
-        """
-        content, names = read_dataset(path)
-        if content.get("nc") not in (None, len(names)):
-            print(f"WARNING {path}: nc: {brief(content['nc'])} but {len(names)} names; the names count")
-        download = _as_strings(content.get("download") or [], path, "download")
-        wanted = {key: _as_strings(content.get(key) or [], path, key) for key in ("train", "val", "test")}
-        start = _as_strings(content.get("path") or ".", path, "path")
-        try:
-            roots = _root_candidates(start[0] if start else ".", path, folders)
-            for root in roots:
-                splits = {key: [_resolve(root, entry) for entry in entries] for key, entries in wanted.items()}
-                if all(entry.exists() for key in ("train", "val") for entry in splits[key]):
-                    return cls(path, root, splits, names, tuple(download))
-        except (OSError, RuntimeError) as error:  # a name too long, links in a circle
-            raise UserError(f"{path}: a path in it cannot be followed: {brief(str(error))}") from error
-        raise MissingData(path, roots, wanted, download)
-
-
-def read_dataset(path: Path) -> tuple[dict[str, Any], dict[int, str]]:
-    """The keys of a data set YAML and its class names; the pictures need not be there yet."""
-    content = read_yaml(path)
-    for key in ("train", "val", "names"):
-        if not content.get(key):
-            raise UserError(f"{path}: `{key}:` is missing")
-    return content, _read_names(content["names"], path)
-
-
-class MissingData(UserError):
-    """The pictures of a data set are in none of `roots`; `download` holds the URLs that its YAML gives."""
-
-    def __init__(self, file: Path, roots: list[Path], wanted: dict[str, list[str]], download: list[str]):
-        self.file, self.roots, self.download = file, roots, download
-        self.places = ", ".join(str(root) for root in roots)
-        entries = dict.fromkeys(wanted["train"] + wanted["val"])
-        absent = [entry for entry in entries if not any(_resolve(root, entry).exists() for root in roots)]
-        self.entries = " and ".join(absent or entries)
-        # The places come last: where they are many the line is cut, and what to do must stay.
-        super().__init__(
-            f"{file}: {self.entries} not found; correct `path:` in the YAML, or set ANCHORAGE_DATASETS to "
-            f"the folder that holds your data sets; looked in {self.places}"
-        )
-
-
-def _root_candidates(root: str, file: Path, folders: Sequence[Path]) -> list[Path]:
-    """Where `root` may be: as it is when absolute, else beside the YAML and below each folder, with and without the
-    leading ../ and datasets/ that shared YAMLs carry."""
-    if Path(root).is_absolute():
-        return [Path(root)]
-    parts = [part for part in Path(root).parts if part != ".."]
-    tail = Path(*(parts[1:] if parts[:1] == ["datasets"] else parts))
-    bases = [file.parent, *folders]
-    candidates = [base / root for base in bases] + [base / tail for base in bases]
-    return list(dict.fromkeys(candidate.resolve() for candidate in candidates))
-
-
-def _resolve(root: Path, entry: str) -> Path:
-    """`entry` below `root`; a leading ../ is dropped when that is where the images are."""
-    direct = (root / entry).resolve()
-    if not direct.exists() and entry.startswith("../") and (root / entry[3:]).exists():
-        return (root / entry[3:]).resolve()
-    return direct
-
-
-def _as_strings(value: Any, file: Path, key: str) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    for entry in values:
-        if not isinstance(entry, str) or "\0" in entry or len(entry) > MAX_PATH:
-            raise UserError(f"{file}: {key}: {brief(entry)} is not a path")
-    return values
-
-
-def _read_names(names: Any, file: Path) -> dict[int, str]:
-    """{0: name, …} from a list or a mapping with the keys 0 to n-1."""
-    pairs = dict(enumerate(names)) if isinstance(names, list) else names
-    if not isinstance(pairs, dict) or sorted(pairs, key=str) != sorted(range(len(pairs)), key=str):
-        raise UserError(f"{file}: names: expected a list, or a mapping with the keys 0 to n-1{_wrong_keys(pairs)}")
-    for index, name in pairs.items():
-        if isinstance(name, (bool, dict, list, type(None))):
-            raise UserError(f"{file}: names: {index}: {brief(name)} is not a name; put quotes around it")
-    return {index: str(pairs[index]) for index in range(len(pairs))}

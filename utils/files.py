@@ -13,7 +13,10 @@ from typing import Any, BinaryIO
 
 import yaml
 
+from utils.environment import variable
 from utils.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]  # the project folder
 
 # A configuration is never this large: a larger one is a mistake or an attack.
 MAX_YAML_BYTES = 1 << 20
@@ -48,6 +51,19 @@ def expect_creatable(project: str | Path) -> None:
     reason = "is not a folder" if not there.is_dir() else "" if os.access(there, os.W_OK) else "cannot be written to"
     if reason:
         raise UserError(f"cannot create the folder {project}: {there} {reason}; give another --project")
+
+
+def datasets_folders() -> list[Path]:
+    """Return the folders in which a data set is looked for, those that the user named first."""
+    named = [variable(key) for key in ("ANCHORAGE_DATASETS", "YOLOv5_DATASETS_DIR")]
+    return [
+        *(Path(folder) for folder in named if folder),
+        Path.cwd(),
+        Path.cwd() / "datasets",
+        ROOT,
+        ROOT / "datasets",
+        ROOT.parent / "datasets",
+    ]
 
 
 def find_file(name: str | Path, *folders: Path) -> Path | None:

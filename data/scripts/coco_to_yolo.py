@@ -19,7 +19,8 @@ from tqdm import tqdm
 if __name__ == "__main__":  # started as a file: Python put this file's folder on the path, not the project's
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.scripts.yolo_folder import (
+from utils.cli import SuggestingParser
+from utils.datasets.yolo_writer import (
     Dataset,
     box_row,
     finite,
@@ -30,7 +31,6 @@ from data.scripts.yolo_folder import (
     summary,
     write_dataset,
 )
-from utils.config import SuggestingParser
 from utils.errors import UserError, run
 
 Point = tuple[float, float]

@@ -22,10 +22,10 @@ from tqdm import tqdm
 if __name__ == "__main__":  # started as a file: Python put this file's folder on the path, not the project's
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data.scripts.yolo_folder import Dataset, box_row, finite, measure, split_arguments, summary, write_dataset
-from utils.config import SuggestingParser
+from utils.cli import SuggestingParser
+from utils.datasets.yolo_writer import Dataset, box_row, finite, measure, split_arguments, summary, write_dataset
 from utils.errors import UserError, run
-from utils.labels import IMAGE_SUFFIXES
+from utils.images.suffixes import IMAGE_SUFFIXES
 
 MAX_XML_BYTES = 16 << 20
 EDGES = ("xmin", "ymin", "xmax", "ymax")

@@ -1,0 +1,208 @@
+"""evolve.csv: nothing lost, nothing twice, and damage shown."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils.config import Hyperparameters
+from utils.errors import UserError
+from utils.evolution.csv_store import RESULTS, CsvStore, alone_in, append, columns, read_individuals, read_table
+from utils.evolve import Generation, Outcome, Search, evolve
+
+ROOT = Path(__file__).resolve().parents[2]
+START = {**Hyperparameters().to_dict(), "anchors": 0.0}
+NAMES = list(START)
+
+
+def closeness(hyp, generation=0):
+    fitness = 1 - abs(hyp["lr0"] - 0.03) - abs(hyp["mixup"] - 0.4)
+    return Outcome(fitness, results=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7), epochs=3)
+
+
+def keys(records):
+    return [record.number for record in records if record.status != "started"]
+
+
+EXAMPLE = Generation(7, dict(START, lr0=0.0123456789, mixup=1 / 3), 123456789, "child", (1, 2), 0, "pruned",
+                     0.123456789, (0.1, 0.2, 1 / 7, 0.4, 0.5, 0.6, 0.7), 12, 34.5, (0.1, 0.12345678),
+                     "log: a, b \"c\" d")  # fmt: skip
+
+
+# ---- evolve.csv
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        EXAMPLE,
+        Generation(0, START, 0, "start", status="failed", note="exit status 1: out of memory\nsecond line"),
+        Generation(0, START, 0, "start", status="done", fitness=0.0),
+        Generation(0, START, 0, "start"),
+    ],
+    ids=["pruned", "failed", "bare", "started"],
+)
+def test_a_record_reads_back_as_it_was(tmp_path, record):
+    append(tmp_path / "evolve.csv", NAMES, record)
+    (read,), messages = read_table(tmp_path / "evolve.csv", NAMES)
+    assert messages == []
+    assert read == Generation(**{**record.__dict__, "note": " ".join(record.note.split())})
+
+
+def test_the_columns_people_know_come_first_and_stand_under_each_other(tmp_path):
+    for number in range(3):
+        append(tmp_path / "evolve.csv", NAMES, Generation(number, START, 5, "child", (0,), status="done", fitness=0.5))
+    head, *rows = (tmp_path / "evolve.csv").read_text().splitlines()
+    own = "generation repeat status fitness seed origin parents epochs seconds curve note"
+    assert [cell.strip() for cell in head.split(",")] == [*RESULTS, *NAMES, *own.split()]
+    assert {len(cell) for line in (head, *rows) for cell in line.split(",")} == {20}
+
+
+def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path):
+    """With a byte-order mark before the first column."""
+    file = tmp_path / "evolve.csv"
+    append(file, NAMES, EXAMPLE)
+    append(file, NAMES, Generation(8, START, 5, "child", status="done", fitness=0.5, results=(0.1,) * 7))
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    append(file, NAMES, Generation(9, START, 5, "child", status="failed"))
+    records, messages = read_table(file, NAMES)
+    assert [record.number for record in records] == [7, 8, 9] and messages == []
+    assert list(read_individuals(file).values()) == [START]
+
+
+def test_the_same_search_again_goes_on(tmp_path):
+    evolve(closeness, START, 5, store=CsvStore(tmp_path, NAMES))
+    calls = []
+    result = evolve(
+        lambda hyp, generation: calls.append(generation) or closeness(hyp), START, 9, store=CsvStore(tmp_path, NAMES)
+    )
+    assert calls == [5, 6, 7, 8] and keys(result.records) == list(range(9))
+    whole = evolve(closeness, START, 9)
+    assert [record.hyp for record in whole.records] == [record.hyp for record in result.records]
+
+
+def test_what_was_started_and_not_finished_is_started_again_as_it_was(tmp_path):
+    store = CsvStore(tmp_path, NAMES)
+    search = Search(START)
+    wanted = [(number, 0) for number in range(4)]
+    first, second = store.claim(wanted, search.propose), store.claim(wanted, search.propose)
+    store.finish(Generation(**{**second.__dict__, "status": "done", "fitness": 0.5}))  # and then the power went
+    again = CsvStore(tmp_path, NAMES)
+    assert again.claim(wanted, search.propose) == first
+    assert again.claim(wanted, search.propose).number == 2
+    assert [record.number for record in again.records()] == [0, 1, 2]
+
+
+def test_a_finished_row_is_on_the_disk_before_anything_else_happens(tmp_path):
+    store = CsvStore(tmp_path, NAMES)
+    seen = []
+    evolve(lambda hyp, generation: seen.append(len(read_table(store.file, NAMES)[0])) or 0.5, START, 4, store=store)
+    assert seen == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (lambda row: row[:100], "cells where there should be"),  # cut off by a power cut
+        (lambda row: row.replace("done", "doen"), "status 'doen' is none of"),
+        (lambda row: row.replace("      0.01,", "      abc,", 1), "lr0 'abc' is not a number"),
+        (lambda row: row.replace("      0.01,", "      5000,", 1), "lr0: 5000.0 is outside the bounds"),
+        (lambda row: row.replace("      0.01,", "       nan,", 1), "lr0 'nan' is not a number"),
+        (lambda row: row.replace("done", "failed"), "a generation that is failed with fitness '0.5'"),
+        (lambda row: "\x00\x17\xff" + row, "left out"),
+        (lambda row: row + "\n" + row, "generation 1 stands there already"),
+    ],
+    ids=["cut", "status", "text", "bounds", "nan", "fitness", "bytes", "twice"],
+)
+def test_damaged_rows_are_shown_and_the_good_ones_kept(tmp_path, damage, reason):
+    file = tmp_path / "evolve.csv"
+    for number in range(3):
+        append(file, NAMES, Generation(number, START, 0, "child", status="done", fitness=0.5))
+    lines = file.read_text().splitlines()
+    lines[2] = damage(lines[2])
+    file.write_text("\n".join(lines) + "\n")
+    store = CsvStore(tmp_path, NAMES)
+    assert len(store.messages) == 1 and reason in store.messages[0] and store.messages[0].startswith(f"{file}:")
+    assert {0, 2} <= set(keys(store.records()))
+    before = file.read_text()
+    evolve(closeness, START, 4, store=store)
+    assert file.read_text().startswith(before)  # nothing that somebody may want to repair is thrown away
+    again = CsvStore(tmp_path, NAMES)
+    assert keys(again.records()) == [0, 1, 2, 3] and len(again.messages) == 1
+
+
+def test_a_row_cut_off_at_the_end_costs_no_other_row(tmp_path):
+    file = tmp_path / "evolve.csv"
+    append(file, NAMES, Generation(0, START, 0, "start", status="done", fitness=0.5))
+    with open(file, "a") as stream:
+        stream.write("                 0.1,     ")  # killed in the middle of a write
+    append(file, NAMES, Generation(1, START, 0, "child", status="done", fitness=0.6))
+    records, messages = read_table(file, NAMES)
+    assert keys(records) == [0, 1] and len(messages) == 1
+
+
+def test_a_table_of_other_hyperparameters_is_refused(tmp_path):
+    append(tmp_path / "evolve.csv", NAMES, Generation(0, START, 0, "start", status="done", fitness=0.5))
+    with pytest.raises(UserError, match=r"evolve.csv: not the table .* \(without: nothing; in addition: anchors\)"):
+        CsvStore(tmp_path, [name for name in NAMES if name != "anchors"])
+    (tmp_path / "evolve.csv").write_text("a, b\n1, 2\n")
+    with pytest.raises(UserError, match="give another --name"):
+        CsvStore(tmp_path, NAMES)
+
+
+def test_two_processes_in_one_folder_are_kept_apart(tmp_path):
+    with alone_in(tmp_path):
+        script = (
+            f"from pathlib import Path\nfrom utils.evolution.csv_store import alone_in\n"
+            f"with alone_in(Path({str(tmp_path)!r})): print('in')"
+        )
+        other = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+        assert "in\n" not in other.stdout and f"is being evolved by process {os.getpid()} on" in other.stderr
+    with alone_in(tmp_path):  # free again
+        pass
+
+
+# ---- individuals to begin with
+
+
+def test_individuals_of_a_population_file(tmp_path):
+    (tmp_path / "p.yaml").write_text("gen3number0: {lr0: 0.02}\ngen3number1: {lr0: 0.03}\n")
+    assert list(read_individuals(tmp_path / "p.yaml").values()) == [{"lr0": 0.02}, {"lr0": 0.03}]
+
+
+def test_individuals_are_the_best_rows_of_a_table(tmp_path):
+    for number, score in enumerate((0.1, 0.5, 0.3)):
+        hyp, results = dict(START, lr0=0.01 * (number + 1)), (0, 0, score, score, 0, 0, 0)
+        append(
+            tmp_path / "evolve.csv",
+            NAMES,
+            Generation(number, hyp, 0, "child", status="done", fitness=score, results=results),
+        )
+    append(tmp_path / "evolve.csv", NAMES, Generation(3, START, 0, "child", status="failed"))
+    assert [values["lr0"] for values in read_individuals(tmp_path / "evolve.csv").values()] == [0.02, 0.03, 0.01]
+
+
+def test_individuals_of_a_table_by_another_program(tmp_path):
+    """Seven results, then hyperparameters, and no columns of ours."""
+    rows = ["0.5, 0.5, 0.2, 0.1, 1, 1, 1, 0.02, 0.1", "0.5, 0.5, 0.3, 0.2, 1, 1, 1, 0.03, 0.2", "broken"]
+    (tmp_path / "evolve.csv").write_text("\n".join([", ".join(columns(["lr0", "mixup"])[:9]), *rows]))
+    found = list(read_individuals(tmp_path / "evolve.csv").values())
+    assert found == [{"lr0": 0.03, "mixup": 0.2}, {"lr0": 0.02, "mixup": 0.1}]
+
+
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("absent.yaml", None, "--resume_evolve .*absent.yaml: no such file"),
+        ("p.yaml", "lr0: 0.1\n", "p.yaml: lr0: expected hyperparameters `key: value`, found 0.1"),
+        ("e.csv", "a, b\n1, 2\n", "--resume_evolve .*e.csv: no row with metrics and hyperparameters"),
+        ("e.csv", "", "no row with metrics"),
+    ],
+)
+def test_a_bad_file_of_individuals_is_named(tmp_path, name, text, message):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_individuals(tmp_path / name)

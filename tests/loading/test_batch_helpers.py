@@ -1,0 +1,212 @@
+"""Helpers make their share of a batch, in its order; what goes wrong with them is said, and none outlives its use."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from test_parallel_map import is_alive
+
+from utils.errors import UserError
+from utils.loading.batch_helpers import Processes, Threads, find_helpers
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Key(NamedTuple):
+    number: int
+    shape: tuple[int, int]
+    bad: int = -1  # the item that fails
+    slow: float = 0.0  # seconds that an item takes
+
+
+def make(key: Key, k: int, planes: np.ndarray) -> tuple[int, int]:
+    if k == key.bad:
+        raise UserError(f"item {k} is bad")
+    time.sleep(key.slow)
+    planes[:] = (10 * key.number + k) % 256
+    return k, os.getpid()
+
+
+def nothing(key: Key) -> None:
+    pass
+
+
+def eventually(condition) -> bool:
+    until = time.monotonic() + 20
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.02)
+    return condition()
+
+
+@pytest.fixture(params=["processes", "threads"])
+def helpers_of(request):
+    """Makes helpers of a kind, and ends them."""
+    made = []
+
+    def build(count: int, prepare=nothing):
+        forked = request.param == "processes"
+        made.append(Processes(count, make, prepare, 20, 1 << 16) if forked else Threads(count, prepare))
+        return made[-1]
+
+    yield build
+    for helpers in made:
+        helpers.close()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("items", [0, 1, 2, 9])
+def test_pictures_and_results_are_in_order(helpers_of, count, items):
+    helpers = helpers_of(count)
+    for number, shape in ((1, (4, 5)), (2, (6, 3))):
+        planes = np.zeros((items, 3, *shape), np.uint8)
+        made = helpers(make, Key(number, shape, slow=0.1), planes)
+        assert [k for k, _ in made] == list(range(items))
+        assert (planes == (10 * number + np.arange(items))[:, None, None, None]).all()
+        if helpers.kind == "processes" and items > count and number == 2:  # at first they may take a while to begin
+            assert len({process for _, process in made}) == count + 1 and made[0][1] == os.getpid()
+
+
+@pytest.mark.parametrize("bad", [0, 1])  # an item of the caller's own, and one of the helper's
+def test_after_an_error_all_goes_on(helpers_of, bad):
+    helpers, planes = helpers_of(1), np.zeros((20, 3, 2, 2), np.uint8)
+    with pytest.raises(UserError, match=f"item {bad} is bad"):
+        helpers(make, Key(1, (2, 2), bad=bad, slow=0.002), planes)
+    made = helpers(make, Key(2, (2, 2)), planes)
+    assert [k for k, _ in made] == list(range(20)) and (planes[:, 0, 0, 0] == 20 + np.arange(20)).all()
+
+
+def test_who_is_quick_takes_over_from_who_is_slow():
+    helpers, planes = Processes(1, slow_elsewhere, nothing, 20, 1 << 10), np.zeros((9, 3, 2, 2), np.uint8)
+    try:
+        helpers(slow_elsewhere, Key(0, (2, 2)), planes)
+        made = helpers(slow_elsewhere, Key(1, (2, 2), slow=2.0), planes)
+    finally:
+        helpers.close()
+    assert [process == os.getpid() for _, process in made].count(False) == 1
+    assert (planes[:, 0, 0, 0] == 10 + np.arange(9)).all()
+
+
+MAIN = os.getpid()
+
+
+def slow_elsewhere(key: Key, k: int, planes: np.ndarray) -> tuple[int, int]:
+    return make(key._replace(slow=0.05 if os.getpid() == MAIN else key.slow), k, planes)
+
+
+def test_what_a_late_one_has_taken_is_made_all_the_same():
+    helpers, planes = Processes(1, make, nothing, 20, 1 << 10), np.zeros((9, 3, 2, 2), np.uint8)
+
+    def meddled_with(key: Key, k: int, picture: np.ndarray) -> tuple[int, int]:
+        helpers.begun[[7, 8]] = 1
+        return make(key, k, picture)
+
+    try:
+        made = helpers(meddled_with, Key(1, (2, 2), slow=0.05), planes)
+    finally:
+        helpers.close()
+    assert [k for k, _ in made] == list(range(9)) and (planes[:, 0, 0, 0] == 10 + np.arange(9)).all()
+    assert made[7][1] == made[8][1] == os.getpid()
+
+
+def test_after_an_error_no_thread_begins_another_item():
+    begun, helpers = [], Threads(1, nothing)
+
+    def count(key: Key, k: int, planes: np.ndarray) -> None:
+        begun.append(k)
+        if k == key.bad:
+            raise UserError("bad")
+        time.sleep(0.01)
+
+    with pytest.raises(UserError, match="bad"):
+        helpers(count, Key(1, (2, 2), bad=0), np.zeros((200, 3, 2, 2), np.uint8))
+    helpers.close()
+    assert len(begun) < 20
+
+
+def test_what_helpers_prepare_may_fail(helpers_of, tmp_path):
+    def prepare(key: Key) -> None:
+        (tmp_path / str(key.number)).write_text("")
+        raise OSError("of a disk")
+
+    helpers = helpers_of(2, prepare)
+    for number in (5, 6):
+        helpers.expect(Key(number, (2, 2)))
+    assert eventually(lambda: (tmp_path / "5").exists() and (tmp_path / "6").exists())
+    assert len(helpers(make, Key(1, (2, 2)), np.zeros((4, 3, 2, 2), np.uint8))) == 4
+
+
+def test_a_killed_process_is_an_error_and_no_endless_wait():
+    helpers = Processes(2, make, nothing, 20, 1 << 10)
+    planes = np.zeros((9, 3, 2, 2), np.uint8)
+    os.kill(helpers.crew[1][0].pid, signal.SIGKILL)
+    for _ in range(2):
+        with pytest.raises(UserError, match="one of 3 processes that read pictures was killed"):
+            helpers(make, Key(1, (2, 2)), planes)
+    helpers.close()
+
+
+def test_processes_are_deaf_to_signals_for_the_run_and_end_when_they_are_closed():
+    helpers = Processes(2, make, nothing, 20, 1 << 10)
+    processes = [process.pid for process, _, _ in helpers.crew]
+    helpers(make, Key(1, (2, 2)), np.zeros((6, 3, 2, 2), np.uint8))  # now they have begun
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        for process in processes:
+            os.kill(process, getattr(signal, name))
+    assert len(helpers(make, Key(1, (2, 2)), np.zeros((6, 3, 2, 2), np.uint8))) == 6
+    helpers.close()
+    helpers.close()
+    assert not any(map(is_alive, processes))
+
+
+def test_processes_end_when_nobody_has_them_any_more():
+    helpers = Processes(2, make, nothing, 20, 1 << 10)
+    processes = [process.pid for process, _, _ in helpers.crew]
+    del helpers
+    gc.collect()
+    assert eventually(lambda: not any(map(is_alive, processes)))
+
+
+SCRIPT = """
+import os, signal, sys
+import numpy as np
+from utils.loading.batch_helpers import Processes
+make = lambda key, k, planes: os.getpid()
+key = type("Key", (), {})
+kept = [Processes(2, make, print, 20, 1 << 10) for _ in range(2)]
+print(*[process.pid for helpers in kept for process, _, _ in helpers.crew], flush=True)
+os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] == "killed" else sys.exit(3)
+"""
+
+
+@pytest.mark.parametrize("end", ["killed", "exits"])
+def test_processes_end_with_the_one_that_started_them(end):
+    done = subprocess.run([sys.executable, "-c", SCRIPT, end], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    processes = list(map(int, done.stdout.split()))
+    assert len(processes) == 4 and done.returncode == (3 if end == "exits" else -signal.SIGKILL), done.stderr
+    assert eventually(lambda: not any(map(is_alive, processes)))
+
+
+def no_more() -> int:
+    raise BlockingIOError("Resource temporarily unavailable")
+
+
+def test_who_helps(monkeypatch):
+    assert find_helpers(0, make, nothing, 10, 10) is None
+    helpers = find_helpers(1, make, nothing, 10, 10)
+    assert helpers.kind == ("processes" if sys.platform == "linux" else "threads")
+    helpers.close()
+    monkeypatch.setattr(os, "fork", no_more)
+    helpers = find_helpers(1, make, nothing, 10, 10)
+    assert helpers.kind == "threads"
+    helpers.close()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    helpers = find_helpers(1, make, nothing, 10, 10)
+    assert helpers.kind == "threads"
+    helpers.close()

@@ -1,0 +1,193 @@
+"""Files that a detection run writes: their names, their content, and what happens when it runs again."""
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from utils.errors import UserError
+from utils.images.sources import Frame
+from utils.output.detection_files import OutputNames, Outputs, VideoFile
+
+NAMES = {0: "person", 1: "bus", 2: "wine glass/cup"}
+IMAGE = np.full((100, 200, 3), 120, dtype=np.uint8)
+ROWS = np.array([[20, 10, 60, 50, 0.5, 1], [0, 0, 100, 100, 0.876, 0]], dtype=np.float32)
+NOTHING = np.zeros((0, 6), dtype=np.float32)
+
+
+def frame(path="/a/cat.jpg", kind="image", number=0, fps=0.0, image=IMAGE):
+    return Frame(image, path, kind, "prefix: ", number, fps, max(number - 1, 0) / (fps or 1))
+
+
+def files_below(folder):
+    return sorted(str(file.relative_to(folder)) for file in Path(folder).rglob("*") if file.is_file())
+
+
+# ---- one frame's outputs
+
+
+def test_text_is_normalised_with_the_lowest_score_first(tmp_path):
+    Outputs(tmp_path, NAMES, text=True, pictures=False).write(frame(), ROWS)
+    assert (tmp_path / "labels/cat.txt").read_text() == "1 0.2 0.3 0.2 0.4\n0 0.25 0.5 0.5 1\n"
+
+
+def test_text_as_corners_with_confidence(tmp_path):
+    Outputs(tmp_path, NAMES, text=True, pictures=False, corners=True, confidence=True).write(frame(), ROWS)
+    assert (tmp_path / "labels/cat.txt").read_text() == "1 0.1 0.1 0.3 0.5 0.5\n0 0 0 0.5 1 0.876\n"
+
+
+@pytest.mark.parametrize(
+    "kind, number, file", [("video", 7, "cat_7.txt"), ("screen", 1, "cat_1.txt"), ("image", 0, "cat.txt")]
+)
+def test_text_file_of_a_frame(tmp_path, kind, number, file):
+    path = "cat" if kind == "screen" else "/a/cat.mp4"
+    Outputs(tmp_path, NAMES, text=True, pictures=False).write(frame(path, kind, number), ROWS)
+    assert files_below(tmp_path) == [f"labels/{file}"]
+
+
+def test_text_of_an_earlier_run_is_replaced_or_removed(tmp_path):
+    for rows, expected in [(ROWS, 2), (ROWS[:1], 1), (NOTHING, None)]:
+        outputs = Outputs(tmp_path, NAMES, text=True, pictures=False)
+        outputs.write(frame(), rows)
+        file = tmp_path / "labels/cat.txt"
+        assert (len(file.read_text().splitlines()) if file.exists() else None) == expected
+        assert outputs.label_files == (expected is not None)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_leaves_the_text_of_before(tmp_path, monkeypatch):
+    outputs = Outputs(tmp_path, NAMES, text=True, pictures=False)
+    outputs.write(frame(), ROWS)
+    before = (tmp_path / "labels/cat.txt").read_text()
+    monkeypatch.setattr("utils.files.open", lambda *_: open("/dev/full", "wb"), raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        outputs.write(frame(), ROWS[:1])
+    assert files_below(tmp_path) == ["labels/cat.txt"] and (tmp_path / "labels/cat.txt").read_text() == before
+
+
+def test_table(tmp_path):
+    for _ in range(2):  # the second run starts the file anew
+        outputs = Outputs(tmp_path, NAMES | {1: 'a "bus", red'}, table=True, pictures=False)
+        outputs.write(frame(), NOTHING)
+        outputs.write(frame(), ROWS)
+        outputs.close()
+    with open(tmp_path / "predictions.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    header = ["Image Name", "Prediction", "Confidence"]
+    assert rows == [header, ["cat.jpg", 'a "bus", red', "0.50"], ["cat.jpg", "person", "0.88"]]
+
+
+def test_crops_are_a_little_larger_than_the_boxes(tmp_path):
+    image = IMAGE.copy()
+    image[10:50, 20:60] = (0, 0, 255)
+    boxes = [[20, 10, 60, 50, 0.5, 2], [150, 60, 199, 99, 0.6, 2], [150, 60, 200, 100, 0.7, 0]]
+    rows = np.array(boxes, dtype=np.float32)
+    for _ in range(2):  # a second run into the folder writes the same files
+        outputs = Outputs(tmp_path, NAMES, crops=True, pictures=False)
+        outputs.write(frame(image=image), rows)
+    assert files_below(tmp_path) == [
+        "crops/person/cat.jpg",
+        "crops/wine glass_cup/cat.jpg",
+        "crops/wine glass_cup/cat2.jpg",
+    ]
+    crop = cv2.imread(str(tmp_path / "crops/wine glass_cup/cat.jpg"))
+    assert crop.shape == (51, 51, 3)  # 40 * 1.02 + 10 = 50.8, from 4.6 and 14.6 to 55.4 and 65.4
+    assert (crop[8:40, 8:40, 2] > 200).all() and (crop[:3, :3] < 160).all()
+    assert cv2.imread(str(tmp_path / "crops/wine glass_cup/cat2.jpg")).shape == (46, 56, 3)  # clipped at the border
+
+
+def test_a_crop_does_not_take_the_name_of_anothers(tmp_path):
+    outputs = Outputs(tmp_path, NAMES, crops=True, pictures=False)
+    outputs.write(frame("/a/cat2.jpg"), ROWS[:1])
+    outputs.write(frame("/a/cat.jpg"), np.repeat(ROWS[:1], 2, axis=0))
+    assert files_below(tmp_path) == ["crops/bus/cat.jpg", "crops/bus/cat2.jpg", "crops/bus/cat3.jpg"]
+
+
+def test_annotated_picture(tmp_path):
+    before = IMAGE.copy()
+    Outputs(tmp_path, NAMES, hide_labels=True, line_width=1).write(frame("/a/cat.png"), ROWS[:1])
+    drawn = cv2.imread(str(tmp_path / "cat.png"))
+    assert np.array_equal(IMAGE, before) and drawn.shape == IMAGE.shape
+    assert tuple(drawn[50, 40]) == (0xEB, 0xDB, 0x0B) and tuple(drawn[30, 40]) == (120, 120, 120)
+    assert (drawn != IMAGE).any(axis=2).sum() == 2 * (41 + 39)  # nothing but the box
+
+
+@pytest.mark.parametrize(
+    "style, expected",
+    [
+        ({}, "bus 0.50"),
+        ({"hide_conf": True}, "bus"),
+        ({"hide_labels": True}, ""),
+        ({"hide_labels": True, "hide_conf": True}, ""),
+    ],
+)
+def test_label(tmp_path, style, expected):
+    assert Outputs(tmp_path, NAMES, **style)._label(ROWS[0]) == expected
+
+
+def test_a_picture_format_that_cannot_be_written_becomes_jpg(tmp_path):
+    Outputs(tmp_path, NAMES).write(frame("/a/cat.DNG"), ROWS)
+    assert files_below(tmp_path) == ["cat.jpg"]
+
+
+def test_a_result_never_overwrites_its_source(tmp_path):
+    cv2.imwrite(str(tmp_path / "cat.png"), IMAGE)
+    with pytest.raises(UserError, match="overwrite its own source"):
+        Outputs(tmp_path, NAMES).write(frame(str(tmp_path / "cat.png")), ROWS)
+    assert np.array_equal(cv2.imread(str(tmp_path / "cat.png")), IMAGE)
+
+
+def test_videos_have_the_rate_and_size_of_their_frames(tmp_path):
+    outputs = Outputs(tmp_path, NAMES)
+    for number in range(1, 5):
+        outputs.write(frame("/a/cat.avi", "video", number, fps=12.5), ROWS)
+    outputs.write(frame("/a/dog.mov", "video", 1, fps=5.0, image=IMAGE[:48, :64]), NOTHING)
+    outputs.write(frame("/a/dog.mov", "video", 2, fps=5.0), NOTHING)  # another size: fitted to the first
+    outputs.close()
+    read, keys = {}, (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT, cv2.CAP_PROP_FRAME_WIDTH)
+    for name in ("cat.mp4", "dog.mp4"):
+        capture = cv2.VideoCapture(str(tmp_path / name))
+        read[name] = [capture.get(key) for key in keys]
+    assert read == {"cat.mp4": [12.5, 4, 200], "dog.mp4": [5, 2, 64]}
+
+
+def test_streams_are_written_side_by_side(tmp_path):
+    outputs = Outputs(tmp_path, NAMES)
+    for number in range(1, 4):
+        for path in ("rtsp://host/a?x=1", "0"):
+            outputs.write(frame(path, "stream", number, fps=10.0), NOTHING)
+    outputs.close()
+    assert files_below(tmp_path) == ["0.mp4", "rtsp___host_a_x_1.mp4"]
+    assert cv2.VideoCapture(str(tmp_path / "0.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
+
+
+@pytest.mark.parametrize(
+    "times, values",
+    [
+        ([], []),
+        ([0.0, 0.1, 0.2], [0, 1, 2]),  # at the rate of the file: one frame each
+        ([0.0, 0.1, 0.4, 0.5], [0, 1, 1, 1, 2, 3]),  # two were left out: the one before stays
+        ([0.0, 0.04, 0.06, 0.1], [0, 2]),  # faster than the file: it is time that counts
+        ([0.3, 0.4], [0, 0, 0, 0, 1]),  # the first comes late
+    ],
+)
+def test_a_video_plays_as_long_as_it_took(tmp_path, times, values):
+    video = VideoFile(tmp_path / "x.mp4", 10.0, (48, 64))
+    for i, time in enumerate(times):
+        video.write(np.full((48, 64, 3), 40 * i, dtype=np.uint8), time)
+    video.close()
+    capture, seen = cv2.VideoCapture(str(tmp_path / "x.mp4")), []
+    while (read := capture.read())[0]:
+        seen.append(round(float(read[1].mean()) / 40))
+    assert seen == values
+
+
+def test_every_source_has_a_name_of_its_own():
+    names = OutputNames()
+    paths = ["/a/cat.jpg", "/b/cat.jpg", "/a/cat.png", "/a/cat_2.jpg", "/a/x_7.jpg"]
+    stems = {path: names.stem(frame(path)) for path in paths}
+    stems["/a/x.mp4"] = names.stem(frame("/a/x.mp4", "video", 1))  # its frame 7 would be x_7 as well
+    assert list(stems.values()) == ["cat", "cat_2", "cat_3", "cat_2_2", "x_7", "x_2"]
+    assert names.stem(frame("/b/cat.jpg")) == "cat_2"

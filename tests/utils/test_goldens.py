@@ -1,0 +1,132 @@
+"""Reference numbers at their stated tolerances: what the tests beside each part leave to check.
+
+Architectures, the other forward outputs, loss, schedule, EMA, optimizer groups and the trajectory are compared in
+test_models, test_loss, test_schedule, test_ema, test_optim and test_trajectory.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from test_models import FORWARD, MODELS, fill, image, largest_difference
+
+import train
+from models.yolo import DetectionModel, find_cfg
+from utils.config import Hyperparameters
+from utils.images.letterbox import letterbox
+from utils.images.warp import GREY
+from utils.loss import DetectionLoss, scale_gains
+from utils.metrics import ap_per_class
+from utils.nms import non_max_suppression
+
+# Forward outputs of larger models; those of FORWARD are compared in test_models.
+LARGER = ["yolov5m", "yolov5l", "yolov5-p6", "yolov5-panet", "yolov5s6", "yolov5m6"]
+
+
+@pytest.fixture(scope="module")
+def golden(golden_folder):
+    """{name: content} of the reference files that are read here and come with the tests."""
+    return {name: np.load(golden_folder / f"{name}.npz") for name in ("forward", "ap", "letterbox")}
+
+
+@pytest.mark.parametrize("name", LARGER)
+def test_forward_of_larger_models(name, golden):
+    model = DetectionModel(name).eval()
+    fill(model)
+    with torch.inference_mode():
+        decoded, raw = model(image(1, 128))
+    assert largest_difference(decoded[0, ::7], golden["forward"][f"{name}.eval"]) < 1e-3
+    last = golden["forward"][f"{name}.raw_last"]
+    assert largest_difference(raw[-1].flatten()[: len(last)], last) < 1e-3
+
+
+def test_no_forward_output_is_left_out(golden):
+    assert {key.split(".")[0] for key in golden["forward"]} == {*FORWARD, *LARGER}
+
+
+def test_nms_has_the_same_rows_in_the_same_order(reference):
+    content = np.load(reference / "golden" / "nms.npz")
+    for case in {key.split(".")[0] for key in content}:
+        settings = json.loads(str(content[f"{case}.kw"]))
+        found = non_max_suppression(torch.tensor(content[f"{case}.in"]).float(), **settings)
+        for number, rows in enumerate(found):
+            wanted = content[f"{case}.out{number}"]
+            assert rows.shape == wanted.shape, case
+            np.testing.assert_allclose(rows.numpy(), wanted, rtol=0, atol=1e-4, err_msg=case)
+
+
+def test_ap_in_the_references_order_of_ties(golden, golden_folder):
+    """The file's confidences hold ties. Its own order of them, kept here, gives its AP on every processor."""
+    content = golden["ap"]
+    order = np.array(json.loads((golden_folder / "ap_order.json").read_text()))
+    assert (np.diff(content["conf"][order]) <= 0).all() and sorted(order) == list(range(len(order)))
+    distinct = np.linspace(1, 0.5, len(order))
+    found = ap_per_class(content["tp"][order], distinct, content["pred_cls"][order], content["target_cls"])
+    np.testing.assert_allclose(found.ap, content["ap"], rtol=0, atol=1e-6)
+
+
+def test_letterbox_table_is_exact(golden):
+    """Every column. Of an odd margin the table has the half, and our pad the whole pixel that the picture is at."""
+    columns = golden["letterbox"]["columns"].tolist()
+    for row in golden["letterbox"]["rows"]:
+        want = dict(zip(columns, row.tolist()))
+        shape = int(want["h"]), int(want["w"])
+        boxed, box = letterbox(
+            np.zeros((*shape, 3), np.uint8),
+            (int(want["new_h"]), int(want["new_w"])),
+            auto=bool(want["auto"]),
+            scaleup=bool(want["scaleup"]),
+        )
+        inner = [round(gain * side) for gain, side in zip(box.gain, shape)]
+        assert boxed.shape[:2] == (want["out_h"], want["out_w"])
+        assert inner == [round(want["ratio_h"] * shape[0]), round(want["ratio_w"] * shape[1])]
+        margins = [(outer - side) / 2 for outer, side in zip(boxed.shape, inner)]
+        assert margins == [want["pad_h"], want["pad_w"]]
+        assert box.pad == tuple(int(margin) for margin in margins)
+        assert (boxed == GREY).all(2).sum() == want["pad_pixels"]
+        # The side that fits exactly has exactly the table's ratio.
+        fits = [side for side in (0, 1) if inner[side] == (int(want["new_h"]), int(want["new_w"]))[side]]
+        assert all(box.gain[side] == pytest.approx((want["ratio_h"], want["ratio_w"])[side], abs=1e-9) for side in fits)
+
+
+# ---- every architecture learns
+
+
+@pytest.mark.parametrize("name", ["yolov5n.pt", "yolov5n_v6.0.pt"])
+def test_published_weights_start_a_training_of_other_classes(name, reference, capsys):
+    weights = reference / "weights" / name
+    if not weights.is_file():
+        pytest.skip(f"{weights} is absent")
+    options = train.TrainOptions(weights=str(weights))
+    request = train.Request(options, frozenset({"weights"}), None)
+    model = train.build_model(request, Hyperparameters(), {0: "a", 1: "b", 2: "c"})
+    assert "Transferred 343/349 tensors" in capsys.readouterr().out  # all but weight and bias of the head's 3 levels
+    assert [level.shape[-1] for level in model.train()(image(1, 64))] == [8, 8, 8]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_training_step(name):
+    """Forward, loss, backward and a step, an eighth as wide: every parameter has a finite gradient, and it helps."""
+    torch.manual_seed(0)
+    model = DetectionModel(
+        yaml.safe_load(find_cfg(name).read_text()) | {"width_multiple": 0.125, "depth_multiple": 0.1, "nc": 3}
+    ).train()
+    loss, pictures = loss_of(model), image(2, 128)
+    targets = torch.tensor([[0, 0, 0.5, 0.5, 0.1, 0.1], [0, 1, 0.3, 0.4, 0.3, 0.4], [1, 2, 0.6, 0.5, 0.7, 0.8]])
+    before, _ = loss(model(pictures), targets)
+    before.backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
+    with torch.no_grad():
+        norm = sum(gradient.square().sum() for gradient in gradients).sqrt()
+        for parameter, gradient in zip(model.parameters(), gradients):
+            parameter -= 1e-3 * gradient / norm
+        after, _ = loss(model(pictures), targets)
+    assert after < before
+
+
+def loss_of(model: DetectionModel) -> DetectionLoss:
+    gains = scale_gains(Hyperparameters(), model.head.num_levels, model.num_classes, 128)
+    return DetectionLoss(model.head.anchors, model.stride, model.num_classes, gains)

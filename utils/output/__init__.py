@@ -1,0 +1,1 @@
+"""What people get: drawings, charts, label files, COCO files and videos."""

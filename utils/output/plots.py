@@ -1,0 +1,381 @@
+"""Every chart the project writes. Functions take arrays and a file name, never touch the caller's arrays, and keep no
+global state: figures are plain objects with their own Agg canvas, so that a background thread may draw (see Plotter).
+
+Letters: C classes, M labels.
+"""
+
+import csv
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from utils.errors import UserError
+from utils.files import atomic_write
+from utils.output.drawing import PALETTE, as_array, class_name
+from utils.output.fonts import writing
+
+if TYPE_CHECKING:  # it takes half a second to import, and is needed in the background, when a chart is drawn
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_LEGEND = 20  # classes that still get a legend entry of their own
+MAX_NAMED = 30  # classes whose names or numbers still fit on an axis at full size
+MEAN_COLOR = "#0033CC"
+
+
+def plot_labels(labels: np.ndarray, names: Mapping[int, str] | Sequence[str], file: str | Path) -> None:
+    """Four panels on a data set's labels (M, 5) = class, x, y, w, h in 0...1: classes, shapes, centres, sizes."""
+    labels = as_array(labels).reshape(-1, 5)
+    figure = _figure(10, 9)
+    (bars, shapes), (centres, sizes) = figure.subplots(2, 2)
+    _class_histogram(bars, labels[:, 0].astype(int), names)
+    shapes.imshow(_overlaid_boxes(labels[:1000]))
+    shapes.set(title="box shapes, centred", xticks=[], yticks=[])
+    _density(centres, labels[:, 1], labels[:, 2], "x", "y")
+    centres.invert_yaxis()  # as in the picture: y points down
+    centres.set_title("box centres")
+    _density(sizes, labels[:, 3], labels[:, 4], "width", "height")
+    sizes.set_title("box sizes")
+    _save(figure, file, dpi=150)
+
+
+def plot_label_correlogram(labels: np.ndarray, file: str | Path) -> None:
+    """Pairs of x, y, width, height of labels (M, 5) against each other; each one's own histogram on the diagonal."""
+    values = as_array(labels).reshape(-1, 5)[:, 1:]
+    titles = ("x", "y", "width", "height")
+    figure = _figure(10, 10)
+    axes = figure.subplots(4, 4)
+    for row in range(4):
+        for column in range(4):
+            panel = axes[row, column]
+            if column > row:
+                panel.set_axis_off()
+            elif column == row:
+                panel.hist(values[:, row], bins=50, range=(0, 1), color=MEAN_COLOR)
+                panel.set(xlim=(0, 1), yticks=[])
+            else:
+                _density(panel, values[:, column], values[:, row], "", "")
+            panel.set_xlabel(titles[column] if row == 3 else "")
+            panel.set_ylabel(titles[row] if column == 0 else "")
+            panel.tick_params(labelbottom=row == 3, labelleft=column == 0)
+    _save(figure, file, dpi=150)
+
+
+RESULT_PANELS = (
+    *("train/box_loss", "train/obj_loss", "train/cls_loss", "metrics/precision", "metrics/recall"),
+    *("val/box_loss", "val/obj_loss", "val/cls_loss", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"),
+)
+
+
+def plot_results(csv_file: str | Path, file: str | Path) -> None:
+    """Losses and metrics of a results.csv against the epoch; cells without a number are gaps, absent columns empty."""
+    columns = _read_columns(csv_file)
+    epochs = columns.get("epoch", np.empty(0))
+    figure = _figure(15, 7)
+    for panel, key in zip(figure.subplots(2, 5).flat, RESULT_PANELS, strict=True):
+        values = columns.get(key, np.full(len(epochs), np.nan))
+        panel.plot(epochs, values, marker=".", markersize=5, linewidth=1.5, color=MEAN_COLOR, label="each epoch")
+        panel.plot(epochs, _gaussian(values, sigma=3), linestyle=":", linewidth=2.5, color="#E07000", label="smoothed")
+        panel.set_title(key, fontsize=12)
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.grid(alpha=0.25)
+        if not np.isfinite(values).any():
+            panel.set(xticks=[], yticks=[])
+            panel.text(0.5, 0.5, "no values", transform=panel.transAxes, ha="center", va="center", color="gray")
+    figure.axes[1].legend(fontsize=10)
+    figure.supxlabel("epoch", fontsize=11)
+    _save(figure, file, dpi=150)
+
+
+def plot_study(tables: Mapping[str, np.ndarray], sizes: Sequence[int], file: str | Path) -> None:
+    """mAP50-95 in percent against milliseconds of inference: a line per weights, a point per picture size.
+
+    tables: rows (S, 10) as in study_*.txt by the name of the weights; sizes: (S,) pixels.
+    """
+    figure = _figure(8, 5)
+    panel = figure.subplots()
+    for number, (name, rows) in enumerate(tables.items()):
+        rows = np.atleast_2d(as_array(rows))
+        milliseconds, percent = rows[:, 8], 100 * rows[:, 3]
+        panel.plot(milliseconds, percent, marker=".", markersize=8, color=_on_white(number), label=_shorten(name))
+        for size, *point in zip(sizes, milliseconds, percent, strict=True):
+            panel.annotate(str(size), point, xytext=(3, 3), textcoords="offset points", fontsize=7)
+    panel.set(xlabel="inference, milliseconds per picture", ylabel="mAP50-95, percent")
+    panel.set_xlim(left=0)
+    panel.grid(alpha=0.25)
+    panel.legend()
+    _save(figure, file, dpi=200)
+
+
+def plot_curve(
+    x: np.ndarray,
+    ys: np.ndarray,
+    names: Sequence[str] | Mapping[int, str],
+    file: str | Path,
+    *,
+    xlabel: str = "Confidence",
+    ylabel: str = "Metric",
+    classes: Sequence[int] | None = None,
+    mean: np.ndarray | None = None,
+) -> None:
+    """A metric against confidence: x (1000,), one row of ys (C, 1000) per class, and their mean with its best point.
+
+    names: one per row of ys; or, with `classes` (the class id of each row), the data set's names by class id.
+    mean: (1000,) to draw instead of the rows' mean smoothed over a tenth of the range.
+    """
+    x, ys = as_array(x), np.atleast_2d(as_array(ys))
+    if mean is None:
+        mean = _box_filter(ys.mean(axis=0), fraction=0.1) if len(ys) else np.zeros_like(x)
+    best = int(np.argmax(mean))
+    summary = f"all classes {mean[best]:.2f} at {x[best]:.3f}"
+    entries = [_shorten(name) for name in _row_names(names, len(ys), classes)]
+    _curves(x, ys, entries, as_array(mean), summary, file, (xlabel, ylabel))
+
+
+def plot_pr_curve(curves, ap50: np.ndarray, names: Sequence[str] | Mapping[int, str], file: str | Path) -> None:
+    """Precision against recall at IoU 0.5, with each class's AP.
+
+    curves: .recall_grid (1000,), .precision_at_recall (C', 1000), .classes (C',); ap50: (C',) in the same order;
+    names: by class id, so that a class without predictions shifts no legend entry.
+    """
+    x, ys, ap50 = as_array(curves.recall_grid), np.atleast_2d(as_array(curves.precision_at_recall)), as_array(ap50)
+    entries = _row_names(names, len(ys), as_array(curves.classes).astype(int).tolist())
+    entries = [f"{_shorten(name)} {value:.3f}" for name, value in zip(entries, ap50, strict=True)]
+    mean = ys.mean(axis=0) if len(ys) else np.zeros_like(x)
+    average = ap50.mean() if len(ap50) else 0.0
+    _curves(x, ys, entries, mean, f"all classes {average:.3f} mAP@0.5", file, ("Recall", "Precision"))
+
+
+def plot_confusion(matrix: np.ndarray, names: Mapping[int, str] | Sequence[str], file: str | Path) -> None:
+    """Heat map of a confusion matrix (C+1, C+1): rows predicted, columns true, background last; columns sum to one."""
+    counts = as_array(matrix).astype(np.float64)
+    num_classes = len(counts) - 1
+    shares = counts / np.maximum(counts.sum(axis=0, keepdims=True), 1e-9)
+    figure = _figure(12, 10)
+    panel = figure.subplots()
+    picture = panel.imshow(np.where(shares < 0.005, np.nan, shares), cmap="Blues", vmin=0.0, vmax=1.0)
+    figure.colorbar(picture, ax=panel, shrink=0.8)
+    if num_classes < MAX_NAMED:
+        size = float(np.interp(num_classes, (3, MAX_NAMED), (14, 7)))
+        for row, column in zip(*np.nonzero(shares >= 0.005), strict=True):
+            share = shares[row, column]
+            style = {"color": "white" if share > 0.5 else "black", "fontsize": size, "ha": "center", "va": "center"}
+            panel.text(column, row, f"{share:.2f}", **style)
+    if num_classes < 99:
+        ticks = [_shorten(class_name(names, i)) for i in range(num_classes)] + ["background"]
+        size = float(np.interp(num_classes, (10, MAX_NAMED, 99), (12, 9, 6)))
+        style = {"fontsize": size, "parse_math": False}
+        panel.set_xticks(range(num_classes + 1), ticks, rotation=90 if num_classes > 5 else 0, **style)
+        panel.set_yticks(range(num_classes + 1), ticks, **style)
+    panel.set_title("Confusion matrix, columns normalised", fontsize=14)
+    panel.set_xlabel("True", fontsize=13)
+    panel.set_ylabel("Predicted", fontsize=13)
+    _save(figure, file, dpi=150)
+
+
+class Plotter:
+    """Draws in one background thread, in the order of submission. A picture that fails costs one line, not the run.
+
+    What is submitted must not be changed afterwards. close(), or leaving the `with` block, waits for the last picture;
+    an error that leaves the block does not, and what is not begun is not drawn then.
+    """
+
+    def __init__(self, report: Callable[[str], None] = print):
+        self._report = report
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="plots")
+        self._last: Future | None = None
+
+    def submit(self, function: Callable, *args, **kwargs) -> None:
+        self._last = self._pool.submit(self._draw, function, args, kwargs)
+
+    def close(self) -> None:
+        """Wait for the last picture; Ctrl-C leaves out those that are not begun."""
+        try:
+            if self._last is not None:
+                wait([self._last])  # not by shutdown: Ctrl-C amid that and Python ends under a thread that still draws
+        except BaseException:
+            self._leave()
+            raise
+        self._pool.shutdown()
+
+    def _leave(self) -> None:
+        """Leave out what is not begun; Python itself waits at its end for what is."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._last = None
+
+    def __enter__(self) -> "Plotter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        self.close() if kind is None else self._leave()
+
+    def _draw(self, function: Callable, args: tuple, kwargs: dict) -> None:
+        try:
+            function(*args, **kwargs)
+        except Exception as error:  # a background thread has nobody above it who could catch this
+            name = getattr(function, "__name__", "picture")
+            self._report(f"warning: {name} was not drawn: {type(error).__name__}: {error}")
+
+
+# ---- figures
+
+
+def _figure(width: float, height: float) -> "Figure":
+    """An empty one, in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: "Figure", file: str | Path, *, dpi: int) -> None:
+    _use_fonts(figure)
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    with atomic_write(file) as stream:
+        figure.savefig(stream, format=Path(file).suffix.lstrip(".").lower(), dpi=dpi)
+
+
+def _use_fonts(figure: "Figure") -> None:
+    """Names that DejaVu Sans, matplotlib's own font, lacks letters of are drawn with another that has them."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if not text.get_text().isascii():
+            font = text.get_fontproperties().copy()
+            font.set_file(writing(text.get_text()).file)
+            text.set_fontproperties(font)
+
+
+def _curves(
+    x: np.ndarray,
+    ys: np.ndarray,
+    entries: Sequence[str],
+    mean: np.ndarray,
+    summary: str,
+    file: str | Path,
+    axis_titles: tuple[str, str],
+) -> None:
+    """One line per class and a thick one for their mean, the legend beside the panel; many classes share one grey."""
+    figure = _figure(10, 6)
+    panel = figure.subplots()
+    named = len(ys) <= MAX_LEGEND
+    lines = []
+    for i, y in enumerate(ys):
+        lines += panel.plot(x, y, color=_on_white(i) if named else "darkgray", linewidth=1.5 if named else 0.7)
+    mean_line = panel.plot(x, mean, color="black", linewidth=3.5)
+    handles, texts = (lines + mean_line, [*entries, summary]) if named else (mean_line, [summary])
+    # Numbers stand in at first: matplotlib would drop an entry that begins with an underscore, and read $ as formulas.
+    legend = panel.legend(handles, [str(i) for i in range(len(handles))], bbox_to_anchor=(1.02, 1), loc="upper left")
+    for entry, text in zip(legend.get_texts(), texts, strict=True):
+        entry.set(text=text, parse_math=False)
+    panel.set(xlim=(0, 1), ylim=(0, 1.01), title=f"{axis_titles[1]} against {axis_titles[0].lower()}")
+    panel.set_xlabel(axis_titles[0], fontsize=12)
+    panel.set_ylabel(axis_titles[1], fontsize=12)
+    panel.grid(alpha=0.25)
+    _save(figure, file, dpi=150)
+
+
+def _class_histogram(panel: "Axes", classes: np.ndarray, names: Mapping[int, str] | Sequence[str]) -> None:
+    num_classes = max(len(names), int(classes.max(initial=-1)) + 1, 1)
+    counts = np.bincount(classes, minlength=num_classes)
+    bars = panel.bar(range(num_classes), counts, color=[_on_white(i) for i in range(num_classes)])
+    panel.set(ylabel="boxes", title=f"{len(classes)} boxes in {num_classes} classes")
+    if num_classes < MAX_NAMED:
+        ticks = [_shorten(class_name(names, i)) for i in range(num_classes)]
+        size = 8 if num_classes > 15 else 10
+        panel.set_xticks(range(num_classes), ticks, rotation=90, fontsize=size, parse_math=False)
+        panel.bar_label(bars, fontsize=size - 1, rotation=90 if num_classes > 8 else 0, padding=2)
+        panel.margins(y=0.12)
+    else:
+        panel.set_xlabel("classes")
+
+
+def _overlaid_boxes(labels: np.ndarray, side: int = 1000) -> np.ndarray:
+    """White RGB canvas with the boxes of labels (M, 5), all centred; large ones first: small ones stay visible."""
+    canvas = np.full((side, side, 3), 255, dtype=np.uint8)
+    for index, _, _, w, h in labels[np.argsort(-labels[:, 3] * labels[:, 4], kind="stable")]:
+        half = np.array([w, h]) * side / 2
+        low, high = (side / 2 - half).round().astype(int), (side / 2 + half).round().astype(int)
+        rgb = [round(255 * part) for part in _on_white(int(index))]
+        cv2.rectangle(canvas, tuple(low.tolist()), tuple(high.tolist()), rgb, 2, cv2.LINE_AA)
+    return canvas
+
+
+def _density(panel: "Axes", x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str) -> None:
+    """2-D histogram over the unit square; for contrast the colours end where nine tenths of the filled cells lie."""
+    counts, _, _ = np.histogram2d(x, y, bins=50, range=((0, 1), (0, 1)))
+    filled = counts[counts > 0]
+    top = max(float(np.quantile(filled, 0.9)), 1.0) if len(filled) else 1.0
+    shown = np.where(counts > 0, counts, np.nan).T
+    panel.imshow(shown, origin="lower", extent=(0, 1, 0, 1), cmap="viridis_r", vmin=0, vmax=top, aspect="auto")
+    panel.set(xlabel=xlabel, ylabel=ylabel)
+
+
+def _on_white(index: int) -> tuple[float, float, float]:
+    """Matplotlib colour of a class on a white page: light palette entries are darkened until they can be seen."""
+    rgb = np.array(PALETTE[index % len(PALETTE)]) / 255
+    lightness = float(rgb @ (0.299, 0.587, 0.114))
+    return tuple(rgb * min(1.0, 0.62 / max(lightness, 1e-6)))
+
+
+def _read_columns(csv_file: str | Path) -> dict[str, np.ndarray]:
+    """Columns of a CSV file by their stripped names; a cell that is empty, absent or no number becomes nan."""
+    try:
+        with open(csv_file, newline="", encoding="utf-8") as stream:
+            rows = [row for row in csv.reader(stream) if row]
+    except OSError as error:
+        raise UserError(f"{csv_file}: cannot be read ({error.strerror}); give a training run's results.csv") from error
+    if not rows:
+        raise UserError(f"{csv_file}: is empty; the first line must name the columns (epoch, train/box_loss, ...)")
+    header = [cell.strip() for cell in rows[0]]
+    table = np.full((len(rows) - 1, len(header)), np.nan)
+    for r, row in enumerate(rows[1:]):
+        for c, cell in enumerate(row[: len(header)]):
+            table[r, c] = _number(cell)
+    return dict(zip(header, table.T, strict=True))
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _gaussian(values: np.ndarray, *, sigma: float) -> np.ndarray:
+    """Gaussian mean over neighbours within 4 sigma; gaps carry no weight and stay gaps."""
+    if not len(values):
+        return values
+    radius = math.ceil(4 * sigma)
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    known = np.isfinite(values)
+    total = np.convolve(np.where(known, values, 0.0), kernel)[radius : radius + len(values)]
+    weight = np.convolve(known.astype(float), kernel)[radius : radius + len(values)]
+    return np.where(known, total / np.maximum(weight, 1e-12), np.nan)
+
+
+def _box_filter(values: np.ndarray, *, fraction: float) -> np.ndarray:
+    """Moving mean over an odd window of about `fraction` of the values; the ends repeat the outermost value."""
+    half = round(len(values) * fraction / 2)
+    padded = np.pad(values, half, mode="edge")
+    return np.convolve(padded, np.full(2 * half + 1, 1 / (2 * half + 1)), mode="valid")
+
+
+def _row_names(names: Mapping[int, str] | Sequence[str], rows: int, classes: Sequence[int] | None) -> list[str]:
+    if classes is not None:
+        assert len(classes) == rows, (len(classes), rows)
+        return [class_name(names, int(index)) for index in classes]
+    assert len(names) == rows, f"{len(names)} names for {rows} curves: give classes= too"
+    return [str(name) for name in (names.values() if isinstance(names, Mapping) else names)]
+
+
+def _shorten(text: str, limit: int = 24) -> str:
+    text = writing(text).text
+    return text if len(text) <= limit else text[: limit - 1] + "…"
