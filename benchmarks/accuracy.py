@@ -1,11 +1,11 @@
-"""Do the speed-ups cost accuracy? The same training with each of them on and off, over several seeds.
+"""Accuracy with each speed-up on and off: the same training over several seeds.
 
     python benchmarks/accuracy.py --data bccd.yaml                 all variants and seeds one after the other: hours
     python benchmarks/accuracy.py --data bccd.yaml --variants all-on no-bf16 --seeds 0 1 2
 
-Prints mAP50 and mAP50-95 of the best epoch by variant and seed. What gives the same bits anyway is not switched off:
-memory that is kept, the loss's own backward pass, the suppression, caches. A folder of an earlier call with --project
-is gone on with: runs in it that are finished are not run again. --finished trains nothing and prints what is there.
+Prints mAP50 and mAP50-95 of the best epoch by variant and seed. Speed-ups that give the same bits stay on: malloc
+settings, the loss's own backward pass, NMS, caches. With --project, the finished runs of an earlier call are
+kept and the others are run. --finished trains nothing and prints the results that exist.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from utils.metrics import fitness  # noqa: E402
 
 WORDS = "--cfg yolov5n.yaml --imgsz 320 --batch-size 16 --epochs 60 --cos-lr --workers 1 --noplots --exist-ok".split()
 VARIANTS = {
-    "all-on": "as it comes",
+    "all-on": "default",
     "no-bf16": "float32 instead of bfloat16 (--amp off)",
     "no-resize": "a general warp instead of a resize for mosaics",
     "no-channels-last": "the contiguous memory format",
@@ -39,7 +39,7 @@ VARIANTS = {
 
 @contextmanager
 def without(variant: str) -> Iterator[list[str]]:
-    """Within, the speed-up is off; yields the words to add to the command line."""
+    """Switch a speed-up off. Yields the flags to add to the command line."""
     with ExitStack() as patches:
         if variant == "no-resize":
             patches.enter_context(mock.patch.object(augment.Warp, "on_whole_pixels", lambda warp: warp))
@@ -56,7 +56,7 @@ def lerp_one_by_one(own: list[torch.Tensor], theirs: list[torch.Tensor], weight:
         mine.mul_(1 - weight).add_(other, alpha=weight)
 
 
-def work(variant: str, words: list[str]) -> None:
+def train_variant(variant: str, words: list[str]) -> None:
     import train
 
     with without(variant) as extra:
@@ -64,7 +64,7 @@ def work(variant: str, words: list[str]) -> None:
 
 
 def best_epoch(folder: Path) -> tuple[float, float, int] | None:
-    """mAP50 and mAP50-95 of the best epoch, and how many epochs there are; None without results."""
+    """Return mAP50 and mAP50-95 of the best epoch and the number of epochs, or None without results."""
     file = folder / "results.csv"
     if not file.is_file():
         return None
@@ -75,7 +75,7 @@ def best_epoch(folder: Path) -> tuple[float, float, int] | None:
 
 
 def measure(variant: str, seed: int, options: argparse.Namespace) -> tuple[float, float] | None:
-    """mAP50 and mAP50-95 of the run, which is trained unless it is there; None if it is not to be trained."""
+    """Return mAP50 and mAP50-95 of the run. Train it if it is missing; with --finished return None instead."""
     folder = Path(options.project) / f"{variant}-{seed}"
     found = best_epoch(folder)
     if not (found and found[2] == options.epochs and (folder / "weights" / "best.pt").is_file()):
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        return work(options.work, options.words)
+        return train_variant(options.work, options.words)
     heads = [f"seed {seed}" for seed in options.seeds]
     print(f"| variant | {' | '.join(heads)} | mean mAP50 | mean mAP50-95 |\n|{' --- |' * (len(heads) + 3)}")
     for variant in options.variants:

@@ -1,11 +1,11 @@
-"""Scoring of detections: the project's AP, and COCO's twelve figures, against pycocotools.
+"""Scoring of detections: the project's AP and COCO's twelve figures, against pycocotools.
 
-    python benchmarks/ap.py                        5000 pictures, 36 000 labels, 500 000 detections, 80 classes
-    python benchmarks/ap.py --pictures 500 --pairs 5
+    python benchmarks/ap.py                        5000 images, 36 000 labels, 500 000 detections, 80 classes
+    python benchmarks/ap.py --images 500 --pairs 5
 
-The data is made up: labels of COCO's number and sizes, detections around them with random confidences, and false ones.
-The first row takes detections as val.py has them after the suppression, and pycocotools as it is after reading; the
-second takes both from the rows of a results file, which val.py --save-json writes, to the twelve figures.
+The data is synthetic: labels of COCO's number and sizes, detections around them with random confidences, and false
+positives. The first row starts from the detections after NMS; pycocotools starts from data it has read. The second row
+starts for both from the rows of a results file, as val.py --save-json writes it, and ends with the twelve figures.
 """
 
 import argparse
@@ -26,77 +26,83 @@ from utils.coco_eval import CocoFigures, GroundTruth, coco_figures  # noqa: E402
 from utils.errors import UserError, run  # noqa: E402
 from utils.metrics import IOU_LEVELS, ConfusionMatrix, Metrics, match_detections  # noqa: E402
 
-CLASSES, PER_PICTURE = 80, 100
+CLASSES, DETECTIONS = 80, 100
 WIDTH, HEIGHT = 640, 480
-LABELS = 7.2  # a picture, on average: COCO's
+LABELS = 7.2  # mean number of labels in an image of COCO
 
 
-class Picture(NamedTuple):
+class ScoredImage(NamedTuple):
+    """The labels and the detections of one image."""
+
     labels: torch.Tensor  # (m, 5) class, x1, y1, x2, y2
-    detections: torch.Tensor  # (100, 6) x1, y1, x2, y2, confidence, class, the surest first
+    detections: torch.Tensor  # (100, 6) x1, y1, x2, y2, confidence, class, by falling confidence
 
 
-def made_up_picture(rng: np.random.Generator, m: int) -> Picture:
-    """Of the detections up to half lie around the m labels, the better the surer, one in ten with another class."""
+def synthetic_image(rng: np.random.Generator, m: int) -> ScoredImage:
+    """Draw m labels and 100 detections.
+
+    Up to half of the detections lie near a label. The nearer they are, the higher their confidence; one in ten has a
+    wrong class.
+    """
     common = 1 / np.arange(2, CLASSES + 2)  # some classes have a hundred times the labels of others
-    cls = rng.choice(CLASSES, m + PER_PICTURE, p=common / common.sum())
-    wh = np.exp(rng.uniform(np.log(8), np.log((WIDTH, HEIGHT)), (m + PER_PICTURE, 2)))
-    xy = rng.uniform(0, 1, (m + PER_PICTURE, 2)) * ((WIDTH, HEIGHT) - wh)
+    cls = rng.choice(CLASSES, m + DETECTIONS, p=common / common.sum())
+    wh = np.exp(rng.uniform(np.log(8), np.log((WIDTH, HEIGHT)), (m + DETECTIONS, 2)))
+    xy = rng.uniform(0, 1, (m + DETECTIONS, 2)) * ((WIDTH, HEIGHT) - wh)
     boxes = np.concatenate((xy, xy + wh), 1)
-    near = min(m * 7, PER_PICTURE // 2)
+    near = min(m * 7, DETECTIONS // 2)
     source = np.arange(near) % max(m, 1)
     shift = rng.exponential(0.15, (near, 1))  # of the sides, in units of width and height
     boxes[m : m + near] = boxes[source] + shift * np.tile(wh[source], 2) * rng.normal(0, 1, (near, 4))
     boxes[m : m + near, 2:] = np.maximum(boxes[m : m + near, 2:], boxes[m : m + near, :2] + 1)
     cls[m : m + near] = np.where(rng.random(near) < 0.1, cls[m : m + near], cls[source])
-    confidence = rng.beta(1, 8, PER_PICTURE)
+    confidence = rng.beta(1, 8, DETECTIONS)
     confidence[:near] = rng.random(near) * np.exp(-2 * shift[:, 0])
     rows = np.concatenate((boxes[m:], confidence[:, None], cls[m:, None]), 1)[np.argsort(-confidence)]
     labels = np.concatenate((cls[:m, None], boxes[:m]), 1)
-    return Picture(*(torch.from_numpy(part.astype(np.float32)) for part in (labels, rows)))
+    return ScoredImage(*(torch.from_numpy(part.astype(np.float32)) for part in (labels, rows)))
 
 
-def as_coco(pictures: list[Picture]) -> tuple[dict, list[dict]]:
-    """A COCO ground truth, one label in a hundred a crowd, and the rows of a results file as val.py writes it."""
+def as_coco(images: list[ScoredImage]) -> tuple[dict, list[dict]]:
+    """Return a COCO ground truth, where one label in a hundred is a crowd, and the rows of a results file."""
     labels, rows = [], []
-    for image, picture in enumerate(pictures):
-        for cls, x1, y1, x2, y2 in picture.labels.tolist():
+    for image_id, image in enumerate(images):
+        for cls, x1, y1, x2, y2 in image.labels.tolist():
             w, h, number = x2 - x1, y2 - y1, len(labels) + 1
             labels.append(
                 {
                     "id": number,
-                    "image_id": image,
+                    "image_id": image_id,
                     "category_id": int(cls),
                     "bbox": [x1, y1, w, h],
                     "area": w * h * 0.7,
                     "iscrowd": int(number % 100 == 0),
                 }
             )
-        for x1, y1, x2, y2, confidence, cls in picture.detections.tolist():
+        for x1, y1, x2, y2, confidence, cls in image.detections.tolist():
             box = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
-            rows.append({"image_id": image, "category_id": int(cls), "bbox": box, "score": round(confidence, 5)})
-    images, categories = ([{"id": i} for i in range(count)] for count in (len(pictures), CLASSES))
-    return {"info": {}, "images": images, "categories": categories, "annotations": labels}, rows
+            rows.append({"image_id": image_id, "category_id": int(cls), "bbox": box, "score": round(confidence, 5)})
+    image_rows, categories = ([{"id": i} for i in range(count)] for count in (len(images), CLASSES))
+    return {"info": {}, "images": image_rows, "categories": categories, "annotations": labels}, rows
 
 
-def our_ap(pictures: list[Picture]) -> Metrics:
-    """As val.py does it, without pictures, confusion matrix and loss."""
-    right = [match_detections(picture.detections, picture.labels, IOU_LEVELS) for picture in pictures]
-    rows = torch.cat([picture.detections for picture in pictures]).numpy()
-    true = torch.cat([picture.labels for picture in pictures])[:, 0].numpy()
+def our_ap(images: list[ScoredImage]) -> Metrics:
+    """Compute the metrics as val.py does, without images, confusion matrix and loss."""
+    correct = [match_detections(image.detections, image.labels, IOU_LEVELS) for image in images]
+    rows = torch.cat([image.detections for image in images]).numpy()
+    true = torch.cat([image.labels for image in images])[:, 0].numpy()
     return Metrics.from_statistics(
-        np.concatenate(right),
+        np.concatenate(correct),
         rows[:, 4],
         rows[:, 5],
         true,
         num_classes=CLASSES,
-        images=len(pictures),
+        images=len(images),
         confusion=ConfusionMatrix(CLASSES),
     )
 
 
 class Reference:
-    """pycocotools, without its printing."""
+    """pycocotools without its output."""
 
     def __init__(self, truth: dict, rows: list[dict]):
         try:
@@ -111,14 +117,14 @@ class Reference:
             self.found = self.truth.loadRes(rows)
 
     def ap(self) -> None:
-        """Matching and precision over recall, from what has been read."""
+        """Match and compute precision over recall, from the data read before."""
         with contextlib.redirect_stdout(io.StringIO()):
             scoring = self.scorer(self.truth, self.found, "bbox")
             scoring.evaluate()
             scoring.accumulate()
 
     def figures(self) -> np.ndarray:
-        """The twelve, from the rows."""
+        """Compute the twelve figures from the rows."""
         with contextlib.redirect_stdout(io.StringIO()):
             scoring = self.scorer(self.truth, self.truth.loadRes(self.rows), "bbox")
             scoring.evaluate()
@@ -129,14 +135,14 @@ class Reference:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=5000)
+    parser.add_argument("--images", "--pictures", type=int, default=5000)
     parser.add_argument("--pairs", type=int, default=3, help="measurements of each side")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
-    counts = rng.multinomial(round(LABELS * args.pictures), np.full(args.pictures, 1 / args.pictures))
-    pictures = [made_up_picture(rng, m) for m in counts]
-    truth, rows = as_coco(pictures)
+    counts = rng.multinomial(round(LABELS * args.images), np.full(args.images, 1 / args.images))
+    images = [synthetic_image(rng, m) for m in counts]
+    truth, rows = as_coco(images)
     reference = Reference(truth, rows)
     answers = {}
 
@@ -146,9 +152,9 @@ def main() -> None:
     def ours() -> None:
         answers["ours"] = coco_figures(GroundTruth.read(truth), rows)
 
-    size = f"{len(rows)} detections, {len(pictures)} pictures, {CLASSES} classes"
+    size = f"{len(rows)} detections, {len(images)} pictures, {CLASSES} classes"
     timings = [
-        compare(reference.ap, lambda: our_ap(pictures), pairs=args.pairs, warm_up=0),
+        compare(reference.ap, lambda: our_ap(images), pairs=args.pairs, warm_up=0),
         compare(baseline, ours, pairs=args.pairs, warm_up=0),
     ]
     difference = np.abs(np.array(answers["ours"]) - answers["pycocotools"])

@@ -1,4 +1,4 @@
-"""Fitting anchors: 850 000 boxes, 1000 generations, against the metric written as ratios in torch.
+"""Fit of anchors to 850 000 boxes in 1000 generations, against the metric written as ratios in torch.
 
 python benchmarks/autoanchor.py                   generations of the baseline are timed and scaled up to 1000
 python benchmarks/autoanchor.py --baseline-generations 1000
@@ -20,8 +20,8 @@ from utils.autoanchor import _evolve, _mutation, anchor_fitness, fit_anchors  # 
 THRESHOLD, ANCHORS, GENERATIONS = 4.0, 9, 1000
 
 
-def made_up_sizes(count: int) -> np.ndarray:
-    """(N, 2) widths and heights in pixels, spread as COCO's are at 640."""
+def synthetic_sizes(count: int) -> np.ndarray:
+    """Return (N, 2) widths and heights in pixels, distributed like those of COCO at 640."""
     rng = np.random.default_rng(0)
     area_root = np.exp(rng.normal(np.log(60), 1.0, count)).clip(3, 630)
     aspect = np.exp(rng.normal(0, 0.5, count))
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--baseline-generations", type=int, default=10)
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args()
-    wh, share = made_up_sizes(options.boxes), options.baseline_generations / GENERATIONS
+    wh, share = synthetic_sizes(options.boxes), options.baseline_generations / GENERATIONS
     start, tensor = fit_anchors(wh, ANCHORS, THRESHOLD, 0, np.random.default_rng(0)), torch.from_numpy(wh)
     timing = compare(
         lambda: evolve_as_ratios(start, tensor, options.baseline_generations),

@@ -1,7 +1,8 @@
-"""Published weights on coco128: our figures, and what is left of the difference to the reference's.
+"""Published weights on coco128: our figures, and the causes of their difference from the reference.
 
-Rows: as val.py measures; with pictures of equal aspect in the order that this processor's sort leaves them in (batches
-then hold other pictures, in other shapes); and besides with odd margins taken for half pixels, as the reference does.
+The first row is what val.py measures. In the second, images of equal aspect ratio are in the order of NumPy's default
+sort on this CPU. Batches then hold other images and have other shapes. The third also treats odd padding as the
+reference does, which shifts boxes by half a pixel.
 
     python benchmarks/coco128_agreement.py --weights yolov5n.pt
 """
@@ -32,21 +33,21 @@ REFERENCE = (0.586, 0.508, 0.568, 0.365)
 
 
 def half_pixels(box: Letterbox, batch_shape: tuple[int, int]) -> Letterbox:
-    """The same letterbox with half of an odd margin on each side."""
+    """Return the same letterbox with half of an odd padding on each side."""
     inner = [round(gain * side) for gain, side in zip(box.gain, box.shape)]
     return replace(box, pad=tuple((outer - side) / 2 for outer, side in zip(batch_shape, inner)))
 
 
 def as_sorted(shapes: np.ndarray, *args, **named) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """As `rect_shapes`, but equal aspects in the order in which NumPy's default sort leaves them on this processor."""
+    """Return what `rect_shapes` does, but order equal aspect ratios as NumPy's default sort does on this CPU."""
     return np.argsort(shapes[:, 0] / shapes[:, 1]), rect_shapes(shapes, *args, **named)[1]
 
 
 @torch.inference_mode()
 def measure(model: torch.nn.Module, index, *, half_margins: bool) -> tuple[float, ...]:
-    """P, R, mAP50, mAP50-95 at 640 pixels in rectangular batches of 16."""
+    """Return P, R, mAP50, mAP50-95 at 640 pixels in rectangular batches of 16."""
     loader = make_loader(index, imgsz=640, batch_size=16, rect=True, pad=0.5, workers=0, progress=False)
-    right, found, true = [], [], []
+    correct, found, true = [], [], []
     for batch in loader:
         rows = non_max_suppression(model(batch.images.float() / 255)[0], 0.001, 0.6, multi_label=True)
         height, width = batch.images.shape[2:]
@@ -55,11 +56,11 @@ def measure(model: torch.nn.Module, index, *, half_margins: bool) -> tuple[float
             corners = box.undo(xywh_to_xyxy(labels[:, 1:] * torch.tensor([width, height, width, height])))
             back = half_pixels(box, (height, width)) if half_margins else box
             native = torch.cat((back.undo(detections[:, :4]), detections[:, 4:]), 1)
-            right.append(match_detections(native, torch.cat((labels[:, :1], corners), 1)))
+            correct.append(match_detections(native, torch.cat((labels[:, :1], corners), 1)))
             found.append(detections[:, 4:].numpy())
             true.append(labels[:, 0].numpy())
     scores = np.concatenate(found)
-    result = ap_per_class(np.concatenate(right), scores[:, 0], scores[:, 1], np.concatenate(true))
+    result = ap_per_class(np.concatenate(correct), scores[:, 0], scores[:, 1], np.concatenate(true))
     return result.p.mean(), result.r.mean(), result.ap[:, 0].mean(), result.ap.mean()
 
 

@@ -1,4 +1,4 @@
-"""How fast a device copies and multiplies at best, and the bytes that operations on it ask for."""
+"""Highest copy and multiplication rates of a device, and the bytes that its operations read and write."""
 
 import time
 from collections.abc import Callable
@@ -8,24 +8,25 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-DATA_SHEET = {"H100": (3.35e12, 989e12), "H200": (4.8e12, 989e12)}  # bytes, and dense fp16 operations, a second
+DATA_SHEET = {"H100": (3.35e12, 989e12), "H200": (4.8e12, 989e12)}  # bytes, and dense fp16 operations, per second
 
 
 def now(device: torch.device) -> float:
+    """Synchronise the device and return the time in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 class Limits(NamedTuple):
-    """Bytes and operations a second."""
+    """Bytes and operations per second."""
 
     copy: float
     product: float
 
 
-def measured_limits(device: torch.device) -> Limits:
-    """Of a large copy, bytes read and written, and of a large matrix product of random numbers."""
+def measure_limits(device: torch.device) -> Limits:
+    """Measure the bytes per second, read and written, of a large copy and the FLOP/s of a large matrix product."""
     on_gpu = device.type == "cuda"
     source = torch.empty(2**31 if on_gpu else 2**26, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)
@@ -49,13 +50,13 @@ def best_seconds(function: Callable[[], Any], device: torch.device, rounds: int 
 
 
 class Traffic(TorchDispatchMode):
-    """Adds up the bytes of the tensors that each operation on `device` reads or writes; views are free."""
+    """Counter of the bytes that each operation on `device` reads or writes. Views are free."""
 
     def __init__(self, device: torch.device):
         super().__init__()
         self.device, self.bytes = device, 0
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         schema = function._schema
         view = any(value.alias_info is not None and not value.alias_info.is_write for value in schema.returns)

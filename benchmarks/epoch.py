@@ -1,10 +1,10 @@
-"""A whole training epoch with --workers 1, against the model's steps alone with the batches ready.
+"""A whole training epoch with --workers 1, against the training steps alone on batches in memory.
 
     python benchmarks/epoch.py --data coco128.yaml
-    python benchmarks/epoch.py -- --imgsz 320 --cache off        what follows -- goes to train.py
+    python benchmarks/epoch.py -- --imgsz 320 --cache off        flags after -- go to train.py
 
-The rate of the epoch divided by the rate of the steps alone: 1 means that reading the pictures costs nothing. Where
-the model has all cores train.py reads between the steps; the last rows are with a process that reads ahead.
+The ratio is the rate of the epoch divided by the rate of the steps alone: 1 means that loading costs nothing. If the
+model uses all cores, train.py loads between the steps. The last rows use a worker process that reads ahead.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from utils.training.signals import Interruption  # noqa: E402
 WORDS = "--cfg yolov5n.yaml --imgsz 320 --batch-size 16 --workers 1 --epochs 100 --device cpu --noautoanchor".split()
 
 
-class Ready:
+class BatchesInMemory:
     """The batches of a loader's first epoch, in memory."""
 
     def __init__(self, loader: Loader):
@@ -46,7 +46,7 @@ class Ready:
 
 
 def epoch(run: train.Run) -> None:
-    """One epoch of train.py's loop; the state goes on, so that the next call is the next epoch."""
+    """Run one epoch of train.py's loop. The state moves on, so the next call runs the next epoch."""
     run.state.step = 0
     with Interruption(0) as interruption:
         train.train_one_epoch(run, train.SilentLog(), interruption)
@@ -57,12 +57,14 @@ def measure(words: list[str], cache: str, pairs: int, ahead: bool) -> Row:
     group = Distributed.join().use("cpu", None)
     with mock.patch.object(train, "cores_in_turn", lambda device: None) if ahead else nullcontext():
         run = train.build_run(train.understand(train.parse_args([*WORDS, *words, "--cache", cache]), []), group)
-    alone = dataclasses.replace(run, train_loader=Ready(run.train_loader))
+    alone = dataclasses.replace(run, train_loader=BatchesInMemory(run.train_loader))
     timing = compare(lambda: epoch(alone), lambda: epoch(run), pairs=pairs)
-    pictures = len(run.data.train)
-    sides = [f"{spread([pictures / value for value in side])} pictures/s" for side in timing]
+    num_images = len(run.data.train)
+    sides = [f"{spread([num_images / value for value in side])} images/s" for side in timing]
     run.train_loader.close()
-    part = f"training epoch, {pictures} pictures, {run.options.imgsz}, --cache {cache}{', read ahead' if ahead else ''}"
+    part = (
+        f"training epoch, {num_images} pictures, {run.options.imgsz}, --cache {cache}{', read ahead' if ahead else ''}"
+    )
     return Row(part, *sides, f"{spread(timing.ratios)} of the rate", "-" if ahead else "0.93 of the rate")
 
 
@@ -79,7 +81,7 @@ def main() -> None:
             for ahead in (False, True)
             for cache in ("ram", "off")
         ],
-        "Left out, --cache is ram for pictures as few as these.",
+        "Without the flag, --cache is ram for a set as small as this one.",
     )
 
 

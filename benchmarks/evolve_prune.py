@@ -1,12 +1,12 @@
-"""What does --evolve-prune save, and does it keep the winner? Replays recorded curves, without any training.
+"""Epochs that --evolve-prune saves, and how often it keeps the winner: a replay of recorded curves, no training.
 
     python benchmarks/evolve_prune.py [evolve.csv ...]
-    python benchmarks/evolve_prune.py --record FLAGS OF TRAIN.PY      makes such a table: evolves and stops nothing
+    python benchmarks/evolve_prune.py --record FLAGS OF TRAIN.PY      record such a table: evolve without pruning
 
 The curves are those of generations that all ran to their end: fitness after every epoch, in the column `curve` of an
-evolve.csv. Recorded ones lie beside this script: 24 generations of a tiny model on a half of the built-in data, and 8
-of a larger one, too few for the rule to save much. Each table is replayed in the order in which it was made, by one
-worker and by two, and in shuffled orders, because nobody chooses the order in which good and bad ideas come.
+evolve.csv. Two recorded tables are in this folder. One has 24 generations of a tiny model on half of the built-in data.
+The other has 8 of a larger model, too few for the rule to save much. Each table is replayed in the recorded order and
+in random orders, because the order in which good and bad ideas come is chance. Both are done with one and two workers.
 """
 
 import argparse
@@ -28,7 +28,7 @@ ORDERS = 200
 
 
 def replay(curves: Sequence[Sequence[float]], workers: int = 1) -> list[int]:
-    """Epochs that each generation would have run. `workers` of them run at the same pace, epoch by epoch."""
+    """Return the epochs that each generation would have run. `workers` of them run at the same pace."""
     lasted = [0] * len(curves)
     known: list[Sequence[float]] = []  # curves of generations that have ended, as far as they ran
     running: list[int] = []
@@ -46,7 +46,7 @@ def replay(curves: Sequence[Sequence[float]], workers: int = 1) -> list[int]:
 
 
 def measure(curves: Sequence[Sequence[float]], workers: int, orders: Sequence[np.ndarray]) -> tuple[float, ...]:
-    """Mean share of the epochs saved, share of the orders in which the winner survived, mean loss of best fitness."""
+    """Return the mean share of epochs saved, the share of orders that keep the winner, and the mean loss of fitness."""
     saved, kept, lost = [], [], []
     for order in orders:
         ordered = [curves[k] for k in order]
@@ -60,7 +60,7 @@ def measure(curves: Sequence[Sequence[float]], workers: int, orders: Sequence[np
 
 
 def read_curves(file: Path) -> list[tuple[float, ...]]:
-    """Curves of the generations that ran to their end, in the order of their numbers."""
+    """Read the curves of the generations that ran to their end, in the order of their numbers."""
     header = file.read_text().splitlines()[0]
     names = [name for name in GENES if name in [cell.strip() for cell in header.split(",")]]
     records, _ = read_table(file, names)
@@ -69,8 +69,8 @@ def read_curves(file: Path) -> list[tuple[float, ...]]:
 
 
 def record(flags: list[str]) -> None:
-    """An evolution in which every epoch of every generation is validated, and all run to their end."""
-    with mock.patch("utils.evolution.run.falls_behind", lambda *_: False):
+    """Run an evolution that validates every epoch of every generation and prunes none."""
+    with mock.patch("utils.evolution.run.falls_behind", return_value=False):
         train.main([*flags, "--evolve-prune"])
 
 
@@ -87,7 +87,7 @@ def main() -> None:
         )
         rng = np.random.default_rng(0)
         given, shuffled = [np.arange(len(curves))], [rng.permutation(len(curves)) for _ in range(ORDERS)]
-        for title, orders in (("as it was made", given), (f"{ORDERS} orders", shuffled)):
+        for title, orders in (("recorded order", given), (f"{ORDERS} orders", shuffled)):
             for workers in (1, 2):
                 saved, kept, lost = measure(curves, workers, orders)
                 print(

@@ -1,16 +1,16 @@
-"""Is the genetic search worth its code? Best fitness after so many evaluations of known functions, no training.
+"""Worth of the genetic search: best fitness after a number of evaluations of known functions, without training.
 
     python benchmarks/evolve_search.py [--evaluations 300] [--seeds 20]
 
 The functions live in the space of the real hyperparameters, inside their bounds:
   bowl     every gene has its own best value near the start; a few matter much, most little
   far      the best values lie anywhere in the bounds
-  rotated  far, and what is best for one gene depends on the others
-  noisy    far, measured with the noise that seeds cause (0.005); the true value of what was chosen is printed
+  rotated  far, and the best value of one gene depends on the others
+  noisy    far, measured with the noise of seeds (0.005); the true value of the chosen set is printed
   ripples  far, with many local maxima
   linear   far, in the plain values of all genes, noisy
-Against: random search in the same bounds, random search on the genes' own scales, and the mutation of a single parent
-that YOLOv5's trainers use (one of the best five, each gene times a normal step). "no recombination": ours, one parent.
+Baselines: random search in the same bounds, random search on the genes' own scales, and the mutation of a single parent
+that YOLOv5 users know (one of the best five, each gene times a normal step). "no recombination": ours, one parent.
 """
 
 import argparse
@@ -35,7 +35,7 @@ FUNCTIONS = ("bowl", "far", "rotated", "noisy", "ripples", "linear")
 
 
 def to_unit(hyp: dict[str, float], linear: bool = False) -> np.ndarray:
-    """Where each value lies between its bounds, 0 to 1, on the gene's own scale or on a linear one."""
+    """Map each value to its position between the bounds, 0 to 1, on the gene's own scale or on a linear one."""
 
     def place(value: float, low: float, high: float, log: bool) -> float:
         return math.log(value / low) / math.log(high / low) if log and not linear else (value - low) / (high - low)
@@ -51,7 +51,7 @@ def from_unit(places: np.ndarray, linear: bool = False) -> dict[str, float]:
 
 
 def build_function(name: str, seed: int) -> Callable[[dict[str, float]], float]:
-    """True fitness of a set of hyperparameters, at most 0.6."""
+    """Return a function from hyperparameters to their true fitness, at most 0.6."""
     rng = np.random.default_rng([7, seed])
     linear = name == "linear"
     weights = rng.permutation(1 / np.arange(1, len(GENES) + 1)) * MOVABLE
@@ -86,7 +86,10 @@ def keep_fixed(hyp: dict[str, float]) -> dict[str, float]:
 
 
 def single_parent(records: list[Generation], number: int, rng: np.random.Generator) -> dict[str, float]:
-    """One of the best five, drawn by its lead over the fifth; each gene in 0.8 of the cases times 1 + a normal step."""
+    """Mutate one of the best five, drawn by its lead over the fifth.
+
+    Each gene is multiplied by 1 + a normal step with probability 0.8.
+    """
     parents = best_first(records)[:5]
     lead = np.array([parent.fitness for parent in parents]) - parents[-1].fitness + 1e-6
     parent = parents[rng.choice(len(parents), p=lead / lead.sum())]
@@ -118,7 +121,7 @@ SEARCHES = {"random": random_plain, "random, scaled": random_scaled, "single par
 
 
 def run(search: Callable, name: str, seed: int, evaluations: int) -> float:
-    """True fitness of the best that the search measured."""
+    """Return the true fitness of the best set that the search measured."""
     function, rng = build_function(name, seed), np.random.default_rng([seed, 1])
     records: list[Generation] = []
     for number in range(evaluations):
@@ -129,7 +132,7 @@ def run(search: Callable, name: str, seed: int, evaluations: int) -> float:
 
 
 def compare(evaluations: int, seeds: int, names: tuple[str, ...] = FUNCTIONS) -> dict[str, np.ndarray]:
-    """Results (functions, seeds) by the name of the search."""
+    """Return the results (functions, seeds) by the name of the search."""
     return {
         title: np.array([[run(search, name, seed, evaluations) for seed in range(seeds)] for name in names])
         for title, search in SEARCHES.items()

@@ -1,15 +1,17 @@
-"""Training on a GPU: pictures a second, how near that is to what the device could do, and where the rest goes.
+"""Training on a GPU: images per second, their share of what the device could do, and where the rest of the time goes.
 
     python benchmarks/gpu.py                                   yolov5 n, s, m, l and x at 640
     python benchmarks/gpu.py --sizes n s --parts rates loader together
-    python benchmarks/gpu.py --device cpu --sizes n --imgsz 64 --batch 2 --seconds 1         without a GPU: does it run
+    python benchmarks/gpu.py --device cpu --sizes n --imgsz 64 --batch 2 --seconds 1         check without a GPU
 
-Made-up pictures in a temporary folder, held in memory; the program's own loop, loss and loaders, a data worker for each
-core. `step` trains on batches that are on the device already, `loader` only makes batches, `together` is what train.py
-does. The limits: operations of the matrix units as torch.utils.flop_counter counts them (convolutions and products),
-and the bytes that the step's kernels ask for (every tensor that each of them reads or writes, once), against the rates
-of a large matrix product and a large copy measured here, and against the data sheet. A share of 100 % would be a step
-that does nothing but that. Fusing kernels lowers the bytes: the second share is no bound for a compiled step.
+Synthetic images in a temporary folder, cached in memory; train.py's own loop, loss and loaders, one data worker per
+core. `step` trains on batches that are already on the device, `loader` only makes batches, `together` is what train.py
+does.
+
+The first limit is the FLOPs of a step, as torch.utils.flop_counter counts them (convolutions and products). The second
+is the bytes of its kernels: every tensor that a kernel reads or writes, once. They are compared with the rates of a
+large matrix product and a large copy measured here, and with the data sheet. A share of 100 % is a step that does
+nothing else. Fused kernels move fewer bytes, so the second share is no bound for a compiled step.
 """
 
 import argparse
@@ -36,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from benchmarks.device_limits import DATA_SHEET, Limits, Traffic, measured_limits, now  # noqa: E402
+from benchmarks.device_limits import DATA_SHEET, Limits, Traffic, measure_limits, now  # noqa: E402
 from benchmarks.timing import Timing, compare, machine, print_rows, row  # noqa: E402
 from utils.device import keep_freed_memory  # noqa: E402
 from utils.distributed import Distributed  # noqa: E402
@@ -60,12 +62,12 @@ WARM_UP = 8  # steps
 # Data
 
 
-def draw_data(folder: Path, pictures: int, distinct: int = 256) -> Path:
-    """A data set YAML: soft noise of 640 x 480 with about seven boxes a picture, in as many names as asked for."""
+def draw_data(folder: Path, count: int, distinct: int = 256) -> Path:
+    """Write a data set of `count` files: soft noise of 640 x 480, about seven boxes per image. Return its YAML."""
     rng = np.random.default_rng(0)
     for kind in ("images/train", "labels/train", "images/val", "labels/val"):
         (folder / kind).mkdir(parents=True)
-    for number in range(pictures):
+    for number in range(count):
         image, label = (
             folder / kind / "train" / f"{number}{end}" for kind, end in (("images", ".jpg"), ("labels", ".txt"))
         )
@@ -91,8 +93,8 @@ def box_row(rng: np.random.Generator) -> str:
     return f"{rng.integers(CLASSES)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n"
 
 
-class Endless:
-    """`count` batches, over and over those of a loader, or of a list."""
+class RepeatedBatches:
+    """The batches of a loader or a list, repeated until there are `count` of them."""
 
     def __init__(self, batches: Any, count: int):
         self.batches, self.count = batches, count
@@ -118,7 +120,7 @@ class Endless:
 
 
 class Stopwatch(train.SilentLog):
-    """The time at which the batch of number `start` is done, and the last one, on the device too; saves nothing."""
+    """Log that records when batch `start` and batch `last` are done, on the device too. It saves nothing."""
 
     def __init__(self, device: torch.device, start: int, last: int):
         self.device, self.marks, self.times = device, (start, last), []
@@ -128,8 +130,8 @@ class Stopwatch(train.SilentLog):
             self.times.append(now(self.device))
 
 
-class Listening(Stopwatch):
-    """Lets PyTorch warn, between the marks, of what waits for the device."""
+class SyncWarnings(Stopwatch):
+    """Log that lets PyTorch warn of synchronisations between the marks."""
 
     def batch_done(self, step: int, *_: object) -> None:
         if step == self.marks[1]:
@@ -173,11 +175,11 @@ def build(size: str, data: Path, folder: Path, batch: int, args: argparse.Namesp
 
 
 def run_steps(run: train.Run, batches: Any, count: int, kind: type[Stopwatch] = Stopwatch) -> float:
-    """Seconds a step of the program's loop, after WARM_UP of them."""
+    """Return the seconds per step of train.py's loop, after WARM_UP steps."""
     device = run.distributed.device
     watch = kind(device, WARM_UP, WARM_UP + count)
     run.state.epoch = run.state.step = run.state.iteration = 0
-    again = dataclasses.replace(run, train_loader=Endless(batches, WARM_UP + count + 1))
+    again = dataclasses.replace(run, train_loader=RepeatedBatches(batches, WARM_UP + count + 1))
     with Interruption(0) as interruption:
         train.train_one_epoch(again, watch, interruption)
     return (watch.times[1] - watch.times[0]) / count
@@ -187,9 +189,9 @@ def steps_within(seconds: float, once: float) -> int:
     return max(3, round(seconds / once))
 
 
-def seconds_of_loading(run: train.Run, seconds: float) -> float:
-    """Seconds a batch of the loader alone, its queues filled before and left filled."""
-    iterator = iter(Endless(run.train_loader, sys.maxsize))
+def measure_loading(run: train.Run, seconds: float) -> float:
+    """Return the seconds per batch of the loader alone. Its queues are full before and after."""
+    iterator = iter(RepeatedBatches(run.train_loader, sys.maxsize))
     for _ in range(2 * run.train_loader.workers + 1):
         next(iterator)
     start, count = time.perf_counter(), 0
@@ -200,8 +202,8 @@ def seconds_of_loading(run: train.Run, seconds: float) -> float:
 
 
 @contextmanager
-def precision(run: train.Run, dtype: torch.dtype | None) -> Iterator[train.Run]:
-    """The run in another autocast type, with the gradient scaler that belongs to it."""
+def with_precision(run: train.Run, dtype: torch.dtype | None) -> Iterator[train.Run]:
+    """Switch the run to another autocast type, with the gradient scaler that belongs to it."""
     scaler, patience = run.scaler, run.guard.patience
     run.state.members["scaler"] = torch.amp.GradScaler(run.distributed.device.type, enabled=dtype == torch.float16)
     run.guard.patience = SEARCHING_PATIENCE if dtype == torch.float16 else PATIENCE
@@ -216,7 +218,7 @@ def precision(run: train.Run, dtype: torch.dtype | None) -> Iterator[train.Run]:
 
 
 def count_work(run: train.Run, batches: list[Batch]) -> tuple[float, float]:
-    """Operations of the matrix units and bytes of a step, by a few steps of the loop under observation."""
+    """Return the matrix FLOPs and the bytes of a step, counted over a few steps of the loop."""
     device, count = run.distributed.device, 2 * WARM_UP
     with FlopCounterMode(display=False) as operations, Traffic(device) as traffic:
         run_steps(run, batches, count - WARM_UP - 1)
@@ -228,7 +230,7 @@ def count_work(run: train.Run, batches: list[Batch]) -> tuple[float, float]:
 
 
 def profile(run: train.Run, batches: list[Batch], top: int) -> list[str]:
-    """Lines on the kernels that take most of the time, and on the time in which the device has nothing to do."""
+    """Profile a few steps. Return lines on the slowest kernels and on the idle time of the device."""
     device = run.distributed.device
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
@@ -251,23 +253,23 @@ def profile(run: train.Run, batches: list[Batch], top: int) -> list[str]:
         for name, taken in kernels.most_common(top)
     ]
     whole = max((end for _, end in spans), default=0) - min((start for start, _ in spans), default=0)
-    idle = f"{1 - busy(spans) / whole:.1%}" if spans else "an unknown share"
+    idle = f"{1 - busy_time(spans) / whole:.1%}" if spans else "an unknown share"
     return [
-        "| ms a step | share | kernel |",
+        "| ms per step | share | kernel |",
         "| --- | --- | --- |",
         *lines,
         "",
-        f"The device has nothing to do for {idle} of the time (under the profiler, which slows the program down).",
+        f"The device is idle for {idle} of the time (under the profiler, which slows the program down).",
     ]
 
 
 def is_kernel(event: Any) -> bool:
-    """Whether an event of the profiler is the device's own work: marks that a program sets span many kernels."""
+    """Return whether an event of the profiler is a kernel. User annotations span many kernels."""
     return event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
 
 
-def busy(spans: Sequence[tuple[float, float]]) -> float:
-    """Length of the union of intervals."""
+def busy_time(spans: Sequence[tuple[float, float]]) -> float:
+    """Return the length of the union of intervals."""
     total, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
         total += max(end - max(start, reached), 0.0)
@@ -275,14 +277,14 @@ def busy(spans: Sequence[tuple[float, float]]) -> float:
     return total
 
 
-def synchronisations(run: train.Run, batches: list[Batch]) -> str:
-    """Where a step waits for the device, as PyTorch notices it."""
+def find_synchronisations(run: train.Run, batches: list[Batch]) -> str:
+    """List the lines where a step synchronises with the device, as PyTorch reports them."""
     if run.distributed.device.type != "cuda":
-        return "no GPU: nothing to wait for"
+        return "not measured, no GPU"
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         try:
-            run_steps(run, batches, 5, Listening)
+            run_steps(run, batches, 5, SyncWarnings)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     places = Counter(
@@ -298,14 +300,14 @@ def synchronisations(run: train.Run, batches: list[Batch]) -> str:
 
 
 def report(size: str, data: Path, folder: Path, batch: int, limits: Limits, args: argparse.Namespace) -> str:
-    """Print what is found on one size as it comes; returns its row of the last table."""
+    """Measure one model size and print the results. Return its row of the last table."""
     run = build(size, data, folder, batch, args)
     device = run.distributed.device
     batches = list(islice(prefetch(run.train_loader, device), READY))
     step = run_steps(run, batches, 3)
     step = run_steps(run, batches, steps_within(args.seconds, step))
     memory = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB" if device.type == "cuda" else "-"
-    loading = seconds_of_loading(run, args.seconds) if "loader" in args.parts else float("nan")
+    loading = measure_loading(run, args.seconds) if "loader" in args.parts else float("nan")
     together = float("nan")
     if "together" in args.parts:
         together = run_steps(run, run.train_loader, steps_within(args.seconds, max(step, np.nan_to_num(loading))))
@@ -313,7 +315,7 @@ def report(size: str, data: Path, folder: Path, batch: int, limits: Limits, args
     first, strong = TARGETS[size]
     shares = describe_limits(run, batches, step, limits) if "limits" in args.parts else ["-", "-"]
     if "profile" in args.parts:
-        lines = [*profile(run, batches, args.top), f"Waits for the device: {synchronisations(run, batches)}."]
+        lines = [*profile(run, batches, args.top), f"Synchronisations: {find_synchronisations(run, batches)}."]
         print(*lines, "", sep="\n", flush=True)
     print_variants(run, batches, step, args)
     run.train_loader.close(), run.val_loader.close()
@@ -322,7 +324,7 @@ def report(size: str, data: Path, folder: Path, batch: int, limits: Limits, args
 
 
 def describe_limits(run: train.Run, batches: list[Batch], step: float, limits: Limits) -> list[str]:
-    """The shares of a step that its arithmetic and its bytes would take by themselves; prints how they come about."""
+    """Return the shares of a step that its bytes and its FLOPs would take by themselves. Print the details."""
     operations, moved = count_work(run, batches)
     name = torch.cuda.get_device_name() if run.distributed.device.type == "cuda" else ""
     sheet = next((Limits(*rates) for key, rates in DATA_SHEET.items() if key in name), None)
@@ -345,7 +347,7 @@ Setting = Callable[[train.Run], AbstractContextManager[train.Run]]
 
 
 def print_variants(run: train.Run, batches: list[Batch], step: float, args: argparse.Namespace) -> None:
-    """The same steps another way, each in turn with the plain one."""
+    """Print a table of variants of a step, each in alternation with its baseline."""
     count, rows = steps_within(args.seconds / 10, step), []
     on_gpu = run.distributed.device.type == "cuda"
 
@@ -360,15 +362,15 @@ def print_variants(run: train.Run, batches: list[Batch], step: float, args: argp
         plain = torch.float16 if on_gpu else None
         add(
             f"bf16 beside {'fp16' if plain else 'fp32'}",
-            lambda run: precision(run, plain),
-            lambda run: precision(run, torch.bfloat16),
+            lambda run: with_precision(run, plain),
+            lambda run: with_precision(run, torch.bfloat16),
         )
     if "kernels" in args.parts and on_gpu:
         add("cudnn.benchmark beside deterministic kernels", nullcontext, free_kernels)
         rows.append(
             row(
                 "colours of a batch, in one kernel beside many steps",
-                colours(batches[0].images, args.pairs),
+                time_colours(batches[0].images, args.pairs),
                 at_least="-",
             )
         )
@@ -376,12 +378,12 @@ def print_variants(run: train.Run, batches: list[Batch], step: float, args: argp
         add("--compile beside eager", lambda run: eager(run, compiled), lambda run: nullcontext(compiled))
         compiled.wrapped.give_up()
     if rows:
-        print_rows(rows, f"{WARM_UP + count + 1} steps a side and turn.")
+        print_rows(rows, f"{WARM_UP + count + 1} steps per side and turn.")
 
 
 @contextmanager
 def free_kernels(run: train.Run) -> Iterator[train.Run]:
-    """The fastest kernels that a search finds, whether or not they sum up in the same order each time."""
+    """Allow the fastest kernels that cuDNN finds, even if they sum in another order each time."""
     cudnn = torch.backends.cudnn
     before = cudnn.deterministic, cudnn.benchmark
     cudnn.deterministic, cudnn.benchmark = False, True
@@ -391,8 +393,8 @@ def free_kernels(run: train.Run) -> Iterator[train.Run]:
         cudnn.deterministic, cudnn.benchmark = before
 
 
-def colours(images: torch.Tensor, pairs: int) -> Timing:
-    """Time for the colours of a batch (B, 3, H, W) in the steps that every device has, and as the program does them."""
+def time_colours(images: torch.Tensor, pairs: int) -> Timing:
+    """Time the colours of a batch (B, 3, H, W): in steps that every device has, and as train.py does them."""
     finishes = torch.tensor([Finish(1.1, 1.1, 1.1)] * len(images), dtype=torch.float32)
 
     def change() -> None:
@@ -408,7 +410,7 @@ def colours(images: torch.Tensor, pairs: int) -> Timing:
 
 @contextmanager
 def eager(run: train.Run, compiled: train.Run) -> Iterator[train.Run]:
-    """The run without compilation, beside which `compiled` copies nothing: its hooks are on the same parameters."""
+    """Use the run without compilation. Meanwhile `compiled`, whose hooks are on the same parameters, copies nothing."""
     compiled.wrapped.replayed = False
     yield run
 
@@ -418,7 +420,7 @@ def compiled_run(run: train.Run, batches: list[Batch]) -> train.Run | None:
     changed, start = dataclasses.replace(run, wrapped=compiled), time.perf_counter()
     try:
         run_steps(changed, batches, 3)
-    except Exception as error:  # no compiler, an operation that it does not know: all sorts of types
+    except Exception as error:  # no compiler, an unknown operation: many types
         print(f"--compile fails: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}\n")
         compiled.give_up()
         return None
@@ -431,7 +433,7 @@ def batch_of(size: str, args: argparse.Namespace) -> int:
         return args.batch
     if not torch.cuda.is_available():
         return 2
-    memory = torch.cuda.get_device_properties(None).total_memory  # of the one in use
+    memory = torch.cuda.get_device_properties(None).total_memory  # of the current device
     return max(int(BATCHES[size] * min(memory / 75e9, 1) * (640 / args.imgsz) ** 2) // 8 * 8, 8)
 
 
@@ -439,14 +441,16 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     parser.add_argument("--imgsz", type=int, default=640)
-    parser.add_argument("--batch", type=int, default=0, help="0 goes by the GPU's memory")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each measurement")
-    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS, help="of the report; rates always")
-    parser.add_argument("--pictures", type=int, default=0, help="0 takes 32 batches of them, at most 4096")
+    parser.add_argument("--batch", type=int, default=0, help="0 chooses it by the GPU's memory")
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of each measurement")
+    parser.add_argument(
+        "--parts", nargs="+", default=list(PARTS), choices=PARTS, help="parts of the report; rates is always there"
+    )
+    parser.add_argument("--images", "--pictures", type=int, default=0, help="0 makes 32 batches of them, at most 4096")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="")
     parser.add_argument("--amp", default="auto")
-    parser.add_argument("--pairs", type=int, default=5, help="of turns, where two ways are compared")
+    parser.add_argument("--pairs", type=int, default=5, help="number of turns where two ways are compared")
     parser.add_argument("--top", type=int, default=15, help="kernels to list")
     return parser.parse_args()
 
@@ -458,8 +462,8 @@ def main() -> None:
     device = Distributed.join().use(args.device).device
     print(f"{machine()}, {args.workers} data workers\n")
     if not on_gpu:
-        print("**No GPU is used: these numbers say that the script runs, and nothing about any GPU.**\n")
-    limits = measured_limits(device)
+        print("**No GPU is used: these numbers only show that the script runs.**\n")
+    limits = measure_limits(device)
     rows = []
     for size in args.sizes:
         batch = batch_of(size, args)
@@ -467,15 +471,15 @@ def main() -> None:
             if on_gpu:
                 torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
             with tempfile.TemporaryDirectory() as folder:
-                data = draw_data(Path(folder) / "data", args.pictures or min(32 * batch, 4096))
+                data = draw_data(Path(folder) / "data", args.images or min(32 * batch, 4096))
                 try:
                     rows.append(report(size, data, Path(folder), batch, limits, args))
                     break
                 except torch.OutOfMemoryError:
-                    print(f"\nyolov5{size}: batch {batch} does not fit, taking half of it", flush=True)
+                    print(f"\nyolov5{size}: batch {batch} does not fit, trying half of it", flush=True)
                     batch //= 2
     print(
-        "\n## Pictures a second\n\n| model | batch | step | loader | together | first target | strong target | "
+        "\n## Images per second\n\n| model | batch | step | loader | together | first target | strong target | "
         "memory share | arithmetic share | memory |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
     print(*rows, sep="\n", flush=True)

@@ -1,20 +1,21 @@
-"""Scan and check of a data set's pictures and labels, against the textbook way; and the second start, from the cache.
+"""Scan of a data set's images and labels, against the textbook way, and the second start from the cache.
 
-    python benchmarks/labels.py             20 000 pictures of 64x48 pixels, each with 7 labels
-    python benchmarks/labels.py --small     1 000, to see that it runs
+    python benchmarks/labels.py             20 000 images of 64x48 pixels, each with 7 labels
+    python benchmarks/labels.py --small     1 000, to check that it runs
 
-The baseline opens and verifies each picture with Pillow, looks for a JPEG's end mark, and reads its label file into
-lists of Python floats that are checked as arrays: one process, nothing written. Ours writes its cache too. The files
-are in the memory of the system for most rows (they were just written): what is compared then is the work, not the disk.
-For the rows "from the disk" the system is told to forget what the files hold before each scan (it still knows their
-names, sizes and places), and the second start comes right after it. A second start always asks for the size and times
-of both files of each picture, since none that was edited may go unnoticed.
+The baseline opens and verifies each image with Pillow and looks for a JPEG's end mark. It reads the label file into
+lists of Python floats, which it checks as arrays. It uses one process and writes nothing; ours writes its cache too.
+
+In most rows the files are in the page cache, since they were just written: these rows compare the work, not the disk.
+The rows "from the disk" drop the files from the page cache before each scan; metadata stays cached. The second start
+follows directly. A second start always reads the size and times of both files of each image, to notice edited files.
 """
 
 import argparse
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -27,38 +28,39 @@ from benchmarks.timing import Timing, compare, machine, print_rows, row, seconds
 from utils.datasets.labels import find_images, label_path, load_index  # noqa: E402
 
 NUM_CLASSES = 80
-KINDS = 200  # different pictures: the others are copies under other names
+KINDS = 200  # different images; the others are copies under other names
 
 
 def make_set(folder: Path, count: int, rows: int, rng: np.random.Generator) -> Path:
-    """A data set of `count` JPEGs with `rows` boxes each. Returns its folder of pictures."""
-    pictures, labels = folder / "images/train", folder / "labels/train"
-    pictures.mkdir(parents=True), labels.mkdir(parents=True)
+    """Write a data set of `count` JPEGs with `rows` boxes each. Return its image folder."""
+    images, labels = folder / "images/train", folder / "labels/train"
+    images.mkdir(parents=True)
+    labels.mkdir(parents=True)
     noise = rng.integers(0, 256, (KINDS, 6, 8, 3), np.uint8)
     jpegs = [cv2.imencode(".jpg", cv2.resize(image, (64, 48)))[1].tobytes() for image in noise]
     kinds = rng.integers(NUM_CLASSES, size=(count, rows))
     boxes = rng.uniform((0.2, 0.2, 0.01, 0.01), (0.8, 0.8, 0.4, 0.4), (count, rows, 4))
     for k in range(count):
-        (pictures / f"{k:012}.jpg").write_bytes(jpegs[k % KINDS])
+        (images / f"{k:012}.jpg").write_bytes(jpegs[k % KINDS])
         (labels / f"{k:012}.txt").write_text(
             "".join(f"{kind} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n" for kind, (x, y, w, h) in zip(kinds[k], boxes[k]))
         )
-    return pictures
+    return images
 
 
-def textbook_check(picture: str) -> tuple[tuple[int, int], np.ndarray]:
-    """Size and labels (n, 5) of one picture; an AssertionError for whatever is wrong."""
-    from PIL import Image, ImageOps  # other parts of this project do without
+def textbook_check(path: str) -> tuple[tuple[int, int], np.ndarray]:
+    """Return the size and the labels (n, 5) of one image. Raise AssertionError if anything is wrong."""
+    from PIL import Image, ImageOps  # the product does not need it
 
-    image = Image.open(picture)
+    image = Image.open(path)
     image.verify()
     size = ImageOps.exif_transpose(image).size if image.getexif().get(0x0112, 1) != 1 else image.size
     assert min(size) > 9 and image.format in ("JPEG", "PNG", "BMP", "WEBP", "TIFF")
     if image.format == "JPEG":
-        with open(picture, "rb") as file:
+        with open(path, "rb") as file:
             file.seek(-2, os.SEEK_END)
             assert file.read() == b"\xff\xd9"
-    label = label_path(picture)
+    label = label_path(path)
     if not os.path.isfile(label):
         return size, np.zeros((0, 5), np.float32)
     with open(label) as file:
@@ -68,51 +70,51 @@ def textbook_check(picture: str) -> tuple[tuple[int, int], np.ndarray]:
     return size, values[np.sort(np.unique(values, axis=0, return_index=True)[1])]
 
 
-def textbook_scan(pictures: Path) -> int:
-    """Number of labels in the data set."""
-    return sum(len(textbook_check(picture)[1]) for picture in find_images(pictures))
+def textbook_scan(images: Path) -> int:
+    """Return the number of labels in the data set."""
+    return sum(len(textbook_check(path)[1]) for path in find_images(images))
 
 
-def scan_afresh(pictures: Path) -> int:
-    (pictures.parents[1] / "labels/train.cache").unlink(missing_ok=True)
-    return start(pictures)
+def scan_without_cache(images: Path) -> int:
+    (images.parents[1] / "labels/train.cache").unlink(missing_ok=True)
+    return start(images)
 
 
-def start(pictures: Path) -> int:
-    return len(load_index(pictures, NUM_CLASSES, progress=False).labels)
+def start(images: Path) -> int:
+    return len(load_index(images, NUM_CLASSES, progress=False).labels)
 
 
-def from_disk(pictures: Path, pairs: int) -> tuple[Timing, Timing]:
-    """The textbook's scan against ours, and our scan against the second start after it, each scan from the disk."""
-    files = [path for picture in find_images(pictures) for path in (picture, label_path(picture))]
+def from_disk(images: Path, pairs: int) -> tuple[Timing, Timing]:
+    """Time the textbook's scan against ours, and our scan against the second start, each scan from the disk."""
+    files = [path for image in find_images(images) for path in (image, label_path(image))]
     scans, starts = Timing([], []), Timing([], [])
-    os.sync()  # what is not on the disk yet cannot be forgotten
+    os.sync()  # dirty pages cannot be dropped
     for _ in range(pairs):
-        for scan, found in ((textbook_scan, scans.baseline), (scan_afresh, scans.ours)):
+        for scan, found in ((textbook_scan, scans.baseline), (scan_without_cache, scans.ours)):
             for path in files:
                 with open(path, "rb") as file:
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            found.append(seconds(lambda: scan(pictures)))
+            found.append(seconds(partial(scan, images)))
         starts.baseline.append(scans.ours[-1])
-        starts.ours.append(seconds(lambda: start(pictures)))
+        starts.ours.append(seconds(partial(start, images)))
     return scans, starts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=20_000)
-    parser.add_argument("--rows", type=int, default=7, help="labels of each picture")
+    parser.add_argument("--images", "--pictures", type=int, default=20_000)
+    parser.add_argument("--rows", type=int, default=7, help="labels of each image")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--small", action="store_true", help="1 000 pictures, 3 pairs")
+    parser.add_argument("--small", action="store_true", help="1 000 images, 3 pairs")
     args = parser.parse_args()
-    count, pairs = (1000, 3) if args.small else (args.pictures, args.pairs)
+    count, pairs = (1000, 3) if args.small else (args.images, args.pairs)
     with tempfile.TemporaryDirectory() as folder:
-        pictures = make_set(Path(folder), count, args.rows, np.random.default_rng(0))
-        assert textbook_scan(pictures) == scan_afresh(pictures) == count * args.rows, "the two sides differ"
-        first = compare(lambda: textbook_scan(pictures), lambda: scan_afresh(pictures), pairs=pairs)
-        again = compare(lambda: scan_afresh(pictures), lambda: start(pictures), pairs=pairs)
-        textbook_again = compare(lambda: textbook_scan(pictures), lambda: start(pictures), pairs=pairs)
-        cold, cold_again = from_disk(pictures, pairs) if hasattr(os, "posix_fadvise") else (None, None)
+        images = make_set(Path(folder), count, args.rows, np.random.default_rng(0))
+        assert textbook_scan(images) == scan_without_cache(images) == count * args.rows, "the two sides differ"
+        first = compare(lambda: textbook_scan(images), lambda: scan_without_cache(images), pairs=pairs)
+        again = compare(lambda: scan_without_cache(images), lambda: start(images), pairs=pairs)
+        textbook_again = compare(lambda: textbook_scan(images), lambda: start(images), pairs=pairs)
+        cold, cold_again = from_disk(images, pairs) if hasattr(os, "posix_fadvise") else (None, None)
     print_rows(
         [
             row(f"scan and check of {count} pictures", first, at_least="3", unit="s"),

@@ -1,4 +1,4 @@
-"""Target assignment and loss, forward and backward: batch 16, 640, 80 classes, against the formulas written plainly.
+"""Target assignment and loss, forward and backward: batch 16, 640, 80 classes, against the formulas as written.
 
 python benchmarks/loss.py
 """
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.step import loss_of, made_up_batch  # noqa: E402
+from benchmarks.step import build_loss, synthetic_batch  # noqa: E402
 from benchmarks.timing import compare, print_rows, row  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
 from utils.config import Hyperparameters  # noqa: E402
@@ -24,7 +24,7 @@ from utils.loss import NEIGHBOURS, scale_gains  # noqa: E402
 
 
 class PlainLoss:
-    """The specification's formulas, a level and an offset at a time."""
+    """The formulas of the specification, one level and one offset at a time."""
 
     def __init__(self, anchors: Tensor, num_classes: int, hyp: dict):
         self.anchors, self.num_classes, self.hyp = anchors, num_classes, hyp
@@ -33,23 +33,23 @@ class PlainLoss:
         total = torch.zeros(())
         for level, prediction in enumerate(predictions):
             b, a, row_, column, xywh, anchor, cls = self.assign(level, prediction, targets)
-            goal = torch.zeros_like(prediction[..., 0])
+            target = torch.zeros_like(prediction[..., 0])
             if len(b):
                 chosen = prediction[b, a, row_, column]
                 centre = chosen[:, :2].sigmoid() * 2 - 0.5
                 size = (chosen[:, 2:4].sigmoid() * 2) ** 2 * anchor
                 iou = plain_ciou(torch.cat((centre, size), 1), xywh)
                 total = total + self.hyp["box"] * (1 - iou).mean()
-                goal[b, a, row_, column] = iou.detach().clamp(0)
+                target[b, a, row_, column] = iou.detach().clamp(0)
                 one_hot = torch.zeros_like(chosen[:, 5:])
                 one_hot[torch.arange(len(b)), cls] = 1
                 total = total + self.hyp["cls"] * F.binary_cross_entropy_with_logits(chosen[:, 5:], one_hot)
-            obj = F.binary_cross_entropy_with_logits(prediction[..., 4], goal)
+            obj = F.binary_cross_entropy_with_logits(prediction[..., 4], target)
             total = total + self.hyp["obj"] * (4.0, 1.0, 0.4)[level] * obj
         return total * len(predictions[0])
 
     def assign(self, level: int, prediction: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        """Image, anchor, row, column, box in cells, anchor, class of every pair, an anchor and an offset at a time."""
+        """Return image, anchor index, row, column, box in cells, anchor and class of every pair."""
         _, A, H, W, _ = prediction.shape
         gain, parts = torch.tensor([W, H]), []
         xy, wh = targets[:, 2:4] * gain, targets[:, 4:6] * gain
@@ -77,7 +77,7 @@ class PlainLoss:
 
 
 def near(xy: Tensor, gain: Tensor, shift: tuple[float, float]) -> Tensor:
-    """(T,) bool: does the neighbour at `shift` count for a centre at `xy` (T, 2)?"""
+    """Return (T,) bool: the neighbouring cell at `shift` is used for a centre at `xy` (T, 2)."""
     if shift == (0.0, 0.0):
         return torch.ones(len(xy), dtype=torch.bool)
     axis = 0 if shift[0] else 1
@@ -86,7 +86,7 @@ def near(xy: Tensor, gain: Tensor, shift: tuple[float, float]) -> Tensor:
 
 
 def plain_ciou(a: Tensor, b: Tensor, eps: float = 1e-7) -> Tensor:
-    """(R,) complete IoU of boxes (R, 4) x, y, w, h (arXiv 1911.08287)."""
+    """Return the complete IoU (R,) of boxes (R, 4) x, y, w, h (arXiv 1911.08287)."""
     a1, a2, b1, b2 = a[:, :2] - a[:, 2:] / 2, a[:, :2] + a[:, 2:] / 2, b[:, :2] - b[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2
     overlap = (torch.min(a2, b2) - torch.max(a1, b1)).clamp(0).prod(1)
     iou = overlap / (a[:, 2:].prod(1) + b[:, 2:].prod(1) - overlap + eps)
@@ -106,11 +106,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     model = DetectionModel("yolov5n.yaml")
-    _, targets = made_up_batch(options.batch, options.imgsz)
+    _, targets = synthetic_batch(options.batch, options.imgsz)
     sizes = [options.imgsz // int(stride) for stride in model.stride]
     raw = [torch.randn(options.batch, 3, side, side, 85, requires_grad=True) for side in sizes]
     gains = scale_gains(Hyperparameters(), 3, 80, options.imgsz)
-    plain, ours = PlainLoss(model.head.anchors, 80, gains), loss_of(model, options.imgsz)
+    plain, ours = PlainLoss(model.head.anchors, 80, gains), build_loss(model, options.imgsz)
 
     def backward(total: Tensor) -> None:
         for level in raw:

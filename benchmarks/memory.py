@@ -1,16 +1,16 @@
-"""Memory of a training, epoch by epoch: the main process and its data workers, and whether it grows.
+"""Memory of a training, epoch by epoch: the main process, its data workers, and the growth.
 
-    python benchmarks/memory.py                              twice 24 epochs of yolov5n on 500 made-up pictures
+    python benchmarks/memory.py                              twice 24 epochs of yolov5n on 500 synthetic images
     python benchmarks/memory.py --small                      twice 4 short epochs
-    python benchmarks/memory.py --readers helpers -- --imgsz 640   what follows -- goes to train.py
+    python benchmarks/memory.py --readers helpers -- --imgsz 640   flags after -- go to train.py
 
-Once the pictures are read by helpers between the steps, once by workers that read ahead: the first is what happens
-where the model has all cores, the second where cores are left, as with a GPU.
+In the first training helper processes load the images between the steps, as where the model uses all cores. In the
+second, workers read ahead, as where cores are free, for example with a GPU.
 
-The training is train.py's own, with validation, checkpoints and charts, in this process. The peak is the most that was
-resident within the epoch and its validation, counted anew for each; what is shared between processes is in each one's
-peak, and divided in the last row, which is what the training takes. The first epochs fill caches and pools, so growth
-is that from the third to the last.
+The training is train.py's own, with validation, checkpoints and charts, in this process. The peak is the largest
+resident memory within the epoch and its validation; it is reset after each epoch. Shared memory counts in the peak of
+each process that maps it. In the last row it is divided among them, so that row is the memory of the whole training.
+The first epochs fill caches and pools, so growth is measured from the third epoch to the last.
 """
 
 import argparse
@@ -29,25 +29,25 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from benchmarks.process_memory import forget_peak, held, workers_of  # noqa: E402
-from benchmarks.scale import KINDS, make_pictures, write_spec  # noqa: E402
+from benchmarks.process_memory import reset_peak, memory_of, workers_of  # noqa: E402
+from benchmarks.scale import NUM_FILES, make_images, write_spec  # noqa: E402
 from benchmarks.timing import Row, machine, print_rows  # noqa: E402
 
 READERS = ("helpers", "workers")
 
 
 class Epoch(NamedTuple):
-    """MiB."""
+    """Memory in MiB."""
 
     main: float  # peaks
     training_worker: float  # the largest one
     validation_worker: float
     gpu: float
-    altogether: float  # at the end of the epoch
+    total: float  # of all processes, at the end of the epoch
 
 
 class Watch:
-    """Notes the memory of a run whenever an epoch is done."""
+    """Recorder of a run's memory after each epoch."""
 
     def __init__(self) -> None:
         self.epochs: list[Epoch] = []
@@ -60,7 +60,10 @@ class Watch:
 
     def epoch_done(self, log: train.RunLog, *arguments: Any) -> None:
         self.done(log, *arguments)
-        main, training, validation = held(), *([held(pid) for pid in workers_of(loader)] for loader in self.loaders)
+        main, training, validation = (
+            memory_of(),
+            *([memory_of(pid) for pid in workers_of(loader)] for loader in self.loaders),
+        )
         gpu = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
         self.epochs.append(
             Epoch(
@@ -76,7 +79,7 @@ class Watch:
             flush=True,
         )
         for process in ("self", *(pid for loader in self.loaders for pid in workers_of(loader))):
-            forget_peak(process)
+            reset_peak(process)
         if gpu:
             torch.cuda.reset_peak_memory_stats()
 
@@ -122,14 +125,14 @@ def rows_of(epochs: list[Epoch], readers: str) -> list[Row]:
 
 
 def train_and_watch(readers: str, epochs: int, count: int, words: list[str]) -> list[Row]:
-    multiprocessing.set_start_method(None, force=True)  # this process was spawned, which its workers should not be
+    multiprocessing.set_start_method(None, force=True)  # this process was spawned; its workers must not be
     with (
         tempfile.TemporaryDirectory() as name,
         Watch() as watch,
         mock.patch.object(train, "cores_in_turn", lambda device: 2 if readers == "helpers" else None),
     ):
         folder = Path(name)
-        make_pictures(folder, np.random.default_rng(0))
+        make_images(folder, np.random.default_rng(0))
         split = folder / "list.txt"
         split.write_text("".join(f"{folder}/images/real/{k:04}.jpg\n" for k in range(count)))
         train.main(
@@ -158,14 +161,14 @@ def train_and_watch(readers: str, epochs: int, count: int, words: list[str]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--pictures", type=int, default=KINDS, help=f"at most {KINDS}")
-    parser.add_argument("--small", action="store_true", help="4 epochs of 64 pictures")
+    parser.add_argument("--images", "--pictures", type=int, default=NUM_FILES, help=f"at most {NUM_FILES}")
+    parser.add_argument("--small", action="store_true", help="4 epochs of 64 images")
     parser.add_argument("--readers", nargs="+", default=READERS, choices=READERS)
     parser.add_argument("words", nargs="*", help="for train.py")
     args = parser.parse_args()
-    epochs, count = (4, 64) if args.small else (args.epochs, args.pictures)
+    epochs, count = (4, 64) if args.small else (args.epochs, args.images)
     rows = []
-    for readers in args.readers:  # each in a process of its own: this one's memory would be in the second's
+    for readers in args.readers:  # each in a process of its own, so that the memory of the first is not in the second
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             rows += pool.submit(train_and_watch, readers, epochs, count, args.words).result()
     print_rows(rows, machine())

@@ -2,8 +2,8 @@
 
     python benchmarks/nms.py
 
-30 000 candidates a picture is what an untrained model has in validation, where the confidence threshold is 0.001 and
-every class of a box counts.
+An untrained model has 30 000 candidates per image in validation: the confidence threshold is 0.001 and every class of a
+box counts.
 """
 
 import sys
@@ -23,8 +23,8 @@ from utils.nms import MAX_CANDIDATES, non_max_suppression  # noqa: E402
 CONF, IOU, MAX_DET, CLASSES = 0.001, 0.6, 300, 80
 
 
-def plain(prediction: torch.Tensor) -> list[torch.Tensor]:
-    """Per picture: the candidates above the threshold, moved apart by class, through torchvision's nms."""
+def plain_nms(prediction: torch.Tensor) -> list[torch.Tensor]:
+    """Offset the candidates above the threshold by class and call torchvision's nms, image by image."""
     results = []
     for rows in prediction:
         rows = rows[rows[:, 4] > CONF]
@@ -37,31 +37,31 @@ def plain(prediction: torch.Tensor) -> list[torch.Tensor]:
     return results
 
 
-def made_up(candidates: int, pictures: int = 4) -> torch.Tensor:
-    """(B, N, 5+C) predictions in which so many pairs of box and class a picture pass the threshold."""
+def synthetic_predictions(candidates: int, num_images: int = 4) -> torch.Tensor:
+    """Return (B, N, 5+C) predictions in which `candidates` pairs of box and class per image pass the threshold."""
     rng = np.random.default_rng(0)
     N, per_box = 25_200, 10  # boxes of 640 x 640 pixels
-    prediction = np.zeros((pictures, N, 5 + CLASSES), np.float32)
-    prediction[..., :2] = rng.uniform(0, 640, (pictures, N, 2))
-    prediction[..., 2:4] = rng.uniform(8, 200, (pictures, N, 2))
-    for picture in prediction:
+    prediction = np.zeros((num_images, N, 5 + CLASSES), np.float32)
+    prediction[..., :2] = rng.uniform(0, 640, (num_images, N, 2))
+    prediction[..., 2:4] = rng.uniform(8, 200, (num_images, N, 2))
+    for rows in prediction:
         for box in rng.choice(N, candidates // per_box, replace=False):
-            picture[box, 4] = rng.uniform(0.1, 1)
-            picture[box, 5 + rng.choice(CLASSES, per_box, replace=False)] = rng.uniform(0.02, 1, per_box)
+            rows[box, 4] = rng.uniform(0.1, 1)
+            rows[box, 5 + rng.choice(CLASSES, per_box, replace=False)] = rng.uniform(0.02, 1, per_box)
     return torch.from_numpy(prediction)
 
 
 def main() -> None:
     rows, notes = [], []
     for candidates, at_least in ((30_000, "10"), (300, "1")):
-        prediction = made_up(candidates)
+        prediction = synthetic_predictions(candidates)
 
         def ours(prediction: torch.Tensor = prediction) -> list[torch.Tensor]:
             return non_max_suppression(prediction, CONF, IOU, multi_label=True, max_det=MAX_DET)
 
-        equal = all(torch.equal(a, b) for a, b in zip(plain(prediction), ours(), strict=True))
+        equal = all(torch.equal(a, b) for a, b in zip(plain_nms(prediction), ours(), strict=True))
         times = (1, 5) if candidates > 1000 else (20, 20)
-        timing = compare(lambda prediction=prediction: plain(prediction), ours, times=times)
+        timing = compare(lambda prediction=prediction: plain_nms(prediction), ours, times=times)
         rows.append(row(f"NMS of 4 pictures, {candidates} candidates each", timing, at_least=at_least))
         notes.append(f"{candidates} candidates: the rows of both are {'equal' if equal else 'NOT equal'}.")
     print_rows(rows, *notes)

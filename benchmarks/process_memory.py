@@ -1,4 +1,4 @@
-"""What processes hold in memory, as Linux counts it."""
+"""Memory of processes, as Linux counts it."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -6,29 +6,30 @@ from typing import NamedTuple
 from utils.loading.dataset import Loader
 
 
-class Held(NamedTuple):
-    """MiB of one process. own: pages that no other process has; share: own and its part of the shared ones; peak: the
-    most that was ever resident, shared ones counted whole."""
+class ProcessMemory(NamedTuple):
+    """Memory of one process in MiB."""
 
-    own: float
-    share: float
-    peak: float
+    own: float  # pages that no other process maps
+    share: float  # own pages and its part of the shared ones (PSS)
+    peak: float  # largest resident size; shared pages count in full
 
 
-def held(process: int | str = "self") -> Held:
+def memory_of(process: int | str = "self") -> ProcessMemory:
     folder = Path("/proc") / str(process)
     lines = (folder / "smaps_rollup").read_text().splitlines()[1:] + (folder / "status").read_text().splitlines()
     kib = {line.split(":")[0]: float(line.split()[1]) for line in lines if line.endswith(" kB")}
-    return Held(*(value / 1024 for value in (kib["Private_Clean"] + kib["Private_Dirty"], kib["Pss"], kib["VmHWM"])))
+    return ProcessMemory(
+        *(value / 1024 for value in (kib["Private_Clean"] + kib["Private_Dirty"], kib["Pss"], kib["VmHWM"]))
+    )
 
 
 def workers_of(loader: Loader) -> list[int]:
-    """Ids of the processes that read for a loader: its helpers, or its workers, which begin with the first epoch."""
+    """Return the ids of a loader's processes: its helpers, or its workers, which start with the first epoch."""
     helpers = [process for process, *_ in getattr(loader.dataset.helpers, "crew", [])]
     workers = getattr(loader._loader._iterator, "_workers", [])
     return [process.pid for process in (*helpers, *workers) if process.is_alive()]
 
 
-def forget_peak(process: int | str = "self") -> None:
-    """Count the peak anew from here."""
+def reset_peak(process: int | str = "self") -> None:
+    """Reset the peak to the present size."""
     (Path("/proc") / str(process) / "clear_refs").write_text("5")

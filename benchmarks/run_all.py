@@ -1,11 +1,11 @@
-"""All benchmarks one after the other, gathered in benchmarks/RESULTS.md: `make bench`.
+"""Runner of all benchmarks, which collects their results in benchmarks/RESULTS.md (`make bench`).
 
     python benchmarks/run_all.py
-    python benchmarks/run_all.py --data coco128.yaml --weights yolov5n.pt      real pictures where pictures are needed
-    python benchmarks/run_all.py --only step loss                              these sections anew, the others stay
+    python benchmarks/run_all.py --data coco128.yaml --weights yolov5n.pt   real images
+    python benchmarks/run_all.py --only step loss                           replace these sections, keep the others
 
-Each script runs in a process of its own, with nothing else beside it. The accuracy guard trains for hours and gpu.py
-wants a GPU: they run only where they are named with --only.
+Each script runs in a process of its own, and nothing else runs meanwhile. The scripts accuracy.py (hours of training)
+and gpu.py (needs a GPU) run only if --only names them.
 """
 
 import argparse
@@ -40,9 +40,9 @@ ON_DEMAND = ("accuracy", "gpu")
 WITH_DATA = ("epoch", "untrained", "startup", "accuracy")
 INTRODUCTION = """# What was measured
 
-Written by `make bench` (`python benchmarks/run_all.py`). Each row has its baseline in the same run: both are measured
-in turn, several times; given are the median and the range of the middle half. Ratios are of the pairs measured one
-right after the other. Each section names the machine.
+Written by `make bench` (`python benchmarks/run_all.py`). Each row has its baseline in the same run. Both sides are
+measured several times in alternation; the table shows the median and the range of the middle half. A ratio is taken
+within each pair of measurements. Each section names the machine.
 """
 
 
@@ -58,19 +58,21 @@ def command(name: str, options: argparse.Namespace) -> list[str]:
 
 
 def section(name: str, options: argparse.Namespace) -> str:
-    """What the script prints under a heading with its purpose and the machine; its error, if it fails."""
+    """Run a script and return its section: its purpose, its table or its error, and the machine."""
     purpose = (ROOT / "benchmarks" / f"{name}.py").read_text().split('"""')[1].splitlines()[0]
     done = subprocess.run(command(name, options), capture_output=True, text=True, cwd=ROOT)
     lines = done.stdout.splitlines()
-    start = next((k for k, line in enumerate(lines) if line.startswith("|")), 0)  # whatever is said before the table
+    start = next(
+        (k for k, line in enumerate(lines) if line.startswith("|")), 0
+    )  # skip what is printed before the table
     body = "\n".join(lines[start:]).rstrip()
     if done.returncode:
-        body = f"{body}\n\nNot measured: {(done.stderr.strip() or 'no reason given').splitlines()[-1]}".strip()
+        body = f"{body}\n\nNot measured: {(done.stderr.strip() or 'no error message').splitlines()[-1]}".strip()
     return f"## {name}\n\n{purpose}\n\n{body}\n\n{date.today()}; {machine()}\n"
 
 
 def read_sections() -> dict[str, str]:
-    """The sections of RESULTS.md as they are, by name."""
+    """Read the present sections of RESULTS.md, by name."""
     if not RESULTS.is_file():
         return {}
     parts = RESULTS.read_text().split("\n## ")[1:]
@@ -85,10 +87,10 @@ def write(sections: dict[str, str]) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=list(NAMES), choices=NAMES + ON_DEMAND)
-    parser.add_argument("--data", default="", help="data set YAML for the scripts that need pictures")
+    parser.add_argument("--data", default="", help="data set YAML for the scripts that need images")
     parser.add_argument("--weights", default="", help="trained weights that fit --data")
     parser.add_argument("--project", default="", help="folder of the runs of accuracy.py")
-    parser.add_argument("--finished", action="store_true", help="of those runs, only what is finished")
+    parser.add_argument("--finished", action="store_true", help="use only the finished ones of those runs")
     options = parser.parse_args(argv)
     sections = read_sections()
     for number, name in enumerate(options.only, 1):

@@ -3,13 +3,12 @@
     python benchmarks/sample.py
     python benchmarks/sample.py --imgsz 320
 
-    python benchmarks/sample.py --folder coco128/images/train2017     of these pictures; else of made up ones
+    python benchmarks/sample.py --folder coco128/images/train2017     with these images; else with synthetic ones
 
-The textbook way decodes four pictures, pastes them on a new grey canvas of twice the size, warps the whole of it,
-changes the colours by tables, flips and transposes. It is given the same random numbers, so that the pictures of both
-can be compared; they differ by rounding where pixels are interpolated from another part of the canvas, or coloured
-before that. Both put their samples into batches of 16. Each way runs in a process of its own, ours with its memory kept
-as train.py keeps it.
+The textbook way decodes four images and pastes them on a new grey canvas of twice the size. It warps the whole canvas,
+changes the colours by look-up tables, flips and transposes. It draws the same random numbers, so the images of both
+ways can be compared. They differ by rounding, where pixels are interpolated from another part of the canvas or coloured
+in another order. Both ways make batches of 16. Each runs in a process of its own, ours with train.py's malloc settings.
 """
 
 import argparse
@@ -25,7 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.timing import Elsewhere, compare, print_rows, row  # noqa: E402
+from benchmarks.timing import InOwnProcess, compare, print_rows, row  # noqa: E402
 from utils.config import Hyperparameters  # noqa: E402
 from utils.datasets.labels import load_index  # noqa: E402
 from utils.device import keep_freed_memory  # noqa: E402
@@ -36,11 +35,11 @@ from utils.loading.sampler import BatchKey, random_stream  # noqa: E402
 
 SHAPES = ((480, 640), (640, 480), (427, 640), (640, 427), (500, 375))  # COCO's most common ones
 SEED, SAMPLES, BATCH = 0, 32, 16
-WARM_UP = 4  # times over all samples: so long our memory grows
+WARM_UP = 4  # passes over all samples; until then our memory grows
 
 
-def made_up_pictures(folder: Path, count: int) -> Path:
-    """JPEGs of COCO's sizes, with texture that compresses about as photographs do, and seven labels each."""
+def synthetic_images(folder: Path, count: int) -> Path:
+    """Write JPEGs of COCO's sizes with seven labels each. Their texture compresses about as photographs do."""
     rng = np.random.default_rng(SEED)
     (folder / "images").mkdir()
     (folder / "labels").mkdir()
@@ -49,8 +48,8 @@ def made_up_pictures(folder: Path, count: int) -> Path:
         coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
         coarse = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
         grain = cv2.GaussianBlur(rng.normal(0, 60, (height, width, 3)), (0, 0), 1.2)
-        picture = (coarse + grain).clip(0, 255).astype(np.uint8)
-        cv2.imwrite(str(folder / f"images/{i:04d}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        image = (coarse + grain).clip(0, 255).astype(np.uint8)
+        cv2.imwrite(str(folder / f"images/{i:04d}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, 92])
         wh = rng.uniform(0.05, 0.5, (7, 2))
         rows = np.concatenate([rng.integers(0, 80, (7, 1)), rng.uniform(wh / 2, 1 - wh / 2), wh], 1)
         np.savetxt(folder / f"labels/{i:04d}.txt", rows, fmt=["%d"] + ["%.6f"] * 4)
@@ -58,25 +57,25 @@ def made_up_pictures(folder: Path, count: int) -> Path:
 
 
 def textbook_sample(dataset: DetectionDataset, i: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(3, S, S) RGB picture and (n, 5) boxes in pixels of dataset's mosaic around picture i, in its epoch 0."""
+    """Return the mosaic around image i in epoch 0: a (3, S, S) RGB image and (n, 5) boxes in pixels."""
     settings, index = dataset.settings, dataset.index
     rng = random_stream(SEED, 0, i, 0)
-    rng.random()  # whether it is a mosaic
+    rng.random()  # the draw for mosaic
     others = rng.integers(len(index), size=7).tolist()
     four = rng.permutation([i, *others[:3]]).tolist()
     centre_y, centre_x = rng.uniform(size / 2, 3 * size / 2, 2).astype(int).tolist()
     canvas = np.full((2 * size, 2 * size, 3), GREY, np.uint8)
     boxes = []
     for k, number in enumerate(four):
-        picture = cv2.imread(index.paths[number])
-        height, width = picture.shape[:2]
+        tile = cv2.imread(index.paths[number])
+        height, width = tile.shape[:2]
         shape = dataset.pictures.shape(number)
         if shape != (height, width):
-            picture = cv2.resize(picture, shape[::-1], interpolation=cv2.INTER_LINEAR)
+            tile = cv2.resize(tile, shape[::-1], interpolation=cv2.INTER_LINEAR)
         left = centre_x if k % 2 else centre_x - shape[1]
         top = centre_y if k >= 2 else centre_y - shape[0]
         x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + shape[1], 2 * size), min(top + shape[0], 2 * size)
-        canvas[y1:y2, x1:x2] = picture[y1 - top : y2 - top, x1 - left : x2 - left]
+        canvas[y1:y2, x1:x2] = tile[y1 - top : y2 - top, x1 - left : x2 - left]
         boxes.append(place_labels(index.boxes(number), [], gain=shape, pad=(top, left))[0])
     boxes = np.concatenate(boxes)
     boxes[:, 1:] = boxes[:, 1:].clip(0, 2 * size)
@@ -85,7 +84,7 @@ def textbook_sample(dataset: DetectionDataset, i: int, size: int) -> tuple[np.nd
     boxes = warp.labels(boxes, [np.zeros((0, 2), np.float32)] * len(boxes))
     rng.random()  # whether another mosaic is mixed in
     image = shift_by_tables(image, 1 + rng.uniform(-1, 1, 3) * settings.hsv)
-    rng.random()  # whether it is turned upside down
+    rng.random()  # the draw for flipud
     if rng.random() < settings.fliplr:
         image = np.fliplr(image)
         boxes[:, [1, 3]] = size - boxes[:, [3, 1]]
@@ -122,8 +121,8 @@ def open_set(folder: Path, size: int, cache: str | None) -> DetectionDataset:
     return loader.dataset
 
 
-def some(dataset: DetectionDataset) -> list[list[int]]:
-    """Numbers of pictures, a batch a list."""
+def batch_indices(dataset: DetectionDataset) -> list[list[int]]:
+    """Return the indices of the samples, one list for each batch."""
     numbers = list(range(min(SAMPLES, len(dataset.index))))
     return [numbers[k : k + BATCH] for k in range(0, len(numbers), BATCH)]
 
@@ -138,33 +137,33 @@ def textbook_batch(dataset: DetectionDataset, numbers: list[int], size: int) -> 
 
 def textbook_samples(folder: Path, size: int, cache: str | None) -> Callable[[], None]:
     dataset = open_set(folder, size, None)
-    return lambda: [textbook_batch(dataset, numbers, size) for numbers in some(dataset)]
+    return lambda: [textbook_batch(dataset, numbers, size) for numbers in batch_indices(dataset)]
 
 
 def our_samples(folder: Path, size: int, cache: str | None) -> Callable[[], None]:
     keep_freed_memory()
     dataset = open_set(folder, size, cache)
-    return lambda: [our_batch(dataset, numbers, size) for numbers in some(dataset)]
+    return lambda: [our_batch(dataset, numbers, size) for numbers in batch_indices(dataset)]
 
 
 def difference(dataset: DetectionDataset, size: int, count: int = 8) -> float:
-    """Mean difference of the pixels of both ways, in levels of 256."""
+    """Return the mean difference of the pixels of both ways, in levels of 256."""
     numbers = list(range(count))
     ours, theirs = (make(dataset, numbers, size).int() for make in (our_batch, textbook_batch))
     return (ours - theirs).abs().float().mean().item()
 
 
-def shown(dataset: DetectionDataset, size: int) -> float:
-    """How many pictures' rows our way reads for a sample: of what cannot be read in part, all of them."""
+def images_decoded(dataset: DetectionDataset, size: int) -> float:
+    """Return the number of images whose rows our way decodes per sample. Without partial decoding, all rows count."""
     plain, shares = dataset.pictures.read, []
 
     def read(i: int, rows: int) -> np.ndarray:
-        picture = plain(i, rows)
-        shares.append(len(picture) / dataset.pictures.shape(i)[0])
-        return picture
+        image = plain(i, rows)
+        shares.append(len(image) / dataset.pictures.shape(i)[0])
+        return image
 
     dataset.pictures.read = read
-    batches = some(dataset)
+    batches = batch_indices(dataset)
     for numbers in batches:
         our_batch(dataset, numbers, size)
     del dataset.pictures.read
@@ -174,16 +173,16 @@ def shown(dataset: DetectionDataset, size: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--imgsz", type=int, default=640)
-    parser.add_argument("--folder", type=Path, help="JPEGs; made up if left out")
+    parser.add_argument("--folder", type=Path, help="folder of JPEGs; default: synthetic ones")
     parser.add_argument("--pairs", type=int, default=15)
     options = parser.parse_args()
     size, rows, notes = options.imgsz, [], []
     with tempfile.TemporaryDirectory() as place:
-        folder = options.folder or made_up_pictures(Path(place), 2 * SAMPLES)
+        folder = options.folder or synthetic_images(Path(place), 2 * SAMPLES)
         for cache, at_least in ((None, "1.6"), ("ram", "3")):
             name, dataset = f"--cache {cache}" if cache else "no cache", open_set(folder, size, cache)
-            count = sum(map(len, some(dataset)))
-            sides = [Elsewhere(make, folder, size, cache) for make in (textbook_samples, our_samples)]
+            count = sum(map(len, batch_indices(dataset)))
+            sides = [InOwnProcess(make, folder, size, cache) for make in (textbook_samples, our_samples)]
             timing = compare(*sides, pairs=options.pairs, warm_up=WARM_UP)
             for side in sides:
                 side.close()
@@ -192,7 +191,7 @@ def main() -> None:
             notes.append(f"Pixels differ by {difference(dataset, size):.2f} of 255 in the mean ({name}).")
             if cache is None:
                 notes.append(
-                    f"The rows that show are those of {shown(dataset, size):.2f} pictures a sample; the "
+                    f"Per sample, the rows of {images_decoded(dataset, size):.2f} images are decoded; the "
                     "textbook decodes those of 4."
                 )
     print_rows(rows, *notes)

@@ -1,16 +1,16 @@
-"""A million pictures with ten million boxes, against ten thousand pictures: start, memory, cost of a picture.
+"""A million images with ten million boxes, against ten thousand images: start, memory, cost of an image.
 
-    python benchmarks/scale.py             takes minutes, most of them to scan the million for their cache
-    python benchmarks/scale.py --small     20 000 against 2 000, to see that it runs
+    python benchmarks/scale.py             takes minutes, most of them for the scan of the million
+    python benchmarks/scale.py --small     20 000 against 2 000, to check that it runs
 
-The set is made up: lists of a million different paths, each of which leads through one of 2 000 linked folders to one
-of 500 real pictures and its label file. So every path is looked up and every file's times are read as in a real set,
-but pictures come from the system's memory. Both sets have the same pictures; validation has the smaller list.
+The set is synthetic: a list of a million different paths. Each path leads through one of 2 000 linked folders to one of
+500 real images and its label file. So every path is looked up and every file's times are read as in a real set, but
+images come from the page cache. Both sets have the same images; validation has the smaller list.
 
-A start is all that train.py does from reading its options to the first batch, without imports; the labels are cached.
-The cost of a picture is that of the loader with its workers, in rounds that alternate between the two sets while both
-are held ready. Then every worker looks at the path, the shape and the labels of every picture, as epochs do in time,
-and memory is read.
+A start is all that train.py does from parsing its options to the first batch, without imports; the labels are cached.
+The cost of an image is that of the loader with its workers. Its rounds alternate between the two sets, while the
+loaders of both are ready. Then every worker reads the path, the shape and the labels of every image, as it would over
+many epochs, and memory is measured.
 """
 
 import argparse
@@ -30,17 +30,17 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from benchmarks.process_memory import held, workers_of  # noqa: E402
+from benchmarks.process_memory import memory_of, workers_of  # noqa: E402
 from benchmarks.timing import Row, Timing, machine, print_rows, row, spread  # noqa: E402
 from utils.datasets.labels import load_index  # noqa: E402
 from utils.distributed import Distributed  # noqa: E402
 from utils.loading.dataset import Batch  # noqa: E402
 from utils.loading.image_cache import Pictures, SharedBytes  # noqa: E402
 
-KINDS = 500  # real pictures
+NUM_FILES = 500  # real images
 BOXES = 10
 NUM_CLASSES = 80
-LOOKED_AT = 4000  # pictures that a worker looks at besides each that it reads, when all are to be
+ENTRIES_PER_READ = 4000  # entries that a worker visits with each image it reads, when it is to visit all
 WORDS = "--cfg yolov5n.yaml --weights= --imgsz 320 --batch-size 16 --workers 2 --device cpu --nosave --noplots".split()
 
 
@@ -48,13 +48,13 @@ WORDS = "--cfg yolov5n.yaml --weights= --imgsz 320 --batch-size 16 --workers 2 -
 # The sets
 
 
-def make_pictures(folder: Path, rng: np.random.Generator) -> None:
-    """KINDS pictures of 160x120 in images/real, with BOXES labels each in labels/real."""
+def make_images(folder: Path, rng: np.random.Generator) -> None:
+    """Write NUM_FILES images of 160x120 to images/real, with BOXES labels each in labels/real."""
     for name in ("images/real", "labels/real"):
         (folder / name).mkdir(parents=True)
-    for k in range(KINDS):
-        picture = cv2.resize(rng.integers(0, 256, (12, 16, 3), np.uint8), (160, 120))
-        (folder / f"images/real/{k:04}.jpg").write_bytes(cv2.imencode(".jpg", picture)[1].tobytes())
+    for k in range(NUM_FILES):
+        image = cv2.resize(rng.integers(0, 256, (12, 16, 3), np.uint8), (160, 120))
+        (folder / f"images/real/{k:04}.jpg").write_bytes(cv2.imencode(".jpg", image)[1].tobytes())
         boxes = rng.uniform((0.2, 0.2, 0.02, 0.02), (0.8, 0.8, 0.4, 0.4), (BOXES, 4))
         (folder / f"labels/real/{k:04}.txt").write_text(
             "".join(
@@ -65,14 +65,16 @@ def make_pictures(folder: Path, rng: np.random.Generator) -> None:
 
 
 def make_set(folder: Path, count: int) -> tuple[Path, float]:
-    """A data set of `count` paths in `folder`, scanned. Returns its YAML and the seconds of the scan."""
-    for link, kind in itertools.product(range(count // KINDS), ("images", "labels")):
+    """Write and scan a data set of `count` paths. Return its list and the seconds of the scan."""
+    for link, kind in itertools.product(range(count // NUM_FILES), ("images", "labels")):
         place = folder / kind / f"{link:05}"
         if not place.exists():
             place.symlink_to(folder / kind / "real")
     split = folder / f"list{count}.txt"
     split.write_text(
-        "".join(f"{folder}/images/{link:05}/{k:04}.jpg\n" for link in range(count // KINDS) for k in range(KINDS))
+        "".join(
+            f"{folder}/images/{link:05}/{k:04}.jpg\n" for link in range(count // NUM_FILES) for k in range(NUM_FILES)
+        )
     )
     start = time.perf_counter()
     load_index(split, NUM_CLASSES, progress=False)
@@ -93,8 +95,8 @@ def write_spec(folder: Path, train_split: Path, val_split: Path) -> Path:
 # A process that trains on one of them
 
 
-class Looking:
-    """Pictures that, once told to, look at many others' entries with each that is read."""
+class VisitingImages:
+    """Images that, once the flag is set, visit many other entries with each image that is read."""
 
     def __init__(self, pictures: Pictures) -> None:
         self.pictures, self.index, self.flag, self.next = pictures, pictures.index, SharedBytes(1), 0
@@ -103,38 +105,41 @@ class Looking:
         return self.pictures.shape(i)
 
     def read(self, i: int) -> np.ndarray | None:
-        for k in range(self.next, self.next + LOOKED_AT * int(self.flag.array[0])):
+        for k in range(self.next, self.next + ENTRIES_PER_READ * int(self.flag.array[0])):
             k %= len(self.index)
             assert self.index.paths[k] and len(self.index.boxes(k)) == len(self.index.polygons(k)) and self.shape(k)
-        self.next += LOOKED_AT * int(self.flag.array[0])
+        self.next += ENTRIES_PER_READ * int(self.flag.array[0])
         return self.pictures.read(i)
 
 
 def take(batches: "itertools.chain[Batch]", count: int) -> float:
-    """Seconds for a picture."""
+    """Return the seconds per image."""
     start = time.perf_counter()
-    pictures = sum(len(batch.images) for batch in itertools.islice(batches, count))
-    return (time.perf_counter() - start) / pictures
+    count = sum(len(batch.images) for batch in itertools.islice(batches, count))
+    return (time.perf_counter() - start) / count
 
 
-def work(words: list[str]) -> None:
-    """Say how long the start took; then answer each line of standard input: a number of batches, or `look`."""
+def train_on_request(words: list[str]) -> None:
+    """Print the seconds of the start, then answer each line of standard input: a number of batches, or `visit`."""
     start = time.perf_counter()
     with Distributed.join().session() as group:
         request = train.understand(train.parse_args(words), [])
         group = group.use(request.options.device, request.options.batch_size)
         run = train.build_run(request, group)
-        looking = run.train_loader.dataset.pictures = Looking(run.train_loader.dataset.pictures)
+        visiting = run.train_loader.dataset.pictures = VisitingImages(run.train_loader.dataset.pictures)
         batches = itertools.chain.from_iterable(itertools.repeat(run.train_loader))
         next(batches)
         answer(time.perf_counter() - start)
         for line in sys.stdin:
-            if line.strip() != "look":
+            if line.strip() != "visit":
                 answer(take(batches, int(line)))
                 continue
-            looking.flag.array[0] = 1
-            take(batches, len(run.data.train) // LOOKED_AT * run.train_loader.workers // run.options.batch_size + 8)
-            answer([held(), *map(held, workers_of(run.train_loader))])
+            visiting.flag.array[0] = 1
+            take(
+                batches,
+                len(run.data.train) // ENTRIES_PER_READ * run.train_loader.workers // run.options.batch_size + 8,
+            )
+            answer([memory_of(), *map(memory_of, workers_of(run.train_loader))])
         run.train_loader.close()
 
 
@@ -143,7 +148,7 @@ def answer(value: object) -> None:
 
 
 class Trainer:
-    """The other end of `work`."""
+    """A process that runs `train_on_request`."""
 
     def __init__(self, spec: Path) -> None:
         self.process = subprocess.Popen(
@@ -152,17 +157,17 @@ class Trainer:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.start = self.listen()
+        self.start = self.read_answer()
 
-    def listen(self):
+    def read_answer(self):
         for line in self.process.stdout:
             if line.startswith("answer "):
                 return json.loads(line.removeprefix("answer "))
-        raise RuntimeError("the process that was to be measured has failed")
+        raise RuntimeError("the measured process has failed")
 
-    def ask(self, line: object):
+    def request(self, line: object):
         print(line, file=self.process.stdin, flush=True)
-        return self.listen()
+        return self.read_answer()
 
     def end(self) -> None:
         self.process.stdin.close()
@@ -174,8 +179,8 @@ class Trainer:
 
 
 def measure(specs: list[Path], starts: int, rounds: int, batches: int) -> tuple[Timing, Timing, list[list]]:
-    """Seconds of a start, seconds of a picture, and what the processes of each set hold: small set, large set."""
-    start, picture = Timing([], []), Timing([], [])
+    """Return seconds per start, seconds per image, and the memory of the processes of each set: small, large."""
+    start, image = Timing([], []), Timing([], [])
     for number in range(starts):
         trainers = [Trainer(spec) for spec in specs]  # one after the other
         for side, trainer in zip(start, trainers):
@@ -184,14 +189,14 @@ def measure(specs: list[Path], starts: int, rounds: int, batches: int) -> tuple[
             for trainer in trainers:
                 trainer.end()
     for number in range(-1, rounds):
-        for side, trainer in list(zip(picture, trainers))[:: 1 if number % 2 == 0 else -1]:
-            found = trainer.ask(batches)
-            if number >= 0:  # the first round is to warm up
+        for side, trainer in list(zip(image, trainers))[:: 1 if number % 2 == 0 else -1]:
+            found = trainer.request(batches)
+            if number >= 0:  # the first round warms up
                 side.append(found)
-    memory = [trainer.ask("look") for trainer in trainers]
+    memory = [trainer.request("visit") for trainer in trainers]
     for trainer in trainers:
         trainer.end()
-    return start, picture, memory
+    return start, image, memory
 
 
 def memory_rows(memory: list[list[list[float]]]) -> list[Row]:
@@ -204,38 +209,38 @@ def memory_rows(memory: list[list[list[float]]]) -> list[Row]:
     return [
         Row(
             f"memory of the {name}",
-            f"{max(some):.0f} MiB",
-            f"{max(many):.0f} MiB",
-            f"{max(some) / max(many):.2g}",
+            f"{max(small_values):.0f} MiB",
+            f"{max(large_values):.0f} MiB",
+            f"{max(small_values) / max(large_values):.2g}",
             "at most 1500 MiB",
         )
-        for name, some, many in parts
+        for name, small_values, large_values in parts
     ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=1_000_000)
+    parser.add_argument("--images", "--pictures", type=int, default=1_000_000)
     parser.add_argument("--few", type=int, default=10_000)
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batches", type=int, default=60, help="of a round")
-    parser.add_argument("--small", action="store_true", help="20 000 against 2 000 pictures, few rounds")
+    parser.add_argument("--small", action="store_true", help="20 000 against 2 000 images, few rounds")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        return work(args.words)
+        return train_on_request(args.words)
     few, many, starts, rounds = (
-        (2000, 20_000, 1, 3) if args.small else (args.few, args.pictures, args.starts, args.rounds)
+        (2000, 20_000, 1, 3) if args.small else (args.few, args.images, args.starts, args.rounds)
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_pictures(folder, np.random.default_rng(0))
+        make_images(folder, np.random.default_rng(0))
         (few_split, few_seconds), (many_split, many_seconds) = make_set(folder, few), make_set(folder, many)
         specs = [write_spec(folder, split, few_split) for split in (few_split, many_split)]
-        start, picture, memory = measure(specs, starts, rounds, args.batches)
-    print(f"Baseline: {few} pictures. Ours: {many} pictures, {many * BOXES} boxes.\n")
+        start, image, memory = measure(specs, starts, rounds, args.batches)
+    print(f"Baseline: {few} images. Ours: {many} images, {many * BOXES} boxes.\n")
     print_rows(
         [
             Row(
@@ -245,7 +250,7 @@ def main() -> None:
                 spread(start.ratios),
                 "at most 10 s",
             ),
-            row("a picture through the loader", picture, at_least="about 1"),
+            row("a picture through the loader", image, at_least="about 1"),
             *memory_rows(memory),
         ],
         f"The scan for the cache took {few_seconds:.1f} s and {many_seconds:.1f} s.",

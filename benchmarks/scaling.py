@@ -1,13 +1,13 @@
-"""How training scales over processes: pictures per second, and the shares of time in communication and validation.
+"""Scaling of training over processes: images per second, and the shares of time in communication and validation.
 
-    python benchmarks/scaling.py                         1, 2, 4 and 8 processes, as many as there are GPUs (2 without)
+    python benchmarks/scaling.py                         1, 2, 4 and 8 processes, at most one per GPU (2 without a GPU)
     python benchmarks/scaling.py --processes 1 2 -- --device cpu --cfg yolov5n.yaml --imgsz 160
 
-What follows `--` goes to train.py. Each row is a launch of torchrun with the program's own loop, loss and loaders. The
-batch is the total over all processes; with --per-process it is that of each. `DDP of 1` is one process in a group of
-one: what the wrapper costs by itself. Communication is the time that a step takes longer than one in which the
-processes exchange nothing, neither gradients nor counts. Ratios are to the plain process of the same run of this
-script: times of different runs on a shared machine cannot be compared.
+Flags after `--` go to train.py. Each row is a launch of torchrun with train.py's own loop, loss and loaders. The batch
+is the total over all processes; with --per-process it is that of each. `DDP of 1` is one process in a group of one: the
+cost of the wrapper itself. Communication is the extra time of a step over one without any exchange of gradients and
+counts. Ratios are to the plain process of the same run of this script, because times of different runs on a shared
+machine cannot be compared.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from utils.loading.dataset import Batch, Loader  # noqa: E402
 from utils.training.ddp import settle_buckets, smallest_size  # noqa: E402
 from utils.training.signals import Interruption  # noqa: E402
 
-COLUMNS = ("processes", "batch", "pictures/s", "ratio", "ms/step", "communication", "validation")
+COLUMNS = ("processes", "batch", "images/s", "ratio", "ms/step", "communication", "validation")
 ROUNDS = 2
 
 
@@ -47,8 +47,8 @@ ROUNDS = 2
 # One process of a row
 
 
-class Repeated:
-    """The batches of a loader's first epoch, over and over, `count` of them."""
+class RepeatedBatches:
+    """The batches of a loader's first epoch, repeated until there are `count` of them."""
 
     def __init__(self, loader: Loader, count: int):
         self.loader, self.count = loader, count
@@ -70,7 +70,7 @@ class Repeated:
 
 
 class StepTimer(train.SilentLog):
-    """Notes when each batch is done, on the device too; saves nothing."""
+    """Log that records when each batch is done, on the device too. It saves nothing."""
 
     def __init__(self, device: torch.device):
         self.device, self.times = device, []
@@ -82,8 +82,8 @@ class StepTimer(train.SilentLog):
 
 
 @contextmanager
-def silence(run: train.Run) -> Iterator[None]:
-    """Within, the processes say nothing to each other: each takes its own numbers for those of all."""
+def without_communication(run: train.Run) -> Iterator[None]:
+    """Switch communication off: each process uses its own numbers for those of all."""
     with ExitStack() as patches:
         for name, alone in (
             ("sum", lambda group, tensor: tensor),
@@ -98,11 +98,11 @@ def silence(run: train.Run) -> Iterator[None]:
         yield
 
 
-def seconds_of_a_step(run: train.Run, steps: int, warmup: int) -> float:
-    """Median over `steps` steps after `warmup` of them, of the slowest process."""
+def measure_step(run: train.Run, steps: int, warmup: int) -> float:
+    """Return the median seconds of `steps` steps after `warmup` steps, of the slowest process."""
     log = StepTimer(run.distributed.device)
     run.state.epoch = run.state.step = run.state.iteration = 0
-    again = dataclasses.replace(run, train_loader=Repeated(run.train_loader, steps + warmup + 1))
+    again = dataclasses.replace(run, train_loader=RepeatedBatches(run.train_loader, steps + warmup + 1))
     with Interruption(0) as interruption:
         train.train_one_epoch(again, log, interruption)
     taken = sorted(after - before for before, after in zip(log.times[warmup:], log.times[warmup + 1 :]))
@@ -110,7 +110,7 @@ def seconds_of_a_step(run: train.Run, steps: int, warmup: int) -> float:
 
 
 def seconds_of(function: Callable[[], object], group: Distributed) -> float:
-    """Of the slowest process."""
+    """Return the seconds of a call, of the slowest process."""
     group.wait_for_all()
     begin = time.perf_counter()
     function()
@@ -130,8 +130,8 @@ def validate(run: train.Run) -> None:
     )
 
 
-def wrap_alone(run: train.Run) -> train.Run:
-    """The run of one process with its model wrapped as that of several is, in a group of one."""
+def wrap_in_ddp(run: train.Run) -> train.Run:
+    """Return the run of one process with its model wrapped in DDP, in a group of one."""
     device = run.distributed.device
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     wrapped = run.distributed.exchanging(run.model, static_graph=not run.frozen)
@@ -139,19 +139,19 @@ def wrap_alone(run: train.Run) -> train.Run:
     return dataclasses.replace(run, wrapped=wrapped)
 
 
-def work(out: str, steps: int, warmup: int, wrapped: bool, words: list[str]) -> None:
-    """Be one of a row's processes; rank 0 writes what was measured to the file `out`."""
+def run_process(out: str, steps: int, warmup: int, wrapped: bool, words: list[str]) -> None:
+    """Measure as one of a row's processes. Rank 0 writes the figures to the file `out`."""
     with Distributed.join().session() as group:
         request = train.understand(train.parse_args(words), [])
         group = group.use(request.options.device, request.options.batch_size)
         train.seed_everything(request.options.seed)
         run = train.build_run(request, group)
-        run = wrap_alone(run) if wrapped else run
+        run = wrap_in_ddp(run) if wrapped else run
         found = {"batch": run.options.batch_size, "step": math.inf, "alone": math.inf}
-        for _ in range(ROUNDS):  # by turns, the best of each: whatever else the machine does only adds
-            found["step"] = min(found["step"], seconds_of_a_step(run, steps, warmup))
-            with silence(run):
-                found["alone"] = min(found["alone"], seconds_of_a_step(run, steps, warmup))
+        for _ in range(ROUNDS):  # in alternation, the best of each: other programs only add time
+            found["step"] = min(found["step"], measure_step(run, steps, warmup))
+            with without_communication(run):
+                found["alone"] = min(found["alone"], measure_step(run, steps, warmup))
         validate(run)  # the first time is slower
         found["validation"] = seconds_of(lambda: validate(run), group)
         found["epoch"] = len(run.train_loader) * found["step"] + found["validation"]
@@ -164,7 +164,7 @@ def work(out: str, steps: int, warmup: int, wrapped: bool, words: list[str]) -> 
 
 
 def measure(processes: int, wrapped: bool, args: argparse.Namespace) -> dict[str, float]:
-    """Launch a row's processes and read what they found."""
+    """Launch a row's processes and read their figures."""
     batch = args.batch_size * (processes if args.per_process else 1)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.json"
@@ -186,13 +186,13 @@ def measure(processes: int, wrapped: bool, args: argparse.Namespace) -> dict[str
             "--project",
             folder,
         ]
-        threads = os.cpu_count() // max(args.processes) or 1  # the same for all rows: only the processes differ
+        threads = os.cpu_count() // max(args.processes) or 1  # the same for all rows, so that only the processes differ
         done = subprocess.run(
             command, env=child_environment(OMP_NUM_THREADS=str(threads)), capture_output=True, text=True
         )
         if done.returncode or not out.is_file():
             print(done.stdout[-2000:], done.stderr[-4000:], file=sys.stderr)
-            raise UserError(f"the launch of {processes} process(es) failed, see above")
+            raise UserError(f"the launch of {processes} process(es) failed; the output above says why")
         return json.loads(out.read_text())
 
 
@@ -230,7 +230,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if args.work:
-        return work(args.work, args.steps, args.warmup, args.wrapped, args.words)
+        return run_process(args.work, args.steps, args.warmup, args.wrapped, args.words)
     print(
         f"torch {torch.__version__}, {os.cpu_count()} processor cores, {torch.cuda.device_count()} GPUs\n"
         + "".join(f"{title:>15}" for title in COLUMNS),

@@ -1,11 +1,12 @@
-"""From the shell to the first iteration of train.py, less what importing torch, torchvision and cv2 takes by itself.
+"""Time from the shell to the first iteration of train.py, minus the import of torch, torchvision and cv2.
 
     python benchmarks/startup.py                          yolov5n from scratch on data/shapes.yaml, labels cached
-    python benchmarks/startup.py --pairs 3 -- --imgsz 320   what follows -- goes to train.py
+    python benchmarks/startup.py --pairs 3 -- --imgsz 320   flags after -- go to train.py
 
-Both sides are fresh Pythons, started in turn; the clock starts before the process is. The import's time ends when it
-is done, without the end of the process. Ours ends when the loop has its first batch, and, in the second row, when that
-has gone through the model, the loss and back. The first pair, which may draw or scan the data, is not counted.
+Both sides are fresh Python processes, started in alternation; the clock starts before the process does. The baseline
+ends when the imports are done, before the process exits. Ours ends when the loop has its first batch, or, in the second
+row, when that batch has gone through forward, loss and backward. The first pair may draw or scan the data, so it does
+not count.
 """
 
 import argparse
@@ -41,7 +42,7 @@ train.main(sys.argv[1:])
 
 
 def moments(command: list[str]) -> list[float]:
-    """Start a process and return how many seconds after that it said `now`."""
+    """Start a process and return the seconds after which it printed each `now`."""
     start = time.monotonic()  # the same clock in all processes
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     found = [float(line.split()[1]) - start for line in done.stdout.splitlines() if line.startswith("now ")]
@@ -64,7 +65,9 @@ def main() -> None:
             [imported] = moments([sys.executable, "-c", IMPORT])
             first, done = moments([sys.executable, "-c", TRAIN, *words])
             if pair >= 0:
-                imports.append(imported), batch.append(first), iteration.append(done)
+                imports.append(imported)
+                batch.append(first)
+                iteration.append(done)
     rows = [
         Row(
             name,

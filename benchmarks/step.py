@@ -1,11 +1,11 @@
-"""A training step on the CPU: mixed precision, channels-last, fused updates, against the plain way.
+"""A training step on the CPU with mixed precision, channels-last and fused updates, against the plain way.
 
     python benchmarks/step.py                      yolov5n and yolov5s, 640, batch 8
     python benchmarks/step.py --sizes n --imgsz 320 --batch 16
 
-The baseline is the same model in float32 and the contiguous format, with the loss of the project, torch's optimizer
-and an EMA as loops over the tensors. Both sides train on the same made-up batch, uint8, from the loader's hand on, each
-in a process of its own, since train.py also changes how the C library keeps memory.
+The baseline is the same model in float32 and contiguous format. It uses the project's loss; torch's optimizer and the
+EMA are loops over the tensors. Both sides train on the same synthetic uint8 batch. Each side runs in a process of its
+own, because train.py also changes how malloc keeps memory.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from torch import nn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.timing import Elsewhere, Row, compare, print_rows, row  # noqa: E402
+from benchmarks.timing import InOwnProcess, Row, compare, print_rows, row  # noqa: E402
 from models.yolo import DetectionModel, as_input  # noqa: E402
 from utils.config import Hyperparameters  # noqa: E402
 from utils.device import amp_dtype, keep_freed_memory  # noqa: E402
@@ -32,29 +32,29 @@ from utils.optim import build_optimizer  # noqa: E402
 AT_LEAST = {"auto": "1.8 (with AVX512-BF16 or AMX)", "off": "1.1"}
 
 
-def made_up_batch(batch: int, imgsz: int, per_picture: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, 3, S, S) uint8 pictures and (T, 6) targets of about COCO's number and sizes."""
+def synthetic_batch(batch: int, imgsz: int, per_image: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (B, 3, S, S) uint8 images and (T, 6) targets of about the number and sizes in COCO."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch, 3, imgsz, imgsz), dtype=np.uint8)
-    T = batch * per_picture
+    T = batch * per_image
     wh = np.exp(rng.uniform(np.log(0.02), np.log(0.8), (T, 2)))
     xy = rng.uniform(wh / 2, 1 - wh / 2)
-    columns = np.repeat(np.arange(batch), per_picture)[:, None], rng.integers(0, 80, (T, 1)), xy, wh
+    columns = np.repeat(np.arange(batch), per_image)[:, None], rng.integers(0, 80, (T, 1)), xy, wh
     return torch.from_numpy(images), torch.from_numpy(np.concatenate(columns, 1).astype(np.float32))
 
 
-def loss_of(model: DetectionModel, imgsz: int) -> DetectionLoss:
+def build_loss(model: DetectionModel, imgsz: int) -> DetectionLoss:
     gains = scale_gains(Hyperparameters(), len(model.stride), model.num_classes, imgsz)
     return DetectionLoss(model.head.anchors, model.stride, model.num_classes, gains)
 
 
 def our_step(size: str, imgsz: int, batch: int, amp: str) -> Callable[[], None]:
-    """One step of train.py's loop: cast, forward, loss, backward, clip, update, EMA."""
+    """Return a function that runs one step of train.py's loop: cast, forward, loss, backward, clip, update, EMA."""
     keep_freed_memory()
-    images, targets = made_up_batch(batch, imgsz)
+    images, targets = synthetic_batch(batch, imgsz)
     dtype = amp_dtype(amp, torch.device("cpu"))
     model = new_model(size).to(memory_format=torch.channels_last)
-    loss, optimizer, ema = loss_of(model, imgsz), build_optimizer(model), ModelEMA(model)
+    loss, optimizer, ema = build_loss(model, imgsz), build_optimizer(model), ModelEMA(model)
 
     def step() -> None:
         x = as_input(images, images.device, dtype)
@@ -70,10 +70,10 @@ def our_step(size: str, imgsz: int, batch: int, amp: str) -> Callable[[], None]:
 
 
 def plain_step(size: str, imgsz: int, batch: int) -> Callable[[], None]:
-    """The same in float32 and the contiguous format, with loops over tensors."""
-    images, targets = made_up_batch(batch, imgsz)
+    """Return a function that runs the same step in float32 and contiguous format, with loops over the tensors."""
+    images, targets = synthetic_batch(batch, imgsz)
     model = new_model(size)
-    loss, average = loss_of(model, imgsz), copy.deepcopy(model).eval()
+    loss, average = build_loss(model, imgsz), copy.deepcopy(model).eval()
     optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.937, nesterov=True, foreach=False, fused=False)
 
     def step() -> None:
@@ -96,7 +96,7 @@ def new_model(size: str) -> DetectionModel:
 
 
 def measure(size: str, imgsz: int, batch: int, amp: str, pairs: int) -> Row:
-    sides = Elsewhere(plain_step, size, imgsz, batch), Elsewhere(our_step, size, imgsz, batch, amp)
+    sides = InOwnProcess(plain_step, size, imgsz, batch), InOwnProcess(our_step, size, imgsz, batch, amp)
     timing = compare(*sides, pairs=pairs)
     for side in sides:
         side.close()

@@ -1,4 +1,4 @@
-"""Two ways of doing the same thing, timed in turn in one process; what every script here prints.
+"""Timing of two ways to do the same thing, in alternation in one process, and the table that every script prints.
 
 A script makes Rows and hands them to `print_rows`: a Markdown table, which run_all.py gathers into RESULTS.md.
 """
@@ -18,14 +18,14 @@ import torch
 
 
 class Timing(NamedTuple):
-    """Seconds of the two sides, of which each pair was measured one right after the other."""
+    """Seconds of the two sides. The two values of a pair were measured one right after the other."""
 
     baseline: list[float]
     ours: list[float]
 
     @property
     def ratios(self) -> list[float]:
-        """How many times faster ours is, a pair at a time."""
+        """Speed-up of ours over the baseline, pair by pair."""
         return [slow / fast for slow, fast in zip(self.baseline, self.ours, strict=True)]
 
 
@@ -38,7 +38,7 @@ class Row(NamedTuple):
 
 
 def seconds(function: Callable[[], Any], *, times: int = 1) -> float:
-    """Time of `times` calls, with the garbage collected before."""
+    """Return the time of `times` calls in seconds. Collect garbage first."""
     gc.collect()
     start = time.perf_counter()
     for _ in range(times):
@@ -54,7 +54,7 @@ def compare(
     times: tuple[int, int] = (1, 1),
     warm_up: int = 1,
 ) -> Timing:
-    """Time both in turn, the first of each pair changing; `times` calls of each side make a measurement."""
+    """Time both sides in alternation, each going first in every other pair. `times` calls make one measurement."""
     for _ in range(warm_up):
         baseline(), ours()
     timing = Timing([], [])
@@ -65,34 +65,34 @@ def compare(
     return timing
 
 
-class Elsewhere:
-    """What `make(*args)` returns, a function, called in a process of its own: with its own settings and memory."""
+class InOwnProcess:
+    """The function that `make(*args)` returns, called in a process of its own with its own settings and memory."""
 
     def __init__(self, make: Callable[..., Callable[[], Any]], *args: Any):
         context = multiprocessing.get_context("spawn")
-        self.line, other = context.Pipe()
+        self.connection, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, make, args), daemon=True)
         self.process.start()
 
     def __call__(self) -> None:
-        self.line.send(True)
-        self.line.recv()
+        self.connection.send(True)
+        self.connection.recv()
 
     def close(self) -> None:
-        self.line.send(False)
+        self.connection.send(False)
         self.process.join()
 
 
-def _serve(line: Any, make: Callable[..., Callable[[], Any]], args: tuple) -> None:
+def _serve(connection: Any, make: Callable[..., Callable[[], Any]], args: tuple) -> None:
     function = make(*args)
-    while line.recv():
+    while connection.recv():
         function()
-        line.send(True)
+        connection.send(True)
 
 
 def spread(values: Sequence[float]) -> str:
-    """Median and the range of the middle half."""
-    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    """Format the median and the range of the middle half."""
+    low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
     return f"{_number(statistics.median(values))} ({_number(low)} to {_number(high)})"
 
 
@@ -101,7 +101,7 @@ def _number(value: float) -> str:
 
 
 def row(part: str, timing: Timing, *, at_least: str, unit: str = "ms") -> Row:
-    """A table row of two sides in `unit` (s, ms or us)."""
+    """Format a table row of two sides in `unit` (s, ms or us)."""
     scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[unit]
     sides = [f"{spread([value * scale for value in side])} {unit}" for side in timing]
     return Row(part, *sides, spread(timing.ratios), at_least)
@@ -115,7 +115,7 @@ def print_rows(rows: Sequence[Row], *notes: str) -> None:
 
 
 def machine() -> str:
-    """The processor, what is installed, and the GPU if there is one."""
+    """Describe the CPU, the GPU if there is one, and the installed versions."""
     try:
         names = [
             line.split(":", 1)[1].strip()

@@ -1,7 +1,7 @@
-"""Validation of an untrained model, in which every box passes the threshold, against that of a trained one.
+"""Validation of an untrained model, where every box passes the threshold, against that of a trained one.
 
 python benchmarks/untrained.py --weights yolov5n.pt --data coco128.yaml
-python benchmarks/untrained.py            the built-in data; the weights of `make train` if they are there
+python benchmarks/untrained.py            the built-in data and the weights of `make train`
 """
 
 import argparse
@@ -32,11 +32,11 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     options = parser.parse_args()
     if not Path(options.weights).is_file():
-        sys.exit(f"{options.weights} is not there: give --weights of a trained model, and the --data it belongs to")
-    trained = load_model(options.weights).train(False)
+        sys.exit(f"{options.weights} does not exist. Type --weights of a trained model, and its --data")
+    trained = load_model(options.weights).eval()
     spec = acquire(options.data)
     torch.manual_seed(0)
-    untrained = DetectionModel(trained.yaml).train(False)
+    untrained = DetectionModel(trained.yaml).eval()
     index = load_index(spec.sources("val"), spec.num_classes, progress=False)
     loader = make_loader(
         index, imgsz=options.imgsz, batch_size=32, rect=True, pad=0.5, cache="ram", workers=0, progress=False

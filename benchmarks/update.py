@@ -22,6 +22,7 @@ LR, MOMENTUM, DECAY = 0.01, 0.937, 5e-4
 
 
 def our_update(model: DetectionModel) -> Callable[[], None]:
+    """Return a function that runs the optimizer step and the EMA update of train.py."""
     optimizer, ema = build_optimizer(model), ModelEMA(model)
 
     def update() -> None:
@@ -32,7 +33,7 @@ def our_update(model: DetectionModel) -> Callable[[], None]:
 
 
 def plain_update(model: DetectionModel) -> Callable[[], None]:
-    """SGD with Nesterov momentum and the EMA, a tensor at a time."""
+    """Return a function that runs SGD with Nesterov momentum and the EMA, one tensor at a time."""
     average = copy.deepcopy(model).eval()
     velocities = [torch.zeros_like(parameter) for parameter in model.parameters()]
 
