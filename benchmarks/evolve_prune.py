@@ -19,9 +19,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import train  # noqa: E402
-from utils.evolution.csv_store import read_table  # noqa: E402
-from utils.evolve import GENES, falls_behind  # noqa: E402
+import train
+from utils.evolution.csv_store import read_table
+from utils.evolve import GENES, falls_behind
 
 RECORDED = [Path(__file__).with_name(name) for name in ("evolve_curves.csv", "evolve_curves_few.csv")]
 ORDERS = 200

@@ -23,9 +23,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import evolve  # noqa: E402
-from utils.config import Hyperparameters  # noqa: E402
-from utils.evolve import GENES, Generation, Search, best_first  # noqa: E402
+from utils import evolve
+from utils.config import Hyperparameters
+from utils.evolve import GENES, Generation, Search, best_first
 
 START = {**Hyperparameters().to_dict(), "anchors": 3.0}
 START = {name: START[name] for name in GENES}

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from benchmarks.process_memory import reset_peak, memory_of, workers_of  # noqa: E402
+from benchmarks.process_memory import memory_of, reset_peak, workers_of  # noqa: E402
 from benchmarks.scale import NUM_FILES, make_images, write_spec  # noqa: E402
 from benchmarks.timing import Row, machine, print_rows  # noqa: E402
 

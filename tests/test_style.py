@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SKIPPED = {"__pycache__", "golden"}
+SKIPPED = {"__pycache__", "golden", "kept"}
 MAX_WORDS = 25  # in a sentence of a docstring
 
 # Files that do not follow the rules yet, or folders of such files (with a slash at the end).
