@@ -1,0 +1,1 @@
+"""Data set YAMLs, hyperparameters and command-line scripts."""

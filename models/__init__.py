@@ -1,0 +1,1 @@
+"""Networks from model YAMLs, and weights files read into networks."""

@@ -1,0 +1,1 @@
+"""Shared files of the ground floor, and the wings above it."""

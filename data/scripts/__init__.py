@@ -1,0 +1,1 @@
+"""Command-line scripts that make or convert data sets."""
