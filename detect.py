@@ -235,7 +235,7 @@ def build_outputs(options: DetectOptions, names: dict[int, str]) -> Outputs:
     return Outputs(
         folder,
         names,
-        pictures=not options.nosave,
+        images=not options.nosave,
         text=options.save_txt,
         table=options.save_csv,
         crops=options.save_crop,
@@ -299,7 +299,7 @@ def summarise(outputs: Outputs, speed: Speed, source: str, options: DetectOption
     print(speed)
     if outputs.text:
         print(f"{outputs.label_files} labels saved to {outputs.folder / 'labels'}")
-    if outputs.pictures or outputs.text or outputs.crops or outputs.table:
+    if outputs.images or outputs.text or outputs.crops or outputs.table:
         print(f"Results saved to {outputs.folder}")
         print(f"Next: look at them{other_outputs(outputs, options, source)}")
     else:

@@ -44,7 +44,8 @@ from utils.loading.prefetch import prefetch
 from utils.loss import DetectionLoss, LossSums
 from utils.metrics import IOU_LEVELS, ConfusionMatrix, Metrics, Speed, match_detections
 from utils.nms import non_max_suppression
-from utils.output.plots import Plotter, plot_study
+from utils.output.plots import plot_study
+from utils.output.plotter import Plotter
 from utils.output.prediction_files import COCO_IDS, CocoWriter, TextWriter, Writer, unique_names
 from utils.output.validation_report import HEADER, draw_batch, draw_curves, table
 

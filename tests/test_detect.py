@@ -354,7 +354,7 @@ def test_frames_of_a_round_get_their_own_rows(tmp_path, capsys):
         asked.append(len(images))
         return [found(ROWS[:1]), found(NOTHING)]
 
-    speed = detect.detect(Given(*rounds), detector, Outputs(tmp_path, NAMES, text=True, pictures=False))
+    speed = detect.detect(Given(*rounds), detector, Outputs(tmp_path, NAMES, text=True, images=False))
     assert asked == [2, 2] and speed.frames == 4
     assert files_below(tmp_path) == ["labels/a_0.txt", "labels/a_1.txt"]
 
@@ -365,7 +365,7 @@ def test_q_in_a_window_ends_after_the_round(tmp_path, monkeypatch):
     monkeypatch.setattr(cv2, "waitKey", lambda wait: ord("q"))
     monkeypatch.setattr(cv2, "destroyAllWindows", lambda: None)
     rounds = [[frame("a", "stream", n, fps=5.0), frame("b", "stream", n, fps=5.0)] for n in range(3)]
-    outputs = Outputs(tmp_path, NAMES, pictures=False)
+    outputs = Outputs(tmp_path, NAMES, images=False)
     speed = detect.detect(Given(*rounds), lambda images: [found(ROWS)] * 2, outputs, show=True)
     assert speed.frames == 2 and shown == [("a", IMAGE.shape), ("b", IMAGE.shape)]
 

@@ -543,7 +543,7 @@ def test_ctrl_c_in_a_program(tmp_path, where):
 import atexit, os, signal, sys, threading, time
 from pathlib import Path
 from utils.errors import run
-from utils.output.plots import Plotter
+from utils.output.plotter import Plotter
 
 def draw(file):
     time.sleep(1)

@@ -60,16 +60,20 @@ GENES = {
     "mixup": Gene(1, 0.0, 1.0),
     "copy_paste": Gene(1, 0.0, 1.0),
 }
-OWN_ANCHORS = 0.0  # value of `anchors` that keeps the model's own; outside the gene's bounds, and allowed
-ANCHORS_AFTER_OWN = 3.0  # where a mutation begins that leaves the model's own anchors
+KEEP_MODEL_ANCHORS = 0.0  # value of `anchors` that keeps the model's own; outside the gene's bounds, and allowed
+FIRST_ANCHORS = 3.0  # where a mutation begins that leaves the model's own anchors
 
 # Chosen with benchmarks/evolve_search.py, which prints what each of them is worth.
 PARENTS = 6  # the best so far that pass on their genes
 RECOMBINATION = 1.0  # share of children that take each gene from a parent of its own, the better ones more often
 MUTATED = 0.25  # share of genes that a mutation touches
 STEP = 0.25  # mean size of a mutation in parts of the gene's range (of its logarithm where the scale is)
-STARTS = 3  # tries of the start where others succeed; failures after which a search that has no success gives up
-IN_A_ROW = 10  # failures in a row after which any search stops: a full disk must not use up all generations
+MAX_START_TRIES = (
+    3  # tries of the start where others succeed; failures after which a search that has no success gives up
+)
+MAX_FAILURES_IN_A_ROW = (
+    10  # failures in a row after which any search stops: a full disk must not use up all generations
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ def check_hyp(hyp: Hyp, source: str) -> None:
         if key not in GENES:
             raise UserError(f"{source}: {key} is no hyperparameter that evolution knows")
         low, high = GENES[key].low, GENES[key].high
-        if not low <= value <= high and (key, value) != ("anchors", OWN_ANCHORS):
+        if not low <= value <= high and (key, value) != ("anchors", KEEP_MODEL_ANCHORS):
             raise UserError(f"{source}: {key}: {value} is outside the bounds of evolution, {low} to {high}")
 
 
@@ -158,8 +162,8 @@ def mutate(hyp: Hyp, rng: np.random.Generator) -> dict[str, float]:
 def _moved(key: str, value: float, step: float) -> float:
     """`value` of gene `key` moved by `step` gains of its range, inside its bounds."""
     gain, low, high, log = GENES[key]
-    if key == "anchors" and value == OWN_ANCHORS:
-        value = ANCHORS_AFTER_OWN
+    if key == "anchors" and value == KEEP_MODEL_ANCHORS:
+        value = FIRST_ANCHORS
     if log:
         moved = value * (high / low) ** (gain * step)
     else:
@@ -214,7 +218,7 @@ class Search:
         succeeded = any(record.status == "done" for record in records)
         rng = np.random.default_rng([self.seed, number])
         parents: tuple[int, ...] = ()
-        if not {"started", "done"} & set(starts) and (len(starts) < STARTS or not succeeded):
+        if not {"started", "done"} & set(starts) and (len(starts) < MAX_START_TRIES or not succeeded):
             hyp, origin = dict(self.start), "start"
         elif 1 <= number <= len(self.population):
             individual = self.population[number - 1]
@@ -228,8 +232,10 @@ class Search:
 
 # ---- when to stop one early ------------------------------------------------------------------------------------------
 
-NEEDED = 4  # curves of others below which nothing is stopped
-SPARED = 0.3  # share of the epochs in which nothing is stopped: rankings change there (benchmarks/evolve_prune.py)
+MIN_CURVES = 4  # curves of others below which nothing is stopped
+PRUNE_WARMUP = (
+    0.3  # share of the epochs in which nothing is stopped: rankings change there (benchmarks/evolve_prune.py)
+)
 
 
 def falls_behind(curve: Sequence[float], others: Sequence[Sequence[float]], epochs: int) -> bool:
@@ -238,10 +244,10 @@ def falls_behind(curve: Sequence[float], others: Sequence[Sequence[float]], epoc
     The median rule of Golovin et al., Google Vizier (KDD 2017), on generations that all train under one schedule.
     """
     epoch = len(curve)
-    if epoch < max(2, SPARED * epochs) or epoch >= epochs:
+    if epoch < max(2, PRUNE_WARMUP * epochs) or epoch >= epochs:
         return False
     best = [max(other[:epoch]) for other in others if len(other) >= epoch]
-    return len(best) >= NEEDED and bool(max(curve) < statistics.median(best))
+    return len(best) >= MIN_CURVES and bool(max(curve) < statistics.median(best))
 
 
 # ---- doing it --------------------------------------------------------------------------------------------------------
@@ -298,7 +304,7 @@ class MemoryStore:
         pass  # nothing is open
 
 
-def carry_out(
+def run_generations(
     objective: Callable,
     store: Store,
     wanted: Sequence[Key],
@@ -372,9 +378,9 @@ def _attempt(objective: Callable, started: Generation) -> Generation:
 
 def _give_up(records: Sequence[Generation], failures: int, last: Generation) -> None:
     """UserError after too many `failures` in a row."""
-    if failures >= STARTS and not any(record.status in ("done", "pruned") for record in records):
+    if failures >= MAX_START_TRIES and not any(record.status in ("done", "pruned") for record in records):
         raise UserError(f"the first {failures} generations all failed, the last with: {last.note}")
-    if failures >= IN_A_ROW:
+    if failures >= MAX_FAILURES_IN_A_ROW:
         raise UserError(
             f"{failures} generations in a row failed, the last with: {last.note}; "
             "when that is put right, the same command goes on"
@@ -414,7 +420,7 @@ def evolve(
     store = MemoryStore() if store is None else store
     search = Search(hyp, seed, population)
     wanted = [(number, 0) for number in range(generations)]
-    carry_out(objective, store, wanted, search.propose, workers=workers, **settings)
+    run_generations(objective, store, wanted, search.propose, workers=workers, **settings)
     records = [record for record in store.records() if record.status != "started"]
     ranked = best_first(records)
     if not ranked:

@@ -9,7 +9,7 @@ import pytest
 
 from utils.config import Hyperparameters
 from utils.errors import UserError
-from utils.evolution.csv_store import RESULTS, CsvStore, alone_in, append, columns, read_individuals, read_table
+from utils.evolution.csv_store import RESULTS, CsvStore, append, columns, lock_folder, read_individuals, read_table
 from utils.evolve import Generation, Outcome, Search, evolve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -153,14 +153,14 @@ def test_a_table_of_other_hyperparameters_is_refused(tmp_path):
 
 
 def test_two_processes_in_one_folder_are_kept_apart(tmp_path):
-    with alone_in(tmp_path):
+    with lock_folder(tmp_path):
         script = (
-            f"from pathlib import Path\nfrom utils.evolution.csv_store import alone_in\n"
-            f"with alone_in(Path({str(tmp_path)!r})): print('in')"
+            f"from pathlib import Path\nfrom utils.evolution.csv_store import lock_folder\n"
+            f"with lock_folder(Path({str(tmp_path)!r})): print('in')"
         )
         other = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
         assert "in\n" not in other.stdout and f"is being evolved by process {os.getpid()} on" in other.stderr
-    with alone_in(tmp_path):  # free again
+    with lock_folder(tmp_path):  # free again
         pass
 
 

@@ -19,8 +19,8 @@ from utils.config import Hyperparameters, TrainOptions
 from utils.errors import UserError
 from utils.evolution.csv_store import read_table
 from utils.evolution.report import write_best
-from utils.evolution.run import build_trainings, read_plan, run_evolution, typed_line
-from utils.evolution.trainings import typed_flags
+from utils.evolution.run import build_trainings, format_command, make_plan, run_evolution
+from utils.evolution.trainings import to_flags
 from utils.evolve import GENES, Generation, MemoryStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ def evolve(folder, **settings):
 
 
 def start_cli(folder, **settings):
-    words = typed_flags(options(folder, **settings))
+    words = to_flags(options(folder, **settings))
     with open(folder / "output", "a") as output:
         return subprocess.Popen(
             [sys.executable, "-c", CLI, *words],
@@ -387,7 +387,7 @@ def test_an_individual_that_lacks_keys_takes_them_from_the_start_and_says_so(tmp
 
 def plan(**settings):
     given = {"device": "cpu", "evolve": 16, **settings}
-    return read_plan(TrainOptions(**given), frozenset(given), ROOT / "train.py")
+    return make_plan(TrainOptions(**given), frozenset(given), ROOT / "train.py")
 
 
 def test_anchors_are_a_gene_unless_the_anchors_stay():
@@ -424,7 +424,7 @@ def test_the_closing_lines_tell_the_whole_command_and_train_on_all_pictures(tmp_
         "device": "cpu",
         "evolve_storage": "postgresql://me:secret@host/db",
     }
-    found_with = typed_line(TrainOptions(**given), frozenset(given), ROOT / "train.py")
+    found_with = format_command(TrainOptions(**given), frozenset(given), ROOT / "train.py")
     assert found_with == (
         "python train.py '--data=my data.yaml' --device=cpu --epochs=7 --evolve=16 "
         "--evolve-fraction=0.25 --evolve-prune '--evolve-storage=postgresql://me:***@host/db' "
@@ -445,7 +445,7 @@ def test_the_start_is_never_stopped_early():
     """Every gain is told against it."""
     started = plan(epochs=20)
     others = [SimpleNamespace(curve=(0.5,) * 20) for _ in range(9)]
-    stop = build_trainings(started, MemoryStore(), SimpleNamespace(records=others), judged=True).stop
+    stop = build_trainings(started, MemoryStore(), SimpleNamespace(records=others), validated=True).stop
     assert stop({**started.start, "lr0": 0.02}, [0.1] * 10) and not stop(dict(started.start), [0.1] * 10)
 
 

@@ -6,11 +6,20 @@ import time
 
 import pytest
 
-from utils.evolution.trainings import GUARD, Trainings, claim_folder, last_words, read_rows, tidy, to_curve, typed_flags
+from utils.evolution.trainings import (
+    SUPERVISOR,
+    Trainings,
+    claim_folder,
+    last_error_line,
+    read_rows,
+    strip_progress_bars,
+    to_curve,
+    to_flags,
+)
 
 
 def test_flags_for_trainings_are_those_typed_and_read_back_as_they_were():
-    words = typed_flags(
+    words = to_flags(
         {
             "batch_size": 8,
             "cos_lr": True,
@@ -36,12 +45,12 @@ def test_flags_for_trainings_are_those_typed_and_read_back_as_they_were():
 )
 def test_the_last_words_of_a_log_are_its_error(tmp_path, text, expected):
     (tmp_path / "log").write_text(text)
-    assert last_words(tmp_path / "log") == expected
+    assert last_error_line(tmp_path / "log") == expected
 
 
 def test_a_log_is_kept_as_a_terminal_would_show_it(tmp_path):
     (tmp_path / "log").write_bytes(b"start\n  1%|\r 50%|#\r100%|##\nend\r\nlast\r")
-    tidy(tmp_path / "log")
+    strip_progress_bars(tmp_path / "log")
     assert (tmp_path / "log").read_bytes() == b"start\n100%|##\nend\nlast"
 
 
@@ -87,7 +96,15 @@ def test_what_the_guard_runs_dies_with_whoever_asked_for_it(tmp_path):
         "import subprocess, sys, time; "
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(97)', {0!r}]); time.sleep(97)"
     )
-    command = [sys.executable, "-I", str(GUARD), sys.executable, "-c", sleeper.format(str(tmp_path)), str(tmp_path)]
+    command = [
+        sys.executable,
+        "-I",
+        str(SUPERVISOR),
+        sys.executable,
+        "-c",
+        sleeper.format(str(tmp_path)),
+        str(tmp_path),
+    ]
     asking = subprocess.Popen(
         [
             sys.executable,
@@ -117,5 +134,5 @@ def test_what_the_guard_runs_dies_with_whoever_asked_for_it(tmp_path):
     "code, status", [("import sys; sys.exit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137), ("", 0)]
 )
 def test_the_guard_ends_as_its_command_does(code, status):
-    guard = subprocess.Popen([sys.executable, "-I", str(GUARD), sys.executable, "-c", code], stdin=subprocess.PIPE)
+    guard = subprocess.Popen([sys.executable, "-I", str(SUPERVISOR), sys.executable, "-c", code], stdin=subprocess.PIPE)
     assert guard.wait(timeout=60) == status  # the pipe stays open as long as the command runs

@@ -29,12 +29,12 @@ def files_below(folder):
 
 
 def test_text_is_normalised_with_the_lowest_score_first(tmp_path):
-    Outputs(tmp_path, NAMES, text=True, pictures=False).write(frame(), ROWS)
+    Outputs(tmp_path, NAMES, text=True, images=False).write(frame(), ROWS)
     assert (tmp_path / "labels/cat.txt").read_text() == "1 0.2 0.3 0.2 0.4\n0 0.25 0.5 0.5 1\n"
 
 
 def test_text_as_corners_with_confidence(tmp_path):
-    Outputs(tmp_path, NAMES, text=True, pictures=False, corners=True, confidence=True).write(frame(), ROWS)
+    Outputs(tmp_path, NAMES, text=True, images=False, corners=True, confidence=True).write(frame(), ROWS)
     assert (tmp_path / "labels/cat.txt").read_text() == "1 0.1 0.1 0.3 0.5 0.5\n0 0 0 0.5 1 0.876\n"
 
 
@@ -43,13 +43,13 @@ def test_text_as_corners_with_confidence(tmp_path):
 )
 def test_text_file_of_a_frame(tmp_path, kind, number, file):
     path = "cat" if kind == "screen" else "/a/cat.mp4"
-    Outputs(tmp_path, NAMES, text=True, pictures=False).write(frame(path, kind, number), ROWS)
+    Outputs(tmp_path, NAMES, text=True, images=False).write(frame(path, kind, number), ROWS)
     assert files_below(tmp_path) == [f"labels/{file}"]
 
 
 def test_text_of_an_earlier_run_is_replaced_or_removed(tmp_path):
     for rows, expected in [(ROWS, 2), (ROWS[:1], 1), (NOTHING, None)]:
-        outputs = Outputs(tmp_path, NAMES, text=True, pictures=False)
+        outputs = Outputs(tmp_path, NAMES, text=True, images=False)
         outputs.write(frame(), rows)
         file = tmp_path / "labels/cat.txt"
         assert (len(file.read_text().splitlines()) if file.exists() else None) == expected
@@ -58,7 +58,7 @@ def test_text_of_an_earlier_run_is_replaced_or_removed(tmp_path):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_leaves_the_text_of_before(tmp_path, monkeypatch):
-    outputs = Outputs(tmp_path, NAMES, text=True, pictures=False)
+    outputs = Outputs(tmp_path, NAMES, text=True, images=False)
     outputs.write(frame(), ROWS)
     before = (tmp_path / "labels/cat.txt").read_text()
     monkeypatch.setattr("utils.files.open", lambda *_: open("/dev/full", "wb"), raising=False)
@@ -69,7 +69,7 @@ def test_a_full_disk_leaves_the_text_of_before(tmp_path, monkeypatch):
 
 def test_table(tmp_path):
     for _ in range(2):  # the second run starts the file anew
-        outputs = Outputs(tmp_path, NAMES | {1: 'a "bus", red'}, table=True, pictures=False)
+        outputs = Outputs(tmp_path, NAMES | {1: 'a "bus", red'}, table=True, images=False)
         outputs.write(frame(), NOTHING)
         outputs.write(frame(), ROWS)
         outputs.close()
@@ -85,7 +85,7 @@ def test_crops_are_a_little_larger_than_the_boxes(tmp_path):
     boxes = [[20, 10, 60, 50, 0.5, 2], [150, 60, 199, 99, 0.6, 2], [150, 60, 200, 100, 0.7, 0]]
     rows = np.array(boxes, dtype=np.float32)
     for _ in range(2):  # a second run into the folder writes the same files
-        outputs = Outputs(tmp_path, NAMES, crops=True, pictures=False)
+        outputs = Outputs(tmp_path, NAMES, crops=True, images=False)
         outputs.write(frame(image=image), rows)
     assert files_below(tmp_path) == [
         "crops/person/cat.jpg",
@@ -99,7 +99,7 @@ def test_crops_are_a_little_larger_than_the_boxes(tmp_path):
 
 
 def test_a_crop_does_not_take_the_name_of_anothers(tmp_path):
-    outputs = Outputs(tmp_path, NAMES, crops=True, pictures=False)
+    outputs = Outputs(tmp_path, NAMES, crops=True, images=False)
     outputs.write(frame("/a/cat2.jpg"), ROWS[:1])
     outputs.write(frame("/a/cat.jpg"), np.repeat(ROWS[:1], 2, axis=0))
     assert files_below(tmp_path) == ["crops/bus/cat.jpg", "crops/bus/cat2.jpg", "crops/bus/cat3.jpg"]

@@ -67,14 +67,14 @@ def test_letters_beyond_ascii_are_drawn():
 def test_without_matplotlib_another_font_draws(fresh_fonts, monkeypatch):
     assert drawing._font(20, fonts.dejavu()).getname()[0] == "DejaVu Sans"
     monkeypatch.setattr(fonts, "find_spec", lambda name: None)
-    assert fonts.writing("caf\u00e9").file is None and "DejaVu" not in drawing._font(20, None).getname()[0]
+    assert fonts.choose_font("caf\u00e9").file is None and "DejaVu" not in drawing._font(20, None).getname()[0]
     assert drawing._text_mask("person 0.87", 20).max() > 0.9
 
 
 @pytest.fixture
 def fresh_fonts(monkeypatch):
     """Nothing is remembered of fonts that were found, neither before nor after."""
-    remembered = fonts.writing, fonts.letters_of, fonts._system_fonts
+    remembered = fonts.choose_font, fonts.letters_of, fonts._system_fonts
     monkeypatch.setattr(fonts, "_warned", [])
     for function in remembered:
         function.cache_clear()
@@ -111,14 +111,14 @@ def test_letters_beyond_dejavu_are_drawn_by_a_font_of_the_system(fresh_fonts, tm
     found = [tmp_path / "bad.ttf", tmp_path / "absent.ttf", make_font(tmp_path / "squares.ttf", CAT + " 0.9")]
     monkeypatch.setattr(fonts, "_system_fonts", lambda letters: found)
     for text in ("cat", "\u0416\u00e9"):
-        assert fonts.writing(text) == (text, fonts.dejavu())
-    assert fonts.writing(f"a\u200b\ufe0f\n{NO_GLYPH}").file == fonts.dejavu()
-    assert fonts.writing(f"{CAT} 0.9") == (f"{CAT} 0.9", found[2])
+        assert fonts.choose_font(text) == (text, fonts.dejavu())
+    assert fonts.choose_font(f"a\u200b\ufe0f\n{NO_GLYPH}").file == fonts.dejavu()
+    assert fonts.choose_font(f"{CAT} 0.9") == (f"{CAT} 0.9", found[2])
     mask = drawing._text_mask(CAT, 40)
     assert mask.mean() > 0.3 and not capsys.readouterr().out
-    assert fonts.writing(f"{HIEROGLYPH}e") == (f"{NO_GLYPH}e", fonts.dejavu())
-    assert fonts.writing(HIEROGLYPH + CAT) == (NO_GLYPH + CAT, found[2])
-    assert fonts.writing("\U00013001").text == NO_GLYPH
+    assert fonts.choose_font(f"{HIEROGLYPH}e") == (f"{NO_GLYPH}e", fonts.dejavu())
+    assert fonts.choose_font(HIEROGLYPH + CAT) == (NO_GLYPH + CAT, found[2])
+    assert fonts.choose_font("\U00013001").text == NO_GLYPH
     assert capsys.readouterr().out.count("WARNING no font here has letters such as \U00013000:") == 1
 
 
@@ -133,7 +133,7 @@ def test_fontconfig_is_asked_for_the_letters(fresh_fonts, tmp_path, monkeypatch,
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr(fonts, "KNOWN", [])
-    assert fonts.writing(f"{CAT}\u72d7 {CAT}") == (
+    assert fonts.choose_font(f"{CAT}\u72d7 {CAT}") == (
         (f"{CAT}{NO_GLYPH} {CAT}", font) if answers else (f"{NO_GLYPH * 2} {NO_GLYPH}", fonts.dejavu())
     )
     assert (tmp_path / "asked").read_text() == "--format=%{file} :charset=72d7 732b"

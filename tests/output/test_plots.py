@@ -11,6 +11,7 @@ import pytest
 
 from utils.errors import UserError
 from utils.output import plots
+from utils.output.plotter import Plotter
 
 NAMES = {0: "cat", 1: "dog", 2: "Straße"}
 GRID = np.linspace(0, 1, 1000)
@@ -19,7 +20,7 @@ GRID = np.linspace(0, 1, 1000)
 def legend_texts(monkeypatch, draw):
     """Legend entries of the figure that `draw` would have saved."""
     found = []
-    monkeypatch.setattr(plots, "_save", lambda figure, file, dpi: found.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, file, dpi: found.append(figure))
     draw()
     return [text.get_text() for text in found[0].axes[0].get_legend().get_texts()], found[0]
 
@@ -90,7 +91,7 @@ def test_curve_files(tmp_path, classes):
 
 def test_confusion_matrix_columns_sum_to_one(monkeypatch):
     found = []
-    monkeypatch.setattr(plots, "_save", lambda figure, file, dpi: found.append(figure))
+    monkeypatch.setattr(plots, "save_figure", lambda figure, file, dpi: found.append(figure))
     matrix = np.array([[3, 0, 2], [1, 0, 0], [0, 0, 2]])
     plots.plot_confusion(matrix, {0: "cat", 1: "dog"}, "x.png")
     numbers = sorted(text.get_text() for text in found[0].axes[0].texts)
@@ -146,7 +147,7 @@ def test_names_in_any_script_draw_without_a_warning(tmp_path, names):
 
 def test_plotter_draws_in_one_other_thread_in_order():
     seen = []
-    with plots.Plotter() as plotter:
+    with Plotter() as plotter:
         for i in range(5):
             plotter.submit(lambda i: seen.append((i, threading.current_thread().name)), i)
     assert [i for i, _ in seen] == list(range(5))
@@ -156,7 +157,7 @@ def test_plotter_draws_in_one_other_thread_in_order():
 
 def test_a_failed_picture_costs_one_line(tmp_path):
     lines = []
-    with plots.Plotter(report=lines.append) as plotter:
+    with Plotter(report=lines.append) as plotter:
         plotter.submit(plots.plot_results, tmp_path / "absent.csv", tmp_path / "results.png")
         plotter.submit(plots.plot_confusion, np.eye(3), {0: "a", 1: "b"}, file=tmp_path / "confusion.png")
     assert len(lines) == 1 and "plot_results" in lines[0] and "absent.csv" in lines[0]

@@ -13,19 +13,19 @@ from utils.errors import UserError
 from utils.evolution.verdict import candidates, judge
 from utils.evolve import (
     GENES,
-    STARTS,
+    MAX_START_TRIES,
     Generation,
     MemoryStore,
     Outcome,
     Search,
     best_first,
     breed,
-    carry_out,
     check_hyp,
     evolve,
     falls_behind,
     mutate,
     rank_weights,
+    run_generations,
     run_seed,
 )
 
@@ -213,7 +213,7 @@ def test_a_start_that_always_fails_does_not_use_up_the_search_of_others_that_suc
     def objective(hyp, generation):
         if hyp == START:
             starts.append(generation)
-            if len(starts) == STARTS:
+            if len(starts) == MAX_START_TRIES:
                 enough.set()
             assert one_is_done.wait(20)
             raise RuntimeError("CUDA out of memory")
@@ -225,16 +225,16 @@ def test_a_start_that_always_fails_does_not_use_up_the_search_of_others_that_suc
         return closeness(hyp)
 
     result = evolve(objective, START, 12, workers=2)
-    assert [r.origin for r in result.records].count("start") == STARTS
-    assert sum(r.status == "done" for r in result.records) == 12 - STARTS
+    assert [r.origin for r in result.records].count("start") == MAX_START_TRIES
+    assert sum(r.status == "done" for r in result.records) == 12 - MAX_START_TRIES
 
 
 @pytest.mark.parametrize(
     "failed, others, origin",
     [
-        (STARTS - 1, [record(8, 0.3)], "start"),  # once more
-        (STARTS, [record(8, 0.3)], "child"),  # enough
-        (STARTS, [], "start"),  # nothing has succeeded: what was wrong may have been put right since
+        (MAX_START_TRIES - 1, [record(8, 0.3)], "start"),  # once more
+        (MAX_START_TRIES, [record(8, 0.3)], "child"),  # enough
+        (MAX_START_TRIES, [], "start"),  # nothing has succeeded: what was wrong may have been put right since
     ],
 )
 def test_how_often_the_start_is_tried(failed, others, origin):
@@ -290,7 +290,7 @@ def test_an_error_outside_the_objective_cancels_what_runs():
         return 0.1
 
     with pytest.raises(OSError, match="disk full"):
-        carry_out(objective, Broken(), [(0, 0), (1, 0)], Search(START).propose, workers=2, cancel=ended.set)
+        run_generations(objective, Broken(), [(0, 0), (1, 0)], Search(START).propose, workers=2, cancel=ended.set)
     assert ended.is_set()
 
 

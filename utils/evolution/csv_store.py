@@ -26,13 +26,25 @@ except ImportError:  # not a POSIX system: nobody is kept out, one process at a 
 
 RESULTS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95",
            "val/box_loss", "val/obj_loss", "val/cls_loss")  # fmt: skip
-OWN = ("generation", "repeat", "status", "fitness", "seed", "origin", "parents", "epochs", "seconds", "curve", "note")
+OWN_COLUMNS = (
+    "generation",
+    "repeat",
+    "status",
+    "fitness",
+    "seed",
+    "origin",
+    "parents",
+    "epochs",
+    "seconds",
+    "curve",
+    "note",
+)
 STATUSES = ("started", "done", "failed", "pruned")
 
 
 def columns(names: Sequence[str]) -> list[str]:
     """The header of a table for hyperparameters of these names."""
-    return [*RESULTS, *names, *OWN]
+    return [*RESULTS, *names, *OWN_COLUMNS]
 
 
 def to_cells(record: Generation, names: Sequence[str]) -> list[str]:
@@ -158,7 +170,7 @@ def _locked(stream: BinaryIO) -> Iterator[None]:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Keep every other process out of `folder` while this one lives, however it ends. UserError where one is in it."""
     file = folder / ".evolve.lock"
     with open(file, "a+", encoding="utf-8") as stream:

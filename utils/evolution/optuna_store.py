@@ -20,7 +20,7 @@ from typing import Any
 
 from utils.errors import UserError
 from utils.evolution.csv_store import write_table
-from utils.evolve import GENES, OWN_ANCHORS, Generation, Key, Propose
+from utils.evolve import GENES, KEEP_MODEL_ANCHORS, Generation, Key, Propose
 
 RETRY = "retry of"  # user attribute of a trial that takes the place of a lost one: the position of its generation
 HEARTBEAT = 30  # seconds
@@ -137,12 +137,12 @@ class StudyStore:
 
     def claim(self, wanted: Sequence[Key], propose: Propose) -> Generation | None:
         self.wanted, self.propose = wanted, propose
-        return self._patiently(self._claim)
+        return self._retry_on_outage(self._claim)
 
     def _claim(self) -> Generation | None:
         started = None
         while started is None:
-            self._bury_the_dead()
+            self._fail_stale_trials()
             places = self._places(self._trials())
             for position, place in enumerate(places[: len(self.wanted)]):
                 if not _counting(place):
@@ -186,7 +186,7 @@ class StudyStore:
         key, begun = self.wanted[position], []
         with self.lock:
             self.own[key] = trial  # its heart beats from here on
-        if not self._unless_lost(lambda: begun.append(self._begin(trial, key))):
+        if not self._if_still_owned(lambda: begun.append(self._begin(trial, key))):
             with self.lock:
                 del self.own[key]
             return None
@@ -266,15 +266,15 @@ class StudyStore:
             trial = self.own.get(key)
         try:
             if trial:
-                self._unless_lost(lambda: trial.report(fitness, epoch))
+                self._if_still_owned(lambda: trial.report(fitness, epoch))
         except self.outages:  # `finish` reports what is missing
             pass
 
     def finish(self, generation: Generation) -> bool:
-        kept = self._patiently(lambda: self._finish(generation))
+        kept = self._retry_on_outage(lambda: self._finish(generation))
         with self.lock:
             self.own.pop(generation.key, None)
-        self._patiently(self._write)
+        self._retry_on_outage(self._write)
         return kept
 
     def release(self) -> None:
@@ -306,16 +306,16 @@ class StudyStore:
                 if epoch not in known:
                     trial.report(value, epoch)
 
-        return self._unless_lost(write) and self._tell(
+        return self._if_still_owned(write) and self._tell(
             trial.number,
             values=generation.fitness if generation.status == "done" else None,
             state=self.optuna.trial.TrialState[state],
         )
 
     def _tell(self, number: int, **outcome: Any) -> bool:
-        return self._unless_lost(lambda: self.study.tell(number, **outcome))
+        return self._if_still_owned(lambda: self.study.tell(number, **outcome))
 
-    def _patiently(self, act: Callable[[], Any]) -> Any:
+    def _retry_on_outage(self, act: Callable[[], Any]) -> Any:
         """What `act` returns; an outage of the storage is waited for, about ten minutes long."""
         for pause in (1, 5, 15, 30, 60, 120, 180, 180):
             try:
@@ -325,7 +325,7 @@ class StudyStore:
                 time.sleep(pause)
         return act()
 
-    def _unless_lost(self, act: Callable[[], Any]) -> bool:
+    def _if_still_owned(self, act: Callable[[], Any]) -> bool:
         """Whether the trial was still ours: another machine may have taken us for dead."""
         try:
             act()
@@ -356,9 +356,9 @@ class StudyStore:
         if self.beats:
             self.storage.record_heartbeat(trial._trial_id)
         else:
-            self._unless_lost(lambda: trial.set_user_attr("alive", time.time()))
+            self._if_still_owned(lambda: trial.set_user_attr("alive", time.time()))
 
-    def _bury_the_dead(self) -> None:
+    def _fail_stale_trials(self) -> None:
         """Fail the trials of machines that are gone. Optuna does it where it has heartbeats, from the first one on; the
         rest is watched from here, by our own clock."""
         if self.beats:
@@ -392,7 +392,7 @@ def _counting(trials: Sequence[Any]) -> Any:
 
 
 def _bounds(name: str) -> tuple[float, float]:
-    low = OWN_ANCHORS if name == "anchors" else GENES[name].low
+    low = KEEP_MODEL_ANCHORS if name == "anchors" else GENES[name].low
     return low, GENES[name].high
 
 

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils.files import atomic_write
+from utils.output.figure import new_figure, save_figure
 
 if TYPE_CHECKING:  # imported when a chart is drawn, as in utils.output.plots
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 DONE, BEST, PRUNED, FAILED = "#0033CC", "#E02020", "#E07000", "#606060"
 COLUMNS = 6
+DPI = 110
+PAD = 3 / 72  # inches around each panel
 WIDE = 30  # a range of values this many times apart is drawn on a logarithmic axis
 
 
@@ -40,7 +41,7 @@ def plot_evolve(
     values, fitness = np.asarray(values, float).reshape(len(fitness), len(names)), np.asarray(fitness, float)
     rows = math.ceil(len(names) / COLUMNS)
     fitness_title = "fitness = 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95"
-    figure = _figure(2.9 * COLUMNS, 2.5 * rows + 0.6)
+    figure = new_figure(2.9 * COLUMNS, 2.5 * rows + 0.6)
     panels = figure.subplots(rows, COLUMNS, squeeze=False, sharey=True).flat
     floor = lowest_shown(fitness)
     age = np.linspace(0.15, 1.0, len(fitness)) if len(fitness) > 1 else np.ones(1)
@@ -64,7 +65,7 @@ def plot_evolve(
     if floor > fitness.min():
         fitness_title += f" (lower ones stand at {floor:.3g})"
     figure.supylabel(fitness_title, fontsize=12)
-    _save(figure, file)
+    save_figure(figure, file, dpi=DPI, pad=PAD)
 
 
 def plot_evolve_progress(
@@ -85,7 +86,7 @@ def plot_evolve_progress(
     from matplotlib.ticker import MaxNLocator
 
     numbers, fitness, statuses = np.asarray(numbers), np.asarray(fitness, float), np.asarray(statuses)
-    figure = _figure(11, 6)
+    figure = new_figure(11, 6)
     panel = figure.subplots()
     done, pruned, failed = (statuses == word for word in ("done", "pruned", "failed"))
     floor = lowest_shown(fitness[done])
@@ -138,7 +139,7 @@ def plot_evolve_progress(
     panel.set_ylabel("fitness", fontsize=12)
     panel.grid(alpha=0.25)
     panel.legend(fontsize=10, loc="best", framealpha=0.9)
-    _save(figure, file)
+    save_figure(figure, file, dpi=DPI, pad=PAD)
 
 
 def lowest_shown(fitness: np.ndarray) -> float:
@@ -166,18 +167,3 @@ def _draw_best(panel: "Axes", numbers: np.ndarray, fitness: np.ndarray) -> None:
         linewidths=2.5,
         label=f"best {fitness[best]:.4g} (generation {numbers[best]})",
     )
-
-
-def _figure(width: float, height: float) -> "Figure":
-    """An empty one, in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: "Figure", file: str | Path) -> None:
-    with atomic_write(file) as stream:
-        figure.savefig(stream, format=Path(file).suffix.lstrip(".").lower(), dpi=110)

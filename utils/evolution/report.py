@@ -13,9 +13,9 @@ from tqdm import tqdm
 from utils.evolution.csv_store import RESULTS
 from utils.evolution.plots import plot_evolve, plot_evolve_progress
 from utils.evolution.verdict import Verdict
-from utils.evolve import GENES, OWN_ANCHORS, PARENTS, Generation, Hyp, Key, best_first
+from utils.evolve import GENES, KEEP_MODEL_ANCHORS, PARENTS, Generation, Hyp, Key, best_first
 from utils.files import atomic_write, write_yaml
-from utils.output.plots import Plotter
+from utils.output.plotter import Plotter
 
 DRAW_EVERY = 60.0  # seconds
 
@@ -69,7 +69,7 @@ class Report:
         self.bar = tqdm(total=total, initial=min(done, total), desc=title, unit="run", dynamic_ncols=True)
         self._show_best()
 
-    def told(self, key: Key, epochs: int, seconds: float) -> None:
+    def on_epoch(self, key: Key, epochs: int, seconds: float) -> None:
         """A training has done so many epochs after so many seconds (called from the workers' threads)."""
         with self.lock:
             if epochs == 1:
@@ -162,10 +162,10 @@ class Report:
 
     # ---- at the end
 
-    def close_with(self, verdict: Verdict, records: Sequence[Generation], repeats: Sequence[Generation]) -> None:
+    def finish(self, verdict: Verdict, records: Sequence[Generation], repeats: Sequence[Generation]) -> None:
         """Write the winner, draw, and say what was found and how to train with it."""
         file = self.folder / "hyp_evolve.yaml"
-        write_best(file, verdict.winner, records, self.typed, in_words(verdict))
+        write_best(file, verdict.winner, records, self.typed, summary_line(verdict))
         write_population(self.folder / "evolve_population.yaml", records)
         self.draw(records, repeats, verdict.winner.number)
         self.__exit__()
@@ -174,12 +174,12 @@ class Report:
         seconds = sum(record.seconds for record in [*records, *repeats])
         print(
             f"{len(records)} generations ({ends}) and {len(repeats)} repeats, {duration(seconds)} of training\n"
-            f"{in_words(verdict)}\nResults saved to {self.folder}\n"
+            f"{summary_line(verdict)}\nResults saved to {self.folder}\n"
             f"Train with it: {self.to_train} --hyp {shlex.quote(str(file))}"
         )
 
 
-def in_words(verdict: Verdict) -> str:
+def summary_line(verdict: Verdict) -> str:
     """One line: who won, and whether the gain is more than luck."""
     winner = verdict.winner
     best = f"Best: generation {winner.number}, fitness {verdict.fitness:.4g}"
@@ -204,7 +204,7 @@ def duration(seconds: float) -> str:
 
 def for_training(hyp: Hyp) -> dict[str, float]:
     """As in the files that come with the project: no `anchors` where the model keeps its own."""
-    return {key: value for key, value in hyp.items() if key != "anchors" or value != OWN_ANCHORS}
+    return {key: value for key, value in hyp.items() if key != "anchors" or value != KEEP_MODEL_ANCHORS}
 
 
 def write_best(file: Path, best: Generation, records: Sequence[Generation], typed: str, verdict: str = "") -> None:

@@ -13,23 +13,34 @@ import torch
 from utils.config import Hyperparameters, TrainOptions
 from utils.device import select_device
 from utils.errors import UserError
-from utils.evolution.csv_store import CsvStore, alone_in, read_individuals
+from utils.evolution.csv_store import CsvStore, lock_folder, read_individuals
 from utils.evolution.optuna_store import StudyStore, without_password
 from utils.evolution.report import Report
-from utils.evolution.trainings import Trainings, typed_flags
+from utils.evolution.trainings import Trainings, to_flags
 from utils.evolution.verdict import Repeats, Verdict, candidates, judge
-from utils.evolve import GENES, OWN_ANCHORS, Generation, Hyp, Key, Search, carry_out, check_hyp, falls_behind, run_seed
+from utils.evolve import (
+    GENES,
+    KEEP_MODEL_ANCHORS,
+    Generation,
+    Hyp,
+    Key,
+    Search,
+    check_hyp,
+    falls_behind,
+    run_generations,
+    run_seed,
+)
 from utils.files import ROOT, read_yaml, write_yaml
 
 REPEATS = 2  # further seeds for each of the best
 PROJECT = "runs/evolve"
 POPULATION_SHARE = 8  # the project's own files are tried as one in so many generations, unless the user names a folder
 # Each training has these of its own, or must not have them.
-OWN = {"hyp", "seed", "device", "workers", "project", "name", "exist_ok", "resume", "nosave", "noval", "noplots",
+PER_TRAINING_FLAGS = {"hyp", "seed", "device", "workers", "project", "name", "exist_ok", "resume", "nosave", "noval", "noplots",
        "save_period", "score_only", "evolve", "evolve_population", "resume_evolve", "evolve_workers", "evolve_storage",
        "evolve_timeout", "evolve_prune"}  # fmt: skip
 # What may change when the same evolution goes on, or differ between machines: it does not touch the meaning of fitness.
-FREE = OWN - {"hyp", "seed"} | {"cache", "local_rank"}
+FLAGS_THAT_MAY_CHANGE = PER_TRAINING_FLAGS - {"hyp", "seed"} | {"cache", "local_rank"}
 
 
 @dataclass(frozen=True)
@@ -51,26 +62,26 @@ class Plan:
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the meaning of fitness, in plain types."""
-        values = {key: value for key, value in self.options.to_dict().items() if key not in FREE}
+        values = {key: value for key, value in self.options.to_dict().items() if key not in FLAGS_THAT_MAY_CHANGE}
         return {**values, "hyp": dict(self.start)}
 
     @property
     def flags(self) -> list[str]:
         """What the user typed that is for every training."""
-        return typed_flags({key: getattr(self.options, key) for key in sorted(self.typed - OWN)})
+        return to_flags({key: getattr(self.options, key) for key in sorted(self.typed - PER_TRAINING_FLAGS)})
 
     @property
     def line(self) -> str:
         """The command to train with what was found: as the generations were, on all of the pictures."""
-        return typed_line(self.options, self.typed - OWN - {"evolve_fraction"}, self.script)
+        return format_command(self.options, self.typed - PER_TRAINING_FLAGS - {"evolve_fraction"}, self.script)
 
 
-def typed_line(options: TrainOptions, names: Iterable[str], script: Path) -> str:
+def format_command(options: TrainOptions, names: Iterable[str], script: Path) -> str:
     """The command line with the options of these names, for people: no password of a database in it."""
     values = {name: getattr(options, name) for name in sorted(names)}
     if "evolve_storage" in values:
         values["evolve_storage"] = without_password(options.evolve_storage)
-    return shlex.join(["python", script.name, *typed_flags(values)])
+    return shlex.join(["python", script.name, *to_flags(values)])
 
 
 def run_evolution(options: TrainOptions, typed: frozenset[str], script: Path) -> Verdict:
@@ -78,19 +89,19 @@ def run_evolution(options: TrainOptions, typed: frozenset[str], script: Path) ->
 
     The same command again goes on where it stopped. Raises UserError for whatever the user can put right.
     """
-    plan = read_plan(options, typed, script)
+    plan = make_plan(options, typed, script)
     plan.folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         if not options.evolve_storage:
-            stack.enter_context(alone_in(plan.folder))
-        agree_on_settings(plan)
+            stack.enter_context(lock_folder(plan.folder))
+        check_same_settings(plan)
         report = stack.enter_context(
             Report(
                 plan.folder,
                 options.evolve,
                 len(plan.devices),
                 options.epochs,
-                typed=typed_line(options, typed, script),
+                typed=format_command(options, typed, script),
                 to_train=plan.line,
                 pictures=not options.noplots,
             )
@@ -112,7 +123,7 @@ def _search(plan: Plan, store: CsvStore | StudyStore, report: Report) -> Verdict
     report.begin(store.records(), REPEATS * min(4, plan.options.evolve))
     trainings = build_trainings(plan, store, report)
     search = Search(plan.start, plan.options.seed, plan.population)
-    carry_out(
+    run_generations(
         trainings,
         store,
         plan.wanted,
@@ -127,7 +138,7 @@ def _search(plan: Plan, store: CsvStore | StudyStore, report: Report) -> Verdict
         raise UserError(f"none of the {len(records)} generations succeeded; logs: {plan.folder / 'generations'}")
     repeats = repeat(plan, ranked, report)
     verdict = judge(records, repeats)
-    report.close_with(verdict, records, repeats)
+    report.finish(verdict, records, repeats)
     return verdict
 
 
@@ -143,8 +154,8 @@ def _repeat(
     wanted = [(number, again) for again in range(1, REPEATS + 1) for number in ranked]
     done = [record for record in store.records() if record.key in wanted and record.status != "started"]
     report.repeating(len(ranked), len(wanted), len(done))
-    trainings = build_trainings(plan, store, report, judged=False)
-    carry_out(
+    trainings = build_trainings(plan, store, report, validated=False)
+    run_generations(
         trainings,
         store,
         wanted,
@@ -164,7 +175,7 @@ def open_store(plan: Plan, file: str, study: str) -> CsvStore | StudyStore:
     )
 
 
-def agree_on_settings(plan: Plan) -> None:
+def check_same_settings(plan: Plan) -> None:
     """UserError where the folder holds an evolution under other settings: its fitness means another thing."""
     file = plan.folder / "opt.yaml"
     before = read_yaml(file) if file.is_file() else {}
@@ -189,39 +200,43 @@ def _difference(key: str, before: Any, now: Any) -> str:
 # ---- the trainings ---------------------------------------------------------------------------------------------------
 
 
-def build_trainings(plan: Plan, store: CsvStore | StudyStore, report: Report, judged: bool | None = None) -> Trainings:
-    """The objective. `judged`: whether every epoch is validated; without it as `--evolve-prune` says."""
+def build_trainings(
+    plan: Plan, store: CsvStore | StudyStore, report: Report, validated: bool | None = None
+) -> Trainings:
+    """The objective. `validated`: whether every epoch is validated; without it as `--evolve-prune` says."""
     options = plan.options
-    judged = options.evolve_prune if judged is None else judged
+    validated = options.evolve_prune if validated is None else validated
 
     def stop(hyp: Hyp, curve: Sequence[float]) -> bool:
         others = [record.curve for record in report.records if record.curve]
-        return hyp != plan.start and falls_behind(curve, others, options.epochs)  # every gain is told against the start
+        return hyp != plan.start and falls_behind(
+            curve, others, options.epochs
+        )  # every gain is measured against the start
 
-    def told(number: int, repeat: int, epochs: int, seconds: float, fitness: float | None) -> None:
-        report.told((number, repeat), epochs, seconds)
+    def on_epoch(number: int, repeat: int, epochs: int, seconds: float, fitness: float | None) -> None:
+        report.on_epoch((number, repeat), epochs, seconds)
         if fitness is not None and isinstance(store, StudyStore):
             store.report((number, repeat), epochs, fitness)
 
     def command(hyp: Path, folder: Path, number: int, repeat: int, device: str) -> list[str]:
         sharing = plan.devices.count(device)
         own = {"hyp": hyp, "seed": run_seed(options.seed, number, repeat), "device": device, "project": folder.parent,
-               "name": folder.name, "exist_ok": True, "noplots": True, "score_only": True, "noval": not judged,
+               "name": folder.name, "exist_ok": True, "noplots": True, "score_only": True, "noval": not validated,
                "workers": -(-options.workers // sharing)}  # fmt: skip
-        return [sys.executable, str(plan.script), *plan.flags, *typed_flags(own)]
+        return [sys.executable, str(plan.script), *plan.flags, *to_flags(own)]
 
     shared_cpu = len(plan.devices) > 1 and plan.devices[0] == "cpu"
     return Trainings(
-        command, plan.folder / "generations", devices=plan.devices, limit=options.evolve_timeout * 60, judged=judged,
+        command, plan.folder / "generations", devices=plan.devices, limit=options.evolve_timeout * 60, validated=validated,
         threads=max(1, torch.get_num_threads() // len(plan.devices)) if shared_cpu else 0,
-        lasted=[record.seconds for record in store.records() if record.status == "done"], stop=stop, told=told,
+        lasted=[record.seconds for record in store.records() if record.status == "done"], stop=stop, on_epoch=on_epoch,
     )  # fmt: skip
 
 
 # ---- what was asked for ----------------------------------------------------------------------------------------------
 
 
-def read_plan(options: TrainOptions, typed: frozenset[str], script: Path) -> Plan:
+def make_plan(options: TrainOptions, typed: frozenset[str], script: Path) -> Plan:
     """Everything that can be wrong is found here, before anything is written."""
     if options.batch_size == -1:
         raise UserError("--batch-size -1 with --evolve: every generation would find another one; give a number")
@@ -240,7 +255,7 @@ def read_start(options: TrainOptions) -> dict[str, float]:
     given = read_yaml(file)
     values = Hyperparameters.from_dict(given, str(file)).to_dict()
     check_hyp({key: value for key, value in values.items() if key in given}, str(file))
-    return {key: values.get(key, OWN_ANCHORS) for key in GENES if key != "anchors" or not options.noautoanchor}
+    return {key: values.get(key, KEEP_MODEL_ANCHORS) for key in GENES if key != "anchors" or not options.noautoanchor}
 
 
 def read_population(options: TrainOptions, typed: frozenset[str], start: Hyp) -> list[dict[str, float]]:
@@ -257,7 +272,7 @@ def read_population(options: TrainOptions, typed: frozenset[str], start: Hyp) ->
         absent = [key for key in start if key not in values and key != "anchors"]
         if absent:
             print(f"{source}: lacks {', '.join(absent)}; taken from {options.hyp}")
-        whole = {**start, "anchors": OWN_ANCHORS, **values}
+        whole = {**start, "anchors": KEEP_MODEL_ANCHORS, **values}
         individual = {key: float(whole[key]) for key in start}
         check_hyp(individual, source)
         if individual != start and individual not in population:

@@ -23,14 +23,14 @@ def main(command: list[str]) -> int:
         except ProcessLookupError:
             pass
 
-    def kill_when_deserted() -> None:
+    def kill_when_parent_dies() -> None:
         while os.read(0, 1):
             pass
         kill()
 
     signal.signal(signal.SIGTERM, kill)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the asking process's affair
-    threading.Thread(target=kill_when_deserted, daemon=True).start()
+    threading.Thread(target=kill_when_parent_dies, daemon=True).start()
     status = child.wait()
     kill()  # what the command has left behind
     return status if status >= 0 else 128 - status

@@ -22,7 +22,7 @@ from utils.evolve import Hyp, Outcome
 from utils.files import write_yaml
 from utils.metrics import fitness
 
-GUARD = Path(__file__).with_name("supervise.py")
+SUPERVISOR = Path(__file__).with_name("supervise.py")
 POLL = 0.25  # seconds between looks at a training
 SILENCE = 3600.0  # seconds without a word in its log after which a training is taken for hung
 LEAST_LIMIT = 600.0  # seconds that a training has in any case, where the limit is found from the others
@@ -36,8 +36,8 @@ class Trainings:
     results.csv into `folder`. devices: one word per worker, a device may stand there several times.
     limit: seconds one may take, 0 finds it from those that succeeded, which `lasted` so many seconds before.
     threads: of each training, 0 leaves it to it.
-    judged: whether every epoch is validated, so that the curve means something; then `stop(hyp, curve)` is asked.
-    told: called with number, repeat, epochs done, seconds and fitness after every epoch.
+    validated: whether every epoch is validated, so that the curve means something; then `stop(hyp, curve)` is asked.
+    on_epoch: called with number, repeat, epochs done, seconds and fitness after every epoch.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Trainings:
         *,
         devices: Sequence[str],
         limit: float = 0.0,
-        judged: bool = False,
+        validated: bool = False,
         threads: int = 0,
         lasted: Sequence[float] = (),
         stop: Callable[[Hyp, Sequence[float]], bool] = lambda hyp, curve: False,
-        told: Callable[..., None] = lambda *report: None,
+        on_epoch: Callable[..., None] = lambda *report: None,
     ):
-        self.command, self.folder, self.limit, self.judged = command, folder, limit, judged
-        self.stop, self.told, self.threads = stop, told, threads
+        self.command, self.folder, self.limit, self.validated = command, folder, limit, validated
+        self.stop, self.on_epoch, self.threads = stop, on_epoch, threads
         self.lasted, self.side_by_side = list(lasted), len(devices)
         self.devices: queue.SimpleQueue[str] = queue.SimpleQueue()
         for device in devices:
@@ -85,7 +85,7 @@ class Trainings:
         begin = time.monotonic()
         with open(folder / "train.log", "wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-I", str(GUARD), *command],
+                [sys.executable, "-I", str(SUPERVISOR), *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -97,10 +97,10 @@ class Trainings:
         finally:
             process.stdin.close()  # the guard takes it as the order to end what still runs
             status = process.wait()
-        tidy(folder / "train.log")
+        strip_progress_bars(folder / "train.log")
         if reason is None and status:
             killed = " (killed, perhaps for want of memory)" if status == 137 else ""
-            reason = f"exit status {status}{killed}: {last_words(folder / 'train.log')}"
+            reason = f"exit status {status}{killed}: {last_error_line(folder / 'train.log')}"
         if not reason:
             self.lasted.append(time.monotonic() - begin)
         return reason or ""
@@ -116,24 +116,24 @@ class Trainings:
             if len(rows) > reported:
                 reported = len(rows)
                 curve = to_curve(rows)
-                self.told(*key, reported, seconds, curve[-1] if self.judged else None)
-                if self.judged and self.stop(hyp, curve):
+                self.on_epoch(*key, reported, seconds, curve[-1] if self.validated else None)
+                if self.validated and self.stop(hyp, curve):
                     return "pruned"
             limit = self.limit or (max(LEAST_LIMIT, LIMIT_FACTOR * max(self.lasted)) if self.lasted else 0)
             if limit and seconds > limit:
                 return f"took longer than {limit / 60:.4g} minutes (--evolve-timeout)"
-            if time.time() - newest(folder) > SILENCE:
+            if time.time() - last_write_time(folder) > SILENCE:
                 return f"no sign of life for {SILENCE / 60:.0f} minutes"
         return None
 
     def _outcome(self, folder: Path, reason: str) -> Outcome:
         rows = read_rows(folder / "results.csv")
-        curve = to_curve(rows) if self.judged else ()
+        curve = to_curve(rows) if self.validated else ()
         place = f"log: {folder / 'train.log'}"
         if reason == "pruned":
             return Outcome(curve[-1], "pruned", results_of(rows[-1]), len(rows), curve, place)
         if not reason and not rows:
-            reason = f"no results.csv: {last_words(folder / 'train.log')}"
+            reason = f"no results.csv: {last_error_line(folder / 'train.log')}"
         if reason:
             return Outcome(None, "failed", (), len(rows), curve, f"{reason}; {place}")
         return Outcome(score(rows[-1]), "done", results_of(rows[-1]), len(rows), curve)
@@ -174,18 +174,18 @@ def score(row: Mapping[str, float]) -> float:
     return round(fitness(*results_of(row)[:4]), 6)
 
 
-def newest(folder: Path) -> float:
+def last_write_time(folder: Path) -> float:
     """When anything in `folder` was last written."""
     return max(file.stat().st_mtime for file in (folder / "train.log", folder))
 
 
-def tidy(log: Path) -> None:
+def strip_progress_bars(log: Path) -> None:
     """Drop from a log what a terminal would have overwritten: progress bars make it hundreds of times larger."""
     lines = log.read_bytes().replace(b"\r\n", b"\n").split(b"\n")
     log.write_bytes(b"\n".join(line.rstrip(b"\r").rpartition(b"\r")[2] for line in lines))
 
 
-def last_words(log: Path, limit: int = 4000) -> str:
+def last_error_line(log: Path, limit: int = 4000) -> str:
     """What a training said last, in one line: its error where there is one."""
     data = log.read_bytes()[-limit:].decode(errors="replace").replace("\r", "\n")
     lines = [line.strip() for line in data.splitlines() if line.strip()]
@@ -194,7 +194,7 @@ def last_words(log: Path, limit: int = 4000) -> str:
     return (errors or lines or ["it said nothing"])[-1][:300]
 
 
-def typed_flags(values: Mapping[str, Any]) -> list[str]:
+def to_flags(values: Mapping[str, Any]) -> list[str]:
     """Command line words for options: True is a bare flag, a list several words; False and None are left out."""
     words: list[str] = []
     for name, value in values.items():

@@ -56,7 +56,7 @@ class Outputs:
 
     folder: Path
     names: dict[int, str]
-    pictures: bool = True
+    images: bool = True
     text: bool = False
     corners: bool = False
     confidence: bool = False
@@ -87,8 +87,8 @@ class Outputs:
             csv.writer(self._table).writerows(cells)
         if self.crops:
             self._write_crops(frame.image, stem, rows)
-        if self.pictures:
-            self._write_picture(frame, stem, self.draw(frame.image, rows))
+        if self.images:
+            self._write_image(frame, stem, self.draw(frame.image, rows))
 
     def draw(self, image: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Copy of the picture with its detections."""
@@ -153,7 +153,7 @@ class Outputs:
                 self._crop_files.add(file)
                 return file
 
-    def _write_picture(self, frame: Frame, stem: str, drawn: np.ndarray) -> None:
+    def _write_image(self, frame: Frame, stem: str, drawn: np.ndarray) -> None:
         suffix = Path(frame.path).suffix if frame.kind == "image" else ".mp4"
         file = self.folder / (stem + (suffix if suffix.lower() in WRITABLE | {".mp4"} else ".jpg"))
         if file.resolve() == Path(frame.path).resolve():

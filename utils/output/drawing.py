@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from utils.boxes import xywh_to_xyxy
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.output.fonts import writing
+from utils.output.fonts import choose_font
 
 # Neighbouring classes differ in lightness as well as in hue, so that they stay apart for colour-blind eyes.
 _HEX = (
@@ -148,7 +148,7 @@ def _font(size: int, file: Path | None) -> ImageFont.FreeTypeFont:
 
 def _text_mask(text: str, size: int) -> np.ndarray:
     """Coverage (h, w, 1) in 0...1 of a line of text with a margin around it."""
-    text, file = writing(text)
+    text, file = choose_font(text)
     font = _font(size, file)
     ascent, descent = font.getmetrics()
     margin = max(2, size // 6)

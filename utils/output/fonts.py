@@ -18,7 +18,7 @@ PATIENCE = 10  # seconds for fontconfig, which may have to look through all font
 NO_GLYPH = "\N{WHITE SQUARE}"
 
 
-class Writing(NamedTuple):
+class Rendering(NamedTuple):
     """What can be drawn of a text, with NO_GLYPH for letters that no font has, and the file of the font to do it with;
     None for Pillow's own font, which has Latin letters only."""
 
@@ -27,19 +27,19 @@ class Writing(NamedTuple):
 
 
 @lru_cache(4096)
-def writing(text: str) -> Writing:
+def choose_font(text: str) -> Rendering:
     """`text` in DejaVu Sans (Latin, Greek, Cyrillic, Arabic and many signs), or in a font of the system that has more
     of its letters. The first letters that none has cost one line. Nothing is fetched."""
     file = dejavu()
     if text.isascii() or file is None:
-        return Writing(text, file)
+        return Rendering(text, file)
     wanted = {letter for letter in text if not _is_unseen(letter)}
     if not wanted <= letters_of(file):
         file = max([file, *_system_fonts(frozenset(wanted))], key=lambda font: len(wanted & letters_of(font)))
     absent = wanted - letters_of(file)
     if absent:
         _warn_once(absent)
-    return Writing("".join(NO_GLYPH if letter in absent else letter for letter in text), file)
+    return Rendering("".join(NO_GLYPH if letter in absent else letter for letter in text), file)
 
 
 def dejavu() -> Path | None:

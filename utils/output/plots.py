@@ -6,8 +6,7 @@ Letters: C classes, M labels.
 
 import csv
 import math
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,13 +14,12 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import atomic_write
 from utils.output.drawing import PALETTE, as_array, class_name
-from utils.output.fonts import writing
+from utils.output.figure import new_figure, save_figure
+from utils.output.fonts import choose_font
 
 if TYPE_CHECKING:  # it takes half a second to import, and is needed in the background, when a chart is drawn
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 MAX_LEGEND = 20  # classes that still get a legend entry of their own
 MAX_NAMED = 30  # classes whose names or numbers still fit on an axis at full size
@@ -31,7 +29,7 @@ MEAN_COLOR = "#0033CC"
 def plot_labels(labels: np.ndarray, names: Mapping[int, str] | Sequence[str], file: str | Path) -> None:
     """Four panels on a data set's labels (M, 5) = class, x, y, w, h in 0...1: classes, shapes, centres, sizes."""
     labels = as_array(labels).reshape(-1, 5)
-    figure = _figure(10, 9)
+    figure = new_figure(10, 9)
     (bars, shapes), (centres, sizes) = figure.subplots(2, 2)
     _class_histogram(bars, labels[:, 0].astype(int), names)
     shapes.imshow(_overlaid_boxes(labels[:1000]))
@@ -41,14 +39,14 @@ def plot_labels(labels: np.ndarray, names: Mapping[int, str] | Sequence[str], fi
     centres.set_title("box centres")
     _density(sizes, labels[:, 3], labels[:, 4], "width", "height")
     sizes.set_title("box sizes")
-    _save(figure, file, dpi=150)
+    save_figure(figure, file, dpi=150)
 
 
 def plot_label_correlogram(labels: np.ndarray, file: str | Path) -> None:
     """Pairs of x, y, width, height of labels (M, 5) against each other; each one's own histogram on the diagonal."""
     values = as_array(labels).reshape(-1, 5)[:, 1:]
     titles = ("x", "y", "width", "height")
-    figure = _figure(10, 10)
+    figure = new_figure(10, 10)
     axes = figure.subplots(4, 4)
     for row in range(4):
         for column in range(4):
@@ -63,7 +61,7 @@ def plot_label_correlogram(labels: np.ndarray, file: str | Path) -> None:
             panel.set_xlabel(titles[column] if row == 3 else "")
             panel.set_ylabel(titles[row] if column == 0 else "")
             panel.tick_params(labelbottom=row == 3, labelleft=column == 0)
-    _save(figure, file, dpi=150)
+    save_figure(figure, file, dpi=150)
 
 
 RESULT_PANELS = (
@@ -76,7 +74,7 @@ def plot_results(csv_file: str | Path, file: str | Path) -> None:
     """Losses and metrics of a results.csv against the epoch; cells without a number are gaps, absent columns empty."""
     columns = _read_columns(csv_file)
     epochs = columns.get("epoch", np.empty(0))
-    figure = _figure(15, 7)
+    figure = new_figure(15, 7)
     for panel, key in zip(figure.subplots(2, 5).flat, RESULT_PANELS, strict=True):
         values = columns.get(key, np.full(len(epochs), np.nan))
         panel.plot(epochs, values, marker=".", markersize=5, linewidth=1.5, color=MEAN_COLOR, label="each epoch")
@@ -89,7 +87,7 @@ def plot_results(csv_file: str | Path, file: str | Path) -> None:
             panel.text(0.5, 0.5, "no values", transform=panel.transAxes, ha="center", va="center", color="gray")
     figure.axes[1].legend(fontsize=10)
     figure.supxlabel("epoch", fontsize=11)
-    _save(figure, file, dpi=150)
+    save_figure(figure, file, dpi=150)
 
 
 def plot_study(tables: Mapping[str, np.ndarray], sizes: Sequence[int], file: str | Path) -> None:
@@ -97,7 +95,7 @@ def plot_study(tables: Mapping[str, np.ndarray], sizes: Sequence[int], file: str
 
     tables: rows (S, 10) as in study_*.txt by the name of the weights; sizes: (S,) pixels.
     """
-    figure = _figure(8, 5)
+    figure = new_figure(8, 5)
     panel = figure.subplots()
     for number, (name, rows) in enumerate(tables.items()):
         rows = np.atleast_2d(as_array(rows))
@@ -109,7 +107,7 @@ def plot_study(tables: Mapping[str, np.ndarray], sizes: Sequence[int], file: str
     panel.set_xlim(left=0)
     panel.grid(alpha=0.25)
     panel.legend()
-    _save(figure, file, dpi=200)
+    save_figure(figure, file, dpi=200)
 
 
 def plot_curve(
@@ -156,7 +154,7 @@ def plot_confusion(matrix: np.ndarray, names: Mapping[int, str] | Sequence[str],
     counts = as_array(matrix).astype(np.float64)
     num_classes = len(counts) - 1
     shares = counts / np.maximum(counts.sum(axis=0, keepdims=True), 1e-9)
-    figure = _figure(12, 10)
+    figure = new_figure(12, 10)
     panel = figure.subplots()
     picture = panel.imshow(np.where(shares < 0.005, np.nan, shares), cmap="Blues", vmin=0.0, vmax=1.0)
     figure.colorbar(picture, ax=panel, shrink=0.8)
@@ -175,82 +173,10 @@ def plot_confusion(matrix: np.ndarray, names: Mapping[int, str] | Sequence[str],
     panel.set_title("Confusion matrix, columns normalised", fontsize=14)
     panel.set_xlabel("True", fontsize=13)
     panel.set_ylabel("Predicted", fontsize=13)
-    _save(figure, file, dpi=150)
+    save_figure(figure, file, dpi=150)
 
 
-class Plotter:
-    """Draws in one background thread, in the order of submission. A picture that fails costs one line, not the run.
-
-    What is submitted must not be changed afterwards. close(), or leaving the `with` block, waits for the last picture;
-    an error that leaves the block does not, and what is not begun is not drawn then.
-    """
-
-    def __init__(self, report: Callable[[str], None] = print):
-        self._report = report
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="plots")
-        self._last: Future | None = None
-
-    def submit(self, function: Callable, *args, **kwargs) -> None:
-        self._last = self._pool.submit(self._draw, function, args, kwargs)
-
-    def close(self) -> None:
-        """Wait for the last picture; Ctrl-C leaves out those that are not begun."""
-        try:
-            if self._last is not None:
-                wait([self._last])  # not by shutdown: Ctrl-C amid that and Python ends under a thread that still draws
-        except BaseException:
-            self._leave()
-            raise
-        self._pool.shutdown()
-
-    def _leave(self) -> None:
-        """Leave out what is not begun; Python itself waits at its end for what is."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._last = None
-
-    def __enter__(self) -> "Plotter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        self.close() if kind is None else self._leave()
-
-    def _draw(self, function: Callable, args: tuple, kwargs: dict) -> None:
-        try:
-            function(*args, **kwargs)
-        except Exception as error:  # a background thread has nobody above it who could catch this
-            name = getattr(function, "__name__", "picture")
-            self._report(f"warning: {name} was not drawn: {type(error).__name__}: {error}")
-
-
-# ---- figures
-
-
-def _figure(width: float, height: float) -> "Figure":
-    """An empty one, in inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: "Figure", file: str | Path, *, dpi: int) -> None:
-    _use_fonts(figure)
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    with atomic_write(file) as stream:
-        figure.savefig(stream, format=Path(file).suffix.lstrip(".").lower(), dpi=dpi)
-
-
-def _use_fonts(figure: "Figure") -> None:
-    """Names that DejaVu Sans, matplotlib's own font, lacks letters of are drawn with another that has them."""
-    from matplotlib.text import Text
-
-    for text in figure.findobj(Text):
-        if not text.get_text().isascii():
-            font = text.get_fontproperties().copy()
-            font.set_file(writing(text.get_text()).file)
-            text.set_fontproperties(font)
+# ---- parts of charts
 
 
 def _curves(
@@ -263,7 +189,7 @@ def _curves(
     axis_titles: tuple[str, str],
 ) -> None:
     """One line per class and a thick one for their mean, the legend beside the panel; many classes share one grey."""
-    figure = _figure(10, 6)
+    figure = new_figure(10, 6)
     panel = figure.subplots()
     named = len(ys) <= MAX_LEGEND
     lines = []
@@ -279,7 +205,7 @@ def _curves(
     panel.set_xlabel(axis_titles[0], fontsize=12)
     panel.set_ylabel(axis_titles[1], fontsize=12)
     panel.grid(alpha=0.25)
-    _save(figure, file, dpi=150)
+    save_figure(figure, file, dpi=150)
 
 
 def _class_histogram(panel: "Axes", classes: np.ndarray, names: Mapping[int, str] | Sequence[str]) -> None:
@@ -377,5 +303,5 @@ def _row_names(names: Mapping[int, str] | Sequence[str], rows: int, classes: Seq
 
 
 def _shorten(text: str, limit: int = 24) -> str:
-    text = writing(text).text
+    text = choose_font(text).text
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -8,7 +8,8 @@ from torch import Tensor
 from utils.loading.dataset import Batch
 from utils.metrics import Metrics
 from utils.output.drawing import plot_batch
-from utils.output.plots import Plotter, plot_confusion, plot_curve, plot_pr_curve
+from utils.output.plots import plot_confusion, plot_curve, plot_pr_curve
+from utils.output.plotter import Plotter
 
 COLUMNS = ("Images", "Instances", "P", "R", "mAP50", "mAP50-95")
 HEADER = f"{'Class':>22}" + "".join(f"{title:>11}" for title in COLUMNS)

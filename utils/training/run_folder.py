@@ -12,7 +12,8 @@ from utils.errors import UserError
 from utils.files import increment_path, write_yaml
 from utils.loading.dataset import Batch
 from utils.output.drawing import plot_batch
-from utils.output.plots import Plotter, plot_label_correlogram, plot_labels, plot_results
+from utils.output.plots import plot_label_correlogram, plot_labels, plot_results
+from utils.output.plotter import Plotter
 from utils.results_csv import ResultsFile
 from utils.training.checkpoints import CheckpointWriter
 from utils.training.resume import HALF, START, unfinished
