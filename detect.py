@@ -19,9 +19,7 @@ import cv2
 import numpy as np
 import torch
 
-from models.adaptation import grid_of
 from models.loading import find_weights, is_own, load_ensemble
-from models.yolo import as_input
 from utils.checkpoint import read_checkpoint, stripped_content, write_checkpoint
 from utils.cli import SuggestingParser, add_flags, detect_command, flag
 from utils.device import describe_device, occupy, select_device
@@ -30,6 +28,7 @@ from utils.errors import UserError, run
 from utils.files import ROOT, datasets_folders, expect_creatable, find_file, increment_path, read_yaml
 from utils.images.letterbox import Letterbox, letterbox
 from utils.images.sources import Frame, Source, open_source
+from utils.inference.preprocess import to_network_input
 from utils.nms import non_max_suppression
 from utils.output.detection_files import Outputs, can_show_windows
 
@@ -144,7 +143,7 @@ class Detector:
     def __call__(self, images: Sequence[np.ndarray]) -> list[Found]:
         """images: BGR uint8 (H, W, 3). One batch where the model gets them in one size, else one after the other."""
         started = self._now()
-        boxed = [letterbox(image, self.imgsz, auto=True, stride=grid_of(self.model)) for image in images]
+        boxed = [letterbox(image, self.imgsz, auto=True, stride=self.model.size_multiple) for image in images]
         prepare = (self._now() - started) / len(images)
         batches = [boxed] if len({picture.shape for picture, _ in boxed}) == 1 else [[one] for one in boxed]
         return [found for batch in batches for found in self._find(batch, prepare)]
@@ -153,7 +152,7 @@ class Detector:
         """boxed: letterboxed pictures of one shape; prepare: seconds that each has taken so far."""
         started = self._now()
         stacked = np.stack([cv2.cvtColor(picture, cv2.COLOR_BGR2RGB) for picture, _ in boxed])  # (B, H, W, 3)
-        batch = as_input(torch.from_numpy(stacked).permute(0, 3, 1, 2), self.device)
+        batch = to_network_input(torch.from_numpy(stacked).permute(0, 3, 1, 2), self.device)
         prepared = self._now()
         with torch.autocast(self.device.type, torch.float16, enabled=self.half):
             prediction = self.model(batch, augment=self.augment)[0]
@@ -215,7 +214,7 @@ def build_detector(options: DetectOptions, files: Sequence[Path]) -> Detector:
         if not 0 <= index < model.num_classes:
             raise UserError(f"--classes {index}: this model has classes 0 to {model.num_classes - 1}")
     print(f"{', '.join(file.name for file in files)} on {describe_device(device)}")
-    size = input_size(options.imgsz, grid_of(model))
+    size = input_size(options.imgsz, model.size_multiple)
     return Detector(
         model,
         device,

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import val
-from models.adaptation import fit_model_anchors, freeze_layers, grid_of, round_to_stride
+from models.adaptation import fit_model_anchors, freeze_layers, round_to_stride
 from models.building import build_model, settle_start
 from models.loading import load_model
-from models.yolo import DetectionModel, as_input
+from models.yolo import DetectionModel
 from utils.autobatch import advice_on_memory, find_batch_size
 from utils.checkpoint import is_finite, snapshot
 from utils.cli import SuggestingParser, add_flags
@@ -38,6 +38,7 @@ from utils.errors import UserError
 from utils.errors import run as run_command
 from utils.evolution.run import run_evolution
 from utils.evolution.verdict import Verdict
+from utils.inference.preprocess import to_network_input
 from utils.loading.dataset import Batch, Loader, advise, make_loader
 from utils.loading.prefetch import prefetch
 from utils.loading.sampler import class_weights, image_weights
@@ -186,7 +187,7 @@ def prepare(request: Request) -> Parts:
     model = build_model(request, hyp, read_names(options))
     frozen = freeze_layers(model, options.freeze)  # mistakes so far cost no download of data and no scan
     data = read_data(options)
-    imgsz = round_to_stride(options.imgsz, grid_of(model))
+    imgsz = round_to_stride(options.imgsz, model.size_multiple)
     if not request.resumed and not options.noautoanchor:
         replaced = fit_model_anchors(model, label_sizes(data.train, imgsz), hyp.anchor_t, options.seed)
         if replaced and options.weights and "weights" in request.typed:
@@ -203,7 +204,7 @@ def build_run(request: Request, distributed: Distributed) -> Run:
     autocast = amp_dtype(request.options.amp, device, spread=len(distributed.devices) > 1)
     hyp, data, model, frozen, options = distributed.on_main(lambda: prepare(request))
     expect_pictures(data)
-    grid = grid_of(model)
+    grid = model.size_multiple
     model = model.to(device, memory_format=torch.channels_last)
     if options.batch_size == -1:
         largest = largest_size(options.imgsz, grid) if options.multi_scale else options.imgsz
@@ -385,8 +386,8 @@ def save_between_steps(run: Run, log: "RunLog", interruption: Interruption) -> N
 def prepare_images(run: Run, images: Tensor) -> Tensor:
     """uint8 (B, 3, H, W) to 0…1 on the device, at this iteration's size when sizes vary."""
     if not run.options.multi_scale:
-        return as_input(images, run.distributed.device, run.autocast)
-    images = as_input(images, run.distributed.device)
+        return to_network_input(images, run.distributed.device, run.autocast)
+    images = to_network_input(images, run.distributed.device)
     rng = np.random.default_rng([run.options.seed, run.state.iteration])
     factor = multi_scale_size(rng, run.options.imgsz, run.grid) / max(images.shape[2:])
     if factor == 1:

@@ -24,9 +24,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from models.adaptation import grid_of
 from models.loading import find_weights, load_ensemble
-from models.yolo import as_input
 from utils.autobatch import advice_on_memory
 from utils.boxes import xywh_to_xyxy
 from utils.cli import SuggestingParser, add_flags, detect_command, flag
@@ -39,6 +37,7 @@ from utils.download import fetch_typed
 from utils.errors import UserError
 from utils.errors import run as run_command
 from utils.files import atomic_write, expect_creatable, increment_path
+from utils.inference.preprocess import to_network_input
 from utils.loading.dataset import Batch, Loader, make_loader
 from utils.loading.prefetch import prefetch
 from utils.loss import DetectionLoss, LossSums
@@ -152,7 +151,7 @@ def evaluate(
         for number, batch in enumerate(bar):
             ask()
             with watch("preprocess"):
-                images = as_input(batch.images, device)
+                images = to_network_input(batch.images, device)
             with watch("inference"), torch.autocast(device.type, autocast, enabled=autocast is not None):
                 decoded, raw = model(images, augment=augment)
             sums = None if loss is None else torch.stack(loss.sums(raw, batch.targets)).cpu().numpy()
@@ -299,7 +298,7 @@ class Subject:
 
     @property
     def grid(self) -> int:
-        return grid_of(self.model)
+        return self.model.size_multiple
 
 
 def parse_args(argv: Sequence[str] | None = None) -> tuple[ValOptions, bool]:

@@ -22,10 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import InOwnProcess, Row, compare, print_rows, row  # noqa: E402
-from models.yolo import DetectionModel, as_input  # noqa: E402
+from models.yolo import DetectionModel  # noqa: E402
 from utils.config import Hyperparameters  # noqa: E402
 from utils.device import amp_dtype, keep_freed_memory  # noqa: E402
 from utils.ema import ModelEMA  # noqa: E402
+from utils.inference.preprocess import to_network_input  # noqa: E402
 from utils.loss import DetectionLoss, scale_gains  # noqa: E402
 from utils.optim import build_optimizer  # noqa: E402
 
@@ -57,7 +58,7 @@ def our_step(size: str, imgsz: int, batch: int, amp: str) -> Callable[[], None]:
     loss, optimizer, ema = build_loss(model, imgsz), build_optimizer(model), ModelEMA(model)
 
     def step() -> None:
-        x = as_input(images, images.device, dtype)
+        x = to_network_input(images, images.device, dtype)
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             predictions = model(x)
         loss(predictions, targets)[0].backward()

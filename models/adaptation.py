@@ -25,11 +25,6 @@ def freeze_layers(model: DetectionModel, freeze: Sequence[int]) -> list[int]:
     return indices
 
 
-def grid_of(model: torch.nn.Module) -> int:
-    """Pixels that the sides of pictures are multiples of: the model's largest stride, at least 32."""
-    return max(int(max(model.stride)), 32)
-
-
 def round_to_stride(imgsz: int, stride: int) -> int:
     """The image size that the model can take: up to the next multiple of its stride, at least two of them."""
     rounded = max(-(-imgsz // stride) * stride, 2 * stride)

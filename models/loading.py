@@ -220,6 +220,11 @@ class Ensemble(nn.Module):
         """That of the model with the largest one."""
         return max((model.stride for model in self.models), key=lambda stride: float(stride.max()))
 
+    @property
+    def size_multiple(self) -> int:
+        """Pixels that both sides of an input image are multiples of, for every one of the models."""
+        return max(model.size_multiple for model in self.models)
+
     def forward(self, x: Tensor, augment: bool = False) -> tuple[Tensor, None]:
         return torch.cat([model(x, augment=augment)[0] for model in self.models], dim=1), None
 

@@ -30,21 +30,12 @@ from models.architecture import (
 from models.common import Conv, resize_and_pad, use_activation
 from utils.errors import UserError
 
-__all__ = ["Detect", "DetectionModel", "as_input", "find_cfg"]
+__all__ = ["Detect", "DetectionModel", "find_cfg"]
 
 PROBE_SIZE = 256  # pixels; strides are measured on a blank square image of this size
 MAX_PARAMETERS = 2**31  # of a model: 8 GiB in float32, twelve times the largest published one
 MAX_ACTIVATION = 2**28  # values that one layer may make of the probe
 AUGMENT_PASSES = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored
-
-
-def as_input(images: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """uint8 (B, 3, H, W) RGB, 0…255 -> what a model takes: 0…1, on the device, channels-last, which is fastest.
-
-    dtype: float32 if None; that of autocast gives the numbers to which it would round them.
-    """
-    images = images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)  # while they are small
-    return images.to(dtype or torch.float32, copy=True).div_(255)
 
 
 class Detect(nn.Module):
@@ -312,6 +303,11 @@ class DetectionModel(nn.Module):
     @property
     def stride(self) -> Tensor:
         return self.head.stride
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels that both sides of an input image are multiples of: the largest stride, at least 32."""
+        return max(int(self.stride.max()), 32)
 
     @property
     def num_classes(self) -> int:

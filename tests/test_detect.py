@@ -14,7 +14,6 @@ import torch
 import detect
 from detect import DetectOptions, Detector, Found, Speed, Timing
 from models import loading
-from models.adaptation import grid_of
 from models.yolo import DetectionModel
 from utils.boxes import pairwise_iou, xywh_to_xyxy
 from utils.checkpoint import describe_model, write_checkpoint
@@ -144,7 +143,7 @@ def test_a_model_of_stride_16_is_shown_pictures_of_sides_of_32(tmp_path, picture
 
 @pytest.mark.parametrize("cfg, grid", [("yolov5-p34.yaml", 32), ("yolov5n.yaml", 32), ("yolov5-p7.yaml", 128)])
 def test_sides_are_multiples_of_32_at_least(cfg, grid):
-    assert grid_of(DetectionModel(cfg, num_classes=1)) == grid
+    assert DetectionModel(cfg, num_classes=1).size_multiple == grid
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,11 @@ class Detector(Protocol):
     @property
     def num_classes(self) -> int: ...
 
+    @property
+    def size_multiple(self) -> int:
+        """Pixels that both sides of an input image are multiples of: the largest stride, at least 32."""
+        ...
+
     def fuse(self) -> "Detector":
         """Fold batch norms into their convolutions in place, for inference. Return the network itself."""
         ...

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models import common
 from models.architecture import BLOCKS, parse_activation
-from models.yolo import DetectionModel, as_input, find_cfg
+from models.yolo import DetectionModel, find_cfg
 from utils.errors import UserError
 from utils.loss import Picked
 from utils.training.ddp import synchronise_batch_norm
@@ -319,14 +319,6 @@ def test_gradients_that_nobody_needs_are_not_copied(monkeypatch):
 def test_concat_along_another_dimension():
     maps = [torch.rand(1, 2, 3, width).requires_grad_() for width in (1, 4)]
     assert torch.equal(common.Concat(3)(maps), torch.cat(maps, 3))
-
-
-@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.float16])
-def test_what_a_model_takes(dtype):
-    images = torch.arange(256, dtype=torch.uint8).repeat(2, 3, 1).view(2, 3, 16, 16)
-    taken = as_input(images, torch.device("cpu"), dtype)
-    assert taken.dtype == (dtype or torch.float32) and taken.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(taken, (images.float() / 255).to(taken.dtype)) and images.max() == 255
 
 
 def test_stacked_maps_of_two_types_or_without_a_gradient():
