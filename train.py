@@ -27,7 +27,7 @@ from models.loading import load_model
 from models.yolo import DetectionModel
 from utils.autobatch import advice_on_memory, find_batch_size
 from utils.checkpoint import is_finite, snapshot
-from utils.cli import SuggestingParser, add_flags
+from utils.cli import read_flags
 from utils.config import Hyperparameters, TrainOptions
 from utils.datasets.splits import Data, expect_pictures, label_sizes, read_data, read_names
 from utils.device import amp_dtype, cores_in_turn, describe_device, keep_freed_memory, seed_everything, select_device
@@ -68,8 +68,7 @@ MAX_GRADIENT_NORM = 10.0
 
 def parse_args(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The options that were typed, by name."""
-    parser = add_flags(SuggestingParser(prog="train.py", description="Train a detector."), TrainOptions)
-    given = vars(parser.parse_args(argv))
+    given = read_flags(TrainOptions, argv, prog="train.py", description="Train a detector.")
     given.pop("local_rank", None)  # from launchers: the environment says the same
     return given
 

@@ -234,7 +234,7 @@ def test_all_unknown_flags_are_named_and_those_of_yolov5_explained(place, capsys
         run(program, "--bbox_interval", "3", "--nmae=x", "--upload-dataset", "--entity=me")
     said = capsys.readouterr().err
     for name in ("--bbox_interval", "--upload-dataset", "--entity"):
-        assert f"{name} of YOLOv5 is not offered (README.md, Deliberate differences): leave it out" in said
+        assert f"{name} of YOLOv5 is not offered (README.md, Deliberate differences): omit it" in said
     assert "unknown argument --nmae=x; did you mean --name?" in said and said.count("\n") == 1
 
 

@@ -1,4 +1,4 @@
-"""Command lines: a dataclass field per flag, and errors that suggest the nearest known word."""
+"""Command lines: one dataclass field per flag, help by theme, and errors that suggest the nearest known word."""
 
 import argparse
 import difflib
@@ -6,39 +6,45 @@ import reprlib
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, field, fields
+from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from utils import console
+
+# Themes of `--help`, in the order in which it lists them.
+GROUPS = ("data", "model", "optimisation", "augmentation", "detection", "devices", "output", "evolution")
+NOT_OFFERED = {"__entity", "__upload_dataset", "__bbox_interval", "__artifact_alias", "__bucket", "__visualize"}
 
 
-def brief(value: Any) -> str:
-    """`value` as one may type it, shortened where it is large."""
+def shorten(value: Any) -> str:
+    """Return `value` as one would type it, cut in the middle if it is long."""
     return reprlib.repr(value)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing when no known word is close."""
-    plain = {one.lstrip("-"): one for one in known}  # what all flags begin with makes none of them like another
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return a clause that suggests the known word nearest to `word`, or "" if none is close."""
+    plain = {one.lstrip("-"): one for one in known}  # dashes do not count: all flags begin with them
     close = difflib.get_close_matches(word.lstrip("-"), plain, n=1, cutoff=0.6)
     return f"; did you mean {plain[close[0]]}?" if close else ""
 
 
-NOT_OFFERED = {"__entity", "__upload_dataset", "__bbox_interval", "__artifact_alias", "__bucket", "__visualize"}
-
-
-def detect_command(weights: Iterable[str | Path], imgsz: Sequence[int], source: str = "YOUR_PICTURES") -> str:
-    """What to type for detections with these weights; `imgsz` is named where it is not the usual."""
+def detect_command(weights: Iterable[str | Path], imgsz: Sequence[int], source: str = "YOUR_IMAGES") -> str:
+    """Return the command that finds objects with these weights, with `--imgsz` unless that is the default."""
     size = [] if list(imgsz) == [640] else ["--imgsz", *map(str, imgsz)]
     return shlex.join(["python", "detect.py", "--weights", *map(str, weights), "--source", source, *size])
 
 
 class SuggestingParser(argparse.ArgumentParser):
-    """argparse, except that an unknown flag names the nearest known one, and `_` and `-` are the same in flags."""
+    """Argument parser that takes `_` and `-` as the same in flags and suggests the flag nearest to an unknown one."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and `message` in one line."""
         self.exit(2, f"error: {message} (python {self.prog} --help lists all flags)\n")
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace=None):
+    # pyrefly: ignore[bad-override]  # argparse declares overloads; this signature covers them all
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Return the namespace of the flags typed, or exit with code 2 if one is unknown."""
         words = [self._canonical(word) for word in (sys.argv[1:] if args is None else args)]
         parsed, unknown = self.parse_known_args(words, namespace)
         if unknown:
@@ -48,10 +54,11 @@ class SuggestingParser(argparse.ArgumentParser):
     def _complain(self, word: str) -> str:
         flag = word.partition("=")[0]
         if flag.replace("-", "_") in NOT_OFFERED:
-            return f"{flag} of YOLOv5 is not offered (README.md, Deliberate differences): leave it out"
-        return f"unknown argument {word}{nearest(flag, self._option_string_actions)}"
+            return f"{flag} of YOLOv5 is not offered (README.md, Deliberate differences): omit it"
+        return f"unknown argument {word}{suggest(flag, self._option_string_actions)}"
 
     def _canonical(self, word: str) -> str:
+        """Return `word` in the spelling of a known flag, or unchanged."""
         if not word.startswith("--"):
             return word
         flag, separator, value = word.partition("=")
@@ -61,29 +68,63 @@ class SuggestingParser(argparse.ArgumentParser):
         return word
 
 
-def flag(default: Any, text: str, *, type: Callable = None, names: Sequence[str] = (), **extra) -> Any:
-    """A dataclass field that is also a command line flag; `extra` goes to argparse."""
-    metadata = {"help": text, "type": type, "names": tuple(names), **extra}
+def flag(
+    default: Any, text: str, *, group: str = "", type: Callable | None = None, names: Sequence[str] = (), **extra: Any
+) -> Any:
+    """Return a dataclass field that is also a command line flag.
+
+    `group` is its theme in the help, one of GROUPS. `extra` goes to argparse.
+    """
+    assert not group or group in GROUPS, group
+    metadata = {"help": text, "group": group, "type": type, "names": tuple(names), **extra}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def add_flags(parser: argparse.ArgumentParser, options: type) -> argparse.ArgumentParser:
-    """One flag per field of the dataclass `options`; fields whose names list is empty get `--field-name`.
+def flag_fields(options: type) -> list[Field]:
+    """Return the fields of the dataclass `options` that are flags."""
+    return [entry for entry in fields(options) if "help" in entry.metadata]
 
-    A flag that is not given is absent from the namespace, so that the caller knows what the user asked for.
+
+def add_flags(parser: argparse.ArgumentParser, options: type) -> argparse.ArgumentParser:
+    """Add the flags of the dataclass `options`, in groups by theme.
+
+    A flag without names is `--field-name`. A flag that is not typed is absent from the namespace, so that the caller
+    sees what the user typed.
     """
-    for entry in fields(options):
-        settings = dict(entry.metadata)
-        names = settings.pop("names") or (f"--{entry.name.replace('_', '-')}",)
-        default = entry.default if entry.default is not MISSING else entry.default_factory()
-        value_type = settings.pop("type", None)
-        if default is False and "nargs" not in settings:
-            settings["action"] = "store_true"
-        else:
-            settings["type"] = value_type or type(default)
-        shown = "" if default is False or default is None or default == "" else f" (default {default})"
-        settings["help"] = f"{settings['help']}{shown}".replace("%", "%%")
-        parser.add_argument(*names, dest=entry.name, default=argparse.SUPPRESS, **settings)
+    entries = flag_fields(options)
+    used = [theme for theme in GROUPS if any(entry.metadata["group"] == theme for entry in entries)]
+    groups = {theme: parser.add_argument_group(theme) for theme in used}
+    for entry in entries:
+        _add_flag(groups.get(entry.metadata["group"], parser), entry)
     return parser
+
+
+def _add_flag(group: Any, entry: Field) -> None:
+    settings = {key: value for key, value in entry.metadata.items() if key != "group"}
+    names = settings.pop("names") or (f"--{entry.name.replace('_', '-')}",)
+    default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+    value_type = settings.pop("type")
+    if default is False and "nargs" not in settings:
+        settings["action"] = "store_true"
+    else:
+        settings["type"] = value_type or type(default)
+    values = " ".join(map(str, default)) if isinstance(default, list) else default
+    shown = "" if default is False or values is None or values == "" else f" (default {values})"
+    settings["help"] = f"{settings['help']}{shown}".replace("%", "%%")
+    group.add_argument(*names, dest=entry.name, default=argparse.SUPPRESS, **settings)
+
+
+def read_flags(options: type, argv: Sequence[str] | None, *, prog: str, description: str) -> dict[str, Any]:
+    """Return the values typed for the flags of the dataclass `options`, by field.
+
+    `--quiet` takes effect here. `argv` None reads the command line of this process.
+    """
+    parser = add_flags(SuggestingParser(prog=prog, description=description), options)
+    parser.add_argument(
+        "-q", "--quiet", action="store_true", help="print only warnings, errors and the results at the end"
+    )
+    typed = vars(parser.parse_args(argv))
+    console.set_quiet(typed.pop("quiet"))
+    return typed

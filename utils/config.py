@@ -1,90 +1,134 @@
-"""Typed, validated settings: command line options, hyperparameters, data sets. Read once, frozen, written as YAML.
+"""Typed, validated settings: command line options and hyperparameters, read once and frozen.
 
-Names of flags and YAML keys are interfaces of YOLOv5 and kept; each becomes a dataclass field here and nowhere else.
+The names of flags and YAML keys are those of YOLOv5. Each becomes a dataclass field here and nowhere else.
 """
 
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from utils.cli import brief, flag, nearest
+from utils.cli import flag, shorten, suggest
 from utils.errors import UserError
 from utils.files import find_file, read_yaml
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What `train.py` was asked to do; one field per flag, same names, types and defaults as users know."""
+    """Options of `train.py`: one field per flag, with the names, types and defaults that users know.
 
-    weights: str = flag("yolov5s.pt", "initial weights; '' trains from scratch")
-    cfg: str = flag("", "model YAML, e.g. yolov5n.yaml")
-    data: str = flag("data/shapes.yaml", "data set YAML")
-    hyp: str = flag("data/hyps/hyp.scratch-low.yaml", "hyperparameter YAML")
-    epochs: int = flag(100, "total epochs")
-    batch_size: int = flag(16, "total batch over all devices, -1 finds it", names=["--batch-size"])
-    nbs: int = flag(0, "gradients of about so many pictures make an optimizer step; 0: 64, or less in a short run")
-    imgsz: int = flag(640, "train and validation size in pixels", names=["--imgsz", "--img", "--img-size"])
-    rect: bool = flag(False, "rectangular training batches, no mosaic, no shuffling")
+    `typed` holds the fields that the user typed. It is not an option: it is neither compared nor written to files.
+    """
+
+    weights: str = flag("yolov5s.pt", "initial weights; '' trains from scratch", group="model")
+    cfg: str = flag("", "model YAML, e.g. yolov5n.yaml", group="model")
+    data: str = flag("data/shapes.yaml", "data set YAML", group="data")
+    hyp: str = flag(
+        "data/hyps/hyp.scratch-low.yaml",
+        "hyperparameter YAML: optimisation, losses, augmentation",
+        group="optimisation",
+    )
+    epochs: int = flag(100, "total epochs", group="optimisation")
+    batch_size: int = flag(
+        16, "total batch over all devices, -1 finds the largest", names=["--batch-size"], group="optimisation"
+    )
+    nbs: int = flag(
+        0,
+        "nominal batch: images per optimizer step, by accumulation; 0: 64, or less in a short run",
+        group="optimisation",
+    )
+    imgsz: int = flag(
+        640, "train and validation size in pixels", names=["--imgsz", "--img", "--img-size"], group="data"
+    )
+    rect: bool = flag(False, "rectangular training batches, no mosaic, no shuffling", group="augmentation")
     resume: str | bool = flag(
         False,
-        "go on with the latest run, or with the named run or checkpoint",
+        "resume the latest run, or the named run or checkpoint",
         type=str,
         nargs="?",
         const=True,
         metavar="RUN",
+        group="output",
     )
-    nosave: bool = flag(False, "keep only the checkpoints of the last epoch")
-    noval: bool = flag(False, "validate only after the last epoch")
-    noautoanchor: bool = flag(False, "skip the anchor check")
-    noplots: bool = flag(False, "write no pictures")
+    nosave: bool = flag(False, "keep only the checkpoints of the last epoch", group="output")
+    noval: bool = flag(False, "validate only after the last epoch", group="output")
+    noautoanchor: bool = flag(False, "skip the anchor check", group="model")
+    noplots: bool = flag(False, "write no images", group="output")
     cache: str | None = flag(
         None,
-        "keep decoded images; left out: in memory if they are small",
+        "keep decoded images; default: in RAM if they are small",
         type=str,
         nargs="?",
         const="ram",
         choices=["ram", "disk", "val", "off"],
+        group="data",
     )
-    image_weights: bool = flag(False, "draw images by the weights of their classes")
-    device: str = flag("", "cpu, 0 or 0,1,2,3; '' takes the first GPU, or the CPU")
-    multi_scale: bool = flag(False, "another input size from 50 to 150 percent in each batch")
-    single_cls: bool = flag(False, "treat all classes as one")
-    optimizer: str = flag("SGD", "optimizer", choices=["SGD", "Adam", "AdamW"])
-    sync_bn: bool = flag(False, "batch statistics over all processes (several GPUs)")
-    workers: int = flag(8, "data loading processes at most, for each device; threads where the model has all cores")
-    project: str = flag("runs/train", "results go to PROJECT/NAME")
-    name: str = flag("exp", "results go to PROJECT/NAME; `cfg` takes the model's name")
-    exist_ok: bool = flag(False, "use an existing PROJECT/NAME")
-    quad: bool = flag(False, "merge batches in fours at twice the size")
-    cos_lr: bool = flag(False, "cosine instead of linear decay of the learning rate")
-    label_smoothing: float = flag(0.0, "label smoothing, 0 to 1")
-    patience: int = flag(100, "epochs without improvement before stopping, 0 never stops")
-    freeze: list = flag([0], "freeze the first N layers, or exactly the listed ones", type=int, nargs="+")
-    save_period: int = flag(-1, "keep a checkpoint every N epochs, off below 1")
-    save_minutes: float = flag(10.0, "minutes between saves within an epoch, 0 saves at epochs' ends only")
-    seed: int = flag(0, "seed of every random choice")
-    local_rank: int = flag(-1, "accepted for launchers, the environment decides", names=["--local_rank"])
-    amp: str = flag("auto", "mixed precision", choices=["auto", "off", "fp16", "bf16"])
-    compile: bool = flag(False, "compile the model with torch.compile, if that proves faster")
+    image_weights: bool = flag(False, "sample images by the weights of their classes", group="data")
+    device: str = flag("", "cpu, 0 or 0,1,2,3; '' takes the first GPU, or the CPU", group="devices")
+    multi_scale: bool = flag(False, "another input size from 50 to 150 percent in each batch", group="augmentation")
+    single_cls: bool = flag(False, "treat all classes as one", group="data")
+    optimizer: str = flag("SGD", "optimizer", choices=["SGD", "Adam", "AdamW"], group="optimisation")
+    sync_bn: bool = flag(False, "batch statistics over all processes (several GPUs)", group="devices")
+    workers: int = flag(
+        8, "most data loading processes per device; threads if the model uses all cores", group="devices"
+    )
+    project: str = flag("runs/train", "results go to PROJECT/NAME", group="output")
+    name: str = flag("exp", "results go to PROJECT/NAME; `cfg` takes the model's name", group="output")
+    exist_ok: bool = flag(False, "use an existing PROJECT/NAME", group="output")
+    quad: bool = flag(False, "merge batches in fours at twice the size", group="augmentation")
+    cos_lr: bool = flag(False, "cosine instead of linear decay of the learning rate", group="optimisation")
+    label_smoothing: float = flag(0.0, "label smoothing, 0 to 1", group="optimisation")
+    patience: int = flag(100, "epochs without improvement before stopping, 0 never stops", group="optimisation")
+    freeze: list = flag(
+        [0], "freeze the first N layers, or exactly the listed ones", type=int, nargs="+", group="model"
+    )
+    save_period: int = flag(-1, "keep a checkpoint every N epochs, off below 1", group="output")
+    save_minutes: float = flag(
+        10.0, "minutes between saves within an epoch, 0 saves only at the end of epochs", group="output"
+    )
+    seed: int = flag(0, "seed of every random choice", group="optimisation")
+    local_rank: int = flag(
+        -1, "accepted for launchers, the environment decides", names=["--local_rank"], group="devices"
+    )
+    amp: str = flag("auto", "mixed precision", choices=["auto", "off", "fp16", "bf16"], group="devices")
+    compile: bool = flag(False, "compile the model with torch.compile, if that proves faster", group="devices")
     evolve: int = flag(
         0,
-        "search hyperparameters in N trainings (300 if not given); the same command goes on",
+        "search hyperparameters in N trainings (300 without N); the same command continues the search",
         nargs="?",
         const=300,
         metavar="N",
+        group="evolution",
     )
     evolve_population: str = flag(
-        "data/hyps", "folder of hyperparameter files to try first besides --hyp", names=["--evolve_population"]
+        "data/hyps",
+        "folder of hyperparameter files to try first besides --hyp",
+        names=["--evolve_population"],
+        group="evolution",
     )
     resume_evolve: str = flag(
-        "", "try the individuals of an evolve_population.yaml or evolve.csv first", names=["--resume_evolve"]
+        "",
+        "try the individuals of an evolve_population.yaml or evolve.csv first",
+        names=["--resume_evolve"],
+        group="evolution",
     )
-    evolve_workers: int = flag(0, "trainings at a time; 0 takes one for each device")
-    evolve_storage: str = flag("", "Optuna study that machines share: postgresql://..., sqlite:///FILE, a journal FILE")
-    evolve_prune: bool = flag(False, "stop a generation that falls behind the median of the others")
-    evolve_fraction: float = flag(1.0, "share of the training pictures to use, the same ones each time")
-    evolve_timeout: float = flag(0.0, "minutes that one generation may take; 0 goes by the others")
-    score_only: bool = flag(False, "leave results.csv only: no checkpoints, no second look at the best")
+    evolve_workers: int = flag(0, "trainings at a time; 0: one per device", group="evolution")
+    evolve_storage: str = flag(
+        "",
+        "Optuna study shared by several machines: postgresql://..., sqlite:///FILE, a journal FILE",
+        group="evolution",
+    )
+    evolve_prune: bool = flag(False, "stop a generation that falls behind the median of the others", group="evolution")
+    evolve_fraction: float = flag(
+        1.0, "share of the training images to use, the same ones each time", group="evolution"
+    )
+    evolve_timeout: float = flag(
+        0.0, "minutes that one generation may take; 0 derives a limit from the others", group="evolution"
+    )
+    score_only: bool = flag(
+        False, "write only results.csv: no checkpoints, no final validation of the best", group="evolution"
+    )
+    typed: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
         checks = [
@@ -109,63 +153,78 @@ class TrainOptions:
                 raise UserError(message)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], source: str = "options") -> "TrainOptions":
-        """From a mapping as written by `to_dict`; keys that this version does not know are left out.
+    def from_typed(cls, typed: Mapping[str, Any]) -> "TrainOptions":
+        """Return the options that the user typed, with the defaults for the rest."""
+        return cls(**typed, typed=frozenset(typed))
 
-        UserError names `source` and a key whose value is of another type than it should be.
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "options") -> "TrainOptions":
+        """Return the options of a mapping that `to_dict` wrote.
+
+        Keys that this version does not know are ignored: a newer one may have written them. Raises UserError naming
+        `source` and the key if a value has another type than its default.
         """
-        known = {key: value for key, value in values.items() if key in cls.__dataclass_fields__}
         defaults = cls().to_dict()
+        known = {key: value for key, value in values.items() if key in defaults}
         for key, value in known.items():
-            fitting = {float: (int, float), type(None): (str, type(None))}.get(type(defaults[key]), type(defaults[key]))
-            fits = isinstance(value, fitting) and (type(value) is bool) == (fitting is bool)
-            if key != "resume" and not (fits and (fitting is not list or all(type(entry) is int for entry in value))):
-                raise UserError(f"{source}: option {key}: {brief(value)} is not of the type of {defaults[key]!r}")
+            if key != "resume" and not _has_type_of(value, defaults[key]):
+                raise UserError(f"{source}: option {key}: {shorten(value)} is not of the type of {defaults[key]!r}")
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types only, in the order of the fields."""
-        return asdict(self)
+        """Return the options as plain types, in the order of the fields."""
+        return {key: value for key, value in asdict(self).items() if key != "typed"}
 
     def replace(self, **changes: Any) -> "TrainOptions":
+        """Return the options with `changes`."""
         return replace(self, **changes)
+
+
+def _has_type_of(value: Any, default: Any) -> bool:
+    """Return True if `value` may stand in for the default of an option."""
+    kinds: dict[type, tuple[type, ...]] = {float: (int, float), type(None): (str, type(None))}
+    wanted = kinds.get(type(default), (type(default),))
+    if isinstance(value, bool) != isinstance(default, bool):  # a bool is also an int
+        return False
+    return isinstance(value, wanted) and (not isinstance(value, list) or all(type(entry) is int for entry in value))
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """The values of a `hyp.*.yaml`; the defaults are those of hyp.scratch-low."""
+    """Values of a `hyp.*.yaml`, with the defaults of hyp.scratch-low."""
 
     lr0: float = 0.01  # learning rate after warm-up
-    lrf: float = 0.01  # last learning rate as a fraction of lr0
-    momentum: float = 0.937  # SGD momentum, Adam's beta1
+    lrf: float = 0.01  # final learning rate as a fraction of lr0
+    momentum: float = 0.937  # momentum of SGD, first beta of Adam
     weight_decay: float = 0.0005  # for a nominal batch of 64
     warmup_epochs: float = 3.0  # fractions allowed, 0 switches warm-up off
-    warmup_momentum: float = 0.8
-    warmup_bias_lr: float = 0.1
+    warmup_momentum: float = 0.8  # momentum at the start of warm-up
+    warmup_bias_lr: float = 0.1  # learning rate of the biases at the start of warm-up
     box: float = 0.05  # gain of the box loss
     cls: float = 0.5  # gain of the class loss
     cls_pw: float = 1.0  # positive weight of the class loss
     obj: float = 1.0  # gain of the objectness loss
     obj_pw: float = 1.0  # positive weight of the objectness loss
-    iou_t: float = 0.2  # known from old files, used by nothing
-    anchor_t: float = 4.0  # largest ratio of a side to its anchor's side
+    iou_t: float = 0.2  # read from old files, not used
+    anchor_t: float = 4.0  # largest ratio of a label's side to the anchor's side
     anchors: float = 0.0  # anchors per level, rounded; 0 keeps the model's own
-    fl_gamma: float = 0.0  # focal loss exponent, 0 is off
-    hsv_h: float = 0.015
-    hsv_s: float = 0.7
-    hsv_v: float = 0.4
+    fl_gamma: float = 0.0  # exponent of the focal loss, 0 is off
+    hsv_h: float = 0.015  # hue shift, fraction, plus or minus
+    hsv_s: float = 0.7  # saturation gain, fraction, plus or minus
+    hsv_v: float = 0.4  # brightness gain, fraction, plus or minus
     degrees: float = 0.0  # rotation, plus or minus
-    translate: float = 0.1  # fraction of the picture, plus or minus
+    translate: float = 0.1  # fraction of the image, plus or minus
     scale: float = 0.5  # gain, plus or minus
     shear: float = 0.0  # degrees, plus or minus
     perspective: float = 0.0  # 0 to 0.001
-    flipud: float = 0.0  # probability
-    fliplr: float = 0.5  # probability
+    flipud: float = 0.0  # probability of an upside-down flip
+    fliplr: float = 0.5  # probability of a left-right flip
     mosaic: float = 1.0  # probability
     mixup: float = 0.0  # probability
     copy_paste: float = 0.0  # probability
 
-    LIMITS = {  # beyond these a value has no meaning; evolution has narrower bounds of its own
+    # Values outside these limits have no meaning. Evolution has narrower bounds of its own.
+    LIMITS: ClassVar[dict[str, tuple[float, float]]] = {
         "lr0": (0, 10), "lrf": (0, 100), "momentum": (0, 0.9999), "weight_decay": (0, 10), "warmup_epochs": (0, 1e6),
         "warmup_momentum": (0, 0.9999), "warmup_bias_lr": (0, 10), "anchor_t": (1, 1e6), "anchors": (0, 100),
         "hsv_h": (0, 1), "hsv_s": (0, 1), "hsv_v": (0, 1), "degrees": (0, 180), "translate": (0, 1), "scale": (0, 1),
@@ -174,13 +233,16 @@ class Hyperparameters:
     }  # fmt: skip
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], source: str = "hyperparameters") -> "Hyperparameters":
-        """Checked values; UserError names `source`, the key and the nearest known one. Absent keys take defaults."""
+    def from_dict(cls, values: Mapping[str, Any], source: str = "hyperparameters") -> "Hyperparameters":
+        """Return the checked values, with defaults for absent keys.
+
+        Raises UserError naming `source` and the key: an unknown one with the nearest known, or a wrong value.
+        """
         known = [entry.name for entry in fields(cls)]
-        for key, value in values.items():
+        for key in values:
             if key not in known:
-                raise UserError(f"{source}: unknown hyperparameter {key}{nearest(str(key), known)}")
-        numbers = {key: _number(value) for key, value in values.items()}
+                raise UserError(f"{source}: unknown hyperparameter {key}{suggest(f'{key}', known)}")
+        numbers: dict[str, Any] = {key: _number(value) for key, value in values.items()}
         for key, value in numbers.items():
             cls._check(key, value, source)
         return cls(**{key: float(value) for key, value in numbers.items()})
@@ -189,34 +251,35 @@ class Hyperparameters:
     def _check(cls, key: str, value: Any, source: str) -> None:
         low, high = cls.LIMITS.get(key, (0, 1e6))
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-            raise UserError(f"{source}: {key}: {brief(value)} is not a number")
+            raise UserError(f"{source}: {key}: {shorten(value)} is not a number")
         if not low <= value <= high:
-            raise UserError(f"{source}: {key}: {brief(value)} is outside {low} to {high}")
+            raise UserError(f"{source}: {key}: {shorten(value)} is outside {low} to {high}")
 
     @classmethod
     def load(cls, path: str | Path, *folders: Path) -> "Hyperparameters":
+        """Return the values of the file `--hyp`, searched here and in `folders`."""
         found = cls.find(path, *folders)
         return cls.from_dict(read_yaml(found), str(found))
 
     @staticmethod
     def find(path: str | Path, *folders: Path) -> Path:
-        """The file of `--hyp`; UserError where it is not there."""
+        """Return the file of `--hyp`, searched here and in `folders`. Raises UserError if it does not exist."""
         found = find_file(path, *folders)
         if found is None:
             known = [file.name for folder in folders for file in folder.glob("hyp.*.yaml")]
             raise UserError(
                 f"--hyp {path}: no such file, here or in {' or '.join(map(str, folders))}"
-                f"{nearest(Path(path).name, known)}"
+                f"{suggest(Path(path).name, known)}"
             )
         return found
 
     def to_dict(self) -> dict[str, float]:
-        """All values by key, in the files' order; `anchors` only when it is set, as in the files."""
+        """Return all values by key, in the order of the files and as there without an `anchors` of 0."""
         return {key: value for key, value in asdict(self).items() if key != "anchors" or value}
 
 
 def _number(value: Any) -> Any:
-    """The number that a text is: YAML takes 1e-3, unlike 1.0e-3, for one. Anything else as it is."""
+    """Return the number in a text, since YAML reads 1e-3 as text. Return anything else unchanged."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from utils.cli import SuggestingParser, add_flags, nearest
+from utils import console
+from utils.cli import GROUPS, SuggestingParser, add_flags, flag_fields, read_flags, suggest
 from utils.config import Hyperparameters, TrainOptions
 from utils.datasets.spec import DatasetSpec, MissingData
 from utils.errors import UserError
@@ -178,7 +179,7 @@ def test_only_what_is_absent_is_named(tmp_path):
 
 
 def test_a_flag_like_none_is_likened_to_none():
-    assert nearest("--visualize", ["--img-size"]) == "" and "--device" in nearest("--devise", ["--device"])
+    assert suggest("--visualize", ["--img-size"]) == "" and "--device" in suggest("--devise", ["--device"])
 
 
 @pytest.mark.parametrize(
@@ -202,4 +203,32 @@ def test_a_wrong_data_file_is_named(tmp_path, content, message):
 
 
 def test_every_field_has_a_help_text():
-    assert all(entry.metadata["help"] for entry in fields(TrainOptions))
+    assert all(entry.metadata["help"] for entry in fields(TrainOptions) if entry.name != "typed")
+
+
+def test_typed_flags_are_known_but_no_option():
+    options = TrainOptions.from_typed({"epochs": 3, "imgsz": 640})
+    assert options.typed == {"epochs", "imgsz"} and options.replace(epochs=4).typed == options.typed
+    assert options == TrainOptions(epochs=3) and "typed" not in options.to_dict()
+    assert not TrainOptions.from_dict({**options.to_dict(), "typed": ["epochs"]}).typed
+
+
+@pytest.mark.parametrize(
+    "argv, typed, quiet", [([], {}, False), (["-q"], {}, True), (["--quiet", "--seed", "1"], {"seed": 1}, True)]
+)
+def test_quiet_is_no_option_but_a_setting_of_the_console(argv, typed, quiet, capsys):
+    try:
+        assert read_flags(TrainOptions, argv, prog="train.py", description="Train.") == typed
+        console.info("for the curious")
+        assert bool(capsys.readouterr().out) is not quiet
+    finally:
+        console.set_quiet(False)
+
+
+def test_the_help_is_grouped_by_theme():
+    assert {entry.metadata["group"] for entry in flag_fields(TrainOptions)} == {*GROUPS} - {"detection"}
+    text = parser().format_help()
+    places = [text.index(f"\n{theme}:\n") for theme in GROUPS if theme != "detection"]
+    assert places == sorted(places)
+    assert places[0] < text.rindex("--data DATA") < places[1] < text.rindex("--freeze FREEZE") < places[2]
+    assert "(default 0.0)" in text and "(default 640)" in text

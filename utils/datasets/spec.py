@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.cli import brief
+from utils.cli import shorten
 from utils.errors import UserError
 from utils.files import read_yaml
 
@@ -17,9 +17,9 @@ def _wrong_keys(names: Any) -> str:
         return ""
     texts = [repr(key) for key in names if type(key) is not int]
     if texts:
-        return f"; no numbers: {brief(', '.join(texts))}"
+        return f"; no numbers: {shorten(', '.join(texts))}"
     absent = [str(index) for index in range(len(names)) if index not in names]
-    return f"; among the {len(names)} there is no {brief(', '.join(absent))}"
+    return f"; among the {len(names)} there is no {shorten(', '.join(absent))}"
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class DatasetSpec:
         """
         content, names = read_dataset(path)
         if content.get("nc") not in (None, len(names)):
-            print(f"WARNING {path}: nc: {brief(content['nc'])} but {len(names)} names; the names count")
+            print(f"WARNING {path}: nc: {shorten(content['nc'])} but {len(names)} names; the names count")
         download = _as_strings(content.get("download") or [], path, "download")
         wanted = {key: _as_strings(content.get(key) or [], path, key) for key in ("train", "val", "test")}
         start = _as_strings(content.get("path") or ".", path, "path")
@@ -66,7 +66,7 @@ class DatasetSpec:
                 if all(entry.exists() for key in ("train", "val") for entry in splits[key]):
                     return cls(path, root, splits, names, tuple(download))
         except (OSError, RuntimeError) as error:  # a name too long, links in a circle
-            raise UserError(f"{path}: a path in it cannot be followed: {brief(str(error))}") from error
+            raise UserError(f"{path}: a path in it cannot be followed: {shorten(str(error))}") from error
         raise MissingData(path, roots, wanted, download)
 
 
@@ -119,7 +119,7 @@ def _as_strings(value: Any, file: Path, key: str) -> list[str]:
     values = value if isinstance(value, list) else [value]
     for entry in values:
         if not isinstance(entry, str) or "\0" in entry or len(entry) > MAX_PATH:
-            raise UserError(f"{file}: {key}: {brief(entry)} is not a path")
+            raise UserError(f"{file}: {key}: {shorten(entry)} is not a path")
     return values
 
 
@@ -130,5 +130,5 @@ def _read_names(names: Any, file: Path) -> dict[int, str]:
         raise UserError(f"{file}: names: expected a list, or a mapping with the keys 0 to n-1{_wrong_keys(pairs)}")
     for index, name in pairs.items():
         if isinstance(name, (bool, dict, list, type(None))):
-            raise UserError(f"{file}: names: {index}: {brief(name)} is not a name; put quotes around it")
+            raise UserError(f"{file}: names: {index}: {shorten(name)} is not a name; put quotes around it")
     return {index: str(pairs[index]) for index in range(len(pairs))}

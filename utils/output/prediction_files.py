@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from utils.boxes import xyxy_to_xywh
-from utils.cli import nearest
+from utils.cli import suggest
 from utils.coco_eval import GroundTruth, coco_figures
 from utils.errors import UserError
 from utils.files import atomic_write
@@ -118,7 +118,7 @@ class CocoWriter:
             return {0: next(iter(ids.values()))}
         for name in names.values():
             if name not in ids:
-                raise UserError(f"{self.annotations}: no category {name!r}{nearest(name, ids)}")
+                raise UserError(f"{self.annotations}: no category {name!r}{suggest(name, ids)}")
         return {i: ids[name] for i, name in names.items()}
 
     def _image_id(self, path: str) -> int | str:
