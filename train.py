@@ -39,7 +39,7 @@ from utils.errors import run as run_command
 from utils.evolution.run import run_evolution
 from utils.evolution.verdict import Verdict
 from utils.inference.preprocess import to_network_input
-from utils.loading.dataset import Batch, Loader, advise, make_loader
+from utils.loading.dataset import Batch, Loader, explain_worker_error, make_loader
 from utils.loading.prefetch import prefetch
 from utils.loading.sampler import class_weights, image_weights
 from utils.loss import DetectionLoss, Losses, scale_gains
@@ -398,7 +398,7 @@ def prepare_images(run: Run, images: Tensor) -> Tensor:
 
 def counted(predictions: list[Tensor], batch: Batch) -> list[Tensor]:
     """What the loss is to see: of a filler nothing, though its pass takes part in the exchange of gradients."""
-    return [level[:0] for level in predictions] if batch.filler else predictions
+    return [level[:0] for level in predictions] if batch.is_padding else predictions
 
 
 def sampling_weights(run: Run) -> np.ndarray | None:
@@ -532,7 +532,7 @@ def train_and_finish(run: Run, log: RunLog) -> Metrics | None:
     except Interrupted as signal:
         raise SystemExit(say_how_to_go_on(str(signal), log.folder) if group.is_main else EXIT_CODE) from None
     except RuntimeError as error:
-        advise(error, run.train_loader.workers)
+        explain_worker_error(error, run.train_loader.workers)
         raise
 
 

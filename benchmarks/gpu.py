@@ -42,8 +42,8 @@ from benchmarks.device_limits import DATA_SHEET, Limits, Traffic, measure_limits
 from benchmarks.timing import Timing, compare, machine, print_rows, row  # noqa: E402
 from utils.device import keep_freed_memory  # noqa: E402
 from utils.distributed import Distributed  # noqa: E402
-from utils.images.augment import Finish  # noqa: E402
-from utils.images.gpu_augment import finish_images  # noqa: E402
+from utils.images.augment import ColorFlip  # noqa: E402
+from utils.images.gpu_augment import apply_color_flips  # noqa: E402
 from utils.loading.dataset import Batch  # noqa: E402
 from utils.loading.prefetch import prefetch  # noqa: E402
 from utils.training.compile import compile_model  # noqa: E402
@@ -395,10 +395,10 @@ def free_kernels(run: train.Run) -> Iterator[train.Run]:
 
 def time_colours(images: torch.Tensor, pairs: int) -> Timing:
     """Time the colours of a batch (B, 3, H, W): in steps that every device has, and as train.py does them."""
-    finishes = torch.tensor([Finish(1.1, 1.1, 1.1)] * len(images), dtype=torch.float32)
+    color_flips = torch.tensor([ColorFlip(1.1, 1.1, 1.1)] * len(images), dtype=torch.float32)
 
     def change() -> None:
-        finish_images(images, finishes)
+        apply_color_flips(images, color_flips)
         now(images.device)
 
     def in_steps() -> None:

@@ -28,7 +28,7 @@ from benchmarks.timing import InOwnProcess, compare, print_rows, row  # noqa: E4
 from utils.config import Hyperparameters  # noqa: E402
 from utils.datasets.labels import load_index  # noqa: E402
 from utils.device import keep_freed_memory  # noqa: E402
-from utils.images.augment import draw_warp, place_labels  # noqa: E402
+from utils.images.augment import place_labels, sample_warp  # noqa: E402
 from utils.images.warp import GREY  # noqa: E402
 from utils.loading.dataset import DetectionDataset, make_loader  # noqa: E402
 from utils.loading.sampler import BatchKey, random_stream  # noqa: E402
@@ -69,7 +69,7 @@ def textbook_sample(dataset: DetectionDataset, i: int, size: int) -> tuple[np.nd
     for k, number in enumerate(four):
         tile = cv2.imread(index.paths[number])
         height, width = tile.shape[:2]
-        shape = dataset.pictures.shape(number)
+        shape = dataset.images.shape(number)
         if shape != (height, width):
             tile = cv2.resize(tile, shape[::-1], interpolation=cv2.INTER_LINEAR)
         left = centre_x if k % 2 else centre_x - shape[1]
@@ -79,7 +79,7 @@ def textbook_sample(dataset: DetectionDataset, i: int, size: int) -> tuple[np.nd
         boxes.append(place_labels(index.boxes(number), [], gain=shape, pad=(top, left))[0])
     boxes = np.concatenate(boxes)
     boxes[:, 1:] = boxes[:, 1:].clip(0, 2 * size)
-    warp = draw_warp(canvas.shape[:2], (size, size), settings=settings, rng=rng).on_whole_pixels()
+    warp = sample_warp(canvas.shape[:2], (size, size), settings=settings, rng=rng).on_whole_pixels()
     image = warp.image(canvas)
     boxes = warp.labels(boxes, [np.zeros((0, 2), np.float32)] * len(boxes))
     rng.random()  # whether another mosaic is mixed in
@@ -155,18 +155,18 @@ def difference(dataset: DetectionDataset, size: int, count: int = 8) -> float:
 
 def images_decoded(dataset: DetectionDataset, size: int) -> float:
     """Return the number of images whose rows our way decodes per sample. Without partial decoding, all rows count."""
-    plain, shares = dataset.pictures.read, []
+    plain, shares = dataset.images.read, []
 
     def read(i: int, rows: int) -> np.ndarray:
         image = plain(i, rows)
-        shares.append(len(image) / dataset.pictures.shape(i)[0])
+        shares.append(len(image) / dataset.images.shape(i)[0])
         return image
 
-    dataset.pictures.read = read
+    dataset.images.read = read
     batches = batch_indices(dataset)
     for numbers in batches:
         our_batch(dataset, numbers, size)
-    del dataset.pictures.read
+    del dataset.images.read
     return sum(shares) / sum(map(len, batches))
 
 

@@ -35,7 +35,7 @@ from benchmarks.timing import Row, Timing, machine, print_rows, row, spread  # n
 from utils.datasets.labels import load_index  # noqa: E402
 from utils.distributed import Distributed  # noqa: E402
 from utils.loading.dataset import Batch  # noqa: E402
-from utils.loading.image_cache import Pictures, SharedBytes  # noqa: E402
+from utils.loading.image_cache import ImageReader, SharedBytes  # noqa: E402
 
 NUM_FILES = 500  # real images
 BOXES = 10
@@ -98,7 +98,7 @@ def write_spec(folder: Path, train_split: Path, val_split: Path) -> Path:
 class VisitingImages:
     """Images that, once the flag is set, visit many other entries with each image that is read."""
 
-    def __init__(self, pictures: Pictures) -> None:
+    def __init__(self, pictures: ImageReader) -> None:
         self.pictures, self.index, self.flag, self.next = pictures, pictures.index, SharedBytes(1), 0
 
     def shape(self, i: int) -> tuple[int, int]:

@@ -42,7 +42,7 @@ from utils.datasets.label_file import parse_labels  # noqa: E402
 from utils.datasets.spec import DatasetSpec  # noqa: E402
 from utils.errors import UserError, one_line  # noqa: E402
 from utils.files import read_yaml  # noqa: E402
-from utils.images.header import MAX_PIXELS, MIN_SIDE, picture_shape  # noqa: E402
+from utils.images.header import MAX_PIXELS, MIN_SIDE, image_shape  # noqa: E402
 from utils.images.read import read_image, read_resized, resize_to  # noqa: E402
 
 INPUTS = 60  # for each reader in the test suite
@@ -76,7 +76,7 @@ class Watch:
 
     def _hear(self, event: str, args: tuple) -> None:
         if self.active and (
-            event in FORBIDDEN or event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
+            event in FORBIDDEN or (event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+"))
         ):
             self.seen.append(f"{event}{args[:2]}")
 
@@ -511,7 +511,7 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
 
     def read_picture(path: Path) -> None:
         try:
-            height, width = picture_shape(path)
+            height, width = image_shape(path)
         except ValueError as error:
             raise UserError(str(error)) from error
         assert min(height, width) >= MIN_SIDE and height * width <= MAX_PIXELS

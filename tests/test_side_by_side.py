@@ -18,7 +18,7 @@ from utils.datasets import labels
 from utils.datasets.labels import load_index
 from utils.errors import UserError
 from utils.loading.dataset import make_loader
-from utils.loading.image_cache import RamPictures
+from utils.loading.image_cache import RamCache
 from utils.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -218,7 +218,7 @@ def test_memory_of_a_worker_does_not_grow_by_batches(own_data):
 
 def test_the_ram_cache_is_shared_and_not_copied_by_workers(tiny_data):
     index = scan(tiny_data)
-    pictures = RamPictures(index, 64, smooth=False, progress=False)
+    pictures = RamCache(index, 64, smooth=False, progress=False)
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -188,10 +188,10 @@ def state(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def was_scanned(monkeypatch) -> list[str]:
-    """Paths that picture_shape is asked about from now on."""
+    """Paths that image_shape is asked about from now on."""
     asked: list[str] = []
-    original = labels.picture_shape
-    monkeypatch.setattr(labels, "picture_shape", lambda path: asked.append(path) or original(path))
+    original = labels.image_shape
+    monkeypatch.setattr(labels, "image_shape", lambda path: asked.append(path) or original(path))
     return asked
 
 

@@ -8,17 +8,17 @@ import torch
 from utils.images import augment
 from utils.images.augment import (
     AugmentSettings,
-    Finish,
+    ColorFlip,
     Scene,
     Tile,
     copy_paste,
-    draw_finish,
-    draw_warp,
     mixup,
     mosaic,
     multiply_hsv,
     place_labels,
     random_perspective,
+    sample_color_flip,
+    sample_warp,
 )
 from utils.images.letterbox import Letterbox, letterbox
 from utils.images.warp import GREY, Warp, candidates, visible_hulls
@@ -152,7 +152,7 @@ BOXES = np.array(
 
 def fixed_warp(**hyp) -> Warp:
     settings = AugmentSettings(translate=0.1, scale=0.5, **hyp)
-    return draw_warp((1280, 1280), (640, 640), settings=settings, rng=Fixed(DRAWS))
+    return sample_warp((1280, 1280), (640, 640), settings=settings, rng=Fixed(DRAWS))
 
 
 @pytest.mark.parametrize("hyp, kept", [
@@ -330,7 +330,7 @@ def mosaic_of(tiles: list[Tile], size: int, **options) -> tuple[np.ndarray, np.n
 def textbook_mosaic(tiles: list[Tile], size: int, settings: AugmentSettings, rng) -> np.ndarray:
     """The whole canvas of twice the size, tile by tile, and then the warp: the same draws in the same order."""
     y, x = rng.uniform(size / 2, 3 * size / 2, 2).astype(int)
-    warp = draw_warp((2 * size, 2 * size), (size, size), settings=settings, rng=rng).on_whole_pixels()
+    warp = sample_warp((2 * size, 2 * size), (size, size), settings=settings, rng=rng).on_whole_pixels()
     padded = np.full((4 * size, 4 * size, 3), GREY, np.uint8)  # with a margin of one size around, to be cut off
     for (row, column), tile in zip(((0, 0), (0, 1), (1, 0), (1, 1)), tiles):
         h, w = tile.shape
@@ -548,14 +548,14 @@ def test_mixed_levels_are_cut_off_not_rounded():
 
 def test_hsv_with_gains_of_zero_changes_nothing():
     image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
-    finish = draw_finish(AugmentSettings(), rng=np.random.default_rng(0))
-    assert finish == Finish() and finish.factors is None and multiply_hsv(image, finish.factors) is image
+    finish = sample_color_flip(AugmentSettings(), rng=np.random.default_rng(0))
+    assert finish == ColorFlip() and finish.factors is None and multiply_hsv(image, finish.factors) is image
 
 
 def test_hsv_vector():
     draws = np.array([1.00146, 1.30127, 1.08221]) - 1
     pixels = np.array([[(10, 200, 30), (255, 0, 0), (128, 128, 128), (1, 2, 250)]], np.uint8)
-    finish = draw_finish(AugmentSettings(hsv_h=1.0, hsv_s=1.0, hsv_v=1.0), rng=Fixed(draws))
+    finish = sample_color_flip(AugmentSettings(hsv_h=1.0, hsv_s=1.0, hsv_v=1.0), rng=Fixed(draws))
     shifted = multiply_hsv(pixels, finish.factors)
     assert shifted.tolist() == [[[0, 216, 22], [255, 0, 0], [138, 138, 138], [0, 0, 255]]]
 
@@ -583,7 +583,7 @@ def test_hsv_is_what_tables_make_of_it(width):
 
 def test_hsv_stays_in_its_gains_and_leaves_the_given_picture_alone():
     image = np.full((4, 4, 3), 100, np.uint8)
-    finishes = [draw_finish(AugmentSettings(hsv_v=0.4), rng=np.random.default_rng(seed)) for seed in range(100)]
+    finishes = [sample_color_flip(AugmentSettings(hsv_v=0.4), rng=np.random.default_rng(seed)) for seed in range(100)]
     values = [int(multiply_hsv(image, finish.factors)[0, 0, 0]) for finish in finishes]
     assert 59 <= min(values) < 70 and 130 < max(values) <= 140 and (image == 100).all()
 
@@ -602,15 +602,15 @@ def test_a_mosaic_is_coloured_as_its_output_would_be(seed, hyp):
     outlines = [[square(0.2, 0.2, 0.6, 0.6)]] * 4
     tiles = tiles_of(images, [np.array([[0, 0.4, 0.4, 0.4, 0.4]], np.float32)] * 4, outlines)
     scene = mosaic(tiles, 128, settings=AugmentSettings(**hyp), rng=np.random.default_rng(seed))
-    factors = draw_finish(AugmentSettings(hsv_h=0.015, hsv_s=0.7, hsv_v=0.4), rng=rng).factors
+    factors = sample_color_flip(AugmentSettings(hsv_h=0.015, hsv_s=0.7, hsv_v=0.4), rng=rng).factors
     plain, canvas = multiply_hsv(scene.image(), factors), multiply_hsv(scene.canvas, factors)
-    coloured = scene.coloured(factors)
+    image_with_hsv = scene.image_with_hsv(factors)
     if scene.warp.begin is None or len(scene.canvas) >= len(plain):
-        np.testing.assert_array_equal(coloured, plain)
+        np.testing.assert_array_equal(image_with_hsv, plain)
     else:  # where there are fewer pixels: before it is enlarged
-        off = np.abs(coloured.astype(int) - scene.warp.image(canvas, scene.origin))
+        off = np.abs(image_with_hsv.astype(int) - scene.warp.image(canvas, scene.origin))
         assert (off > 1).mean() < 1e-3 and off.mean() < 0.05  # OpenCV rounds the ends of rows otherwise
-        assert np.abs(coloured.astype(int) - plain).mean() < 1
+        assert np.abs(image_with_hsv.astype(int) - plain).mean() < 1
 
 
 def test_colours_of_a_mosaic_reach_all_of_its_grey():
@@ -619,11 +619,11 @@ def test_colours_of_a_mosaic_reach_all_of_its_grey():
     for seed in range(20):
         settings = AugmentSettings(scale=0.5, translate=0.4)
         scene = mosaic(unreadable, 96, settings=settings, rng=np.random.default_rng(seed))
-        assert (scene.coloured(factors) == GREY // 2).all()
+        assert (scene.image_with_hsv(factors) == GREY // 2).all()
         small = tiles_of([np.full((20, 30, 3), 250, np.uint8)] * 4, [np.zeros((0, 5), np.float32)] * 4)
         scene = mosaic(small, 96, settings=settings, rng=np.random.default_rng(seed))
         want = multiply_hsv(scene.image(), factors).astype(int)
-        np.testing.assert_allclose(scene.coloured(factors), want, atol=int(len(scene.canvas) < len(want)))
+        np.testing.assert_allclose(scene.image_with_hsv(factors), want, atol=int(len(scene.canvas) < len(want)))
 
 
 def test_without_factors_a_mosaic_keeps_its_colours():
@@ -634,7 +634,7 @@ def test_without_factors_a_mosaic_keeps_its_colours():
         settings=AugmentSettings(scale=0.5),
         rng=np.random.default_rng(0),
     )
-    assert (scene.coloured(None) == scene.image()).all()
+    assert (scene.image_with_hsv(None) == scene.image()).all()
 
 
 def test_colours_leave_the_picture_that_a_warp_shows_alone():
@@ -643,12 +643,12 @@ def test_colours_leave_the_picture_that_a_warp_shows_alone():
     kept = image.copy()
     scene = unwarped(image, BOXES[:0])
     factors = np.array([1.0, 0.5, 0.5])
-    np.testing.assert_array_equal(scene.coloured(factors), multiply_hsv(kept, factors))
+    np.testing.assert_array_equal(scene.image_with_hsv(factors), multiply_hsv(kept, factors))
     assert (image == kept).all()
 
 
 @pytest.mark.parametrize(
-    "finish", [Finish(upside_down=True), Finish(mirrored=True), Finish(upside_down=True, mirrored=True)]
+    "finish", [ColorFlip(upside_down=True), ColorFlip(mirrored=True), ColorFlip(upside_down=True, mirrored=True)]
 )
 def test_flips(finish):
     image, boxes = canvas(50, 80, (10, 5, 30, 20)), np.array([[3, 10, 5, 30, 20]], np.float32)
@@ -670,13 +670,13 @@ def test_the_order_of_the_last_draws(gains):
         rng = np.random.default_rng(seed)
         factors = 1 + rng.uniform(-1, 1, 3) * gains if any(gains) else np.ones(3)
         upside_down, mirrored = rng.random() < 0.3, rng.random() < 0.6
-        drawn = draw_finish(settings, rng=np.random.default_rng(seed))
+        drawn = sample_color_flip(settings, rng=np.random.default_rng(seed))
         assert drawn == (*factors.tolist(), upside_down, mirrored)
 
 
 def test_flips_are_drawn_as_often_as_asked_for():
     settings = AugmentSettings(flipud=0.25, fliplr=0.75)
-    drawn = [draw_finish(settings, rng=np.random.default_rng(seed)) for seed in range(400)]
+    drawn = [sample_color_flip(settings, rng=np.random.default_rng(seed)) for seed in range(400)]
     assert 0.18 < np.mean([finish.upside_down for finish in drawn]) < 0.32
     assert 0.68 < np.mean([finish.mirrored for finish in drawn]) < 0.82
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from utils.datasets.labels import load_index
-from utils.images.augment import Finish, multiply_hsv
-from utils.images.gpu_augment import KERNEL, _kernel, finish_images, jitter_by_parts, jitter_hsv, kernel_works
+from utils.images.augment import ColorFlip, multiply_hsv
+from utils.images.gpu_augment import KERNEL, _kernel, apply_color_flips, jitter_hsv, jitter_hsv_reference, kernel_works
 from utils.loading.dataset import make_loader
 
 FLIPPING = {"flipud": 0.5, "fliplr": 0.5, "mosaic": 0.5, "mixup": 0.5, "translate": 0.1, "scale": 0.5}
@@ -55,7 +55,7 @@ def test_the_kernel_computes_what_the_parts_do(tmp_path):
     channels = torch.cat([colours, 2 * torch.rand((3, count), generator=dice)]).contiguous()
     found = torch.empty(3, count)
     ctypes.CDLL(str(library)).run(ctypes.c_long(count), *(ctypes.c_void_p(x.data_ptr()) for x in (channels, found)))
-    expected = jitter_by_parts(*channels[:3, None, None].byte(), *channels[3:, None, None])
+    expected = jitter_hsv_reference(*channels[:3, None, None].byte(), *channels[3:, None, None])
     assert torch.equal(found, torch.stack(expected).view(3, count))
 
 
@@ -64,15 +64,17 @@ def test_the_kernel_is_read_as_pytorch_wants_it():
 
 
 def exact(*channels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return jitter_by_parts(*channels)
+    return jitter_hsv_reference(*channels)
 
 
 def one_in_twenty(*channels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return tuple(channel + 2 * (torch.arange(channel.shape[-1]) % 20 == 0) for channel in jitter_by_parts(*channels))
+    return tuple(
+        channel + 2 * (torch.arange(channel.shape[-1]) % 20 == 0) for channel in jitter_hsv_reference(*channels)
+    )
 
 
 def too_bright(*channels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return tuple(channel + 2 for channel in jitter_by_parts(*channels))
+    return tuple(channel + 2 for channel in jitter_hsv_reference(*channels))
 
 
 def no_compiler(*channels: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -125,17 +127,22 @@ def test_greys_black_and_white_stay_what_they_are():
 
 def test_every_picture_has_its_own_flips():
     images = torch.randint(0, 256, (4, 3, 5, 7), dtype=torch.uint8)
-    rows = [Finish(), Finish(upside_down=True), Finish(mirrored=True), Finish(upside_down=True, mirrored=True)]
-    done = finish_images(images, torch.tensor(rows, dtype=torch.float32))
+    rows = [
+        ColorFlip(),
+        ColorFlip(upside_down=True),
+        ColorFlip(mirrored=True),
+        ColorFlip(upside_down=True, mirrored=True),
+    ]
+    done = apply_color_flips(images, torch.tensor(rows, dtype=torch.float32))
     expected = [images[0], images[1].flip(1), images[2].flip(2), images[3].flip(1).flip(2)]
     assert torch.equal(done, torch.stack(expected))
 
 
 def test_more_pictures_than_are_done_at_a_time():
     images = torch.randint(0, 256, (35, 3, 8, 8), dtype=torch.uint8)
-    rows = torch.tensor([Finish(1 + k / 100, 0.9, 0.5 + k / 100) for k in range(35)], dtype=torch.float32)
-    alone = [finish_images(images[k : k + 1], rows[k : k + 1]) for k in range(35)]
-    assert torch.equal(finish_images(images, rows), torch.cat(alone))
+    rows = torch.tensor([ColorFlip(1 + k / 100, 0.9, 0.5 + k / 100) for k in range(35)], dtype=torch.float32)
+    alone = [apply_color_flips(images[k : k + 1], rows[k : k + 1]) for k in range(35)]
+    assert torch.equal(apply_color_flips(images, rows), torch.cat(alone))
 
 
 def loaded(data, **flags):
@@ -152,8 +159,8 @@ def test_a_sample_is_the_same_on_every_device(tiny_data, gains, rect, degrees, s
     whole, parts = (loaded(tiny_data, hyp=hyp, rect=rect, finish_on_device=later) for later in (False, True))
     flipped = 0
     for batch, other in zip(whole, parts, strict=True):
-        assert batch.finishes is None and torch.equal(batch.targets, other.targets) and batch.paths == other.paths
-        done = finish_images(other.images, other.finishes)
+        assert batch.color_flips is None and torch.equal(batch.targets, other.targets) and batch.paths == other.paths
+        done = apply_color_flips(other.images, other.color_flips)
         off = (done.int() - batch.images.int()).abs()
         if not gains:
             assert torch.equal(done, batch.images)
@@ -162,14 +169,14 @@ def test_a_sample_is_the_same_on_every_device(tiny_data, gains, rect, degrees, s
         else:  # some are enlarged mosaics: their colours change before that here, and after it there
             shares = (off > 2).flatten(1).float().mean(1)
             assert (shares < 0.01).sum() >= len(shares) / 4 and off.float().mean() < 0.5
-        flipped += int(other.finishes[:, 3:].sum())
+        flipped += int(other.color_flips[:, 3:].sum())
     assert flipped
 
 
 def test_nothing_is_left_to_do_without_augmentation_or_with_quad(tiny_data):
     hyp = {**GAINS, **FLIPPING}
     for flags in ({}, {"hyp": hyp, "quad": True}):
-        assert all(batch.finishes is None for batch in loaded(tiny_data, finish_on_device=True, **flags))
+        assert all(batch.color_flips is None for batch in loaded(tiny_data, finish_on_device=True, **flags))
 
 
 def test_workers_hand_over_what_is_left_to_do(tiny_data):
@@ -177,7 +184,7 @@ def test_workers_hand_over_what_is_left_to_do(tiny_data):
     index = load_index(tiny_data.parent / "images" / "train", 2, progress=False)
     here, there = (
         [
-            batch.finishes
+            batch.color_flips
             for batch in make_loader(index, imgsz=64, batch_size=8, hyp=hyp, workers=workers, finish_on_device=True)
         ]
         for workers in (0, 1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from utils.errors import UserError
-from utils.images.header import MAX_PIXELS, picture_shape
+from utils.images.header import MAX_PIXELS, image_shape
 from utils.images.read import read_image
 
 
@@ -46,8 +46,8 @@ def test_the_size_is_that_of_the_turned_picture(tmp_path, orientation, order):
     path = write_picture(tmp_path / "x.jpg", 20, 30)
     path.write_bytes(with_segment(path.read_bytes(), 0xE1, exif(orientation, order)))
     turned = 5 <= orientation <= 8
-    assert picture_shape(path) == ((30, 20) if turned else (20, 30))
-    assert cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).shape[:2] == picture_shape(path)
+    assert image_shape(path) == ((30, 20) if turned else (20, 30))
+    assert cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).shape[:2] == image_shape(path)
 
 
 def test_a_turned_png_has_the_size_that_it_decodes_to(tmp_path):
@@ -55,13 +55,13 @@ def test_a_turned_png_has_the_size_that_it_decodes_to(tmp_path):
     chunk = b"eXIf" + exif(6, "big")[6:]
     chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     path.write_bytes(path.read_bytes()[:33] + chunk + path.read_bytes()[33:])
-    assert picture_shape(path) == cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).shape[:2]
+    assert image_shape(path) == cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).shape[:2]
 
 
 @pytest.mark.parametrize("suffix", [".bmp", ".jpg", ".pfm", ".png", ".tiff", ".webp"])
 def test_every_format_reports_the_decoded_size(tmp_path, suffix):
     path = write_picture(tmp_path / f"x{suffix}", 21, 34)
-    assert picture_shape(path) == (21, 34) == read_image(path).shape[:2]
+    assert image_shape(path) == (21, 34) == read_image(path).shape[:2]
 
 
 @pytest.mark.parametrize("stray", [b"stray \xff\0 bytes\xff\xff", b"a", b"\xff", b"\xff\0", b"\xff\xff", b"\0"])
@@ -71,7 +71,7 @@ def test_stray_bytes_between_the_segments_of_a_jpeg_are_passed_over(tmp_path, st
     whole = path.read_bytes()
     place = whole.index(before)
     write(path, whole[:place] + stray + whole[place:])
-    assert picture_shape(path) == (21, 34) == read_image(path).shape[:2]
+    assert image_shape(path) == (21, 34) == read_image(path).shape[:2]
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -118,7 +118,7 @@ def test_no_decoder_sees_a_picture_of_too_many_pixels_or_of_an_unknown_size(tmp_
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
     path = write(tmp_path / "x.png", data)
     with pytest.raises(ValueError, match=reason):
-        picture_shape(path)
+        image_shape(path)
     with pytest.raises(UserError, match=reason):
         read_image(path)
 
@@ -126,10 +126,10 @@ def test_no_decoder_sees_a_picture_of_too_many_pixels_or_of_an_unknown_size(tmp_
 def test_lossy_webp_is_read_by_its_header(tmp_path):
     data = cv2.imencode(".webp", np.zeros((21, 34, 3), np.uint8), [cv2.IMWRITE_WEBP_QUALITY, 80])[1].tobytes()
     path = write(tmp_path / "x.webp", data)
-    assert picture_shape(path) == (21, 34)
+    assert image_shape(path) == (21, 34)
     write(path, data[:-4])
     with pytest.raises(ValueError, match="truncated"):
-        picture_shape(path)
+        image_shape(path)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
@@ -139,14 +139,14 @@ def test_a_truncated_picture_is_found(tmp_path, suffix, keep):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(ValueError, match="truncated|decoded"):
-        picture_shape(path)
+        image_shape(path)
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 def test_junk_behind_the_end_mark_is_no_fault(tmp_path, suffix):
     path = write_picture(tmp_path / f"x{suffix}", 20, 30)
     path.write_bytes(path.read_bytes() + b"\0" * 100)
-    assert picture_shape(path) == (20, 30)
+    assert image_shape(path) == (20, 30)
 
 
 def test_the_end_mark_of_an_embedded_preview_does_not_hide_a_truncation(tmp_path):
@@ -154,7 +154,7 @@ def test_the_end_mark_of_an_embedded_preview_does_not_hide_a_truncation(tmp_path
     data = with_segment(path.read_bytes(), 0xE1, b"Exif\0\0 preview \xff\xd9")
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="truncated"):
-        picture_shape(path)
+        image_shape(path)
 
 
 @pytest.mark.parametrize("data, reason", [
@@ -168,14 +168,14 @@ def test_the_end_mark_of_an_embedded_preview_does_not_hide_a_truncation(tmp_path
 ])  # fmt: skip
 def test_what_is_no_picture_is_named_with_the_reason(tmp_path, data, reason):
     with pytest.raises(ValueError, match=reason):
-        picture_shape(write(tmp_path / "x.jpg", data))
+        image_shape(write(tmp_path / "x.jpg", data))
 
 
 @pytest.mark.parametrize("height, width, usable", [(9, 100, False), (100, 9, False), (10, 10, True)])
 def test_pictures_have_at_least_ten_pixels_a_side(tmp_path, height, width, usable):
     path = write_picture(tmp_path / "x.png", height, width)
     if usable:
-        assert picture_shape(path) == (height, width)
+        assert image_shape(path) == (height, width)
     else:
         with pytest.raises(ValueError, match=f"{width}x{height} pixels"):
-            picture_shape(path)
+            image_shape(path)

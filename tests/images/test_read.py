@@ -10,8 +10,8 @@ from test_header import exif, with_segment
 
 from utils.errors import UserError
 from utils.images import read as image_file
-from utils.images.header import jpeg_scan
-from utils.images.read import read_image, read_resized, resize_to, resized_shapes, shorten_jpeg
+from utils.images.header import find_jpeg_scan
+from utils.images.read import read_image, read_resized, resize_to, resized_shapes, truncate_jpeg
 
 
 def test_nothing_but_a_file_of_some_size_is_read(tmp_path, monkeypatch):
@@ -118,12 +118,12 @@ def test_a_grey_jpeg_has_upper_rows_too(tmp_path):
     with_segment(encoded(), 0xE1, exif(3, "little")),  # upside down: what is stored first is shown last
 ], ids=["progressive", "in pieces", "png", "bmp", "webp", "turned"])  # fmt: skip
 def test_what_must_be_decoded_whole_is(tmp_path, data):
-    assert shorten_jpeg(data, 48) is None
+    assert truncate_jpeg(data, 48) is None
     assert len(upper(tmp_path / "x.jpg", data, 40)) == HEIGHT
 
 
 def test_a_jpeg_without_an_end_mark_is_not_shortened():
-    assert shorten_jpeg(encoded(), 48) is not None and shorten_jpeg(encoded()[:-2], 48) is None
+    assert truncate_jpeg(encoded(), 48) is not None and truncate_jpeg(encoded()[:-2], 48) is None
 
 
 @pytest.mark.parametrize("data", [
@@ -165,7 +165,7 @@ def test_a_picture_a_little_higher_than_its_size(tmp_path, height, width):
 def test_a_decoder_that_finds_too_little_is_given_the_whole(tmp_path):
     """It wants a few bytes more than it needs, which a flat picture lacks where its end mark is gone."""
     flat = cv2.imencode(".jpg", np.full((40, 10), 120, np.uint8), [cv2.IMWRITE_JPEG_OPTIMIZE, 1])[1].tobytes()
-    assert shorten_jpeg(flat, 25) is not None
+    assert truncate_jpeg(flat, 25) is not None
     assert len(upper(tmp_path / "x.jpg", flat, 17, (40, 10))) == 40
 
 
@@ -179,7 +179,7 @@ def test_pictures_to_look_at_are_read_whole(tmp_path):
 
 def test_a_jpeg_of_more_rows_than_decoders_take_is_not_read_in_part(tmp_path):
     data = bytearray(cv2.imencode(".jpg", np.zeros((3000, 8), np.uint8))[1].tobytes())
-    place, _ = jpeg_scan(bytes(data))
+    place, _ = find_jpeg_scan(bytes(data))
     data[place : place + 2] = (65_501).to_bytes(2, "big")
     (tmp_path / "x.jpg").write_bytes(data)
     for rows in (None, 100):
@@ -190,9 +190,9 @@ def test_a_jpeg_of_more_rows_than_decoders_take_is_not_read_in_part(tmp_path):
 @pytest.mark.parametrize("between", [b"\xff", b"\0", b"\xff\xd0", b"\xff\x01", b"\xff\xfe\0\0", b"\xff\xfe\0\1"])
 def test_what_is_no_plain_segment_before_the_scan_is_left_to_the_decoder(tmp_path, between):
     data = encoded()
-    assert shorten_jpeg(data, 48) is not None
+    assert truncate_jpeg(data, 48) is not None
     for begin in (2, 20):  # before and behind the first segment
-        assert shorten_jpeg(data[:begin] + between + data[begin:], 48) is None
+        assert truncate_jpeg(data[:begin] + between + data[begin:], 48) is None
 
 
 @pytest.mark.parametrize("name", [b"Exif\0\xff", b"EXIF\0\0", b"XXXXXX"])

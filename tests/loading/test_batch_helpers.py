@@ -14,7 +14,7 @@ import pytest
 from test_parallel_map import is_alive
 
 from utils.errors import UserError
-from utils.loading.batch_helpers import Processes, Threads, find_helpers
+from utils.loading.batch_helpers import HelperProcesses, HelperThreads, start_helpers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,7 +52,7 @@ def helpers_of(request):
 
     def build(count: int, prepare=nothing):
         forked = request.param == "processes"
-        made.append(Processes(count, make, prepare, 20, 1 << 16) if forked else Threads(count, prepare))
+        made.append(HelperProcesses(count, make, prepare, 20, 1 << 16) if forked else HelperThreads(count, prepare))
         return made[-1]
 
     yield build
@@ -83,7 +83,7 @@ def test_after_an_error_all_goes_on(helpers_of, bad):
 
 
 def test_who_is_quick_takes_over_from_who_is_slow():
-    helpers, planes = Processes(1, slow_elsewhere, nothing, 20, 1 << 10), np.zeros((9, 3, 2, 2), np.uint8)
+    helpers, planes = HelperProcesses(1, slow_elsewhere, nothing, 20, 1 << 10), np.zeros((9, 3, 2, 2), np.uint8)
     try:
         helpers(slow_elsewhere, Key(0, (2, 2)), planes)
         made = helpers(slow_elsewhere, Key(1, (2, 2), slow=2.0), planes)
@@ -101,7 +101,7 @@ def slow_elsewhere(key: Key, k: int, planes: np.ndarray) -> tuple[int, int]:
 
 
 def test_what_a_late_one_has_taken_is_made_all_the_same():
-    helpers, planes = Processes(1, make, nothing, 20, 1 << 10), np.zeros((9, 3, 2, 2), np.uint8)
+    helpers, planes = HelperProcesses(1, make, nothing, 20, 1 << 10), np.zeros((9, 3, 2, 2), np.uint8)
 
     def meddled_with(key: Key, k: int, picture: np.ndarray) -> tuple[int, int]:
         helpers.begun[[7, 8]] = 1
@@ -116,7 +116,7 @@ def test_what_a_late_one_has_taken_is_made_all_the_same():
 
 
 def test_after_an_error_no_thread_begins_another_item():
-    begun, helpers = [], Threads(1, nothing)
+    begun, helpers = [], HelperThreads(1, nothing)
 
     def count(key: Key, k: int, planes: np.ndarray) -> None:
         begun.append(k)
@@ -143,7 +143,7 @@ def test_what_helpers_prepare_may_fail(helpers_of, tmp_path):
 
 
 def test_a_killed_process_is_an_error_and_no_endless_wait():
-    helpers = Processes(2, make, nothing, 20, 1 << 10)
+    helpers = HelperProcesses(2, make, nothing, 20, 1 << 10)
     planes = np.zeros((9, 3, 2, 2), np.uint8)
     os.kill(helpers.crew[1][0].pid, signal.SIGKILL)
     for _ in range(2):
@@ -153,7 +153,7 @@ def test_a_killed_process_is_an_error_and_no_endless_wait():
 
 
 def test_processes_are_deaf_to_signals_for_the_run_and_end_when_they_are_closed():
-    helpers = Processes(2, make, nothing, 20, 1 << 10)
+    helpers = HelperProcesses(2, make, nothing, 20, 1 << 10)
     processes = [process.pid for process, _, _ in helpers.crew]
     helpers(make, Key(1, (2, 2)), np.zeros((6, 3, 2, 2), np.uint8))  # now they have begun
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
@@ -166,7 +166,7 @@ def test_processes_are_deaf_to_signals_for_the_run_and_end_when_they_are_closed(
 
 
 def test_processes_end_when_nobody_has_them_any_more():
-    helpers = Processes(2, make, nothing, 20, 1 << 10)
+    helpers = HelperProcesses(2, make, nothing, 20, 1 << 10)
     processes = [process.pid for process, _, _ in helpers.crew]
     del helpers
     gc.collect()
@@ -176,10 +176,10 @@ def test_processes_end_when_nobody_has_them_any_more():
 SCRIPT = """
 import os, signal, sys
 import numpy as np
-from utils.loading.batch_helpers import Processes
+from utils.loading.batch_helpers import HelperProcesses
 make = lambda key, k, planes: os.getpid()
 key = type("Key", (), {})
-kept = [Processes(2, make, print, 20, 1 << 10) for _ in range(2)]
+kept = [HelperProcesses(2, make, print, 20, 1 << 10) for _ in range(2)]
 print(*[process.pid for helpers in kept for process, _, _ in helpers.crew], flush=True)
 os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] == "killed" else sys.exit(3)
 """
@@ -198,15 +198,15 @@ def no_more() -> int:
 
 
 def test_who_helps(monkeypatch):
-    assert find_helpers(0, make, nothing, 10, 10) is None
-    helpers = find_helpers(1, make, nothing, 10, 10)
+    assert start_helpers(0, make, nothing, 10, 10) is None
+    helpers = start_helpers(1, make, nothing, 10, 10)
     assert helpers.kind == ("processes" if sys.platform == "linux" else "threads")
     helpers.close()
     monkeypatch.setattr(os, "fork", no_more)
-    helpers = find_helpers(1, make, nothing, 10, 10)
+    helpers = start_helpers(1, make, nothing, 10, 10)
     assert helpers.kind == "threads"
     helpers.close()
     monkeypatch.setattr(sys, "platform", "darwin")
-    helpers = find_helpers(1, make, nothing, 10, 10)
+    helpers = start_helpers(1, make, nothing, 10, 10)
     assert helpers.kind == "threads"
     helpers.close()

@@ -19,9 +19,9 @@ from utils.errors import UserError
 from utils.images.letterbox import Letterbox
 from utils.images.warp import GREY
 from utils.loading import dataset, image_cache
-from utils.loading.dataset import Batch, DetectionDataset, group_in_fours, make_loader
+from utils.loading.dataset import Batch, DetectionDataset, make_loader, merge_in_fours
 from utils.loading.image_cache import SharedBytes
-from utils.loading.sampler import class_weights, count_earlier, image_weights, rect_shapes
+from utils.loading.sampler import class_weights, image_weights, occurrence_index, rect_shapes
 from utils.loss import DetectionLoss, scale_gains
 
 HYP = {
@@ -210,13 +210,7 @@ def test_the_files_of_the_next_batch_are_asked_for(index, hyp, image_weights, mo
     loader = loader_of(
         index, hyp=hyp, shuffle=True, batch_size=3, workers=1, cores=2, image_weights=image_weights and hyp is not None
     )
-    dataset, pictures, asked, read, plain = (
-        loader.dataset,
-        loader.dataset.pictures,
-        [],
-        [],
-        loader.dataset.pictures.read,
-    )
+    dataset, pictures, asked, read, plain = (loader.dataset, loader.dataset.images, [], [], loader.dataset.images.read)
     monkeypatch.setattr(pictures, "expect", asked.append)
     monkeypatch.setattr(pictures, "read", lambda i, rows=None: read.append(i) or plain(i, rows))
     loader.set_epoch(2, weights=np.ones(len(index)))
@@ -235,7 +229,7 @@ def test_no_file_is_asked_for_when_all_pictures_are_in_memory(index, monkeypatch
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(sys, "platform", "darwin")
     loader, asked = loader_of(index, workers=1, cores=2, cache="ram"), []
-    monkeypatch.setattr(image_cache, "ask_for", asked.append)
+    monkeypatch.setattr(image_cache, "prefetch_file", asked.append)
     assert len(epoch_of(loader, 0)) == 3
     loader.dataset.helpers.pool.submit(int).result()
     assert not asked
@@ -244,13 +238,15 @@ def test_no_file_is_asked_for_when_all_pictures_are_in_memory(index, monkeypatch
 @pytest.mark.parametrize("cache", [None, "disk"])
 def test_asking_for_a_file_needs_none(index, folder, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(image_cache, "user_cache_folder", lambda: tmp_path)
-    pictures = loader_of(index, cache=cache).dataset.pictures
+    pictures = loader_of(index, cache=cache).dataset.images
     for _ in range(2):
         assert pictures.expect(0) is None
         pictures.read(0)
     os.mkfifo(tmp_path / "pipe")
-    assert image_cache.ask_for(index.paths[0]) and image_cache.ask_for(tmp_path / "pipe")  # which has no writer
-    assert not image_cache.ask_for(tmp_path / "absent")
+    assert image_cache.prefetch_file(index.paths[0]) and image_cache.prefetch_file(
+        tmp_path / "pipe"
+    )  # which has no writer
+    assert not image_cache.prefetch_file(tmp_path / "absent")
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
@@ -390,7 +386,7 @@ def test_shares_with_fillers_add_up_to_the_loss_of_one_process(index, world_size
     weight = torch.randn(1, 3, 8, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
     settings = {"hyp": HYP, "shuffle": True, "batch_size": 8}
     ranks = [list(loader_of(index, rank=rank, world_size=world_size, **settings)) for rank in range(world_size)]
-    fillers = [[batch.filler for batch in batches] for batches in ranks]
+    fillers = [[batch.is_padding for batch in batches] for batches in ranks]
     assert sum(map(sum, fillers)) == max(world_size - 3, 0) and not any(first for first, _ in fillers)
     for number, batch in enumerate(loader_of(index, **settings)):
         total, parts = loss()(predict(batch, weight), batch.targets)
@@ -554,7 +550,7 @@ def test_a_mosaic_reads_no_more_rows_than_show(photographs, monkeypatch):
 
 
 def test_the_disk_cache_keeps_whole_pictures(photographs, monkeypatch):
-    pictures = loader_of(photographs, hyp=HYP, imgsz=90, cache="disk").dataset.pictures
+    pictures = loader_of(photographs, hyp=HYP, imgsz=90, cache="disk").dataset.images
     read = reads(monkeypatch)
     assert len(pictures.read(5, 20)) == pictures.shape(5)[0] == 90 and read == [photographs.paths[5]]
     assert len(pictures.read(5)) == 90 and len(read) == 1
@@ -663,21 +659,21 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(own_set, tmp_path
 def test_a_cache_that_does_not_fit_is_left_out_with_a_line(index, capsys, monkeypatch):
     monkeypatch.setattr(image_cache, "available_memory", lambda: 1000)
     loader = loader_of(index, cache="ram", progress=True)
-    assert type(loader.dataset.pictures) is image_cache.Pictures
+    assert type(loader.dataset.images) is image_cache.ImageReader
     assert "--cache ram: 0.0GB required, 0.0GB available, not caching images" in capsys.readouterr().out
     monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
     loader = loader_of(index, cache="disk", progress=True, imgsz=96)
-    assert type(loader.dataset.pictures) is image_cache.Pictures
+    assert type(loader.dataset.images) is image_cache.ImageReader
     assert "--cache disk: " in capsys.readouterr().out
     with pytest.raises(UserError, match="--cache both: expected ram or disk"):
         loader_of(index, cache="both")
 
 
 def test_the_space_that_pictures_need_is_known_beforehand(index):
-    pictures = image_cache.Pictures(index, 64, smooth=False)
+    pictures = image_cache.ImageReader(index, 64, smooth=False)
     assert pictures.bytes_needed() == sum(pictures.read(i).nbytes for i in range(len(index)))
     many = replace(index, shapes=np.tile(np.array([[480, 640]], np.int32), (5000, 1)))
-    assert image_cache.Pictures(many, 640, smooth=False).bytes_needed() == 5000 * 480 * 640 * 3  # more than 32 bits
+    assert image_cache.ImageReader(many, 640, smooth=False).bytes_needed() == 5000 * 480 * 640 * 3  # more than 32 bits
 
 
 def test_available_memory_is_plausible():
@@ -717,7 +713,7 @@ class Coin:
 
 
 def test_four_pictures_as_tiles_or_the_first_enlarged():
-    batch = group_in_fours(quad_input(), [Coin(0.9), Coin(0.1)])
+    batch = merge_in_fours(quad_input(), [Coin(0.9), Coin(0.1)])
     assert batch.images.shape == (2, 3, 8, 12) and batch.paths == ["0", "4"] and batch.letterboxes == [None, None]
     corners = [(0, 0), (7, 0), (0, 11), (7, 11)]  # tiles go down first, then right
     assert [batch.images[0, 0, y, x].item() for y, x in corners] == [0, 10, 20, 30]
@@ -809,7 +805,7 @@ def test_drawing_follows_the_weights():
 
 @pytest.mark.parametrize("values, earlier", [([], []), ([4], [0]), ([2, 2, 1, 2, 1], [0, 1, 0, 2, 1])])
 def test_count_earlier(values, earlier):
-    assert count_earlier(np.array(values, np.int64)).tolist() == earlier
+    assert occurrence_index(np.array(values, np.int64)).tolist() == earlier
 
 
 # ---- limits
@@ -856,7 +852,7 @@ def test_a_million_pictures_are_no_trouble():
 
 
 def test_small_pictures_are_cached_unasked(index, monkeypatch):
-    need = image_cache.Pictures(index, 64, smooth=False).bytes_needed()
-    for free, kind in ((11 * need, image_cache.RamPictures), (9 * need, image_cache.Pictures)):
+    need = image_cache.ImageReader(index, 64, smooth=False).bytes_needed()
+    for free, kind in ((11 * need, image_cache.RamCache), (9 * need, image_cache.ImageReader)):
         monkeypatch.setattr(image_cache, "available_memory", lambda free=free: free)
-        assert type(loader_of(index, cache="auto").dataset.pictures) is kind
+        assert type(loader_of(index, cache="auto").dataset.images) is kind

@@ -29,8 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import train
 from utils.config import Hyperparameters
 from utils.ema import ModelEMA
-from utils.images.augment import Finish
-from utils.images.gpu_augment import finish_images
+from utils.images.augment import ColorFlip
+from utils.images.gpu_augment import apply_color_flips
 from utils.loading import prefetch as prefetching
 from utils.loading.dataset import Batch
 from utils.loading.prefetch import one_ahead, prefetch
@@ -154,8 +154,8 @@ def test_the_loss_reads_nothing_from_the_device(monkeypatch):
 
 
 def test_finishing_pictures_reads_nothing_from_the_device():
-    rows = torch.tensor([Finish(1.1, 0.9, 1.2), Finish(mirrored=True), Finish(upside_down=True)])
-    done = finish_images(torch.zeros(3, 3, 8, 8, dtype=torch.uint8, device="meta"), rows)
+    rows = torch.tensor([ColorFlip(1.1, 0.9, 1.2), ColorFlip(mirrored=True), ColorFlip(upside_down=True)])
+    done = apply_color_flips(torch.zeros(3, 3, 8, 8, dtype=torch.uint8, device="meta"), rows)
     assert done.device.type == "meta" and done.dtype == torch.uint8
 
 

@@ -13,7 +13,7 @@ from utils import autoanchor
 from utils.config import Hyperparameters, TrainOptions
 from utils.datasets.labels import load_index
 from utils.distributed import Distributed
-from utils.images.augment import AugmentSettings, draw_finish, multiply_hsv
+from utils.images.augment import AugmentSettings, multiply_hsv, sample_color_flip
 from utils.loading.dataset import make_loader
 from utils.schedule import Schedule
 
@@ -229,7 +229,7 @@ def check_hsv_h():
     assert all(np.abs(image[y, x] - (200, 40, 40)).max() <= 2 for image, _ in samples(10, hsv_h=0.5))
     green = np.full((1, 1, 3), (40, 200, 40), np.uint8)  # hue 60
     rng = np.random.default_rng(0)
-    shifted = [multiply_hsv(green, draw_finish(AugmentSettings(hsv_h=0.5), rng=rng).factors) for _ in range(60)]
+    shifted = [multiply_hsv(green, sample_color_flip(AugmentSettings(hsv_h=0.5), rng=rng).factors) for _ in range(60)]
     hues = [int(cv2.cvtColor(image, cv2.COLOR_BGR2HSV)[0, 0, 0]) for image in shifted]
     assert 29 <= min(hues) < 36 and 84 < max(hues) <= 90
 

@@ -22,7 +22,7 @@ from utils.datasets.label_file import ParsedLabels, parse_labels
 from utils.datasets.string_array import StringArray
 from utils.errors import UserError, one_line
 from utils.files import atomic_write, check_archive, open_regular, read_regular
-from utils.images.header import picture_shape
+from utils.images.header import image_shape
 from utils.images.suffixes import IMAGE_SUFFIXES
 from utils.parallel_map import MAX_WORKERS, spread
 
@@ -177,7 +177,7 @@ def _scan(paths: Sequence[str], num_classes: int | None, single_cls: bool) -> tu
     shapes, boxes, per_image, points, per_label, messages = [], [], [], [], [], []
     for i, path in enumerate(paths):
         try:
-            shapes.append(picture_shape(path))
+            shapes.append(image_shape(path))
         except ValueError as error:
             messages.append(f"{path}: picture left out: {error}")
             continue

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.files import write_yaml
-from utils.images.header import picture_shape
+from utils.images.header import image_shape
 
 SPLITS = ("train", "val", "test")
 
@@ -82,7 +82,7 @@ def finite(values: Sequence[object], count: int, *, where: str) -> list[float]:
 def measure(picture: Path) -> tuple[int, int]:
     """Height and width of a picture as it decodes; UserError where it does not."""
     try:
-        return picture_shape(picture)
+        return image_shape(picture)
     except ValueError as error:
         raise UserError(f"{picture}: its size is needed, but it cannot be read: {error}") from error
 

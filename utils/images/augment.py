@@ -70,7 +70,7 @@ def _corners(boxes: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndar
 # ---- random perspective ----------------------------------------------------------------------------------------------
 
 
-def draw_warp(
+def sample_warp(
     canvas: tuple[int, int], output: tuple[int, int], *, settings: AugmentSettings, rng: np.random.Generator
 ) -> Warp:
     """Centre the canvas, then perspective, rotation with scaling, shear, and a shift around the output's middle."""
@@ -109,7 +109,7 @@ class Scene:
         """The output picture; it may be the canvas itself."""
         return self.warp.image(self.canvas, self.origin)
 
-    def coloured(self, factors: np.ndarray | None) -> np.ndarray:
+    def image_with_hsv(self, factors: np.ndarray | None) -> np.ndarray:
         """The output picture after multiply_hsv, which need not look at what is grey all over, nor at pixels that are
         only made by enlarging. Where the warp is a mere resize, call it at most once: it may change the canvas."""
         if factors is None or self.warp.begin is None:
@@ -138,7 +138,7 @@ def random_perspective(
     image: np.ndarray, boxes: np.ndarray, *, polygons: Polygons, settings: AugmentSettings, rng: np.random.Generator
 ) -> Scene:
     """Warp a picture and its labels within its own size; labels that hardly remain visible are dropped."""
-    warp = draw_warp(image.shape[:2], image.shape[:2], settings=settings, rng=rng)
+    warp = sample_warp(image.shape[:2], image.shape[:2], settings=settings, rng=rng)
     return _whole(image, warp, warp.labels(boxes, polygons))
 
 
@@ -167,7 +167,7 @@ def mosaic(tiles: Sequence[Tile], size: int, *, settings: AugmentSettings, rng: 
     """
     canvas = (2 * size, 2 * size)
     centre_y, centre_x = rng.uniform(size / 2, 3 * size / 2, 2).astype(int).tolist()
-    warp = draw_warp(canvas, (size, size), settings=settings, rng=rng).on_whole_pixels()
+    warp = sample_warp(canvas, (size, size), settings=settings, rng=rng).on_whole_pixels()
     pastes = settings.copy_paste > 0 and any(len(polygon) for tile in tiles for polygon in tile.polygons)
     region = (0, 0, *canvas) if pastes else warp.visible_region()
     image = np.full((region[3] - region[1], region[2] - region[0], 3), GREY, np.uint8)
@@ -283,7 +283,7 @@ def mixup(scene: Scene, other: Scene, *, rng: np.random.Generator) -> Scene:
 # ---- colour and flips ------------------------------------------------------------------------------------------------
 
 
-class Finish(NamedTuple):
+class ColorFlip(NamedTuple):
     """The last that is done to a picture, here or on the device: its colours change, and it is flipped."""
 
     hue: float = 1.0  # factors
@@ -310,10 +310,10 @@ class Finish(NamedTuple):
         return boxes
 
 
-def draw_finish(settings: AugmentSettings, *, rng: np.random.Generator) -> Finish:
+def sample_color_flip(settings: AugmentSettings, *, rng: np.random.Generator) -> ColorFlip:
     """Factors of 1 ± the gains for hue, saturation and value, and whether to flip."""
     factors = (1.0 + rng.uniform(-1.0, 1.0, 3) * settings.hsv).tolist() if any(settings.hsv) else (1.0, 1.0, 1.0)
-    return Finish(*factors, bool(rng.random() < settings.flipud), bool(rng.random() < settings.fliplr))
+    return ColorFlip(*factors, bool(rng.random() < settings.flipud), bool(rng.random() < settings.fliplr))
 
 
 def multiply_hsv(image: np.ndarray, factors: np.ndarray | None, *, out: np.ndarray | None = None) -> np.ndarray:

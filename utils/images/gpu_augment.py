@@ -13,18 +13,18 @@ from torch.cuda import jiterator
 AT_A_TIME = 16  # pictures: what stands in between stays small
 
 
-def finish_images(images: Tensor, finishes: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W) uint8 RGB with the colours and flips that the rows of `finishes` (B, 5) ask for.
+def apply_color_flips(images: Tensor, color_flips: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W) uint8 RGB with the colours and flips that the rows of `color_flips` (B, 5) ask for.
 
-    finishes: float32, each row a Finish (utils.images.augment), on the CPU, where looking at it costs no waiting; pinned for a
+    color_flips: float32, each row a ColorFlip (utils.images.augment), on the CPU, where looking at it costs no waiting; pinned for a
     GPU.
     """
-    on_device = finishes.to(images.device, non_blocking=True)  # as it lies: a part would be copied to plain memory
-    if (finishes[:, :3] != 1).any():
+    on_device = color_flips.to(images.device, non_blocking=True)  # as it lies: a part would be copied to plain memory
+    if (color_flips[:, :3] != 1).any():
         parts = zip(images.split(AT_A_TIME), on_device[:, :3].split(AT_A_TIME))
         images = torch.cat([jitter_hsv(*part) for part in parts])
     for column, dim in ((3, 2), (4, 3)):
-        if finishes[:, column].any():
+        if color_flips[:, column].any():
             chosen = on_device[:, column, None, None, None] > 0
             images = torch.where(chosen, images.flip(dim), images)
     return images
@@ -36,14 +36,14 @@ def jitter_hsv(images: Tensor, factors: Tensor) -> Tensor:
     With the scales and roundings of OpenCV's 8 bits, as multiply_hsv has them: hue 0 to 179, the others 0 to 255.
     """
     channels = [*images.unbind(1), *factors[:, :, None, None].unbind(1)]  # (B, H, W) three times, (B, 1, 1) likewise
-    jitter = _kernel() if images.is_cuda and kernel_works(images.device) else jitter_by_parts
+    jitter = _kernel() if images.is_cuda and kernel_works(images.device) else jitter_hsv_reference
     done = torch.empty_like(images)
     for place, channel in zip(done.unbind(1), jitter(*channels), strict=True):
         place.copy_(channel)  # cut off, as OpenCV does
     return done
 
 
-def jitter_by_parts(
+def jitter_hsv_reference(
     red: Tensor, green: Tensor, blue: Tensor, by_hue: Tensor, by_saturation: Tensor, by_value: Tensor
 ) -> tuple[Tensor, ...]:
     """What KERNEL computes, in operations that every device has: some seventy, each over all the pixels."""
@@ -120,7 +120,7 @@ def kernel_works(device: torch.device) -> bool:
     factors = 0.5 + torch.rand((3, 4, 1, 1), generator=dice)
     channels = [*planes.to(device), *factors.to(device)]
     try:
-        off = torch.stack(_kernel()(*channels)) - torch.stack(jitter_by_parts(*channels))
+        off = torch.stack(_kernel()(*channels)) - torch.stack(jitter_hsv_reference(*channels))
         alike = float((off.abs() < 1).float().mean())  # the compiler may round otherwise here and there
         problem = "" if alike > 0.99 else f"{1 - alike:.0%} of the pixels are wrong"
     except torch.OutOfMemoryError:

@@ -17,14 +17,14 @@ MAX_PARTS = 10_000  # segments, chunks or stray bytes between them: a file of no
 UNREADABLE = "not a picture that can be decoded"
 
 
-def picture_shape(path: str | Path) -> tuple[int, int]:
+def image_shape(path: str | Path) -> tuple[int, int]:
     """Height and width that a picture decodes to (turned as its EXIF says); ValueError says why it is unusable.
 
     JPEG, PNG and WebP are read by their headers and end marks alone; whatever else, or is unusual, is decoded.
     """
     try:
         with open_regular(path, MAX_BYTES) as file:
-            shape = expected_shape(file)
+            shape = header_shape(file)
             height, width = shape if _is_whole(file) else _decoded_shape(file)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
@@ -33,7 +33,7 @@ def picture_shape(path: str | Path) -> tuple[int, int]:
     return height, width
 
 
-def expected_shape(file: BinaryIO) -> tuple[int, int]:
+def header_shape(file: BinaryIO) -> tuple[int, int]:
     """Height and width that a picture's header gives; a few bytes may stand for more pixels than fit into memory.
 
     ValueError for more than MAX_PIXELS, and for formats that hold pictures of unknown size: no decoder may see them.
@@ -129,7 +129,7 @@ def _jpeg_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
     return None
 
 
-def jpeg_scan(data: bytes) -> tuple[int, int] | None:
+def find_jpeg_scan(data: bytes) -> tuple[int, int] | None:
     """Where a JPEG's height stands, and where its first scan begins.
 
     None unless it is stored in sequence by Huffman's code, not turned, and nothing but segments precedes the scan.

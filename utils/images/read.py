@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import read_regular
-from utils.images.header import MAX_BYTES, UNREADABLE, expected_shape, jpeg_scan
+from utils.images.header import MAX_BYTES, UNREADABLE, find_jpeg_scan, header_shape
 
 BELOW = 8  # rows more than needed: the lowest of a shortened JPEG borrow colour from below, and resizing mixes two
 MAX_ROWS = 65_500  # of a JPEG that decoders accept: one with more must not be readable in part
@@ -43,7 +43,7 @@ def _read(path: str | Path, decode: Callable[[bytes, tuple[int, int]], np.ndarra
     """What `decode` makes of a file's bytes and of the height and width in its header; UserError for None."""
     try:
         data = read_regular(path, MAX_BYTES)
-        image = decode(data, expected_shape(io.BytesIO(data)))  # the shape before the decoder takes the memory for it
+        image = decode(data, header_shape(io.BytesIO(data)))  # the shape before the decoder takes the memory for it
     except (OSError, cv2.error, MemoryError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except ValueError as error:
@@ -70,19 +70,19 @@ def _upper_rows(data: bytes, original: tuple[int, int], shape: tuple[int, int], 
     gain = {"fx": shape[1] / width, "fy": shape[0] / height}
     if original != shape and (taken, width) == (round(taken * gain["fy"]), shape[1]):
         return None  # OpenCV takes what would keep its size as it is
-    shortened = shorten_jpeg(data, taken)
+    shortened = truncate_jpeg(data, taken)
     image = None if shortened is None else _decode(shortened)
     if image is None or image.shape[:2] != (taken, width):
         return None
     return (image if original == shape else cv2.resize(image, None, **gain))[:rows]
 
 
-def shorten_jpeg(data: bytes, rows: int) -> bytearray | None:
+def truncate_jpeg(data: bytes, rows: int) -> bytearray | None:
     """A JPEG file that says it has only so many rows, of which the last may be wrong; None where that does not work.
 
     Its end mark is taken away: a decoder would look for it, and complain of the rows that it finds on its way.
     """
-    places = jpeg_scan(data)
+    places = find_jpeg_scan(data)
     if places is None:
         return None
     height_at, scan = places

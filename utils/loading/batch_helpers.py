@@ -19,31 +19,33 @@ from utils.errors import UserError
 from utils.loading.image_cache import SharedBytes
 from utils.parallel_map import can_fork, forking, work_for_another
 
-Make = Callable[[Any, int, np.ndarray], Any]  # of a key, place in its batch: fills (3, H, W) uint8; returns the rest
+BuildSample = Callable[
+    [Any, int, np.ndarray], Any
+]  # of a key, place in its batch: fills (3, H, W) uint8; returns the rest
 STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")  # for the main process, which may need its workers for one more step
 
 
-def find_helpers(
-    count: int, make: Make, prepare: Callable[[Any], None], items: int, room: int
-) -> "Processes | Threads | None":
+def start_helpers(
+    count: int, make: BuildSample, prepare: Callable[[Any], None], items: int, room: int
+) -> "HelperProcesses | HelperThreads | None":
     """`count` helpers. prepare: what one of them does with the key of the next batch, for which nobody waits. items,
     room: how many pictures a batch has at most, and how many bytes they take."""
     if not count:
         return None
     if can_fork():
         with suppress(OSError):  # no more processes or memory for one
-            return Processes(count, make, prepare, items, room)
-    return Threads(count, prepare)
+            return HelperProcesses(count, make, prepare, items, room)
+    return HelperThreads(count, prepare)
 
 
-class Threads:
+class HelperThreads:
     kind = "threads"
 
     def __init__(self, count: int, prepare: Callable[[Any], None]) -> None:
         self.count, self.prepare = count, prepare
         self.pool = ThreadPoolExecutor(count, thread_name_prefix="helper")
 
-    def __call__(self, make: Make, key: Any, planes: np.ndarray) -> list[Any]:
+    def __call__(self, make: BuildSample, key: Any, planes: np.ndarray) -> list[Any]:
         """Fill planes (B, 3, H, W); returns what `make` returns for each of them. Each thread takes every n-th; what
         one raises is raised, and then none begins another."""
         failed = []
@@ -67,13 +69,13 @@ class Threads:
         self.pool.shutdown()
 
 
-class Processes:
+class HelperProcesses:
     """Each has a place in shared memory for its pictures, and all see there which of a batch are begun. They end with
     this object, and with this process."""
 
     kind = "processes"
 
-    def __init__(self, count: int, make: Make, prepare: Callable[[Any], None], items: int, room: int) -> None:
+    def __init__(self, count: int, make: BuildSample, prepare: Callable[[Any], None], items: int, room: int) -> None:
         context = multiprocessing.get_context("fork")
         self.count, self.asked, self.crew, self.begun = count, 0, [], SharedBytes(items).array
         with forking():
@@ -87,20 +89,20 @@ class Processes:
                 self.crew.append((process, here, place))
             self.close = Finalize(self, _end, (self.crew,), exitpriority=10)  # before multiprocessing waits for them
 
-    def __call__(self, make: Make, key: Any, planes: np.ndarray) -> list[Any]:
+    def __call__(self, make: BuildSample, key: Any, planes: np.ndarray) -> list[Any]:
         """Fill planes (B, 3, H, W); returns what `make` returns for each of them; what a process raises is raised."""
         self.asked += 1
         begun, made = self.begun[: len(planes)], {}
         begun[:] = 0
         for _, pipe, _ in self.crew:
             self._tell(pipe, (self.asked, key, len(planes)))
-        for k in not_begun(begun, 0, self.count + 1):
+        for k in claim_items(begun, 0, self.count + 1):
             made[k] = make(key, k, planes[k])
         for _, pipe, place in self.crew:
             theirs, error = self._answer(pipe)
             if error is not None:
                 raise error
-            for (k, result), picture in zip(theirs, pictures_in(place, len(theirs), planes.shape[2:])):
+            for (k, result), picture in zip(theirs, view_images(place, len(theirs), planes.shape[2:])):
                 planes[k], made[k] = picture, result
         for k in set(range(len(planes))) - set(made):  # who was late with an earlier batch has taken it for one of that
             made[k] = make(key, k, planes[k])
@@ -134,7 +136,7 @@ class Processes:
 
 
 def _help(
-    make: Make,
+    make: BuildSample,
     prepare: Callable[[Any], None],
     here: Connection,
     there: Connection,
@@ -155,7 +157,7 @@ def _help(
             if items is None:
                 prepare(key)
                 continue
-            mine = zip(not_begun(begun[:items], first, step), pictures_in(place, items, key.shape))
+            mine = zip(claim_items(begun[:items], first, step), view_images(place, items, key.shape))
             answer = number, [(k, make(key, k, picture)) for k, picture in mine], None
         except Exception as error:
             answer = number, None, error
@@ -172,7 +174,7 @@ def _end(crew: Sequence[tuple[multiprocessing.Process, Connection, np.ndarray]])
         process.join()
 
 
-def not_begun(begun: np.ndarray, first: int, step: int) -> Iterator[int]:
+def claim_items(begun: np.ndarray, first: int, step: int) -> Iterator[int]:
     """The items that one of several is to make, marked as begun: its own share, every step-th, then what others have
     left, from the end. Should two begin the same one at once, both make the same of it."""
     for k in chain(range(first, len(begun), step), reversed(range(len(begun)))):
@@ -181,6 +183,6 @@ def not_begun(begun: np.ndarray, first: int, step: int) -> Iterator[int]:
             yield k
 
 
-def pictures_in(place: np.ndarray, count: int, shape: Sequence[int]) -> np.ndarray:
+def view_images(place: np.ndarray, count: int, shape: Sequence[int]) -> np.ndarray:
     """(count, 3, H, W) uint8 at the beginning of a block of bytes."""
     return place[: count * 3 * shape[0] * shape[1]].reshape(count, 3, *shape)

@@ -27,20 +27,20 @@ from utils.environment import processes_on_this_machine
 from utils.errors import UserError
 from utils.images.augment import (
     AugmentSettings,
-    Finish,
+    ColorFlip,
     Scene,
     Tile,
-    draw_finish,
     mixup,
     mosaic,
     place_labels,
     random_perspective,
+    sample_color_flip,
 )
 from utils.images.letterbox import Letterbox, letterbox
 from utils.images.warp import GREY
-from utils.loading.batch_helpers import STOPPING, Make, find_helpers
-from utils.loading.image_cache import Pictures, open_pictures
-from utils.loading.sampler import PARTNERS, BatchKey, GlobalBatches, random_stream
+from utils.loading.batch_helpers import STOPPING, BuildSample, start_helpers
+from utils.loading.image_cache import ImageReader, open_images
+from utils.loading.sampler import NUM_MOSAIC_INDICES, BatchKey, GlobalBatchSampler, random_stream
 from utils.parallel_map import forking, work_for_another
 
 EDGE = 1e-3  # pixels; boxes end this far before the right and bottom edges of the picture
@@ -53,8 +53,8 @@ class Batch(NamedTuple):
     targets: torch.Tensor  # (T, 6) float32 picture in the batch, class, x, y, w, h: centre and size in 0…1
     paths: list[str]  # of the pictures; of a mosaic, the picture it was made for
     letterboxes: list[Letterbox | None]  # how to get back to the original's pixels; None after augmentation
-    filler: bool = False  # counts for nothing: another process has its picture, this one only keeps step
-    finishes: torch.Tensor | None = None  # (B, 5) float32, a Finish a row: what the device has still to do
+    is_padding: bool = False  # counts for nothing: another process has its picture, this one only keeps step
+    color_flips: torch.Tensor | None = None  # (B, 5) float32, a ColorFlip a row: what the device has still to do
 
 
 # ---- samples ---------------------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ class Sample(NamedTuple):
     image: np.ndarray  # BGR (H, W, 3)
     boxes: np.ndarray  # (n, 5) class, x1, y1, x2, y2 in pixels
     letterbox: Letterbox | None
-    finish: Finish | None = None  # of an augmented one: done already, unless it is left to the device
+    finish: ColorFlip | None = None  # of an augmented one: done already, unless it is left to the device
 
 
 class DetectionDataset(Dataset):
@@ -75,7 +75,7 @@ class DetectionDataset(Dataset):
     def __init__(
         self,
         index: LabelIndex,
-        pictures: Pictures,
+        pictures: ImageReader,
         *,
         settings: AugmentSettings | None,
         mosaics: bool,
@@ -86,56 +86,56 @@ class DetectionDataset(Dataset):
         items: int = 0,
         room: int = 0,
     ) -> None:
-        self.index, self.pictures, self.settings = index, pictures, settings
+        self.index, self.images, self.settings = index, pictures, settings
         self.mosaics, self.seed, self.quad, self.unfinished = mosaics, seed, quad, unfinished
-        self.helpers = find_helpers(helpers, self._make, self._ask_for_files, items, room)
+        self.helpers = start_helpers(helpers, self._make, self._ask_for_files, items, room)
 
     def __getitem__(self, key: BatchKey) -> Batch:
         """The batch; a worker's is in shared memory already. Where that lacks room, this raises: the thread that hands
         batches over would swallow the error, and training would wait for ever."""
         batch = self._batch(key)
         if get_worker_info() is not None:
-            for part in (batch.images, batch.targets, batch.finishes):
+            for part in (batch.images, batch.targets, batch.color_flips):
                 part is None or part.share_memory_()
-            forget_handed_over()
+            free_shared_cache()
         return batch
 
     def _batch(self, key: BatchKey) -> Batch:
         images = torch.empty((len(key.indices), 3, *key.shape), dtype=torch.uint8)
         if get_worker_info() is not None and not self.quad:
             images.share_memory_()  # now and not when it is filled: its place on the heap is free again at once
-        made = (self.helpers or one_by_one)(self._make, key, images.numpy())
-        targets, letterboxes, finishes = map(list, zip(*made))
+        made = (self.helpers or build_serially)(self._make, key, images.numpy())
+        targets, letterboxes, color_flips = map(list, zip(*made))
         batch = Batch(
             images,
             torch.from_numpy(np.concatenate(targets)),
             [self.index.paths[i] for i in key.indices],
             letterboxes,
-            key.filler,
-            torch.tensor(finishes, dtype=torch.float32) if self.unfinished else None,
+            key.is_padding,
+            torch.tensor(color_flips, dtype=torch.float32) if self.unfinished else None,
         )
-        return group_in_fours(batch, self._quad_rng(key)) if self.quad else batch
+        return merge_in_fours(batch, self._quad_rng(key)) if self.quad else batch
 
-    def _make(self, key: BatchKey, k: int, planes: np.ndarray) -> tuple[np.ndarray, Letterbox | None, Finish | None]:
+    def _make(self, key: BatchKey, k: int, planes: np.ndarray) -> tuple[np.ndarray, Letterbox | None, ColorFlip | None]:
         """Picture k of a batch, written to planes (3, H, W), and its targets."""
         i = key.indices[k]
         if self.settings is None:
             sample = self.plain(i, key.shape)
         else:
             rng = random_stream(self.seed, key.epoch, i, key.repeats[k])
-            sample = self.augmented(i, key.shape, rng=rng, partners=key.partners and key.partners[k])
+            sample = self.augmented(i, key.shape, rng=rng, mosaic_indices=key.mosaic_indices and key.mosaic_indices[k])
         cv2.split(sample.image, list(planes)[::-1])  # BGR rows of pixels -> R, G, B planes, in place
-        return _targets(sample.boxes[: 0 if key.filler else None], k, *key.shape), sample.letterbox, sample.finish
+        return _targets(sample.boxes[: 0 if key.is_padding else None], k, *key.shape), sample.letterbox, sample.finish
 
     def expect(self, key: BatchKey) -> None:
         """Let a helper ask the system for the files of a batch that is made later, since a disk needs no core."""
-        if self.helpers and self.pictures.in_files:
+        if self.helpers and self.images.in_files:
             self.helpers.expect(key)
 
     def _ask_for_files(self, key: BatchKey) -> None:
         """Only the mosaics that are mixed in are left out."""
         for i in self.read_for(key):
-            self.pictures.expect(i)
+            self.images.expect(i)
 
     def read_for(self, key: BatchKey) -> list[int]:
         """The pictures that the batch's samples and their mosaics consist of."""
@@ -143,15 +143,21 @@ class DetectionDataset(Dataset):
             return key.indices
         numbers = []
         for k, (i, repeat) in enumerate(zip(key.indices, key.repeats)):
-            partners = self._partners(random_stream(self.seed, key.epoch, i, repeat), key.partners and key.partners[k])
-            numbers += [i, *(partners or [])[:3]]
+            mosaic_indices = self._partners(
+                random_stream(self.seed, key.epoch, i, repeat), key.mosaic_indices and key.mosaic_indices[k]
+            )
+            numbers += [i, *(mosaic_indices or [])[:3]]
         return numbers
 
-    def _partners(self, rng: np.random.Generator, partners: Sequence[int] | None) -> Sequence[int] | None:
+    def _partners(self, rng: np.random.Generator, mosaic_indices: Sequence[int] | None) -> Sequence[int] | None:
         """The other pictures of a sample's mosaic and of one to mix in, drawn unless given; None: it is no mosaic."""
         if not self.mosaics or rng.random() >= self.settings.mosaic:
             return None
-        return rng.integers(len(self.index), size=PARTNERS).tolist() if partners is None else partners
+        return (
+            rng.integers(len(self.index), size=NUM_MOSAIC_INDICES).tolist()
+            if mosaic_indices is None
+            else mosaic_indices
+        )
 
     def _quad_rng(self, key: BatchKey) -> list[np.random.Generator]:
         """A generator for each four of a batch, from the first of them."""
@@ -162,8 +168,8 @@ class DetectionDataset(Dataset):
 
     def plain(self, i: int, shape: tuple[int, int], scaleup: bool = False) -> Sample:
         """Picture i, letterboxed."""
-        picture = self.pictures.read(i)
-        inner = self.pictures.shape(i)
+        picture = self.images.read(i)
+        inner = self.images.shape(i)
         image = np.full((*inner, 3), GREY, np.uint8) if picture is None else picture
         image, box = letterbox(image, shape, auto=False, scaleup=scaleup)
         height, width = self.index.shapes[i].tolist()
@@ -173,27 +179,27 @@ class DetectionDataset(Dataset):
         return Sample(image, place_labels(labels, [], gain=gain, pad=box.pad)[0], whole)
 
     def augmented(
-        self, i: int, shape: tuple[int, int], *, rng: np.random.Generator, partners: Sequence[int] | None = None
+        self, i: int, shape: tuple[int, int], *, rng: np.random.Generator, mosaic_indices: Sequence[int] | None = None
     ) -> Sample:
         """Picture i in a mosaic or alone, warped, with its colours shifted, flipped."""
-        others = self._partners(rng, partners)
+        others = self._partners(rng, mosaic_indices)
         if others is None:
             scene = self._warped(i, shape, rng)
         else:
             scene = self._mosaic([i, *others[:3]], shape[0], rng)
             if rng.random() < self.settings.mixup:
                 scene = mixup(scene, self._mosaic(others[3:], shape[0], rng), rng=rng)
-        finish = draw_finish(self.settings, rng=rng)
-        image = scene.image() if self.unfinished else finish.flip(scene.coloured(finish.factors))
+        finish = sample_color_flip(self.settings, rng=rng)
+        image = scene.image() if self.unfinished else finish.flip(scene.image_with_hsv(finish.factors))
         return Sample(image, finish.flip_boxes(scene.boxes, shape), None, finish)
 
     def _mosaic(self, four: list[int], size: int, rng: np.random.Generator) -> Scene:
         tiles = [
             Tile(
-                self.pictures.shape(i),
+                self.images.shape(i),
                 self.index.boxes(i),
                 self.index.polygons(i),
-                lambda rows, i=i: self.pictures.read(i, rows),
+                lambda rows, i=i: self.images.read(i, rows),
             )
             for i in rng.permutation(four).tolist()
         ]
@@ -208,12 +214,12 @@ class DetectionDataset(Dataset):
         return random_perspective(sample.image, sample.boxes, polygons=polygons, settings=self.settings, rng=rng)
 
 
-def one_by_one(make: Make, key: BatchKey, planes: np.ndarray) -> list[tuple]:
+def build_serially(make: BuildSample, key: BatchKey, planes: np.ndarray) -> list[tuple]:
     """As helpers do it, without any."""
     return [make(key, k, picture) for k, picture in enumerate(planes)]
 
 
-def forget_handed_over() -> None:
+def free_shared_cache() -> None:
     """Drop PyTorch's notes of shared memory that this process gave away; it does so itself at 128 of them only.
 
     Until then they lie on the heap between large arrays, and each batch makes it grow by as much as it did not find.
@@ -233,7 +239,7 @@ def _targets(boxes: np.ndarray, k: int, height: int, width: int) -> np.ndarray:
     return np.concatenate(columns, 1).astype(np.float32)
 
 
-def group_in_fours(batch: Batch, rngs: Sequence[np.random.Generator]) -> Batch:
+def merge_in_fours(batch: Batch, rngs: Sequence[np.random.Generator]) -> Batch:
     """Each four pictures become one of twice the size: the first alone, enlarged, or all four as tiles (even odds).
 
     Tiles go top left, bottom left, top right, bottom right. Paths are those of each four's first picture. A rest of
@@ -273,7 +279,7 @@ class Loader:
     def __init__(
         self,
         dataset: DetectionDataset,
-        batches: GlobalBatches,
+        batches: GlobalBatchSampler,
         *,
         workers: int,
         pin_memory: bool,
@@ -321,7 +327,7 @@ class Loader:
                 batches = iter(self._loader) if self.workers or not self.dataset.helpers else self._made_here()
             yield from batches
         except (RuntimeError, OSError) as error:
-            advise(error, self.workers)
+            explain_worker_error(error, self.workers)
             raise
 
     def _made_here(self) -> Iterator[Batch]:
@@ -363,7 +369,7 @@ def _close(reference: "weakref.ref[Loader]") -> None:
         loader.close()
 
 
-def advise(error: Exception, workers: int) -> None:
+def explain_worker_error(error: Exception, workers: int) -> None:
     """Raise a UserError for what data workers suffer when memory is short; nothing for other errors.
 
     That a worker was killed shows anywhere in the main process, not only where it reads batches.
@@ -444,14 +450,14 @@ def make_loader(
         )
     rect = rect and not image_weights
     settings = None if hyp is None else AugmentSettings.from_hyp(hyp)
-    pictures = open_pictures(index, imgsz, smooth=hyp is None, cache=cache, copies=world_size, progress=progress)
+    pictures = open_images(index, imgsz, smooth=hyp is None, cache=cache, copies=world_size, progress=progress)
     workers = min(
         max(1, (os.cpu_count() or 1) // processes_on_this_machine()), batch_size if batch_size > 1 else 0, workers
     )
     helpers = 0 if cores is None else max(0, min(workers, cores - 1, -(-batch_size // world_size) - 1))
     if helpers:
         cv2.setNumThreads(0)  # the helpers have the other cores
-    batches = GlobalBatches(
+    batches = GlobalBatchSampler(
         index.shapes,
         batch_size=batch_size,
         imgsz=imgsz,

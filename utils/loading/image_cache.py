@@ -56,7 +56,7 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-class Pictures:
+class ImageReader:
     """Pictures of an index, resized so that the long side is `size`."""
 
     in_files = True  # each is read from one, again and again
@@ -84,13 +84,13 @@ class Pictures:
 
     def expect(self, i: int) -> None:
         """Ask the system for the file of picture i ahead of its reading, which is not waited for."""
-        ask_for(self.index.paths[i])
+        prefetch_file(self.index.paths[i])
 
     def bytes_needed(self) -> int:
         return int(self.shapes.prod(1, dtype=np.int64).sum() * 3)
 
 
-class RamPictures(Pictures):
+class RamCache(ImageReader):
     """All pictures read once, into one block of memory shared with the workers."""
 
     in_files = False
@@ -123,7 +123,7 @@ class RamPictures(Pictures):
         return view
 
 
-class DiskPictures(Pictures):
+class DiskCache(ImageReader):
     """Each picture kept decoded and resized in a file of its own, valid for one size and two times of the original.
 
     Of the times, that of modification may be set back (cp -p, rsync), that of change cannot.
@@ -146,7 +146,7 @@ class DiskPictures(Pictures):
         return self.folders[folder] / f"{name}.{self.size}{'s' if self.smooth else ''}.npy"
 
     def expect(self, i: int) -> None:
-        ask_for(self._file(i)) or super().expect(i)
+        prefetch_file(self._file(i)) or super().expect(i)
 
     def read(self, i: int, rows: int | None = None) -> np.ndarray | None:
         place = self._file(i)
@@ -191,7 +191,7 @@ class DiskPictures(Pictures):
         return max(0, self.bytes_needed() - present), shutil.disk_usage(existing).free
 
 
-def ask_for(path: str | Path) -> bool:
+def prefetch_file(path: str | Path) -> bool:
     """Let the system begin to read a file into its memory; whether there is one. Nothing where a system cannot."""
     try:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would be waited for
@@ -235,22 +235,22 @@ def _read_table(path: str) -> dict[str, str]:
     return {words[0]: words[1] for words in map(str.split, Path(path).read_text().splitlines()) if len(words) > 1}
 
 
-def open_pictures(
+def open_images(
     index: LabelIndex, size: int, *, smooth: bool, cache: str | None, copies: int, progress: bool
-) -> Pictures:
+) -> ImageReader:
     """Pictures with the cache asked for (None, "ram", "disk"), or without one, saying so, where it does not fit.
 
     "auto" is "ram" for pictures that take no more than AUTO_SHARE of the free memory, else None.
     """
-    pictures = Pictures(index, size, smooth=smooth)
+    pictures = ImageReader(index, size, smooth=smooth)
     if cache in ("ram", "auto"):
         need, free = pictures.bytes_needed() * copies, available_memory()
         if need * (1.1 if cache == "ram" else 1 / AUTO_SHARE) < free:
-            return RamPictures(index, size, smooth=smooth, progress=progress)
+            return RamCache(index, size, smooth=smooth, progress=progress)
         if cache == "auto":
             return pictures
     elif cache == "disk":
-        on_disk = DiskPictures(index, size, smooth=smooth)
+        on_disk = DiskCache(index, size, smooth=smooth)
         need, free = on_disk.room()
         if 1.1 * need < free:
             return on_disk

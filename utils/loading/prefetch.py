@@ -5,7 +5,7 @@ from functools import cache
 
 import torch
 
-from utils.images.gpu_augment import finish_images
+from utils.images.gpu_augment import apply_color_flips
 from utils.loading.dataset import Batch
 
 
@@ -44,14 +44,14 @@ def _send(batch: Batch, device: torch.device, stream: torch.cuda.Stream) -> Call
     """Start the copy on `stream`; the answer gives the batch, which the caller's stream then waits for."""
     with torch.cuda.stream(stream):
         images = batch.images.to(device, non_blocking=True)
-        if batch.finishes is not None:
-            images = finish_images(images, batch.finishes)
+        if batch.color_flips is not None:
+            images = apply_color_flips(images, batch.color_flips)
         arrival = stream.record_event()
 
     def take() -> Batch:
         user = torch.cuda.current_stream(device)
         user.wait_event(arrival)
         images.record_stream(user)  # else the memory could be another copy's while it is still read
-        return batch._replace(images=images, finishes=None)
+        return batch._replace(images=images, color_flips=None)
 
     return take

@@ -12,8 +12,15 @@ from torch.utils.data import Sampler
 
 from utils.datasets.labels import LabelIndex
 
-PARTNERS = 7  # pictures that a sample may need besides its own: three of its mosaic, four of another one to mix in
-PURPOSES = {"order": 1, "weights": 2, "partners": 3, "quad": 4}  # streams of random numbers besides the samples' own
+NUM_MOSAIC_INDICES = (
+    7  # pictures that a sample may need besides its own: three of its mosaic, four of another one to mix in
+)
+PURPOSES = {
+    "order": 1,
+    "weights": 2,
+    "mosaic_indices": 3,
+    "quad": 4,
+}  # streams of random numbers besides the samples' own
 
 
 def random_stream(seed: int, epoch: int, *numbers: int, purpose: str | None = None) -> np.random.Generator:
@@ -29,8 +36,8 @@ class BatchKey(NamedTuple):
     indices: list[int]
     repeats: list[int]  # how often each of them came up earlier in this epoch
     shape: tuple[int, int]  # height, width
-    partners: list[list[int]] | None  # with image weights: (B, 7) weighted draws; else the sample draws its own
-    filler: bool = False
+    mosaic_indices: list[list[int]] | None  # with image weights: (B, 7) weighted draws; else the sample draws its own
+    is_padding: bool = False
 
 
 def rect_shapes(
@@ -50,7 +57,7 @@ def rect_shapes(
     return order, sizes
 
 
-class GlobalBatches(Sampler[BatchKey]):
+class GlobalBatchSampler(Sampler[BatchKey]):
     """The batches of an epoch, cut into one slice a process; each as the key that its worker needs."""
 
     def __init__(
@@ -85,7 +92,7 @@ class GlobalBatches(Sampler[BatchKey]):
         return len(self.shapes) - (not self._slice(np.arange(last)).size)
 
     def _slice(self, batch: np.ndarray) -> np.ndarray:
-        """This process's part of a batch; in training never nothing, since processes step together (see filler)."""
+        """This process's part of a batch; in training never nothing, since processes step together (see is_padding)."""
         if self.quad:
             batch = batch[: len(batch) // (4 * self.world_size) * 4 * self.world_size]
         if self.training and not self.quad and len(batch) < self.world_size:
@@ -93,7 +100,7 @@ class GlobalBatches(Sampler[BatchKey]):
         return np.array_split(batch, self.world_size)[self.rank]
 
     def _epoch_order(self) -> tuple[np.ndarray, np.ndarray]:
-        """Pictures in the order of the epoch, (N,), and the numbers of its batches, of which rect fixes the members."""
+        """Images in the order of the epoch, (N,), and the numbers of its batches, of which rect fixes the members."""
         numbers = np.arange(len(self.shapes))
         rng = random_stream(self.seed, self.epoch, purpose="weights" if self.weighted else "order")
         if self.weighted:
@@ -104,11 +111,11 @@ class GlobalBatches(Sampler[BatchKey]):
 
     def __iter__(self) -> Iterator[BatchKey]:
         order, numbers = self._epoch_order()
-        repeats = count_earlier(order)
-        partners = None
+        repeats = occurrence_index(order)
+        mosaic_indices = None
         if self.weighted:
-            rng = random_stream(self.seed, self.epoch, purpose="partners")
-            partners = order[rng.integers(self.count, size=(self.count, PARTNERS))]
+            rng = random_stream(self.seed, self.epoch, purpose="mosaic_indices")
+            mosaic_indices = order[rng.integers(self.count, size=(self.count, NUM_MOSAIC_INDICES))]
         for number in numbers[self.start_batch :].tolist():
             start = number * self.batch_size
             batch = np.arange(start, min(start + self.batch_size, self.count))
@@ -119,12 +126,12 @@ class GlobalBatches(Sampler[BatchKey]):
                     order[rows].tolist(),
                     repeats[rows].tolist(),
                     self.shapes[number],
-                    None if partners is None else partners[rows].tolist(),
-                    filler=self.rank >= len(batch),
+                    None if mosaic_indices is None else mosaic_indices[rows].tolist(),
+                    is_padding=self.rank >= len(batch),
                 )
 
 
-def count_earlier(values: np.ndarray) -> np.ndarray:
+def occurrence_index(values: np.ndarray) -> np.ndarray:
     """For each value how many equal ones stand before it."""
     order = np.argsort(values, kind="stable")
     ranked = values[order]
