@@ -1,5 +1,5 @@
 # make train   from nothing to a trained detector on the built-in data: environment, data, training, validation, detection
-# make test    the test suite; make test-fast skips the slow runs
+# make test    the test suite; make test-fast skips the slow runs, make test-plain the speed tricks (utils/kernels.py)
 # make lint   style, types, spelling and dead code, by pyproject.toml; make format puts what it can into shape
 # make bench   all benchmarks, into benchmarks/RESULTS.md (half an hour with nothing else running); BENCH adds words
 PYTHON ?= python3
@@ -8,7 +8,7 @@ PY = $(VENV)/bin/python
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 RUN = runs/train/quickstart
 
-.PHONY: train test test-fast lint lint-style lint-types lint-spelling lint-dead-code format bench clean
+.PHONY: train test test-fast test-plain lint lint-style lint-types lint-spelling lint-dead-code format bench clean
 
 train: $(VENV)/ready
 	$(PY) train.py --cfg yolov5n.yaml --data data/shapes.yaml --imgsz 320 --epochs 24 --batch-size 16 --cos-lr \
@@ -28,6 +28,9 @@ test: $(VENV)/ready-test
 
 test-fast: $(VENV)/ready-test
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile -m "not slow"
+
+test-plain: $(VENV)/ready-test
+	ANCHORAGE_PLAIN=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile
 
 lint: lint-style lint-types lint-spelling lint-dead-code
 

@@ -7,11 +7,12 @@ Legend: B batch, C channels, H W rows and columns.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from utils.kernels import concat_channels, silu
 
 Size = int | Sequence[int]
 
@@ -27,47 +28,11 @@ def hidden_channels(channels: int, expansion: float) -> int:
     return int(channels * expansion)
 
 
-def stacked(tensors: Sequence[Tensor]) -> Tensor:
-    """Feature maps (B, C, H, W) one after the other along their channels."""
-    if tensors[0].device.type == "cpu" and torch.is_grad_enabled() and not torch.jit.is_tracing():
-        return Stack.apply(*tensors)
-    return torch.cat(tensors, dim=1)
-
-
-class Stack(torch.autograd.Function):
-    """torch.cat over channels whose gradients are maps of their own, not slices of the channels of a wider one: what
-    goes on to work with slices of up to 32 channels takes eight times as long on a CPU."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*maps: Tensor) -> Tensor:
-        return torch.cat(maps, dim=1)
-
-    @staticmethod
-    def setup_context(context: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        context.widths = [part.shape[1] for part in inputs]
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        parts = gradient.split(context.widths, dim=1)
-        if not gradient.is_contiguous(memory_format=torch.channels_last):
-            return parts
-        return tuple(
-            part.contiguous(memory_format=torch.channels_last) if needed else None
-            for part, needed in zip(parts, context.needs_input_grad, strict=True)
-        )
-
-    @staticmethod
-    def jvp(context: Any, *tangents: Tensor) -> Tensor:
-        return torch.cat(tangents, dim=1)
-
-
 class SiLU(nn.SiLU):
-    """SiLU that overwrites its input where no gradient is wanted; with one, PyTorch would first copy the input."""
+    """SiLU that may overwrite its input in inference."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.silu(x, inplace=not torch.is_grad_enabled())
+        return silu(x)
 
 
 class Conv(nn.Module):
@@ -208,7 +173,7 @@ class BottleneckCSP(nn.Module):
         self.m = nn.Sequential(*chain)
 
     def forward(self, x: Tensor) -> Tensor:
-        halves = stacked([self.cv3(self.m(self.cv1(x))), self.cv2(x)])
+        halves = concat_channels([self.cv3(self.m(self.cv1(x))), self.cv2(x)])
         return self.cv4(self.act(self.bn(halves)))
 
 
@@ -230,7 +195,7 @@ class C3(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         deep, plain = self.m(self.cv1(x)), self.cv2(x)
-        return self.cv3(stacked([deep, plain]))
+        return self.cv3(concat_channels([deep, plain]))
 
 
 class C3x(C3):
@@ -286,7 +251,7 @@ class SPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         narrow = self.cv1(x)
-        return self.cv2(stacked([narrow, *(pool(narrow) for pool in self.m)]))
+        return self.cv2(concat_channels([narrow, *(pool(narrow) for pool in self.m)]))
 
 
 class SPPF(nn.Module):
@@ -303,7 +268,7 @@ class SPPF(nn.Module):
         pyramid = [self.cv1(x)]
         while len(pyramid) < 4:
             pyramid.append(self.m(pyramid[-1]))
-        return self.cv2(stacked(pyramid))
+        return self.cv2(concat_channels(pyramid))
 
 
 class Focus(nn.Module):
@@ -325,7 +290,7 @@ class Focus(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # Columns are the slow index: (even, even), (odd, even), (even, odd), (odd, odd) as (row, column).
         grids = [x[:, :, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        return self.conv(stacked(grids))
+        return self.conv(concat_channels(grids))
 
 
 class GhostConv(nn.Module):
@@ -341,7 +306,7 @@ class GhostConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         primary = self.cv1(x)
-        return stacked([primary, self.cv2(primary)])
+        return concat_channels([primary, self.cv2(primary)])
 
 
 class GhostBottleneck(nn.Module):
@@ -404,7 +369,7 @@ class Concat(nn.Module):
         self.d = dimension
 
     def forward(self, tensors: list[Tensor]) -> Tensor:
-        return stacked(tensors) if self.d == 1 else torch.cat(tensors, dim=self.d)
+        return concat_channels(tensors) if self.d == 1 else torch.cat(tensors, dim=self.d)
 
 
 class Contract(nn.Module):
@@ -467,7 +432,7 @@ class MixConv2d(nn.Module):
         return counts
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(stacked([branch(x) for branch in self.m])))
+        return self.act(self.bn(concat_channels([branch(x) for branch in self.m])))
 
 
 def resize_and_pad(images: Tensor, ratio: float, grid: int) -> Tensor:

@@ -30,6 +30,12 @@ def golden_folder() -> Path:
     return ROOT / "tests" / "golden"
 
 
+@pytest.fixture
+def fast_kernels(monkeypatch) -> None:
+    """Use the speed tricks, even if ANCHORAGE_PLAIN turns them off for the other tests."""
+    monkeypatch.setattr("utils.kernels.FAST", True)
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
     """A data set YAML of two classes: 24 + 8 small pictures with bright and dark boxes on noise; two are empty."""

@@ -86,5 +86,5 @@ def as_module(model: Detector) -> nn.Module:
 
 
 def device_of(model: Detector | nn.Module) -> torch.device:
-    """Return the device of the first parameter; a model lies on one device."""
+    """Return the device of the first parameter. All others are on the same one."""
     return next(model.parameters()).device

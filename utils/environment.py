@@ -1,4 +1,4 @@
-"""Environment variables; no other file reads or sets them."""
+"""Environment variables. No other file reads or sets them."""
 
 import os
 
@@ -23,3 +23,8 @@ def child_environment(**changes: str) -> dict[str, str]:
 def processes_on_this_machine() -> int:
     """Return the number of processes that torchrun or an evolution runs on this machine."""
     return int(variable("LOCAL_WORLD_SIZE") or 1) * int(variable(NUM_TRAININGS_ENV) or 1)
+
+
+def plain_twins_requested() -> bool:
+    """Return whether ANCHORAGE_PLAIN turns the speed tricks of utils/kernels.py off."""
+    return (variable("ANCHORAGE_PLAIN") or "0") != "0"

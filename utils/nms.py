@@ -1,4 +1,4 @@
-"""Non-maximum suppression: of boxes that overlap, the surest one stays.
+"""Non-maximum suppression: of overlapping boxes, keep the one with the highest confidence.
 
 Letters in shapes: B batch, N predictions, C classes, n candidates.
 """
@@ -14,10 +14,10 @@ from torchvision.ops import nms
 from utils.boxes import xywh_to_xyxy
 from utils.errors import UserError
 
-MAX_CANDIDATES = 30_000  # per picture, the surest first
+MAX_CANDIDATES = 30_000  # per image, those with the highest confidence
 FIRST_BLOCK = 1024
-FEW_VALUES = 2**22  # of the boxes found in all pictures of a batch: 16 MiB
-FARTHEST_PIXEL = 2.0**24  # beyond, float32 does not tell pixels apart
+MAX_JOINT_VALUES = 2**22  # float32 values of all boxes found in a batch: 16 MiB
+FARTHEST_PIXEL = 2.0**24  # float32 cannot distinguish pixels beyond it
 
 
 @torch.no_grad()
@@ -32,14 +32,16 @@ def non_max_suppression(
     *,
     labels: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """Per picture (n, 6) float32 x1, y1, x2, y2, confidence, class, the surest first, n <= max_det; (0, 6) if none.
+    """Return the kept boxes of each image: (n, 6) float32 x1, y1, x2, y2, confidence, class; n <= max_det.
 
+    Rows are sorted by confidence, highest first; (0, 6) if there are none.
     prediction: (B, N, 5+C) x, y, w, h in pixels, objectness and class probabilities, or a tuple that starts with it.
-    A box stays if its objectness and its confidence, objectness times class probability, exceed conf_thres, and its
-    IoU with every surer box that stays (of its class, or of any if agnostic) is at most iou_thres. multi_label gives
-    a row to each class of a box, otherwise to the best alone. classes: the only ones wanted. labels: per picture
-    (m, 5) class, x, y, w, h in pixels, which join the candidates with confidence 1.
-    Boxes that are not finite never come back. Thresholds outside 0...1 are a UserError.
+    The confidence of a box is objectness times class probability. Objectness and confidence must both exceed
+    conf_thres. A box is dropped if its IoU with a kept box of higher confidence exceeds iou_thres. Only boxes of its
+    class count, or all boxes if agnostic. Boxes that are not finite are never returned.
+    multi_label: give a row to each class of a box, not only to the best one. classes: the only ones to return.
+    labels: per image (m, 5) class, x, y, w, h in pixels. They join the candidates with confidence 1.
+    Raises UserError for thresholds outside 0...1.
     """
     for name, value in (("--conf-thres", conf_thres), ("--iou-thres", iou_thres)):
         if not 0 <= value <= 1:
@@ -52,35 +54,46 @@ def non_max_suppression(
     found = prediction[..., 4].float() > conf_thres  # (B, N)
     results = []
     for part in _parts(found, prediction.shape[2], alone=labels is not None):
-        picture, box = found[part].nonzero(as_tuple=True)
-        rows = prediction[part][picture, box].float()
-        if not math.isfinite(rows[:, :4].sum()):
-            finite = rows[:, :4].isfinite().all(1)
-            rows, picture = rows[finite], picture[finite]
+        image, box = found[part].nonzero(as_tuple=True)
+        rows, image = _finite(prediction[part][image, box].float(), image)
         if labels is not None:
             rows = torch.cat((rows, _as_predictions(labels[part.start].to(rows), rows.shape[1])))
-            picture = picture.new_zeros(len(rows))
+            image = image.new_zeros(len(rows))
         candidates, row = _candidates(rows, conf_thres, multi_label)
-        counts = picture[row].bincount(minlength=part.stop - part.start).tolist()
+        counts = image[row].bincount(minlength=part.stop - part.start).tolist()
         for own in candidates.split(counts):
             if classes is not None:
                 own = own[torch.isin(own[:, 5], own.new_tensor(classes))]
-            own = _surest(own)
+            own = _top_by_confidence(own)
             groups = torch.zeros_like(own[:, 5]) if agnostic else own[:, 5]
             results.append(own[_greedy(own[:, :4], groups, iou_thres, max_det)].to(home))
     return results
 
 
 def _parts(found: Tensor, width: int, *, alone: bool) -> list[slice]:
-    """The pictures to look at together: all where little was found (B, N), which saves calls, else each by itself."""
+    """Split the images of `found` (B, N) into the groups to process.
+
+    All images at once save calls if few boxes were found. Otherwise each image is a group.
+    """
     B = len(found)
-    if alone or int(found.sum()) * width > FEW_VALUES:
+    if alone or int(found.sum()) * width > MAX_JOINT_VALUES:
         return [slice(i, i + 1) for i in range(B)]
     return [slice(0, B)] if B else []
 
 
+def _finite(rows: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows (n, 5+C) whose boxes are finite, and the image (n,) of each."""
+    if math.isfinite(rows[:, :4].sum()):
+        return rows, image
+    finite = rows[:, :4].isfinite().all(1)
+    return rows[finite], image[finite]
+
+
 def _candidates(rows: Tensor, conf_thres: float, multi_label: bool) -> tuple[Tensor, Tensor]:
-    """(n, 5+C) predictions -> (m, 6) corners, confidence above the threshold, class; and of which row each is (m,)."""
+    """Return candidates (m, 6) corners, confidence, class of predictions (n, 5+C), and the row (m,) of each.
+
+    Their confidence exceeds the threshold.
+    """
     scores = rows[:, 5:] * rows[:, 4:5]  # (n, C)
     boxes = xywh_to_xyxy(rows[:, :4])
     if multi_label and scores.shape[1] > 1:
@@ -91,20 +104,20 @@ def _candidates(rows: Tensor, conf_thres: float, multi_label: bool) -> tuple[Ten
     return torch.cat((boxes, score[:, None], cls[:, None]), 1)[row], row
 
 
-def _surest(candidates: Tensor) -> Tensor:
-    """(n, 6) sorted by confidence, highest first, ties in any order, MAX_CANDIDATES rows at most."""
+def _top_by_confidence(candidates: Tensor) -> Tensor:
+    """Sort (n, 6) by confidence, highest first, ties in any order, and keep MAX_CANDIDATES rows."""
     scores = candidates[:, 4]
-    if len(scores) > MAX_CANDIDATES:  # sorting millions of rows is slow, finding the lowest score that can stay is not
+    if len(scores) > MAX_CANDIDATES:  # topk is faster than sorting millions of rows
         lowest = scores.topk(MAX_CANDIDATES).values[-1]
         candidates = candidates[scores >= lowest]
     return candidates.index_select(0, candidates[:, 4].argsort(descending=True)[:MAX_CANDIDATES])
 
 
 def _greedy(boxes: Tensor, groups: Tensor, iou_thres: float, max_det: int) -> Tensor:
-    """Indices of the first max_det boxes (n, 4) that greedy suppression within each group (n,) keeps.
+    """Return the indices of the first max_det boxes (n, 4) that greedy suppression within each group (n,) keeps.
 
-    Boxes come surest first, so that what is kept of a leading block does not depend on the rest: blocks grow until
-    enough are kept.
+    Boxes are sorted by confidence, so later boxes never change the result for a leading block. Blocks grow until
+    enough boxes are kept.
     """
     apart = _groups_apart(boxes, groups)
     ranks = torch.arange(len(boxes), 0, -1, device=boxes.device, dtype=apart.dtype)
@@ -118,7 +131,10 @@ def _greedy(boxes: Tensor, groups: Tensor, iou_thres: float, max_det: int) -> Te
 
 
 def _groups_apart(boxes: Tensor, groups: Tensor) -> Tensor:
-    """The boxes in float64, each group moved to where no other one reaches: 53 bits hold the moved corners exactly."""
+    """Return the boxes in float64, each group shifted so that no two groups overlap.
+
+    The 53 bits of float64 hold the shifted corners exactly.
+    """
     if len(boxes) == 0:
         return boxes.double()
     corners = boxes.double().clamp_(-FARTHEST_PIXEL, FARTHEST_PIXEL)
@@ -128,9 +144,10 @@ def _groups_apart(boxes: Tensor, groups: Tensor) -> Tensor:
 
 @cache
 def _threshold_of_float32(threshold: float, on_gpu: bool = False) -> float:
-    """The limit for IoUs in float64 that parts them as `float32(IoU) > threshold` would, at ties like 3/5 > 0.6 too.
+    """Return the limit for float64 IoUs that gives the same answers as `float32(IoU) > threshold`.
 
-    on_gpu: torchvision's kernel rounds the limit to float32, so it is one, on the side of the tie that is right.
+    This matters at ties such as 3/5 > 0.6. on_gpu: torchvision's kernel rounds the limit to float32, so the result is
+    a float32 number on the correct side of the tie.
     """
     nearest = torch.tensor(threshold, dtype=torch.float32)
     rounded_up = nearest.item() > threshold
@@ -142,7 +159,7 @@ def _threshold_of_float32(threshold: float, on_gpu: bool = False) -> float:
 
 
 def _as_predictions(labels: Tensor, width: int) -> Tensor:
-    """(m, 5) class, x, y, w, h -> (m, width) predictions with objectness 1 and class probability 1."""
+    """Convert labels (m, 5) class, x, y, w, h to predictions (m, width) with objectness and class probability 1."""
     rows = labels.new_zeros(len(labels), width)
     rows[:, :4], rows[:, 4] = labels[:, 1:5], 1.0
     rows[torch.arange(len(labels)), labels[:, 0].long() + 5] = 1.0

@@ -15,7 +15,7 @@ from models import common
 from models.architecture import BLOCKS, parse_activation
 from models.yolo import DetectionModel, find_cfg
 from utils.errors import UserError
-from utils.loss import Picked
+from utils.kernels import gather_predictions
 from utils.training.ddp import synchronise_batch_norm
 
 P5 = ["yolov5n", "yolov5s", "yolov5m", "yolov5l", "yolov5x"]
@@ -252,6 +252,7 @@ def test_training_output_is_raw():
     assert [tuple(level.shape) for level in raw] == [(2, 2, 8, 8, 8), (2, 2, 4, 4, 8)]
 
 
+@pytest.mark.usefixtures("fast_kernels")
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_neither_the_raw_output_nor_its_gradient_is_moved_about(layout):
     """On a CPU the two copies of the gradient took a tenth of a training step."""
@@ -263,7 +264,7 @@ def test_neither_the_raw_output_nor_its_gradient_is_moved_about(layout):
     raw = model(image(2, 64).to(memory_format=layout))
     assert [level.data_ptr() for level in raw] == [output.data_ptr() for output in outputs]
     cells = [torch.tensor([k]) for k in (1, 1, 2, 3)]  # picture, anchor, row, column
-    rows, objectness = zip(*(Picked.apply(level, *cells) for level in raw))
+    rows, objectness = zip(*(gather_predictions(level, *cells) for level in raw))
     (sum((row * torch.arange(8.0)).sum() for row in rows) + sum(part.sum() for part in objectness)).backward()
     assert len(gradients) == 2
     for gradient in gradients:
@@ -274,61 +275,17 @@ def test_neither_the_raw_output_nor_its_gradient_is_moved_about(layout):
         assert torch.equal(gradient, expected)
 
 
-@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_stacked_maps_get_gradients_of_their_own(layout):
-    maps = [torch.rand(2, width, 5, 6).to(memory_format=layout).requires_grad_() for width in (3, 4, 1)]
-    weight = torch.rand(2, 8, 5, 6).to(memory_format=layout)
-    found, strides = {}, []
-    for name, join in (("stacked", common.stacked), ("cat", lambda parts: torch.cat(parts, dim=1))):
-        doubled = [2 * part for part in maps]
-        if name == "stacked":
-            for part in doubled:
-                part.register_hook(lambda gradient: strides.append(gradient.is_contiguous(memory_format=layout)))
-        joined = join(doubled)
-        found[name] = [joined.detach(), *torch.autograd.grad(joined, maps, weight)]
-    assert all(map(torch.equal, *found.values()))
-    assert strides == [layout is torch.channels_last] * 3  # slices of contiguous maps are as fast
-
-
-def test_stacked_maps_may_be_traced_and_differentiated_by_function():
-    maps = [torch.rand(2, width, 3, 3) for width in (1, 2)]
-    traced = torch.jit.trace(lambda *parts: common.stacked([2 * part for part in parts]), tuple(maps))
-    assert torch.equal(traced(*maps), 2 * torch.cat(maps, 1))
+def test_a_traced_model_takes_other_sizes():
     model = tiny_model().eval()
     torch.jit.save(torch.jit.trace(model, image(1, 64), strict=False, check_trace=False), io.BytesIO())
     with torch.no_grad():
         traced = torch.jit.trace(model, image(1, 64), strict=False)
-        assert torch.equal(traced(image(2, 96))[0], model(image(2, 96))[0])  # not of one size alone
-
-    def total(first: Tensor) -> Tensor:
-        return (common.stacked([first, maps[1]]) ** 2).sum()
-
-    assert torch.allclose(torch.func.grad(total)(maps[0]), 2 * maps[0])
-    assert torch.allclose(torch.func.jvp(total, (maps[0],), (torch.ones_like(maps[0]),))[1], 2 * maps[0].sum())
-
-
-def test_gradients_that_nobody_needs_are_not_copied(monkeypatch):
-    maps = [torch.rand(1, 2, 3, 3).to(memory_format=torch.channels_last) for _ in range(3)]
-    maps[1].requires_grad_()
-    joined, plain, copied = common.stacked(maps), Tensor.contiguous, []
-    monkeypatch.setattr(Tensor, "contiguous", lambda part, **named: copied.append(part) or plain(part, **named))
-    joined.backward(torch.ones_like(joined))
-    assert len(copied) == 1 and (maps[1].grad == 1).all()
+        assert torch.equal(traced(image(2, 96))[0], model(image(2, 96))[0])
 
 
 def test_concat_along_another_dimension():
     maps = [torch.rand(1, 2, 3, width).requires_grad_() for width in (1, 4)]
     assert torch.equal(common.Concat(3)(maps), torch.cat(maps, 3))
-
-
-def test_stacked_maps_of_two_types_or_without_a_gradient():
-    plain, half = torch.rand(1, 2, 3, 3), torch.rand(1, 2, 3, 3, dtype=torch.bfloat16).requires_grad_()
-    joined = common.stacked([plain, half])
-    assert joined.dtype == torch.float32 and joined.requires_grad
-    joined.sum().backward()
-    assert half.grad.dtype == torch.bfloat16 and (half.grad == 1).all()
-    with torch.no_grad():
-        assert torch.equal(common.stacked([plain, half]), joined)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Groups of parameters, arguments of each optimizer, and that the fast kernels follow the plain formula."""
+"""Groups of parameters, arguments of each optimizer, and the formula of its steps."""
 
 import copy
 import json
@@ -80,96 +80,6 @@ def test_sgd_steps_follow_the_formula():
         velocity = 0.9 * velocity + decayed
         weight = weight - 0.1 * (decayed + 0.9 * velocity)
         torch.testing.assert_close(model.weight.detach(), weight)
-
-
-def test_lists_that_are_kept_are_those_of_each_step():
-    """Gradients come and go, states are loaded, groups are added, and momentum is 0 for a while."""
-    torch.manual_seed(0)
-    ours = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1), nn.Linear(3, 2))
-    theirs = copy.deepcopy(ours)
-    fast = build_optimizer(ours[:3], lr=0.1, momentum=0.9, weight_decay=0.01)
-    groups = [
-        {"params": group, "weight_decay": 0.01 * (key == "weight")}
-        for key, group in parameter_groups(theirs[:3]).items()
-    ]
-    slow = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, foreach=False, fused=False)
-    for step in range(24):
-        if step == 8:
-            fast.load_state_dict(copy.deepcopy(fast.state_dict()))
-        if step == 12:
-            fast.add_param_group({"params": list(ours[3].parameters()), "weight_decay": 0.0})
-            slow.add_param_group({"params": list(theirs[3].parameters()), "weight_decay": 0.0})
-        for optimizer in (fast, slow):
-            optimizer.zero_grad(set_to_none=True)
-            for group in optimizer.param_groups:
-                group["momentum"], group["lr"] = (0.0, 0.05) if 15 < step < 18 else (0.9, 0.1)
-        for k, (mine, other) in enumerate(zip(ours.parameters(), theirs.parameters(), strict=True)):
-            if step % 4 or k % 3:  # in every fourth step a third of the parameters has none
-                mine.grad = torch.randn_like(mine)
-                other.grad = mine.grad.clone()
-        fast.step()
-        slow.step()
-        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-            torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-6)
-    momenta = [
-        [values["momentum_buffer"] for values in optimizer.state_dict()["state"].values()] for optimizer in (fast, slow)
-    ]
-    torch.testing.assert_close(*momenta, rtol=1e-5, atol=1e-6)
-
-
-def test_lists_are_built_once(monkeypatch):
-    model = nn.Linear(3, 2)
-    optimizer = build_optimizer(model)
-    seen = []
-    for _ in range(3):
-        model.zero_grad(set_to_none=True)
-        model(torch.ones(1, 3)).sum().backward()
-        optimizer.step()
-        seen.append(optimizer._lists)
-    assert seen[0] is not None and seen[0] is seen[1] is seen[2]
-
-
-def test_parameters_of_two_types_take_the_optimizer_of_torch():
-    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).double())
-    optimizer = build_optimizer(model)
-    for parameter in model.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    before = [parameter.detach().clone() for parameter in model.parameters()]
-    optimizer.step()
-    assert type(optimizer) is torch.optim.SGD
-    assert all((parameter != old).all() for parameter, old in zip(model.parameters(), before, strict=True))
-
-
-def test_a_closure_is_called_with_gradients():
-    model = nn.Linear(3, 2)
-    optimizer = build_optimizer(model)
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = model(torch.ones(1, 3)).sum()
-        loss.backward()
-        return loss
-
-    before = model.weight.detach().clone()
-    assert optimizer.step(closure).requires_grad and (model.weight != before).all()
-
-
-@pytest.mark.parametrize("name, plain", [("Adam", torch.optim.Adam), ("AdamW", torch.optim.AdamW)])
-def test_adam_kernels_follow_the_plain_loop(name, plain):
-    torch.manual_seed(0)
-    ours = nn.Linear(5, 4)
-    theirs = copy.deepcopy(ours)
-    fast = build_optimizer(ours, name, lr=0.01, momentum=0.9, weight_decay=0.1)
-    slow = plain([{"params": [theirs.bias], "weight_decay": 0.0}, {"params": [theirs.weight], "weight_decay": 0.1}],
-                 lr=0.01, betas=(0.9, 0.999), foreach=False)  # fmt: skip
-    for _ in range(10):
-        for mine, other in zip(ours.parameters(), theirs.parameters()):
-            mine.grad = torch.randn_like(mine)
-            other.grad = mine.grad.clone()
-        fast.step()
-        slow.step()
-    torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(ours.bias, theirs.bias, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
