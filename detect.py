@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import torch
 
-from models.loading import find_weights, is_own, load_ensemble
+from models.loading import find_weights, is_own_checkpoint, load_ensemble
 from utils.checkpoint import read_checkpoint, stripped_content, write_checkpoint
 from utils.cli import SuggestingParser, add_flags, detect_command, flag
 from utils.device import describe_device, occupy, select_device
@@ -307,7 +307,7 @@ def summarise(outputs: Outputs, speed: Speed, source: str, options: DetectOption
 
 def strip(file: Path) -> None:
     """Leave of a checkpoint what it is used for; one of another project stays as it is."""
-    if is_own(file):
+    if is_own_checkpoint(file):
         write_checkpoint(file, stripped_content(read_checkpoint(file)), kind="weights")
         print(f"{file}: stripped of its training state")
     else:

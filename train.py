@@ -29,7 +29,9 @@ from utils.autobatch import advice_on_memory, find_batch_size
 from utils.checkpoint import is_finite, snapshot
 from utils.cli import read_flags
 from utils.config import Hyperparameters, TrainOptions
-from utils.datasets.splits import Data, expect_pictures, label_sizes, read_data, read_names
+from utils.datasets.locate import find_dataset_yaml, locate_images
+from utils.datasets.spec import read_dataset_yaml
+from utils.datasets.splits import Splits, class_names, label_sizes, load_splits, require_images
 from utils.device import amp_dtype, cores_in_turn, describe_device, keep_freed_memory, seed_everything, select_device
 from utils.distributed import Distributed, launch_token
 from utils.download import fetch_typed
@@ -78,7 +80,7 @@ def parse_args(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def build_loaders(
-    options: TrainOptions, hyp: Hyperparameters, data: Data, stride: int, distributed: Distributed
+    options: TrainOptions, hyp: Hyperparameters, data: Splits, stride: int, distributed: Distributed
 ) -> tuple[Loader, Loader]:
     """The training and the validation loader of this process."""
     shared = {
@@ -129,7 +131,7 @@ class Run:
 
     options: TrainOptions
     hyp: Hyperparameters
-    data: Data
+    data: Splits
     distributed: Distributed
     train_loader: Loader
     val_loader: Loader
@@ -174,7 +176,7 @@ class Parts(NamedTuple):
     """What rank 0 prepares for all: files are read, fetched and fitted to the data once."""
 
     hyp: Hyperparameters
-    data: Data
+    data: Splits
     model: DetectionModel
     frozen: list[int]
     options: TrainOptions
@@ -183,9 +185,10 @@ class Parts(NamedTuple):
 def prepare(request: Request) -> Parts:
     options, hyp = settle_start(request), read_hyperparameters(request)
     request = replace(request, options=options)
-    model = build_model(request, hyp, read_names(options))
+    dataset = read_dataset_yaml(find_dataset_yaml(options.data))
+    model = build_model(request, hyp, class_names(dataset.names, single_cls=options.single_cls))
     frozen = freeze_layers(model, options.freeze)  # mistakes so far cost no download of data and no scan
-    data = read_data(options)
+    data = load_splits(locate_images(dataset), single_cls=options.single_cls, fraction=options.evolve_fraction)
     imgsz = round_to_stride(options.imgsz, model.size_multiple)
     if not request.resumed and not options.noautoanchor:
         replaced = fit_model_anchors(model, label_sizes(data.train, imgsz), hyp.anchor_t, options.seed)
@@ -202,7 +205,7 @@ def build_run(request: Request, distributed: Distributed) -> Run:
     device = distributed.device
     autocast = amp_dtype(request.options.amp, device, spread=len(distributed.devices) > 1)
     hyp, data, model, frozen, options = distributed.on_main(lambda: prepare(request))
-    expect_pictures(data)
+    require_images(data)
     grid = model.size_multiple
     model = model.to(device, memory_format=torch.channels_last)
     if options.batch_size == -1:
@@ -475,10 +478,12 @@ def evolve_main(given: dict[str, Any]) -> Verdict:
     given = fetch_typed({key: value for key, value in given.items() if key != "resume"})  # which goes on anyway
     options, typed = TrainOptions(**given), frozenset(given)
     request = Request(options, typed, None)
-    model = build_model(request, read_hyperparameters(request), read_names(options))  # mistakes show before it begins
+    dataset = read_dataset_yaml(find_dataset_yaml(options.data))
+    names = class_names(dataset.names, single_cls=options.single_cls)
+    model = build_model(request, read_hyperparameters(request), names)  # mistakes show before it begins
     freeze_layers(model, options.freeze)
     amp_dtype(options.amp, select_device(options.device)[0])
-    read_data(options)
+    load_splits(locate_images(dataset), single_cls=options.single_cls)
     return run_evolution(options, typed, Path(__file__))
 
 

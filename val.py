@@ -28,8 +28,9 @@ from models.loading import find_weights, load_ensemble
 from utils.autobatch import advice_on_memory
 from utils.boxes import xywh_to_xyxy
 from utils.cli import SuggestingParser, add_flags, detect_command, flag
-from utils.datasets.labels import LabelIndex, load_index
-from utils.datasets.locate import acquire
+from utils.datasets.label_index import LabelIndex
+from utils.datasets.labels import load_index
+from utils.datasets.locate import locate_dataset
 from utils.datasets.spec import DatasetSpec
 from utils.device import cores_in_turn, describe_device, keep_freed_memory, occupy, select_device
 from utils.distributed import Distributed
@@ -324,7 +325,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[ValOptions, bool]:
 def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.device) -> Subject:
     """Load model and label index; UserError when their classes differ in number."""
     model = load_ensemble(weights, device)  # first: damaged weights cost no download
-    spec = acquire(options.data)
+    spec = locate_dataset(options.data)
     split = options.task if options.task in ("train", "val", "test") else "val"
     sources = spec.sources(split)
     if model.num_classes != spec.num_classes and not options.single_cls:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from models.loading import load_model  # noqa: E402
 from utils.boxes import xywh_to_xyxy  # noqa: E402
 from utils.datasets.labels import load_index  # noqa: E402
-from utils.datasets.locate import acquire  # noqa: E402
+from utils.datasets.locate import locate_dataset  # noqa: E402
 from utils.images.letterbox import Letterbox  # noqa: E402
 from utils.loading import sampler as batches  # noqa: E402
 from utils.loading.dataset import make_loader  # noqa: E402
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--weights", default="yolov5n.pt")
     parser.add_argument("--data", default="coco128.yaml")
     options = parser.parse_args()
-    spec = acquire(options.data)
+    spec = locate_dataset(options.data)
     index, model = load_index(spec.sources("val"), spec.num_classes), load_model(options.weights)
     print(f"{'':44}{'P':>9}{'R':>9}{'mAP50':>9}{'mAP50-95':>9}")
     rows = [

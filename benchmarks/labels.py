@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.timing import Timing, compare, machine, print_rows, row, seconds  # noqa: E402
-from utils.datasets.labels import find_images, label_path, load_index  # noqa: E402
+from utils.datasets.image_files import find_images, label_path  # noqa: E402
+from utils.datasets.labels import load_index  # noqa: E402
 
 NUM_CLASSES = 80
 KINDS = 200  # different images; the others are copies under other names

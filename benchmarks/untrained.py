@@ -18,7 +18,7 @@ from benchmarks.timing import Row, compare, print_rows, spread  # noqa: E402
 from models.loading import load_model  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
 from utils.datasets.labels import load_index  # noqa: E402
-from utils.datasets.locate import acquire  # noqa: E402
+from utils.datasets.locate import locate_dataset  # noqa: E402
 from utils.loading.dataset import make_loader  # noqa: E402
 
 QUICKSTART = ROOT / "runs" / "train" / "quickstart" / "weights" / "best.pt"
@@ -34,7 +34,7 @@ def main() -> None:
     if not Path(options.weights).is_file():
         sys.exit(f"{options.weights} does not exist. Type --weights of a trained model, and its --data")
     trained = load_model(options.weights).eval()
-    spec = acquire(options.data)
+    spec = locate_dataset(options.data)
     torch.manual_seed(0)
     untrained = DetectionModel(trained.yaml).eval()
     index = load_index(spec.sources("val"), spec.num_classes, progress=False)

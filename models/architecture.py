@@ -136,7 +136,7 @@ class Architecture:
         return cls(
             source,
             cfg["nc"],
-            check_anchors(cfg["anchors"], source),
+            check_anchor_rows(cfg["anchors"], source),
             cfg["depth_multiple"],
             cfg["width_multiple"],
             cfg.get("channel_multiple") or 8,
@@ -151,7 +151,7 @@ class Architecture:
         return per_level * (self.num_classes + 5)
 
 
-def check_anchors(anchors: Any, where: str) -> list | int:
+def check_anchor_rows(anchors: Any, where: str) -> list | int:
     """`anchors` if it is a count or rows of the same even length; UserError otherwise."""
     if is_int(anchors, 1) and anchors <= MAX_ANCHORS:
         return anchors

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.foreign import Bag, ForeignFile
 from models.yolo import DetectionModel
+from models.yolov5_pickle import PickledObject, YOLOv5File
 from utils.checkpoint import DAMAGE, read_checkpoint
 from utils.errors import UserError
 from utils.files import ROOT, check_archive
@@ -59,10 +59,10 @@ def read_weights(path: str | Path) -> WeightsFile:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a .pt file")
-    return read_own(path) if is_own(path) else read_foreign(path)
+    return read_own_checkpoint(path) if is_own_checkpoint(path) else read_yolov5(path)
 
 
-def is_own(path: Path) -> bool:
+def is_own_checkpoint(path: Path) -> bool:
     """Whether the file is plain data under our key; anything else is for the restricted reader to judge."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":  # our checkpoints are zip archives
@@ -75,66 +75,66 @@ def is_own(path: Path) -> bool:
     return isinstance(content, dict) and "anchorage" in content
 
 
-def read_own(path: Path) -> WeightsFile:
+def read_own_checkpoint(path: Path) -> WeightsFile:
     content = read_checkpoint(path)
     try:
         model = content["model"]
         state = content["ema"]["state_dict"] if content.get("ema") else model["state_dict"]
-        return weights_file(path, state, plain(model["yaml"], path), model["names"], "anchorage")
+        return weights_file(path, state, to_plain_data(model["yaml"], path), model["names"], "anchorage")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: the checkpoint lacks a part of its model ({error})") from error
 
 
-def read_foreign(path: Path) -> WeightsFile:
+def read_yolov5(path: Path) -> WeightsFile:
     """A `.pt` file of YOLOv5, of any version: whole pickled modules."""
-    with ForeignFile(path) as file:
+    with YOLOv5File(path) as file:
         content = file.content
         module = pickled_model(content)
         if module is None:
             raise UserError(
-                f"{path}: holds no YOLOv5 model (only {kind_of(content)}): give a .pt file that a training wrote"
+                f"{path}: holds no YOLOv5 model (only {describe_type(content)}): give a .pt file that a training wrote"
             )
         attributes = vars(module)
         if not isinstance(attributes.get("yaml"), dict):
             raise UserError(f"{path}: its model has no description (yaml): it is not a detection model of YOLOv5")
-        description = plain(attributes["yaml"], path)
+        description = to_plain_data(attributes["yaml"], path)
         if "activation" not in description and (text := old_activation(module)):
             description["activation"] = text
         return weights_file(path, file.state_dict(module), description, attributes.get("names"), "yolov5")
 
 
-def pickled_model(content: Any) -> Bag | None:
+def pickled_model(content: Any) -> PickledObject | None:
     """The EMA model, else the model; out of a wrapper for several GPUs where there is one."""
     candidates = [content]
     if isinstance(content, dict):
         candidates = [content.get("ema"), content.get("model")]
     for found in candidates:
         found = found[0] if isinstance(found, tuple) and found else found  # before v6: (model, updates)
-        if isinstance(found, Bag):
+        if isinstance(found, PickledObject):
             inner = (vars(found).get("_modules") or {}).get("module")
-            return inner if isinstance(inner, Bag) else found
+            return inner if isinstance(inner, PickledObject) else found
     return None
 
 
-def kind_of(content: Any) -> str:
+def describe_type(content: Any) -> str:
     if isinstance(content, dict):
         return f"the keys {', '.join(str(key) for key in list(content)[:3] if isinstance(key, (str, int)))}"
     return f"a {type(content).__name__}"
 
 
-def old_activation(module: Bag) -> str | None:
+def old_activation(module: PickledObject) -> str | None:
     """The activation of the first convolution, where it is not the usual one. Versions 1 to 3 had others."""
-    layers = vars((vars(module).get("_modules") or {}).get("model") or Bag()).get("_modules") or {}
+    layers = vars((vars(module).get("_modules") or {}).get("model") or PickledObject()).get("_modules") or {}
     block = layers.get("0")
-    while isinstance(block, Bag):
+    while isinstance(block, PickledObject):
         parts = vars(block).get("_modules") or {}
-        if isinstance(parts.get("act"), Bag):
+        if isinstance(parts.get("act"), PickledObject):
             return OLD_ACTIVATIONS.get(type(parts["act"]).__name__)
         block = parts.get("conv")
     return None
 
 
-def plain(value: Any, path: Path) -> Any:
+def to_plain_data(value: Any, path: Path) -> Any:
     """`value` made of dict, list, text, numbers and None alone. UserError for anything else, or for very much of it."""
     visited = itertools.count()
 
@@ -181,7 +181,7 @@ def transfer(model: nn.Module, state_dict: Mapping[str, Tensor], exclude: Sequen
     return Transfer(matched, len(own))
 
 
-def build_from(weights: WeightsFile, path: str | Path) -> DetectionModel:
+def build_model_from(weights: WeightsFile, path: str | Path) -> DetectionModel:
     """The model that the file describes, with all of its weights. UserError where they do not fit the description."""
     stored = sum(value.numel() for value in weights.state_dict.values())
     with torch.random.fork_rng(devices=()):  # initial values are overwritten: loading must not move the generator
@@ -203,7 +203,7 @@ def build_from(weights: WeightsFile, path: str | Path) -> DetectionModel:
 
 def load_model(weights: str | Path, device: str | torch.device = "cpu", fuse: bool = True) -> DetectionModel:
     """The model of a weights file, float32, in evaluation mode, batch norms folded in unless `fuse` is off."""
-    model = build_from(read_weights(weights), weights).eval()
+    model = build_model_from(read_weights(weights), weights).eval()
     return (model.fuse() if fuse else model).to(device, memory_format=torch.channels_last)
 
 

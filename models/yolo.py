@@ -20,7 +20,7 @@ from models.architecture import (
     WORDS,
     Architecture,
     Row,
-    check_anchors,
+    check_anchor_rows,
     find_cfg,
     is_int,
     is_number,
@@ -232,7 +232,7 @@ def scaled_width(arch: Architecture, row: Row, args: list) -> int:
 def detect_args(arch: Architecture, row: Row, args: list, channels: list[int]) -> list:
     if len(args) < 2 or args[0] != arch.num_classes:
         raise UserError(f"{row.where}: args {row.args} must be [nc, anchors] (nc is {arch.num_classes})")
-    anchors = check_anchors(args[1], row.where)
+    anchors = check_anchor_rows(args[1], row.where)
     if isinstance(anchors, int):  # sizes unknown: (0, 1), (2, 3), ... in every level, to be fitted to the data
         anchors = [list(range(2 * anchors)) for _ in channels]
     if len(anchors) != len(channels):

@@ -147,7 +147,7 @@ def test_an_empty_split(place, program):
     for picture in Path("data/images/val").iterdir():
         picture.unlink()
     message = mistake(place, program, caches=False)  # the training split has been read
-    assert "val: no pictures in" in message and "data/images/val" in message and ".jpg" in message
+    assert "val: no images in" in message and "data/images/val" in message and ".jpg" in message
 
 
 @pytest.mark.parametrize("remove", [os.unlink, lambda file: Path(file).write_text("")], ids=["absent", "empty"])
@@ -161,8 +161,8 @@ def test_training_pictures_without_any_label(place, remove):
 def test_validation_pictures_without_any_label_are_said_to_be(place, capsys):
     shutil.rmtree("data/labels/val")
     goes_on(place, val)
-    printed = capsys.readouterr().out
-    assert "val: no labels: those of" in printed and "labels/val" in printed and "nothing to measure" in printed
+    printed = "".join(capsys.readouterr())
+    assert "WARNING: val: no labels. Those of" in printed and "labels/val" in printed and "nothing to measure" in printed
 
 
 @READERS
@@ -178,7 +178,7 @@ def test_a_truncated_picture_is_named_and_training_goes_on_without_it(place, cap
     goes_on(place, train)
     printed = capsys.readouterr().out
     line = next(line for line in printed.splitlines() if "7.png" in line)
-    assert line.startswith("train: ") and "picture left out: the picture is truncated" in line
+    assert line.startswith("train: ") and "image skipped: the picture is truncated" in line
     assert len(Path("runs/exp/results.csv").read_text().splitlines()) == 2  # titles and the one epoch
     assert Path("runs/exp/weights/best.pt").is_file()
 
@@ -225,7 +225,7 @@ def test_a_project_that_cannot_be_is_told_before_anything_that_takes_long(place,
     write("taken", "a file")
     expected = f"cannot create the folder taken/here: {place / 'taken'} is not a folder; give another --project"
     assert mistake(place, program, "--project", "taken/here") == expected
-    assert "Scanning" not in capsys.readouterr().err
+    assert "Scanning" not in "".join(capsys.readouterr())
 
 
 @PROGRAMS

@@ -17,8 +17,8 @@ from models.building import starting_weights
 from utils.autobatch import MEMORY_SHARE, TRIED, extrapolate
 from utils.checkpoint import read_checkpoint
 from utils.config import Hyperparameters, TrainOptions
-from utils.datasets.locate import acquire
-from utils.datasets.spec import DatasetSpec
+from utils.datasets.locate import locate_dataset
+from utils.datasets.spec import read_dataset_yaml
 from utils.device import select_device
 from utils.errors import UserError
 from utils.nms import non_max_suppression
@@ -179,7 +179,7 @@ def test_code_in_a_data_file_is_refused(tmp_path, code):
     file = tmp_path / "set.yaml"
     file.write_text(f'path: absent\ntrain: images\nval: images\nnames: [a]\ndownload: "{code}"\n')
     with pytest.raises(UserError, match="code is never run"):
-        acquire(str(file))
+        locate_dataset(str(file))
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -187,7 +187,7 @@ def test_a_wrong_nc_is_warned_of(tmp_path, capsys):
     (tmp_path / "images").mkdir()
     file = tmp_path / "set.yaml"
     file.write_text("train: images\nval: images\nnames: [a, b]\nnc: 3\n")
-    assert DatasetSpec.load(file, []).num_classes == 2
+    assert read_dataset_yaml(file).resolve([]).num_classes == 2
     assert "nc: 3 but 2 names" in capsys.readouterr().out
 
 

@@ -37,9 +37,11 @@ from models.loading import load_model, read_weights  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
 from utils.checkpoint import describe_model, read_checkpoint, write_checkpoint  # noqa: E402
 from utils.config import Hyperparameters, TrainOptions  # noqa: E402
-from utils.datasets import labels as label_index  # noqa: E402
+from utils.datasets.image_files import find_images  # noqa: E402
+from utils.datasets.label_cache import LabelCache  # noqa: E402
 from utils.datasets.label_file import parse_labels  # noqa: E402
-from utils.datasets.spec import DatasetSpec  # noqa: E402
+from utils.datasets.labels import load_index  # noqa: E402
+from utils.datasets.spec import read_dataset_yaml  # noqa: E402
 from utils.errors import UserError, one_line  # noqa: E402
 from utils.files import read_yaml  # noqa: E402
 from utils.images.header import MAX_PIXELS, MIN_SIDE, image_shape  # noqa: E402
@@ -477,18 +479,17 @@ HEADS = [
 ]
 
 
-def cached_set(folder: Path) -> tuple[Path, tuple]:
-    """A label cache, and what else belongs to it: key, paths and stamps."""
+def cached_set(folder: Path) -> tuple[Path, LabelCache]:
+    """Return a file of cached labels, and the cache that reads it."""
     for number, row in enumerate(("0 .5 .5 .2 .2\n", "1 .1 .1 .3 .1 .3 .4\nbad\n", "")):
         for kind, content in (("images", whole_pictures()[number]), ("labels", row.encode())):
             file = folder / "set" / kind / f"{number}.{'txt' if kind == 'labels' else 'png'}"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
-    label_index.load_index(folder / "set" / "images", 2, progress=False)
-    paths = label_index.find_images(folder / "set" / "images")
-    stamps = label_index._stamps(paths)
-    key = {"format": label_index.CACHE_FORMAT, "num_classes": 2, "single_cls": 0}
-    return folder / "set" / "labels.cache", (key, paths, stamps)
+    images = folder / "set" / "images"
+    load_index(images, 2, progress=False)
+    cache = LabelCache.of_split([images], find_images(images), num_classes=2, single_cls=False)
+    return folder / "set" / "labels.cache", cache
 
 
 # ---- the readers: a strategy of inputs, and what reads one -----------------------------------------------------------
@@ -501,8 +502,8 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
     damaged = st.builds(mutated, st.sampled_from(wholes), st.integers(0, 2**31), st.integers(1, 6))
     hostile = st.one_of(PICKLES, PICKLES.map(archive), st.binary(max_size=200).map(lambda data: b"PK\x03\x04" + data))
     file, text, picture = folder / "input.pt", folder / "input.yaml", folder / "input.png"
-    cache, belongings = cached_set(folder)
-    whole = label_index._read_cache(cache, *belongings)
+    cache_file, cache = cached_set(folder)
+    whole = cache.read_file(cache_file)
     damage = st.integers(0, 2**31), st.integers(0, 6)
     pictures = st.one_of(
         st.builds(mutated, st.sampled_from(whole_pictures()), *damage),
@@ -523,7 +524,7 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
             assert np.array_equal(upper, resize_to(whole, shape, smooth=False)[:rows])
 
     def read_cache(path: Path) -> None:
-        index = label_index._read_cache(path, *belongings)
+        index = cache.read_file(path)
         if index is None:
             raise UserError("the labels are read anew")
         for name in ("paths", "shapes", "labels", "offsets", "points", "segment_offsets"):
@@ -564,11 +565,11 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
         "checkpoint, hostile pickle": (hostile, on(file, read_weights)),
         "checkpoint to model": (damaged, on(file, load_model)),
         "label file": (LABELS, labels),
-        "label cache": (st.builds(mutated, st.just(cache.read_bytes()), *damage), on(cache, read_cache)),
+        "label cache": (st.builds(mutated, st.just(cache_file.read_bytes()), *damage), on(cache_file, read_cache)),
         "picture header": (pictures, on(picture, read_picture)),
         "YAML": (YAML, on(text, read_yaml)),
         "hyperparameter YAML": (YAML, on(text, Hyperparameters.load)),
-        "data set YAML": (YAML, on(text, lambda path: DatasetSpec.load(path, [folder]))),
+        "data set YAML": (YAML, on(text, lambda path: read_dataset_yaml(path).resolve([folder]))),
         "model YAML": (MODEL, on(text, DetectionModel)),
     }
 

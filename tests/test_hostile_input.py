@@ -27,8 +27,8 @@ from models.yolo import DetectionModel
 from utils.checkpoint import describe_model, read_checkpoint, write_checkpoint
 from utils.config import Hyperparameters
 from utils.datasets.labels import load_index
-from utils.datasets.locate import acquire
-from utils.datasets.spec import DatasetSpec
+from utils.datasets.locate import locate_dataset
+from utils.datasets.spec import read_dataset_yaml
 from utils.errors import UserError, one_line
 from utils.files import read_yaml
 from utils.images.read import read_image
@@ -296,7 +296,7 @@ def test_a_data_set_yaml_with_wrong_types_is_one_line(tmp_path, change):
     content = {"train": "a", "val": "b", "names": ["x"], **change}
     file = tmp_path / "data.yaml"
     file.write_text(yaml.safe_dump(content))
-    message = contained(lambda: DatasetSpec.load(file, [tmp_path]))
+    message = contained(lambda: read_dataset_yaml(file).resolve([tmp_path]))
     assert "data.yaml" in message and not message.startswith(("went", "ESCAPED", "ENDED")), message
 
 
@@ -307,7 +307,7 @@ def test_code_in_download_is_never_run(tmp_path, canary, monkeypatch, code):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "data.yaml"
     file.write_text(yaml.safe_dump({"train": "a", "val": "b", "names": ["x"], "download": code}))
-    message = contained(lambda: acquire(str(file)))
+    message = contained(lambda: locate_dataset(str(file)))
     assert "code is never run" in message, message
 
 
@@ -507,7 +507,7 @@ def test_each_bad_picture_costs_itself_and_a_line(zoo, capsys):
     names = {Path(path).name for path in index.paths}
     assert READABLE <= names and not names & BROKEN and {f"{number}.png" for number in range(24)} <= names
     for name in BROKEN:
-        assert printed.count(f"{name}: picture left out: ") == 1, name
+        assert printed.count(f"{name}: image skipped: ") == 1, name
     for path, shape in zip(index.paths, index.shapes.tolist()):
         image = read_image(path)
         assert list(image.shape) == [*shape, 3] and image.dtype == np.uint8, path
@@ -542,7 +542,7 @@ def test_the_zoo_trains(zoo, tiny_cfg, tmp_path, capsys):
         ]
     )
     printed = capsys.readouterr().out
-    assert "new line.png" not in printed and "bomb.png: picture left out: the picture is 30000x30000 pixels" in printed
+    assert "new line.png" not in printed and "bomb.png: image skipped: the picture is 30000x30000 pixels" in printed
     assert (tmp_path / "runs" / "exp" / "train_batch0.jpg").stat().st_size > 0
     assert cv2.imread(str(tmp_path / "runs" / "exp" / "train_batch0.jpg")) is not None
 

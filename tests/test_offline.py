@@ -13,7 +13,7 @@ from models.yolo import DetectionModel
 from utils import download
 from utils.checkpoint import describe_model, write_checkpoint
 from utils.config import TrainOptions
-from utils.datasets import locate as acquire
+from utils.datasets import locate
 from utils.errors import UserError
 
 
@@ -84,7 +84,7 @@ def test_weights_asked_for_by_name_are_fetched(tiny_data, nowhere, attempts, mai
 @pytest.fixture
 def absent_data(tmp_path, monkeypatch):
     """A data set YAML with an address, whose pictures are in none of the places."""
-    monkeypatch.setattr(acquire, "ROOT", tmp_path / "project")
+    monkeypatch.setattr(locate, "ROOT", tmp_path / "project")
     monkeypatch.setenv("ANCHORAGE_DATASETS", str(tmp_path / "mine"))
     file = tmp_path / "set.yaml"
     file.write_text(

@@ -224,7 +224,7 @@ def test_epochs_that_are_done_already_cannot_be_asked_for(tiny_data, tiny_cfg, t
 def test_a_finished_run_is_refused_before_anything_that_takes_long(copy, capsys):
     with pytest.raises(UserError, match="all 2 epochs are done; add --epochs 4"):
         train.main(["--resume", str(copy)])
-    assert "Scanning" not in capsys.readouterr().err
+    assert "Scanning" not in "".join(capsys.readouterr())
 
 
 def test_a_run_that_early_stopping_ended_stays_ended(tiny_data, tiny_cfg, tmp_path, capsys):

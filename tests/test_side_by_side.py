@@ -14,7 +14,7 @@ import pytest
 import train
 from utils.checkpoint import read_checkpoint
 from utils.config import Hyperparameters
-from utils.datasets import labels
+from utils.datasets import label_cache, labels
 from utils.datasets.labels import load_index
 from utils.errors import UserError
 from utils.loading.dataset import make_loader
@@ -149,7 +149,7 @@ def test_a_change_of_anything_leads_to_a_new_scan(own_data, monkeypatch, change)
     if change == "picture":
         cv2.imwrite(str(picture), np.zeros((64, 96, 3), np.uint8))
     if change == "parser":
-        monkeypatch.setattr(labels, "CACHE_FORMAT", labels.CACHE_FORMAT + 1)
+        monkeypatch.setattr(label_cache, "CACHE_FORMAT", label_cache.CACHE_FORMAT + 1)
     index = load_index(own_data.parent / "images" / "train", 3 if change == "classes" else 2, progress=False)
     assert seen == [1]
     if change.startswith("label"):

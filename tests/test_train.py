@@ -324,7 +324,7 @@ def test_best_is_the_best_epoch_also_where_only_the_last_is_saved(
 def test_mistakes_end_an_evolution_before_it_begins(tiny_data, tiny_cfg, tmp_path, capsys, extra, message):
     with pytest.raises(UserError, match=message):
         run(tiny_data, tiny_cfg, tmp_path, "--evolve", "2", *extra)
-    assert "Scanning" not in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "Scanning" not in "".join(capsys.readouterr()) and not list(tmp_path.iterdir())
 
 
 def test_best_is_written_where_a_run_ends_by_an_error(tiny_data, tiny_cfg, tmp_path, monkeypatch):
@@ -406,7 +406,7 @@ def test_a_users_mistake_is_one_line_and_leaves_nothing(tiny_data, tiny_cfg, tmp
     with pytest.raises(UserError, match=message) as wrong:
         run(tiny_data, tiny_cfg, tmp_path, *extra)
     assert "\n" not in str(wrong.value) and not list(tmp_path.iterdir())
-    assert "Scanning" not in capsys.readouterr().err  # nor was anything begun that takes long
+    assert "Scanning" not in "".join(capsys.readouterr())  # nor was anything begun that takes long
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from utils.datasets import labels
-from utils.datasets.labels import find_images, label_path, load_index
+from utils.datasets import image_files, label_cache, labels
+from utils.datasets.image_files import find_images, label_path
+from utils.datasets.labels import load_index
 from utils.errors import UserError
 
 
@@ -89,7 +90,7 @@ def test_sources_may_mix_folders_lists_and_single_pictures(tmp_path):
 def test_an_absent_source_or_one_without_pictures_is_an_error(tmp_path):
     with pytest.raises(UserError, match="nowhere does not exist"):
         find_images(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="val: no pictures in"):
+    with pytest.raises(UserError, match="val: no images in"):
         load_index(tmp_path, 1, prefix="val: ", progress=False)
     with pytest.raises(UserError, match="not a text file"):
         find_images(write_labels(tmp_path / "list.txt", b"\xff\xfe\x00"))
@@ -104,13 +105,13 @@ def test_unusable_pictures_are_left_out_named_and_counted(folder):
     index = scan(folder)
     assert [Path(path).name for path in index.paths] == ["a.jpg"]
     assert index.counts == (1, 0, 0, 2)
-    assert "b.jpg: picture left out: the file is empty" in index.messages[0]
-    assert "c.jpg: picture left out: the picture is truncated" in index.messages[1]
+    assert "b.jpg: image skipped: the file is empty" in index.messages[0]
+    assert "c.jpg: image skipped: the picture is truncated" in index.messages[1]
 
 
 def test_nothing_usable_is_an_error_that_gives_the_first_reason(tmp_path):
     write_labels(tmp_path / "x.jpg", "")
-    with pytest.raises(UserError, match="none of the 1 pictures .* the file is empty"):
+    with pytest.raises(UserError, match="none of the 1 images .* the file is empty"):
         load_index(tmp_path, 1, progress=False, cache=False)
 
 
@@ -118,7 +119,7 @@ def test_binary_rubbish_keeps_the_picture_and_does_not_flood(folder):
     write_labels(folder / "labels/train/a.txt", bytes(range(1, 256)) * 40)
     index = scan(folder)
     assert index.counts == (0, 1, 2, 0) and len(index) == 3
-    assert 0 < len(index.messages) <= labels.NAMED_ROWS + 1 and "more rows left out" in index.messages[-1]
+    assert 0 < len(index.messages) <= labels.NAMED_ROWS + 1 and "more rows skipped" in index.messages[-1]
 
 
 def test_a_dropped_row_is_named_with_file_and_line(folder):
@@ -171,7 +172,7 @@ def test_processes_find_what_threads_find(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     threads = load_index(tmp_path / "set/images", 150, progress=False)
     cache = (tmp_path / "set/labels.cache").read_bytes()
-    monkeypatch.setattr(labels, "MANY", 1)
+    monkeypatch.setattr(image_files, "MANY_IMAGES", 1)
     (tmp_path / "set/labels.cache").unlink()
     processes = load_index(tmp_path / "set/images", 150, progress=False)
     assert (tmp_path / "set/labels.cache").read_bytes() == cache
@@ -267,9 +268,9 @@ def test_stamps_of_files_in_any_place(folder, tmp_path, monkeypatch):
         return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
     want = [stamp(path) + stamp(label_path(path)) for path in paths]
-    assert labels._stamps(paths).tolist() == want and sum(row[0] > 0 for row in want) == 6
+    assert label_cache.stamp_files(paths).tolist() == want and sum(row[0] > 0 for row in want) == 6
     monkeypatch.delattr(os, "O_PATH")  # other systems
-    assert labels._stamps(paths).tolist() == want
+    assert label_cache.stamp_files(paths).tolist() == want
 
 
 @pytest.mark.parametrize("data", [b"", b"rubbish", b"PK\x03\x04 half a zip"])
@@ -291,7 +292,7 @@ def test_whatever_a_damaged_cache_makes_its_readers_raise_it_is_scanned_anew(fol
     def load(*_, **__):
         raise error
 
-    monkeypatch.setattr(labels.np, "load", load)
+    monkeypatch.setattr(label_cache.np, "load", load)
     assert scan(folder).counts == (1, 1, 1, 0)
 
 
@@ -361,7 +362,8 @@ def test_what_is_printed(folder, capsys):
 def test_a_split_without_any_label_says_where_they_are_expected(tmp_path, capsys):
     write_picture(tmp_path / "images/x.png")
     load_index(tmp_path / "images", 1, cache=False)
-    assert f"expected in {tmp_path}/labels/x.txt" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "WARNING: no labels. Those of" in printed.err and f"expected in {tmp_path}/labels/x.txt" in printed.err
 
 
 def test_coco128(reference):

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from utils.datasets.labels import Counts, LabelIndex
-from utils.datasets.subset import fraction, take
+from utils.datasets.label_index import Counts, LabelIndex
+from utils.datasets.subset import take_fraction, take_images
 
 
 def build_index(rng, pictures=20):
@@ -22,7 +22,7 @@ def build_index(rng, pictures=20):
 @pytest.mark.parametrize("chosen", [[], [0], [19], [3, 4, 5], [7, 2, 2, 11], list(range(20))])
 def test_each_picture_keeps_its_own(chosen):
     index = build_index(np.random.default_rng(0))
-    part = take(index, np.array(chosen, dtype=np.int64))
+    part = take_images(index, np.array(chosen, dtype=np.int64))
     assert part.paths == [index.paths[i] for i in chosen] and len(part.labels) == part.offsets[-1]
     for place, i in enumerate(chosen):
         assert (part.shapes[place] == index.shapes[i]).all()
@@ -34,12 +34,12 @@ def test_each_picture_keeps_its_own(chosen):
 @pytest.mark.parametrize("share, count", [(1.0, 20), (0.5, 10), (0.26, 5), (0.001, 1)])
 def test_a_fraction_has_its_share_of_the_pictures_and_is_always_the_same(share, count):
     index = build_index(np.random.default_rng(0))
-    part, again = fraction(index, share), fraction(index, share)
+    part, again = take_fraction(index, share), take_fraction(index, share)
     assert len(part) == count == len(set(part.paths)) and part.paths == again.paths
     assert [int(path[:-4]) for path in part.paths] == sorted(int(path[:-4]) for path in part.paths)
-    assert set(part.paths) <= set(fraction(index, min(1, share * 2)).paths)
+    assert set(part.paths) <= set(take_fraction(index, min(1, share * 2)).paths)
 
 
 def test_the_whole_is_left_alone():
     index = build_index(np.random.default_rng(0))
-    assert fraction(index, 1.0) is index
+    assert take_fraction(index, 1.0) is index

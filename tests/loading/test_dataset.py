@@ -14,7 +14,8 @@ import torch
 
 import train
 from utils.config import Hyperparameters
-from utils.datasets.labels import LabelIndex, load_index
+from utils.datasets.label_index import LabelIndex
+from utils.datasets.labels import load_index
 from utils.errors import UserError
 from utils.images.letterbox import Letterbox
 from utils.images.warp import GREY

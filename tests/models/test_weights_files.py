@@ -16,9 +16,9 @@ from test_models import TINY, image, tiny_model
 from torch import nn
 
 from models import loading
-from models.foreign import Bag, ForeignFile
 from models.loading import Ensemble, load_ensemble, load_model, read_weights, resolve_weights, transfer
 from models.yolo import DetectionModel
+from models.yolov5_pickle import PickledObject, YOLOv5File
 from utils.checkpoint import describe_model, read_checkpoint, stripped_content, write_checkpoint
 from utils.errors import UserError
 
@@ -109,7 +109,7 @@ def test_published_weights_load(name, released):
 @pytest.mark.parametrize("name", RELEASES)
 def test_published_tensors_are_as_torch_reads_them(name, released):
     """Against torch's own reader of raw storages: every tensor's values are found in the archive where it says."""
-    with zipfile.ZipFile(released / name) as archive, ForeignFile(released / name) as file:
+    with zipfile.ZipFile(released / name) as archive, YOLOv5File(released / name) as file:
         folder = archive.namelist()[0].split("/")[0]
         state = file.state_dict(file.content["model"])
         weight = state["model.0.conv.weight"]
@@ -160,7 +160,7 @@ def test_whole_pickled_models_load(tmp_path, zipped):
     for key, value in model.state_dict().items():
         assert torch.equal(weights.state_dict[key], value.float() if value.is_floating_point() else value), key
     assert "model.7.stride" not in weights.state_dict, "buffers that are not saved stay out"
-    with ForeignFile(file) as read:
+    with YOLOv5File(file) as read:
         assert read.content["opt"]["save_dir"] == "runs/exp", "paths come as text"
 
 
@@ -314,13 +314,13 @@ def test_stand_ins_run_nothing(tmp_path, canary):
     """Names in the model packages become bags, whatever they are called."""
     for module, name in (("models.common", "os.system"), ("models.os", "system"), ("torch.nn.modules.module", "eval")):
         file = write_zip(tmp_path / "m.pt", call(module, name, f"touch {canary}"))
-        with ForeignFile(file) as read:
-            assert isinstance(read.content["model"], Bag)
+        with YOLOv5File(file) as read:
+            assert isinstance(read.content["model"], PickledObject)
 
 
 def test_a_file_cannot_change_what_later_files_meet(tmp_path):
     """Attributes set on stand-ins, functions or shared classes fail, or die with the reading."""
-    before = dict(vars(Bag))
+    before = dict(vars(PickledObject))
     for module, name in (
         ("models.common", "Conv"),
         ("torch._utils", "_rebuild_tensor_v2"),
@@ -332,12 +332,12 @@ def test_a_file_cannot_change_what_later_files_meet(tmp_path):
         # BUILD with (None, {"evil": 1}) sets attributes on the object itself.
         data = b"\x80\x02" + f"c{module}\n{name}\n".encode() + b"N}X\x04\x00\x00\x00evilK\x01s\x86b."
         try:
-            with ForeignFile(write_zip(tmp_path / "m.pt", data)):
+            with YOLOv5File(write_zip(tmp_path / "m.pt", data)):
                 pass
         except UserError:
             pass
-    assert dict(vars(Bag)) == before and not hasattr(OrderedDict, "evil") and not hasattr(torch.Size, "evil")
-    assert not hasattr(loading.read_foreign, "evil")
+    assert dict(vars(PickledObject)) == before and not hasattr(OrderedDict, "evil") and not hasattr(torch.Size, "evil")
+    assert not hasattr(loading.read_yolov5, "evil")
 
 
 def test_tensors_must_fit_their_storage(tmp_path):
@@ -355,7 +355,7 @@ def test_tensors_must_fit_their_storage(tmp_path):
     ):
         file = write_zip(tmp_path / "m.pt", tensor_pickle(*layout), {"0": bytes(16)})
         with pytest.raises(UserError, match="m.pt: damaged, cut off or no YOLOv5 checkpoint .*tensor") as error:
-            with ForeignFile(file):
+            with YOLOv5File(file):
                 pass
         one_line(error)
 
@@ -370,16 +370,16 @@ def test_tensors_are_rebuilt_from_views(tmp_path):
         (0, (0, 3), (3, 1), []),
     ):
         file = write_zip(tmp_path / "m.pt", tensor_pickle(6, offset, shape, strides), {"0": values.numpy().tobytes()})
-        with ForeignFile(file) as read:
+        with YOLOv5File(file) as read:
             assert read.tensor(read.content).tolist() == want
     file = write_zip(tmp_path / "m.pt", tensor_pickle(0, 0, (0,), (1,)), {"0": b""})
-    with ForeignFile(file) as read:
+    with YOLOv5File(file) as read:
         assert read.tensor(read.content).shape == (0,)
 
 
 def test_storages_must_have_their_size(tmp_path):
     for storages in ({"0": bytes(15)}, {"0": bytes(400)}, {}):
-        with ForeignFile(write_zip(tmp_path / "m.pt", tensor_pickle(4, 0, (4,), (1,)), storages)) as read:
+        with YOLOv5File(write_zip(tmp_path / "m.pt", tensor_pickle(4, 0, (4,), (1,)), storages)) as read:
             with pytest.raises(UserError, match="m.pt: damaged or cut off: storage 0"):
                 read.tensor(read.content)
 
@@ -473,7 +473,7 @@ def test_what_is_no_checkpoint(tmp_path):
 
 def test_opcodes_cover_what_torch_writes(tmp_path):
     """No opcode of a real file is missing from the short list."""
-    from models.foreign import OPCODES
+    from models.yolov5_pickle import OPCODES
 
     with zipfile.ZipFile(save_whole(tiny_model(), tmp_path / "m.pt")) as archive:
         data = archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))

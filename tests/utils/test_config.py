@@ -9,7 +9,7 @@ import yaml
 from utils import console
 from utils.cli import GROUPS, SuggestingParser, add_flags, flag_fields, read_flags, suggest
 from utils.config import Hyperparameters, TrainOptions
-from utils.datasets.spec import DatasetSpec, MissingData
+from utils.datasets.spec import MissingData, read_dataset_yaml
 from utils.errors import UserError
 
 # The command line that users of such tools know: flag, default. A row vanishes only with a row in the README's table.
@@ -128,7 +128,7 @@ def write_data(folder: Path, **content) -> Path:
 
 
 def test_data_is_found_beside_the_yaml(tmp_path):
-    spec = DatasetSpec.load(write_data(tmp_path), [])
+    spec = read_dataset_yaml(write_data(tmp_path)).resolve([])
     assert spec.splits["train"] == [tmp_path / "set/images/train"] and spec.names == {0: "a", 1: "b"}
 
 
@@ -142,40 +142,40 @@ def test_coco_is_known_by_the_place_of_its_list(tmp_path, place, val, found):
         (tmp_path / place / name).touch()
     file = tmp_path / "any.yaml"
     file.write_text(f"path: {place}\ntrain: train2017.txt\nval: {val}\nnames: [a]\n")
-    assert DatasetSpec.load(file, []).is_coco is found
+    assert read_dataset_yaml(file).resolve([]).is_coco is found
 
 
 def test_data_is_found_below_the_given_folders_without_the_leading_dots(tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     file = write_data(elsewhere, path="../datasets/set")
-    spec = DatasetSpec.load(file.rename(tmp_path / "my.yaml"), [elsewhere])
+    spec = read_dataset_yaml(file.rename(tmp_path / "my.yaml")).resolve([elsewhere])
     assert spec.root == elsewhere / "set"
 
 
 def test_names_may_be_a_mapping_and_splits_a_list(tmp_path):
     file = write_data(tmp_path, names={1: "b", 0: 7}, train=["images/train", "images/val"])
-    spec = DatasetSpec.load(file, [])
+    spec = read_dataset_yaml(file).resolve([])
     assert spec.names == {0: "7", 1: "b"} and len(spec.splits["train"]) == 2
 
 
 def test_missing_data_lists_every_place_looked_at(tmp_path):
     file = write_data(tmp_path, path="nowhere", download="https://example.org/set.zip")
     with pytest.raises(MissingData) as missing:
-        DatasetSpec.load(file, [tmp_path / "other"])
+        read_dataset_yaml(file).resolve([tmp_path / "other"])
     assert str(tmp_path / "nowhere") in str(missing.value) and str(tmp_path / "other" / "nowhere") in str(missing.value)
-    assert missing.value.download == ["https://example.org/set.zip"]
+    assert read_dataset_yaml(file).download == ["https://example.org/set.zip"]
 
 
 def test_only_what_is_absent_is_named(tmp_path):
     file = write_data(tmp_path, train="images/trainn")
     with pytest.raises(MissingData, match="my.yaml: images/trainn not found; correct"):
-        DatasetSpec.load(file, [])
+        read_dataset_yaml(file).resolve([])
     for split in ("train", "val"):  # each somewhere, nowhere both
         (tmp_path / split / "set" / split).mkdir(parents=True)
     file.write_text("path: set\ntrain: train\nval: val\nnames: [a]\n")
     with pytest.raises(MissingData, match="my.yaml: train and val not found; correct"):
-        DatasetSpec.load(file, [tmp_path / "train", tmp_path / "val"])
+        read_dataset_yaml(file).resolve([tmp_path / "train", tmp_path / "val"])
 
 
 def test_a_flag_like_none_is_likened_to_none():
@@ -187,7 +187,7 @@ def test_a_flag_like_none_is_likened_to_none():
     [
         ({"names": None}, "`names:` is missing"),
         ({"val": ""}, "`val:` is missing"),
-        ({"names": {0: "a", 2: "b"}}, "keys 0 to n-1; among the 2 there is no '1'$"),
+        ({"names": {0: "a", 2: "b"}}, "keys 0 to n-1; of 2 keys these are missing: '1'$"),
         ({"names": {"0": "a", "1": "b"}}, """keys 0 to n-1; no numbers: "'0', '1'"$"""),
         ({"names": {"cat": 0, "dog": 1}}, """no numbers: "'cat', 'dog'"$"""),
         ({"names": "cat"}, "keys 0 to n-1$"),
@@ -198,7 +198,7 @@ def test_a_flag_like_none_is_likened_to_none():
 def test_a_wrong_data_file_is_named(tmp_path, content, message):
     file = write_data(tmp_path, **content)
     with pytest.raises(UserError, match=message) as wrong:
-        DatasetSpec.load(file, [])
+        read_dataset_yaml(file).resolve([])
     assert str(file) in str(wrong.value)
 
 

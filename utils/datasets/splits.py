@@ -1,37 +1,40 @@
-"""What a training learns from: the indices of a data set's two splits."""
+"""Training and validation split of a data set: their label indices and class names."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from utils.config import TrainOptions
-from utils.datasets.labels import LabelIndex, load_index
-from utils.datasets.locate import acquire, find_yaml
-from utils.datasets.spec import DatasetSpec, read_dataset
-from utils.datasets.subset import fraction
+from utils.datasets.label_index import LabelIndex
+from utils.datasets.labels import load_index
+from utils.datasets.spec import DatasetSpec
+from utils.datasets.subset import take_fraction
 from utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Data:
+class Splits:
+    """Label indices of a data set's two splits, and the class names to train on."""
+
     spec: DatasetSpec
     names: dict[int, str]
     train: LabelIndex
     val: LabelIndex
 
 
-def read_names(options: TrainOptions) -> dict[int, str]:
-    """The classes to train on, by the YAML alone: nothing is drawn, fetched or written for them."""
-    _, names = read_dataset(find_yaml(options.data))
-    return {0: "item"} if options.single_cls and len(names) != 1 else names
+def class_names(names: dict[int, str], *, single_cls: bool) -> dict[int, str]:
+    """Return the class names to train on: those of the data set, or one for all of them with `single_cls`."""
+    return {0: "item"} if single_cls and len(names) != 1 else names
 
 
-def read_data(options: TrainOptions) -> Data:
-    spec = acquire(options.data)
+def load_splits(spec: DatasetSpec, *, single_cls: bool = False, fraction: float = 1.0) -> Splits:
+    """Read the labels of both splits; `fraction` (0…1) of the training images is used.
+
+    Raises UserError if the training images have no labels at all.
+    """
 
     def scan(split: str) -> LabelIndex:
-        return load_index(spec.sources(split), spec.num_classes, prefix=f"{split}: ", single_cls=options.single_cls)
+        return load_index(spec.sources(split), spec.num_classes, prefix=f"{split}: ", single_cls=single_cls)
 
     train = scan("train")
     if not len(train.labels):
@@ -39,18 +42,19 @@ def read_data(options: TrainOptions) -> Data:
             f"{spec.file}: the training images have no labels at all; labels belong beside them, "
             "with /images/ replaced by /labels/ and .txt for the suffix"
         )
-    return Data(spec, read_names(options), fraction(train, options.evolve_fraction), scan("val"))
+    names = class_names(spec.names, single_cls=single_cls)
+    return Splits(spec, names, take_fraction(train, fraction), scan("val"))
 
 
-def expect_pictures(data: Data) -> None:
-    """UserError where this machine lacks the pictures that rank 0, maybe on another one, has found."""
-    for path in (data.train.paths[0], data.val.paths[0]):
+def require_images(splits: Splits) -> None:
+    """Raise UserError if this machine lacks the images that rank 0, maybe on another machine, has found."""
+    for path in (splits.train.paths[0], splits.val.paths[0]):
         if not Path(path).is_file():
             raise UserError(f"{path} is not on this machine: all machines need the data set in the same place")
 
 
 def label_sizes(index: LabelIndex, imgsz: int) -> np.ndarray:
-    """Width and height in pixels of every label (M, 2), float32, when each picture's longer side is `imgsz`."""
+    """Return width and height in pixels of every label (M, 2) float32, with the longer side of images at `imgsz`."""
     scale = imgsz / index.shapes.max(1, keepdims=True)
-    sides = (index.shapes * scale)[:, ::-1].repeat(np.diff(index.offsets), axis=0)  # (M, 2) picture width, height
+    sides = (index.shapes * scale)[:, ::-1].repeat(np.diff(index.offsets), axis=0)  # (M, 2) width, height of images
     return np.multiply(index.labels[:, 3:5], sides, out=np.empty(sides.shape, np.float32), casting="same_kind")

@@ -1,43 +1,41 @@
-"""A part of a data set, the same one each time."""
+"""Subset of a data set, the same one each time."""
 
 from dataclasses import replace
 
 import numpy as np
 
-from utils.datasets.labels import LabelIndex
+from utils.datasets.label_index import LabelIndex, offsets_of
 from utils.datasets.string_array import StringArray
 
 
-def take(index: LabelIndex, chosen: np.ndarray) -> LabelIndex:
-    """The pictures number `chosen` (n,) of `index` with their labels, in that order; counts and messages stay."""
-    labels = _runs(index.offsets, chosen)
+def take_images(index: LabelIndex, chosen: np.ndarray) -> LabelIndex:
+    """Return the images number `chosen` (n,) with their labels, in that order; counts and messages are unchanged."""
+    labels = _positions(index.offsets, chosen)
     return replace(
-        index, paths=StringArray(index.paths[i] for i in chosen.tolist()), shapes=index.shapes[chosen],
-        labels=index.labels[labels], offsets=_cuts(np.diff(index.offsets)[chosen]),
-        points=index.points[_runs(index.segment_offsets, labels)],
-        segment_offsets=_cuts(np.diff(index.segment_offsets)[labels]),
-    )  # fmt: skip
+        index,
+        paths=StringArray(index.paths[i] for i in chosen.tolist()),
+        shapes=index.shapes[chosen],
+        labels=index.labels[labels],
+        offsets=offsets_of(np.diff(index.offsets)[chosen]),
+        points=index.points[_positions(index.segment_offsets, labels)],
+        segment_offsets=offsets_of(np.diff(index.segment_offsets)[labels]),
+    )
 
 
-def fraction(index: LabelIndex, share: float, seed: int = 0) -> LabelIndex:
-    """A random `share` (0 to 1) of the pictures, at least one; the same for the same pictures, share and seed.
+def take_fraction(index: LabelIndex, fraction: float, seed: int = 0) -> LabelIndex:
+    """Return a random fraction (0…1) of the images, at least one: the same for the same index, fraction and seed.
 
-    A smaller share is a part of a larger one.
+    A smaller fraction is a subset of a larger one.
     """
-    if share >= 1:
+    if fraction >= 1:
         return index
-    count = max(1, round(share * len(index)))
+    count = max(1, round(fraction * len(index)))
     chosen = np.random.default_rng([seed, len(index)]).permutation(len(index))[:count]
-    return take(index, np.sort(chosen))
+    return take_images(index, np.sort(chosen))
 
 
-def _runs(offsets: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Positions in a flat array of the runs number `chosen`."""
+def _positions(offsets: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return the positions in a flat array of the runs number `chosen`."""
     lengths = np.diff(offsets)[chosen]
-    starts = np.repeat(offsets[:-1][chosen] - _cuts(lengths)[:-1], lengths)
+    starts = np.repeat(offsets[:-1][chosen] - offsets_of(lengths)[:-1], lengths)
     return starts + np.arange(lengths.sum())
-
-
-def _cuts(lengths: np.ndarray) -> np.ndarray:
-    """Where runs of these lengths begin and end."""
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)

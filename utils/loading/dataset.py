@@ -22,7 +22,7 @@ import torch
 from torch.multiprocessing import reductions
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from utils.datasets.labels import LabelIndex
+from utils.datasets.label_index import LabelIndex
 from utils.environment import processes_on_this_machine
 from utils.errors import UserError
 from utils.images.augment import (

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.datasets.labels import LabelIndex, digest, is_writable, user_cache_folder
+from utils.datasets.label_cache import digest, is_writable, user_cache_folder
+from utils.datasets.label_index import LabelIndex
 from utils.errors import UserError
 from utils.images.read import read_resized, resized_shapes
 from utils.parallel_map import MAX_WORKERS

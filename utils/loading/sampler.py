@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from utils.datasets.labels import LabelIndex
+from utils.datasets.label_index import LabelIndex
 
 NUM_MOSAIC_INDICES = (
     7  # pictures that a sample may need besides its own: three of its mosaic, four of another one to mix in

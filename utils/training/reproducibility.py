@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 
-from utils.datasets.labels import LabelIndex
+from utils.datasets.label_index import LabelIndex
 from utils.distributed import Distributed
 
 

@@ -53,7 +53,7 @@ DAMAGE = (
 )
 
 
-class Bag:
+class PickledObject:
     """Stands in for an object of a class that is not imported: holds its attributes, does nothing.
 
     Each load makes its own subclasses, so nothing that a file sets can outlive its reading.
@@ -67,7 +67,7 @@ class Bag:
             self.__dict__.update(state)
 
 
-class Allowed:
+class AllowedCall:
     """One permitted callable; it has no attributes that a file could replace."""
 
     __slots__ = ("_function",)
@@ -198,9 +198,9 @@ class Unpickler(pickle._Unpickler):
         if full in DTYPE_NAMES:
             return DTYPE_NAMES[full]
         if full in FUNCTIONS:
-            return Allowed(FUNCTIONS[full])
+            return AllowedCall(FUNCTIONS[full])
         if full in INERT or full.startswith(MODULE_PACKAGES):
-            return type(name, (Bag,), {})
+            return type(name, (PickledObject,), {})
         raise UserError(
             f"{self.path}: refused: the file calls {full}, which no YOLOv5 checkpoint needs; do not trust this file"
         )
@@ -221,7 +221,7 @@ class Unpickler(pickle._Unpickler):
         return self.storages.setdefault(str(key), StorageRef(str(key), dtype, numel))
 
 
-class ForeignFile:
+class YOLOv5File:
     """The object in a `.pt` file of YOLOv5, and its tensors on demand. Use as a context manager.
 
     Raises UserError, in one line, for files that are damaged, no checkpoints, or call anything not permitted.
@@ -231,9 +231,9 @@ class ForeignFile:
         self.path = Path(path)
         self._blocks: dict[str, bytes] = {}
         self._tensors: dict[str, Tensor] = {}
-        self._spent = 0  # bytes made from the file, modules visited
+        self._charged = 0  # bytes made from the file, modules visited
 
-    def __enter__(self) -> "ForeignFile":
+    def __enter__(self) -> "YOLOv5File":
         try:
             self._file = self.path.open("rb")
         except OSError as error:
@@ -295,21 +295,22 @@ class ForeignFile:
         for key in Unpickler(self._file, self.path).load():
             storage = reader.storages[str(key)]
             (numel,) = struct.unpack("<q", self._file.read(8))
-            self._blocks[storage.key] = self._file.read(storage.numel * storage.dtype.itemsize)
-            if numel != storage.numel:
+            block = self._file.read(storage.numel * storage.dtype.itemsize)
+            if numel != storage.numel or len(block) != storage.numel * storage.dtype.itemsize:
                 raise pickle.UnpicklingError(f"storage {key} holds {numel} values, not {storage.numel}")
+            self._blocks[storage.key] = block
         return content
 
-    def _spend(self, amount: int) -> None:
+    def _charge(self, amount: int) -> None:
         """Stop a small file that unfolds into something huge by naming the same part again and again."""
-        self._spent += amount
-        if self._spent > 4 * self.path.stat().st_size + (1 << 20):
+        self._charged += amount
+        if self._charged > 4 * self.path.stat().st_size + (1 << 20):
             raise UserError(f"{self.path}: refused: the file unfolds to many times its size")
 
     def tensor(self, ref: TensorRef) -> Tensor:
         """A copy of the tensor that `ref` describes. UserError where its bytes are missing or damaged."""
         try:
-            self._spend(math.prod(ref.shape) * ref.storage.dtype.itemsize)
+            self._charge(math.prod(ref.shape) * ref.storage.dtype.itemsize)
             return self._storage(ref.storage).as_strided(ref.shape, ref.strides, ref.offset).clone()
         except UserError:
             raise
@@ -323,7 +324,7 @@ class ForeignFile:
         if storage.key not in self._tensors:
             block = self._blocks.get(storage.key)
             block = self._member(f"data/{storage.key}") if block is None else block
-            self._spend(len(block))
+            self._charge(len(block))
             if len(block) != storage.numel * storage.dtype.itemsize:
                 raise UserError(
                     f"{self.path}: damaged or cut off: storage {storage.key} has {len(block)} bytes, "
@@ -336,15 +337,15 @@ class ForeignFile:
             )
         return self._tensors[storage.key]
 
-    def state_dict(self, module: Bag) -> dict[str, Tensor]:
+    def state_dict(self, module: PickledObject) -> dict[str, Tensor]:
         """Tensors of a pickled torch module and its children, by the names that `Module.state_dict` gives them."""
         return {name: self.tensor(ref) for name, ref in self._entries(module, "")}
 
     def _entries(self, module: Any, prefix: str) -> Iterator[tuple[str, TensorRef]]:
         if prefix.count(".") > 50:
             raise UserError(f"{self.path}: modules nested more than 50 deep")
-        self._spend(100)
-        parts = vars(module) if isinstance(module, Bag) else {}
+        self._charge(100)
+        parts = vars(module) if isinstance(module, PickledObject) else {}
         hidden = parts.get("_non_persistent_buffers_set") or ()
         for group in ("_parameters", "_buffers"):
             for name, value in (parts.get(group) or {}).items():

@@ -1,0 +1,195 @@
+"""Cache of a split's labels: one file beside them, valid while no image, label file or setting has changed."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from utils.datasets.image_files import label_path, map_chunks
+from utils.datasets.label_index import ARRAYS, Counts, LabelIndex, keep_paths
+from utils.datasets.string_array import StringArray
+from utils.files import atomic_write, check_archive, open_regular
+from utils.parallel_map import MAX_WORKERS
+
+CACHE_FORMAT = 2  # raise it when the parser or the layout changes: caches with another number are not read
+MAX_CACHE_BYTES = 8 << 30
+
+
+@dataclass(frozen=True)
+class LabelCache:
+    """Cache of one split, valid for exactly these images, label files and settings."""
+
+    places: list[Path]  # files to read and to write, best first
+    settings: dict[str, int]  # num_classes, single_cls and the format
+    paths: list[str]  # of all images, usable or not
+    stamps: np.ndarray  # (N, 6) int64, see `stamp_files`
+
+    @classmethod
+    def of_split(
+        cls, sources: Sequence[str | Path], paths: list[str], *, num_classes: int, single_cls: bool
+    ) -> "LabelCache":
+        """Return the cache of the images `paths` that were found in `sources`, as they are on disk now."""
+        settings = {"format": CACHE_FORMAT, "num_classes": num_classes, "single_cls": int(single_cls)}
+        return cls(cache_places(sources, paths), settings, paths, stamp_files(paths))
+
+    def read(self) -> LabelIndex | None:
+        """Return the index of the first valid cache file, or None."""
+        return next(filter(None, map(self.read_file, self.places)), None)
+
+    def read_file(self, file: Path) -> LabelIndex | None:
+        """Return the index that was written for these images, labels and settings, or None for any other file."""
+        try:
+            with open_regular(file, MAX_CACHE_BYTES) as opened, np.load(opened, allow_pickle=False) as arrays:
+                check_archive(file)
+                data = {name: arrays[name] for name in arrays.files}
+            same = all(int(data[name]) == value for name, value in self.settings.items())
+            scanned = StringArray.from_bytes(data["paths"])
+            if not same or not np.array_equal(data["stamps"], self.stamps) or scanned != StringArray(self.paths):
+                return None
+            index = LabelIndex(
+                paths=keep_paths(scanned, data["kept"].astype(bool)),
+                counts=Counts(*map(int, data["counts"])),
+                messages=list(StringArray.from_bytes(data["messages"])),
+                **{name: data[name] for name in ARRAYS},
+            )
+            return index if _is_consistent(index) else None
+        except Exception:  # zip and NumPy raise anything for a damaged file; the labels are read again
+            return None
+
+    def write(self, index: LabelIndex, kept: np.ndarray) -> bool:
+        """Write the cache to the first writable place. Return False if there is none.
+
+        `kept` (N,) bool says which of `paths` are in the index.
+        """
+        for place in self.places:
+            try:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(place, sync=False) as file:  # a damaged cache is detected and written again
+                    np.savez(
+                        file,
+                        **{name: np.asarray(value) for name, value in self.settings.items()},
+                        **{name: getattr(index, name) for name in ARRAYS},
+                        paths=StringArray(self.paths).data,
+                        stamps=self.stamps,
+                        kept=kept,
+                        counts=np.array(index.counts),
+                        messages=StringArray(index.messages).data,
+                    )
+                return True
+            except OSError:
+                continue
+        return False
+
+
+def _is_consistent(index: LabelIndex) -> bool:
+    """Return whether shapes and types are right and all offsets point into their arrays."""
+
+    def fits(offsets: np.ndarray, runs: int, total: int) -> bool:
+        return (
+            offsets.shape == (runs + 1,)
+            and offsets.dtype == np.int64
+            and offsets[0] == 0
+            and offsets[-1] == total
+            and bool((np.diff(offsets) >= 0).all())
+        )
+
+    arrays = (index.shapes, np.int32, 2), (index.labels, np.float32, 5), (index.points, np.float32, 2)
+    return (
+        all(array.dtype == dtype and array.ndim == 2 and array.shape[1] == width for array, dtype, width in arrays)
+        and len(index.shapes) == len(index.paths)
+        and fits(index.offsets, len(index.paths), len(index.labels))
+        and fits(index.segment_offsets, len(index.labels), len(index.points))
+    )
+
+
+# ---- where the cache is ----------------------------------------------------------------------------------------------
+
+
+def cache_places(sources: Sequence[str | Path], paths: list[str]) -> list[Path]:
+    """Return the places of the cache, best first: labels/train -> labels/train.cache, train.txt -> train.cache.
+
+    Splits of several sources may share a labels folder, so a hash of the sources is in their cache's name. The second
+    place is in the home folder, for data sets that are read-only.
+    """
+    folder = Path(label_path(paths[0])).absolute().parent
+    beside = folder.with_name(f"{folder.name}.cache")
+    if len(sources) > 1:
+        beside = folder.with_name(f"{folder.name}-{digest(*sources)[:8]}.cache")
+    elif Path(sources[0]).suffix.lower() == ".txt":
+        beside = Path(sources[0]).absolute().with_suffix(".cache")
+    private = user_cache_folder() / "labels" / f"{digest(beside)[:16]}.cache"
+    return [beside, private] if is_writable(beside.parent) else [private]
+
+
+def user_cache_folder() -> Path:
+    """Return the folder of derived files for data sets whose own folders are read-only."""
+    return Path.home() / ".cache" / "anchorage"
+
+
+def is_writable(folder: Path) -> bool:
+    """Return whether files may be added. A folder without any write permission counts as read-only for root too."""
+    return folder.is_dir() and os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
+
+
+def digest(*texts: str | Path) -> str:
+    """Return the SHA-256 of the texts, in hexadecimal."""
+    return hashlib.sha256("\0".join(map(str, texts)).encode(errors="surrogateescape")).hexdigest()
+
+
+# ---- stamps ----------------------------------------------------------------------------------------------------------
+
+
+def stamp_files(paths: list[str]) -> np.ndarray:
+    """Return (N, 6) int64: size, mtime and ctime in ns of each image and of its label file, -1 if absent.
+
+    Programs may set the mtime back (cp -p, rsync, touch -r), but not the ctime.
+    """
+    size = max(16, min(4096, -(-len(paths) // (4 * MAX_WORKERS))))
+    return np.concatenate(list(map_chunks(_stamp_chunk, paths, size=size)))
+
+
+def _stamp_chunk(paths: list[str]) -> np.ndarray:
+    of_images, of_labels = [], []
+    for folder, group in groupby(paths, _folder):
+        names = [path[len(folder) :] for path in group]
+        of_images.append(_stat(folder, names))
+        labels = _folder(label_path(folder + names[0]))  # all images of a folder have their labels in one folder
+        of_labels.append(_stat(labels, [name[: name.rfind(".")] + ".txt" for name in names]))
+    return np.concatenate([np.concatenate(of_images), np.concatenate(of_labels)], 1)
+
+
+def _folder(file: str) -> str:
+    """Return the folder of a file with a separator at the end; empty for a bare name."""
+    return file[: file.rfind(os.sep) + 1]
+
+
+def _stat(folder: str, names: Sequence[str]) -> np.ndarray:
+    """Return (n, 3) int64: size, mtime and ctime of files, looked up relative to the folder, which is faster."""
+    values, stat = [], os.stat
+    with _open_folder(folder) as (descriptor, prefix):
+        for name in names:
+            try:
+                status = stat(prefix + name, dir_fd=descriptor)
+                values += status.st_size, status.st_mtime_ns, status.st_ctime_ns
+            except OSError:
+                values += -1, -1, -1
+    return np.fromiter(values, np.int64, len(values)).reshape(-1, 3)
+
+
+@contextmanager
+def _open_folder(folder: str) -> Iterator[tuple[int | None, str]]:
+    """Yield (descriptor of the folder, ""), or (None, the folder) if it cannot be opened: `dir_fd` and name prefix."""
+    try:
+        descriptor = os.open(folder or os.curdir, os.O_PATH)  # needs only the permission to traverse, not to read
+    except (AttributeError, OSError):
+        yield None, folder
+        return
+    try:
+        yield descriptor, ""
+    finally:
+        os.close(descriptor)

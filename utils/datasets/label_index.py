@@ -1,0 +1,104 @@
+"""Index of a split: its images and their labels in flat arrays.
+
+Legend: N images, M labels, P polygon points.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.datasets.string_array import StringArray
+
+ARRAYS = ("shapes", "labels", "offsets", "points", "segment_offsets")  # of a LabelIndex
+
+
+class Counts(NamedTuple):
+    """Number of images by the state of their files.
+
+    Found, missing and empty are about the label file; those images are in the index, the last two as backgrounds.
+    Corrupt images are not in the index.
+    """
+
+    found: int = 0
+    missing: int = 0
+    empty: int = 0
+    corrupt: int = 0
+
+    @property
+    def backgrounds(self) -> int:
+        return self.missing + self.empty
+
+    def __str__(self) -> str:
+        return f"{self.found} images, {self.backgrounds} backgrounds, {self.corrupt} corrupt"
+
+
+@dataclass(frozen=True, eq=False)
+class LabelIndex:
+    """The images of a split and their labels, in flat arrays."""
+
+    paths: Sequence[str]  # a StringArray if there may be many
+    shapes: np.ndarray  # (N, 2) int32 height, width of the decoded image, rotated as its EXIF orientation says
+    labels: np.ndarray  # (M, 5) float32 class, cx, cy, w, h in 0…1
+    offsets: np.ndarray  # (N + 1,) int64: image i has labels[offsets[i] : offsets[i + 1]]
+    points: np.ndarray  # (P, 2) float32 x, y in 0…1
+    segment_offsets: np.ndarray  # (M + 1,) int64: label j has points[…[j] : …[j + 1]], none for a box row
+    counts: Counts
+    messages: list[str]  # `file: reason` or `file:line: reason` for everything that was skipped
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def boxes(self, i: int) -> np.ndarray:
+        """Return the labels (n, 5) of image i: class, cx, cy, w, h."""
+        return self.labels[self.offsets[i] : self.offsets[i + 1]]
+
+    def polygons(self, i: int) -> list[np.ndarray]:
+        """Return the points (k, 2) of each label of image i, x, y in 0…1; (0, 2) for a box row."""
+        ends = self.segment_offsets[self.offsets[i] : self.offsets[i + 1] + 1].tolist()
+        if ends[0] == ends[-1]:  # boxes only, the usual case
+            return [self.points[:0]] * (len(ends) - 1)
+        return [self.points[a:b] for a, b in zip(ends[:-1], ends[1:])]
+
+
+def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return the offsets (n + 1,) int64 of runs of these lengths in a flat array."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def keep_paths(paths: StringArray, kept: np.ndarray) -> StringArray:
+    """Return the paths for which `kept` (len(paths),) is true."""
+    if len(paths) == len(kept) and kept.all():
+        return paths
+    return StringArray(path for path, keep in zip(paths, kept.tolist(), strict=True) if keep)
+
+
+def sum_counts(counts: Iterable[Counts]) -> Counts:
+    """Add up counts field by field; none give zeros."""
+    return Counts(*map(sum, zip(*counts)))
+
+
+def _packed(index: LabelIndex) -> StringArray:
+    return index.paths if isinstance(index.paths, StringArray) else StringArray(index.paths)
+
+
+def merge_indices(parts: Sequence[LabelIndex]) -> LabelIndex:
+    """Concatenate indices in their order."""
+
+    def join(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    def join_offsets(name: str) -> np.ndarray:
+        return offsets_of(np.concatenate([np.diff(getattr(part, name)) for part in parts]))
+
+    return LabelIndex(
+        paths=StringArray.concatenate(map(_packed, parts)),
+        shapes=join("shapes"),
+        labels=join("labels"),
+        offsets=join_offsets("offsets"),
+        points=join("points"),
+        segment_offsets=join_offsets("segment_offsets"),
+        counts=sum_counts(part.counts for part in parts),
+        messages=[message for part in parts for message in part.messages],
+    )
