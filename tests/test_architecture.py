@@ -66,7 +66,6 @@ NOT_YET = {
     "size": {
         "benchmarks.gpu",
         "models.common",
-        "utils.datasets.labels",
         "utils.evolution.plots.plot_evolve_progress",
         "utils.loading.dataset",
         "utils.loading.dataset.make_loader",
