@@ -3,10 +3,10 @@
 python detect.py --weights runs/train/exp/weights/best.pt --source pictures/
 """
 
-from utils.errors import die_of_ctrl_c
+from utils.errors import silence_ctrl_c_during_imports
 
 if __name__ == "__main__":
-    die_of_ctrl_c()  # amid the imports
+    silence_ctrl_c_during_imports()  # amid the imports
 
 import time
 from collections import Counter
@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from models.loading import find_weights, is_own_checkpoint, load_ensemble
-from utils.checkpoint import read_checkpoint, stripped_content, write_checkpoint
+from utils.checkpoint import read_checkpoint, inference_checkpoint, write_checkpoint
 from utils.cli import SuggestingParser, add_flags, detect_command, flag
-from utils.device import describe_device, occupy, select_device
+from utils.device import describe_device, set_current_device, select_device
 from utils.download import fetch_typed
 from utils.errors import UserError, run
-from utils.files import ROOT, datasets_folders, expect_creatable, find_file, increment_path, read_yaml
+from utils.files import ROOT, datasets_folders, require_writable, find_file, increment_path, read_yaml
 from utils.images.letterbox import Letterbox, letterbox
 from utils.images.sources import Frame, Source, open_source
 from utils.inference.preprocess import to_network_input
@@ -205,7 +205,7 @@ def describe(frame: Frame, found: Found, names: dict[int, str]) -> str:
 
 
 def build_detector(options: DetectOptions, files: Sequence[Path]) -> Detector:
-    device = occupy(select_device(options.device)[0])
+    device = set_current_device(select_device(options.device)[0])
     model = load_ensemble(files, device)
     half = options.half and device.type == "cuda"
     if options.half and not half:
@@ -308,7 +308,7 @@ def summarise(outputs: Outputs, speed: Speed, source: str, options: DetectOption
 def strip(file: Path) -> None:
     """Leave of a checkpoint what it is used for; one of another project stays as it is."""
     if is_own_checkpoint(file):
-        write_checkpoint(file, stripped_content(read_checkpoint(file)), kind="weights")
+        write_checkpoint(file, inference_checkpoint(read_checkpoint(file)), kind="weights")
         print(f"{file}: stripped of its training state")
     else:
         print(f"--update: {file} stays as it is, only checkpoints of this project are rewritten")
@@ -317,7 +317,7 @@ def strip(file: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> Path:
     """Run the command line; returns the folder with the results."""
     options, typed = parse_args(argv)
-    expect_creatable(options.project)
+    require_writable(options.project)
     text = options.source if "source" in typed else default_source()
     with open_source(text, vid_stride=options.vid_stride) as source:
         files = find_weights(options.weights, typed="weights" in typed)

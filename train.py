@@ -4,10 +4,10 @@ Top to bottom: read what was asked for, build data, model and optimizer, then th
 columns, T targets.
 """
 
-from utils.errors import die_of_ctrl_c
+from utils.errors import silence_ctrl_c_during_imports
 
 if __name__ == "__main__":
-    die_of_ctrl_c()  # amid the imports
+    silence_ctrl_c_during_imports()  # amid the imports
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -32,7 +32,7 @@ from utils.config import Hyperparameters, TrainOptions
 from utils.datasets.locate import find_dataset_yaml, locate_images
 from utils.datasets.spec import read_dataset_yaml
 from utils.datasets.splits import Splits, class_names, label_sizes, load_splits, require_images
-from utils.device import amp_dtype, cores_in_turn, describe_device, keep_freed_memory, seed_everything, select_device
+from utils.device import amp_dtype, cores_for_loading, describe_device, tune_malloc, seed_everything, select_device
 from utils.distributed import Distributed, launch_token
 from utils.download import fetch_typed
 from utils.ema import ModelEMA
@@ -57,7 +57,7 @@ from utils.training.reproducibility import name_contents, surroundings
 from utils.training.resume import rescaled
 from utils.training.run_folder import RunFolder
 from utils.training.run_state import TrainState
-from utils.training.signals import EXIT_CODE, LAUNCHER_SECONDS, Interrupted, Interruption
+from utils.training.signals import EXIT_CODE, LAUNCHER_SECONDS, Interrupted, SignalHandler
 from utils.training.startup import Request, open_run_folder, read_hyperparameters, understand
 from utils.training.state import begin_again, build_state, describe_weights, go_back, is_over, steps_before
 
@@ -92,7 +92,7 @@ def build_loaders(
         "world_size": distributed.world_size,
         "progress": distributed.is_main,
         "pin_memory": distributed.device.type == "cuda",
-        "cores": cores_in_turn(distributed.device),
+        "cores": cores_for_loading(distributed.device),
     }
     if options.rect and options.image_weights:
         print("WARNING --rect has no effect with --image-weights, which draws pictures of any shape")
@@ -273,7 +273,7 @@ class NumbersWentBad(Exception):
     """Several optimizer steps in a row were not finite, or the weights after them."""
 
 
-def train(run: Run, log: "RunLog", interruption: Interruption) -> Metrics | None:
+def train(run: Run, log: "RunLog", interruption: SignalHandler) -> Metrics | None:
     """Train to the last epoch, or until fitness stands still. Returns the metrics of the last validation."""
     metrics, state = None, run.state
     while not is_over(state, run.options):
@@ -311,7 +311,7 @@ def train(run: Run, log: "RunLog", interruption: Interruption) -> Metrics | None
     return metrics
 
 
-def train_one_epoch(run: Run, log: "RunLog", interruption: Interruption) -> list[float]:
+def train_one_epoch(run: Run, log: "RunLog", interruption: SignalHandler) -> list[float]:
     """The rest of the present epoch, from the state's step on. Returns the epoch's mean box, obj and cls loss."""
     run.set_modes()
     loader, state, group, device = run.train_loader, run.state, run.distributed, run.distributed.device
@@ -375,7 +375,7 @@ def optimizer_step(run: Run) -> None:
         raise NumbersWentBad
 
 
-def save_between_steps(run: Run, log: "RunLog", interruption: Interruption) -> None:
+def save_between_steps(run: Run, log: "RunLog", interruption: SignalHandler) -> None:
     """Save when it is time to, or when a signal has asked any process to stop; then raise Interrupted."""
     asked = run.distributed.any(bool(interruption.asked))
     if asked or interruption.save_due():
@@ -412,7 +412,7 @@ def sampling_weights(run: Run) -> np.ndarray | None:
     return image_weights(run.data.train, by_class)
 
 
-def validate(run: Run, log: "RunLog", interruption: Interruption) -> Metrics:
+def validate(run: Run, log: "RunLog", interruption: SignalHandler) -> Metrics:
     """Metrics of the EMA weights on the validation pictures; where a signal ends it, a resumed run validates anew."""
     if run.distributed.world_size > 1 and not run.options.nosave:  # launchers wait less than a validation may take
         log.save(None)
@@ -435,7 +435,7 @@ def validate(run: Run, log: "RunLog", interruption: Interruption) -> Metrics:
         raise
 
 
-def heeding(run: Run, interruption: Interruption) -> Callable[[], None] | None:
+def heeding(run: Run, interruption: SignalHandler) -> Callable[[], None] | None:
     """What an evaluation asks before each batch; of several processes none may leave the others waiting."""
     return interruption.stop_if_asked if run.distributed.world_size == 1 else None
 
@@ -444,7 +444,7 @@ def heeding(run: Run, interruption: Interruption) -> Callable[[], None] | None:
 # What a run says and leaves behind
 
 
-def finish(run: Run, log: RunLog, interruption: Interruption) -> None:
+def finish(run: Run, log: RunLog, interruption: SignalHandler) -> None:
     """Validate best.pt with pictures on all processes, and draw the curves."""
     best = run.distributed.on_main(lambda: load_model(log.training_over()))  # other machines may not see the file
     best = best.to(run.distributed.device)
@@ -501,7 +501,7 @@ def main(argv: Sequence[str] | None = None) -> Metrics | Verdict | None:
         options = request.options
         distributed = group.use(options.device, options.batch_size)
         seed_everything(options.seed)
-        keep_freed_memory()
+        tune_malloc()
         print(f"train: {describe_device(distributed.device)} x {distributed.world_size}, torch {torch.__version__}")
         with advice_on_memory(options.batch_size, options.imgsz, shares(distributed)):
             run = build_run(request, distributed)
@@ -527,7 +527,7 @@ def train_and_finish(run: Run, log: RunLog) -> Metrics | None:
             closing(run.train_loader),
             closing(run.val_loader),
             closing(log),
-            Interruption(options.save_minutes, echo) as stop,
+            SignalHandler(options.save_minutes, echo) as stop,
         ):
             metrics = train(run, log, stop)
             if not options.score_only:

@@ -3,10 +3,10 @@
 Letters: B pictures of a batch, H W rows and columns, T targets, n detections and m labels of a picture, L levels.
 """
 
-from utils.errors import die_of_ctrl_c
+from utils.errors import silence_ctrl_c_during_imports
 
 if __name__ == "__main__":
-    die_of_ctrl_c()  # amid the imports
+    silence_ctrl_c_during_imports()  # amid the imports
 
 import itertools
 import math
@@ -32,12 +32,12 @@ from utils.datasets.label_index import LabelIndex
 from utils.datasets.labels import load_index
 from utils.datasets.locate import locate_dataset
 from utils.datasets.spec import DatasetSpec
-from utils.device import cores_in_turn, describe_device, keep_freed_memory, occupy, select_device
+from utils.device import cores_for_loading, describe_device, tune_malloc, set_current_device, select_device
 from utils.distributed import Distributed
 from utils.download import fetch_typed
 from utils.errors import UserError
 from utils.errors import run as run_command
-from utils.files import atomic_write, expect_creatable, increment_path
+from utils.files import atomic_write, require_writable, increment_path
 from utils.inference.preprocess import to_network_input
 from utils.loading.dataset import Batch, Loader, make_loader
 from utils.loading.prefetch import prefetch
@@ -380,7 +380,7 @@ def open_loader(options: ValOptions, subject: Subject, size: int, *, square: boo
         pad=0.0 if square else 0.5,
         workers=options.workers,
         pin_memory=device.type == "cuda",
-        cores=cores_in_turn(device),
+        cores=cores_for_loading(device),
     )
 
 
@@ -433,9 +433,9 @@ def main(argv: Sequence[str] | None = None) -> Metrics | list[Metrics]:
     """Measure as the command line `argv` says: the metrics, or, for speed and study, those of each weights and size."""
     options, named = parse_args(argv)
     if options.task != "speed":  # which only prints
-        expect_creatable(options.project)
-    keep_freed_memory()
-    device = occupy(select_device(options.device)[0])
+        require_writable(options.project)
+    tune_malloc()
+    device = set_current_device(select_device(options.device)[0])
     weights = find_weights(options.weights, typed=named)
     if options.task in ("speed", "study"):
         options = replace(options, half=device.type == "cuda")

@@ -20,10 +20,10 @@ sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
 from benchmarks.timing import Row, compare, print_rows, spread  # noqa: E402
-from utils.device import keep_freed_memory  # noqa: E402
+from utils.device import tune_malloc  # noqa: E402
 from utils.distributed import Distributed  # noqa: E402
 from utils.loading.dataset import Batch, Loader  # noqa: E402
-from utils.training.signals import Interruption  # noqa: E402
+from utils.training.signals import SignalHandler  # noqa: E402
 
 WORDS = "--cfg yolov5n.yaml --imgsz 320 --batch-size 16 --workers 1 --epochs 100 --device cpu --noautoanchor".split()
 
@@ -48,14 +48,14 @@ class BatchesInMemory:
 def epoch(run: train.Run) -> None:
     """Run one epoch of train.py's loop. The state moves on, so the next call runs the next epoch."""
     run.state.step = 0
-    with Interruption(0) as interruption:
+    with SignalHandler(0) as interruption:
         train.train_one_epoch(run, train.SilentLog(), interruption)
     run.state.epoch += 1
 
 
 def measure(words: list[str], cache: str, pairs: int, ahead: bool) -> Row:
     group = Distributed.join().use("cpu", None)
-    with mock.patch.object(train, "cores_in_turn", lambda device: None) if ahead else nullcontext():
+    with mock.patch.object(train, "cores_for_loading", lambda device: None) if ahead else nullcontext():
         run = train.build_run(train.understand(train.parse_args([*WORDS, *words, "--cache", cache]), []), group)
     alone = dataclasses.replace(run, train_loader=BatchesInMemory(run.train_loader))
     timing = compare(lambda: epoch(alone), lambda: epoch(run), pairs=pairs)
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("words", nargs="*")
     options = parser.parse_args()
-    keep_freed_memory()
+    tune_malloc()
     print_rows(
         [
             measure(["--data", options.data, *options.words], cache, options.pairs, ahead)

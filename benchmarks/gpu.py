@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 from benchmarks.device_limits import DATA_SHEET, Limits, Traffic, measure_limits, now  # noqa: E402
 from benchmarks.timing import Timing, compare, machine, print_rows, row  # noqa: E402
-from utils.device import keep_freed_memory  # noqa: E402
+from utils.device import tune_malloc  # noqa: E402
 from utils.distributed import Distributed  # noqa: E402
 from utils.images.augment import ColorFlip  # noqa: E402
 from utils.images.gpu_augment import apply_color_flips  # noqa: E402
@@ -48,7 +48,7 @@ from utils.loading.dataset import Batch  # noqa: E402
 from utils.loading.prefetch import prefetch  # noqa: E402
 from utils.training.compile import compile_model  # noqa: E402
 from utils.training.nan_guard import PATIENCE, SEARCHING_PATIENCE  # noqa: E402
-from utils.training.signals import Interruption  # noqa: E402
+from utils.training.signals import SignalHandler  # noqa: E402
 
 TARGETS = {"n": (1400, 5000), "s": (1300, 2500), "m": (650, 1100), "l": (330, 550), "x": (190, 310)}  # first, strong
 BATCHES = {"n": 128, "s": 128, "m": 96, "l": 64, "x": 48}  # where there are 75 GB of memory
@@ -180,7 +180,7 @@ def run_steps(run: train.Run, batches: Any, count: int, kind: type[Stopwatch] = 
     watch = kind(device, WARM_UP, WARM_UP + count)
     run.state.epoch = run.state.step = run.state.iteration = 0
     again = dataclasses.replace(run, train_loader=RepeatedBatches(batches, WARM_UP + count + 1))
-    with Interruption(0) as interruption:
+    with SignalHandler(0) as interruption:
         train.train_one_epoch(again, watch, interruption)
     return (watch.times[1] - watch.times[0]) / count
 
@@ -376,7 +376,7 @@ def print_variants(run: train.Run, batches: list[Batch], step: float, args: argp
         )
     if "compile" in args.parts and (compiled := compiled_run(run, batches)):
         add("--compile beside eager", lambda run: eager(run, compiled), lambda run: nullcontext(compiled))
-        compiled.wrapped.give_up()
+        compiled.wrapped.discard()
     if rows:
         print_rows(rows, f"{WARM_UP + count + 1} steps per side and turn.")
 
@@ -422,7 +422,7 @@ def compiled_run(run: train.Run, batches: list[Batch]) -> train.Run | None:
         run_steps(changed, batches, 3)
     except Exception as error:  # no compiler, an unknown operation: many types
         print(f"--compile fails: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}\n")
-        compiled.give_up()
+        compiled.discard()
         return None
     print(f"--compile took {time.perf_counter() - start:.0f} s to be ready.\n")
     return changed
@@ -457,7 +457,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    keep_freed_memory()
+    tune_malloc()
     on_gpu = args.device != "cpu" and torch.cuda.is_available()
     device = Distributed.join().use(args.device).device
     print(f"{machine()}, {args.workers} data workers\n")

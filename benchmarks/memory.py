@@ -129,7 +129,7 @@ def train_and_watch(readers: str, epochs: int, count: int, words: list[str]) -> 
     with (
         tempfile.TemporaryDirectory() as name,
         Watch() as watch,
-        mock.patch.object(train, "cores_in_turn", lambda device: 2 if readers == "helpers" else None),
+        mock.patch.object(train, "cores_for_loading", lambda device: 2 if readers == "helpers" else None),
     ):
         folder = Path(name)
         make_images(folder, np.random.default_rng(0))

@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.timing import InOwnProcess, compare, print_rows, row  # noqa: E402
 from utils.config import Hyperparameters  # noqa: E402
 from utils.datasets.labels import load_index  # noqa: E402
-from utils.device import keep_freed_memory  # noqa: E402
+from utils.device import tune_malloc  # noqa: E402
 from utils.images.augment import place_labels, sample_warp  # noqa: E402
 from utils.images.warp import GREY  # noqa: E402
 from utils.loading.dataset import DetectionDataset, make_loader  # noqa: E402
@@ -141,7 +141,7 @@ def textbook_samples(folder: Path, size: int, cache: str | None) -> Callable[[],
 
 
 def our_samples(folder: Path, size: int, cache: str | None) -> Callable[[], None]:
-    keep_freed_memory()
+    tune_malloc()
     dataset = open_set(folder, size, cache)
     return lambda: [our_batch(dataset, numbers, size) for numbers in batch_indices(dataset)]
 

@@ -36,8 +36,8 @@ from utils.distributed import Distributed  # noqa: E402
 from utils.environment import child_environment  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.loading.dataset import Batch, Loader  # noqa: E402
-from utils.training.ddp import settle_buckets, smallest_size  # noqa: E402
-from utils.training.signals import Interruption  # noqa: E402
+from utils.training.ddp import warm_up_ddp_buckets, smallest_size  # noqa: E402
+from utils.training.signals import SignalHandler  # noqa: E402
 
 COLUMNS = ("processes", "batch", "images/s", "ratio", "ms/step", "communication", "validation")
 ROUNDS = 2
@@ -103,7 +103,7 @@ def measure_step(run: train.Run, steps: int, warmup: int) -> float:
     log = StepTimer(run.distributed.device)
     run.state.epoch = run.state.step = run.state.iteration = 0
     again = dataclasses.replace(run, train_loader=RepeatedBatches(run.train_loader, steps + warmup + 1))
-    with Interruption(0) as interruption:
+    with SignalHandler(0) as interruption:
         train.train_one_epoch(again, log, interruption)
     taken = sorted(after - before for before, after in zip(log.times[warmup:], log.times[warmup + 1 :]))
     return max(run.distributed.gather(taken[len(taken) // 2]))
@@ -134,8 +134,8 @@ def wrap_in_ddp(run: train.Run) -> train.Run:
     """Return the run of one process with its model wrapped in DDP, in a group of one."""
     device = run.distributed.device
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
-    wrapped = run.distributed.exchanging(run.model, static_graph=not run.frozen)
-    settle_buckets(wrapped, smallest_size(run.model), device)
+    wrapped = run.distributed.wrap_ddp(run.model, static_graph=not run.frozen)
+    warm_up_ddp_buckets(wrapped, smallest_size(run.model), device)
     return dataclasses.replace(run, wrapped=wrapped)
 
 

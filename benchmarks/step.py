@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.timing import InOwnProcess, Row, compare, print_rows, row  # noqa: E402
 from models.yolo import DetectionModel  # noqa: E402
 from utils.config import Hyperparameters  # noqa: E402
-from utils.device import amp_dtype, keep_freed_memory  # noqa: E402
+from utils.device import amp_dtype, tune_malloc  # noqa: E402
 from utils.ema import ModelEMA  # noqa: E402
 from utils.inference.preprocess import to_network_input  # noqa: E402
 from utils.loss import DetectionLoss, scale_gains  # noqa: E402
@@ -51,7 +51,7 @@ def build_loss(model: DetectionModel, imgsz: int) -> DetectionLoss:
 
 def our_step(size: str, imgsz: int, batch: int, amp: str) -> Callable[[], None]:
     """Return a function that runs one step of train.py's loop: cast, forward, loss, backward, clip, update, EMA."""
-    keep_freed_memory()
+    tune_malloc()
     images, targets = synthetic_batch(batch, imgsz)
     dtype = amp_dtype(amp, torch.device("cpu"))
     model = new_model(size).to(memory_format=torch.channels_last)

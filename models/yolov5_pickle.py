@@ -35,7 +35,7 @@ DTYPES = {
     "BoolStorage": torch.bool,
 }
 DTYPE_NAMES = {str(dtype): dtype for dtype in DTYPES.values()}  # torch.float32 ...
-DAMAGE = (
+READ_ERRORS = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
@@ -258,7 +258,7 @@ class YOLOv5File:
                 return self._read_stream()
         except UserError:
             raise
-        except DAMAGE as error:
+        except READ_ERRORS as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.path}: damaged, cut off or no YOLOv5 checkpoint ({reason[:200]})") from error
         raise UserError(f"{self.path}: not a checkpoint: give a .pt file that a training wrote")
@@ -314,7 +314,7 @@ class YOLOv5File:
             return self._storage(ref.storage).as_strided(ref.shape, ref.strides, ref.offset).clone()
         except UserError:
             raise
-        except DAMAGE as error:
+        except READ_ERRORS as error:
             raise UserError(
                 f"{self.path}: damaged or cut off: storage {ref.storage.key} cannot be read ({error}); "
                 "fetch the file again"

@@ -20,7 +20,7 @@ from utils.datasets.labels import load_index  # noqa: E402
 from utils.distributed import Distributed  # noqa: E402
 from utils.loading.dataset import make_loader  # noqa: E402
 from utils.loss import DetectionLoss, scale_gains  # noqa: E402
-from utils.training.ddp import settle_buckets  # noqa: E402
+from utils.training.ddp import warm_up_ddp_buckets  # noqa: E402
 
 PICTURES = 5  # in each of two batches that one step accumulates: uneven in 2 and in 3 processes
 
@@ -65,7 +65,7 @@ def gradients(group: Distributed, cfg: str, *, frozen: bool) -> dict[str, torch.
     )
     wrapped = group.wrap(model, static_graph=not frozen)
     if group.world_size > 1:
-        settle_buckets(wrapped, 64, group.device)
+        warm_up_ddp_buckets(wrapped, 64, group.device)
     wrapped.train()
     for number in range(2):
         images, targets = share_of(group.rank, group.world_size, *batch_of(number))

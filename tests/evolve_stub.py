@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.cli import SuggestingParser, add_flags  # noqa: E402
-from utils.config import TrainOptions  # noqa: E402
-from utils.files import atomic_write, read_yaml  # noqa: E402
+from utils.cli import SuggestingParser, add_flags
+from utils.config import TrainOptions
+from utils.files import atomic_write, read_yaml
 
 COLUMNS = ("epoch,train/box_loss,train/obj_loss,train/cls_loss,metrics/precision,metrics/recall,metrics/mAP_0.5,"
            "metrics/mAP_0.5:0.95,val/box_loss,val/obj_loss,val/cls_loss,x/lr0,x/lr1,x/lr2")  # fmt: skip

@@ -565,9 +565,12 @@ def test_one_process_for_several_gpus_prints_the_better_command(monkeypatch, cap
 def test_one_process_for_several_gpus_computes_in_fp16():
     """DataParallel's replicas would silently do so with --amp bf16 too."""
     card = torch.device("cuda", 0)
-    assert amp_dtype("auto", card, spread=True) == torch.float16 and amp_dtype("off", card, spread=True) is None
+    assert (
+        amp_dtype("auto", card, data_parallel=True) == torch.float16
+        and amp_dtype("off", card, data_parallel=True) is None
+    )
     with pytest.raises(UserError, match="--amp bf16 needs a process for each GPU: start with torchrun"):
-        amp_dtype("bf16", card, spread=True)
+        amp_dtype("bf16", card, data_parallel=True)
 
 
 @pytest.mark.parametrize(

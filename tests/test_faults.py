@@ -30,7 +30,7 @@ from utils.errors import UserError
 from utils.files import atomic_write
 from utils.loading.dataset import make_loader
 from utils.schedule import multi_scale_size
-from utils.training.signals import EXIT_CODE, SIGNALS, Interrupted, Interruption
+from utils.training.signals import EXIT_CODE, SIGNALS, Interrupted, SignalHandler
 from val import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -259,7 +259,7 @@ def test_a_signal_to_all_processes_of_a_run_saves_it(tiny_data, tiny_cfg, tmp_pa
 @pytest.mark.slow
 def test_a_second_signal_stops_at_once(tmp_path):
     code = (
-        "import time\nfrom utils.training.signals import Interruption\nwith Interruption(0):\n"
+        "import time\nfrom utils.training.signals import SignalHandler\nwith SignalHandler(0):\n"
         "    print('ready', flush=True)\n    time.sleep(1)\n    time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -303,20 +303,20 @@ def test_several_processes_save_before_they_validate(monkeypatch, processes, ext
         data=SimpleNamespace(names={}),
     )
     monkeypatch.setattr(train.val, "evaluate", lambda *_, **__: seen.append("evaluate"))
-    train.validate(run, SimpleNamespace(save=lambda _: seen.append("save")), Interruption(10))
+    train.validate(run, SimpleNamespace(save=lambda _: seen.append("save")), SignalHandler(10))
     assert seen == expected
 
 
 def test_signals_are_noted_echoes_ignored_and_handlers_put_back():
     before = signal.getsignal(signal.SIGTERM)
-    with Interruption(10, echo_seconds=60) as interruption:
-        assert not interruption.asked and not interruption.save_due()
+    with SignalHandler(10, echo_seconds=60) as interruption:
+        assert not interruption.signal_name and not interruption.save_due()
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)  # would end the process, were it no echo
-        assert interruption.asked == "SIGUSR1"
+        assert interruption.signal_name == "SIGUSR1"
         interruption.echo_seconds = 0
         with pytest.raises(Interrupted, match="SIGUSR1"):
-            interruption.stop_if_asked()
+            interruption.raise_if_signalled()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -350,9 +350,9 @@ def test_a_signal_ends_a_validation_between_two_batches(tiny_data, tiny_cfg, tmp
         data=SimpleNamespace(names={}, spec=SimpleNamespace(is_coco=False)),
     )
     log = SimpleNamespace(save=lambda _: seen.append("save"), training_over=str)
-    with Interruption(10) as interruption, suppress(Interrupted):
+    with SignalHandler(10) as interruption, suppress(Interrupted):
         (train.finish if ending else train.validate)(run, log, interruption)
-    assert interruption.asked == "SIGTERM"
+    assert interruption.signal_name == "SIGTERM"
     batches = [entry for entry in seen if entry != "save"]
     assert batches == [0, "read", 1, "read", *([2, "read"] if processes == 2 else [])]
     assert seen.count("save") == (not ending)
@@ -414,10 +414,10 @@ def handlers():
 def test_the_echo_of_a_launcher_is_heard_until_the_process_ends(handlers, monkeypatch):
     now, begun = [0.0], signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("utils.training.signals.time.monotonic", lambda: now[0])
-    with Interruption(10, echo_seconds=3):
+    with SignalHandler(10, echo_seconds=3):
         pass
     assert signal.getsignal(signal.SIGTERM) is begun  # nobody asked: no echo
-    with Interruption(10, echo_seconds=3):
+    with SignalHandler(10, echo_seconds=3):
         os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)  # while loaders are closed and the last state is written
     assert signal.getsignal(signal.SIGTERM) is not begun
@@ -434,7 +434,7 @@ def test_a_launcher_does_not_cut_short_what_an_error_has_to_say(handlers, monkey
     begun = lambda *_: ended.append(True)  # noqa: E731
     signal.signal(signal.SIGTERM, begun)
     monkeypatch.setattr("utils.training.signals.time.monotonic", lambda: now[0])
-    with suppress(RuntimeError), Interruption(10, echo_seconds=3):
+    with suppress(RuntimeError), SignalHandler(10, echo_seconds=3):
         raise RuntimeError("Connection closed by peer")
     os.kill(os.getpid(), signal.SIGTERM)
     assert not ended and signal.getsignal(signal.SIGTERM) is not begun
@@ -443,7 +443,7 @@ def test_a_launcher_does_not_cut_short_what_an_error_has_to_say(handlers, monkey
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
     assert signal.getsignal(signal.SIGTERM) is begun
-    with suppress(RuntimeError), Interruption(10):
+    with suppress(RuntimeError), SignalHandler(10):
         raise RuntimeError("of a program that no launcher has started")
     assert signal.getsignal(signal.SIGTERM) is begun
 
@@ -459,7 +459,7 @@ os.cpu_count = lambda: 2
 from utils.loading.dataset import make_loader
 from utils.errors import run
 from utils.datasets.labels import load_index
-from utils.parallel_map import spread
+from utils.parallel_map import parallel_map
 
 def work(pictures):
     {work}
@@ -478,7 +478,7 @@ def hear() -> None:
 @pytest.mark.parametrize(
     "work",
     [
-        "list(spread(abs, range(20), heavy=True))",
+        "list(parallel_map(abs, range(20), cpu_bound=True))",
         "global loader; loader = make_loader(load_index(pictures, 2), imgsz=64, batch_size=4, workers=2); list(loader)",
         "list(make_loader(load_index(pictures, 2), imgsz=64, batch_size=4, workers=1, cores=2))",
     ],
@@ -584,11 +584,11 @@ run(main)
 def test_saves_are_due_by_time(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("utils.training.signals.time.monotonic", lambda: now[0])
-    interruption = Interruption(10)
+    interruption = SignalHandler(10)
     for now[0], due in ((599.0, False), (600.0, True), (1000.0, True)):
         assert interruption.save_due() is due
-    interruption.note_save()
-    assert not interruption.save_due() and not Interruption(0).save_due()
+    interruption.mark_saved()
+    assert not interruption.save_due() and not SignalHandler(0).save_due()
 
 
 def test_a_run_is_saved_by_time_within_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch):
@@ -663,7 +663,7 @@ def test_a_killed_worker_is_one_line(tiny_data, tiny_cfg, tmp_path, monkeypatch,
         return plain(run, images)
 
     monkeypatch.setattr(train, "prepare_images", prepare)
-    monkeypatch.setattr(train, "cores_in_turn", lambda device: None)
+    monkeypatch.setattr(train, "cores_for_loading", lambda device: None)
     with pytest.raises(UserError, match="data workers was killed, most often for want of memory: use --workers 1"):
         train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--workers", "2"))
     assert capsys.readouterr().err.endswith("\n")  # the bar is closed: a line may follow

@@ -194,7 +194,7 @@ def test_memory_is_flat_over_epochs(tiny_data, tiny_cfg, tmp_path, monkeypatch):
         sizes.append([resident(pid) for pid in (os.getpid(), *(worker.pid for worker in iterator._workers))])
 
     monkeypatch.setattr(train.RunLog, "epoch_done", epoch_done)
-    monkeypatch.setattr(train, "cores_in_turn", lambda device: None)
+    monkeypatch.setattr(train, "cores_for_loading", lambda device: None)
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--epochs", "40", "--workers", "2", "--cache", "--multi-scale"))
     sizes = np.array(sizes)  # (epochs, processes)
     assert sizes.shape == (40, 3)

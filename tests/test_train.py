@@ -19,7 +19,7 @@ from models.adaptation import round_to_stride
 from models.loading import load_model
 from utils.checkpoint import read_checkpoint
 from utils.config import TrainOptions
-from utils.device import cores_in_turn
+from utils.device import cores_for_loading
 from utils.errors import UserError
 from utils.training.resume import find_run
 from utils.training.run_folder import RunFolder
@@ -226,8 +226,8 @@ def test_which_cores_read_between_the_steps(monkeypatch, threads, launched, evol
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(launched))
     monkeypatch.setenv("ANCHORAGE_SIDE_BY_SIDE", str(evolving))
-    assert cores_in_turn(torch.device("cpu")) == cores
-    assert cores_in_turn(torch.device("cuda")) is None
+    assert cores_for_loading(torch.device("cpu")) == cores
+    assert cores_for_loading(torch.device("cuda")) is None
 
 
 def test_early_stopping_ends_the_run(tiny_data, tiny_cfg, tmp_path, capsys):
@@ -281,7 +281,7 @@ def test_coco_is_measured_at_the_end_as_its_figures_are_published(monkeypatch, c
     train.finish(
         SimpleNamespace(distributed=group, options=options, val_loader=None, data=data),
         SimpleNamespace(training_over=str),
-        SimpleNamespace(stop_if_asked=None),
+        SimpleNamespace(raise_if_signalled=None),
     )
     assert asked == [iou]
 

@@ -54,7 +54,7 @@ def write_checkpoint(path: str | Path, content: dict[str, Any], kind: str = "tra
         torch.save({"anchorage": SCHEMA, "kind": kind, **content}, file)
 
 
-def _write(path: Path, content: dict[str, Any], kind: str) -> bool:
+def try_write_checkpoint(path: Path, content: dict[str, Any], kind: str) -> bool:
     """Whether the file could be written; if not, a line says why."""
     try:
         write_checkpoint(path, content, kind)
@@ -66,7 +66,7 @@ def _write(path: Path, content: dict[str, Any], kind: str) -> bool:
         return False
 
 
-class NotOurs(UserError):
+class ForeignCheckpoint(UserError):
     """The file is damaged, or another program's."""
 
 
@@ -81,12 +81,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         check_archive(path, contents=True)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         reason = f" ({error})" if isinstance(error, zipfile.BadZipFile) else ""
-        raise NotOurs(f"{path}: not a whole checkpoint of this project{reason}") from error
-    check_extent(content, path)
+        raise ForeignCheckpoint(f"{path}: not a whole checkpoint of this project{reason}") from error
+    check_unpacked_size(content, path)
     if not isinstance(content, dict) or not isinstance(content.get("anchorage"), int):
-        raise NotOurs(f"{path}: not a checkpoint of this project")
+        raise ForeignCheckpoint(f"{path}: not a checkpoint of this project")
     if content["anchorage"] > SCHEMA:
         raise UserError(f"{path}: written by a newer version (schema {content['anchorage']}); update this project")
     while content["anchorage"] < SCHEMA:
@@ -94,7 +94,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-DAMAGE = (
+READ_ERRORS = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     zipfile.LargeZipFile,
@@ -112,7 +112,7 @@ DAMAGE = (
 MAX_PARTS = 1_000_000  # values in a checkpoint, counted as often as they are named
 
 
-def check_extent(content: Any, path: str | Path) -> None:
+def check_unpacked_size(content: Any, path: str | Path) -> None:
     """Raise UserError where a part is named again and again, or a tensor is larger than what is stored of it."""
     visited, waiting = itertools.count(1), [content]
     while waiting:
@@ -131,7 +131,7 @@ def check_extent(content: Any, path: str | Path) -> None:
             waiting += value
 
 
-def stripped_content(content: dict[str, Any]) -> dict[str, Any]:
+def inference_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
     """The model of a training state for use: EMA weights in half precision, nothing that only training needs."""
     weights = content.get("ema", content["model"])["state_dict"]
     half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}

@@ -31,7 +31,7 @@ def select_device(text: str = "", batch_size: int | None = None) -> list[torch.d
         raise UserError(f"--device {text}: expected cpu, mps, or GPU numbers such as 0 or 0,1")
     present = torch.cuda.device_count()
     if len(indices) > 1 and not present:
-        return [_cpu_instead(text)]
+        return [fall_back_to_cpu(text)]
     for index in indices:
         if int(index) >= present:
             raise UserError(f"--device {text}: this machine has {present} GPU(s); use --device cpu, or leave it out")
@@ -40,12 +40,12 @@ def select_device(text: str = "", batch_size: int | None = None) -> list[torch.d
     return [torch.device("cuda", int(index)) for index in indices]
 
 
-def _cpu_instead(text: str) -> torch.device:
+def fall_back_to_cpu(text: str) -> torch.device:
     print(f"WARNING --device {text}: no GPU is found here, using the CPU")
     return torch.device("cpu")
 
 
-def occupy(device: torch.device) -> torch.device:
+def set_current_device(device: torch.device) -> torch.device:
     """The device, from here on this process's own: what is not told otherwise would touch the first GPU, maybe full."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -59,12 +59,12 @@ def describe_device(device: torch.device) -> str:
     return f"CUDA:{device.index or 0} ({properties.name}, {properties.total_memory / 2**20:.0f} MiB)"
 
 
-def amp_dtype(mode: str, device: torch.device, *, spread: bool = False) -> torch.dtype | None:
+def amp_dtype(mode: str, device: torch.device, *, data_parallel: bool = False) -> torch.dtype | None:
     """Autocast type for `--amp`: None is off. `auto` takes fp16 on CUDA and bf16 on CPUs with instructions for it.
 
-    spread: one process has several GPUs, over which PyTorch's DataParallel does not hand the type on.
+    data_parallel: one process has several GPUs, over which PyTorch's DataParallel does not hand the type on.
     """
-    if spread and mode == "bf16":
+    if data_parallel and mode == "bf16":
         raise UserError("--amp bf16 needs a process for each GPU: start with torchrun, or use --amp fp16")
     if mode == "off" or device.type == "mps":
         return None
@@ -83,7 +83,7 @@ def _cpu_has_bf16() -> bool:
     return any(check() for check in checks if check is not None)
 
 
-def keep_freed_memory() -> bool:
+def tune_malloc() -> bool:
     """Let the C library keep large blocks that are freed instead of giving each back to the system; whether it does.
 
     A training step on the CPU frees and takes the same gigabytes again, and the system fills every page of them with
@@ -94,7 +94,7 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and all(mallopt(parameter, value) for parameter, value in settings.items())
 
 
-def cores_in_turn(device: torch.device) -> int | None:
+def cores_for_loading(device: torch.device) -> int | None:
     """The cores that this process may read pictures with between its steps; None where the model leaves some free.
 
     It leaves none if there are as many threads as processors (hyper-threads count), over all the processes that a

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
-from utils.device import _cpu_instead, occupy, select_device
+from utils.device import fall_back_to_cpu, select_device, set_current_device
 from utils.environment import variable
 from utils.errors import UserError, explain
 
@@ -28,7 +28,7 @@ GROUP_TIMEOUT = timedelta(minutes=10)  # for processes side by side; one that di
 STORE_KEY = "anchorage/port"
 
 
-PATIENT_TIMEOUT = timedelta(days=7)  # while rank 0 downloads, scans labels, fits anchors or writes
+SLOW_TIMEOUT = timedelta(days=7)  # while rank 0 downloads, scans labels, fits anchors or writes
 
 
 def launch_token() -> str:
@@ -46,7 +46,7 @@ def launch_token() -> str:
     return f"{socket.gethostname()}:{agent}:{started}"
 
 
-def meeting_place(rank: int) -> dist.Store:
+def rendezvous_store(rank: int) -> dist.Store:
     """The store through which the processes of a group find each other, new for each start of them.
 
     The one that torchrun's agent keeps outlives a restart (in PyTorch 2.15), and what the dead processes have left in
@@ -81,7 +81,7 @@ class Distributed:
     device: torch.device
     devices: tuple[torch.device, ...] = ()  # more than one: a single process that spreads batches over them
     local_rank: int | None = None  # among the launcher's processes on this machine; None without a launcher
-    patient_group: Any = None  # its members wait for as long as rank 0 has something to do alone
+    slow_group: Any = None  # its members wait for as long as rank 0 has something to do alone
 
     @classmethod
     def join(cls) -> "Distributed":
@@ -101,9 +101,9 @@ class Distributed:
                 raise UserError(f"RANK is set but {name} is not: start with torchrun --nproc_per_node N train.py ...")
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(
-            backend, store=meeting_place(rank), rank=rank, world_size=world_size, timeout=GROUP_TIMEOUT
+            backend, store=rendezvous_store(rank), rank=rank, world_size=world_size, timeout=GROUP_TIMEOUT
         )
-        patient = dist.new_group(backend="gloo", timeout=PATIENT_TIMEOUT)
+        patient = dist.new_group(backend="gloo", timeout=SLOW_TIMEOUT)
         return cls(rank, world_size, cpu, (cpu,), local_rank, patient)
 
     def use(self, device: str = "", batch_size: int | None = None) -> "Distributed":
@@ -117,12 +117,12 @@ class Distributed:
                 f"--batch-size {batch_size} must be a multiple of the {self.world_size} processes: "
                 f"{max(batch_size // self.world_size, 1) * self.world_size}, for instance"
             )
-        return replace(self, device=occupy(devices[0]), devices=devices)
+        return replace(self, device=set_current_device(devices[0]), devices=devices)
 
     def _own_device(self, text: str) -> torch.device:
         """This process's GPU: the one of its local rank, of those in `text` or of all; the CPU where there is none."""
         if not torch.cuda.is_available():
-            return torch.device("cpu") if text.strip().lower() in ("", "cpu") else _cpu_instead(text)
+            return torch.device("cpu") if text.strip().lower() in ("", "cpu") else fall_back_to_cpu(text)
         devices = select_device(text or ",".join(map(str, range(torch.cuda.device_count()))))
         if devices[0].type != "cuda":
             return devices[0]
@@ -144,7 +144,7 @@ class Distributed:
         if self.world_size == 1:
             yield self
             return
-        out = sys.stdout if self.is_main else Nowhere()
+        out = sys.stdout if self.is_main else NullStream()
         err = sys.stderr if self.is_main else Prefixed(sys.stderr, f"[rank {self.rank}] ")
         with redirect_stdout(out), redirect_stderr(err):
             try:
@@ -154,7 +154,7 @@ class Distributed:
                 raise
             except BaseException as error:
                 text, code = explain(error) or (_unexpected(error), 1)
-                if not isinstance(error, Relayed) or self.local_rank == 0:  # one line a machine is enough
+                if not isinstance(error, Rank0Failed) or self.local_rank == 0:  # one line a machine is enough
                     print(text, file=err)
                 out.flush()
                 err.flush()
@@ -170,7 +170,7 @@ class Distributed:
     def wait_for_all(self) -> None:
         """Until every process is here, however long that takes."""
         if self.world_size > 1:
-            dist.barrier(self.patient_group)
+            dist.barrier(self.slow_group)
 
     def on_main(self, function: Callable[[], Any]) -> Any:
         """What `function` (called by rank 0 alone, for however long) returns, picklable, on every rank.
@@ -185,11 +185,11 @@ class Distributed:
                 box[0] = function()
             except Exception as error:
                 failure, box[1] = error, f"{'' if isinstance(error, UserError) else type(error).__name__ + ': '}{error}"
-        dist.broadcast_object_list(box, src=0, group=self.patient_group)
+        dist.broadcast_object_list(box, src=0, group=self.slow_group)
         if failure is not None:
             raise failure
         if box[1] is not None:
-            raise Relayed(f"rank 0 failed: {box[1]}")
+            raise Rank0Failed(f"rank 0 failed: {box[1]}")
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -227,7 +227,7 @@ class Distributed:
         Buffers stay each process's own (see share_buffers). static_graph: every parameter takes part in every step.
         """
         if self.world_size > 1:
-            return self.exchanging(model, static_graph=static_graph)
+            return self.wrap_ddp(model, static_graph=static_graph)
         if len(self.devices) > 1:
             indices = [device.index for device in self.devices]
             typed = Path(sys.argv[0]).name == "train.py"  # not where another program calls train.main
@@ -239,7 +239,7 @@ class Distributed:
             return torch.nn.DataParallel(model, device_ids=indices)
         return model
 
-    def exchanging(self, model: torch.nn.Module, *, static_graph: bool) -> torch.nn.Module:
+    def wrap_ddp(self, model: torch.nn.Module, *, static_graph: bool) -> torch.nn.Module:
         """`model` in DistributedDataParallel, also in a group of one."""
         parallel = torch.nn.parallel.DistributedDataParallel
         known = inspect.signature(parallel).parameters  # PyTorch 2.15 renames the setting
@@ -262,11 +262,11 @@ class Distributed:
             yield
 
 
-class Relayed(UserError):
+class Rank0Failed(UserError):
     """Rank 0 has failed, and shows its own message."""
 
 
-class Nowhere(io.TextIOBase):
+class NullStream(io.TextIOBase):
     """A text stream that keeps nothing."""
 
     def write(self, text: str) -> int:

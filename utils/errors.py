@@ -33,20 +33,20 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
-def die_of_ctrl_c() -> None:
+def silence_ctrl_c_during_imports() -> None:
     """Ctrl-C ends the program without a word until `run` begins: imports take seconds, and nothing is lost yet."""
-    _exchange_ctrl_c(signal.default_int_handler, signal.SIG_DFL)
+    _swap_ctrl_c_handler(signal.default_int_handler, signal.SIG_DFL)
 
 
 def run(main: Callable[[], object]) -> None:
     """Run a command line's `main` without tracebacks for what users can mend."""
     try:
         try:
-            _exchange_ctrl_c(signal.SIG_DFL, signal.default_int_handler)
+            _swap_ctrl_c_handler(signal.SIG_DFL, signal.default_int_handler)
             main()
         finally:
             if sys.argv[0] in sys.orig_argv and not sys.flags.interactive:  # the program ends: nothing more to say then
-                _exchange_ctrl_c(signal.default_int_handler, signal.SIG_DFL)
+                _swap_ctrl_c_handler(signal.default_int_handler, signal.SIG_DFL)
     except (Exception, KeyboardInterrupt) as error:
         explained = explain(error)
         if explained is None:
@@ -56,7 +56,7 @@ def run(main: Callable[[], object]) -> None:
         sys.exit(code)
 
 
-def _exchange_ctrl_c(before: Any, after: Any) -> None:
+def _swap_ctrl_c_handler(before: Any, after: Any) -> None:
     """Only if it is as expected: a program in the background may be deaf to it, and a run may hear it by itself."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is before:
         signal.signal(signal.SIGINT, after)

@@ -45,7 +45,7 @@ def increment_path(path: str | Path, exist_ok: bool = False) -> Path:
             raise UserError(f"{problem}; give another --project") from error
 
 
-def expect_creatable(project: str | Path) -> None:
+def require_writable(project: str | Path) -> None:
     """UserError where no folder can be made in `project`, before anything that takes long; nothing is made yet."""
     there = next(folder for folder in (Path(project).absolute(), *Path(project).absolute().parents) if folder.exists())
     reason = "is not a folder" if not there.is_dir() else "" if os.access(there, os.W_OK) else "cannot be written to"

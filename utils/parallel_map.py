@@ -12,50 +12,39 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 from typing import TypeVar
 
 import cv2
 
 from utils.errors import UserError
+from utils.timing import now_without_cpu_wait
 
 MAX_WORKERS = 8  # that compute
 MAX_WAITING = 16  # in all, where they mostly wait for a disk
 BRIEF = 1e-3  # seconds of work that tell nothing of how much of it is waiting
-SCHEDULER = Path("/proc/thread-self/schedstat")  # ns on a core, ns of waiting for one, times on one
 A, B = TypeVar("A"), TypeVar("B")
 
 
-def spread(function: Callable[[A], B], chunks: Sequence[A], *, heavy: bool) -> Iterator[B]:
+def parallel_map(function: Callable[[A], B], chunks: Sequence[A], *, cpu_bound: bool) -> Iterator[B]:
     """`function` of each chunk, in their order; what it raises is raised here.
 
-    Threads of Python code wait for each other, so `heavy` work is given to processes. They are forked, which takes
+    Threads of Python code wait for each other, so `cpu_bound` work is given to processes. They are forked, which takes
     milliseconds where a fresh Python would take seconds to import. The first chunk is done here and shows how many are
     of use: where it waits most of its time (for a slow disk, or one behind a network), more than there are cores.
     """
     if not chunks:
         return
-    start, busy = _time_but_for_others(), time.process_time()
+    start, busy = now_without_cpu_wait(), time.process_time()
     first = function(chunks[0])
-    waits = (_time_but_for_others() - start) / max(time.process_time() - busy, BRIEF)
+    waits = (now_without_cpu_wait() - start) / max(time.process_time() - busy, BRIEF)
     yield first
     rest, cores = chunks[1:], min(MAX_WORKERS, os.cpu_count() or 1)
     workers = min(max(cores, math.ceil(cores * waits - 0.5)), MAX_WAITING, len(rest))
-    if heavy and workers > 1 and can_fork():
+    if cpu_bound and workers > 1 and can_fork():
         yield from _in_processes(function, rest, workers)
     elif rest:
         with ThreadPool(workers) as pool:
             yield from pool.imap(function, rest)
-
-
-def _time_but_for_others() -> float:
-    """Seconds on a clock that stands still while this thread waits for a core, where the system tells (Linux): on a
-    busy machine that is no waiting for a disk."""
-    try:
-        delay = int(SCHEDULER.read_text().split()[1]) / 1e9
-    except (OSError, ValueError, IndexError):
-        delay = 0.0
-    return time.perf_counter() - delay
 
 
 def can_fork() -> bool:
@@ -64,7 +53,7 @@ def can_fork() -> bool:
 
 
 @contextmanager
-def forking() -> Iterator[None]:
+def deferred_ctrl_c() -> Iterator[None]:
     """Within, Ctrl-C waits: Python drops a KeyboardInterrupt that comes amid a fork, and with it the locks that it was
     about to release, for which other threads then wait for ever. A process that is forked within does not hear it."""
     in_main = threading.current_thread() is threading.main_thread()
@@ -81,7 +70,7 @@ def forking() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
-def work_for_another(*deaf_to: str) -> None:
+def init_worker(*deaf_to: str) -> None:
     """Settings of a process that works for the one that it was forked from, for it to call; signals by name."""
     cv2.setNumThreads(0)  # one process, one core; and threads are not forked
     gc.freeze()  # what is there already is the main process's: to look through it would copy its pages
@@ -102,7 +91,7 @@ def _in_processes(function: Callable[[A], B], chunks: Sequence[A], workers: int)
             processes.append(
                 context.Process(target=_work, args=(function, chunks[k::workers], reader, writer), daemon=True)
             )
-            with forking():
+            with deferred_ctrl_c():
                 processes[-1].start()
             writer.close()  # the process's own is the only one: its end shows here
         for number, chunk in enumerate(chunks):
@@ -131,7 +120,7 @@ def _in_processes(function: Callable[[A], B], chunks: Sequence[A], workers: int)
 
 
 def _work(function: Callable[[A], B], chunks: Sequence[A], reader: Connection, writer: Connection) -> None:
-    work_for_another("SIGINT")  # Ctrl-C is for the main process, which ends this one
+    init_worker("SIGINT")  # Ctrl-C is for the main process, which ends this one
     reader.close()
     for chunk in chunks:
         try:

@@ -19,7 +19,7 @@ from models import loading
 from models.loading import Ensemble, load_ensemble, load_model, read_weights, resolve_weights, transfer
 from models.yolo import DetectionModel
 from models.yolov5_pickle import PickledObject, YOLOv5File
-from utils.checkpoint import describe_model, read_checkpoint, stripped_content, write_checkpoint
+from utils.checkpoint import describe_model, read_checkpoint, inference_checkpoint, write_checkpoint
 from utils.errors import UserError
 
 RELEASES = ["yolov5n.pt", "yolov5n_v6.0.pt"]
@@ -217,7 +217,7 @@ def test_own_checkpoints(tmp_path):
     model.names = {0: "a", 1: "b", 2: "c"}
     file, stripped = tmp_path / "last.pt", tmp_path / "best.pt"
     write_checkpoint(file, {"model": describe_model(model), "ema": {"state_dict": average.state_dict(), "updates": 5}})
-    write_checkpoint(stripped, stripped_content(read_checkpoint(file)), kind="weights")
+    write_checkpoint(stripped, inference_checkpoint(read_checkpoint(file)), kind="weights")
     for path in (file, stripped):
         weights = read_weights(path)
         assert weights.origin == "anchorage" and weights.names == model.names and weights.yaml == model.yaml

@@ -93,7 +93,7 @@ def make_font(file: Path, letters: str) -> Path:
     builder.setupGlyphOrder([".notdef", *names])
     builder.setupCharacterMap({ord(letter): name for letter, name in zip(letters, names)})
     builder.setupGlyf({name: square if name != ".notdef" else TTGlyphPen(None).glyph() for name in (".notdef", *names)})
-    builder.setupHorizontalMetrics({name: (900, 100) for name in (".notdef", *names)})
+    builder.setupHorizontalMetrics(dict.fromkeys((".notdef", *names), (900, 100)))
     builder.setupHorizontalHeader(ascent=800, descent=-200)
     builder.setupNameTable({"familyName": "Squares", "styleName": "Regular"})
     builder.setupOS2()

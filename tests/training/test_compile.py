@@ -12,11 +12,11 @@ from utils.checkpoint import read_checkpoint
 from utils.ema import unwrap
 from utils.training.compile import (
     Compiled,
+    best_times_alternating,
+    choose_faster,
     compile_if_faster,
     compile_model,
-    faster_model,
-    left_as_it_was,
-    seconds_in_turn,
+    restore_buffers,
 )
 
 CPU = torch.device("cpu")
@@ -34,14 +34,14 @@ def learn(model: nn.Module, batch: torch.Tensor) -> None:
 
 
 def clock(monkeypatch, *speeds: float) -> None:
-    monkeypatch.setattr("utils.training.compile.seconds_in_turn", lambda sides, batches, device: speeds)
+    monkeypatch.setattr("utils.training.compile.best_times_alternating", lambda sides, batches, device: speeds)
 
 
 @pytest.mark.parametrize("plain, fast, used", [(2.0, 1.0, True), (1.0, 2.0, False), (1.0, 1.0, False)])
 def test_the_faster_one_is_used_and_said(monkeypatch, capsys, plain, fast, used):
     clock(monkeypatch, plain, fast)
     model, other = small_model(), small_model()
-    assert faster_model(model, other, learn, []) is (other if used else model)
+    assert choose_faster(model, other, learn, []) is (other if used else model)
     printed = capsys.readouterr().out
     assert printed == (
         f"--compile is {'used' if used else 'left out'}: a pass takes {1000 * fast:.1f} ms with it, "
@@ -55,14 +55,14 @@ def test_a_failure_is_one_line_and_the_plain_model(capsys):
             raise RuntimeError("\n  no compiler here\nand forty lines more")
 
     model = small_model()
-    assert faster_model(model, Broken(), learn, [torch.rand(2, 3, 4, 4)]) is model
+    assert choose_faster(model, Broken(), learn, [torch.rand(2, 3, 4, 4)]) is model
     assert capsys.readouterr().out == "--compile is left out: it fails here (RuntimeError: no compiler here)\n"
 
 
 def test_a_trial_leaves_no_trace():
     model = small_model()
     before = copy.deepcopy(model.state_dict())
-    with left_as_it_was(model):
+    with restore_buffers(model):
         learn(model, torch.rand(2, 3, 4, 4))
         assert not torch.equal(model[1].running_mean, before["1.running_mean"])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -72,7 +72,7 @@ def test_a_trial_leaves_no_trace():
 def test_each_side_has_every_batch_in_turn():
     told = []
     sides = [lambda batch, name=name: told.append((name, batch)) for name in "ab"]
-    assert len(seconds_in_turn(sides, [1, 2], CPU)) == 2
+    assert len(best_times_alternating(sides, [1, 2], CPU)) == 2
     assert told[:8] == [("a", 1), ("a", 2), ("b", 1), ("b", 2)] * 2
 
 
@@ -81,10 +81,10 @@ def always(monkeypatch):
     """The compiled model is used, whatever the clock says; but it is really tried."""
 
     def in_turn(sides, batches, device):
-        seconds_in_turn(sides, batches[:1], device)
+        best_times_alternating(sides, batches[:1], device)
         return 2.0, 1.0
 
-    monkeypatch.setattr("utils.training.compile.seconds_in_turn", in_turn)
+    monkeypatch.setattr("utils.training.compile.best_times_alternating", in_turn)
     monkeypatch.setattr("utils.training.compile.ROUNDS", 1), monkeypatch.setattr("utils.training.compile.WARM_UP", 1)
 
 
@@ -181,7 +181,7 @@ def test_gradients_are_copied_where_a_replay_wrote_them_and_only_there(monkeypat
     compiled(torch.rand(4, 3, 5, 5))
     monkeypatch.setattr(torch.compiler, "reset", lambda: forgotten.append(True))
     forgotten = []
-    compiled.give_up()
+    compiled.discard()
     assert forgotten and compiled.compiled is model
     copied.clear()
     compiled(torch.rand(4, 3, 5, 5)).sum().backward()

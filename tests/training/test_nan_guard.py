@@ -15,7 +15,7 @@ import train
 from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
 from utils.loss import DetectionLoss
-from utils.training.nan_guard import MAX_RETURNS, PATIENCE, Guard, poison
+from utils.training.nan_guard import MAX_ROLLBACKS, PATIENCE, NanGuard, propagate_nan
 
 BAD = pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=str)
 STEPS = 3  # of an epoch
@@ -143,7 +143,7 @@ def at(*iterations: int, after_return: bool = False):
     """When the run is at one of `iterations`; `done` counts those that the state has already behind it."""
 
     def when(run, done: int = 0) -> bool:
-        return run.state.iteration - done in iterations and (after_return or run.guard.returns == 0)
+        return run.state.iteration - done in iterations and (after_return or run.guard.rollbacks == 0)
 
     return when
 
@@ -233,7 +233,7 @@ def test_a_run_that_goes_back_is_exact_also_when_it_was_interrupted(tiny_data, t
     plain = train.prepare_images
 
     def prepare(run, images):
-        if run.state.iteration == 3 and run.guard.returns == 0:
+        if run.state.iteration == 3 and run.guard.rollbacks == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(run, images)
 
@@ -279,32 +279,32 @@ def test_a_run_that_was_changed_goes_back_to_where_it_was_taken_up(tiny_data, ti
 @BAD
 def test_batch_statistics_of_a_bad_step_are_put_back(bad):
     model = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
-    guard = Guard(model)
+    guard = NanGuard(model)
     model(torch.rand(4, 2, 3, 3))
-    assert guard.admit(torch.tensor(1.0))
+    assert guard.allow_step(torch.tensor(1.0))
     good = model[0].running_mean.clone()
     model(torch.full((4, 2, 3, 3), bad))
-    assert not guard.admit(torch.tensor(bad)) and torch.equal(model[0].running_mean, good)
-    assert (guard.skipped, guard.in_a_row, guard.must_return) == (1, 1, False)
+    assert not guard.allow_step(torch.tensor(bad)) and torch.equal(model[0].running_mean, good)
+    assert (guard.skipped, guard.consecutive, guard.needs_rollback) == (1, 1, False)
 
 
 @BAD
 def test_a_loss_that_is_not_finite_shows_in_every_gradient(bad):
     weight = torch.ones(3, requires_grad=True)
-    poison((weight * torch.tensor([1.0, 1.0, bad])).sum()).backward()
+    propagate_nan((weight * torch.tensor([1.0, 1.0, bad])).sum()).backward()
     assert weight.grad.isnan().all()
     weight.grad = None
-    poison(weight.sum()).backward()
+    propagate_nan(weight.sum()).backward()
     assert torch.equal(weight.grad, torch.ones(3))
 
 
 def test_the_run_goes_back_three_times_at_most():
-    guard = Guard(torch.nn.BatchNorm1d(1))
-    for number in range(MAX_RETURNS):
+    guard = NanGuard(torch.nn.BatchNorm1d(1))
+    for number in range(MAX_ROLLBACKS):
         assert not guard.exhausted
         for _ in range(PATIENCE):
-            guard.admit(torch.tensor(math.nan))
-        assert guard.must_return
-        guard.note_return()
-        assert guard.rate == 0.5 ** (number + 1)
+            guard.allow_step(torch.tensor(math.nan))
+        assert guard.needs_rollback
+        guard.mark_rollback()
+        assert guard.lr_factor == 0.5 ** (number + 1)
     assert guard.exhausted

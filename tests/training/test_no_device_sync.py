@@ -36,15 +36,15 @@ from utils.loading.dataset import Batch
 from utils.loading.prefetch import one_ahead, prefetch
 from utils.loss import DetectionLoss, scale_gains
 from utils.optim import build_optimizer, take_step
-from utils.training.nan_guard import PATIENCE, Guard
+from utils.training.nan_guard import PATIENCE, NanGuard
 
 OPTIMIZERS = pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
 
 
 @pytest.fixture
-def late(monkeypatch):
+def is_async(monkeypatch):
     """Every guard behaves as on a GPU."""
-    monkeypatch.setattr("utils.training.state.Guard", functools.partial(Guard, late=True))
+    monkeypatch.setattr("utils.training.state.NanGuard", functools.partial(NanGuard, is_async=True))
 
 
 def same(one: dict, other: dict, **close) -> None:
@@ -60,7 +60,7 @@ def same(one: dict, other: dict, **close) -> None:
 def test_a_late_verdict_leaves_out_the_same_step(tiny_data, tiny_cfg, tmp_path, monkeypatch, spoil, iteration):
     spoil(monkeypatch, math.nan, at(iteration))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path / "now", 2))
-    monkeypatch.setattr("utils.training.state.Guard", functools.partial(Guard, late=True))
+    monkeypatch.setattr("utils.training.state.NanGuard", functools.partial(NanGuard, is_async=True))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path / "late", 2))
     now, then = state_of(tmp_path / "now"), state_of(tmp_path / "late")
     assert then["guard"] == now["guard"] and now["guard"]["skipped"] == 1
@@ -73,7 +73,7 @@ def test_a_late_verdict_leaves_out_the_same_step(tiny_data, tiny_cfg, tmp_path, 
 
 @pytest.mark.parametrize("first", [STEPS, 2 * STEPS - PATIENCE], ids=["over two epochs", "to the end of an epoch"])
 def test_many_bad_steps_in_a_row_send_the_run_back_a_step_later(
-    tiny_data, tiny_cfg, tmp_path, monkeypatch, late, first
+    tiny_data, tiny_cfg, tmp_path, monkeypatch, is_async, first
 ):
     into_the_loss(monkeypatch, math.nan, at(*range(first, first + PATIENCE)))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, 4))
@@ -82,14 +82,16 @@ def test_many_bad_steps_in_a_row_send_the_run_back_a_step_later(
     assert_finite(tmp_path)
 
 
-def test_a_bad_weight_is_found_at_the_end_of_the_epoch_at_the_latest(tiny_data, tiny_cfg, tmp_path, monkeypatch, late):
+def test_a_bad_weight_is_found_at_the_end_of_the_epoch_at_the_latest(
+    tiny_data, tiny_cfg, tmp_path, monkeypatch, is_async
+):
     into_a_weight(monkeypatch, math.nan, at(4))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, 3))
     assert state_of(tmp_path)["guard"]["returns"] == 1
     assert_finite(tmp_path)
 
 
-def test_a_late_verdict_outlives_an_interruption(tiny_data, tiny_cfg, tmp_path, monkeypatch, late):
+def test_a_late_verdict_outlives_an_interruption(tiny_data, tiny_cfg, tmp_path, monkeypatch, is_async):
     """Stopped when the last bad step is counted and nobody has looked yet:
     the resumed run goes back as the whole one."""
     monkeypatch.setattr("utils.training.state.PATIENCE", 2)
@@ -98,7 +100,7 @@ def test_a_late_verdict_outlives_an_interruption(tiny_data, tiny_cfg, tmp_path, 
     plain = train.prepare_images
 
     def prepare(run, images):
-        if run.state.iteration == STEPS + 1 and run.guard.returns == 0:
+        if run.state.iteration == STEPS + 1 and run.guard.rollbacks == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(run, images)
 
@@ -130,12 +132,12 @@ class Reads(TorchDispatchMode):
 @OPTIMIZERS
 def test_the_optimizer_step_reads_nothing(name):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    guard, ema, optimizer = Guard(model, late=True), ModelEMA(model), build_optimizer(model, name)
+    guard, ema, optimizer = NanGuard(model, is_async=True), ModelEMA(model), build_optimizer(model, name)
     model(torch.rand(2, 3, 8, 8)).sum().backward()
     with Reads() as reads:
         assert bool(torch.ones(()))
         assert reads.count == 1
-        admitted = guard.admit(nn.utils.clip_grad_norm_(model.parameters(), 10.0))
+        admitted = guard.allow_step(nn.utils.clip_grad_norm_(model.parameters(), 10.0))
         take_step(optimizer, admitted)
         ema.update(model, admitted)
     assert reads.count == 1 and (guard.skipped, int(ema.updates)) == (0, 1)
@@ -198,16 +200,16 @@ def test_an_average_decided_on_the_device_is_the_plain_one():
 
 
 def test_a_late_guard_speaks_of_the_step_before():
-    guard = Guard(nn.BatchNorm1d(1), patience=2, late=True)
+    guard = NanGuard(nn.BatchNorm1d(1), patience=2, is_async=True)
     seen = [
-        (bool(guard.admit(torch.tensor(norm))), guard.in_a_row, guard.must_return)
+        (bool(guard.allow_step(torch.tensor(norm))), guard.consecutive, guard.needs_rollback)
         for norm in (math.nan, math.nan, 1.0, math.nan)
     ]
     assert seen == [(False, 1, False), (False, 2, False), (True, 0, True), (False, 1, False)]
-    guard.admit(torch.tensor(math.nan))
-    assert not guard.must_return
-    guard.settle()
-    assert guard.must_return and guard.skipped == 4
+    guard.allow_step(torch.tensor(math.nan))
+    assert not guard.needs_rollback
+    guard.sync()
+    assert guard.needs_rollback and guard.skipped == 4
 
 
 # ---- batches

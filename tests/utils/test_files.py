@@ -80,10 +80,9 @@ def test_nothing_stays_open(tmp_path):
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     file = tmp_path / "state"
     file.write_bytes(b"old")
-    with pytest.raises(RuntimeError):
-        with atomic_write(file) as stream:
-            stream.write(b"half of the new")
-            raise RuntimeError("power cut")
+    with pytest.raises(RuntimeError), atomic_write(file) as stream:
+        stream.write(b"half of the new")
+        raise RuntimeError("power cut")
     assert file.read_bytes() == b"old" and os.listdir(tmp_path) == ["state"]
     with atomic_write(file) as stream:
         stream.write(b"new")

@@ -13,8 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from utils import parallel_map as module
+from utils import timing
 from utils.errors import UserError
-from utils.parallel_map import MAX_WAITING, MAX_WORKERS, forking, spread
+from utils.parallel_map import MAX_WAITING, MAX_WORKERS, deferred_ctrl_c, parallel_map
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,18 +26,18 @@ def four_processors(monkeypatch):
     monkeypatch.setattr(module, "MAX_WAITING", 4)  # a busy machine may let a chunk wait, too
 
 
-@pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.parametrize("cpu_bound", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 50])
-def test_results_are_in_the_order_of_the_chunks(heavy, count):
-    assert list(spread(lambda k: k * k, range(count), heavy=heavy)) == [k * k for k in range(count)]
+def test_results_are_in_the_order_of_the_chunks(cpu_bound, count):
+    assert list(parallel_map(lambda k: k * k, range(count), cpu_bound=cpu_bound)) == [k * k for k in range(count)]
 
 
 def test_heavy_work_is_done_by_several_processes(monkeypatch):
-    found = set(spread(lambda _: os.getpid(), range(20), heavy=True))
+    found = set(parallel_map(lambda _: os.getpid(), range(20), cpu_bound=True))
     assert len(found) == 4 and os.getpid() in found  # which would have nothing to do but wait
-    assert set(spread(lambda _: os.getpid(), range(20), heavy=False)) == {os.getpid()}
+    assert set(parallel_map(lambda _: os.getpid(), range(20), cpu_bound=False)) == {os.getpid()}
     monkeypatch.setattr(os, "cpu_count", lambda: 100), monkeypatch.setattr(module, "MAX_WAITING", MAX_WORKERS)
-    assert len(set(spread(lambda _: os.getpid(), range(50), heavy=True))) == MAX_WORKERS
+    assert len(set(parallel_map(lambda _: os.getpid(), range(50), cpu_bound=True))) == MAX_WORKERS
 
 
 def test_work_that_waits_is_given_to_more_workers_than_there_are_cores(tmp_path, monkeypatch):
@@ -51,15 +52,14 @@ def test_work_that_waits_is_given_to_more_workers_than_there_are_cores(tmp_path,
         return os.getpid()
 
     def tell() -> None:
-        module.SCHEDULER.write_text(f"17 {round(clocks['others'] * 1e9)} 3\n")
+        timing.SCHEDULER.write_text(f"17 {round(clocks['others'] * 1e9)} 3\n")
 
     def workers(waiting: float, busy: float, others: float = 0.0, more: int = 60) -> int:
-        return len(set(spread(one, [(waiting, busy, others)] + [(0.0, 0.0, 0.0)] * more, heavy=True)))
+        return len(set(parallel_map(one, [(waiting, busy, others)] + [(0.0, 0.0, 0.0)] * more, cpu_bound=True)))
 
-    monkeypatch.setattr(
-        module, "time", SimpleNamespace(perf_counter=lambda: clocks["wall"], process_time=lambda: clocks["cores"])
-    )
-    monkeypatch.setattr(module, "SCHEDULER", tmp_path / "schedstat")
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clocks["wall"]))
+    monkeypatch.setattr(module, "time", SimpleNamespace(process_time=lambda: clocks["cores"]))
+    monkeypatch.setattr(timing, "SCHEDULER", tmp_path / "schedstat")
     monkeypatch.setattr(os, "cpu_count", lambda: 2), monkeypatch.setattr(module, "MAX_WAITING", MAX_WAITING)
     tell()
     assert workers(0, 0.02) == workers(0.004, 0.02) == 2
@@ -68,7 +68,7 @@ def test_work_that_waits_is_given_to_more_workers_than_there_are_cores(tmp_path,
     assert workers(0.0005, 0.0001) == 2  # too brief to tell
     assert workers(0.1, 0, more=3) == 3
     assert workers(0, 0.02, others=1) == 2 and workers(0.06, 0.02, others=1) == 8  # on a busy machine
-    monkeypatch.setattr(module, "SCHEDULER", Path("/dev/null"))  # where the system does not tell
+    monkeypatch.setattr(timing, "SCHEDULER", Path("/dev/null"))  # where the system does not tell
     assert workers(0, 0.02) == 2 and workers(0.06, 0.02) == 8
 
 
@@ -78,9 +78,9 @@ def fail_at_three(k: int) -> int:
     return k
 
 
-@pytest.mark.parametrize("heavy", [False, True])
-def test_an_error_is_raised_where_its_result_would_come(heavy):
-    results = spread(fail_at_three, range(20), heavy=heavy)
+@pytest.mark.parametrize("cpu_bound", [False, True])
+def test_an_error_is_raised_where_its_result_would_come(cpu_bound):
+    results = parallel_map(fail_at_three, range(20), cpu_bound=cpu_bound)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(UserError, match="chunk 3 is bad"):
         next(results)
@@ -88,7 +88,7 @@ def test_an_error_is_raised_where_its_result_would_come(heavy):
 
 def test_a_killed_process_is_an_error_and_no_endless_wait():
     with pytest.raises(UserError, match="one of 4 processes that share the work was killed"):
-        list(spread(lambda k: os.kill(os.getpid(), signal.SIGKILL) if k == 6 else k, range(20), heavy=True))
+        list(parallel_map(lambda k: os.kill(os.getpid(), signal.SIGKILL) if k == 6 else k, range(20), cpu_bound=True))
 
 
 def test_a_process_that_cannot_be_started_is_named_and_ends_the_others(monkeypatch):
@@ -102,7 +102,7 @@ def test_a_process_that_cannot_be_started_is_named_and_ends_the_others(monkeypat
 
     monkeypatch.setattr(multiprocessing.context.ForkProcess, "start", start)
     with pytest.raises(BlockingIOError, match="no more processes"):
-        list(spread(lambda k: k, range(20), heavy=True))
+        list(parallel_map(lambda k: k, range(20), cpu_bound=True))
     assert len(begun) == 1 and begun[0].exitcode is not None
 
 
@@ -114,7 +114,7 @@ def is_alive(process: int) -> bool:
 
 
 def test_results_nobody_asks_for_end_the_processes():
-    results = spread(lambda k: (os.getpid(), bytes(1 << 20)), range(100), heavy=True)
+    results = parallel_map(lambda k: (os.getpid(), bytes(1 << 20)), range(100), cpu_bound=True)
     processes = {next(results)[0] for _ in range(5)} - {os.getpid()}
     results.close()
     assert len(processes) == 3 and not any(map(is_alive, processes))
@@ -123,17 +123,17 @@ def test_results_nobody_asks_for_end_the_processes():
 def test_ctrl_c_waits_while_a_process_is_forked(monkeypatch):
     before, done = signal.signal(signal.SIGINT, signal.default_int_handler), []
     try:
-        with pytest.raises(KeyboardInterrupt), forking():
+        with pytest.raises(KeyboardInterrupt), deferred_ctrl_c():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
             done.append("forked")
-        with forking():
+        with deferred_ctrl_c():
             pass
         with ThreadPool(1) as other:
-            assert other.apply(lambda: list(spread(abs, range(9), heavy=True))) == list(range(9))
+            assert other.apply(lambda: list(parallel_map(abs, range(9), cpu_bound=True))) == list(range(9))
         assert done == ["forked"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         signal.signal(signal.SIGINT, lambda *_: done.append("heard"))  # who notes it only is not disturbed
-        with forking():
+        with deferred_ctrl_c():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
             assert done == ["forked", "heard"]
@@ -144,7 +144,8 @@ def test_ctrl_c_waits_while_a_process_is_forked(monkeypatch):
 KILLED = """
 import os, signal, utils.parallel_map as module
 os.cpu_count, module.MAX_WAITING = lambda: 4, 4
-for number, (process, _) in enumerate(module.spread(lambda k: (os.getpid(), bytes(1 << 20)), range(1000), heavy=True)):
+results = module.parallel_map(lambda k: (os.getpid(), bytes(1 << 20)), range(1000), cpu_bound=True)
+for number, (process, _) in enumerate(results):
     print(process, flush=True)
     if number == 4:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -17,7 +17,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.loading.image_cache import SharedBytes
-from utils.parallel_map import can_fork, forking, work_for_another
+from utils.parallel_map import can_fork, deferred_ctrl_c, init_worker
 
 BuildSample = Callable[
     [Any, int, np.ndarray], Any
@@ -78,7 +78,7 @@ class HelperProcesses:
     def __init__(self, count: int, make: BuildSample, prepare: Callable[[Any], None], items: int, room: int) -> None:
         context = multiprocessing.get_context("fork")
         self.count, self.asked, self.crew, self.begun = count, 0, [], SharedBytes(items).array
-        with forking():
+        with deferred_ctrl_c():
             for k in range(count):
                 here, there = context.Pipe()
                 place = SharedBytes(room).array
@@ -146,7 +146,7 @@ def _help(
     begun: np.ndarray,
 ) -> None:
     """A helping process, until its pipe is closed."""
-    work_for_another(*STOPPING)
+    init_worker(*STOPPING)
     here.close()
     while True:
         try:

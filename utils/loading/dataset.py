@@ -41,7 +41,7 @@ from utils.images.warp import GREY
 from utils.loading.batch_helpers import STOPPING, BuildSample, start_helpers
 from utils.loading.image_cache import ImageReader, open_images
 from utils.loading.sampler import NUM_MOSAIC_INDICES, BatchKey, GlobalBatchSampler, random_stream
-from utils.parallel_map import forking, work_for_another
+from utils.parallel_map import deferred_ctrl_c, init_worker
 
 EDGE = 1e-3  # pixels; boxes end this far before the right and bottom edges of the picture
 
@@ -323,7 +323,7 @@ class Loader:
             self._closes_at_exit = True
         starting = self.workers and self._loader._iterator is None
         try:
-            with forking() if starting else nullcontext():
+            with deferred_ctrl_c() if starting else nullcontext():
                 batches = iter(self._loader) if self.workers or not self.dataset.helpers else self._made_here()
             yield from batches
         except (RuntimeError, OSError) as error:
@@ -391,7 +391,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def _set_up_worker(worker: int) -> None:
-    work_for_another(*STOPPING)
+    init_worker(*STOPPING)
     sys.excepthook = _complain
 
 

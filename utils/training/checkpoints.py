@@ -5,7 +5,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import _write, is_finite, snapshot, stripped_content
+from utils.checkpoint import inference_checkpoint, is_finite, snapshot, try_write_checkpoint
 
 
 class CheckpointWriter:
@@ -35,16 +35,16 @@ class CheckpointWriter:
             return
         self._held = {}
         for path in stripped:
-            self.unwritten[path] = stripped_content(content)
+            self.unwritten[path] = inference_checkpoint(content)
         for path, weights in self.unwritten.items():
-            self._for_use[path] = weights, self._thread.submit(_write, path, weights, "weights")
-        self._waiting = [self._thread.submit(_write, path, content, "train") for path in full]
+            self._for_use[path] = weights, self._thread.submit(try_write_checkpoint, path, weights, "weights")
+        self._waiting = [self._thread.submit(try_write_checkpoint, path, content, "train") for path in full]
 
     def hold(self, content: dict[str, Any], stripped: list[Path]) -> None:
         """Weights for use that the next submission is to write."""
         self.wait()
         if is_finite(content):
-            self._held = dict.fromkeys(stripped, snapshot(stripped_content(content)))
+            self._held = dict.fromkeys(stripped, snapshot(inference_checkpoint(content)))
             self.unwritten |= self._held
 
     def wait(self) -> None:
@@ -58,5 +58,5 @@ class CheckpointWriter:
     def close(self) -> None:
         self.wait()
         for path, weights in self._held.items():  # the run has ended otherwise than by a save
-            _write(path, weights, "weights")
+            try_write_checkpoint(path, weights, "weights")
         self._thread.shutdown()

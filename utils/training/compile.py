@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +13,7 @@ from torch import nn
 
 from utils.loading.dataset import Batch
 from utils.loading.prefetch import prefetch
+from utils.timing import now
 
 SMALL_BATCH = 16  # up to here a GPU waits for the CPU to start its kernels: a recorded graph of them helps
 WARM_UP = 3  # passes over the batches, the first of which compiles
@@ -40,9 +40,9 @@ def compile_if_faster(run: Any, learn: Learn) -> Any:
         compiled.replayed = False  # unless it is called
         learn(replace(trial, wrapped=model), batch)
 
-    chosen = faster_model(run.model, compiled, pass_over, batches)
+    chosen = choose_faster(run.model, compiled, pass_over, batches)
     if chosen is not compiled:
-        compiled.give_up()
+        compiled.discard()
     return replace(run, wrapped=chosen)
 
 
@@ -70,7 +70,7 @@ class Compiled(nn.Module):
         self.replayed = self.batch_size in (None, len(images))
         return self.compiled(images) if self.replayed else self.module(images)
 
-    def give_up(self) -> None:
+    def discard(self) -> None:
         """Leave nothing of this at the module, nor in memory: torch.compile's own notes keep recordings alive."""
         for hook in self.hooks:
             hook.remove()
@@ -87,14 +87,14 @@ def compile_model(model: nn.Module, *, batch_size: int, varying: bool) -> Compil
     return Compiled(model, batch_size=None if varying else batch_size, graphs=graphs)
 
 
-def faster_model(model: nn.Module, compiled: nn.Module, learn: Learn, batches: Sequence[Any]) -> nn.Module:
+def choose_faster(model: nn.Module, compiled: nn.Module, learn: Learn, batches: Sequence[Any]) -> nn.Module:
     """`compiled` where `learn` takes less time with it than with `model`, else `model`; a line says so.
 
     Buffers are put back afterwards, and gradients dropped.
     """
     try:
-        with left_as_it_was(model):
-            plain, fast = seconds_in_turn(
+        with restore_buffers(model):
+            plain, fast = best_times_alternating(
                 [lambda batch, side=side: learn(side, batch) for side in (model, compiled)],
                 batches,
                 next(model.parameters()).device,
@@ -111,7 +111,7 @@ def faster_model(model: nn.Module, compiled: nn.Module, learn: Learn, batches: S
 
 
 @contextmanager
-def left_as_it_was(model: nn.Module) -> Iterator[None]:
+def restore_buffers(model: nn.Module) -> Iterator[None]:
     """Afterwards the buffers are those of before, and there are no gradients."""
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
@@ -123,20 +123,16 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
         model.zero_grad(set_to_none=True)
 
 
-def seconds_in_turn(sides: Sequence[Callable[[Any], Any]], batches: Sequence[Any], device: torch.device) -> list[float]:
+def best_times_alternating(
+    sides: Sequence[Callable[[Any], Any]], batches: Sequence[Any], device: torch.device
+) -> list[float]:
     """Least time that each side takes for a batch, over rounds where all have their turn: other programs only add."""
     best = [float("inf")] * len(sides)
     for number in range(WARM_UP + ROUNDS):
         for k, side in enumerate(sides):
-            start = _now(device)
+            start = now(device)
             for batch in batches:
                 side(batch)
             if number >= WARM_UP:
-                best[k] = min(best[k], (_now(device) - start) / len(batches))
+                best[k] = min(best[k], (now(device) - start) / len(batches))
     return best
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -21,7 +21,7 @@ def wrap_model(model: nn.Module, options: TrainOptions, distributed: Distributed
         )
     wrapped = distributed.wrap(model, static_graph=static)
     if several:
-        settle_buckets(wrapped, smallest_size(model), distributed.device)
+        warm_up_ddp_buckets(wrapped, smallest_size(model), distributed.device)
     return wrapped
 
 
@@ -43,7 +43,7 @@ def smallest_size(model: nn.Module) -> int:
     return 2 * max(int(model.stride.max()), 32)
 
 
-def settle_buckets(wrapped: nn.Module, size: int, device: torch.device) -> None:
+def warm_up_ddp_buckets(wrapped: nn.Module, size: int, device: torch.device) -> None:
     """One pass forward and backward over nothing, which leaves no trace in the model.
 
     DistributedDataParallel arranges its buckets in the first pass, which must exchange gradients. Sums in another

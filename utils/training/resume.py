@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import NotOurs, read_checkpoint
+from utils.checkpoint import ForeignCheckpoint, read_checkpoint
 from utils.config import TrainOptions
 from utils.errors import UserError
 
@@ -45,7 +45,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """The whole state of a run. UserError for a file of another kind, or one that lacks a part."""
     try:
         content = read_checkpoint(checkpoint)
-    except NotOurs as error:
+    except ForeignCheckpoint as error:
         raise UserError(f"--resume {error}; of a run of YOLOv5 a new one can start: --weights {checkpoint}") from error
     if content.get("kind") == "weights":
         raise UserError(f"--resume {checkpoint}: holds weights only; resume from last.pt, or start with --weights")

@@ -11,7 +11,7 @@ from utils.config import Hyperparameters, TrainOptions
 from utils.device import select_device
 from utils.download import fetch_typed
 from utils.errors import UserError
-from utils.files import ROOT, expect_creatable, increment_path
+from utils.files import ROOT, increment_path, require_writable
 from utils.training.launch_record import find_launch
 from utils.training.resume import changed_options, find_run, read_state, refuse_if_done, run_folder
 
@@ -43,7 +43,7 @@ def understand(given: dict[str, Any], launchers: Sequence[str]) -> Request:
             del given["batch_size"]  # found the first time, and kept
         print(f"Restarted by the launcher: going on with {folder}")
     if not resume:
-        expect_creatable(given.get("project", TrainOptions.project))
+        require_writable(given.get("project", TrainOptions.project))
         return Request(TrainOptions(**given), frozenset(given), None, folder)
     checkpoint = find_run(resume, given.get("project", TrainOptions.project))
     content = read_state(checkpoint)

@@ -12,7 +12,7 @@ from utils.ema import ModelEMA
 from utils.errors import UserError
 from utils.optim import build_optimizer, scaled_weight_decay
 from utils.schedule import EarlyStopping, accumulation
-from utils.training.nan_guard import PATIENCE, SEARCHING_PATIENCE, Guard
+from utils.training.nan_guard import PATIENCE, SEARCHING_PATIENCE, NanGuard
 from utils.training.reproducibility import report_differences
 from utils.training.resume import HARMLESS, read_start, was_finished
 from utils.training.run_state import TrainState
@@ -30,7 +30,7 @@ def build_state(
         print(f"WARNING --optimizer {options.optimizer} with lr0 {hyp.lr0}: 0.001 is usual; set lr0 in the --hyp file")
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=autocast == torch.float16)
-    guard = Guard(model, SEARCHING_PATIENCE if scaler.is_enabled() else PATIENCE)
+    guard = NanGuard(model, SEARCHING_PATIENCE if scaler.is_enabled() else PATIENCE)
     state = TrainState(
         model,
         ema=ModelEMA(model),
@@ -103,16 +103,16 @@ def go_back(run: Any, good: dict) -> None:
     guard = run.guard
     if guard.exhausted:
         raise UserError(
-            f"the loss is not finite, also after {guard.returns} returns to a good state at lower rates; "
+            f"the loss is not finite, also after {guard.rollbacks} returns to a good state at lower rates; "
             "try a lower lr0 in the --hyp file, --amp off, and look for damaged labels or pictures"
         )
     counts = guard.state_dict()
     run.state.load_state_dict(snapshot(good))  # an optimizer goes on in the tensors that it is given
     guard.load_state_dict(counts)
-    guard.note_return()
+    guard.mark_rollback()
     print(
         "WARNING the numbers went bad (NaN or infinity, several steps in a row): back to the state at the epoch's "
-        f"start, learning rates x {guard.rate}"
+        f"start, learning rates x {guard.lr_factor}"
     )
 
 
