@@ -36,7 +36,7 @@ from utils.distributed import Distributed  # noqa: E402
 from utils.environment import child_environment  # noqa: E402
 from utils.errors import UserError  # noqa: E402
 from utils.loading.dataset import Batch, Loader  # noqa: E402
-from utils.training.ddp import warm_up_ddp_buckets, smallest_size  # noqa: E402
+from utils.training.ddp import smallest_size, warm_up_ddp_buckets  # noqa: E402
 from utils.training.signals import SignalHandler  # noqa: E402
 
 COLUMNS = ("processes", "batch", "images/s", "ratio", "ms/step", "communication", "validation")
