@@ -13,7 +13,7 @@ GPU = torch.device("cuda", 0)
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Return a list whose first entry is the time in seconds; waiting for a GPU takes 2 s."""
+    """Return a list whose first entry is the time in seconds. Waiting for a GPU takes 2 s."""
     time = [100.0]
 
     def synchronize(device: torch.device) -> None:
