@@ -32,12 +32,12 @@ from utils.datasets.label_index import LabelIndex
 from utils.datasets.labels import load_index
 from utils.datasets.locate import locate_dataset
 from utils.datasets.spec import DatasetSpec
-from utils.device import cores_for_loading, describe_device, tune_malloc, set_current_device, select_device
+from utils.device import cores_for_loading, describe_device, select_device, set_current_device, tune_malloc
 from utils.distributed import Distributed
 from utils.download import fetch_typed
 from utils.errors import UserError
 from utils.errors import run as run_command
-from utils.files import atomic_write, require_writable, increment_path
+from utils.files import atomic_write, increment_path, require_writable
 from utils.inference.preprocess import to_network_input
 from utils.loading.dataset import Batch, Loader, make_loader
 from utils.loading.prefetch import prefetch

@@ -39,7 +39,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Add the time inside the block to `part`; a block left by an exception is not counted."""
+        """Add the time inside the block to `part`. A block left by an exception is not counted."""
         start = now(self.device)
         yield
         self.seconds[part] += now(self.device) - start
