@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from models.loading import find_weights, is_own_checkpoint, load_ensemble
-from utils.checkpoint import read_checkpoint, inference_checkpoint, write_checkpoint
+from utils.checkpoint import inference_checkpoint, read_checkpoint, write_checkpoint
 from utils.cli import SuggestingParser, add_flags, detect_command, flag
-from utils.device import describe_device, set_current_device, select_device
+from utils.device import describe_device, select_device, set_current_device
 from utils.download import fetch_typed
 from utils.errors import UserError, run
-from utils.files import ROOT, datasets_folders, require_writable, find_file, increment_path, read_yaml
+from utils.files import ROOT, datasets_folders, find_file, increment_path, read_yaml, require_writable
 from utils.images.letterbox import Letterbox, letterbox
 from utils.images.sources import Frame, Source, open_source
 from utils.inference.preprocess import to_network_input

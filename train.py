@@ -32,7 +32,7 @@ from utils.config import Hyperparameters, TrainOptions
 from utils.datasets.locate import find_dataset_yaml, locate_images
 from utils.datasets.spec import read_dataset_yaml
 from utils.datasets.splits import Splits, class_names, label_sizes, load_splits, require_images
-from utils.device import amp_dtype, cores_for_loading, describe_device, tune_malloc, seed_everything, select_device
+from utils.device import amp_dtype, cores_for_loading, describe_device, seed_everything, select_device, tune_malloc
 from utils.distributed import Distributed, launch_token
 from utils.download import fetch_typed
 from utils.ema import ModelEMA

@@ -19,7 +19,7 @@ from models import loading
 from models.loading import Ensemble, load_ensemble, load_model, read_weights, resolve_weights, transfer
 from models.yolo import DetectionModel
 from models.yolov5_pickle import PickledObject, YOLOv5File
-from utils.checkpoint import describe_model, read_checkpoint, inference_checkpoint, write_checkpoint
+from utils.checkpoint import describe_model, inference_checkpoint, read_checkpoint, write_checkpoint
 from utils.errors import UserError
 
 RELEASES = ["yolov5n.pt", "yolov5n_v6.0.pt"]
