@@ -52,7 +52,7 @@ from utils.training.compile import compile_if_faster
 from utils.training.ddp import wrap_model
 from utils.training.launch_record import remember_launch
 from utils.training.log import RunLog, SilentLog, say_how_to_go_on
-from utils.training.nan_guard import Guard, poison
+from utils.training.nan_guard import NanGuard, propagate_nan
 from utils.training.reproducibility import name_contents, surroundings
 from utils.training.resume import rescaled
 from utils.training.run_folder import RunFolder
@@ -162,7 +162,7 @@ class Run:
         return self.state.members["stopper"]
 
     @property
-    def guard(self) -> Guard:
+    def guard(self) -> NanGuard:
         return self.state.members["guard"]
 
     def set_modes(self) -> None:
@@ -203,7 +203,7 @@ def prepare(request: Request) -> Parts:
 def build_run(request: Request, distributed: Distributed) -> Run:
     """Data, model, optimizer and schedule as asked for, with the state of the resumed run in them."""
     device = distributed.device
-    autocast = amp_dtype(request.options.amp, device, spread=len(distributed.devices) > 1)
+    autocast = amp_dtype(request.options.amp, device, data_parallel=len(distributed.devices) > 1)
     hyp, data, model, frozen, options = distributed.on_main(lambda: prepare(request))
     require_images(data)
     grid = model.size_multiple
@@ -296,14 +296,14 @@ def train(run: Run, log: "RunLog", interruption: SignalHandler) -> Metrics | Non
             state.best_fitness = float(metrics.fitness)
         log.epoch_done(epoch, losses, metrics, rates_at(run, state.iteration - 1))
         state.epoch, state.step = epoch + 1, 0
-        over, asked = run.distributed.any(is_over(state, run.options)), run.distributed.any(bool(interruption.asked))
+        over, asked = run.distributed.any(is_over(state, run.options)), run.distributed.any(bool(interruption.signal_name))
         if over or asked or not run.options.nosave:
             log.save(metrics, improved=improved)
-            interruption.note_save()
+            interruption.mark_saved()
         elif improved:
             log.hold_best(metrics)
         if asked:
-            raise Interrupted(interruption.asked or "another process")
+            raise Interrupted(interruption.signal_name or "another process")
         if over:
             break
     if state.epoch < run.options.epochs:
@@ -334,8 +334,8 @@ def train_one_epoch(run: Run, log: "RunLog", interruption: SignalHandler) -> lis
             optimizer_step(run)
             pending, state.step, state.means = 0, step + 1, means
             save_between_steps(run, log, interruption)
-    run.guard.settle()
-    if group.any(run.guard.must_return or not is_finite(describe_weights(run))):
+    run.guard.sync()
+    if group.any(run.guard.needs_rollback or not is_finite(describe_weights(run))):
         raise NumbersWentBad
     return means.tolist()
 
@@ -346,7 +346,7 @@ def learn(run: Run, images: Tensor, batch: Batch) -> Losses:
         predictions = counted(run.wrapped(images), batch)
     total, losses = run.loss(predictions, batch.targets)
     factor = run.distributed.world_size * (4 if run.options.quad else 1)  # DDP averages where a sum is meant
-    run.scaler.scale(poison(total) * factor).backward()
+    run.scaler.scale(propagate_nan(total) * factor).backward()
     return losses
 
 
@@ -356,7 +356,7 @@ def learn_anew(run: Run, batch: Batch) -> Losses:
 
 def rates_at(run: Run, iteration: int) -> Rates:
     """The schedule's rates, lower after each return to a good state."""
-    rates, factor = run.schedule.at(iteration), run.guard.rate
+    rates, factor = run.schedule.at(iteration), run.guard.lr_factor
     return rates._replace(
         lr_bias=rates.lr_bias * factor, lr_weight=rates.lr_weight * factor, lr_norm=rates.lr_norm * factor
     )
@@ -366,23 +366,23 @@ def optimizer_step(run: Run) -> None:
     """Clip, step, follow with the EMA; a step that is not finite is left out. Nothing here waits for a GPU."""
     run.scaler.unscale_(run.optimizer)
     norm = nn.utils.clip_grad_norm_(run.model.parameters(), MAX_GRADIENT_NORM)
-    admitted = run.guard.admit(norm)  # a decision of the device's: the scaler's own would be waited for
+    admitted = run.guard.allow_step(norm)  # a decision of the device's: the scaler's own would be waited for
     take_step(run.optimizer, admitted)
     run.ema.update(run.model, admitted)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
-    if run.guard.must_return:
+    if run.guard.needs_rollback:
         raise NumbersWentBad
 
 
 def save_between_steps(run: Run, log: "RunLog", interruption: SignalHandler) -> None:
     """Save when it is time to, or when a signal has asked any process to stop; then raise Interrupted."""
-    asked = run.distributed.any(bool(interruption.asked))
+    asked = run.distributed.any(bool(interruption.signal_name))
     if asked or interruption.save_due():
         log.save(None)
-        interruption.note_save()
+        interruption.mark_saved()
     if asked:
-        raise Interrupted(interruption.asked or "another process")
+        raise Interrupted(interruption.signal_name or "another process")
 
 
 def prepare_images(run: Run, images: Tensor) -> Tensor:
@@ -416,7 +416,7 @@ def validate(run: Run, log: "RunLog", interruption: SignalHandler) -> Metrics:
     """Metrics of the EMA weights on the validation pictures; where a signal ends it, a resumed run validates anew."""
     if run.distributed.world_size > 1 and not run.options.nosave:  # launchers wait less than a validation may take
         log.save(None)
-        interruption.note_save()
+        interruption.mark_saved()
     run.distributed.share_buffers(run.ema.ema)  # batch statistics differ by process; rank 0's are saved
     try:
         coarse = run.autocast == torch.bfloat16  # 8 bits place boxes too roughly to be measured by
@@ -437,7 +437,7 @@ def validate(run: Run, log: "RunLog", interruption: SignalHandler) -> Metrics:
 
 def heeding(run: Run, interruption: SignalHandler) -> Callable[[], None] | None:
     """What an evaluation asks before each batch; of several processes none may leave the others waiting."""
-    return interruption.stop_if_asked if run.distributed.world_size == 1 else None
+    return interruption.raise_if_signalled if run.distributed.world_size == 1 else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.yolo import DetectionModel
 from models.yolov5_pickle import PickledObject, YOLOv5File
-from utils.checkpoint import DAMAGE, read_checkpoint
+from utils.checkpoint import READ_ERRORS, read_checkpoint
 from utils.errors import UserError
 from utils.files import ROOT, check_archive
 
@@ -70,7 +70,7 @@ def is_own_checkpoint(path: Path) -> bool:
     try:
         check_archive(path)
         content = torch.load(path, map_location="meta", weights_only=True)
-    except DAMAGE:
+    except READ_ERRORS:
         return False
     return isinstance(content, dict) and "anchorage" in content
 

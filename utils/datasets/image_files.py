@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from utils.errors import UserError
 from utils.images.suffixes import IMAGE_SUFFIXES
-from utils.parallel_map import spread
+from utils.parallel_map import parallel_map
 
 MANY_IMAGES = 2000  # from this number on, processes are worth their start
 
@@ -81,4 +81,4 @@ def _read_list(file: Path) -> Iterable[str]:
 def map_chunks(function: Callable[[list[str]], T], paths: list[str], *, size: int) -> Iterator[T]:
     """Yield `function(chunk)` for consecutive chunks of `size` paths, in processes if there are many images."""
     chunks = [paths[k : k + size] for k in range(0, len(paths), size)]
-    return spread(function, chunks, heavy=len(paths) >= MANY_IMAGES)
+    return parallel_map(function, chunks, cpu_bound=len(paths) >= MANY_IMAGES)
