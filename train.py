@@ -296,7 +296,10 @@ def train(run: Run, log: "RunLog", interruption: SignalHandler) -> Metrics | Non
             state.best_fitness = float(metrics.fitness)
         log.epoch_done(epoch, losses, metrics, rates_at(run, state.iteration - 1))
         state.epoch, state.step = epoch + 1, 0
-        over, asked = run.distributed.any(is_over(state, run.options)), run.distributed.any(bool(interruption.signal_name))
+        over, asked = (
+            run.distributed.any(is_over(state, run.options)),
+            run.distributed.any(bool(interruption.signal_name)),
+        )
         if over or asked or not run.options.nosave:
             log.save(metrics, improved=improved)
             interruption.mark_saved()
