@@ -20,12 +20,11 @@ from unittest import mock
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils import optim  # noqa: E402
-from utils.images import augment  # noqa: E402
-from utils.metrics import fitness  # noqa: E402
+from utils import optim
+from utils.images import augment
+from utils.metrics import fitness
 
 WORDS = "--cfg yolov5n.yaml --imgsz 320 --batch-size 16 --epochs 60 --cos-lr --workers 1 --noplots --exist-ok".split()
 VARIANTS = {
@@ -46,7 +45,7 @@ def without(variant: str) -> Iterator[list[str]]:
         if variant == "no-channels-last":
             patches.enter_context(mock.patch.object(torch, "channels_last", torch.contiguous_format))
         if variant == "no-fused":
-            patches.enter_context(mock.patch.object(optim, "_kernel", lambda model: {"foreach": False}))
+            patches.enter_context(mock.patch.object(optim, "_kernel", return_value={"foreach": False}))
             patches.enter_context(mock.patch.object(torch, "_foreach_lerp_", lerp_one_by_one))
         yield ["--amp", "off"] if variant == "no-bf16" else []
 
@@ -81,19 +80,8 @@ def measure(variant: str, seed: int, options: argparse.Namespace) -> tuple[float
     if not (found and found[2] == options.epochs and (folder / "weights" / "best.pt").is_file()):
         if options.finished:
             return None
-        words = [
-            *WORDS,
-            "--data",
-            options.data,
-            "--epochs",
-            options.epochs,
-            "--seed",
-            seed,
-            "--project",
-            options.project,
-            "--name",
-            folder.name,
-        ]
+        words = [*WORDS, "--data", options.data, "--epochs", options.epochs, "--seed", seed]
+        words += ["--project", options.project, "--name", folder.name]
         subprocess.run(
             [sys.executable, __file__, "--work", variant, "--", *map(str, words)],
             check=True,

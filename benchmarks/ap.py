@@ -18,13 +18,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.timing import compare, machine, print_rows, row  # noqa: E402
-from utils.coco_eval import CocoFigures, GroundTruth, coco_figures  # noqa: E402
-from utils.errors import UserError, run  # noqa: E402
-from utils.metrics import IOU_LEVELS, ConfusionMatrix, Metrics, match_detections  # noqa: E402
+from benchmarks.timing import compare, machine, print_rows, row
+from utils.coco_eval import CocoFigures, GroundTruth, coco_figures
+from utils.errors import UserError, run
+from utils.metrics import IOU_LEVELS, ConfusionMatrix, Metrics, match_detections
 
 CLASSES, DETECTIONS = 80, 100
 WIDTH, HEIGHT = 640, 480

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.timing import compare, print_rows, row  # noqa: E402
-from utils.autoanchor import _evolve, _mutation, anchor_fitness, fit_anchors  # noqa: E402
+from benchmarks.timing import compare, print_rows, row
+from utils.autoanchor import _evolve, _mutation, anchor_fitness, fit_anchors
 
 THRESHOLD, ANCHORS, GENERATIONS = 4.0, 9, 1000
 

@@ -15,18 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from models.loading import load_model  # noqa: E402
-from utils.boxes import xywh_to_xyxy  # noqa: E402
-from utils.datasets.labels import load_index  # noqa: E402
-from utils.datasets.locate import locate_dataset  # noqa: E402
-from utils.images.letterbox import Letterbox  # noqa: E402
-from utils.loading import sampler as batches  # noqa: E402
-from utils.loading.dataset import make_loader  # noqa: E402
-from utils.metrics import ap_per_class, match_detections  # noqa: E402
-from utils.nms import non_max_suppression  # noqa: E402
+from models.loading import load_model
+from utils.boxes import xywh_to_xyxy
+from utils.datasets.labels import load_index
+from utils.datasets.locate import locate_dataset
+from utils.images.letterbox import Letterbox
+from utils.loading import sampler as batches
+from utils.loading.dataset import make_loader
+from utils.metrics import ap_per_class, match_detections
+from utils.nms import non_max_suppression
 
 rect_shapes = batches.rect_shapes
 REFERENCE = (0.586, 0.508, 0.568, 0.365)

@@ -10,39 +10,20 @@ model uses all cores, train.py loads between the steps. The last rows use a work
 import argparse
 import dataclasses
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import train  # noqa: E402
-from benchmarks.timing import Row, compare, print_rows, spread  # noqa: E402
-from utils.device import tune_malloc  # noqa: E402
-from utils.distributed import Distributed  # noqa: E402
-from utils.loading.dataset import Batch, Loader  # noqa: E402
-from utils.training.signals import SignalHandler  # noqa: E402
+import train
+from benchmarks.batches import BatchesInMemory
+from benchmarks.timing import Row, compare, print_rows, spread
+from utils.device import tune_malloc
+from utils.distributed import Distributed
+from utils.training.signals import SignalHandler
 
 WORDS = "--cfg yolov5n.yaml --imgsz 320 --batch-size 16 --workers 1 --epochs 100 --device cpu --noautoanchor".split()
-
-
-class BatchesInMemory:
-    """The batches of a loader's first epoch, in memory."""
-
-    def __init__(self, loader: Loader):
-        loader.set_epoch(0)
-        self.batches = list(loader)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def set_epoch(self, *_: object, **__: object) -> None:
-        pass
-
-    def __iter__(self) -> Iterator[Batch]:
-        yield from self.batches
 
 
 def epoch(run: train.Run) -> None:
@@ -55,7 +36,7 @@ def epoch(run: train.Run) -> None:
 
 def measure(words: list[str], cache: str, pairs: int, ahead: bool) -> Row:
     group = Distributed.join().use("cpu", None)
-    with mock.patch.object(train, "cores_for_loading", lambda device: None) if ahead else nullcontext():
+    with mock.patch.object(train, "cores_for_loading", return_value=None) if ahead else nullcontext():
         run = train.build_run(train.understand(train.parse_args([*WORDS, *words, "--cache", cache]), []), group)
     alone = dataclasses.replace(run, train_loader=BatchesInMemory(run.train_loader))
     timing = compare(lambda: epoch(alone), lambda: epoch(run), pairs=pairs)

@@ -24,7 +24,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,21 +34,21 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import train  # noqa: E402
-from benchmarks.device_limits import DATA_SHEET, Limits, Traffic, measure_limits, now  # noqa: E402
-from benchmarks.timing import Timing, compare, machine, print_rows, row  # noqa: E402
-from utils.device import tune_malloc  # noqa: E402
-from utils.distributed import Distributed  # noqa: E402
-from utils.images.augment import ColorFlip  # noqa: E402
-from utils.images.gpu_augment import apply_color_flips  # noqa: E402
-from utils.loading.dataset import Batch  # noqa: E402
-from utils.loading.prefetch import prefetch  # noqa: E402
-from utils.training.compile import compile_model  # noqa: E402
-from utils.training.nan_guard import PATIENCE, SEARCHING_PATIENCE  # noqa: E402
-from utils.training.signals import SignalHandler  # noqa: E402
+import train
+from benchmarks.batches import RepeatedBatches
+from benchmarks.device_limits import DATA_SHEET, Limits, Traffic, measure_limits, now
+from benchmarks.timing import Timing, compare, machine, print_rows, row
+from utils.device import tune_malloc
+from utils.distributed import Distributed
+from utils.images.augment import ColorFlip
+from utils.images.gpu_augment import apply_color_flips
+from utils.loading.dataset import Batch
+from utils.loading.prefetch import prefetch
+from utils.training.compile import compile_model
+from utils.training.nan_guard import PATIENCE, SEARCHING_PATIENCE
+from utils.training.signals import SignalHandler
 
 TARGETS = {"n": (1400, 5000), "s": (1300, 2500), "m": (650, 1100), "l": (330, 550), "x": (190, 310)}  # first, strong
 BATCHES = {"n": 128, "s": 128, "m": 96, "l": 64, "x": 48}  # where there are 75 GB of memory
@@ -93,28 +93,6 @@ def box_row(rng: np.random.Generator) -> str:
     return f"{rng.integers(CLASSES)} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n"
 
 
-class RepeatedBatches:
-    """The batches of a loader or a list, repeated until there are `count` of them."""
-
-    def __init__(self, batches: Any, count: int):
-        self.batches, self.count = batches, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def set_epoch(self, *_: object, **__: object) -> None:
-        pass
-
-    def __iter__(self) -> Iterator[Batch]:
-        if isinstance(self.batches, list):
-            return islice(cycle(self.batches), self.count)
-        return islice((batch for epoch in iter(self._epoch, None) for batch in epoch), self.count)
-
-    def _epoch(self) -> Any:
-        self.batches.set_epoch(0)
-        return self.batches
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Running the program's loop
 
@@ -142,33 +120,12 @@ class SyncWarnings(Stopwatch):
 
 
 def build(size: str, data: Path, folder: Path, batch: int, args: argparse.Namespace) -> train.Run:
-    words = [
-        "--data",
-        data,
-        "--cfg",
-        f"yolov5{size}.yaml",
-        "--weights",
-        "",
-        "--imgsz",
-        args.imgsz,
-        "--batch-size",
-        batch,
-        "--epochs",
-        1000,
-        "--cache",
-        "--workers",
-        args.workers,
-        "--noplots",
-        "--nosave",
-        "--noautoanchor",
-        "--project",
-        folder,
-        "--device",
-        args.device,
-        "--amp",
-        args.amp,
-    ]
-    request = train.understand(train.parse_args(list(map(str, words))), [])
+    flags = (
+        f"--cfg yolov5{size}.yaml --weights= --imgsz {args.imgsz} --batch-size {batch} --epochs 1000 --cache "
+        f"--workers {args.workers} --noplots --nosave --noautoanchor --device={args.device} --amp {args.amp}"
+    )
+    words = [*flags.split(), "--data", str(data), "--project", str(folder)]
+    request = train.understand(train.parse_args(words), [])
     group = Distributed.join().use(request.options.device, batch)
     train.seed_everything(request.options.seed)
     return train.build_run(request, group)
@@ -402,7 +359,7 @@ def time_colours(images: torch.Tensor, pairs: int) -> Timing:
         now(images.device)
 
     def in_steps() -> None:
-        with mock.patch("utils.images.gpu_augment.kernel_works", lambda device: False):
+        with mock.patch("utils.images.gpu_augment.kernel_works", return_value=False):
             change()
 
     return compare(in_steps, change, pairs=pairs)

@@ -21,12 +21,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.timing import Timing, compare, machine, print_rows, row, seconds  # noqa: E402
-from utils.datasets.image_files import find_images, label_path  # noqa: E402
-from utils.datasets.labels import load_index  # noqa: E402
+from benchmarks.timing import Timing, compare, machine, print_rows, row, seconds
+from utils.datasets.image_files import find_images, label_path
+from utils.datasets.labels import load_index
 
 NUM_CLASSES = 80
 KINDS = 200  # different images; the others are copies under other names

@@ -13,14 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.step import build_loss, synthetic_batch  # noqa: E402
-from benchmarks.timing import compare, print_rows, row  # noqa: E402
-from models.yolo import DetectionModel  # noqa: E402
-from utils.config import Hyperparameters  # noqa: E402
-from utils.loss import NEIGHBOURS, scale_gains  # noqa: E402
+from benchmarks.step import build_loss, synthetic_batch
+from benchmarks.timing import compare, print_rows, row
+from models.yolo import DetectionModel
+from utils.config import Hyperparameters
+from utils.loss import NEIGHBOURS, scale_gains
 
 
 class PlainLoss:

@@ -25,13 +25,12 @@ from unittest import mock
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import train  # noqa: E402
-from benchmarks.process_memory import memory_of, reset_peak, workers_of  # noqa: E402
-from benchmarks.scale import NUM_FILES, make_images, write_spec  # noqa: E402
-from benchmarks.timing import Row, machine, print_rows  # noqa: E402
+import train
+from benchmarks.process_memory import memory_of, reset_peak, workers_of
+from benchmarks.scale import NUM_FILES, make_images, write_spec
+from benchmarks.timing import Row, machine, print_rows
 
 READERS = ("helpers", "workers")
 
@@ -129,32 +128,15 @@ def train_and_watch(readers: str, epochs: int, count: int, words: list[str]) -> 
     with (
         tempfile.TemporaryDirectory() as name,
         Watch() as watch,
-        mock.patch.object(train, "cores_for_loading", lambda device: 2 if readers == "helpers" else None),
+        mock.patch.object(train, "cores_for_loading", return_value=2 if readers == "helpers" else None),
     ):
         folder = Path(name)
         make_images(folder, np.random.default_rng(0))
         split = folder / "list.txt"
         split.write_text("".join(f"{folder}/images/real/{k:04}.jpg\n" for k in range(count)))
-        train.main(
-            [
-                "--data",
-                str(write_spec(folder, split, split)),
-                "--cfg",
-                "yolov5n.yaml",
-                "--weights=",
-                "--imgsz",
-                "160",
-                "--batch-size",
-                "16",
-                "--workers",
-                "2",
-                "--epochs",
-                str(epochs),
-                "--project",
-                str(folder / "runs"),
-                *words,
-            ]
-        )
+        flags = f"--cfg yolov5n.yaml --weights= --imgsz 160 --batch-size 16 --workers 2 --epochs {epochs}"
+        data = write_spec(folder, split, split)
+        train.main([*flags.split(), "--data", str(data), "--project", str(folder / "runs"), *words])
     return rows_of(watch.epochs, readers)
 
 

@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torchvision.ops import nms
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.timing import compare, print_rows, row  # noqa: E402
-from utils.boxes import xywh_to_xyxy  # noqa: E402
-from utils.nms import MAX_CANDIDATES, non_max_suppression  # noqa: E402
+from benchmarks.timing import compare, print_rows, row
+from utils.boxes import xywh_to_xyxy
+from utils.nms import MAX_CANDIDATES, non_max_suppression
 
 CONF, IOU, MAX_DET, CLASSES = 0.001, 0.6, 300, 80
 

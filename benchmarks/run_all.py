@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.timing import machine
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.timing import machine  # noqa: E402
-
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 NAMES = (
     "step",

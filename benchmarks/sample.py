@@ -21,17 +21,16 @@ import cv2
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.timing import InOwnProcess, compare, print_rows, row  # noqa: E402
-from utils.config import Hyperparameters  # noqa: E402
-from utils.datasets.labels import load_index  # noqa: E402
-from utils.device import tune_malloc  # noqa: E402
-from utils.images.augment import place_labels, sample_warp  # noqa: E402
-from utils.images.warp import GREY  # noqa: E402
-from utils.loading.dataset import DetectionDataset, make_loader  # noqa: E402
-from utils.loading.sampler import BatchKey, random_stream  # noqa: E402
+from benchmarks.timing import InOwnProcess, compare, print_rows, row
+from utils.config import Hyperparameters
+from utils.datasets.labels import load_index
+from utils.device import tune_malloc
+from utils.images.augment import place_labels, sample_warp
+from utils.images.warp import GREY
+from utils.loading.dataset import DetectionDataset, make_loader
+from utils.loading.sampler import BatchKey, random_stream
 
 SHAPES = ((480, 640), (640, 480), (427, 640), (640, 427), (500, 375))  # COCO's most common ones
 SEED, SAMPLES, BATCH = 0, 32, 16

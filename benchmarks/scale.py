@@ -26,16 +26,15 @@ import cv2
 import numpy as np
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import train  # noqa: E402
-from benchmarks.process_memory import memory_of, workers_of  # noqa: E402
-from benchmarks.timing import Row, Timing, machine, print_rows, row, spread  # noqa: E402
-from utils.datasets.labels import load_index  # noqa: E402
-from utils.distributed import Distributed  # noqa: E402
-from utils.loading.dataset import Batch  # noqa: E402
-from utils.loading.image_cache import ImageReader, SharedBytes  # noqa: E402
+import train
+from benchmarks.process_memory import memory_of, workers_of
+from benchmarks.timing import Row, Timing, machine, print_rows, row, spread
+from utils.datasets.labels import load_index
+from utils.distributed import Distributed
+from utils.loading.dataset import Batch
+from utils.loading.image_cache import ImageReader, SharedBytes
 
 NUM_FILES = 500  # real images
 BOXES = 10

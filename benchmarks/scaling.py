@@ -27,17 +27,16 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import train  # noqa: E402
-import val  # noqa: E402
-from utils.distributed import Distributed  # noqa: E402
-from utils.environment import child_environment  # noqa: E402
-from utils.errors import UserError  # noqa: E402
-from utils.loading.dataset import Batch, Loader  # noqa: E402
-from utils.training.ddp import smallest_size, warm_up_ddp_buckets  # noqa: E402
-from utils.training.signals import SignalHandler  # noqa: E402
+import train
+import val
+from benchmarks.batches import RepeatedBatches
+from utils.distributed import Distributed
+from utils.environment import child_environment
+from utils.errors import UserError
+from utils.training.ddp import smallest_size, warm_up_ddp_buckets
+from utils.training.signals import SignalHandler
 
 COLUMNS = ("processes", "batch", "images/s", "ratio", "ms/step", "communication", "validation")
 ROUNDS = 2
@@ -45,28 +44,6 @@ ROUNDS = 2
 
 # ---------------------------------------------------------------------------------------------------------------------
 # One process of a row
-
-
-class RepeatedBatches:
-    """The batches of a loader's first epoch, repeated until there are `count` of them."""
-
-    def __init__(self, loader: Loader, count: int):
-        self.loader, self.count = loader, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def set_epoch(self, *_: object, **__: object) -> None:
-        self.loader.set_epoch(0)
-
-    def __iter__(self) -> Iterator[Batch]:
-        left = self.count
-        while left:
-            for batch in self.loader:
-                yield batch
-                left -= 1
-                if not left:
-                    return
 
 
 class StepTimer(train.SilentLog):

@@ -16,11 +16,11 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.timing import Row, machine, print_rows, spread
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.timing import Row, machine, print_rows, spread  # noqa: E402
-
 IMPORT = "import torch, torchvision, cv2, time; print('now', time.monotonic())"
 TRAIN = """
 import sys, time

@@ -18,17 +18,16 @@ import numpy as np
 import torch
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.timing import InOwnProcess, Row, compare, print_rows, row  # noqa: E402
-from models.yolo import DetectionModel  # noqa: E402
-from utils.config import Hyperparameters  # noqa: E402
-from utils.device import amp_dtype, tune_malloc  # noqa: E402
-from utils.ema import ModelEMA  # noqa: E402
-from utils.inference.preprocess import to_network_input  # noqa: E402
-from utils.loss import DetectionLoss, scale_gains  # noqa: E402
-from utils.optim import build_optimizer  # noqa: E402
+from benchmarks.timing import InOwnProcess, Row, compare, print_rows, row
+from models.yolo import DetectionModel
+from utils.config import Hyperparameters
+from utils.device import amp_dtype, tune_malloc
+from utils.ema import ModelEMA
+from utils.inference.preprocess import to_network_input
+from utils.loss import DetectionLoss, scale_gains
+from utils.optim import build_optimizer
 
 AT_LEAST = {"auto": "1.8 (with AVX512-BF16 or AMX)", "off": "1.1"}
 

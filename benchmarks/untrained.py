@@ -10,17 +10,17 @@ from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import val
+from benchmarks.timing import Row, compare, print_rows, spread
+from models.loading import load_model
+from models.yolo import DetectionModel
+from utils.datasets.labels import load_index
+from utils.datasets.locate import locate_dataset
+from utils.loading.dataset import make_loader
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-import val  # noqa: E402
-from benchmarks.timing import Row, compare, print_rows, spread  # noqa: E402
-from models.loading import load_model  # noqa: E402
-from models.yolo import DetectionModel  # noqa: E402
-from utils.datasets.labels import load_index  # noqa: E402
-from utils.datasets.locate import locate_dataset  # noqa: E402
-from utils.loading.dataset import make_loader  # noqa: E402
-
 QUICKSTART = ROOT / "runs" / "train" / "quickstart" / "weights" / "best.pt"
 
 

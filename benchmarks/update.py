@@ -10,13 +10,12 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.timing import compare, print_rows, row  # noqa: E402
-from models.yolo import DetectionModel  # noqa: E402
-from utils.ema import ModelEMA  # noqa: E402
-from utils.optim import build_optimizer  # noqa: E402
+from benchmarks.timing import compare, print_rows, row
+from models.yolo import DetectionModel
+from utils.ema import ModelEMA
+from utils.optim import build_optimizer
 
 LR, MOMENTUM, DECAY = 0.01, 0.937, 5e-4
 

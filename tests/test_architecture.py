@@ -64,7 +64,6 @@ NOT_YET = {
         "utils.training.state.go_back.run",
     },
     "size": {
-        "benchmarks.gpu",
         "models.common",
         "utils.evolution.plots.plot_evolve_progress",
         "utils.loading.dataset",
