@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-# before torch: some tests fork, and a fork has none of the others' threads
+# before torch: some tests fork, and only the forking thread exists in the child
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cv2
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def reference() -> Path:
-    """Folder with reference numbers, data and weights; tests that need it skip where it is absent."""
+    """Return the folder with reference numbers, data and weights. Tests that need it are skipped without it."""
     folder = Path(os.environ.get("ANCHORAGE_REFERENCE", ROOT / ".." / "shared")).resolve()
     if not (folder / "golden").is_dir():
         pytest.skip(f"reference folder {folder} is absent (set ANCHORAGE_REFERENCE)")
@@ -25,8 +25,7 @@ def reference() -> Path:
 
 @pytest.fixture(scope="session")
 def golden_folder() -> Path:
-    """Folder with the small reference numbers (architectures, outputs, schedules, AP, ...),
-    which come with the tests."""
+    """Return the folder with the small reference numbers, which are part of the repository."""
     return ROOT / "tests" / "golden"
 
 
@@ -38,7 +37,10 @@ def fast_kernels(monkeypatch) -> None:
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory) -> Path:
-    """A data set YAML of two classes: 24 + 8 small pictures with bright and dark boxes on noise; two are empty."""
+    """Write a data set of two classes: 24 + 8 small images with bright and dark boxes on noise, two of them empty.
+
+    Return its YAML.
+    """
     folder = tmp_path_factory.mktemp("tiny data")
     rng = np.random.default_rng(0)
     for split, count in (("train", 24), ("val", 8)):
@@ -54,7 +56,7 @@ def tiny_data(tmp_path_factory) -> Path:
 
 
 def draw_boxes(rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[str]]:
-    """A picture of 96 x 64 pixels with `count` filled boxes, and its label rows."""
+    """Draw an image of 96 x 64 pixels with `count` filled boxes. Return it and its label rows."""
     image = rng.integers(90, 160, (64, 96, 3), dtype=np.uint8)
     rows = []
     for _ in range(count):
@@ -68,7 +70,7 @@ def draw_boxes(rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[s
 
 @pytest.fixture(scope="session")
 def tiny_cfg(tmp_path_factory) -> Path:
-    """yolov5n at half its width and least depth: an epoch of the tiny data takes about a second."""
+    """Write a model YAML: yolov5n at half its width and least depth. An epoch of the tiny data takes about a second."""
     content = yaml.safe_load((ROOT / "models" / "yolov5n.yaml").read_text())
     content.update(width_multiple=0.125, depth_multiple=0.1)
     file = tmp_path_factory.mktemp("tiny model") / "tiny.yaml"

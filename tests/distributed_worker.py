@@ -1,4 +1,4 @@
-"""What the tests start several processes of: `torchrun --nproc_per_node N tests/distributed_worker.py JOB ...`."""
+"""Program that tests start under torchrun: `torchrun --nproc_per_node N tests/distributed_worker.py JOB ...`."""
 
 import errno
 import os
@@ -8,35 +8,34 @@ from pathlib import Path
 import torch
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import train  # noqa: E402
-import val  # noqa: E402
-from models.loading import load_model  # noqa: E402
-from models.yolo import DetectionModel  # noqa: E402
-from utils.config import Hyperparameters  # noqa: E402
-from utils.datasets.labels import load_index  # noqa: E402
-from utils.distributed import Distributed  # noqa: E402
-from utils.loading.dataset import make_loader  # noqa: E402
-from utils.loss import DetectionLoss, scale_gains  # noqa: E402
-from utils.training.ddp import warm_up_ddp_buckets  # noqa: E402
+import train
+import val
+from models.loading import load_model
+from models.yolo import DetectionModel
+from utils.config import Hyperparameters
+from utils.datasets.labels import load_index
+from utils.distributed import Distributed
+from utils.loading.dataset import make_loader
+from utils.loss import DetectionLoss, scale_gains
+from utils.training.ddp import warm_up_ddp_buckets
 
-PICTURES = 5  # in each of two batches that one step accumulates: uneven in 2 and in 3 processes
+NUM_IMAGES = 5  # in each of the two batches that a step accumulates; not divisible by 2 or 3 processes
 
 
 def keep_statistics() -> None:
-    """From here on batch normalisation uses its running statistics, also in training."""
+    """Let batch normalisation use its running statistics in training too, for the rest of the process."""
     nn.BatchNorm2d.train = lambda self, mode=True: nn.Module.train(self, False)
 
 
-def batch_of(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Five pictures; in batch 0 only the first two have targets, so that the last of 2 or 3 processes gets none."""
+def make_batch(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw five images. In batch 0 only the first two have targets, so the last of 2 or 3 processes has none."""
     generator = torch.Generator().manual_seed(number)
-    images = torch.rand(PICTURES, 3, 64, 64, generator=generator)
+    images = torch.rand(NUM_IMAGES, 3, 64, 64, generator=generator)
     count = 9
     targets = torch.rand(count, 6, generator=generator)
-    targets[:, 0] = torch.arange(count) % (PICTURES if number else 2)
+    targets[:, 0] = torch.arange(count) % (NUM_IMAGES if number else 2)
     targets[:, 1] = torch.arange(count) % 3
     targets[:, 2:4] = targets[:, 2:4] * 0.8 + 0.1
     targets[:, 4:] = targets[:, 4:] * 0.5 + 0.1
@@ -46,7 +45,7 @@ def batch_of(number: int) -> tuple[torch.Tensor, torch.Tensor]:
 def share_of(
     rank: int, world_size: int, images: torch.Tensor, targets: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pictures of one process with their targets, numbered from 0."""
+    """Return the images of one process and their targets, whose image numbers count from 0."""
     numbers = torch.arange(len(images)).tensor_split(world_size)[rank]
     mine = targets[torch.isin(targets[:, 0], numbers)].clone()
     mine[:, 0] -= numbers[0]
@@ -54,7 +53,7 @@ def share_of(
 
 
 def gradients(group: Distributed, cfg: str, *, frozen: bool) -> dict[str, torch.Tensor]:
-    """Gradients of two accumulated batches, and the summed losses, of a model whose batch statistics are kept."""
+    """Return the gradients of two accumulated batches and the summed losses, with running batch statistics."""
     torch.manual_seed(0)
     model = DetectionModel(cfg, num_classes=3)
     if frozen:
@@ -68,7 +67,7 @@ def gradients(group: Distributed, cfg: str, *, frozen: bool) -> dict[str, torch.
         warm_up_ddp_buckets(wrapped, 64, group.device)
     wrapped.train()
     for number in range(2):
-        images, targets = share_of(group.rank, group.world_size, *batch_of(number))
+        images, targets = share_of(group.rank, group.world_size, *make_batch(number))
         with group.exchange_gradients(wrapped, now=number == 1):
             total, losses = loss(wrapped(images), targets)
             (total * group.world_size).backward()
@@ -76,9 +75,9 @@ def gradients(group: Distributed, cfg: str, *, frozen: bool) -> dict[str, torch.
     return {**found, "losses": group.sum(torch.stack(losses))}
 
 
-def validation(group: Distributed, weights: str, pictures: str) -> dict[str, object]:
-    """Metrics of all pictures below a folder: the last batch has fewer than there are processes."""
-    index = load_index(pictures, 2, cache=False, progress=False)
+def validation(group: Distributed, weights: str, images: str) -> dict[str, object]:
+    """Return the metrics of all images in a folder. The last batch has fewer images than there are processes."""
+    index = load_index(images, 2, cache=False, progress=False)
     loader = make_loader(
         index,
         imgsz=64,
@@ -108,23 +107,23 @@ def validation(group: Distributed, weights: str, pictures: str) -> dict[str, obj
     }
 
 
-def measure(out: str, cfg: str, weights: str, pictures: str) -> None:
-    """Write gradients and metrics, checked to be the same in all processes, to the file `out`."""
+def measure(out: str, cfg: str, weights: str, images: str) -> None:
+    """Write gradients and metrics to the file `out`, after a check that all processes have the same."""
     with Distributed.join().session() as group:
         keep_statistics()
         found = {
             "all": gradients(group, cfg, frozen=False),
             "frozen": gradients(group, cfg, frozen=True),
-            "validation": validation(group, weights, pictures),
+            "validation": validation(group, weights, images),
         }
-        alike = group.gather([tensor.double().sum().item() for tensor in found["all"].values()])
-        assert all(other == alike[0] for other in alike)
+        sums = group.gather([tensor.double().sum().item() for tensor in found["all"].values()])
+        assert all(other == sums[0] for other in sums)
         if group.is_main:
             torch.save(found, out)
 
 
 def fail(kind: str) -> None:
-    """Let something go wrong in the third batch of a training."""
+    """Cause a failure of some kind in the third batch of a training."""
     rank = int(os.environ["RANK"])
     prepare, calls = train.prepare_images, []
 

@@ -1,14 +1,15 @@
-"""Kill a real training again and again, resume it each time, and compare its bytes with a run that never stopped.
+"""Tool that kills and resumes a real training many times and compares its bytes with an uninterrupted run.
 
     python tests/kill_and_resume.py --kills 25 --epochs 20 --workers any --multi-scale --image-weights
     python tests/kill_and_resume.py --kills 10 --processes 2      two processes under torchrun
 
-Prints a line for every life of the run and the number of differences; exit code 1 if there are any. What is compared:
-every tensor and number in last.pt (weights, EMA, optimizer, scaler, early stop, best fitness ...), in the checkpoints
-for use and in those kept by --save-period, and the bytes of results.csv and hyp.yaml.
+Prints a line for every attempt and the number of differences; the exit code is 1 if there are any. It compares every
+tensor and number in last.pt: weights, EMA, optimizer, scaler, early stop, best fitness and more. The inference
+checkpoints, those of --save-period and the bytes of results.csv and hyp.yaml are compared too.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -25,22 +26,22 @@ import numpy as np
 import torch
 import yaml
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it runs as a program too
+
+from conftest import draw_boxes
+
+from utils.training.resume import HALF
+from utils.training.signals import EXIT_CODE
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # runs as a program too
-
-from conftest import draw_boxes  # noqa: E402
-
-from utils.training.resume import HALF  # noqa: E402
-from utils.training.signals import EXIT_CODE  # noqa: E402
-
 AUGMENTATION = {"mosaic": 1.0, "mixup": 0.5, "copy_paste": 0.3, "degrees": 10.0, "flipud": 0.5, "warmup_epochs": 1.0}
-BEGUN = "Training for"  # what a run prints when it has been built
+STARTED = "Training for"  # a run prints this when it is built
 
 
-def draw_data(folder: Path, pictures: int) -> Path:
-    """A data set YAML with `pictures` training pictures and 8 for validation."""
+def draw_data(folder: Path, num_images: int) -> Path:
+    """Write a data set with `num_images` training images and 8 validation images. Return its YAML."""
     rng = np.random.default_rng(0)
-    for split, count in (("train", pictures), ("val", 8)):
+    for split, count in (("train", num_images), ("val", 8)):
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True)
         for number in range(count):
@@ -64,20 +65,20 @@ def write_hyp(folder: Path) -> Path:
     return folder / "hyp.yaml"
 
 
-# ---- one life of a run -----------------------------------------------------------------------------------------------
+# ---- one process of a run --------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Life:
-    """A training process that may be killed at any moment. Its output goes to `log`."""
+class TrainingProcess:
+    """Training process that may be killed at any moment. Its output goes to `log`."""
 
     pid: int
     log: Path
-    # seconds to wait at most -> exit code (negative: a signal's), None while it runs
+    # timeout in seconds -> exit code (negative for a signal), or None while it runs
     wait: Callable[[float], int | None]
 
-    def until(self, text: str, limit: float) -> float | None:
-        """Seconds until the process has printed `text`; None if it ends before."""
+    def wait_for_text(self, text: str, limit: float) -> float | None:
+        """Wait until the process has printed `text`. Return the seconds, or None if it ends before."""
         started = time.monotonic()
         while time.monotonic() - started < limit:
             if text in self.log.read_text(errors="replace"):
@@ -87,16 +88,14 @@ class Life:
         raise TimeoutError(f"no {text!r} in {self.log} after {limit} s")
 
     def send(self, number: int) -> None:
-        """Send the signal; SIGKILL goes to the processes that it started too, as in a power cut."""
+        """Send a signal. SIGKILL also goes to all processes below this one, as in a power cut."""
         for pid in [self.pid, *descendants(self.pid)] if number == signal.SIGKILL else [self.pid]:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-            except ProcessLookupError:
-                pass
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes below `pid`."""
+    """Return the ids of all processes below `pid`."""
     parents = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -110,14 +109,14 @@ def descendants(pid: int) -> list[int]:
     return sorted(found - {pid})
 
 
-def is_over(life: Life, code: int | None, run: Path) -> bool:
-    """Whether the run came to its end: in this life, maybe just before its signal, or before that of the last one."""
-    ended_before = code == 1 and "epochs are done; add" in life.log.read_text(errors="replace")
-    return code == 0 or ended_before or (run / "weights" / HALF).is_file()  # the last thing that a run writes
+def is_finished(process: TrainingProcess, code: int | None, run: Path) -> bool:
+    """Return whether the run is finished: in this process, or in the last one just before its signal."""
+    ended_before = code == 1 and "epochs are done; add" in process.log.read_text(errors="replace")
+    return code == 0 or ended_before or (run / "weights" / HALF).is_file()  # a run writes it last
 
 
-def start(arguments: list[str], log: Path, processes: int = 1) -> Life:
-    """train.py as a program of its own, under torchrun for several processes."""
+def start(arguments: list[str], log: Path, processes: int = 1) -> TrainingProcess:
+    """Start train.py as a program of its own, or several processes under torchrun."""
     launcher = (
         ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)] if processes > 1 else []
     )
@@ -138,12 +137,12 @@ def start(arguments: list[str], log: Path, processes: int = 1) -> Life:
         except subprocess.TimeoutExpired:
             return None
 
-    return Life(process.pid, log, wait)
+    return TrainingProcess(process.pid, log, wait)
 
 
-def fork(arguments: list[str], log: Path, processes: int = 1) -> Life:
-    """train.py in a child of this process, which has everything imported: a second is spared at each start."""
-    assert processes == 1, "several processes need their launcher"
+def fork(arguments: list[str], log: Path, processes: int = 1) -> TrainingProcess:
+    """Run train.py in a fork of this process, which saves the second of the imports."""
+    assert processes == 1, "several processes need torchrun"
     import train
 
     log.write_text("")
@@ -165,28 +164,28 @@ def fork(arguments: list[str], log: Path, processes: int = 1) -> Life:
             traceback.print_exc()
         finally:
             os._exit(code)
-    ended: list[int] = []
+    exit_codes: list[int] = []
 
     def wait(seconds: float) -> int | None:
         deadline = time.monotonic() + seconds
-        while not ended:
+        while not exit_codes:
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
-                ended.append(os.waitstatus_to_exitcode(status))
+                exit_codes.append(os.waitstatus_to_exitcode(status))
             elif time.monotonic() >= deadline:
                 return None
             else:
                 time.sleep(0.005)
-        return ended[0]
+        return exit_codes[0]
 
-    return Life(pid, log, wait)
+    return TrainingProcess(pid, log, wait)
 
 
 # ---- comparing -------------------------------------------------------------------------------------------------------
 
 
 def flatten(value, prefix: str = "") -> dict[str, object]:
-    """Every leaf of nested dicts and lists by its path, tensors as their type, shape and bytes."""
+    """Return the leaves of nested dicts and lists by path, tensors as their type, shape and bytes."""
     if isinstance(value, dict):
         return {path: leaf for key, entry in value.items() for path, leaf in flatten(entry, f"{prefix}/{key}").items()}
     if isinstance(value, (list, tuple)):
@@ -196,11 +195,11 @@ def flatten(value, prefix: str = "") -> dict[str, object]:
     return {prefix: value}
 
 
-VARYING = ("/options/workers", "/options/project", "/options/name")  # of the run, not of its numbers
+VARYING = ("/options/workers", "/options/project", "/options/name")  # they do not change the numbers
 
 
-def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two run folders, a line each."""
+def find_differences(one: Path, other: Path) -> list[str]:
+    """List the differences between two run folders, one line each."""
     found = []
     names = {str(file.relative_to(folder)) for folder in (one, other) for file in folder.rglob("*.pt")}
     for name in sorted(names):
@@ -221,56 +220,36 @@ def differences(one: Path, other: Path) -> list[str]:
 
 @dataclass
 class Plan:
-    """What is trained, and how it is disturbed."""
+    """Settings of the training and of the signals that interrupt it."""
 
     epochs: int = 20
     kills: int = 25
-    workers: str = "0"  # a number, or `any`: another one in each life
+    workers: str = "0"  # a number, or `any`: a random one in each attempt
     batch_size: int = 8
-    pictures: int = 48
+    num_images: int = 48
     processes: int = 1
-    signals: str = "KILL"  # comma-separated, one is drawn for each life
+    signals: str = "KILL"  # comma-separated; one is drawn for each attempt
     seed: int = 0
     extra: list[str] = field(default_factory=list)  # more flags for train.py
     forked: bool = False
-    limit: float = 600.0  # seconds for one life
+    limit: float = 600.0  # seconds for one attempt
 
 
 class Experiment:
-    def __init__(self, plan: Plan, folder: Path, say: Callable[[str], None] = print):
-        self.plan, self.folder, self.say = plan, folder, say
-        self.rng = random.Random(plan.seed)
-        data, cfg, hyp = draw_data(folder / "data", plan.pictures), write_model(folder), write_hyp(folder)
-        self.common = [
-            "--data",
-            str(data),
-            "--cfg",
-            str(cfg),
-            "--hyp",
-            str(hyp),
-            "--imgsz",
-            "64",
-            "--batch-size",
-            str(plan.batch_size),
-            "--epochs",
-            str(plan.epochs),
-            "--device",
-            "cpu",
-            "--amp",
-            "off",
-            "--nbs",
-            "64",
-            "--noplots",
-            "--save-minutes",
-            "0.00001",
-            "--save-period",
-            "3",
-            "--project",
-            str(folder),
-            *plan.extra,
-        ]
+    """An uninterrupted run and a run that is killed and resumed, in one folder."""
 
-    def begin(self, name: str) -> Life:
+    def __init__(self, plan: Plan, folder: Path, report: Callable[[str], None] = print):
+        self.plan, self.folder, self.report = plan, folder, report
+        self.rng = random.Random(plan.seed)
+        data, cfg, hyp = draw_data(folder / "data", plan.num_images), write_model(folder), write_hyp(folder)
+        flags = (
+            f"--imgsz 64 --batch-size {plan.batch_size} --epochs {plan.epochs} --device cpu --amp off --nbs 64 "
+            "--noplots --save-minutes 0.00001 --save-period 3"
+        )
+        files = ["--data", str(data), "--cfg", str(cfg), "--hyp", str(hyp), "--project", str(folder)]
+        self.common = [*flags.split(), *files, *plan.extra]
+
+    def start(self, name: str) -> TrainingProcess:
         new = fork if self.plan.forked else start
         last = self.folder / name / "weights" / "last.pt"
         workers = str(self.rng.randrange(3)) if self.plan.workers == "any" else self.plan.workers
@@ -279,79 +258,82 @@ class Experiment:
         )
         return new([*arguments, "--workers", workers], self.folder / f"{name}.log", self.plan.processes)
 
-    def wait_for(self, life: Life, iteration: float) -> None:
-        """Until the run in folder `killed` has saved a state of `iteration` or later, or has ended."""
+    def wait_for_iteration(self, process: TrainingProcess, iteration: float) -> None:
+        """Wait until the run in folder `killed` has saved a state of `iteration` or later, or has ended."""
         deadline = time.monotonic() + self.plan.limit
-        while life.wait(0.01) is None and self.iteration("killed") < iteration:
+        while process.wait(0.01) is None and self.iteration("killed") < iteration:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not at iteration {iteration} after {self.plan.limit} s: {life.log}")
+                raise TimeoutError(f"not at iteration {iteration} after {self.plan.limit} s: {process.log}")
 
-    def finish(self, name: str, life: Life) -> None:
-        code = life.wait(self.plan.limit)
+    def finish(self, name: str, process: TrainingProcess) -> None:
+        code = process.wait(self.plan.limit)
         if code is None:
-            life.send(signal.SIGKILL)
-        if not is_over(life, code, self.folder / name):
-            raise RuntimeError(f"the run ended with {code}:\n{life.log.read_text(errors='replace')[-3000:]}")
+            process.send(signal.SIGKILL)
+        if not is_finished(process, code, self.folder / name):
+            raise RuntimeError(f"the run ended with {code}:\n{process.log.read_text(errors='replace')[-3000:]}")
 
     def iteration(self, name: str) -> int:
         last = self.folder / name / "weights" / "last.pt"
         return torch.load(last, weights_only=True)["iteration"] if last.is_file() else 0
 
     def run(self) -> tuple[int, list[str]]:
-        """Kills done, and differences found."""
-        whole = self.begin("whole")
-        begun = whole.until(BEGUN, self.plan.limit)
+        """Return the number of kills and the differences."""
+        whole = self.start("whole")
+        startup = whole.wait_for_text(STARTED, self.plan.limit)
         started = time.monotonic()
         self.finish("whole", whole)
         training, total = time.monotonic() - started, self.iteration("whole")
-        self.say(f"never stopped: {begun:.1f} s to begin, {training:.1f} s for {total} iterations")
-        return self.disturb(begun, training, total)
+        self.report(f"uninterrupted: {startup:.1f} s to start, {training:.1f} s for {total} iterations")
+        return self.interrupt(startup, training, total)
 
-    def disturb(self, begun: float, training: float, total: int) -> tuple[int, list[str]]:
-        """Lives that end by a signal until there were enough, then one to the end. A run that reaches its end before
-        its signal is compared too, and another takes its place."""
+    def interrupt(self, startup: float, training: float, total: int) -> tuple[int, list[str]]:
+        """Interrupt the run by signals until there were enough, then let it finish. Return kills and differences.
+
+        A run that finishes before its signal is compared too, and another takes its place.
+        """
         kills, found = 0, []
         for _ in range(12 * self.plan.kills):
             if kills == self.plan.kills:
                 break
             before = self.iteration("killed")
-            goal = before + self.rng.uniform(0, 2 * (total - before) / (self.plan.kills - kills + 1))
-            goal = min(goal, 0.85 * total * (kills + 2) / (self.plan.kills + 1))  # the run should outlive the kills
-            life = self.begin("killed")
+            target = before + self.rng.uniform(0, 2 * (total - before) / (self.plan.kills - kills + 1))
+            # leave iterations for the remaining kills
+            target = min(target, 0.85 * total * (kills + 2) / (self.plan.kills + 1))
+            process = self.start("killed")
             name = self.rng.choice(self.plan.signals.split(","))
             early = name == "KILL" and (self.rng.random() < 0.2 or before > 0.9 * total)
-            if early or life.until(BEGUN, self.plan.limit) is not None:
-                self.wait_for(life, 0 if early else goal)
-                ended = life.wait(self.rng.uniform(0, begun if early else training / total))
-                life.send(getattr(signal, f"SIG{name}"))
-            ended = life.wait(self.plan.limit)
-            self.say(
-                f"life {kills + 1}: {'while starting' if early else 'in training'}, SIG{name} -> exit {ended}, "
+            if early or process.wait_for_text(STARTED, self.plan.limit) is not None:
+                self.wait_for_iteration(process, 0 if early else target)
+                ended = process.wait(self.rng.uniform(0, startup if early else training / total))
+                process.send(getattr(signal, f"SIG{name}"))
+            ended = process.wait(self.plan.limit)
+            self.report(
+                f"attempt {kills + 1}: {'during start-up' if early else 'in training'}, SIG{name} -> exit {ended}, "
                 f"saved up to iteration {self.iteration('killed')} of {total}"
             )
-            if is_over(life, ended, self.folder / "killed"):  # too late
-                found += differences(self.folder / "whole", self.folder / "killed")
+            if is_finished(process, ended, self.folder / "killed"):  # it finished before the signal
+                found += find_differences(self.folder / "whole", self.folder / "killed")
                 shutil.rmtree(self.folder / "killed")
             elif ended == (-signal.SIGKILL if name == "KILL" else EXIT_CODE):
                 kills += 1
             else:
-                raise RuntimeError(f"exit code {ended}:\n{life.log.read_text(errors='replace')[-3000:]}")
-        self.finish("killed", self.begin("killed"))
-        return kills, found + differences(self.folder / "whole", self.folder / "killed")
+                raise RuntimeError(f"exit code {ended}:\n{process.log.read_text(errors='replace')[-3000:]}")
+        self.finish("killed", self.start("killed"))
+        return kills, found + find_differences(self.folder / "whole", self.folder / "killed")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=Plan.epochs)
     parser.add_argument("--kills", type=int, default=Plan.kills)
-    parser.add_argument("--workers", default=Plan.workers, help="a number, or any: another one in each life")
+    parser.add_argument("--workers", default=Plan.workers, help="a number, or any: a random one in each attempt")
     parser.add_argument("--batch-size", type=int, default=Plan.batch_size, help="below 64 gradients are accumulated")
-    parser.add_argument("--pictures", type=int, default=Plan.pictures)
+    parser.add_argument("--images", dest="num_images", type=int, default=Plan.num_images)
     parser.add_argument("--processes", type=int, default=Plan.processes, help="above 1: under torchrun")
     parser.add_argument("--signals", default=Plan.signals, help="comma-separated, of KILL TERM INT USR1")
     parser.add_argument("--seed", type=int, default=Plan.seed)
-    parser.add_argument("--fork", dest="forked", action="store_true", help="spare each life the imports")
-    parser.add_argument("--folder", type=Path, help="where to work; default: a temporary folder")
+    parser.add_argument("--fork", dest="forked", action="store_true", help="fork, to save the time of the imports")
+    parser.add_argument("--folder", type=Path, help="working folder; default: a temporary one")
     args, extra = parser.parse_known_args()  # all other flags are train.py's
     values = {key: value for key, value in vars(args).items() if key != "folder"}
     import tempfile

@@ -162,7 +162,9 @@ def test_validation_pictures_without_any_label_are_said_to_be(place, capsys):
     shutil.rmtree("data/labels/val")
     goes_on(place, val)
     printed = "".join(capsys.readouterr())
-    assert "WARNING: val: no labels. Those of" in printed and "labels/val" in printed and "nothing to measure" in printed
+    assert (
+        "WARNING: val: no labels. Those of" in printed and "labels/val" in printed and "nothing to measure" in printed
+    )
 
 
 @READERS

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from kill_and_resume import BEGUN, descendants, start
+from kill_and_resume import STARTED, descendants, start
 
 import train
 from models.yolo import DetectionModel
@@ -241,19 +241,19 @@ def test_a_power_cut_at_any_step_leaves_the_old_file_or_the_new_one(tmp_path, mo
 def test_a_signal_to_all_processes_of_a_run_saves_it(tiny_data, tiny_cfg, tmp_path):
     """As Ctrl-C and schedulers send it: to the workers too, which must go on until the step is done."""
     name = "SIGINT"
-    life = start(arguments(tiny_data, tiny_cfg, tmp_path / "a b", "--workers", "2", epochs=500), tmp_path / "log")
-    assert life.until(BEGUN, 120) is not None
+    process = start(arguments(tiny_data, tiny_cfg, tmp_path / "a b", "--workers", "2", epochs=500), tmp_path / "log")
+    assert process.wait_for_text(STARTED, 120) is not None
     time.sleep(2)
-    for pid in [*descendants(life.pid), life.pid]:
+    for pid in [*descendants(process.pid), process.pid]:
         os.kill(pid, getattr(signal, name))
-    assert life.wait(60) == EXIT_CODE, life.log.read_text()
-    printed = life.log.read_text()
+    assert process.wait(60) == EXIT_CODE, process.log.read_text()
+    printed = process.log.read_text()
     assert (
         f"Interrupted ({name}), the state is saved. Go on with: python train.py --resume '{tmp_path}/a b/run'"
         in printed
     )
     assert "Traceback" not in printed and state_of(tmp_path / "a b")["iteration"] > 0
-    assert not descendants(life.pid)
+    assert not descendants(process.pid)
 
 
 @pytest.mark.slow
@@ -275,13 +275,13 @@ def test_a_second_signal_stops_at_once(tmp_path):
 @pytest.mark.slow
 def test_ctrl_c_under_torchrun_saves_the_run(tiny_data, tiny_cfg, tmp_path):
     """The launcher repeats the signal that its processes have heard already: that is not a second one."""
-    life = start(arguments(tiny_data, tiny_cfg, tmp_path, epochs=500), tmp_path / "log", processes=2)
-    assert life.until("/499", 200) is not None
+    process = start(arguments(tiny_data, tiny_cfg, tmp_path, epochs=500), tmp_path / "log", processes=2)
+    assert process.wait_for_text("/499", 200) is not None
     time.sleep(1)
-    for pid in [*descendants(life.pid), life.pid]:
+    for pid in [*descendants(process.pid), process.pid]:
         os.kill(pid, signal.SIGINT)
-    assert life.wait(60) not in (None, 0)
-    assert "Interrupted (SIGINT), the state is saved" in life.log.read_text() and state_of(tmp_path)["iteration"] > 0
+    assert process.wait(60) not in (None, 0)
+    assert "Interrupted (SIGINT), the state is saved" in process.log.read_text() and state_of(tmp_path)["iteration"] > 0
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kill_and_resume import differences, flatten
+from kill_and_resume import find_differences, flatten
 
 import train
 from utils.checkpoint import read_checkpoint, write_checkpoint
@@ -149,7 +149,7 @@ def test_stopped_in_the_middle_of_an_epoch(tiny_data, tiny_cfg, tmp_path, monkey
     saved = state_of(tmp_path / "part" / "run")
     assert (saved["epoch"], saved["step"], saved["iteration"]) == (1, 2, 5)
     train.main(["--resume", str(tmp_path / "part" / "run"), "--project", str(tmp_path / "whole")])
-    assert differences(tmp_path / "whole" / "run", tmp_path / "part" / "run") == []
+    assert find_differences(tmp_path / "whole" / "run", tmp_path / "part" / "run") == []
 
 
 def test_stopped_in_the_validation(tiny_data, tiny_cfg, tmp_path, monkeypatch):
@@ -166,7 +166,7 @@ def test_stopped_in_the_validation(tiny_data, tiny_cfg, tmp_path, monkeypatch):
             train.main(arguments(tiny_data, tiny_cfg, tmp_path / "part"))
     assert end.value.code == 75 and state_of(tmp_path / "part" / "run")["step"] == 3
     train.main(["--resume", str(tmp_path / "part" / "run"), "--project", str(tmp_path / "whole")])
-    assert differences(tmp_path / "whole" / "run", tmp_path / "part" / "run") == []
+    assert find_differences(tmp_path / "whole" / "run", tmp_path / "part" / "run") == []
 
 
 def test_stopped_after_the_last_epoch_only_the_end_is_made_up_for(copy, capsys):
@@ -183,7 +183,7 @@ def test_a_run_is_extended_exactly(copy, tmp_path, monkeypatch, capsys):
     assert "resume: --epochs 2 -> 4" in capsys.readouterr().out
     stop_at(monkeypatch, 9, ["--resume", str(other), "--epochs", "4", "--nbs", "8"])
     train.main(["--resume", str(other)])
-    assert differences(copy, other) == [] and state_of(copy)["epoch"] == 4
+    assert find_differences(copy, other) == [] and state_of(copy)["epoch"] == 4
     with open(copy / "results.csv", newline="") as file:
         assert [row[0].strip() for row in csv.reader(file)] == ["epoch", "0", "1", "2", "3"]
 
@@ -204,7 +204,7 @@ def test_an_interrupted_run_in_whose_folder_another_begins_can_still_be_gone_on_
     train.main([*words, "--seed", "2", "--epochs", "1"])  # a run that has ended is replaced, as ever
     assert "holds a run" not in capsys.readouterr().out
     train.main(["--resume", str(kept), "--project", str(tmp_path / "whole")])
-    assert differences(tmp_path / "whole" / "run", kept) == [] and state_of(run)["options"]["seed"] == 2
+    assert find_differences(tmp_path / "whole" / "run", kept) == [] and state_of(run)["options"]["seed"] == 2
 
 
 def test_epochs_that_are_done_already_cannot_be_asked_for(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
@@ -272,7 +272,7 @@ def test_a_moved_data_set_is_gone_on_with_exactly(copy, tiny_data, tmp_path, cap
     train.main(["--resume", str(copy), "--epochs", "3"])
     train.main(["--resume", str(other), "--epochs", "3", "--data", str(moved / "tiny.yaml")])
     assert "no longer exact" not in capsys.readouterr().out
-    found = differences(copy, other)
+    found = find_differences(copy, other)
     assert found and all(line.endswith("/options/data") for line in found)
 
 
@@ -432,7 +432,7 @@ def test_the_place_within_an_epoch_is_kept(step, epoch, before, now, expected):
 
 def test_a_single_changed_number_is_found(copy, tmp_path):
     other = Path(shutil.copytree(copy, tmp_path / "other"))
-    assert differences(copy, other) == []
+    assert find_differences(copy, other) == []
     content = state_of(other)
     key = next(iter(content["optimizer"]["state"]))
     content["optimizer"]["state"][key]["momentum_buffer"].reshape(-1)[0] += 1e-7
@@ -440,7 +440,7 @@ def test_a_single_changed_number_is_found(copy, tmp_path):
     write_checkpoint(other / "weights" / "last.pt", content)
     with open(other / "results.csv", "a") as file:
         file.write(" ")
-    assert differences(copy, other) == [
+    assert find_differences(copy, other) == [
         f"weights/last.pt: /optimizer/state/{key}/momentum_buffer",
         "weights/last.pt: /stopper/best_epoch",
         "results.csv",

@@ -72,9 +72,6 @@ NOT_YET = {
     "train.py",
     "val.py",
     # tests
-    "tests/conftest.py",
-    "tests/distributed_worker.py",
-    "tests/kill_and_resume.py",
     "tests/test_bad_input.py",
     "tests/test_detect.py",
     "tests/test_differences.py",
@@ -278,35 +275,35 @@ VERBS = frozenset(
     abort accept accumulate acquire adapt add adjust admit advance align allocate allot allow alternate analyse
     analyze announce answer append apply arrange ask assemble assert assign attach augment average avoid await balance
     begin bind blend blur bound box branch break bring broadcast build cache calculate call cancel capture cast catch
-    change charge check choose cite claim clamp clean clear clip clone close collate collect color colour combine
-    compare compile complete compose compress compute concatenate configure confirm connect construct continue convert
-    convolve copy correct count cover create crop cut darken deactivate decide decode decompress decrease defer define
-    delay delete deliver demand dequantize derive describe deserialize destroy detach detect determine disable discard
-    disconnect dispatch display distinguish distribute divide do double download draw drop dump emit empty enable
-    encode end enforce enlarge enqueue ensure enter enumerate equalise equalize erase escape estimate evaluate exclude
-    execute exit expand expect explain export extend extract fail feed fetch fill filter finalise finalize find finish
-    fit fix flag flatten flip flush fold follow forbid force forget fork format forward free freeze fuse gather
-    generate get give group grow guard guess halve hand handle hash hide hold identify ignore implement import include
-    increase index infer inform initialise initialize insert inspect install interpolate interpret interrupt invert
-    isolate iterate jitter join jump keep kill label launch lay lead leave let lift limit link list load localise
-    localize locate lock log look lower make map mark mask match measure merge mirror mix mock modify monitor move
-    multiply mutate mute name normalise normalize note notify nudge number observe offer offset omit open optimise
-    optimize order overlap overlay override overwrite pack pad paint parallelise parse partition pass paste patch
-    pause perform permute pick pin place plan play plot point poison poll pop populate postpone predict prefetch
-    prefix prepare prepend preserve prevent prime print process produce profile project propagate protect prove
-    provide prune publish pull push put quantize query queue raise randomise randomize rank reach read reap rearrange
-    rebuild receive recognise recognize recompute reconstruct record recover reduce refer refill refresh refuse
-    register reject release reload remap remember remove rename render reopen reorder repeat replace replay report
-    reproduce request require rescale reserve reset reshape resize resolve restart restore restrict resume retrain
-    retry return reuse reverse reweight rewind rewrite roll rotate round route run sample save say scale scan schedule
-    score search seed select send separate serialise serialize serve set settle shade shard share shift show shrink
-    shuffle shut signal silence simulate skip sleep slice slow smooth snap solve sort spawn specify split spread
-    square squeeze stack stage start state step stop store stream stretch strip subclass subsample subtract suggest
-    sum summarise summarize supply suppress swap switch sync synchronise synchronize tag take tear test throw tile
-    time toggle tokenize toss trace track train transfer transform translate transpose traverse trim truncate try tune
-    turn undo uninstall unlink unlock unpack unpickle unregister unscale unwrap unzip update upgrade upload upper
-    upsample use validate verify view visit wait wake walk warm warn warp watch weigh widen wind wipe wire withhold
-    work wrap write yield zip
+    cause change charge check choose cite claim clamp clean clear clip clone close collate collect color colour
+    combine compare compile complete compose compress compute concatenate configure confirm connect construct continue
+    convert convolve copy correct count cover create crop cut darken deactivate decide decode decompress decrease
+    defer define delay delete deliver demand dequantize derive describe deserialize destroy detach detect determine
+    disable discard disconnect dispatch display distinguish distribute divide do double download draw drop dump emit
+    empty enable encode end enforce enlarge enqueue ensure enter enumerate equalise equalize erase escape estimate
+    evaluate exclude execute exit expand expect explain export extend extract fail feed fetch fill filter finalise
+    finalize find finish fit fix flag flatten flip flush fold follow forbid force forget fork format forward free
+    freeze fuse gather generate get give group grow guard guess halve hand handle hash hide hold identify ignore
+    implement import include increase index infer inform initialise initialize insert inspect install interpolate
+    interpret interrupt invert isolate iterate jitter join jump keep kill label launch lay lead leave let lift limit
+    link list load localise localize locate lock log look lower make map mark mask match measure merge mirror mix mock
+    modify monitor move multiply mutate mute name normalise normalize note notify nudge number observe offer offset
+    omit open optimise optimize order overlap overlay override overwrite pack pad paint parallelise parse partition
+    pass paste patch pause perform permute pick pin place plan play plot point poison poll pop populate postpone
+    predict prefetch prefix prepare prepend preserve prevent prime print process produce profile project propagate
+    protect prove provide prune publish pull push put quantize query queue raise randomise randomize rank reach read
+    reap rearrange rebuild receive recognise recognize recompute reconstruct record recover reduce refer refill
+    refresh refuse register reject release reload remap remember remove rename render reopen reorder repeat replace
+    replay report reproduce request require rescale reserve reset reshape resize resolve restart restore restrict
+    resume retrain retry return reuse reverse reweight rewind rewrite roll rotate round route run sample save say
+    scale scan schedule score search seed select send separate serialise serialize serve set settle shade shard share
+    shift show shrink shuffle shut signal silence simulate skip sleep slice slow smooth snap solve sort spawn specify
+    split spread square squeeze stack stage start state step stop store stream stretch strip subclass subsample
+    subtract suggest sum summarise summarize supply suppress swap switch sync synchronise synchronize tag take tear
+    test throw tile time toggle tokenize toss trace track train transfer transform translate transpose traverse trim
+    truncate try tune turn undo uninstall unlink unlock unpack unpickle unregister unscale unwrap unzip update upgrade
+    upload upper upsample use validate verify view visit wait wake walk warm warn warp watch weigh widen wind wipe
+    wire withhold work wrap write yield zip
     """.split()
 )
 # No docstring at all begins with one of these.
