@@ -20,7 +20,7 @@ import train
 from utils.checkpoint import read_checkpoint
 from utils.config import Hyperparameters, TrainOptions
 from utils.device import amp_dtype
-from utils.distributed import Distributed, Prefixed, launch_token
+from utils.distributed import Distributed, launch_token
 from utils.errors import UserError
 from utils.training.ddp import wrap_model
 from utils.training.launch_record import find_launch, remember_launch
@@ -582,10 +582,3 @@ def test_sync_bn_that_does_nothing_is_said(monkeypatch, capsys, group):
     assert wrap_model(model, TrainOptions(sync_bn=True), group, static=True) is model
     wrap_model(model, TrainOptions(), group, static=True)
     assert capsys.readouterr().out.count("WARNING --sync-bn has no effect: it needs several processes with a GPU") == 1
-
-
-def test_lines_of_other_ranks_begin_with_their_rank(capsys):
-    stream = Prefixed(sys.stdout, "[rank 3] ")
-    print("one\ntwo", end="", file=stream)
-    print(" and a half", file=stream)
-    assert capsys.readouterr().out == "[rank 3] one\n[rank 3] two and a half\n"

@@ -126,5 +126,5 @@ def read_flags(options: type, argv: Sequence[str] | None, *, prog: str, descript
         "-q", "--quiet", action="store_true", help="print only warnings, errors and the results at the end"
     )
     typed = vars(parser.parse_args(argv))
-    console.set_quiet(typed.pop("quiet"))
+    console.begin_program(quiet=typed.pop("quiet"))
     return typed

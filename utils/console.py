@@ -1,48 +1,59 @@
-"""What a person reads in the terminal: the only place that prints, warns and draws progress bars.
+"""Messages, warnings, errors and progress bars: the only place that writes to the terminal.
 
-Messages go to stdout; warnings, errors and progress bars go to stderr. Only rank 0 of a group of processes writes
-(`set_rank`); `--quiet` (`set_quiet`) leaves warnings, errors and the last lines.
+Messages go to stdout; warnings, errors and bars go to stderr. Of several processes only rank 0 writes, except errors
+(`as_rank`). `--quiet` leaves warnings, errors and the last lines (`begin_program`).
 """
 
+import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TextIO
 
 from tqdm import tqdm
-
-T = TypeVar("T")
 
 
 @dataclass
 class _Settings:
-    """Settings of this process; `warned` holds the warnings that were printed already."""
+    """Settings of this process."""
 
     quiet: bool = False
     rank: int = 0
-    warned: set[str] = field(default_factory=set)
+    warned: set[str] = field(default_factory=set)  # warnings printed so far
 
 
 _settings = _Settings()
 
 
-def set_quiet(quiet: bool) -> None:
-    """Print only warnings, errors and results from here on, or everything again."""
+def begin_program(*, quiet: bool = False) -> None:
+    """Start the output of a program, in which each warning appears once.
+
+    With `quiet` only warnings, errors and results are written.
+    """
     _settings.quiet = quiet
-
-
-def set_rank(rank: int) -> None:
-    """Let only rank 0 write messages, warnings and progress bars."""
-    _settings.rank = rank
-
-
-def forget_warnings() -> None:
-    """Print each warning again, as at the start of a program."""
     _settings.warned.clear()
 
 
+@contextmanager
+def as_rank(rank: int) -> Generator[None]:
+    """Let this process write as one of a group: on ranks other than 0 only errors appear, with `[rank N]` in front.
+
+    Other libraries' output on those ranks is treated alike: stdout is dropped, stderr has the prefix.
+    """
+    before, _settings.rank = _settings.rank, rank
+    try:
+        if rank == 0:
+            yield
+            return
+        with redirect_stdout(_NullStream()), redirect_stderr(_PrefixedStream(sys.stderr, f"[rank {rank}] ")):
+            yield
+    finally:
+        _settings.rank = before
+
+
 def info(*lines: str) -> None:
-    """Print lines on stdout, unless `--quiet` was given."""
+    """Print lines on stdout, unless `--quiet` was typed."""
     if not _settings.quiet:
         result(*lines)
 
@@ -50,38 +61,119 @@ def info(*lines: str) -> None:
 def result(*lines: str) -> None:
     """Print lines on stdout, also with `--quiet`: final metrics, where results are, what to type next."""
     if _settings.rank == 0:
-        print(*lines, sep="\n", flush=True)
+        _print(sys.stdout, *lines)
 
 
 def warn(text: str) -> None:
-    """Print `WARNING: text` on stderr, once per text.
+    """Print `WARNING: text` on stderr, once per text and program.
 
     `text` says what happened, then what to type.
     """
     if _settings.rank == 0 and text not in _settings.warned:
         _settings.warned.add(text)
-        _write_line(f"WARNING: {text}")
+        _print(sys.stderr, f"WARNING: {text}")
 
 
 def error(text: str) -> None:
     """Print `text` on stderr, on every rank and also with `--quiet`."""
-    print(text, file=sys.stderr, flush=True)
+    _print(sys.stderr, text)
 
 
-def _write_line(text: str) -> None:
-    """Print a line on stderr, above any progress bars that are drawn there."""
-    tqdm.write(text, file=sys.stderr)
+def _print(stream: TextIO | None, *lines: str) -> None:
+    """Print lines above the bars that are drawn. Without a stream (closed by the shell) do nothing.
+
+    The flush keeps logs of batch systems up to date. If the reader of a pipe is gone, the text stays in the buffer:
+    the run must not end at its next line.
+    """
+    if stream is None:
+        return
+    with tqdm.external_write_mode(file=stream) if shows_bars() else nullcontext():
+        print(*lines, sep="\n", file=stream)
+    with suppress(BrokenPipeError):
+        stream.flush()
 
 
 def shows_bars() -> bool:
     """Return True if progress bars are drawn: on rank 0, in a terminal, without `--quiet`."""
-    return _settings.rank == 0 and not _settings.quiet and sys.stderr.isatty()
+    return _settings.rank == 0 and not _settings.quiet and _is_terminal(sys.stderr)
 
 
-def progress_bar(iterable: Iterable[T] | None = None, *, disable: bool = False, **settings: Any) -> "tqdm[T]":
-    """Return a tqdm bar on stderr; it draws nothing where `shows_bars()` is False.
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
 
-    `settings` go to tqdm: desc, total, initial, unit, unit_scale, bar_format, leave.
+
+def progress_bar(iterable: Iterable | None = None, *, disable: bool = False, **settings: Any) -> "ProgressBar":
+    """Return a progress bar on stderr, or one that prints a line on stdout when it is full if none can be drawn.
+
+    `settings` go to tqdm: desc, total, initial, unit (a plural: images), unit_scale, bar_format, leave. With `disable`
+    nothing is written; with `leave=False` no line is.
     """
-    hidden = disable or not shows_bars()
-    return tqdm(iterable, file=sys.stderr, disable=hidden, mininterval=0.5, **settings)
+    return ProgressBar(iterable, disable=disable, **settings)
+
+
+class ProgressBar(tqdm):
+    """A tqdm bar on stderr. Where none can be drawn, its last description becomes a line of the log."""
+
+    def __init__(
+        self, iterable: Iterable | None = None, *, disable: bool = False, leave: bool = True, **settings: Any
+    ) -> None:
+        drawn = shows_bars() and not disable
+        super().__init__(
+            iterable, file=sys.stderr, disable=not drawn, leave=leave, mininterval=0.5, dynamic_ncols=True, **settings
+        )
+        self._needs_line = not drawn and not disable and leave
+        if not drawn:  # what tqdm does not keep of a disabled bar
+            self.desc, self.unit = settings.get("desc") or "", settings.get("unit")
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the entries of the iterable, and close the bar after the last one."""
+        if not self.disable:
+            yield from super().__iter__()
+            return
+        for entry in self.iterable:
+            yield entry
+            self.n += 1
+        self.close()
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Count `n` more entries. Return True if the bar was drawn again."""
+        if self.disable:
+            self.n += n or 0
+        return super().update(n)
+
+    def close(self) -> None:
+        """Leave the bar as it is, or print its line if it is full."""
+        super().close()
+        if self._needs_line and (self.total is None or self.n >= self.total):
+            self._needs_line = False
+            count = [f"{self.n} {self.unit}"] if self.unit else []
+            text = ": ".join([self.desc.removesuffix(": "), *count])
+            if text:
+                info(text)
+
+    def __del__(self) -> None:
+        """Print no line for a bar that was dropped before it was closed."""
+        self._needs_line = False
+        super().__del__()
+
+
+class _NullStream(io.TextIOBase):
+    """A text stream that drops everything."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+class _PrefixedStream(io.TextIOBase):
+    """A text stream that passes whole lines on to another one, each with a prefix."""
+
+    def __init__(self, stream: TextIO, prefix: str):
+        self._stream, self._prefix, self._unfinished = stream, prefix, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._unfinished = (self._unfinished + text).split("\n")
+        self._stream.write("".join(f"{self._prefix}{line}\n" for line in lines))
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()

@@ -1,7 +1,6 @@
 """The processes of one training: torchrun's group, what rank 0 does for all, and all-reduce."""
 
 import inspect
-import io
 import os
 import shlex
 import socket
@@ -9,15 +8,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from utils import console
 from utils.device import fall_back_to_cpu, select_device, set_current_device
 from utils.environment import variable
 from utils.errors import UserError, explain
@@ -144,9 +144,7 @@ class Distributed:
         if self.world_size == 1:
             yield self
             return
-        out = sys.stdout if self.is_main else NullStream()
-        err = sys.stderr if self.is_main else Prefixed(sys.stderr, f"[rank {self.rank}] ")
-        with redirect_stdout(out), redirect_stderr(err):
+        with console.as_rank(self.rank):
             try:
                 yield self
                 self.wait_for_all()  # rank 0 keeps the store that all use
@@ -155,9 +153,9 @@ class Distributed:
             except BaseException as error:
                 text, code = explain(error) or (_unexpected(error), 1)
                 if not isinstance(error, Rank0Failed) or self.local_rank == 0:  # one line a machine is enough
-                    print(text, file=err)
-                out.flush()
-                err.flush()
+                    console.error(text)
+                for stream in (sys.stdout, sys.stderr):
+                    stream.flush()
                 os._exit(code)
             finally:
                 if dist.is_initialized():
@@ -264,28 +262,6 @@ class Distributed:
 
 class Rank0Failed(UserError):
     """Rank 0 has failed, and shows its own message."""
-
-
-class NullStream(io.TextIOBase):
-    """A text stream that keeps nothing."""
-
-    def write(self, text: str) -> int:
-        return len(text)
-
-
-class Prefixed(io.TextIOBase):
-    """Passes text on line by line, each with `prefix` in front."""
-
-    def __init__(self, stream: TextIO, prefix: str):
-        self.stream, self.prefix, self.begun = stream, prefix, ""
-
-    def write(self, text: str) -> int:
-        *lines, self.begun = (self.begun + text).split("\n")
-        self.stream.write("".join(f"{self.prefix}{line}\n" for line in lines))
-        return len(text)
-
-    def flush(self) -> None:
-        self.stream.flush()
 
 
 LOST_CONTACT = ("Connection closed", "Connection reset", "Broken pipe", "gloo", "NCCL", "Socket")

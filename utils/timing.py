@@ -1,8 +1,8 @@
 """Clocks: wall time that includes pending GPU work, and wall time without waiting for a CPU."""
 
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,10 +35,10 @@ class Stopwatch:
 
     def __init__(self, device: torch.device | None = None):
         self.device = device
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
+    def __call__(self, part: str) -> Generator[None]:
         """Add the time inside the block to `part`. A block left by an exception is not counted."""
         start = now(self.device)
         yield

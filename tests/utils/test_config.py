@@ -222,7 +222,7 @@ def test_quiet_is_no_option_but_a_setting_of_the_console(argv, typed, quiet, cap
         console.info("for the curious")
         assert bool(capsys.readouterr().out) is not quiet
     finally:
-        console.set_quiet(False)
+        console.begin_program()
 
 
 def test_the_help_is_grouped_by_theme():

@@ -25,13 +25,13 @@ def clock(monkeypatch):
     return time
 
 
-@pytest.mark.parametrize(("device", "seconds"), [(None, 100), (torch.device("cpu"), 100), (GPU, 102)])
+@pytest.mark.parametrize("device, seconds", [(None, 100), (torch.device("cpu"), 100), (GPU, 102)])
 def test_now_includes_pending_gpu_work(clock, device, seconds):
     assert now(device) == seconds
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"),
+    "text, seconds",
     [
         ("5 1500000000 3\n", 98.5),  # 1.5 s of waiting for a CPU
         ("5 0 3\n", 100),
