@@ -188,7 +188,7 @@ def test_a_wrong_nc_is_warned_of(tmp_path, capsys):
     file = tmp_path / "set.yaml"
     file.write_text("train: images\nval: images\nnames: [a, b]\nnc: 3\n")
     assert read_dataset_yaml(file).resolve([]).num_classes == 2
-    assert "nc: 3 but 2 names" in capsys.readouterr().out
+    assert "nc: 3 but 2 names" in capsys.readouterr().err
 
 
 # ---- programs

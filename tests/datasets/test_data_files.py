@@ -101,7 +101,7 @@ def test_data_sets(name, count, first, last, path, train, val):
     assert (found["path"], found["train"], found["val"]) == (f"../datasets/{path}", train, val)
 
 
-def test_coco_names_stand_where_published_weights_expect_them():
+def test_coco_names_are_in_the_order_of_published_weights():
     names = read("coco.yaml")["names"]
     assert names == read("coco128.yaml")["names"]
     for index, name in {9: "traffic light", 16: "dog", 39: "bottle", 56: "chair", 67: "cell phone"}.items():

@@ -1,4 +1,4 @@
-"""Rows that hold are read to the last digit; rows that do not are left out by name."""
+"""Label files: valid rows are read to the last digit, invalid rows are skipped and named."""
 
 import tracemalloc
 
@@ -15,10 +15,10 @@ from utils.datasets.label_file import parse_labels
     (b"1 .5 .5 .2 .4\r\n0 .1 .1 .1 .1\r\n", [(1, 0.5, 0.5, 0.2, 0.4), (0, 0.1, 0.1, 0.1, 0.1)]),  # CRLF
     (b"\xef\xbb\xbf1 .5 .5 .2 .4", [(1, 0.5, 0.5, 0.2, 0.4)]),  # byte order mark
     (b"1.0 5e-1 .5 .2 .4", [(1, 0.5, 0.5, 0.2, 0.4)]),  # programs write classes as floats
-    (b"0 .95 .5 .3 .2", [(0, 0.95, 0.5, 0.3, 0.2)]),  # may stick out of the picture: each number is in 0...1
+    (b"0 .95 .5 .3 .2", [(0, 0.95, 0.5, 0.3, 0.2)]),  # may extend beyond the image: each number is in 0...1
     (b"0 1.00000001 .5 1.00000001 .2", [(0, 1.00000001, 0.5, 1.00000001, 0.2)]),  # 1 as a float32
-    (b"0 .1 .1 .3 .1 .3 .4 .1 .4", [(0, 0.2, 0.25, 0.2, 0.3)]),  # polygon: its hull
-    (b"0 .9 .1 1.05 .1 1.05 .4", [(0, 0.975, 0.25, 0.15, 0.3)]),  # polygon that sticks out
+    (b"0 .1 .1 .3 .1 .3 .4 .1 .4", [(0, 0.2, 0.25, 0.2, 0.3)]),  # polygon: its bounding box
+    (b"0 .9 .1 1.05 .1 1.05 .4", [(0, 0.975, 0.25, 0.15, 0.3)]),  # polygon that extends beyond the image
 ])  # fmt: skip
 def test_good_rows(data, boxes):
     parsed = parse_labels(data)
@@ -31,14 +31,14 @@ def test_good_rows(data, boxes):
     (b"0 .5 .5 inf .2", "'inf' is not a finite number"),
     (b"0 .5 .5 1e400 .2", "'1e400' is not a finite number"),  # overflows to infinity
     (b"0 .5 .5 0_1 .2", "'0_1' is not a finite number"),  # Python would read it
-    ("0 .5 .5 .２ .2".encode(), "is not a finite number"),  # Unicode digits
+    ("0 .5 .5 .\uff12 .2".encode(), "is not a finite number"),  # a full-width digit
     (b"0 .5 .5 .2 \x00\xff", "is not a finite number"),
     (b"cat .5 .5 .2 .2", "'cat' is not a finite number"),
     (b"0 .5 .5 .2", "4 numbers"),
     (b"0 .5 .5 .2 .2 .9", "6 numbers"),  # a confidence behind the box
     (b"0 .1 .1 .3 .1 .3 .4 .1", "8 numbers"),  # half a point
     (b"0", "1 numbers"),
-    (b"0,.5,.5,.2,.2", "blanks, not by commas"),
+    (b"0,.5,.5,.2,.2", "spaces, not by commas"),
     (b"-1 .5 .5 .2 .2", "class -1"),
     (b".5 .5 .5 .2 .2", "class 0.5"),
     (b"0 320 240 64 48", "divide pixels"),
@@ -51,14 +51,14 @@ def test_good_rows(data, boxes):
     (b"0 .1 .1 30 .1 .2 .4", "not within 0...1"),
     (b"0 1e308 1e308 .2 .2", "divide pixels"),  # finite, though their sum is not
 ])  # fmt: skip
-def test_a_bad_row_is_left_out_and_named_and_its_neighbours_stay(row, reason):
+def test_a_bad_row_is_skipped_and_named_and_its_neighbours_stay(row, reason):
     parsed = parse_labels(b"0 .5 .5 .2 .2\n" + row + b"\n1 .5 .5 .2 .2\n")
     assert [box[0] for box in parsed.boxes] == [0, 1]
     [(number, text)] = parsed.problems
     assert number == 2 and reason in text
 
 
-def test_an_endless_row_is_left_out_before_it_is_split():
+def test_an_endless_row_is_skipped_before_it_is_split():
     tracemalloc.start()
     parsed = parse_labels(b"0 .5 .5 .2 .2\n" + b"0 " * (4 << 20))
     peak = tracemalloc.get_traced_memory()[1]
@@ -73,7 +73,7 @@ def test_each_row_is_read_by_its_own_length():
     assert [len(polygon) for polygon in parsed.polygons] == [6, 0]
 
 
-def test_repeated_rows_are_left_out_but_not_other_polygons_with_the_same_hull():
+def test_repeated_rows_are_skipped_but_not_other_polygons_with_the_same_box():
     rows = b"1 .5 .5 .2 .2\n0 .5 .5 .2 .2\n1 .5 .5 .2 .2\n2 .1 .1 .3 .1 .3 .4\n2 .1 .1 .3 .4 .1 .4\n"
     parsed = parse_labels(rows)
     assert [box[0] for box in parsed.boxes] == [1, 0, 2, 2]

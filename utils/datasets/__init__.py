@@ -1,1 +1,1 @@
-"""Where data is: data set YAMLs, label files, the index of a split and its cache, and the built-in set."""
+"""Data sets on disk: YAMLs, label files, the index of a split and its cache, converters, the built-in set."""

@@ -32,7 +32,7 @@ def as_list(sources: Sources) -> list[str | Path]:
 
 
 def find_images(sources: Sources) -> list[str]:
-    """Find images in folders (any depth, hidden names skipped), list files and single files; return sorted paths.
+    """Find images in folders (any depth, hidden names skipped), list files and single files. Return sorted paths.
 
     A list file has one path per line. A relative path is looked up in the current folder, then in the list's own. A
     path that begins with `./` is looked up in the list's own folder only. A path listed twice counts twice. Raises

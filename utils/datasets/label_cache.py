@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -66,20 +67,20 @@ class LabelCache:
 
         `kept` (N,) bool says which of `paths` are in the index.
         """
+        content: dict[str, Any] = {
+            **self.settings,
+            **{name: getattr(index, name) for name in ARRAYS},
+            "paths": StringArray(self.paths).data,
+            "stamps": self.stamps,
+            "kept": kept,
+            "counts": np.array(index.counts),
+            "messages": StringArray(index.messages).data,
+        }
         for place in self.places:
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
                 with atomic_write(place, sync=False) as file:  # a damaged cache is detected and written again
-                    np.savez(
-                        file,
-                        **{name: np.asarray(value) for name, value in self.settings.items()},
-                        **{name: getattr(index, name) for name in ARRAYS},
-                        paths=StringArray(self.paths).data,
-                        stamps=self.stamps,
-                        kept=kept,
-                        counts=np.array(index.counts),
-                        messages=StringArray(index.messages).data,
-                    )
+                    np.savez(file, **content)
                 return True
             except OSError:
                 continue
@@ -164,7 +165,7 @@ def _stamp_chunk(paths: list[str]) -> np.ndarray:
 
 
 def _folder(file: str) -> str:
-    """Return the folder of a file with a separator at the end; empty for a bare name."""
+    """Return the folder of a file with a separator at the end, or "" for a bare name."""
     return file[: file.rfind(os.sep) + 1]
 
 
@@ -182,7 +183,7 @@ def _stat(folder: str, names: Sequence[str]) -> np.ndarray:
 
 
 @contextmanager
-def _open_folder(folder: str) -> Iterator[tuple[int | None, str]]:
+def _open_folder(folder: str) -> Generator[tuple[int | None, str]]:
     """Yield (descriptor of the folder, ""), or (None, the folder) if it cannot be opened: `dir_fd` and name prefix."""
     try:
         descriptor = os.open(folder or os.curdir, os.O_PATH)  # needs only the permission to traverse, not to read

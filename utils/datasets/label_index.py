@@ -5,6 +5,7 @@ Legend: N images, M labels, P polygon points.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -55,11 +56,11 @@ class LabelIndex:
         return self.labels[self.offsets[i] : self.offsets[i + 1]]
 
     def polygons(self, i: int) -> list[np.ndarray]:
-        """Return the points (k, 2) of each label of image i, x, y in 0…1; (0, 2) for a box row."""
+        """Return the points (k, 2) of each label of image i: x, y in 0…1, none for a box row."""
         ends = self.segment_offsets[self.offsets[i] : self.offsets[i + 1] + 1].tolist()
         if ends[0] == ends[-1]:  # boxes only, the usual case
             return [self.points[:0]] * (len(ends) - 1)
-        return [self.points[a:b] for a, b in zip(ends[:-1], ends[1:])]
+        return [self.points[a:b] for a, b in pairwise(ends)]
 
 
 def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -75,8 +76,9 @@ def keep_paths(paths: StringArray, kept: np.ndarray) -> StringArray:
 
 
 def sum_counts(counts: Iterable[Counts]) -> Counts:
-    """Add up counts field by field; none give zeros."""
-    return Counts(*map(sum, zip(*counts)))
+    """Return the sums field by field, zeros for no counts."""
+    totals = [sum(field) for field in zip(*counts)]
+    return Counts(*totals)
 
 
 def _packed(index: LabelIndex) -> StringArray:

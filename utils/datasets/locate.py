@@ -1,4 +1,4 @@
-"""Locate a data set by the text of `--data`; draw or download its images if they are missing."""
+"""Location of a data set from the text of `--data`. Missing images are drawn or downloaded."""
 
 from pathlib import Path
 

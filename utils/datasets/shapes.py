@@ -1,7 +1,7 @@
-"""The built-in data set "shapes": eight classes, drawn from a seed; nothing is downloaded.
+"""Built-in data set "shapes": eight classes, drawn from a seed. Nothing is downloaded.
 
-What an image shows depends on (seed, split, index) alone: pixels and labels are the same on every machine, and the
-JPEG files are the same bytes for the same OpenCV build. The set appears under its name once it is whole, never before.
+An image depends on (seed, split, index) alone. Pixels and labels are the same on every machine, and the JPEG files are
+the same bytes for the same OpenCV build. The folder appears under its name when it is complete, never before.
 """
 
 import json
@@ -11,83 +11,84 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
-from tqdm import tqdm
 
-from utils.datasets.shapes_drawing import Picture, draw_picture
+from utils.console import info, progress_bar
+from utils.datasets.shapes_drawing import DrawnImage, draw_image
 from utils.errors import UserError
 
-VERSION = 4  # of the drawing: raise it when the same seed comes to give other pictures
+VERSION = 4  # of the drawing; raise it when the same seed gives other images
 JPEG_QUALITY = 90
-RECORD = "made.json"  # in the data set's folder: what it was made from
+RECORD = "made.json"  # in the data set's folder: the version and the numbers it was made from
 
 
-def label_text(picture: Picture) -> str:
-    """One row a box: class, then centre and size as fractions of the picture; nothing for a picture without objects."""
-    H, W = picture.image.shape[:2]
+def label_text(drawn: DrawnImage) -> str:
+    """Return one row per box: class, then centre and size in fractions of the image."""
+    H, W = drawn.image.shape[:2]
     rows = [
-        (kind, (left + right) / 2 / W, (top + bottom) / 2 / H, (right - left) / W, (bottom - top) / H)
-        for kind, left, top, right, bottom in picture.boxes
+        (class_id, (left + right) / 2 / W, (top + bottom) / 2 / H, (right - left) / W, (bottom - top) / H)
+        for class_id, left, top, right, bottom in drawn.boxes
     ]
     return "".join("{} {:.6f} {:.6f} {:.6f} {:.6f}\n".format(*row) for row in rows)
 
 
-def write_picture(folder: Path, split: str, index: int, *, seed: int) -> None:
-    picture = draw_picture(seed, split, index)
-    _, jpeg = cv2.imencode(".jpg", picture.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+def write_image(folder: Path, split: str, index: int, *, seed: int) -> None:
+    """Draw one image and write it with its labels."""
+    drawn = draw_image(seed, split, index)
+    _, jpeg = cv2.imencode(".jpg", drawn.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     (folder / "images" / split / f"{index:05d}.jpg").write_bytes(jpeg.tobytes())
-    (folder / "labels" / split / f"{index:05d}.txt").write_text(label_text(picture))
+    (folder / "labels" / split / f"{index:05d}.txt").write_text(label_text(drawn))
 
 
-def is_made(folder: Path, record: dict) -> bool:
-    """Whether the folder holds just this data set; UserError where it holds something else."""
+def is_complete(folder: Path, record: dict) -> bool:
+    """Return whether the folder holds this data set. Raises UserError if it holds anything else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
         found = json.loads((folder / RECORD).read_text())
     except (OSError, ValueError):
-        raise UserError(f"{folder} is there but was not made by make_shapes.py: give another --folder") from None
+        raise UserError(f"{folder} exists but was not made by make_shapes.py: give another --folder") from None
     if found != record:
-        wanted, there = (", ".join(f"{k} {v}" for k, v in d.items()) for d in (record, found))
-        raise UserError(f"{folder} holds shapes of {there}; asked for {wanted}: delete it or give another --folder")
+        wanted, present = (", ".join(f"{k} {v}" for k, v in d.items()) for d in (record, found))
+        raise UserError(f"{folder} holds shapes of {present}; wanted: {wanted}; delete it or give another --folder")
     return True
 
 
-def fill(folder: Path, counts: dict[str, int], *, seed: int, progress: bool) -> None:
-    """Write all pictures and labels. Threads suffice: NumPy and OpenCV let go of the interpreter while they work."""
+def write_images(folder: Path, counts: dict[str, int], *, seed: int, progress: bool) -> None:
+    """Write all images and labels, in threads: NumPy and OpenCV release the GIL while they work."""
     for kind in ("images", "labels"):
         for split in counts:
             (folder / kind / split).mkdir(parents=True)
     jobs = [(split, index) for split, count in counts.items() for index in range(count)]
     pool = ThreadPoolExecutor()
     try:
-        done = pool.map(lambda job: write_picture(folder, *job, seed=seed), jobs)
-        for _ in tqdm(done, "drawing shapes", len(jobs), unit="picture", disable=not progress):
+        done = pool.map(lambda job: write_image(folder, *job, seed=seed), jobs)
+        for _ in progress_bar(done, desc="drawing shapes", total=len(jobs), unit="image", disable=not progress):
             pass
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def make_shapes(folder: str | Path, *, seed: int = 0, train: int = 640, val: int = 128, progress: bool = True) -> Path:
-    """Make the data set unless it is there: images/{train,val}/*.jpg and labels/{train,val}/*.txt. Returns its folder.
+    """Make images/{train,val}/*.jpg and labels/{train,val}/*.txt unless they exist. Return the folder.
 
-    It is drawn in a folder beside `folder` that gets its name at the end, so that a run cut short leaves no half set
-    under that name; of two runs at once the first to end wins. UserError where the folder holds anything but this set.
+    They are written to a temporary folder beside `folder` that is renamed at the end, so an interrupted run leaves no
+    partial data set. If two run at once, the first to finish wins. Raises UserError if the folder holds anything else.
     """
     folder = Path(folder).absolute()
     if seed < 0 or train < 1 or val < 1:
-        raise UserError(f"seed {seed}, train {train}, val {val}: seed must be 0 or more, numbers of pictures 1 or more")
+        raise UserError(f"seed {seed}, train {train}, val {val}: seed must be 0 or more, numbers of images 1 or more")
     record = {"shapes": VERSION, "seed": seed, "train": train, "val": val}
-    if is_made(folder, record):
+    if is_complete(folder, record):
         if progress:
-            print(f"{folder} is complete already: nothing to do")
+            info(f"{folder} is complete already: nothing to do")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-unfinished-", dir=folder.parent))
     try:
-        fill(draft, {"train": train, "val": val}, seed=seed, progress=progress)
+        write_images(draft, {"train": train, "val": val}, seed=seed, progress=progress)
         (draft / RECORD).write_text(json.dumps(record) + "\n")
-        draft.chmod(0o755)  # mkdtemp's folders are for their owner alone
-        if not is_made(folder, record):
+        draft.chmod(0o755)  # mkdtemp gives permissions to the owner only
+        if not is_complete(folder, record):
             draft.replace(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -15,7 +15,7 @@ MAX_PATH = 4096  # characters
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Data set with its paths resolved; `splits` maps train, val and test to lists of existing paths."""
+    """Data set with its paths resolved. `splits` maps train, val and test to lists of existing paths."""
 
     file: Path
     root: Path
@@ -28,7 +28,7 @@ class DatasetSpec:
 
     @property
     def is_coco(self) -> bool:
-        """Whether this is COCO 2017, judged by the name and folder of its list of validation images."""
+        """True for COCO 2017, which is recognised by the name and folder of its list of validation images."""
         return any(path.as_posix().endswith("coco/val2017.txt") for path in self.splits.get("val", ()))
 
     def sources(self, split: str) -> list[Path]:
@@ -40,7 +40,7 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class DatasetYaml:
-    """Content of a data set YAML; its images may be absent."""
+    """Content of a data set YAML. Its images may be absent."""
 
     file: Path
     root: str  # `path:`, absolute or relative to one of several folders
@@ -65,7 +65,7 @@ class DatasetYaml:
 
 
 def read_dataset_yaml(file: Path) -> DatasetYaml:
-    """Read and check a data set YAML; its images may be absent. Raises UserError naming file and key."""
+    """Read and check a data set YAML. Its images may be absent. Raises UserError naming file and key."""
     content = read_yaml(file)
     for key in ("train", "val", "names"):
         if not content.get(key):

@@ -1,4 +1,4 @@
-"""Strings by the million, without an object for each."""
+"""Array of millions of strings without one object per string."""
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,10 +8,10 @@ import numpy as np
 
 
 class StringArray(Sequence[str]):
-    """Strings in one array of bytes, as surrogateescaped UTF-8 with a zero byte between them: none may hold one.
+    """Strings in one array of bytes: surrogateescaped UTF-8, separated by zero bytes, which no string may hold.
 
-    A list of a million paths is a million objects, whose reference counts are written to whenever one is looked at:
-    so every forked worker would come to own a copy of them all. The arrays here stay shared.
+    A list of a million paths is a million objects. Reading one writes to its reference count, so every forked worker
+    would end up with a copy of them all. The arrays here stay shared between processes.
     """
 
     def __init__(self, texts: Iterable[str] = ()) -> None:
@@ -19,13 +19,14 @@ class StringArray(Sequence[str]):
 
     @classmethod
     def from_bytes(cls, data: np.ndarray) -> "StringArray":
-        """Of what `data` of another one was; no bytes at all are no strings."""
+        """Return the array whose `.data` this was. Empty data gives no strings."""
         array = cls()
         array._take(data.astype(np.uint8, copy=False).reshape(-1))
         return array
 
     @classmethod
     def concatenate(cls, parts: Iterable["StringArray"]) -> "StringArray":
+        """Return the strings of all parts, in their order."""
         zero = np.zeros(1, np.uint8)
         pieces = [piece for part in parts if len(part) for piece in (zero, part.data)]
         return cls.from_bytes(np.concatenate(pieces)[1:]) if pieces else cls()

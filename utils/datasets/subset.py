@@ -9,7 +9,7 @@ from utils.datasets.string_array import StringArray
 
 
 def take_images(index: LabelIndex, chosen: np.ndarray) -> LabelIndex:
-    """Return the images number `chosen` (n,) with their labels, in that order; counts and messages are unchanged."""
+    """Return the images number `chosen` (n,) with their labels, in that order. Counts and messages are unchanged."""
     labels = _positions(index.offsets, chosen)
     return replace(
         index,

@@ -1,1 +1,0 @@
-"""Data set YAMLs, hyperparameters and command-line scripts."""

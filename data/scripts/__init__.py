@@ -1,1 +1,0 @@
-"""Command-line scripts that make or convert data sets."""

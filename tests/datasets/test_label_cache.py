@@ -1,0 +1,184 @@
+"""Label cache: read only if nothing has changed, and scanned again if it is damaged."""
+
+import os
+import shutil
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_splits import make_split, scan, write_image, write_labels
+
+from utils.datasets import label_cache, labels
+from utils.datasets.image_files import find_images, label_path
+from utils.datasets.labels import load_index
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    return make_split(tmp_path, monkeypatch)
+
+
+def state(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def watch_scans(monkeypatch) -> list[str]:
+    """Return a list that collects the paths scanned from now on."""
+    scanned: list[str] = []
+    original = labels.image_shape
+    monkeypatch.setattr(labels, "image_shape", lambda path: scanned.append(path) or original(path))
+    return scanned
+
+
+def test_the_cache_gives_the_same_index_and_is_the_only_file_written(folder, monkeypatch):
+    write_labels(folder / "labels/train/c.txt", "2 .1 .1 .3 .1 .3 .4\nbad\n")
+    (folder / "images/train/b.jpg").write_bytes(b"")
+    before = state(folder)
+    first = scan(folder)
+    cache = folder / "labels/train.cache"
+    assert {path: value for path, value in state(folder).items() if path != str(cache)} == before and cache.is_file()
+    scanned = watch_scans(monkeypatch)
+    second = scan(folder)
+    assert scanned == []
+    assert (second.paths, second.counts, second.messages) == (first.paths, first.counts, first.messages)
+    for name in ("shapes", "labels", "offsets", "points", "segment_offsets"):
+        assert getattr(first, name).dtype == getattr(second, name).dtype
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def test_an_edit_of_the_same_size_is_seen(folder):
+    path = folder / "labels/train/a.txt"
+    scan(folder)
+    time = path.stat().st_mtime_ns
+    write_labels(path, path.read_bytes().replace(b"1 .25", b"2 .35"))
+    os.utime(path, ns=(time + 1, time + 1))
+    assert scan(folder).boxes(0)[1, :2].tolist() == pytest.approx([2, 0.35])
+
+
+@pytest.mark.parametrize("change", ["new image", "new label file", "label gone", "image edited", "other settings"])
+def test_every_change_leads_to_a_new_scan(folder, monkeypatch, change):
+    scan(folder)
+    settings = {}
+    if change == "new image":
+        write_image(folder / "images/train/d.jpg")
+    elif change == "new label file":
+        write_labels(folder / "labels/train/c.txt", "0 .5 .5 .2 .2")
+    elif change == "label gone":
+        (folder / "labels/train/a.txt").unlink()
+    elif change == "image edited":
+        write_image(folder / "images/train/a.jpg", 30, 30)
+    else:
+        settings = {"single_cls": True}
+    fresh = scan(folder, cache=False, **settings)
+    scanned = watch_scans(monkeypatch)
+    index = scan(folder, **settings)
+    assert len(scanned) == len(find_images(folder / "images/train"))
+    assert (index.paths, index.counts) == (fresh.paths, fresh.counts)
+    np.testing.assert_array_equal(index.labels, fresh.labels)
+
+
+def test_stamps_of_files_in_any_place(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (folder / "link").symlink_to(folder / "images")
+    paths = [
+        "set/images/train/a.jpg",
+        "set/images/train/gone.jpg",
+        "set/link/train/b.jpg",
+        "c.jpg",
+        "/no/d.jpg",
+        "set/images/train/a.b.jpg",
+        "set/images/train/c.jpg",
+        str(folder / "images/train/b.jpg"),
+        f"{os.sep}e.jpg",
+    ]
+    write_image(tmp_path / "c.jpg")
+    write_image(folder / "images/train/a.b.jpg")
+    write_labels(folder / "labels/train/a.b.txt", "0 .5 .5 .2 .2")
+
+    def stamp(path: str) -> list[int]:
+        if not os.path.exists(path):
+            return [-1] * 3
+        status = os.stat(path)
+        return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+    want = [stamp(path) + stamp(label_path(path)) for path in paths]
+    assert label_cache.stamp_files(paths).tolist() == want and sum(row[0] > 0 for row in want) == 6
+    monkeypatch.delattr(os, "O_PATH")  # other systems
+    assert label_cache.stamp_files(paths).tolist() == want
+
+
+@pytest.mark.parametrize("data", [b"", b"rubbish", b"PK\x03\x04 half a zip"])
+def test_a_damaged_cache_is_scanned_again(folder, data):
+    scan(folder)
+    cache = folder / "labels/train.cache"
+    whole = cache.read_bytes()
+    cache.write_bytes(data)
+    assert scan(folder).counts == (1, 1, 1, 0)
+    for cut in (10, len(whole) // 2, len(whole) - 5):
+        cache.write_bytes(whole[:cut])
+        assert scan(folder).counts == (1, 1, 1, 0)
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, MemoryError, RuntimeError, zlib.error, SyntaxError])
+def test_whatever_a_damaged_cache_makes_its_readers_raise_it_is_scanned_again(folder, monkeypatch, error):
+    scan(folder)
+
+    def load(*_, **__):
+        raise error
+
+    monkeypatch.setattr(label_cache.np, "load", load)
+    assert scan(folder).counts == (1, 1, 1, 0)
+
+
+def test_a_cache_that_unfolds_or_never_ends_is_not_read(folder, monkeypatch):
+    scan(folder)
+    scanned = watch_scans(monkeypatch)
+    cache = folder / "labels/train.cache"
+    with zipfile.ZipFile(cache) as whole, zipfile.ZipFile(folder / "packed", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    shutil.copy(folder / "packed", cache)
+    assert scan(folder).counts == (1, 1, 1, 0) and len(scanned) == 3
+    cache.unlink()
+    os.mkfifo(cache)
+    assert scan(folder).counts == (1, 1, 1, 0) and len(scanned) == 6
+
+
+def test_a_cache_with_a_pickle_or_false_offsets_is_not_believed(folder):
+    scan(folder)
+    cache = folder / "labels/train.cache"
+    arrays = dict(np.load(cache))
+    for name, value in (
+        ("labels", np.array([object()])),
+        ("offsets", np.array([0, 9, 9, 9])),
+        ("segment_offsets", np.array([0, 5, 0])),
+        ("shapes", np.zeros((1, 2), np.int32)),
+    ):
+        with open(cache, "wb") as file:
+            np.savez(file, **(arrays | {name: value}))
+        index = scan(folder)
+        assert index.offsets.tolist() == [0, 2, 2, 2] and len(index.shapes) == 3
+
+
+def test_a_read_only_data_set_is_cached_in_the_home_folder(folder, tmp_path, monkeypatch):
+    (folder / "labels").chmod(0o555)
+    scan(folder)
+    (folder / "labels").chmod(0o755)
+    assert not (folder / "labels/train.cache").exists()
+    assert len(list((tmp_path / "home/.cache/anchorage/labels").iterdir())) == 1
+    (folder / "labels").chmod(0o555)
+    scanned = watch_scans(monkeypatch)
+    assert scan(folder).counts == (1, 1, 1, 0) and scanned == []
+    (folder / "labels").chmod(0o755)
+
+
+def test_splits_of_one_labels_folder_have_caches_of_their_own(folder):
+    write_labels(folder / "labels/train/c.txt", "1 .5 .5 .2 .2\n")
+    for name, images in (("train", "ab"), ("val", "c")):
+        write_labels(folder / f"{name}.txt", "".join(f"./images/train/{image}.jpg\n" for image in images))
+        assert len(load_index(folder / f"{name}.txt", 3, progress=False)) == len(images)
+        assert (folder / f"{name}.cache").is_file()
+    load_index([folder / "train.txt", folder / "val.txt"], 3, progress=False)
+    assert len(list((folder / "labels").glob("train-*.cache"))) == 1
