@@ -28,7 +28,7 @@ def test_unusable_images_are_skipped_named_and_counted(folder):
     assert [Path(path).name for path in index.paths] == ["a.jpg"]
     assert index.counts == (1, 0, 0, 2)
     assert "b.jpg: image skipped: the file is empty" in index.messages[0]
-    assert "c.jpg: image skipped: the image is truncated" in index.messages[1]
+    assert "c.jpg: image skipped: " in index.messages[1] and "is truncated" in index.messages[1]
 
 
 def test_nothing_usable_is_an_error_that_gives_the_first_reason(tmp_path):
