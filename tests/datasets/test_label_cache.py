@@ -6,13 +6,18 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from conftest import ROOT, draw_boxes
 from small_splits import make_split, scan, write_image, write_labels
 
 from utils.datasets import label_cache, labels
 from utils.datasets.image_files import find_images, label_path
+from utils.datasets.label_index import ARRAYS
 from utils.datasets.labels import load_index
+
+KEPT = ROOT / "tests" / "kept" / "labels-format2.cache"
 
 
 @pytest.fixture
@@ -43,9 +48,32 @@ def test_the_cache_gives_the_same_index_and_is_the_only_file_written(folder, mon
     second = scan(folder)
     assert scanned == []
     assert (second.paths, second.counts, second.messages) == (first.paths, first.counts, first.messages)
-    for name in ("shapes", "labels", "offsets", "points", "segment_offsets"):
+    for name in ARRAYS:
         assert getattr(first, name).dtype == getattr(second, name).dtype
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def test_a_kept_cache_of_format_2_is_read(tmp_path, monkeypatch):
+    """The kept file was written for these images by an earlier version. Its stamps are of other files."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        image, rows = draw_boxes(rng, int(rng.integers(1, 4)))
+        write_labels(tmp_path / f"labels/train/{number}.txt", "".join(rows))
+        (tmp_path / "images/train").mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(f"images/train/{number}.png", image)
+    fresh = load_index("images/train", 2, progress=False, cache=False)
+    with np.load(KEPT) as arrays:
+        stamps = arrays["stamps"]
+    monkeypatch.setattr(label_cache, "stamp_files", lambda paths: stamps)
+    shutil.copy(KEPT, "labels/train.cache")
+    scanned = watch_scans(monkeypatch)
+    kept = load_index("images/train", 2, progress=False)
+    assert scanned == []
+    assert (kept.paths, kept.counts, kept.messages) == (fresh.paths, fresh.counts, fresh.messages)
+    for name in ARRAYS:
+        assert getattr(kept, name).dtype == getattr(fresh, name).dtype
+        np.testing.assert_array_equal(getattr(kept, name), getattr(fresh, name))
 
 
 def test_an_edit_of_the_same_size_is_seen(folder):
