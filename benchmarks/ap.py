@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.timing import compare, machine, print_rows, row
-from utils.coco_eval import CocoFigures, GroundTruth, coco_figures
+from utils.coco_eval import CocoMetrics, GroundTruth, evaluate_coco
 from utils.errors import UserError, run
 from utils.metrics import IOU_LEVELS, ConfusionMatrix, Metrics, match_detections
 
@@ -149,7 +149,7 @@ def main() -> None:
         answers["pycocotools"] = reference.figures()
 
     def ours() -> None:
-        answers["ours"] = coco_figures(GroundTruth.read(truth), rows)
+        answers["ours"] = evaluate_coco(GroundTruth.read(truth), rows)
 
     size = f"{len(rows)} detections, {len(images)} pictures, {CLASSES} classes"
     timings = [
@@ -163,7 +163,7 @@ def main() -> None:
             row(f"COCO's 12 figures of {size}", timings[1], at_least="10", unit="s"),
         ],
         f"{len(truth['annotations'])} labels, one thread. Figures by COCO's rule: "
-        + ", ".join(f"{name} {value:.4f}" for name, value in zip(CocoFigures._fields, answers["ours"])),
+        + ", ".join(f"{name} {value:.4f}" for name, value in zip(CocoMetrics._fields, answers["ours"])),
         f"Largest difference of a figure from that of pycocotools: {difference.max():.1e}",
         machine(),
     )

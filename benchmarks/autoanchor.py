@@ -14,7 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.timing import compare, print_rows, row
-from utils.autoanchor import _evolve, _mutation, anchor_fitness, fit_anchors
+from utils.autoanchor import _draw_factors, _evolve, anchor_fitness, fit_anchors
 
 THRESHOLD, ANCHORS, GENERATIONS = 4.0, 9, 1000
 
@@ -37,7 +37,7 @@ def fitness_as_ratios(anchors: torch.Tensor, wh: torch.Tensor) -> float:
 def evolve_as_ratios(anchors: np.ndarray, wh: torch.Tensor, generations: int) -> np.ndarray:
     rng, best = np.random.default_rng(0), fitness_as_ratios(torch.from_numpy(anchors), wh)
     for _ in range(generations):
-        candidate = np.maximum(anchors * _mutation(anchors.shape, rng), 2.0).astype(np.float32)
+        candidate = np.maximum(anchors * _draw_factors(anchors.shape, rng), 2.0).astype(np.float32)
         fitness = fitness_as_ratios(torch.from_numpy(candidate), wh)
         if fitness > best:
             anchors, best = candidate, fitness

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from models.yolo import DetectionModel
+from utils import console
 from utils.autoanchor import check_anchors
 from utils.errors import UserError
 
@@ -43,7 +44,9 @@ def fit_model_anchors(model: DetectionModel, sizes: np.ndarray, threshold: float
     stride = model.stride.cpu().numpy()[:, None, None]
     anchors = model.head.anchors.cpu().numpy() * stride  # (L, A, 2) pixels
     report = check_anchors(anchors, sizes, threshold, np.random.default_rng(seed), strides=model.stride.tolist())
-    print(report.message)
+    console.info(report.message)
+    if report.warning:
+        console.warn(report.warning)
     if report.replaced:
         model.head.anchors.copy_(torch.from_numpy(np.asarray(report.anchors_px / stride, np.float32)))
     return report.replaced

@@ -1,12 +1,13 @@
-"""The blocks that a model YAML can name.
+"""Blocks that a model YAML can name.
 
 Constructor arguments are positional, as the rows of the YAML files give them: input channels, output channels, then the
-row's own arguments. Names of children are those of the published checkpoints, so weights are exchanged by name.
+row's own arguments. Submodules have the names of the published checkpoints, so weights are exchanged by name.
 Legend: B batch, C channels, H W rows and columns.
 """
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +15,14 @@ from torch.nn import functional as F
 
 from utils.kernels import concat_channels, silu
 
-Size = int | Sequence[int]
+Size = int | tuple[int, int]  # of a side, or (rows, columns)
 
 
 def same_padding(kernel: Size, dilation: int = 1) -> Size:
-    """Padding that keeps H and W at stride 1, for a number or for (rows, columns)."""
+    """Return the padding that keeps H and W at stride 1."""
     if isinstance(kernel, int):
         return (dilation * (kernel - 1) + 1) // 2
-    return tuple(same_padding(side, dilation) for side in kernel)
+    return cast(tuple[int, int], tuple((dilation * (side - 1) + 1) // 2 for side in kernel))
 
 
 def hidden_channels(channels: int, expansion: float) -> int:
@@ -31,15 +32,15 @@ def hidden_channels(channels: int, expansion: float) -> int:
 class SiLU(nn.SiLU):
     """SiLU that may overwrite its input in inference."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return silu(x)
+    def forward(self, input: Tensor) -> Tensor:
+        return silu(input)
 
 
 class Conv(nn.Module):
     """Convolution without bias, batch norm, activation.
 
-    `act`: True takes the model's activation (SiLU until `use_activation` says otherwise), a module is taken as it is,
-    anything else means none. Without `padding` the size is kept at stride 1.
+    act: True is the model's activation, SiLU unless `use_activation` changes it. A module is used as it is, anything
+    else means none. padding: None keeps the size at stride 1.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class Conv(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> None:
-        """Fold the batch norm's running statistics into the convolution; the weights are then fixed. Idempotent."""
+        """Fold the batch norm's running statistics into the convolution. The weights are then fixed. Idempotent."""
         if self.bn is None:
             return
         bn, weight = self.bn, self.conv.weight
+        assert bn.running_mean is not None
+        assert bn.running_var is not None
         scale = bn.weight.float() * torch.rsqrt(bn.running_var.float() + bn.eps)
         shift = bn.bias.float() - bn.running_mean.float() * scale
         folded = weight.float() * scale.reshape(-1, 1, 1, 1)
@@ -84,14 +87,14 @@ class Conv(nn.Module):
 
 
 def use_activation(module: nn.Module, activation: nn.Module) -> None:
-    """Give every Conv inside `module` that follows the model's activation this one; the instance is shared."""
+    """Give this activation to every Conv inside `module` that uses the model's. All share the instance."""
     for part in module.modules():
         if isinstance(part, Conv) and part.has_model_activation:
             part.act = activation
 
 
 class DWConv(Conv):
-    """Depth-wise Conv: as many groups as both channel counts allow."""
+    """Depth-wise Conv, with as many groups as both channel counts allow."""
 
     def __init__(
         self, c_in: int, c_out: int, kernel: Size = 1, stride: Size = 1, dilation: int = 1, act: bool | nn.Module = True
@@ -117,14 +120,14 @@ class DWConvTranspose2d(nn.ConvTranspose2d):
 
 
 class Bottleneck(nn.Module):
-    """1x1 then 3x3 convolution, with a residual path where the channel counts agree (He et al. 2015)."""
+    """1x1 then 3x3 convolution, with a residual path if the channel counts are equal (He et al. 2015)."""
 
     def __init__(self, c_in: int, c_out: int, shortcut: bool = True, groups: int = 1, expansion: float = 0.5):
         super().__init__()
         hidden = hidden_channels(c_out, expansion)
         self.cv1 = Conv(c_in, hidden)
         self.cv2 = Conv(hidden, c_out, 3, groups=groups)
-        self.add = bool(shortcut) and c_in == c_out
+        self.add = shortcut and c_in == c_out
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.cv2(self.cv1(x))
@@ -132,7 +135,7 @@ class Bottleneck(nn.Module):
 
 
 class CrossConv(nn.Module):
-    """A kernel x kernel convolution split into a row and a column one."""
+    """Convolution of kernel x kernel, split into a row and a column one."""
 
     def __init__(
         self,
@@ -148,7 +151,7 @@ class CrossConv(nn.Module):
         hidden = hidden_channels(c_out, expansion)
         self.cv1 = Conv(c_in, hidden, (1, kernel), (1, stride))
         self.cv2 = Conv(hidden, c_out, (kernel, 1), (stride, 1), groups=groups)
-        self.add = bool(shortcut) and c_in == c_out
+        self.add = shortcut and c_in == c_out
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.cv2(self.cv1(x))
@@ -156,7 +159,7 @@ class CrossConv(nn.Module):
 
 
 class BottleneckCSP(nn.Module):
-    """Cross stage partial network (Wang et al. 2019): one half goes through bottlenecks, the other around them."""
+    """Cross stage partial network (Wang et al. 2019). One half passes through bottlenecks, the other around them."""
 
     def __init__(
         self, c_in: int, c_out: int, repeats: int = 1, shortcut: bool = True, groups: int = 1, expansion: float = 0.5
@@ -178,7 +181,7 @@ class BottleneckCSP(nn.Module):
 
 
 class C3(nn.Module):
-    """CSP block with three convolutions; subclasses change only the inner path."""
+    """CSP block with three convolutions. Subclasses change only the inner path."""
 
     def __init__(
         self, c_in: int, c_out: int, repeats: int = 1, shortcut: bool = True, groups: int = 1, expansion: float = 0.5
@@ -194,33 +197,32 @@ class C3(nn.Module):
         return nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, groups, 1.0) for _ in range(repeats)))
 
     def forward(self, x: Tensor) -> Tensor:
-        deep, plain = self.m(self.cv1(x)), self.cv2(x)
-        return self.cv3(concat_channels([deep, plain]))
+        return self.cv3(concat_channels([self.m(self.cv1(x)), self.cv2(x)]))
 
 
 class C3x(C3):
-    """C3 whose inner path is made of CrossConv."""
+    """C3 with an inner path of CrossConv."""
 
     def inner_path(self, hidden: int, repeats: int, shortcut: bool, groups: int) -> nn.Module:
         return nn.Sequential(*(CrossConv(hidden, hidden, 3, 1, groups, 1.0, shortcut) for _ in range(repeats)))
 
 
 class C3TR(C3):
-    """C3 whose inner path is a transformer with four heads and `repeats` layers."""
+    """C3 with a transformer of four heads and `repeats` layers as its inner path."""
 
     def inner_path(self, hidden: int, repeats: int, shortcut: bool, groups: int) -> nn.Module:
         return TransformerBlock(hidden, hidden, 4, repeats)
 
 
 class C3Ghost(C3):
-    """C3 whose inner path is made of GhostBottleneck; shortcut and groups have no meaning there."""
+    """C3 with an inner path of GhostBottleneck, which ignores shortcut and groups."""
 
     def inner_path(self, hidden: int, repeats: int, shortcut: bool, groups: int) -> nn.Module:
         return nn.Sequential(*(GhostBottleneck(hidden, hidden) for _ in range(repeats)))
 
 
 class C3SPP(C3):
-    """C3 whose inner path is spatial pyramid pooling."""
+    """C3 with spatial pyramid pooling as its inner path."""
 
     def __init__(
         self,
@@ -240,7 +242,7 @@ class C3SPP(C3):
 
 
 class SPP(nn.Module):
-    """Spatial pyramid pooling (He et al. 2014): max pooling with several windows side by side."""
+    """Spatial pyramid pooling (He et al. 2014): max pooling with several windows in parallel."""
 
     def __init__(self, c_in: int, c_out: int, kernels: Sequence[int] = (5, 9, 13)):
         super().__init__()
@@ -255,7 +257,7 @@ class SPP(nn.Module):
 
 
 class SPPF(nn.Module):
-    """SPP by one pooling applied three times: windows k, 2k-1, 3k-2."""
+    """SPP by one pooling applied three times, which has the windows k, 2k-1 and 3k-2."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int = 5):
         super().__init__()
@@ -272,7 +274,7 @@ class SPPF(nn.Module):
 
 
 class Focus(nn.Module):
-    """The four sub-grids of every 2 x 2 cell stacked as channels, then a Conv: (B, C, H, W) -> (B, C', H/2, W/2)."""
+    """Space to depth by 2, then a Conv: (B, C, H, W) -> (B, 4 C, H/2, W/2) -> (B, C', H/2, W/2)."""
 
     def __init__(
         self,
@@ -288,13 +290,13 @@ class Focus(nn.Module):
         self.conv = Conv(4 * c_in, c_out, kernel, stride, padding, groups, act=act)
 
     def forward(self, x: Tensor) -> Tensor:
-        # Columns are the slow index: (even, even), (odd, even), (even, odd), (odd, odd) as (row, column).
+        # Columns are the slow index. As (row, column): (even, even), (odd, even), (even, odd), (odd, odd).
         grids = [x[:, :, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         return self.conv(concat_channels(grids))
 
 
 class GhostConv(nn.Module):
-    """Half the channels by a convolution, the other half by a cheap 5x5 depth-wise one (Han et al. 2019)."""
+    """Convolution for half the channels, and a cheap 5x5 depth-wise one for the rest (Han et al. 2019)."""
 
     def __init__(
         self, c_in: int, c_out: int, kernel: Size = 1, stride: Size = 1, groups: int = 1, act: bool | nn.Module = True
@@ -310,7 +312,7 @@ class GhostConv(nn.Module):
 
 
 class GhostBottleneck(nn.Module):
-    """Two GhostConv with a residual path; at stride 2 both paths carry a depth-wise convolution."""
+    """Two GhostConv with a residual path. At stride 2 both paths have a depth-wise convolution."""
 
     def __init__(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1):
         super().__init__()
@@ -330,7 +332,7 @@ class GhostBottleneck(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention and a linear pair, both residual, without layer norm; sequence first: (HW, B, C)."""
+    """Self-attention and two linear layers, both residual, without layer norm. The sequence is first: (HW, B, C)."""
 
     def __init__(self, channels: int, heads: int):
         super().__init__()
@@ -345,7 +347,7 @@ class TransformerLayer(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Transformer over the cells of a feature map with a learned position term (Dosovitskiy et al. 2020)."""
+    """Transformer over the cells of a feature map, with a learned position term (Dosovitskiy et al. 2020)."""
 
     def __init__(self, c_in: int, c_out: int, heads: int, layers: int):
         super().__init__()
@@ -362,7 +364,7 @@ class TransformerBlock(nn.Module):
 
 
 class Concat(nn.Module):
-    """Concatenation of a list of tensors, along channels unless told otherwise."""
+    """Concatenation of a list of tensors, along channels by default."""
 
     def __init__(self, dimension: int = 1):
         super().__init__()
@@ -373,7 +375,10 @@ class Concat(nn.Module):
 
 
 class Contract(nn.Module):
-    """(B, C, H, W) -> (B, C g g, H/g, W/g); channels in the order row offset, column offset, old channel."""
+    """Space to depth by the gain g: (B, C, H, W) -> (B, C g g, H/g, W/g).
+
+    Channels are in the order row offset, column offset, old channel.
+    """
 
     def __init__(self, gain: int = 2):
         super().__init__()
@@ -387,7 +392,7 @@ class Contract(nn.Module):
 
 
 class Expand(nn.Module):
-    """(B, C, H, W) -> (B, C/(g g), H g, W g); the inverse of Contract."""
+    """Depth to space by the gain g, the inverse of Contract: (B, C, H, W) -> (B, C/(g g), H g, W g)."""
 
     def __init__(self, gain: int = 2):
         super().__init__()
@@ -401,9 +406,9 @@ class Expand(nn.Module):
 
 
 class MixConv2d(nn.Module):
-    """Convolutions with several kernels side by side (Tan and Le 2019), batch norm, SiLU.
+    """Convolutions with several kernels in parallel (Tan and Le 2019), batch norm, SiLU.
 
-    `equal_channels` gives every kernel the same number of channels, otherwise about the same number of weights.
+    equal_channels: give every kernel the same number of channels, otherwise about the same number of weights.
     """
 
     def __init__(
@@ -425,7 +430,7 @@ class MixConv2d(nn.Module):
 
     @staticmethod
     def weight_split(channels: int, kernels: Sequence[int]) -> list[int]:
-        """Channels inversely proportional to the kernel's area; what rounding leaves goes to the first."""
+        """Return channels inversely proportional to the kernel's area. The first gets the rounding difference."""
         shares = [1 / (side * side) for side in kernels]
         counts = [round(channels * share / sum(shares)) for share in shares]
         counts[0] += channels - sum(counts)
@@ -436,7 +441,7 @@ class MixConv2d(nn.Module):
 
 
 def resize_and_pad(images: Tensor, ratio: float, grid: int) -> Tensor:
-    """Images (B, C, H, W) scaled by `ratio`, then filled with grey on the right and bottom to a multiple of `grid`."""
+    """Scale images (B, C, H, W) by `ratio`, then pad right and bottom with grey to a multiple of `grid`."""
     H, W = images.shape[2:]
     scaled = F.interpolate(images, size=(int(H * ratio), int(W * ratio)), mode="bilinear", align_corners=False)
     target_h, target_w = (math.ceil(side * ratio / grid) * grid for side in (H, W))

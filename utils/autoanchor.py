@@ -1,48 +1,50 @@
-"""Do the anchors suit the labels, and which anchors would suit them better?
+"""Check of the anchors against the labels, and the fit of better ones.
 
-All sizes are width, height in pixels at the training size. A label and an anchor are as close as their worse side:
-closeness = min over both sides of min(label / anchor, anchor / label), from 0 to 1. A label can be learned where an
-anchor is closer than 1 / threshold (hyperparameter anchor_t); N labels, n anchors.
+All sizes are width, height in pixels at the training size. The closeness of a label and an anchor on one side is
+min(label / anchor, anchor / label), from 0 to 1. Theirs is that of the worse side. An anchor reaches a label if their
+closeness is above 1 / threshold (hyperparameter anchor_t). Only such labels can be learned.
+Letters in shapes: N labels, n anchors, L levels, A anchors per level, R restarts.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from utils import console
 from utils.errors import UserError
 
-GOOD_RECALL = 0.98  # anchors that reach more of the labels are left alone
+GOOD_RECALL = 0.98  # anchors that reach more of the labels are kept
 SMALL_PX = 3
 MIN_ANCHOR_PX = 2.0
 RESTARTS = 30
-SAMPLE = 16384  # labels that k-means starts on, and that weigh up a mutation first
-CHUNK = 16384  # labels at a time: the arrays stay in the processor's cache
+SAMPLE = 16384  # labels for the restarts of k-means, and for the first test of a mutation
+CHUNK = 16384  # labels at a time: the arrays stay in the CPU's cache
 
 
 class AnchorRecall(NamedTuple):
-    """Share of labels that some anchor reaches, and the mean number of anchors that reach a label."""
+    """Share of labels that an anchor reaches, and the mean number of anchors that reach a label."""
 
     recall: float
     above_threshold: float
 
 
 class AnchorReport(NamedTuple):
-    """Anchors to use, (L, A, 2) in pixels, with their figures; `replaced` says whether they are new ones."""
+    """Anchors to use, (L, A, 2) in pixels, with their recall."""
 
     anchors_px: np.ndarray
     recall: float
     above_threshold: float
-    replaced: bool
-    message: str
+    replaced: bool  # whether they are new ones
+    message: str  # for the user
+    warning: str  # for the user; empty if there is none
 
 
-class _Match(NamedTuple):
+class _Closeness(NamedTuple):
     best: np.ndarray  # (N,) closeness of the closest anchor
     count: np.ndarray  # (N,) anchors closer than 1 / threshold
 
 
-def _match(anchors: np.ndarray, wh: np.ndarray, threshold: float) -> _Match:
+def _measure_closeness(anchors: np.ndarray, wh: np.ndarray, threshold: float) -> _Closeness:
     best, count = np.empty(len(wh), np.float32), np.empty(len(wh), np.int32)
     anchor_w, anchor_h = np.asarray(anchors, np.float32).reshape(-1, 2).T[:, :, None]  # (n, 1) each
     for start in range(0, len(wh), CHUNK):
@@ -54,26 +56,26 @@ def _match(anchors: np.ndarray, wh: np.ndarray, threshold: float) -> _Match:
             np.minimum(closeness, anchor_h / h, out=closeness)
         np.fmax.reduce(closeness, axis=0, out=best[part])
         np.sum(closeness > 1 / threshold, axis=0, out=count[part])
-    return _Match(best, count)
+    return _Closeness(best, count)
 
 
 def _label_fitness(anchors: np.ndarray, wh: np.ndarray, threshold: float) -> np.ndarray:
-    """(N,) closeness of the closest anchor, 0 where that is out of reach."""
-    best = _match(anchors, wh, threshold).best
+    """Return the closeness (N,) of the closest anchor, 0 for a label that no anchor reaches."""
+    best = _measure_closeness(anchors, wh, threshold).best
     return np.where(best > 1 / threshold, best, np.float32(0))
 
 
 def anchor_recall(anchors: np.ndarray, wh: np.ndarray, threshold: float) -> AnchorRecall:
-    """How well `anchors` (..., 2) reach labels `wh` (N, 2); without labels both figures are 0."""
+    """Return how well `anchors` (..., 2) reach labels `wh` (N, 2). Without labels both numbers are 0."""
     wh = np.asarray(wh, np.float32).reshape(-1, 2)
     if not len(wh):
         return AnchorRecall(0.0, 0.0)
-    count = _match(anchors, wh, threshold).count
+    count = _measure_closeness(anchors, wh, threshold).count
     return AnchorRecall(float(np.mean(count > 0)), float(np.mean(count)))
 
 
 def anchor_fitness(anchors: np.ndarray, wh: np.ndarray, threshold: float) -> float:
-    """Mean over labels `wh` (N, 2) of the closest anchor's closeness, counted as 0 where out of reach."""
+    """Return the mean over labels `wh` (N, 2) of the closest anchor's closeness, 0 for a label out of reach."""
     return float(_label_fitness(anchors, np.asarray(wh, np.float32), threshold).mean(dtype=np.float64))
 
 
@@ -82,8 +84,8 @@ def fit_anchors(
 ) -> np.ndarray:
     """Fit `n` anchors to labels `wh` (N, 2): k-means, then `generations` mutations that must improve anchor_fitness.
 
-    Labels with both sides under 2 px are left out. Returns (n, 2) float32, smallest area first. Without any usable
-    label: UserError.
+    Labels with both sides under 2 px are ignored. Returns (n, 2) float32, smallest area first. Raises UserError if no
+    label is left.
     """
     wh = np.asarray(wh, np.float32).reshape(-1, 2)
     wh = wh[(wh >= 2).any(axis=1)]
@@ -98,16 +100,16 @@ def _by_area(anchors: np.ndarray) -> np.ndarray:
 
 
 def _scatter(wh: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Anchors (n, 2) for fewer labels than anchors: each label once, then random labels of 0.5 to 2 times the size."""
+    """Return n anchors for fewer labels: each label once, then random labels of 0.5 to 2 times their size."""
     extra = wh[rng.integers(len(wh), size=n - len(wh))] * 2 ** rng.uniform(-1, 1, (n - len(wh), 2))
     return np.concatenate([wh, extra])
 
 
 def _kmeans(wh: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Centres (n, 2) of `wh` by Lloyd's algorithm on logarithms, whose differences are ratios as in closeness.
+    """Return centres (n, 2) of `wh` by Lloyd's algorithm on logarithms, whose differences are ratios as in closeness.
 
-    In pixels the few large labels would draw most centres to themselves. Restarts run on a sample; the one with the
-    least mean distance is finished on all labels.
+    In pixels, most centres would move to the few large labels. Restarts run on a sample. The one with the least mean
+    distance is continued on all labels.
     """
     points = np.log(np.maximum(wh, MIN_ANCHOR_PX)).astype(np.float32)
     sample = rng.permutation(points)[:SAMPLE]
@@ -122,21 +124,21 @@ def _lloyd(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Move centres (R, n, 2) until the mean distance of `points` (N, 2) falls by less than `tolerance` in every run.
 
-    Returns the centres and the mean distances (R,). A centre without points stays where it is.
+    Returns the centres and the mean distances (R,). A centre without points does not move.
     """
-    previous = np.full(len(centres), np.inf)
+    distortion = np.full(len(centres), np.inf)
     for _ in range(limit):
-        moved = [_assign(points, run) for run in centres]
+        previous = distortion
+        moved = [_move_to_means(points, run) for run in centres]
         distortion = np.array([distance for _, distance in moved])
         centres = np.stack([centre for centre, _ in moved])
         if np.all(previous - distortion < tolerance):
             break
-        previous = distortion
     return centres, distortion
 
 
-def _assign(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
-    """Means (n, 2) of the points nearest to each of `centres`, and the mean distance to the nearest."""
+def _move_to_means(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return the means (n, 2) of the points nearest to each of `centres`, and the mean distance to the nearest."""
     total, weight, distance = np.zeros((len(centres), 2)), np.zeros(len(centres)), 0.0
     for start in range(0, len(points), CHUNK):
         x, y = points[start : start + CHUNK].T
@@ -153,15 +155,15 @@ def _assign(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]
 def _evolve(
     anchors: np.ndarray, wh: np.ndarray, threshold: float, generations: int, rng: np.random.Generator, progress: bool
 ) -> np.ndarray:
-    """Mutate and keep what is strictly fitter on all labels.
+    """Mutate the anchors `generations` times and keep what is strictly fitter on all labels.
 
-    Most mutations are plainly worse: a sample of the labels says so in a fraction of the time.
+    Most mutations are clearly worse. A sample of the labels shows this in a fraction of the time.
     """
     sample = rng.permutation(wh)[:SAMPLE]
     on_sample, fitness = _label_fitness(anchors, sample, threshold), anchor_fitness(anchors, wh, threshold)
-    bar = tqdm(range(generations), desc="Evolving anchors", disable=not progress, leave=False)
+    bar = console.progress_bar(range(generations), desc="Evolving anchors", disable=not progress, leave=False)
     for _ in bar:
-        candidate = np.maximum(anchors * _mutation(anchors.shape, rng), MIN_ANCHOR_PX)
+        candidate = np.maximum(anchors * _draw_factors(anchors.shape, rng), MIN_ANCHOR_PX)
         candidate_on_sample = _label_fitness(candidate, sample, threshold)
         if not _may_be_better(candidate_on_sample - on_sample):
             continue
@@ -173,17 +175,20 @@ def _evolve(
 
 
 def _may_be_better(gain: np.ndarray) -> bool:
-    """Whether the mean of all gains may be above 0, given some of them (N,): four standard errors are allowed for."""
+    """Return whether the mean of all gains may be above 0, given a sample (N,), within four standard errors."""
     return bool(gain.mean() + 4 * gain.std() / np.sqrt(len(gain)) > 0)
 
 
-def _mutation(
+def _draw_factors(
     shape: tuple[int, ...], rng: np.random.Generator, *, share: float = 0.9, sigma: float = 0.1
 ) -> np.ndarray:
-    """Factors from 0.3 to 3, not all 1: normal around 1 for about 9 of 10 entries, their width drawn up to `sigma`."""
+    """Draw factors from 0.3 to 3, not all of them 1.
+
+    A `share` of the entries is normal around 1, with a standard deviation that is uniform from 0 to `sigma`.
+    """
     while True:
-        chosen, width = rng.random(shape) < share, rng.random() * sigma
-        factors = np.clip(1 + chosen * width * rng.standard_normal(shape), 0.3, 3.0)
+        chosen, deviation = rng.random(shape) < share, rng.random() * sigma
+        factors = np.clip(1 + chosen * deviation * rng.standard_normal(shape), 0.3, 3.0)
         if np.any(factors != 1):
             return factors
 
@@ -198,47 +203,48 @@ def check_anchors(
     generations: int = 1000,
     progress: bool = False,
 ) -> AnchorReport:
-    """Keep anchors (L, A, 2) that reach more than 98 % of labels `wh` (N, 2), else fit new ones and take the better.
+    """Keep anchors (L, A, 2) that reach more than 98 % of labels `wh` (N, 2), else fit new ones and use the better.
 
-    New anchors replace the old only where their recall is strictly higher; placeholders (a number of anchors instead
-    of sizes) are always replaced. New ones go to the levels by size: smallest to the finest of `strides` (L,), or,
-    without strides, in the order of sizes that the old ones had. Without labels the anchors stay; placeholders are
-    then a UserError.
+    New anchors replace the old ones only if their recall is strictly higher. Placeholders (a number of anchors instead
+    of sizes) are always replaced. New anchors go to the levels by size, the smallest to the finest of `strides` (L,).
+    Without strides, the levels keep the order of their old sizes. Without labels the anchors are kept. Raises UserError
+    for placeholders without labels.
     """
     old, wh = np.asarray(anchors_px, np.float32), np.asarray(wh, np.float32).reshape(-1, 2)
     placeholder = _is_placeholder(old)
     if not len(wh) and not placeholder:
-        return AnchorReport(old, 0.0, 0.0, False, "anchors kept: there are no labels to compare with")
-    before = anchor_recall(old, wh, threshold)
-    notes = _small_label_note(wh)
+        return AnchorReport(old, 0.0, 0.0, False, "anchors kept: there are no labels to compare with", "")
+    before, warning = anchor_recall(old, wh, threshold), _describe_small_labels(wh)
     if before.recall > GOOD_RECALL and not placeholder:
-        return AnchorReport(old, *before, False, f"anchors kept: {_figures(before)}{notes}")
+        return AnchorReport(old, *before, False, f"anchors kept: {_describe(before)}", warning)
     new = fit_anchors(wh, old.shape[0] * old.shape[1], threshold, generations, rng, progress=progress)
     new = _to_levels(new, old, strides)
     after = anchor_recall(new, wh, threshold)
     if after.recall > before.recall or placeholder:
-        was = "" if placeholder else f" (before: {_figures(before)})"
-        return AnchorReport(new, *after, True, f"anchors replaced: {_figures(after)}{was}{notes}")
-    return AnchorReport(old, *before, False, f"anchors kept: {_figures(before)}, fitted ones reach no more{notes}")
+        replaced = "" if placeholder else f" (before: {_describe(before)})"
+        return AnchorReport(new, *after, True, f"anchors replaced: {_describe(after)}{replaced}", warning)
+    message = f"anchors kept: {_describe(before)}, fitted ones reach no more"
+    return AnchorReport(old, *before, False, message, warning)
 
 
-def _figures(found: AnchorRecall) -> str:
+def _describe(found: AnchorRecall) -> str:
     return f"best possible recall {found.recall:.4f}, {found.above_threshold:.2f} anchors per target"
 
 
-def _small_label_note(wh: np.ndarray) -> str:
+def _describe_small_labels(wh: np.ndarray) -> str:
     small = int((wh < SMALL_PX).any(axis=1).sum())
-    return f"; warning: {small} of {len(wh)} labels are under {SMALL_PX} px wide or high" if small else ""
+    problem = f"{small} of {len(wh)} labels are under {SMALL_PX} px wide or high at this --imgsz."
+    return f"{problem} Raise --imgsz if these objects matter." if small else ""
 
 
 def _is_placeholder(anchors: np.ndarray) -> bool:
-    """Whether the sizes only fill the place of anchors to fit: the same in all levels, or without width or height."""
+    """Return whether the sizes are placeholders: the same in all levels, or without width or height."""
     same = len(anchors) > 1 and bool(np.all(anchors == anchors[:1]))
     return same or bool(np.any(anchors <= 0))
 
 
 def _to_levels(flat: np.ndarray, old: np.ndarray, strides: np.ndarray | None) -> np.ndarray:
-    """Spread anchors sorted by area over levels as `old` (L, A, 2) is; coarse levels may come first."""
+    """Distribute anchors sorted by area over levels in the shape of `old` (L, A, 2). Coarse levels may be first."""
     sizes = old.prod(axis=2).mean(axis=1) if strides is None else np.asarray(strides)
     levels = flat.reshape(old.shape)
     return np.ascontiguousarray(levels[::-1]) if sizes[-1] < sizes[0] else levels

@@ -1,4 +1,4 @@
-"""The largest training batch that a GPU's memory holds (`--batch-size -1`)."""
+"""Largest training batch that fits in the memory of a GPU (`--batch-size -1`)."""
 
 import copy
 from collections.abc import Iterator
@@ -6,24 +6,27 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import nn
 
+from utils import console
+from utils.detector import Detector, device_of
 from utils.errors import UserError
 
-DEFAULT_BATCH = 16  # on a CPU, and wherever measuring gives nothing usable
-MEMORY_SHARE = 0.8  # of the free memory: the rest is for other programs and for uneven batches
+DEFAULT_BATCH = 16  # on a CPU, and if measuring fails
+MEMORY_SHARE = 0.8  # of the free memory; the rest is for other programs and for batches with more targets
 TRIED = (1, 2, 4, 8, 16)
 
 
-def find_batch_size(model: nn.Module, imgsz: int, autocast: torch.dtype | None) -> int:
-    """Batch size for images of `imgsz` pixels: memory is measured at small sizes, a line fitted through it and
-    extended to 80 % of what is free. 16 on a CPU."""
-    device = next(model.parameters()).device
+def find_batch_size(model: Detector, imgsz: int, autocast: torch.dtype | None) -> int:
+    """Return the batch size for images of `imgsz` pixels, 16 on a CPU.
+
+    Memory is measured for small batches. A line through the measurements is extended to 80 % of the free memory.
+    """
+    device = device_of(model)
     if device.type != "cuda":
-        print(f"--batch-size -1 measures GPU memory; there is none here, using {DEFAULT_BATCH}")
+        console.info(f"--batch-size -1 measures GPU memory; there is none here, using {DEFAULT_BATCH}")
         return DEFAULT_BATCH
     free, total = torch.cuda.mem_get_info(device)
-    used = {}
+    used: dict[int, float] = {}
     for batch in TRIED:
         try:
             used[batch] = _peak_bytes(model, batch, imgsz, autocast)
@@ -31,14 +34,14 @@ def find_batch_size(model: nn.Module, imgsz: int, autocast: torch.dtype | None) 
             break
     torch.cuda.empty_cache()
     batch = extrapolate(used, MEMORY_SHARE * free)
-    print(f"--batch-size -1: {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, using {batch}")
+    console.info(f"--batch-size -1: {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, using {batch}")
     return batch
 
 
 def extrapolate(used: dict[int, float], budget: float) -> int:
-    """Largest batch whose bytes, on the line through the measured {batch: bytes}, fit `budget`; from 1 to 1024.
+    """Return the largest batch, 1 to 1024, whose bytes fit in `budget` by a line through the measured {batch: bytes}.
 
-    A size that failed while measuring is never exceeded.
+    If a size in TRIED did not fit, the result is at most the largest that did.
     """
     if len(used) < 2:
         return max(used, default=DEFAULT_BATCH)
@@ -52,7 +55,10 @@ def extrapolate(used: dict[int, float], budget: float) -> int:
 
 @contextmanager
 def advice_on_memory(batch: int, imgsz: int, shares: int = 1, *, training: bool = True) -> Iterator[None]:
-    """Turn want of GPU memory into a UserError that says what to try. shares: parts that a batch is divided into."""
+    """Turn an out-of-memory error of a GPU into a UserError with advice.
+
+    shares: number of processes or GPUs that share one batch.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -65,15 +71,15 @@ def advice_on_memory(batch: int, imgsz: int, shares: int = 1, *, training: bool 
         raise UserError(f"out of GPU memory at --batch-size {batch}, --imgsz {imgsz}: try {advice}") from error
 
 
-def _peak_bytes(model: nn.Module, batch: int, imgsz: int, autocast: torch.dtype | None) -> int:
-    """Peak memory of a forward and backward pass of a copy of the model in training."""
-    device = next(model.parameters()).device
+def _peak_bytes(model: Detector, batch: int, imgsz: int, autocast: torch.dtype | None) -> int:
+    """Return the peak memory of a forward and backward pass through a copy of the model in training mode."""
+    device = device_of(model)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     probe = copy.deepcopy(model).train()
     images = torch.zeros(batch, 3, imgsz, imgsz, device=device)
     for _ in range(2):
         with torch.autocast("cuda", autocast, enabled=autocast is not None):
-            loss = sum(level.float().mean() for level in probe(images))
-        loss.backward()
+            means = [level.float().mean() for level in probe(images)]
+        torch.stack(means).sum().backward()
     return torch.cuda.max_memory_reserved(device)

@@ -1,30 +1,30 @@
-"""COCO's twelve figures of detected boxes (https://cocodataset.org/#detection-eval), equal to those of pycocotools.
+"""COCO's twelve metrics of detected boxes (https://cocodataset.org/#detection-eval), equal to those of pycocotools.
 
-Letters in shapes: N detections, M labels, P pairs of both, S detections that have a pair, K categories,
-L = 10 IoU levels, A = 4 ranges of area. A group is what is matched by itself: a picture's boxes of one category.
+Letters in shapes: N detections, M labels, P pairs of both, S detections with pairs, K categories, L IoU levels (10),
+A ranges of area (4). A group is the unit of matching: the boxes of one category in one image.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from utils.errors import UserError
 
-LEVELS = np.linspace(0.5, 0.95, 10)  # these digits and no others: recalls and overlaps do fall on them
+LEVELS = np.linspace(0.5, 0.95, 10)  # exactly these digits: some recalls and IoUs are equal to one of them
 RECALLS = np.linspace(0, 1, 101)
 AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # px², ends included
-MOST = (1, 10, 100)  # detections of a group that count
-MISS, HIT, IGNORED = range(3)  # what a detection is at a level, in a range of area
-BLOCK = 1 << 20  # pairs that are held in memory at a time
+MAX_DETECTIONS = (1, 10, 100)  # of a group, those with the highest scores
+MISS, HIT, IGNORED = range(3)  # outcomes of a detection at a level, in a range of area
+BLOCK = 1 << 20  # pairs in memory at a time
 
 
-class CocoFigures(NamedTuple):
-    """In COCO's order: precision and recall averaged over categories and, if no level is named, over the levels.
+class CocoMetrics(NamedTuple):
+    """Average precision and recall in COCO's order, means over categories and, unless one is named, over levels.
 
-    0...1; -1 where no label counts, as for the sizes that no label has.
+    Each is 0...1, or -1 if there is no label of that size.
     """
 
     ap: float
@@ -41,21 +41,21 @@ class CocoFigures(NamedTuple):
     ar_large: float
 
     def lines(self) -> list[str]:
-        """The table that pycocotools prints."""
+        """Return the lines of the table that pycocotools prints."""
         return [
             f" Average {part.kind:<9}  ({part.short}) @[ IoU={part.iou:<9} | area={part.area:>6} | "
-            f"maxDets={part.most:>3} ] = {value:.3f}"
+            f"maxDets={part.max_detections:>3} ] = {value:.3f}"
             for part, value in zip(PARTS, self, strict=True)
         ]
 
 
 class Part(NamedTuple):
-    """What a figure is the mean of."""
+    """The values that a metric is the mean of."""
 
     kind: str
-    level: int | None  # index into LEVELS; all
+    level: int | None  # index into LEVELS; None is all
     area: str
-    most: int
+    max_detections: int
 
     @property
     def short(self) -> str:
@@ -67,18 +67,18 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    *(Part("Precision", level, "all", MOST[-1]) for level in (None, 0, 5)),
-    *(Part("Precision", None, area, MOST[-1]) for area in ("small", "medium", "large")),
-    *(Part("Recall", None, "all", most) for most in MOST),
-    *(Part("Recall", None, area, MOST[-1]) for area in ("small", "medium", "large")),
+    *(Part("Precision", level, "all", MAX_DETECTIONS[-1]) for level in (None, 0, 5)),
+    *(Part("Precision", None, area, MAX_DETECTIONS[-1]) for area in ("small", "medium", "large")),
+    *(Part("Recall", None, "all", count) for count in MAX_DETECTIONS),
+    *(Part("Recall", None, area, MAX_DETECTIONS[-1]) for area in ("small", "medium", "large")),
 )
 
 
 class Boxes(NamedTuple):
-    """Labels or detections in the order of their file; n of them."""
+    """The n labels or detections of a file, in its order."""
 
-    image: np.ndarray  # (n,) place among the picture ids; -1 for a picture that the truth does not list
-    category: np.ndarray  # (n,) place among the category ids; -1 likewise
+    image: np.ndarray  # (n,) position among the image ids; -1 for an image that the annotations do not list
+    category: np.ndarray  # (n,) position among the category ids; -1 likewise
     xywh: np.ndarray  # (4, n) left, top, width, height in pixels
     area: np.ndarray  # (n,) px²
     score: np.ndarray  # (n,) 0 for labels
@@ -98,21 +98,22 @@ class _Pairs(NamedTuple):
 class GroundTruth(NamedTuple):
     """A COCO annotations file."""
 
-    images: dict[int | str, int]  # place of each picture id among all of them, sorted
-    categories: dict[int | str, int]  # place of each category id
-    labels: Boxes  # their area is the object's rather than the box's
-    crowd: np.ndarray  # (M,) bool, many objects in one box: what lies in it is neither right nor wrong
+    images: dict[int | str, int]  # position of each image id among all of them, sorted
+    categories: dict[int | str, int]  # position of each category id
+    labels: Boxes  # with the area of the object, not of the box
+    crowd: np.ndarray  # (M,) bool, many objects in one box: detections in it are neither correct nor wrong
     no_id: np.ndarray  # (M,) bool, the label's id is 0
 
     @classmethod
     def read(cls, content: Mapping, name: str = "the COCO annotations") -> "GroundTruth":
-        """From the content of the file `name`; UserError where a part of it is missing or ill-typed.
+        """Parse the content of the file `name`. Raises UserError if a part of it is missing or has a wrong type.
 
-        A label without `area` has that of its box, one without `iscrowd` is no crowd, one without `id` has not 0.
+        A label without `area` gets that of its box. One without `iscrowd` is no crowd. One without `id` counts as not
+        0.
         """
-        with _checked(name):
+        with _describe_errors(name):
             labels = content.get("annotations") or ()
-            images, categories = (_places(entry["id"] for entry in content[key]) for key in ("images", "categories"))
+            images, categories = (_positions(entry["id"] for entry in content[key]) for key in ("images", "categories"))
             boxes = _read_boxes(labels, images, categories)
             area = np.fromiter((label.get("area", np.nan) for label in labels), float, len(labels))
             return cls(
@@ -124,38 +125,38 @@ class GroundTruth(NamedTuple):
             )
 
 
-def coco_figures(
+def evaluate_coco(
     truth: GroundTruth,
     detections: Sequence[Mapping],
     *,
     images: Iterable[int | str] | None = None,
     by_category: bool = True,
-) -> CocoFigures:
-    """The figures of `detections`, the rows of a COCO results file: image_id, category_id, bbox x, y, w, h, score.
+) -> CocoMetrics:
+    """Return the metrics of `detections`, the rows of a COCO results file.
 
-    images: ids of the pictures that count, all if None. by_category: a detection finds labels of its category only,
-    and figures are means over the categories. Detections of a category that the truth lacks are left out; one of a
-    picture that it lacks is a UserError.
-    As in pycocotools, `iscrowd` alone makes a label ignored; of equal scores the earlier ranks first, by picture id,
-    then by row; of equal overlaps the last label is taken; whoever takes a label with the id 0 has found nothing.
+    detections: mappings with image_id, category_id, bbox x, y, w, h, score. images: ids of the images that count, all
+    if None. by_category: match detections with labels of their category only, and average over categories.
+    Detections of a category that `truth` lacks are ignored. Raises UserError for one of an unknown image.
+    As in pycocotools, only `iscrowd` makes a label ignored. Equal scores rank by image id, then by row. Equal IoUs take
+    the last label. A detection that takes a label with the id 0 is a miss.
     """
-    wanted = np.zeros(len(truth.images) + 1, bool)  # the last is that of place -1
+    wanted = np.zeros(len(truth.images) + 1, bool)  # the last entry is for position -1
     wanted[[truth.images[i] for i in (truth.images if images is None else images) if i in truth.images]] = True
     found = _read_detections(detections, truth)
-    rows, groups = _grouped(found, wanted, len(truth.categories) if by_category else 0)
+    rows, groups = _group_boxes(found, wanted, len(truth.categories) if by_category else 0)
     found, rank = found.take(rows), np.arange(len(rows)) - np.searchsorted(groups, groups)
-    counting = np.flatnonzero(rank < MOST[-1])
+    counting = np.flatnonzero(rank < MAX_DETECTIONS[-1])
     found, groups, rank = found.take(counting), groups[counting], rank[counting]
-    rows, label_groups = _grouped(truth.labels, wanted, len(truth.categories) if by_category else 0)
+    rows, label_groups = _group_boxes(truth.labels, wanted, len(truth.categories) if by_category else 0)
     labels, crowd, no_id = truth.labels.take(rows), truth.crowd[rows], truth.no_id[rows]
     if not by_category:
         found, labels = (boxes._replace(category=np.zeros_like(boxes.category)) for boxes in (found, labels))
 
     ignored = crowd[:, None] | ~_in_areas(labels)
-    pairs = _overlapping(found, groups, labels, label_groups, crowd)
+    pairs = _find_pairs(found, groups, labels, label_groups, crowd)
     rows, outcome = _match(pairs, rank, ignored, crowd, no_id)
-    ap, ar = _average(found, rank, rows, outcome, labels.category, ignored)
-    return _summarise(ap, ar)
+    ap, ar = _average_outcomes(found, rank, rows, outcome, labels.category, ignored)
+    return _average_parts(ap, ar)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -163,24 +164,24 @@ def coco_figures(
 
 
 @contextmanager
-def _checked(what: str) -> Iterator[None]:
+def _describe_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(f"{what} cannot be scored: {type(error).__name__}: {error}") from error
 
 
-def _places(ids: Iterable[int | str]) -> dict[int | str, int]:
-    return {i: place for place, i in enumerate(sorted(set(ids)))}
+def _positions(ids: Iterable[Any]) -> dict[int | str, int]:
+    return {i: position for position, i in enumerate(sorted(set(ids)))}
 
 
 def _read_boxes(entries: Sequence[Mapping], images: Mapping, categories: Mapping) -> Boxes:
-    """Boxes with a score of 0 and the area of the box."""
-    count, corners = len(entries), [entry["bbox"] for entry in entries]
-    wrong = next((box for box in corners if len(box) != 4), None)
+    """Return the boxes with a score of 0 and the area of the box."""
+    count, bboxes = len(entries), [entry["bbox"] for entry in entries]
+    wrong = next((box for box in bboxes if len(box) != 4), None)
     if wrong is not None:
         raise ValueError(f"bbox {wrong}: x, y, width, height")
-    xywh = np.fromiter(chain.from_iterable(corners), float, 4 * count).reshape(-1, 4).T.copy()
+    xywh = np.fromiter(chain.from_iterable(bboxes), float, 4 * count).reshape(-1, 4).T.copy()
     return Boxes(
         np.fromiter((images.get(entry["image_id"], -1) for entry in entries), np.int64, count),
         np.fromiter((categories.get(entry["category_id"], -1) for entry in entries), np.int64, count),
@@ -191,14 +192,14 @@ def _read_boxes(entries: Sequence[Mapping], images: Mapping, categories: Mapping
 
 
 def _read_detections(entries: Sequence[Mapping], truth: GroundTruth) -> Boxes:
-    with _checked("the detections"):
+    with _describe_errors("the detections"):
         boxes = _read_boxes(entries, truth.images, truth.categories)
         score = np.fromiter((entry["score"] for entry in entries), float, len(entries))
     stray = np.flatnonzero(boxes.image < 0)
     if len(stray):
         raise UserError(
             f"image_id {entries[stray[0]]['image_id']!r} of a detection is not in the COCO annotations: "
-            "give those of the same pictures (--annotations)"
+            "give those of the same images (--annotations)"
         )
     return boxes._replace(score=score)
 
@@ -207,11 +208,11 @@ def _read_detections(entries: Sequence[Mapping], truth: GroundTruth) -> Boxes:
 # Matching
 
 
-def _grouped(boxes: Boxes, wanted: np.ndarray, num_categories: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the boxes that count, by group, then falling score, category and row, and the group of each.
+def _group_boxes(boxes: Boxes, wanted: np.ndarray, num_categories: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the boxes that count, and the group of each.
 
-    wanted: (pictures + 1,) bool, the last False. num_categories: 0 makes a picture one group. Groups follow the
-    pictures, then the categories.
+    They are sorted by group, then by falling score, category and row. Groups are numbered by image, then by category.
+    wanted: (images + 1,) bool, the last is False. num_categories: 0 makes each image one group.
     """
     rows = np.flatnonzero(wanted[boxes.image] & (boxes.category >= 0))
     image, category = boxes.image[rows], boxes.category[rows]
@@ -221,21 +222,19 @@ def _grouped(boxes: Boxes, wanted: np.ndarray, num_categories: int) -> tuple[np.
 
 
 def _in_areas(boxes: Boxes) -> np.ndarray:
-    """Bool (n, A): which ranges of area the boxes belong to; a border belongs to both."""
+    """Return bool (n, A): the ranges of area that the boxes belong to. A border belongs to both ranges."""
     low, high = np.array(list(AREAS.values())).T
     return (boxes.area[:, None] >= low) & (boxes.area[:, None] <= high)
 
 
-def _overlapping(
-    found: Boxes, groups: np.ndarray, labels: Boxes, label_groups: np.ndarray, crowd: np.ndarray
-) -> _Pairs:
-    """All pairs whose IoU reaches the lowest level, by detection, in blocks of detections to spare memory."""
+def _find_pairs(found: Boxes, groups: np.ndarray, labels: Boxes, label_groups: np.ndarray, crowd: np.ndarray) -> _Pairs:
+    """Return all pairs whose IoU reaches the lowest level, by detection. Blocks of detections save memory."""
     first = np.searchsorted(label_groups, groups)
     count = np.searchsorted(label_groups, groups, side="right") - first  # (N,) labels in each detection's group
-    some = np.flatnonzero(count)
-    total = np.cumsum(count[some])
+    with_labels = np.flatnonzero(count)
+    total = np.cumsum(count[with_labels])
     parts = [_Pairs(*(np.zeros(0, dtype) for dtype in (np.int64, np.int64, float)))]
-    for rows in np.split(some, np.searchsorted(total, np.arange(BLOCK, total[-1] if len(total) else 0, BLOCK))):
+    for rows in np.split(with_labels, np.searchsorted(total, np.arange(BLOCK, total[-1] if len(total) else 0, BLOCK))):
         start = np.cumsum(count[rows]) - count[rows]
         detection = np.repeat(rows, count[rows])
         label = np.arange(len(detection)) + np.repeat(first[rows] - start, count[rows])
@@ -246,7 +245,7 @@ def _overlapping(
 
 
 def _iou(detected: np.ndarray, labelled: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """(P,) overlaps of xywh (4, P) with xywh (4, P); with a crowd, the share of the detection that lies in it."""
+    """Return the IoUs (P,) of xywh (4, P) and xywh (4, P). For a crowd it is the share of the detection inside."""
     x, y, w, h = detected
     left, top, width, height = labelled
     across = np.minimum(x + w, left + width) - np.maximum(x, left)
@@ -259,15 +258,15 @@ def _iou(detected: np.ndarray, labelled: np.ndarray, crowd: np.ndarray) -> np.nd
 def _match(
     pairs: _Pairs, rank: np.ndarray, ignored: np.ndarray, crowd: np.ndarray, no_id: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Let detections choose in the order of their rank: those with a pair (S,), and what they are (S, L, A).
+    """Match detections by rank. Return those with a pair (S,), and their outcomes (S, L, A).
 
-    A detection takes the free label that it overlaps most, an ignored one only if no other is left; crowds stay free.
-    The detections of one rank are of different groups, so that they choose at the same time.
+    A detection takes the free label with the highest IoU, an ignored one only if no other is free. Crowds stay free.
+    The detections of one rank belong to different groups, so all of them choose at the same time.
     """
     order = np.lexsort((pairs.label, pairs.iou, pairs.detection, rank[pairs.detection]))
     detection, label, iou = (column[order] for column in pairs)
     P, M, L, A = len(order), len(ignored), len(LEVELS), len(AREAS)
-    first = np.flatnonzero(np.diff(detection, prepend=-1))  # (S,) pair of each detection: the last are its best
+    first = np.flatnonzero(np.diff(detection, prepend=-1))  # (S,) first pair of each detection; its last is the best
     S, rows = len(first), detection[first]
     bounds = np.append(first, P)
     reached = iou[:, None] >= LEVELS  # (P, L)
@@ -290,7 +289,7 @@ def _match(
 # Averaging
 
 
-def _average(
+def _average_outcomes(
     found: Boxes,
     rank: np.ndarray,
     rows: np.ndarray,
@@ -298,45 +297,45 @@ def _average(
     label_category: np.ndarray,
     ignored: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """AP (K', L, A) and, for each of MOST, AR (K', 3, L, A) of the categories with a box; NaN where no label counts.
+    """Return AP (K, L, A) and AR (K, 3, L, A), one for each of MAX_DETECTIONS, NaN if there is no label.
 
-    found, rank: of the N detections. rows, outcome: of those with a pair, see _match.
+    K counts the categories with labels. found, rank: the N detections. rows, outcome: those with a pair, see `_match`.
     """
     inside = _in_areas(found)
-    place = np.full(len(inside), -1)
-    place[rows] = np.arange(len(rows))
+    position = np.full(len(inside), -1)
+    position[rows] = np.arange(len(rows))
     by_score = np.lexsort((-found.score, found.category))
     categories = np.unique(label_category)
     starts, ends = (np.searchsorted(found.category[by_score], categories, side=side) for side in ("left", "right"))
     ap = np.full((len(categories), len(LEVELS), len(AREAS)), np.nan)
-    ar = np.full((len(categories), len(MOST), len(LEVELS), len(AREAS)), np.nan)
+    ar = np.full((len(categories), len(MAX_DETECTIONS), len(LEVELS), len(AREAS)), np.nan)
     for k, (category, start, end) in enumerate(zip(categories, starts, ends)):
         labels = (~ignored[label_category == category]).sum(0)  # (A,)
         ranked = by_score[start:end]
-        paired = np.flatnonzero(place[ranked] >= 0)
-        what, ranks = outcome[place[ranked[paired]]], rank[ranked[paired]]
-        hit = what == HIT
+        paired = np.flatnonzero(position[ranked] >= 0)
+        own_outcome, ranks = outcome[position[ranked[paired]]], rank[ranked[paired]]
+        hit = own_outcome == HIT
         with np.errstate(invalid="ignore"):  # no labels: 0 / 0
-            ar[k] = np.stack([hit[ranks < most].sum(0) for most in MOST]) / labels
-        ap[k] = _precision(what, paired, inside[ranked], labels)
+            ar[k] = np.stack([hit[ranks < count].sum(0) for count in MAX_DETECTIONS]) / labels
+        ap[k] = _precision(own_outcome, paired, inside[ranked], labels)
     return ap, ar
 
 
-def _precision(what: np.ndarray, paired: np.ndarray, inside: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """AP (L, A) of one category, NaN where `labels` (A,) is 0: the mean of the best precision at each of RECALLS or
-    beyond, 0 beyond the last recall.
+def _precision(outcome: np.ndarray, paired: np.ndarray, inside: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return AP (L, A) of one category, NaN where `labels` (A,) is 0.
 
-    what: (s, L, A) of the detections `paired` (s,) among all of the category, of which `inside` (n, A) says the areas;
-    the others find nothing, which counts in their own ranges of area. Precision peaks at hits, so only they are kept.
+    AP is the mean over RECALLS of the best precision at that recall or beyond, 0 beyond the last recall.
+    outcome: (s, L, A) of the detections `paired` (s,) among all n of the category. inside: (n, A) their ranges of area.
+    Detections without a pair are misses in their own ranges. Precision peaks at hits, so only hits are compared.
     """
     own = inside[paired][:, None]  # (s, 1, A)
-    counts = (what == HIT) | (what == MISS) & own
+    counts = (outcome == HIT) | (outcome == MISS) & own
     counted = inside.cumsum(0)[paired][:, None] + (counts.astype(int) - own).cumsum(0)  # (s, L, A)
-    hits = (what == HIT).cumsum(0)
-    precision = np.where(what == HIT, hits / np.maximum(counted, 1), 0)
-    best = np.zeros((len(what) + 1, *what.shape[1:]))
+    hits = (outcome == HIT).cumsum(0)
+    precision = np.where(outcome == HIT, hits / np.maximum(counted, 1), 0)
+    best = np.zeros((len(outcome) + 1, *outcome.shape[1:]))
     best[:-1] = np.maximum.accumulate(precision[::-1])[::-1]
-    ap = np.full(what.shape[1:], np.nan)
+    ap = np.full(outcome.shape[1:], np.nan)
     for level, area in np.ndindex(ap.shape):
         if labels[area]:
             recall = hits[:, level, area] / labels[area]
@@ -344,12 +343,12 @@ def _precision(what: np.ndarray, paired: np.ndarray, inside: np.ndarray, labels:
     return ap
 
 
-def _summarise(ap: np.ndarray, ar: np.ndarray) -> CocoFigures:
-    """From (K, L, A) and (K, 3, L, A)."""
-    figures = []
+def _average_parts(ap: np.ndarray, ar: np.ndarray) -> CocoMetrics:
+    """Return the metrics for AP (K, L, A) and AR (K, 3, L, A)."""
+    metrics = []
     for part in PARTS:
-        values = ap if part.kind == "Precision" else ar[:, MOST.index(part.most)]
+        values = ap if part.kind == "Precision" else ar[:, MAX_DETECTIONS.index(part.max_detections)]
         values = values[:, slice(None) if part.level is None else part.level, ..., list(AREAS).index(part.area)]
         values = values[~np.isnan(values)]
-        figures.append(float(values.mean()) if len(values) else -1.0)
-    return CocoFigures(*figures)
+        metrics.append(float(values.mean()) if len(values) else -1.0)
+    return CocoMetrics(*metrics)

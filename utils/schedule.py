@@ -1,6 +1,6 @@
-"""What changes from iteration to iteration: learning rates, momentum, accumulation, image size; and when to stop early.
+"""Schedules over the iterations of a run: learning rates, momentum, accumulation and image size. Early stopping.
 
-Every value is a pure function of the iteration (or of a generator handed in), so a resumed run continues exactly.
+Every value is a pure function of the iteration (or of a generator argument), so a resumed run continues exactly.
 """
 
 import math
@@ -11,12 +11,12 @@ import numpy as np
 
 MIN_WARMUP_ITERATIONS = 100
 MAX_WARMUP_SHARE = 1 / 3  # of all iterations, so that a tiny run also sees its full learning rate
-NOMINAL = 64  # pictures whose gradients make an optimizer step
-ENOUGH_STEPS = 1000  # of the optimizer in a run; with fewer, small data sets stop far short of what they allow
+NOMINAL = 64  # images whose gradients make an optimizer step
+MIN_OPTIMIZER_STEPS = 1000  # in a run; with fewer, training on a small data set ends far below its best accuracy
 
 
 class Rates(NamedTuple):
-    """Values for one iteration; `lr_*` are named after the optimizer's groups."""
+    """Values for one iteration. Each `lr_*` has the name of its optimizer group."""
 
     lr_bias: float
     lr_weight: float
@@ -26,7 +26,7 @@ class Rates(NamedTuple):
 
 
 def lr_factor(epoch: float, epochs: int, lrf: float, cosine: bool = False) -> float:
-    """Share of the initial learning rate in `epoch`: from 1 at 0 to `lrf` at `epochs`, on a line or half a cosine."""
+    """Return the factor on the initial learning rate: 1 at epoch 0, `lrf` at `epochs`, on a line or half a cosine."""
     progress = min(epoch / epochs, 1.0)
     if cosine:
         progress = (1 - math.cos(math.pi * progress)) / 2
@@ -34,41 +34,41 @@ def lr_factor(epoch: float, epochs: int, lrf: float, cosine: bool = False) -> fl
 
 
 def nominal_batch(batch_size: int, iterations: int) -> int:
-    """The nominal batch for a run of so many iterations: 64, or less where that leaves too few (ENOUGH_STEPS) steps."""
+    """Return the nominal batch for a run of `iterations`: 64, or less if there were too few optimizer steps then."""
     if batch_size >= NOMINAL:
         return NOMINAL
-    return min(NOMINAL, batch_size * max(iterations // ENOUGH_STEPS, 1))
+    return min(NOMINAL, batch_size * max(iterations // MIN_OPTIMIZER_STEPS, 1))
 
 
 def accumulation(batch_size: int, nominal: int = NOMINAL) -> int:
-    """Batches per optimizer step after warm-up: gradients of about `nominal` images make one step."""
+    """Return the batches per optimizer step after warm-up: gradients of about `nominal` images make one step."""
     return max(round(nominal / batch_size), 1)
 
 
 class Schedule:
     """Learning rates, momentum and accumulation of every iteration of a run.
 
-    `hyp` is a mapping, or an object with attributes, of lr0, lrf, momentum, warmup_epochs, warmup_momentum and
-    warmup_bias_lr. Epoch e aims at lr0 * lr_factor(e). Over the first `warmup_iterations` (that one included) values
-    run linearly toward the aim: weights and norms from 0, biases from warmup_bias_lr, momentum from warmup_momentum,
-    accumulation from 1.
+    hyp: mapping, or object with attributes, of lr0, lrf, momentum, warmup_epochs, warmup_momentum, warmup_bias_lr.
+    The learning rate of epoch e is lr0 * lr_factor(e). During warm-up, all values change linearly up to that of
+    iteration `warmup_iterations`. They start from 0 for weights and norms, warmup_bias_lr for biases, warmup_momentum
+    for the momentum and 1 for the accumulation.
     """
 
     def __init__(
         self,
-        hyp: Mapping[str, float] | Any,
+        hyp: Mapping[str, Any] | object,
         epochs: int,
         steps_per_epoch: int,
         batch_size: int,
         cosine: bool = False,
         nominal: int = NOMINAL,
     ):
-        read = hyp.__getitem__ if isinstance(hyp, Mapping) else lambda key: getattr(hyp, key)
-        self.lr0, self.lrf, self.momentum = float(read("lr0")), float(read("lrf")), float(read("momentum"))
-        self.warmup_bias_lr, self.warmup_momentum = float(read("warmup_bias_lr")), float(read("warmup_momentum"))
+        values = hyp if isinstance(hyp, Mapping) else vars(hyp)
+        self.lr0, self.lrf, self.momentum = (float(values[key]) for key in ("lr0", "lrf", "momentum"))
+        self.warmup_bias_lr, self.warmup_momentum = float(values["warmup_bias_lr"]), float(values["warmup_momentum"])
         self.epochs, self.steps_per_epoch, self.batch_size, self.cosine = epochs, steps_per_epoch, batch_size, cosine
         self.nominal = nominal
-        self.warmup_iterations = self._warmup_length(float(read("warmup_epochs")))
+        self.warmup_iterations = self._warmup_length(float(values["warmup_epochs"]))
 
     def _warmup_length(self, warmup_epochs: float) -> int:
         if warmup_epochs <= 0:
@@ -77,26 +77,27 @@ class Schedule:
         return min(wanted, int(self.epochs * self.steps_per_epoch * MAX_WARMUP_SHARE))
 
     def at(self, iteration: int) -> Rates:
-        """Rates of `iteration`, counted from 0 over all epochs."""
+        """Return the rates of `iteration`, counted from 0 over all epochs."""
         epoch = iteration // self.steps_per_epoch
         lr = self.lr0 * lr_factor(epoch, self.epochs, self.lrf, self.cosine)
-        weight_lr = self._warm(iteration, 0.0, lr)
+        weight_lr = self._warm_up(iteration, 0.0, lr)
         return Rates(
-            lr_bias=self._warm(iteration, self.warmup_bias_lr, lr),
+            lr_bias=self._warm_up(iteration, self.warmup_bias_lr, lr),
             lr_weight=weight_lr,
             lr_norm=weight_lr,
-            momentum=self._warm(iteration, self.warmup_momentum, self.momentum),
-            accumulate=max(round(self._warm(iteration, 1.0, self.nominal / self.batch_size)), 1),
+            momentum=self._warm_up(iteration, self.warmup_momentum, self.momentum),
+            accumulate=max(round(self._warm_up(iteration, 1.0, self.nominal / self.batch_size)), 1),
         )
 
-    def _warm(self, iteration: int, start: float, aim: float) -> float:
+    def _warm_up(self, iteration: int, start: float, end: float) -> float:
+        """Return the value between `start` and `end`, which is reached after the warm-up."""
         if iteration >= self.warmup_iterations:
-            return aim
-        return float(np.interp(iteration, (0, self.warmup_iterations), (start, aim)))
+            return end
+        return float(np.interp(iteration, (0, self.warmup_iterations), (start, end)))
 
 
 class EarlyStopping:
-    """Says when fitness (higher is better) has not strictly improved for `patience` epochs; patience 0 never stops."""
+    """Early stopping if the fitness (higher is better) has not improved for `patience` epochs. 0 never stops."""
 
     def __init__(self, patience: int = 100):
         self.patience = patience
@@ -104,29 +105,29 @@ class EarlyStopping:
         self.best_epoch = 0
 
     def update(self, epoch: int, fitness: float) -> bool:
-        """Take note of the fitness of `epoch`; True asks to stop after it. NaN is never an improvement."""
+        """Record the fitness of `epoch` and return whether to stop after it. NaN is never an improvement."""
         if fitness > self.best_fitness:
             self.best_fitness, self.best_epoch = float(fitness), epoch
         return self.is_over(epoch)
 
     def is_over(self, epoch: int) -> bool:
-        """Whether the run should have stopped after `epoch`, by what was seen so far."""
+        """Return whether the run should stop after `epoch`, by the values recorded so far."""
         return self.best_fitness > -math.inf and 0 < self.patience <= epoch - self.best_epoch
 
     def state_dict(self) -> dict[str, float]:
         return {"best_fitness": self.best_fitness, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Restore what was seen; patience stays as constructed, so that a resumed run may change it."""
+        """Restore the recorded values. The patience stays as constructed, so that a resumed run may change it."""
         self.best_fitness, self.best_epoch = float(state["best_fitness"]), int(state["best_epoch"])
 
 
 def largest_size(imgsz: int, stride: int) -> int:
-    """The largest that multi_scale_size can give."""
+    """Return the largest size that multi_scale_size can return."""
     return (imgsz * 3 // 2 + stride - 1) // stride * stride
 
 
 def multi_scale_size(rng: np.random.Generator, imgsz: int, stride: int) -> int:
-    """A random image side of about 0.5 to 1.5 times `imgsz`, a multiple of `stride` and at least one stride."""
+    """Draw an image side of about 0.5 to 1.5 times `imgsz`, a multiple of `stride` and at least one stride."""
     drawn = int(rng.integers(imgsz // 2, imgsz * 3 // 2 + stride))
     return max(drawn // stride, 1) * stride

@@ -75,7 +75,7 @@ TINY = {
 
 @torch.no_grad()
 def fill(model: nn.Module, seed: int = 0) -> None:
-    """Weights that can be made again anywhere: waves whose phase is a checksum of the entry's name."""
+    """Fill in weights that any machine can reproduce: waves whose phase is a checksum of the entry's name."""
     for name, value in model.state_dict().items():
         if not value.is_floating_point() or name.endswith(".anchors"):
             continue
@@ -106,7 +106,7 @@ def tiny_model(**changes) -> DetectionModel:
 
 
 def largest_difference(found: Tensor, wanted: np.ndarray) -> float:
-    """Relative to the largest value."""
+    """Return the largest difference, relative to the largest value."""
     assert tuple(found.shape) == wanted.shape
     return float(np.abs(found.numpy() - wanted).max() / np.abs(wanted).max())
 
@@ -254,8 +254,8 @@ def test_training_output_is_raw():
 
 @pytest.mark.usefixtures("fast_kernels")
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
-def test_neither_the_raw_output_nor_its_gradient_is_moved_about(layout):
-    """On a CPU the two copies of the gradient took a tenth of a training step."""
+def test_neither_the_raw_output_nor_its_gradient_is_copied(layout):
+    """Copies of the gradient took a tenth of a training step on a CPU."""
     model = tiny_model().train().to(memory_format=layout)
     outputs, gradients = [], []
     for convolution in model.head.m:
@@ -263,7 +263,7 @@ def test_neither_the_raw_output_nor_its_gradient_is_moved_about(layout):
         convolution.register_full_backward_hook(lambda module, inputs, of_outputs: gradients.append(of_outputs[0]))
     raw = model(image(2, 64).to(memory_format=layout))
     assert [level.data_ptr() for level in raw] == [output.data_ptr() for output in outputs]
-    cells = [torch.tensor([k]) for k in (1, 1, 2, 3)]  # picture, anchor, row, column
+    cells = [torch.tensor([k]) for k in (1, 1, 2, 3)]  # image, anchor, row, column
     rows, objectness = zip(*(gather_predictions(level, *cells) for level in raw))
     (sum((row * torch.arange(8.0)).sum() for row in rows) + sum(part.sum() for part in objectness)).backward()
     assert len(gradients) == 2
@@ -295,7 +295,7 @@ def test_decoding_stays_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         decoded, half_raw = model(x)
     assert half_raw[0].dtype == torch.bfloat16 and decoded.dtype == torch.float32
-    # Decoding the rounded logits in float32 gives what comes out: nothing else was rounded.
+    # Decoding the rounded logits in float32 gives the same result: nothing else was rounded.
     assert torch.allclose(decoded, model.head.decode([level.float() for level in half_raw]))
     half = copy.deepcopy(model).half()
     assert half.head.decode([level.half() for level in raw]).dtype == torch.float32
@@ -339,8 +339,8 @@ def test_augmenting_needs_evaluation_mode():
         tiny_model().train()(image(1, 64), augment=True)
 
 
-def test_augmented_boxes_come_back_to_the_picture():
-    """A model whose raw output is zero puts boxes at the cell centres: mirrored and scaled ones land on them too."""
+def test_augmented_boxes_are_in_pixels_of_the_image():
+    """Boxes of raw zeros are at the cell centres. Those of mirrored and scaled passes are there too."""
     model = tiny_model()
     with torch.no_grad():
         for convolution in model.head.m:
@@ -374,8 +374,9 @@ def test_activation_belongs_to_one_model():
     assert isinstance(off.model[0].act, nn.Identity) and isinstance(off.model[1].act, nn.ReLU)
 
 
-# text, what comes out
-def test_silu_overwrites_its_input_only_where_no_gradient_is_wanted():
+# text, result
+@pytest.mark.usefixtures("fast_kernels")
+def test_silu_overwrites_its_input_only_without_gradients():
     silu, x = common.SiLU(), torch.linspace(-3, 3, 7)
     expected = x * x.sigmoid()
     leaf = x.clone().requires_grad_()
@@ -424,7 +425,7 @@ def test_bad_activation_text(text):
 
 # ---- blocks
 
-# arguments of a row with 16 channels coming in, and the shape that comes out of (2, 16, 8, 12)
+# arguments of a row with 16 input channels, and its output shape for (2, 16, 8, 12)
 BLOCK_ROWS = {
     "Conv": ([24, 3, 2], (24, 4, 6)),
     "DWConv": ([32, 3, 1], (32, 8, 12)),
@@ -457,7 +458,7 @@ BLOCK_ROWS = {
 
 @pytest.mark.parametrize("name", BLOCK_ROWS)
 def test_block(name):
-    """Each block by its row: shape, the channel count told to the next row, and the same result after fusing."""
+    """Check each block by its row: shape, the channel count for the next row, and the same result after fusing."""
     args, shape = BLOCK_ROWS[name]
     description = TINY | {
         "width_multiple": 1.0,

@@ -21,7 +21,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def labels(count: int = 3000, scale: float = 40.0) -> np.ndarray:
-    """Sizes spread over about two powers of ten, as in photographs."""
+    """Return sizes over about two powers of ten, as in photographs."""
     draw = rng(7)
     side = scale * np.exp(draw.normal(0, 0.9, (count, 1)))
     return (side * np.exp(draw.normal(0, 0.35, (count, 2)))).clip(1, 640).astype(np.float32)
@@ -99,7 +99,7 @@ def test_generations_improve_and_are_repeatable():
     assert not np.array_equal(fitted, fit_anchors(wh, 9, 4.0, 300, rng(4)))
 
 
-def test_weighing_up_on_a_sample_hardly_costs(monkeypatch):
+def test_a_first_test_on_a_sample_hardly_costs_fitness(monkeypatch):
     wh = labels()
     whole = anchor_fitness(fit_anchors(wh, 9, 4.0, 300, rng()), wh, 4.0)
     monkeypatch.setattr(autoanchor, "SAMPLE", 300)
@@ -128,7 +128,7 @@ def test_nothing_to_fit_is_one_line(wh):
 
 
 def test_mutations_stay_in_bounds_and_change_something():
-    draws = np.stack([autoanchor._mutation((9, 2), rng(seed), sigma=5.0) for seed in range(300)])
+    draws = np.stack([autoanchor._draw_factors((9, 2), rng(seed), sigma=5.0) for seed in range(300)])
     assert draws.min() == 0.3 and draws.max() == 3.0
     assert np.all((draws != 1).any(axis=(1, 2)))
     assert 0.08 < np.mean(draws == 1) < 0.12
@@ -156,14 +156,14 @@ def test_poor_anchors_are_replaced_by_better():
     assert report.anchors_px.shape == P5.shape and report.anchors_px.dtype == np.float32
     assert np.all(np.diff(report.anchors_px.prod(axis=2).ravel()) >= 0)
     assert f"(before: best possible recall {before.recall:.4f}" in report.message
-    assert "labels are under 3 px" in report.message
+    assert "labels are under 3 px" in report.warning
 
 
 def test_anchors_that_fitting_cannot_beat_are_kept():
     wh = np.array([[20, 20]] * 90 + [[1, 1]] * 10)  # one px is under what anchors may be at this threshold
     report = check_anchors(P5, wh, 1.9, rng(), generations=20)
     assert not report.replaced and np.array_equal(report.anchors_px, P5)
-    assert "reach no more" in report.message and "10 of 100 labels" in report.message
+    assert "reach no more" in report.message and "10 of 100 labels" in report.warning
 
 
 @pytest.mark.parametrize("strides, coarse_first", [(None, True), ([32, 16, 8], True), ([8, 16, 32], False)])

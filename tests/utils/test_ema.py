@@ -1,4 +1,4 @@
-"""The moving average against its formula, one tensor at a time."""
+"""Moving average against its formula, one tensor at a time."""
 
 import copy
 
@@ -79,7 +79,7 @@ class Wrapper(nn.Module):
         setattr(self, name, model)
 
 
-def test_wrappers_are_taken_off():
+def test_wrappers_are_removed():
     model = small_model()
     wrapped = Wrapper(Wrapper(model, "_orig_mod"), "module")
     assert unwrap(wrapped) is model and unwrap(model) is model
@@ -124,7 +124,7 @@ def test_state_comes_back_exactly():
 
 
 def test_a_model_whose_type_changes_in_place_is_followed():
-    """Without buffers, which are replaced, only the parameters' contents show it."""
+    """Buffers are replaced then, but a model without any shows it only in the contents of its parameters."""
     model = nn.Linear(2, 3)
     average = ModelEMA(model)
     average.update(model), average.update(model)

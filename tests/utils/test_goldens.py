@@ -1,4 +1,4 @@
-"""Reference numbers at their stated tolerances: what the tests beside each part leave to check.
+"""Reference numbers at their stated tolerances, as far as the tests of each part do not check them.
 
 Architectures, the other forward outputs, loss, schedule, EMA, optimizer groups and the trajectory are compared in
 test_models, test_loss, test_schedule, test_ema, test_optim and test_trajectory.
@@ -27,7 +27,7 @@ LARGER = ["yolov5m", "yolov5l", "yolov5-p6", "yolov5-panet", "yolov5s6", "yolov5
 
 @pytest.fixture(scope="module")
 def golden(golden_folder):
-    """{name: content} of the reference files that are read here and come with the tests."""
+    """Return {name: content} of the reference files that come with the tests."""
     return {name: np.load(golden_folder / f"{name}.npz") for name in ("forward", "ap", "letterbox")}
 
 
@@ -42,7 +42,7 @@ def test_forward_of_larger_models(name, golden):
     assert largest_difference(raw[-1].flatten()[: len(last)], last) < 1e-3
 
 
-def test_no_forward_output_is_left_out(golden):
+def test_every_forward_output_is_compared(golden):
     assert {key.split(".")[0] for key in golden["forward"]} == {*FORWARD, *LARGER}
 
 
@@ -58,7 +58,7 @@ def test_nms_has_the_same_rows_in_the_same_order(reference):
 
 
 def test_ap_in_the_references_order_of_ties(golden, golden_folder):
-    """The file's confidences hold ties. Its own order of them, kept here, gives its AP on every processor."""
+    """The confidences of the file have ties. Its own order of them, kept here, gives its AP on every CPU."""
     content = golden["ap"]
     order = np.array(json.loads((golden_folder / "ap_order.json").read_text()))
     assert (np.diff(content["conf"][order]) <= 0).all() and sorted(order) == list(range(len(order)))
@@ -68,7 +68,7 @@ def test_ap_in_the_references_order_of_ties(golden, golden_folder):
 
 
 def test_letterbox_table_is_exact(golden):
-    """Every column. Of an odd margin the table has the half, and our pad the whole pixel that the picture is at."""
+    """Compare every column. For an odd margin the table has half a pixel, our pad the whole pixel of the image."""
     columns = golden["letterbox"]["columns"].tolist()
     for row in golden["letterbox"]["rows"]:
         want = dict(zip(columns, row.tolist()))
@@ -113,9 +113,9 @@ def test_one_training_step(name):
     model = DetectionModel(
         yaml.safe_load(find_cfg(name).read_text()) | {"width_multiple": 0.125, "depth_multiple": 0.1, "nc": 3}
     ).train()
-    loss, pictures = loss_of(model), image(2, 128)
+    loss, images = loss_of(model), image(2, 128)
     targets = torch.tensor([[0, 0, 0.5, 0.5, 0.1, 0.1], [0, 1, 0.3, 0.4, 0.3, 0.4], [1, 2, 0.6, 0.5, 0.7, 0.8]])
-    before, _ = loss(model(pictures), targets)
+    before, _ = loss(model(images), targets)
     before.backward()
     gradients = [parameter.grad for parameter in model.parameters()]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
@@ -123,7 +123,7 @@ def test_one_training_step(name):
         norm = sum(gradient.square().sum() for gradient in gradients).sqrt()
         for parameter, gradient in zip(model.parameters(), gradients):
             parameter -= 1e-3 * gradient / norm
-        after, _ = loss(model(pictures), targets)
+        after, _ = loss(model(images), targets)
     assert after < before
 
 

@@ -1,6 +1,6 @@
-"""Target assignment and the detection loss, against published numbers and by hand.
+"""Target assignment and detection loss against published numbers and by hand.
 
-Logits and pictures that need no file: u(n, t) is a hash in 0...1 of the 1-based position n and an integer t.
+Logits and images need no file: u(n, t) is a hash in 0...1 of the 1-based position n and an integer t.
 """
 
 import copy
@@ -31,7 +31,7 @@ TARGETS = torch.tensor(
         [0, 1, 0.99, 0.03, 0.02, 0.06],
         [1, 1, 0.125, 0.125, 0.50, 0.60],
         [1, 0, 0.71, 0.33, 0.15, 0.10],
-        [1, 2, 1.00, 1.00, 0.40, 0.30],  # centre on the far corner of the picture
+        [1, 2, 1.00, 1.00, 0.40, 0.30],  # centre on the far corner of the image
         [1, 2, 0.50, 0.505, 0.31, 0.41],
     ]
 )
@@ -159,7 +159,7 @@ def test_assignment_of_published_targets():
 
 
 def brute_force_assignment(targets, anchors, height, width, threshold):
-    """One level, with loops: (image, anchor, row, column, class, x, y, w, h) in the promised order."""
+    """Return (image, anchor, row, column, class, x, y, w, h) of one level in the promised order, by loops."""
     rows = []
     for dx, dy in ((0, 0), (-0.5, 0), (0, -0.5), (0.5, 0), (0, 0.5)):
         for a, (aw, ah) in enumerate(anchors.tolist()):
@@ -180,7 +180,7 @@ def brute_force_assignment(targets, anchors, height, width, threshold):
 def test_assignment_agrees_with_brute_force(seed):
     rng = np.random.default_rng(seed)
     targets = np.concatenate((rng.integers(0, 4, (60, 2)), rng.uniform(0, 1, (60, 4))), 1).astype(np.float32)
-    targets[:20, 2:4] = rng.integers(0, 17, (20, 2)) / 16  # centres on cell borders and on the picture's border
+    targets[:20, 2:4] = rng.integers(0, 17, (20, 2)) / 16  # centres on cell borders and on the image border
     anchors = torch.tensor(rng.uniform(1, 8, (1, 3, 2)), dtype=torch.float32)
     level = assign_targets(torch.tensor(targets), anchors, [(16, 8)], threshold=2.9)[0]
     got = torch.stack([*level[:5], *level.xywh.unbind(1)], 1).numpy()
@@ -195,7 +195,7 @@ def test_assignment_of_nothing(targets):
         assert level.image.dtype == torch.int64
 
 
-def test_of_rows_in_one_cell_the_last_sets_the_objectness():
+def test_the_last_row_of_a_cell_sets_the_objectness():
     level = assigned()[0]
     quality = torch.arange(1, 50) / 100
     expected = torch.zeros(2, 3, 8, 12)
@@ -230,7 +230,7 @@ def test_float32_whatever_autocast_does():
 
 @pytest.mark.parametrize("cut", [1, 0], ids=["halves", "all on one"])
 def test_processes_add_up_to_the_whole_batch(cut):
-    """A batch divided over two processes, the counts summed between them, gives the loss and gradient of one."""
+    """Two processes that share a batch and sum their counts give the loss and gradient of one process."""
     whole, predictions = small_case()
     expected, expected_parts = whole(predictions, TARGETS)
     expected.backward()
@@ -240,7 +240,7 @@ def test_processes_add_up_to_the_whole_batch(cut):
     counts = []
     for shard, part in zip(shards, targets):
         part[:, 0] -= shard.start
-    for collect in (True, False):  # first what each one counts, then the loss with the sums
+    for collect in (True, False):  # first the counts of each process, then the loss with their sums
         values = []
         for x, t in zip(inputs, targets):
             add = (lambda c: counts.append(c) or c.clamp(min=1)) if collect else (lambda c: counts[0] + counts[1])

@@ -1,4 +1,4 @@
-"""Matching, average precision, curves and the confusion matrix, against published vectors and plain loops."""
+"""Matching, average precision, curves and confusion matrix against published vectors and plain loops."""
 
 import zlib
 
@@ -16,7 +16,7 @@ from utils.metrics import (
     average_precision,
     fitness,
     match_detections,
-    metric_curves,
+    metrics_and_curves,
     smooth,
 )
 
@@ -42,15 +42,15 @@ NOTHING = dict(tp=np.zeros((0, 10), bool), conf=np.zeros(0), pred_cls=np.zeros(0
 
 
 def reference_matches(detections, labels, level):
-    """By the words: every detection picks its best label of its class, every label its surest suitor."""
-    taken, right = set(), []
+    """Match each detection to its best label of its class, each label to its highest confidence, by loops."""
+    taken, correct = set(), []
     for *box, _, cls in detections.tolist():
         overlaps = [box_iou(box, other) if c == cls else 0.0 for c, *other in labels.tolist()]
         best = int(np.argmax(overlaps)) if overlaps else -1
         hit = bool(overlaps) and overlaps[best] >= level and best not in taken
         taken |= {best} if hit else set()
-        right.append(hit)
-    return np.array(right, dtype=bool)
+        correct.append(hit)
+    return np.array(correct, dtype=bool)
 
 
 def box_iou(a, b):
@@ -59,7 +59,7 @@ def box_iou(a, b):
 
 
 def reference_ap(recall, precision):
-    """Highest precision at this recall or beyond, straight lines between the points, ending in (1, 0)."""
+    """Sum the highest precision at each recall or beyond, on straight lines that end in (1, 0)."""
     x, y = [0.0, *recall, 1.0], [1.0, *precision, 0.0]
     y = [max(y[i:]) for i in range(len(y))]
 
@@ -71,7 +71,7 @@ def reference_ap(recall, precision):
     return sum((height(i / 100) + height((i + 1) / 100)) / 200 for i in range(100))
 
 
-def random_picture(rng, n, m):
+def random_image(rng, n, m):
     def boxes(k):
         corner = rng.uniform(0, 60, (k, 2))
         return np.concatenate((corner, corner + rng.uniform(20, 40, (k, 2))), 1)
@@ -87,36 +87,36 @@ def test_fitness():
 
 
 def test_matching_of_published_boxes():
-    right = match_detections(DETECTIONS, LABELS)
+    correct = match_detections(DETECTIONS, LABELS)
     expected = np.zeros((6, 10), bool)
-    expected[0, :4] = True  # the surest one takes the label up to IoU 0.65
+    expected[0, :4] = True  # that of highest confidence takes the label up to IoU 0.65
     expected[1, 4:] = True  # beyond, the next one
     expected[3] = True
     expected[4, :9] = True
-    assert np.array_equal(right, expected)
+    assert np.array_equal(correct, expected)
 
 
 @pytest.mark.parametrize("n, m", [(0, 0), (0, 3), (4, 0)])
 def test_matching_of_nothing(n, m):
-    right = match_detections(DETECTIONS[:n], LABELS[:m])
-    assert right.shape == (n, 10) and not right.any()
+    correct = match_detections(DETECTIONS[:n], LABELS[:m])
+    assert correct.shape == (n, 10) and not correct.any()
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_matching_agrees_with_the_reference(seed):
-    detections, labels = random_picture(np.random.default_rng(seed), 40, 12)
-    right = match_detections(detections, labels)
+    detections, labels = random_image(np.random.default_rng(seed), 40, 12)
+    correct = match_detections(detections, labels)
     for i, level in enumerate(IOU_LEVELS):
-        assert np.array_equal(right[:, i], reference_matches(detections, labels, level))
-    assert right.any()
+        assert np.array_equal(correct[:, i], reference_matches(detections, labels, level))
+    assert correct.any()
 
 
 @pytest.mark.parametrize(
     "recall, precision, expected",
     [
-        ([], [], 0.5),  # the straight line from (0, 1) to (1, 0): callers give 0 without calling
+        ([], [], 0.5),  # the straight line from (0, 1) to (1, 0); callers return 0 instead
         ([0.5], [1], 0.75),
-        ([1], [1], 0.995),  # flawless, less the drop at recall 1
+        ([1], [1], 0.995),  # perfect, less the drop at recall 1
         ([0.25, 0.25, 0.5, 0.75], [1, 0.5, 2 / 3, 0.75], 0.7175),
         ([0.5, 0.5, 1], [1, 0.5, 2 / 3], 0.828333),
         ([0, 0], [0, 0], 0.0),
@@ -150,11 +150,11 @@ def test_nothing_found(target_cls):
     got = ap_per_class(**NOTHING, target_cls=target_cls)
     assert got.classes.tolist() == classes and got.ap.shape == (len(classes), 10)
     assert all(not part.any() and part.shape == (len(classes),) for part in got[:5]) and not got.ap.any()
-    curves = metric_curves(**NOTHING, target_cls=target_cls)
+    _, curves = metrics_and_curves(**NOTHING, target_cls=target_cls)
     assert curves.f1.shape == curves.precision_at_recall.shape == (len(classes), 1000) and not curves.f1.any()
 
 
-def test_detections_of_a_class_without_labels_cost_nothing():
+def test_detections_of_a_class_without_labels_are_ignored():
     more = {**RANKING, "tp": np.vstack((RANKING["tp"], np.zeros((5, 10), bool)))}
     more["conf"] = np.append(RANKING["conf"], np.full(5, 0.99))
     more["pred_cls"] = np.append(RANKING["pred_cls"], np.full(5, 7))
@@ -169,8 +169,8 @@ def test_order_of_the_detections_does_not_matter():
 
 
 def test_curves_over_the_confidence():
-    curves = metric_curves(**RANKING)
-    one = np.searchsorted(curves.confidence, 0.97)  # surer than any detection
+    _, curves = metrics_and_curves(**RANKING)
+    one = np.searchsorted(curves.confidence, 0.97)  # above any confidence
     assert curves.recall[:, one].tolist() == [0, 0] and curves.precision[:, one].tolist() == [1, 1]
     assert curves.recall[:, 0] == pytest.approx([2 / 3, 1]) and curves.precision[:, 0] == pytest.approx([2 / 3, 2 / 3])
     best = np.searchsorted(curves.confidence, curves.best_confidence)
@@ -179,8 +179,8 @@ def test_curves_over_the_confidence():
 
 
 def test_curves_have_a_row_for_every_class_with_labels():
-    """A class that was never found keeps its row, so that names stay with their curves."""
-    curves = metric_curves(**{**RANKING, "target_cls": np.array([0, 0, 0, 1, 1, 2, 0])})
+    """A class without detections keeps its row, so that names stay with their curves."""
+    _, curves = metrics_and_curves(**{**RANKING, "target_cls": np.array([0, 0, 0, 1, 1, 2, 0])})
     assert curves.classes.tolist() == [0, 1, 2] and curves.precision_at_recall[1].any()
     assert not curves.precision_at_recall[2].any() and not curves.f1[2].any()
 
@@ -203,7 +203,11 @@ def test_confusion_of_published_boxes():
         ([], [], [[0, 0, 0], [0, 0, 0], [0, 0, 0]]),
         ([], LABELS, [[0, 0, 0], [0, 0, 0], [2, 1, 0]]),  # all missed
         ([[300, 300, 400, 400, 0.9, 0]], LABELS, [[0, 0, 1], [0, 0, 0], [2, 1, 0]]),  # nothing matched, still counted
-        ([[0, 0, 9, 9, 0.9, 1], [0, 0, 9, 9, 0.2, 1]], [], [[0, 0, 0], [0, 0, 1], [0, 0, 0]]),  # background; too unsure
+        (
+            [[0, 0, 9, 9, 0.9, 1], [0, 0, 9, 9, 0.2, 1]],
+            [],
+            [[0, 0, 0], [0, 0, 1], [0, 0, 0]],
+        ),  # background; confidence too low
     ],
 )
 def test_every_false_positive_counts(detections, labels, expected):
@@ -214,7 +218,7 @@ def test_every_false_positive_counts(detections, labels, expected):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_confusion_counts_every_box_once(seed):
-    detections, labels = random_picture(np.random.default_rng(seed), 30, 10)
+    detections, labels = random_image(np.random.default_rng(seed), 30, 10)
     confusion = ConfusionMatrix(2)
     confusion.update(detections, labels)
     assert confusion.matrix[:, :2].sum() == 10  # each label in the column of its class
@@ -264,7 +268,7 @@ def golden(golden_folder):
 
 
 def golden_classes(golden, rank):
-    """Our answer with the detections handed over in the order that `rank` (N,) gives, and confidences without ties."""
+    """Return our AP for detections in the order of `rank` (N,), with confidences without ties."""
     order = np.lexsort((rank, -golden["conf"]))
     distinct = np.linspace(1, 0.5, len(order))
     return ap_per_class(golden["tp"][order], distinct, golden["pred_cls"][order], golden["target_cls"])
@@ -278,7 +282,7 @@ def test_golden_rates(golden):
 
 
 def test_golden_ap_up_to_the_order_of_ties(golden):
-    """The file's confidences hold ties: its AP lies between those with the right ones first and last among equals."""
+    """The confidences have ties. The AP is between those with the correct ones first and last among equals."""
     hits = golden["tp"].sum(1)
     best, worst = golden_classes(golden, -hits).ap, golden_classes(golden, hits).ap
     assert (golden["ap"] <= best + 1e-6).all() and (golden["ap"] >= worst - 1e-6).all()

@@ -21,15 +21,15 @@ FIVE = torch.tensor(  # x, y, w, h, objectness, two classes
 
 
 def reference_nms(prediction, conf, iou, *, classes=None, agnostic=False, multi_label=False, max_det=300):
-    """One picture, loops only: rows (x1, y1, x2, y2, confidence, class), float32 arithmetic, ties in their order."""
+    """Return rows (x1, y1, x2, y2, confidence, class) of one image by loops in float32, ties in their order."""
     candidates = []
     for x, y, w, h, obj, *scores in prediction.numpy().astype(np.float32):
         scores = [s * obj for s in scores]
         best = int(np.argmax(scores))
         for c, score in enumerate(scores):
-            if obj > conf and score > conf and (classes is None or c in classes):
-                if c == best or (multi_label and len(scores) > 1):
-                    candidates.append((x - w / 2, y - h / 2, x + w / 2, y + h / 2, score, np.float32(c)))
+            wanted = (classes is None or c in classes) and (c == best or (multi_label and len(scores) > 1))
+            if obj > conf and score > conf and wanted:
+                candidates.append((x - w / 2, y - h / 2, x + w / 2, y + h / 2, score, np.float32(c)))
     candidates = sorted(candidates, key=lambda row: -row[4])[:MAX_CANDIDATES]
     kept = []
     for row in candidates:
@@ -53,7 +53,7 @@ def random_prediction(seed, n, num_classes, size=200.0):
 
 
 def assert_same_rows(got, expected, tolerance):
-    """Row for row; only rows whose confidence is exactly equal may change places."""
+    """Compare row by row. Only rows with exactly equal confidence may change places."""
     assert got.shape == expected.shape
     assert got[:, 4] == pytest.approx(expected[:, 4], abs=tolerance)
     order = [np.lexsort((*rows[:, :4].round(2).T, rows[:, 5], -rows[:, 4])) for rows in (got, expected)]
@@ -113,7 +113,7 @@ def test_agrees_with_the_reference(seed, kwargs):
 
 @pytest.mark.parametrize("num_classes", [1, 3])
 def test_growing_blocks_change_nothing(num_classes):
-    """Many candidates, few kept of the first block: the rest is looked at too."""
+    """Few of many candidates are kept in the first block, so the rest is processed too."""
     prediction = random_prediction(7, 2500, num_classes, size=60.0)
     rows = non_max_suppression(prediction[None], 0.01, 0.3, multi_label=True, max_det=50)[0].numpy()
     expected = reference_nms(prediction, 0.01, 0.3, multi_label=True, max_det=50)
@@ -122,25 +122,25 @@ def test_growing_blocks_change_nothing(num_classes):
     assert np.array_equal(everything[:50], rows)
 
 
-def test_each_picture_by_itself():
-    pictures = torch.stack([random_prediction(seed, 60, 3) for seed in range(3)])
-    pictures[1, :, 4] = 0  # nothing on this one
-    together = non_max_suppression(pictures)
+def test_images_do_not_affect_each_other():
+    images = torch.stack([random_prediction(seed, 60, 3) for seed in range(3)])
+    images[1, :, 4] = 0  # no objects in this one
+    together = non_max_suppression(images)
     assert [len(rows) for rows in together][1] == 0
-    for rows, picture in zip(together, pictures):
-        assert torch.equal(rows, non_max_suppression(picture[None])[0])
+    for rows, image in zip(together, images):
+        assert torch.equal(rows, non_max_suppression(image[None])[0])
 
 
 @pytest.mark.parametrize("far", [0.0, 7680.0, 100_000.0])
-def test_pictures_of_any_size(far):
-    """Two boxes of unlike classes stay, wherever they lie; two of the same class do not."""
+def test_images_of_any_size(far):
+    """Two boxes of different classes stay at any distance. Two of the same class do not."""
     boxes = torch.tensor([[50 + far, 50, 20, 20, 0.9, 1, 0], [50, 50, 20, 20, 0.8, 0, 1], [50, 50, 20, 22, 0.7, 0, 1]])
     rows = non_max_suppression(boxes[None])[0]
     assert rows[:, 4].tolist() == pytest.approx([0.9, 0.8])
 
 
 def test_many_classes_lose_no_precision():
-    """IoU 0.4501 is above 0.45 for class 4999 as for class 0, though its boxes are moved far away to be compared."""
+    """IoU 0.4501 is above 0.45 for class 4999 as for class 0, although its boxes are shifted far away."""
     shift = 100 * (1 - 0.4501) / (1 + 0.4501)
     for cls in (0, 4999):
         prediction = torch.zeros(1, 2, 5 + 5000)

@@ -1,4 +1,4 @@
-"""Rates as tables: the warm-up, the published curves, and when a run stops."""
+"""Rates as tables: warm-up, published curves, and early stopping."""
 
 import json
 from types import SimpleNamespace
@@ -102,9 +102,9 @@ def test_another_nominal_batch():
 @pytest.mark.parametrize(
     "batch_size, iterations, expected",
     [(16, 400_000, 64), (16, 4000, 64),  # a thousand optimizer steps and more
-     (16, 3999, 48), (16, 2000, 32), (16, 1999, 16),  # as many pictures a step as leave a thousand
+     (16, 3999, 48), (16, 2000, 32), (16, 1999, 16),  # images per step that leave a thousand steps
      (16, 10, 16), (1, 10, 1),  # never less than a batch
-     (64, 10, 64), (128, 10, 64)],  # of which each is a step in any case; the weight decay refers to 64
+     (64, 10, 64), (128, 10, 64)],  # each batch is a step anyway; the weight decay is given for 64
 )  # fmt: skip
 def test_short_runs_step_more_often(batch_size, iterations, expected):
     assert nominal_batch(batch_size, iterations) == expected

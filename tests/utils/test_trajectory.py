@@ -29,7 +29,7 @@ def sum_of_squares(model: nn.Module) -> float:
 
 
 def train(model: nn.Module, images: Tensor, targets: Tensor) -> Run:
-    """Plain float32 training on one batch, nothing drawn at random."""
+    """Train in float32 on one batch, without random numbers."""
     hyp = Hyperparameters()
     plan = Schedule(hyp, EPOCHS, STEPS_PER_EPOCH, BATCH)
     plan.warmup_iterations = WARMUP  # the reference warms up longer than a third of so short a run
@@ -82,7 +82,7 @@ def test_it_learns(run):
     assert run.losses[-5:, 0].mean() < 0.9 * run.losses[:5, 0].mean()
 
 
-def test_weights_and_their_average_end_up_there(run, golden):
+def test_final_weights_and_their_average(run, golden):
     assert run.ema.updates == int(golden["ema_updates"])
     assert sum_of_squares(run.model) == pytest.approx(float(golden["final_norm"][0]), rel=1e-3)
     assert sum_of_squares(run.ema.ema) == pytest.approx(float(golden["ema_norm"][0]), rel=1e-3)

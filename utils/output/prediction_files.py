@@ -10,7 +10,7 @@ from torch import Tensor
 
 from utils.boxes import xyxy_to_xywh
 from utils.cli import suggest
-from utils.coco_eval import GroundTruth, coco_figures
+from utils.coco_eval import GroundTruth, evaluate_coco
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.metrics import Metrics
@@ -152,7 +152,7 @@ class CocoWriter:
         if self.annotations is None:
             print("--save-json: no annotations to compare with; give them with --annotations FILE")
         elif self.truth.get("annotations"):
-            figures = coco_figures(self.labels, self.rows, images=self.seen, by_category=not self.single_cls)
+            figures = evaluate_coco(self.labels, self.rows, images=self.seen, by_category=not self.single_cls)
             print(*figures.lines(), sep="\n")
             print(
                 f"mAP50 {metrics.map50:.4f}, mAP50-95 {metrics.map:.4f} by our rule; "
