@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import yaml
 
+from utils import console
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -27,6 +29,12 @@ def reference() -> Path:
 def golden_folder() -> Path:
     """Return the folder with the small reference numbers, which are part of the repository."""
     return ROOT / "tests" / "golden"
+
+
+@pytest.fixture(autouse=True)
+def console_of_a_new_program() -> None:
+    """Print each warning again, as at the start of a program."""
+    console.begin_program()
 
 
 @pytest.fixture

@@ -148,7 +148,8 @@ def test_several_gpus_where_there_is_none_are_the_processor(monkeypatch, capsys,
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert select_device(text, 7) == [torch.device("cpu")]
-    assert capsys.readouterr().out == f"WARNING --device {text}: no GPU is found here, using the CPU\n"
+    warning = f"WARNING: --device {text}: no GPU found, using the CPU. Type --device cpu to choose it.\n"
+    assert capsys.readouterr().err == warning
     for wrong in ("0", "0,x", "0,,1"):  # one may be a slip; these are
         with pytest.raises(UserError, match=f"--device {wrong}: "):
             select_device(wrong)

@@ -301,7 +301,7 @@ def test_four_processes_by_the_card(tiny_cfg, project):
         "four",
         "--noplots",
     )
-    assert output.count("WARNING --device 0,1,2,3: no GPU is found here") == 1
+    assert output.count("WARNING: --device 0,1,2,3: no GPU found") == 1
     assert "x 4, torch" in output and output.count("1 epochs completed") == 1  # one process speaks
     assert len(rows(project / "four")) == 1
     last = read_checkpoint(project / "four" / "weights" / "last.pt")
@@ -557,8 +557,8 @@ def test_one_process_for_several_gpus_prints_the_better_command(monkeypatch, cap
     monkeypatch.setattr(torch.nn, "DataParallel", lambda model, device_ids: (model, device_ids))  # there may be no GPU
     model = torch.nn.Linear(1, 1)
     assert two_gpus().wrap(model) == (model, [0, 1])
-    assert capsys.readouterr().out == (
-        f"WARNING one process for 2 GPUs is slow; better: torchrun --nproc_per_node 2 {expected}\n"
+    assert capsys.readouterr().err == (
+        f"WARNING: one process for 2 GPUs is slow. Type torchrun --nproc_per_node 2 {expected}\n"
     )
 
 
@@ -581,4 +581,4 @@ def test_sync_bn_that_does_nothing_is_said(monkeypatch, capsys, group):
     model = torch.nn.BatchNorm2d(1)
     assert wrap_model(model, TrainOptions(sync_bn=True), group, static=True) is model
     wrap_model(model, TrainOptions(), group, static=True)
-    assert capsys.readouterr().out.count("WARNING --sync-bn has no effect: it needs several processes with a GPU") == 1
+    assert capsys.readouterr().err.count("WARNING: --sync-bn has no effect with fewer than two processes on GPUs") == 1

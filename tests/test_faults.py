@@ -497,7 +497,7 @@ def test_ctrl_c_amid_a_fork_is_heard(tiny_data, work):
     )
     assert done.returncode == 130 and "not interrupted" not in done.stdout, done.stderr
     assert "Exception" not in done.stderr and "Traceback" not in done.stderr
-    assert done.stderr.endswith("interrupted; nothing was lost that had been saved\n")
+    assert done.stderr.endswith("Interrupted. Saved checkpoints are intact.\n")
 
 
 def test_a_session_that_has_run_a_program_hears_ctrl_c_as_before():
@@ -575,7 +575,7 @@ run(main)
         preexec_fn=hear,
     )
     if where != "when all is said":
-        assert (done.returncode, done.stderr) == (130, "\ninterrupted; nothing was lost that had been saved\n")
+        assert (done.returncode, done.stderr) == (130, "\nInterrupted. Saved checkpoints are intact.\n")
         assert {file.name for file in tmp_path.iterdir()} - {"program.py"} == ({"a"} if "drawn" in where else set())
     else:
         assert (done.returncode, done.stderr) == (-signal.SIGINT, "")

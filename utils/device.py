@@ -1,4 +1,4 @@
-"""Devices, precision, seeds and the memory allocator."""
+"""Devices, mixed precision, seeds and the memory allocator."""
 
 import ctypes
 import os
@@ -9,22 +9,28 @@ from typing import Any
 import numpy as np
 import torch
 
+from utils import console
 from utils.environment import processes_on_this_machine, set_default
 from utils.errors import UserError
 
+# glibc's mallopt: parameter -> value. No mmap for large blocks (M_MMAP_MAX), never trim the heap (M_TRIM_THRESHOLD),
+# grow it by 64 MiB at a time (M_TOP_PAD).
+MALLOC_SETTINGS = {-4: 0, -1: -1, -2: 2**26}
+
 
 def select_device(text: str = "", batch_size: int | None = None) -> list[torch.device]:
-    """Devices for `--device` text: '' the first GPU or else the CPU, 'cpu', 'mps', '0', 'cuda:0', '0,1,2'.
+    """Return the devices for the text of `--device`.
 
-    A list of several is the CPU, with a warning, where there is no GPU: so the commands that people know run anywhere.
-    `batch_size`, if given, must divide evenly over several devices.
+    text: "" is the first GPU or else the CPU; otherwise "cpu", "mps", "0", "cuda:0" or "0,1,2". Without a GPU, a list
+    of several becomes the CPU with a warning, so that published commands run anywhere.
+    batch_size: if given, it must be a multiple of the number of devices.
     """
     word = text.lower().replace("cuda:", "").replace("none", "").replace(" ", "").strip(",")
     if word == "cpu" or (not word and not torch.cuda.is_available()):
         return [torch.device("cpu")]
     if word == "mps":
         if not torch.backends.mps.is_available():
-            raise UserError("--device mps: this machine has none; leave --device out")
+            raise UserError("--device mps: this machine has none; omit --device")
         return [torch.device("mps")]
     indices = word.split(",") if word else ["0"]
     if not all(index.isdigit() for index in indices):
@@ -34,25 +40,27 @@ def select_device(text: str = "", batch_size: int | None = None) -> list[torch.d
         return [fall_back_to_cpu(text)]
     for index in indices:
         if int(index) >= present:
-            raise UserError(f"--device {text}: this machine has {present} GPU(s); use --device cpu, or leave it out")
+            raise UserError(f"--device {text}: this machine has {present} GPU(s); use --device cpu, or omit it")
     if batch_size is not None and batch_size > 0 and batch_size % len(indices):
         raise UserError(f"--batch-size {batch_size} must be a multiple of the {len(indices)} devices")
     return [torch.device("cuda", int(index)) for index in indices]
 
 
 def fall_back_to_cpu(text: str) -> torch.device:
-    print(f"WARNING --device {text}: no GPU is found here, using the CPU")
+    """Return the CPU, and warn that `--device` text names GPUs that are absent."""
+    console.warn(f"--device {text}: no GPU found, using the CPU. Type --device cpu to choose it.")
     return torch.device("cpu")
 
 
 def set_current_device(device: torch.device) -> torch.device:
-    """The device, from here on this process's own: what is not told otherwise would touch the first GPU, maybe full."""
+    """Make this the current CUDA device and return it. Otherwise some allocations would land on GPU 0."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device
 
 
 def describe_device(device: torch.device) -> str:
+    """Return the name of the device, with its memory or number of threads."""
     if device.type != "cuda":
         return f"{device.type.upper()} ({torch.get_num_threads()} threads)"
     properties = torch.cuda.get_device_properties(device)
@@ -60,9 +68,10 @@ def describe_device(device: torch.device) -> str:
 
 
 def amp_dtype(mode: str, device: torch.device, *, data_parallel: bool = False) -> torch.dtype | None:
-    """Autocast type for `--amp`: None is off. `auto` takes fp16 on CUDA and bf16 on CPUs with instructions for it.
+    """Return the autocast type for `--amp` mode, None for off.
 
-    data_parallel: one process has several GPUs, over which PyTorch's DataParallel does not hand the type on.
+    `auto` is fp16 on CUDA, and bf16 on CPUs with instructions for it. data_parallel: one process has several GPUs.
+    PyTorch's DataParallel does not pass the type on to their threads, which use fp16.
     """
     if data_parallel and mode == "bf16":
         raise UserError("--amp bf16 needs a process for each GPU: start with torchrun, or use --amp fp16")
@@ -78,27 +87,29 @@ def amp_dtype(mode: str, device: torch.device, *, data_parallel: bool = False) -
 
 
 def _cpu_has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 natively (AVX512-BF16 or AMX): elsewhere it is emulated and slow."""
+    """Return True if the CPU multiplies bf16 natively (AVX512-BF16 or AMX). Elsewhere it is emulated and slow.
+
+    PyTorch has no public name for this. Where it lacks the private ones, the CPU counts as one without bf16.
+    """
     checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     return any(check() for check in checks if check is not None)
 
 
 def tune_malloc() -> bool:
-    """Let the C library keep large blocks that are freed instead of giving each back to the system; whether it does.
+    """Let the C library keep freed large blocks for reuse. Return False where it cannot (glibc on Linux only).
 
-    A training step on the CPU frees and takes the same gigabytes again, and the system fills every page of them with
-    zeros: a tenth to a quarter of the step. Only glibc (Linux) is asked; elsewhere nothing happens.
+    A training step on the CPU frees and allocates the same gigabytes. If the kernel gets them back in between, it fills
+    every page with zeros again: a tenth to a quarter of the step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    settings = {-4: 0, -1: -1, -2: 2**26}  # no mmap for large blocks; the heap is never trimmed, and grows by 64 MiB
-    return mallopt is not None and all(mallopt(parameter, value) for parameter, value in settings.items())
+    return mallopt is not None and all(mallopt(parameter, value) for parameter, value in MALLOC_SETTINGS.items())
 
 
 def cores_for_loading(device: torch.device) -> int | None:
-    """The cores that this process may read pictures with between its steps; None where the model leaves some free.
+    """Return the number of cores for loading data between steps, None if the model leaves cores free for workers.
 
-    It leaves none if there are as many threads as processors (hyper-threads count), over all the processes that a
-    launcher or an evolution runs side by side here.
+    It leaves none free if its threads, over all processes that torchrun or an evolution runs on this machine, are as
+    many as the processors. Hyper-threads count as processors.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = processes_on_this_machine()
@@ -107,23 +118,24 @@ def cores_for_loading(device: torch.device) -> int | None:
     return max(1, cores // processes)
 
 
-def seed_everything(seed: int, deterministic: bool = True) -> None:
-    """Seed the global generators (our own code draws from none of them) and ask for deterministic kernels."""
+def seed_everything(seed: int) -> None:
+    """Seed the global generators, which our own code never draws from, and request deterministic kernels."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    if deterministic and torch.cuda.is_available():
+    if torch.cuda.is_available():
         set_default("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
 
 
-def rng_state() -> dict[str, Any]:
-    """State of torch's generators, as tensors."""
+def get_rng_state() -> dict[str, Any]:
+    """Return the states of torch's global generators as tensors: `cpu`, and a list `cuda` with one per GPU."""
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore what `get_rng_state` returned. Skip the GPUs' states if the number of GPUs has changed."""
     torch.set_rng_state(state["cpu"])
     if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])

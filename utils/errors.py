@@ -1,62 +1,71 @@
-"""The one kind of error that a user's mistake raises, and the edge where it becomes one line."""
+"""UserError, and the edge of a program where an error becomes one line."""
 
 import errno
 import signal
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from types import FrameType
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong: the message is one line that says what, where, and what to type instead."""
+    """Error in what the user gave. Its message is one line that says what is wrong, where, and what to type."""
 
 
-MAX_LINE = 1000  # characters of a message: values in it may come from a file
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+MAX_LINE = 1000  # characters of a message, which may quote a value from a file
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+
+# What signal.getsignal returns; signal.Handlers is SIG_DFL or SIG_IGN.
+SignalAction = Callable[[int, FrameType | None], object] | int | None
 
 
 def one_line(text: str) -> str:
-    """`text` without line ends and control characters, and not endless."""
+    """Return `text` without line ends and control characters, cut at MAX_LINE."""
     plain = "".join(letter if letter.isprintable() else " " for letter in text)
     return plain if len(plain) <= MAX_LINE else f"{plain[:MAX_LINE]} ... ({len(plain)} characters)"
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
-    """The line and the exit code for what users can mend, and for Ctrl-C; None for anything else."""
+    """Return the line and the exit code for Ctrl-C and for errors that users can fix, None for other errors."""
     if isinstance(error, UserError):
         return f"error: {one_line(str(error))}", 1
-    if isinstance(error, OSError) and error.errno in DISK:
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"error: {one_line(f'{error.filename}: {error.strerror}')}; choose another folder", 1
     if isinstance(error, KeyboardInterrupt):
-        return "\ninterrupted; nothing was lost that had been saved", 130  # as shells have it
+        return "\nInterrupted. Saved checkpoints are intact.", 130  # 128 + SIGINT, as shells report it
     return None
 
 
 def silence_ctrl_c_during_imports() -> None:
-    """Ctrl-C ends the program without a word until `run` begins: imports take seconds, and nothing is lost yet."""
+    """Exit silently on Ctrl-C during the imports, which take seconds. `run` ends this."""
     _swap_ctrl_c_handler(signal.default_int_handler, signal.SIG_DFL)
 
 
 def run(main: Callable[[], object]) -> None:
-    """Run a command line's `main` without tracebacks for what users can mend."""
+    """Call the `main` of a program. If it raises an error that the user can fix, print one line and exit."""
     try:
         try:
             _swap_ctrl_c_handler(signal.SIG_DFL, signal.default_int_handler)
             main()
         finally:
-            if sys.argv[0] in sys.orig_argv and not sys.flags.interactive:  # the program ends: nothing more to say then
+            if sys.argv[0] in sys.orig_argv and not sys.flags.interactive:  # the process ends now: exit silently again
                 _swap_ctrl_c_handler(signal.default_int_handler, signal.SIG_DFL)
     except (Exception, KeyboardInterrupt) as error:
         explained = explain(error)
         if explained is None:
             raise
+        from utils import console  # late: programs import this file before all others, to silence Ctrl-C
+
         line, code = explained
-        print(line, file=sys.stderr)
+        console.error(line)
         sys.exit(code)
 
 
-def _swap_ctrl_c_handler(before: Any, after: Any) -> None:
-    """Only if it is as expected: a program in the background may be deaf to it, and a run may hear it by itself."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is before:
-        signal.signal(signal.SIGINT, after)
+def _swap_ctrl_c_handler(expected: SignalAction, new: SignalAction) -> None:
+    """Swap the SIGINT handler if it is the expected one.
+
+    Background jobs ignore SIGINT, and training installs a handler of its own. Python sets handlers in the main thread
+    only.
+    """
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is expected:
+        signal.signal(signal.SIGINT, new)

@@ -299,6 +299,23 @@ def step_unless_skipped(optimizer: torch.optim.Optimizer, allowed: Tensor) -> No
             delattr(optimizer, name)
 
 
+# ---- batch statistics ------------------------------------------------------------------------------------------------
+
+
+def copy_tensors(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy each source into its target, in one kernel for all of them. At least one is needed."""
+    if FAST:
+        torch._foreach_copy_(targets, sources)
+    else:
+        copy_tensors_reference(targets, sources)
+
+
+def copy_tensors_reference(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copy each source into its target."""
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
+
+
 # ---- the moving average ----------------------------------------------------------------------------------------------
 
 Slot = tuple[dict[str, Any], str]  # a module's table of parameters or buffers, and a name in it

@@ -56,7 +56,7 @@ def test_a_failure_is_one_line_and_the_plain_model(capsys):
 
     model = small_model()
     assert choose_faster(model, Broken(), learn, [torch.rand(2, 3, 4, 4)]) is model
-    assert capsys.readouterr().out == "--compile is left out: it fails here (RuntimeError: no compiler here)\n"
+    assert capsys.readouterr().out == "--compile is ignored: it fails here (RuntimeError: no compiler here)\n"
 
 
 def test_a_trial_leaves_no_trace():
@@ -191,4 +191,4 @@ def test_gradients_are_copied_where_a_replay_wrote_them_and_only_there(monkeypat
 def test_several_devices_run_without_it(capsys):
     run = type("Run", (), {"wrapped": small_model(), "model": small_model()})()
     assert compile_if_faster(run, learn) is run
-    assert "--compile has no effect over several GPUs" in capsys.readouterr().out
+    assert "WARNING: --compile has no effect with several GPUs" in capsys.readouterr().err

@@ -19,13 +19,6 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.fixture(autouse=True)
-def fresh_program():
-    console.begin_program()
-    yield
-    console.begin_program()
-
-
 def connect_terminal(monkeypatch) -> Terminal:
     """Connect stdout and stderr to a terminal. Call it in the test itself, since pytest sets both before each phase."""
     stream = Terminal()

@@ -319,6 +319,16 @@ def test_plain_optimizers_are_those_of_torch_with_the_same_state(name, monkeypat
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shapes", [[(3,)], [(2, 3), (), (0,), (4,)]], ids=["one", "several"])
+def test_copied_tensors(device, shapes):
+    sources = [torch.randn(shape, device=device) for shape in shapes]
+    fast, plain = ([torch.zeros(shape, device=device) for shape in shapes] for _ in range(2))
+    kernels.copy_tensors(fast, sources)
+    kernels.copy_tensors_reference(plain, sources)
+    assert all(map(torch.equal, fast, sources)) and all(map(torch.equal, plain, sources))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.75, 1.0])
 @pytest.mark.parametrize("is_tensor", [False, True])
 def test_interpolated_states(device, share, is_tensor):

@@ -1,34 +1,36 @@
-"""A model over several processes or GPUs."""
+"""A run's model over several processes or GPUs: the wrapper, synchronised batch norm, DDP's warm-up."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from utils import console
 from utils.config import TrainOptions
+from utils.detector import Detector, as_module
 from utils.distributed import Distributed
 
 
-def wrap_model(model: nn.Module, options: TrainOptions, distributed: Distributed, *, static: bool) -> nn.Module:
-    """The model in its parallel wrapper. static: every parameter gets a gradient in every step."""
-    several, on_gpu = distributed.world_size > 1, distributed.device.type == "cuda"
+def wrap_model(model: Detector, options: TrainOptions, distributed: Distributed, *, static: bool) -> nn.Module:
+    """Return the model in its parallel wrapper, or itself. static: every parameter gets a gradient in every step."""
+    module, several = as_module(model), distributed.world_size > 1
+    on_gpu = distributed.device.type == "cuda"
     if options.sync_bn and not (several and on_gpu):
-        print("WARNING --sync-bn has no effect: it needs several processes with a GPU each (torchrun)")
+        console.warn("--sync-bn has no effect with fewer than two processes on GPUs. Start with torchrun, or omit it.")
     if options.sync_bn and several and on_gpu:
-        synchronise_batch_norm(model)
+        synchronise_batch_norm(module)
     elif several:
-        print(
-            f"Batch statistics are those of each process's {options.batch_size // distributed.world_size} pictures"
-            + ("; --sync-bn takes them over all" if on_gpu else "")
-        )
-    wrapped = distributed.wrap(model, static_graph=static)
+        per_process = options.batch_size // distributed.world_size
+        advice = "; --sync-bn computes them over all processes" if on_gpu else ""
+        console.info(f"Batch statistics are those of each process's {per_process} images{advice}")
+    wrapped = distributed.wrap(module, static_graph=static)
     if several:
         warm_up_ddp_buckets(wrapped, smallest_size(model), distributed.device)
     return wrapped
 
 
 def synchronise_batch_norm(model: nn.Module) -> None:
-    """Let all batch norms below the top take their statistics over all processes, in place.
+    """Let all batch norms inside `model` compute their statistics over all processes, in place.
 
-    A batch norm that is a layer of the model's YAML keeps what the model wrote on it (its place, where its input is).
+    A batch norm that is a layer of the YAML keeps what the model wrote on it: its index and the layers that it reads.
     """
     before = dict(model.named_modules(remove_duplicate=False))
     nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -38,18 +40,20 @@ def synchronise_batch_norm(model: nn.Module) -> None:
                 setattr(layer, key, getattr(before[name], key))
 
 
-def smallest_size(model: nn.Module) -> int:
-    """Side of a picture that is enough for a pass."""
+def smallest_size(model: Detector) -> int:
+    """Return the side in pixels of an image that is large enough for a pass."""
     return 2 * max(int(model.stride.max()), 32)
 
 
 def warm_up_ddp_buckets(wrapped: nn.Module, size: int, device: torch.device) -> None:
-    """One pass forward and backward over nothing, which leaves no trace in the model.
+    """Run one dummy step so that DDP fixes its gradient buckets. The model is unchanged.
 
-    DistributedDataParallel arranges its buckets in the first pass, which must exchange gradients. Sums in another
-    order round otherwise: after this every pass adds up alike, also the first one of a resumed run.
+    DDP arranges its buckets in the first pass that exchanges gradients. Another arrangement sums in another order and
+    rounds otherwise. After this, all passes sum in the same order, also the first one of a resumed run.
     """
     wrapped.eval()  # batch statistics stay as they are
     _, raw = wrapped(torch.zeros(1, 3, size, size, device=device))
-    sum(level.sum() for level in raw).backward()
+    total = sum(level.sum() for level in raw)
+    assert isinstance(total, Tensor)  # there are levels
+    total.backward()
     wrapped.zero_grad(set_to_none=True)

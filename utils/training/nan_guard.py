@@ -1,4 +1,4 @@
-"""Numbers gone bad: a non-finite loss or gradient never reaches the weights."""
+"""NaN guard: keep non-finite losses and gradients out of the weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,95 +6,101 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PATIENCE = 5  # bad steps in a row before the run goes back
-SEARCHING_PATIENCE = 25  # while a GradScaler looks for its scale, each halving costs a step
+from utils.kernels import copy_tensors
+
+PATIENCE = 5  # consecutive non-finite steps before a rollback
+SEARCHING_PATIENCE = 25  # the same while a GradScaler searches its scale: each halving costs a step
 MAX_ROLLBACKS = 3
-ROLLBACK_LR_FACTOR = 0.5  # factor on the learning rates at each return
+ROLLBACK_LR_FACTOR = 0.5  # of the learning rates at each rollback
 
 
 class AsyncCount:
-    """A count on the device as it is now, copied without waiting."""
+    """Value of a counter on the device, copied to the CPU without a sync."""
 
     def __init__(self, count: Tensor):
         self._copy = count.to("cpu", non_blocking=True, copy=True)
-        self._arrival = torch.cuda.current_stream(count.device).record_event() if count.is_cuda else None
+        self._copied = torch.cuda.current_stream(count.device).record_event() if count.is_cuda else None
 
     def read(self) -> int:
-        """The count, once the device has got as far as it was when the copy was asked for."""
-        if self._arrival is not None:
-            self._arrival.synchronize()
+        """Return the value. On a GPU, wait until the copy has arrived."""
+        if self._copied is not None:
+            self._copied.synchronize()
         return int(self._copy)
 
 
 class NanGuard:
-    """Decides for each optimizer step whether it may be taken, and when the run must go back to a good state.
+    """Decision for each optimizer step whether it is taken, and whether the run has to roll back.
 
-    The decision falls on the device of the model. `is_async`, as on a GPU, nobody waits for it there: `allow_step` returns a
-    tensor, and `needs_rollback` speaks of the step before. Else both are known at once.
+    On a GPU the decision stays on the device (`is_async`): `allow_step` returns a tensor and `needs_rollback` lags one
+    step. On a CPU both are immediate.
 
-    Counts live in the state: `skipped` steps in all, `in_a_row`, `returns` to a good state, and `rate`, the factor that
-    returns have left on the learning rates. Reading the first two waits for the device.
+    Counts: `skipped` steps in all and `consecutive` ones, `rollbacks`, and `lr_factor`, by which rollbacks have lowered
+    the learning rates. Reading the first two needs a sync.
     """
 
     def __init__(self, model: nn.Module, patience: int = PATIENCE, is_async: bool | None = None):
         self.patience, self.rollbacks, self.lr_factor = patience, 0, 1.0
         self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
-        self._good = self._statistics()
-        self.is_async = self._good.is_cuda if is_async is None else is_async
-        self._counts = torch.zeros(2, dtype=torch.int64, device=self._good.device)  # skipped, in a row
-        self._seen = self._newest = AsyncCount(self._counts[1])
+        self._good_statistics = self._read_statistics()
+        self.is_async = self._good_statistics.is_cuda if is_async is None else is_async
+        self._set_counts(0, 0)
 
-    def _statistics(self) -> Tensor:
-        """All of them in one new row: two kernels see to them, however many layers there are."""
+    def _read_statistics(self) -> Tensor:
+        """Return the batch statistics in one new row. So two kernels handle them, however many layers there are."""
         return torch.cat([buffer.flatten() for buffer in self._buffers])
+
+    def _set_counts(self, skipped: int, consecutive: int) -> None:
+        self._counts = torch.tensor([skipped, consecutive], device=self._good_statistics.device)
+        self._seen = self._newest = AsyncCount(self._counts[1])
 
     @torch.no_grad()
     def allow_step(self, norm: Tensor) -> bool | Tensor:
-        """Whether a step with this gradient norm (0-dim) may be taken; if not, it is counted. 0-dim bool where `is_async`.
+        """Return True if a step with this gradient norm (0-dim) is taken, as a 0-dim tensor if `is_async`.
 
-        Batch statistics that a bad batch has spoiled are put back to those of the last good step.
+        If not, count it and restore the batch statistics of the last good step.
         """
         good = torch.isfinite(norm)
-        self._good = torch.where(good, self._statistics(), self._good)
-        parts = self._good.split([buffer.numel() for buffer in self._buffers])
-        torch._foreach_copy_(self._buffers, [part.view_as(buffer) for part, buffer in zip(parts, self._buffers)])
+        self._good_statistics = torch.where(good, self._read_statistics(), self._good_statistics)
+        parts = self._good_statistics.split([buffer.numel() for buffer in self._buffers])
+        copy_tensors(self._buffers, [part.view_as(buffer) for part, buffer in zip(parts, self._buffers, strict=True)])
         self._counts += ~good
         self._counts[1] *= ~good
-        before, self._newest = self._newest, AsyncCount(self._counts[1])
-        self._seen = before if self.is_async else self._newest
+        previous, self._newest = self._newest, AsyncCount(self._counts[1])
+        self._seen = previous if self.is_async else self._newest
         return good if self.is_async else bool(good)
 
     @property
     def needs_rollback(self) -> bool:
+        """True after `patience` consecutive non-finite steps."""
         return self._seen.read() >= self.patience
 
     def sync(self) -> None:
-        """From here until the next step `needs_rollback` speaks of the last one, and waits for it."""
+        """Let `needs_rollback` wait for the last step, until the next one."""
         self._seen = self._newest
 
     @property
     def skipped(self) -> int:
+        """Number of steps that were not taken."""
         return int(self._counts[0])
 
     @property
     def consecutive(self) -> int:
+        """Number of steps that were not taken since the last good one."""
         return int(self._counts[1])
 
     def mark_rollback(self) -> None:
-        """The run went back: from here on at a lower rate."""
-        self._count(self.skipped, 0)
+        """Count a rollback and lower the learning rates."""
+        self._set_counts(self.skipped, 0)
         self.rollbacks += 1
         self.lr_factor *= ROLLBACK_LR_FACTOR
 
-    def _count(self, skipped: int, in_a_row: int) -> None:
-        self._counts = torch.tensor([skipped, in_a_row], device=self._counts.device)
-        self._seen = self._newest = AsyncCount(self._counts[1])
-
     @property
     def exhausted(self) -> bool:
+        """True if another rollback is one too many."""
         return self.rollbacks >= MAX_ROLLBACKS
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the counts under the keys of the file format."""
         return {
             "skipped": self.skipped,
             "in_a_row": self.consecutive,
@@ -104,15 +110,15 @@ class NanGuard:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over the counts; the present batch statistics count as good."""
-        self._count(state["skipped"], state["in_a_row"])
+        """Restore the counts. The present batch statistics count as good."""
+        self._set_counts(state["skipped"], state["in_a_row"])
         self.rollbacks, self.lr_factor = state["returns"], state["rate"]
-        self._good = self._statistics()
+        self._good_statistics = self._read_statistics()
 
 
 def propagate_nan(total: Tensor) -> Tensor:
-    """`total` with NaN gradients where it is not finite, so that its step, with several processes everyone's, shows it.
+    """Return `total` with NaN gradients if it is not finite, so that its step shows it, on every rank.
 
-    A factor and not a choice between two branches: the gradient of the branch not chosen would be 0 times NaN.
+    A factor does this. torch.where(finite, total, nan) would give the branch not chosen a gradient of 0 times NaN.
     """
     return total * torch.where(torch.isfinite(total.detach()), 1.0, float("nan"))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from utils.checkpoint import describe_model
-from utils.device import rng_state, set_rng_state
+from utils.device import get_rng_state, set_rng_state
 from utils.errors import UserError
 
 
@@ -35,7 +35,7 @@ class TrainState:
         values = {name: getattr(self, name) for name in self.PLAIN}
         values |= {
             "means": torch.as_tensor(self.means).tolist(),
-            "rng": rng_state(),
+            "rng": get_rng_state(),
             "model": describe_model(self.model),
         }
         return values | {name: member.state_dict() for name, member in self.members.items()}

@@ -1,69 +1,73 @@
-"""Signals that ask a run to stop: the first is heard at the next step's end, the second stops at once."""
+"""Signals that stop a run: the first takes effect after the current step, a second one at once."""
 
 import os
 import signal
 import time
 from types import FrameType
 
+from utils.errors import SignalAction
+
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
-EXIT_CODE = 75  # of a run that was interrupted, saved and can be resumed; a crash has 1
-LAUNCHER_SECONDS = 3.0  # within which a launcher passes on a signal that its processes have heard themselves
+EXIT_CODE = 75  # of a run that was stopped, saved and can be resumed; a crash has 1
+LAUNCHER_SECONDS = 3.0  # time within which a launcher repeats a signal that its processes have received themselves
 
 
 class Interrupted(Exception):
-    """A signal asked the run to stop, and its state can be saved as it is."""
+    """A signal stopped the run, and its state can be saved as it is."""
 
 
 class SignalHandler:
-    """Hears the signals of Ctrl-C, of schedulers and of pre-emption while used as a context.
+    """Handler of the signals of Ctrl-C, schedulers and pre-emption while used as a context.
 
-    `.signal_name` names the signal, or is empty; `save_due()` says when the time between saves is over. A signal that comes
-    after the first stops the process at once, unless it comes within `echo_seconds`: launchers repeat signals, and may
-    do so only when the work here is left already.
+    `signal_name` is the name of the first signal, "" before. A second signal ends the process at once, but not
+    within `echo_seconds` of the first. Launchers repeat signals, sometimes when the context is already left.
+    The time between saves is measured here, too: `save_due`, `mark_saved`.
     """
 
     def __init__(self, save_minutes: float, echo_seconds: float = 0.0):
         self.signal_name = ""
         self.save_seconds = save_minutes * 60
-        self.saved_at = self.asked_at = time.monotonic()
+        self.saved_at = self.received_at = time.monotonic()
         self.echo_seconds = echo_seconds
-        self._over = False
-        self._before: dict[int, object] = {}
+        self._exited = False
+        self._previous: dict[int, SignalAction] = {}
 
     def __enter__(self) -> "SignalHandler":
         for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._on_signal)
+            self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._over = True
-        if not self.echo_seconds or not (self.signal_name or kind):
-            self._put_back()  # else what is said and written on the way out could be cut short by a launcher's signal
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
+        self._exited = True
+        # After a signal or an error, a launcher's signal must not cut short what is printed and written at the end.
+        if not self.echo_seconds or not (self.signal_name or error_type):
+            self._restore()
 
-    def _put_back(self) -> None:
-        for number, handler in self._before.items():
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
-        if self.signal_name:
-            if time.monotonic() - self.asked_at < self.echo_seconds:
-                return
-            if not self._over:
-                os._exit(128 + number)
-            self._put_back()
-            signal.raise_signal(number)
+        """Record the first signal only. An exception raised here could leave a data worker with half an answer."""
+        if not self.signal_name:
+            self.signal_name, self.received_at = signal.Signals(number).name, time.monotonic()
             return
-        # Noted only: raised from here, in the midst of whatever runs, it could leave a data worker half answered.
-        self.signal_name, self.asked_at = signal.Signals(number).name, time.monotonic()
+        if time.monotonic() - self.received_at < self.echo_seconds:
+            return
+        if not self._exited:
+            os._exit(128 + number)
+        self._restore()
+        signal.raise_signal(number)
 
     def raise_if_signalled(self) -> None:
-        """Raise Interrupted if a signal has come: between the parts of work that takes long and changes no state."""
+        """Raise Interrupted if a signal has come. Called between the parts of long work that changes no state."""
         if self.signal_name:
             raise Interrupted(self.signal_name)
 
     def save_due(self) -> bool:
-        """Whether --save-minutes have passed since the last save."""
+        """Return True if `--save-minutes` have passed since the last save."""
         return self.save_seconds > 0 and time.monotonic() - self.saved_at >= self.save_seconds
 
     def mark_saved(self) -> None:
+        """Restart the time until the next save."""
         self.saved_at = time.monotonic()

@@ -1,8 +1,6 @@
 """What a training was asked to do: the command line, and the run that it goes on with."""
 
-import io
 from collections.abc import Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +56,7 @@ def understand(given: dict[str, Any], launchers: Sequence[str]) -> Request:
 def expect_device(device: str) -> None:
     """UserError where a machine lacks the device that a run was begun on, and nobody has typed another."""
     try:
-        with redirect_stdout(io.StringIO()):  # what it has to say it says again when the device is taken
-            select_device(device)
+        select_device(device)
     except UserError as error:
         raise UserError(
             f"--resume: the run was begun with --device {device}, which is not here: add --device cpu, or "
