@@ -38,8 +38,10 @@ from utils.download import fetch_typed
 from utils.ema import ModelEMA
 from utils.errors import UserError
 from utils.errors import run as run_command
-from utils.evolution.run import run_evolution
+from utils.evolution.plan import Plan, make_plan
+from utils.evolution.run import open_run
 from utils.evolution.verdict import Verdict
+from utils.evolve import evolve
 from utils.inference.preprocess import to_network_input
 from utils.loading.dataset import Batch, Loader, explain_worker_error, make_loader
 from utils.loading.prefetch import prefetch
@@ -487,7 +489,24 @@ def evolve_main(given: dict[str, Any]) -> Verdict:
     freeze_layers(model, options.freeze)
     amp_dtype(options.amp, select_device(options.device)[0])
     load_splits(locate_images(dataset), single_cls=options.single_cls)
-    return run_evolution(options, typed, Path(__file__))
+    return search_hyperparameters(make_plan(options, typed, script=Path(__file__)))
+
+
+def search_hyperparameters(plan: Plan) -> Verdict:
+    """Evolve hyperparameters, then train the best again under other seeds. Return the winner."""
+    with open_run(plan) as run:
+        evolved = evolve(
+            objective=run.trainings,
+            hyp=plan.start,
+            generations=plan.options.evolve,
+            seed=plan.options.seed,
+            workers=len(plan.devices),
+            population=plan.population,
+            store=run.store,
+            on_end=run.on_end,
+            cancel=run.trainings.cancel,
+        )
+        return run.repeat_best(evolved.records)
 
 
 def main(argv: Sequence[str] | None = None) -> Metrics | Verdict | None:

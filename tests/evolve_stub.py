@@ -1,9 +1,7 @@
-"""Stands in for train.py where the tests are about processes: reads the same flags and writes the same results.csv.
+"""Stand-in for train.py in tests of processes: it reads the same flags and writes the same results.csv.
 
-Starts in a fraction of the time, because it imports no torch.
-
-What it does besides is in the file `behaviour` of the run's grandparent: lines `NUMBER WORD`, where WORD is crash,
-hang, silent or hungry.
+It starts in a fraction of the time, because it does not import torch. The file `behaviour` in the run's grandparent
+folder says how it fails: lines `NUMBER WORD`, where WORD is crash, hang, silent or killed.
 """
 
 import math
@@ -28,24 +26,24 @@ def main() -> None:
     behaviour = Path(options.project).parent / "behaviour"
     words = dict(line.split() for line in behaviour.read_text().splitlines()) if behaviour.is_file() else {}
     word = words.get(str(int(options.name.split("-")[0])), "")
-    with open(folder.parent.parent / "begun", "a") as file:
+    with open(folder.parent.parent / "started", "a") as file:
         file.write(f"{options.name} {options.device} {options.seed} {options.evolve_fraction}\n")
     print("Training", word, flush=True)
     if word == "crash":
         raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
     if word == "silent":
         return
-    if word == "hungry":
+    if word == "killed":
         import os
         import signal
 
-        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory is short
+        os.kill(os.getpid(), signal.SIGKILL)  # like the kernel when memory runs out
     top = 0.5 - 0.1 * abs(math.log10(hyp["lr0"] / 0.03)) - 0.2 * abs(hyp["mixup"] - 0.4) + options.seed % 100 / 1e4
     text = COLUMNS + "\n"
     for epoch in range(options.epochs):
         time.sleep(600 if word == "hang" and epoch == 1 else 0.05)
-        seen = options.noval and epoch + 1 < options.epochs
-        fitness = 0 if seen else top * (1 - math.exp(-3 * (epoch + 1) / options.epochs))
+        skipped = options.noval and epoch + 1 < options.epochs
+        fitness = 0 if skipped else top * (1 - math.exp(-3 * (epoch + 1) / options.epochs))
         text += f"{epoch},{'0.1,' * 3}{f'{fitness:.5g},' * 4}{'0.2,' * 3}0.01,0.01,0.01\n"
         with atomic_write(folder / "results.csv") as file:
             file.write(text.encode())

@@ -1,8 +1,8 @@
 """Genetic search over hyperparameters. Knows nothing of training: it calls `objective(hyp, generation) -> fitness`.
 
-A generation is one call of the objective. What the next one tries depends on (seed, number) and on the records that are
-there when it begins, and on nothing else: so any number of them run at once, none waits for the slowest, and a search
-that was cut off goes on from its records.
+A generation is one call of the objective. Its hyperparameters depend only on (seed, number) and on the records present
+when it begins. So generations run in parallel, none waits for the slowest, and an interrupted search resumes from its
+records.
 """
 
 import statistics
@@ -10,18 +10,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from utils.errors import UserError
 
 Hyp = Mapping[str, float]
-Key = tuple[int, int]  # number of a generation, and of its repeat: 0 for the search itself
+Key = tuple[int, int]  # number of a generation, number of its repeat (0: the search itself)
 
 
 class Gene(NamedTuple):
-    """A hyperparameter's place in the search: size of its mutations (0: only inherited), bounds, and its scale."""
+    """Search range of a hyperparameter: size of its mutations (0: only inherited), bounds, scale."""
 
     gain: float
     low: float
@@ -60,51 +60,53 @@ GENES = {
     "mixup": Gene(1, 0.0, 1.0),
     "copy_paste": Gene(1, 0.0, 1.0),
 }
-KEEP_MODEL_ANCHORS = 0.0  # value of `anchors` that keeps the model's own; outside the gene's bounds, and allowed
-FIRST_ANCHORS = 3.0  # where a mutation begins that leaves the model's own anchors
+KEEP_MODEL_ANCHORS = 0.0  # value of `anchors` that keeps the model's own; allowed although it is below the lower bound
+FIRST_ANCHORS = 3.0  # value from which the first mutation away from KEEP_MODEL_ANCHORS is made
 
-# Chosen with benchmarks/evolve_search.py, which prints what each of them is worth.
-PARENTS = 6  # the best so far that pass on their genes
-RECOMBINATION = 1.0  # share of children that take each gene from a parent of its own, the better ones more often
-MUTATED = 0.25  # share of genes that a mutation touches
-STEP = 0.25  # mean size of a mutation in parts of the gene's range (of its logarithm where the scale is)
-MAX_START_TRIES = (
-    3  # tries of the start where others succeed; failures after which a search that has no success gives up
-)
-MAX_FAILURES_IN_A_ROW = (
-    10  # failures in a row after which any search stops: a full disk must not use up all generations
-)
+# Chosen with benchmarks/evolve_search.py, which prints the effect of each.
+PARENTS = 6  # number of the best generations that pass on their genes
+RECOMBINATION = 1.0  # share of children that draw a parent for each gene; better parents are drawn more often
+MUTATION_RATE = 0.25  # share of genes that a mutation changes
+MUTATION_SIZE = 0.25  # mean step in parts of the gene's range, or of its logarithm on a log scale
+MAX_START_TRIES = 3  # tries of a failing start while others succeed; also the failures that end a search at its begin
+MAX_FAILURES_IN_A_ROW = 10  # after these any search stops: a full disk must not use up all generations
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What is known of one generation. `results`: precision, recall, mAP@0.5, mAP@0.5:0.95, box, obj and cls loss."""
+    """Record of one generation. `results`: precision, recall, mAP@0.5, mAP@0.5:0.95, then box, obj and cls loss."""
 
     number: int
     hyp: dict[str, float]
     seed: int  # for the objective
-    origin: str  # start, population, mutation (of the start), child, repeat
+    origin: str  # start, population, mutation (of the start), child, repeat, queue (added by hand to a study)
     parents: tuple[int, ...] = ()
     repeat: int = 0
     status: str = "started"  # started, done, failed, pruned
-    fitness: float | None = None  # of a pruned one: the last that was seen
+    fitness: float | None = None  # of a pruned generation: the last one measured
     results: tuple[float, ...] = ()
     epochs: int = 0
     seconds: float = 0.0
-    curve: tuple[float, ...] = ()  # fitness after each epoch, where it was measured
-    note: str = ""  # why it failed, where its log is
+    curve: tuple[float, ...] = ()  # fitness after each epoch, if it was measured
+    note: str = ""  # the reason of a failure and the path of the log
 
     @property
     def key(self) -> Key:
         return self.number, self.repeat
 
+    @property
+    def final_fitness(self) -> float:
+        """Fitness of a generation that is done."""
+        assert self.fitness is not None, self
+        return self.fitness
 
-Propose = Callable[[Key, Sequence[Generation]], Generation]  # what to start, given all other records
+
+Propose = Callable[[Key, Sequence[Generation]], Generation]  # (key, all other records) -> generation to start
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an objective may return in place of the bare fitness."""
+    """Result of an objective that returns more than the bare fitness."""
 
     fitness: float | None
     status: str = "done"
@@ -114,11 +116,14 @@ class Outcome:
     note: str = ""
 
 
-# ---- what to try -----------------------------------------------------------------------------------------------------
+Objective = Callable[..., float | Outcome]  # (hyp: dict, generation: int); repeats add the keyword repeat=k
+
+
+# ---- proposing hyperparameters ---------------------------------------------------------------------------------------
 
 
 def check_hyp(hyp: Hyp, source: str) -> None:
-    """UserError naming `source`, key, value and bounds where `hyp` lacks a hyperparameter or has one out of bounds."""
+    """Raise UserError, naming `source`, if `hyp` lacks a hyperparameter or has one that is unknown or out of bounds."""
     missing = [key for key in GENES if key not in hyp and key != "anchors"]
     if missing:
         raise UserError(
@@ -134,60 +139,61 @@ def check_hyp(hyp: Hyp, source: str) -> None:
 
 
 def run_seed(seed: int, number: int, repeat: int = 0) -> int:
-    """Seed of a generation's training, another one for each of its repeats."""
+    """Return the seed of a generation's training. Each repeat has a different one."""
     return int(np.random.SeedSequence([seed, number, repeat]).generate_state(1)[0]) % 2**31
 
 
-def rounded(value: float) -> float:
-    """Five significant digits: what files show is what was used."""
+def round_digits(value: float) -> float:
+    """Round to five significant digits, so that files show exactly the value that was used."""
     return float(f"{value:.5g}")
 
 
 def mutate(hyp: Hyp, rng: np.random.Generator) -> dict[str, float]:
-    """`hyp` with at least one gene moved, each by a normal step of its gain; one random size is common to the steps."""
+    """Return a copy of `hyp` with at least one gene changed.
+
+    Each step is normally distributed and scaled by the gene's gain. One random factor scales all steps.
+    """
     movable = np.array([GENES[key].gain > 0 for key in hyp])
     if not movable.any():
         return dict(hyp)
     child = dict(hyp)
-    while child == hyp:  # no gene was drawn, or a bound stopped those that were
-        touched = movable & (rng.random(len(hyp)) < MUTATED)
-        steps = rng.standard_normal(len(hyp)) * STEP * 2 * rng.random()
+    while child == hyp:  # no gene was drawn, or the bounds undid every step
+        drawn = movable & (rng.random(len(hyp)) < MUTATION_RATE)
+        steps = rng.standard_normal(len(hyp)) * MUTATION_SIZE * 2 * rng.random()
         child = {
-            key: _moved(key, value, step) if moves else value
-            for (key, value), step, moves in zip(hyp.items(), steps.tolist(), touched.tolist())
+            key: _step(key, value, float(step)) if moves else value
+            for (key, value), step, moves in zip(hyp.items(), steps, drawn)
         }
     return child
 
 
-def _moved(key: str, value: float, step: float) -> float:
-    """`value` of gene `key` moved by `step` gains of its range, inside its bounds."""
+def _step(key: str, value: float, step: float) -> float:
+    """Move `value` of gene `key` by `step` gains of its range and clip it to the bounds."""
     gain, low, high, log = GENES[key]
     if key == "anchors" and value == KEEP_MODEL_ANCHORS:
         value = FIRST_ANCHORS
-    if log:
-        moved = value * (high / low) ** (gain * step)
-    else:
-        moved = value + (high - low) * gain * step
-    return min(max(rounded(moved), low), high)
+    moved = value * (high / low) ** (gain * step) if log else value + (high - low) * gain * step
+    return min(max(round_digits(moved), low), high)
 
 
 def best_first(records: Iterable[Generation]) -> list[Generation]:
-    """The finished generations, best fitness first; of equal ones the earlier."""
+    """Return the generations that are done, best fitness first. Ties go to the earlier one."""
     done = [record for record in records if record.status == "done"]
-    return sorted(done, key=lambda record: (-record.fitness, record.number))
+    return sorted(done, key=lambda record: (-record.final_fitness, record.number))
 
 
 def rank_weights(count: int) -> np.ndarray:
-    """Shares of the `count` best in the next child, falling with the rank; sum 1."""
+    """Return the probability of each of the `count` best to be drawn as a parent: falling with the rank, sum 1."""
     weights = np.log(count + 0.5) - np.log(np.arange(1, count + 1))
     return weights / weights.sum()
 
 
 def breed(records: Iterable[Generation], rng: np.random.Generator) -> tuple[dict[str, float], tuple[int, ...]]:
-    """A mutated child of the best, and the numbers of its parents. `records` must hold a finished generation.
+    """Return a mutated child of the best generations and the numbers of its parents.
 
-    Each gene comes from one of several parents, drawn anew: the dominant recombination of Beyer and Schwefel, Evolution
-    strategies (Natural Computing 1, 2002). What is good in one and in another meet, and lucky winners are diluted.
+    `records` must hold at least one generation that is done. Each gene is drawn from one of several parents: dominant
+    recombination (Beyer and Schwefel, Evolution strategies, Natural Computing 1, 2002). It combines the good genes of
+    different parents and dilutes winners that were only lucky.
     """
     parents = best_first(records)[:PARENTS]
     weights = rank_weights(len(parents))
@@ -196,15 +202,16 @@ def breed(records: Iterable[Generation], rng: np.random.Generator) -> tuple[dict
         chosen = rng.choice(len(parents), len(keys), p=weights)
     else:
         chosen = np.full(len(keys), rng.choice(len(parents), p=weights))
-    hyp = {key: parents[index].hyp[key] for key, index in zip(keys, chosen.tolist())}
-    return mutate(hyp, rng), tuple(sorted({parents[index].number for index in chosen.tolist()}))
+    hyp = {key: parents[index].hyp[key] for key, index in zip(keys, chosen)}
+    return mutate(hyp, rng), tuple(sorted({parents[index].number for index in chosen}))
 
 
 @dataclass(frozen=True)
 class Search:
-    """What generation k tries: 0 the start, then the population, then children of the best.
+    """Rule that proposes generation k: the start first, then the population, then children of the best.
 
-    A start that failed is tried again, because every comparison is made with it; not without end where others succeed.
+    A start that failed is tried again, because every gain is measured against it. Where others succeed it is tried
+    MAX_START_TRIES times at most.
     """
 
     start: Hyp
@@ -212,7 +219,7 @@ class Search:
     population: Sequence[Hyp] = ()
 
     def propose(self, key: Key, records: Sequence[Generation]) -> Generation:
-        """The generation `key` as it is to be started. `records`: all others, the started ones too."""
+        """Return the generation `key` to start. `records` holds all others, those that are running too."""
         number, _ = key
         starts = [record.status for record in records if record.origin == "start"]
         succeeded = any(record.status == "done" for record in records)
@@ -230,68 +237,72 @@ class Search:
         return Generation(number, hyp, run_seed(self.seed, number), origin, parents)
 
 
-# ---- when to stop one early ------------------------------------------------------------------------------------------
+# ---- pruning ---------------------------------------------------------------------------------------------------------
 
-MIN_CURVES = 4  # curves of others below which nothing is stopped
-PRUNE_WARMUP = (
-    0.3  # share of the epochs in which nothing is stopped: rankings change there (benchmarks/evolve_prune.py)
-)
+MIN_CURVES = 4  # with fewer curves to compare with, nothing is pruned
+PRUNE_WARMUP = 0.3  # share of the epochs in which nothing is pruned: rankings still change (benchmarks/evolve_prune.py)
 
 
 def falls_behind(curve: Sequence[float], others: Sequence[Sequence[float]], epochs: int) -> bool:
-    """Whether the best fitness of `curve` so far is under the median of what `others` had by the same epoch.
+    """Return True if the best fitness of `curve` so far is below the median of `others` at the same epoch.
 
-    The median rule of Golovin et al., Google Vizier (KDD 2017), on generations that all train under one schedule.
+    This is the median rule of Golovin et al., Google Vizier (KDD 2017). It suits generations that share one schedule.
     """
     epoch = len(curve)
     if epoch < max(2, PRUNE_WARMUP * epochs) or epoch >= epochs:
         return False
     best = [max(other[:epoch]) for other in others if len(other) >= epoch]
-    return len(best) >= MIN_CURVES and bool(max(curve) < statistics.median(best))
+    return len(best) >= MIN_CURVES and max(curve) < statistics.median(best)
 
 
-# ---- doing it --------------------------------------------------------------------------------------------------------
+# ---- running ---------------------------------------------------------------------------------------------------------
 
 
 class Store(Protocol):
-    """Where the generations are kept, and who takes which: see CsvStore and StudyStore."""
+    """Place where generations are kept and assigned to workers: see MemoryStore, CsvStore and StudyStore."""
 
     def records(self) -> list[Generation]:
-        """Every finished generation, and every started one that somebody is at."""
+        """Return every generation that has ended and every one that a process is running."""
+        ...
 
     def claim(self, wanted: Sequence[Key], propose: Propose) -> Generation | None:
-        """Take one of `wanted`: first what was started and left, then a new one. None: nothing to do now."""
+        """Take one of `wanted`: an abandoned one first, then a new one. Return None if there is none to take now."""
+        ...
 
     def finish(self, generation: Generation) -> bool:
-        """Keep a finished generation for good. False where somebody else took it over meanwhile."""
+        """Keep a generation that has ended. Return False if another process took it over meanwhile."""
+        ...
 
     def release(self) -> None:
-        """Let go of what was claimed here and will not be finished."""
+        """Give up the generations that were claimed here and have not ended."""
+        ...
 
     def close(self) -> None:
-        """After the last use."""
+        """Free what is open. The store is not used afterwards."""
+        ...
 
 
 @dataclass
 class MemoryStore:
-    """A Store that lives as long as the process."""
+    """Store that lives as long as the process."""
 
     kept: dict[Key, Generation] = field(default_factory=dict)
-    left: list[Generation] = field(default_factory=list)  # started by an earlier process, and not finished
+    abandoned: list[Generation] = field(default_factory=list)  # started by an earlier process, and not ended
 
     def records(self) -> list[Generation]:
         return sorted(self.kept.values(), key=lambda record: record.key)
 
     def claim(self, wanted: Sequence[Key], propose: Propose) -> Generation | None:
-        left = next((record for record in self.left if record.key in wanted), None)
-        if left:
-            self.left.remove(left)
+        abandoned = next((record for record in self.abandoned if record.key in wanted), None)
+        if abandoned:
+            self.abandoned.remove(abandoned)
+            self.kept[abandoned.key] = abandoned
+            return abandoned
         key = next((key for key in wanted if key not in self.kept), None)
-        if left is None and key is None:
+        if key is None:
             return None
-        started = left or propose(key, self.records())
-        self.kept[started.key] = started
-        return started
+        self.kept[key] = propose(key, self.records())
+        return self.kept[key]
 
     def finish(self, generation: Generation) -> bool:
         self.kept[generation.key] = generation
@@ -304,23 +315,28 @@ class MemoryStore:
         pass  # nothing is open
 
 
+def do_nothing(*_: object) -> None:
+    """Ignore an event: the default of callbacks."""
+
+
 def run_generations(
-    objective: Callable,
+    objective: Objective,
     store: Store,
     wanted: Sequence[Key],
     propose: Propose,
     *,
     workers: int = 1,
-    watch: Callable[[Generation], None] = lambda generation: None,
-    cancel: Callable[[], None] = lambda: None,
-    patience: float = 5.0,
+    on_end: Callable[[Generation], object] = do_nothing,
+    cancel: Callable[[], object] = do_nothing,
+    poll_seconds: float = 5.0,
 ) -> None:
-    """Call the objective until all of `wanted` are in the store, `workers` at a time; a free worker waits for nobody.
+    """Call the objective until all of `wanted` are in the store, in `workers` threads.
 
-    `watch` is told of each one that ended here, `cancel` is called when an error or Ctrl-C ends it all. An objective
-    that raises has failed, and the search goes on; UserError after the first three or any ten in a row.
+    `on_end` gets each generation that ended here. `cancel` is called when an error or Ctrl-C ends the search. An
+    objective that raises has failed, and the search continues. Raise UserError if the first MAX_START_TRIES or any
+    MAX_FAILURES_IN_A_ROW generations fail.
     """
-    running: dict[Future, Generation] = {}
+    running: dict[Future[Generation], Generation] = {}
     failures = 0
     pool = ThreadPoolExecutor(workers, thread_name_prefix="generation")
     try:
@@ -329,15 +345,15 @@ def run_generations(
                 running[pool.submit(_attempt, objective, started)] = started
             if not running and is_complete(store.records(), wanted):
                 return
-            if not running:  # other machines are at the rest
-                time.sleep(patience)
-            for future in wait(running, timeout=patience, return_when=FIRST_COMPLETED).done if running else ():
-                finished = future.result()
+            if not running:  # other machines run what is missing
+                time.sleep(poll_seconds)
+            for future in wait(running, timeout=poll_seconds, return_when=FIRST_COMPLETED).done if running else ():
+                ended = future.result()
                 del running[future]
-                failures = failures + 1 if finished.status == "failed" else 0
-                if store.finish(finished):
-                    watch(finished)
-                _give_up(store.records(), failures, finished)
+                failures = failures + 1 if ended.status == "failed" else 0
+                if store.finish(ended):
+                    on_end(ended)
+                _check_failures(store.records(), failures, ended)
     except BaseException:
         cancel()
         pool.shutdown(cancel_futures=True)
@@ -351,18 +367,17 @@ def is_complete(records: Iterable[Generation], wanted: Sequence[Key]) -> bool:
     return set(wanted) <= {record.key for record in records if record.status != "started"}
 
 
-def _attempt(objective: Callable, started: Generation) -> Generation:
-    """The generation as it ended."""
+def _attempt(objective: Objective, started: Generation) -> Generation:
+    """Call the objective. Return the generation with its outcome."""
     begin = time.monotonic()
     extra = {"repeat": started.repeat} if started.repeat else {}
     try:
-        outcome = objective(dict(started.hyp), started.number, **extra)
-        if not isinstance(outcome, Outcome):
-            outcome = Outcome(float(outcome))
+        returned = objective(dict(started.hyp), started.number, **extra)
+        outcome = returned if isinstance(returned, Outcome) else Outcome(float(returned))
         if outcome.fitness is not None and not np.isfinite(outcome.fitness):
             note = f"fitness is {outcome.fitness} {outcome.note}"
             outcome = replace(outcome, fitness=None, status="failed", note=note)
-    except Exception as error:  # whatever it was: one generation is lost, not the search
+    except Exception as error:  # any error costs one generation, not the search
         outcome = Outcome(None, "failed", note=f"{type(error).__name__}: {error}")
     return replace(
         started,
@@ -376,19 +391,19 @@ def _attempt(objective: Callable, started: Generation) -> Generation:
     )
 
 
-def _give_up(records: Sequence[Generation], failures: int, last: Generation) -> None:
-    """UserError after too many `failures` in a row."""
+def _check_failures(records: Sequence[Generation], failures: int, last: Generation) -> None:
+    """Raise UserError after too many `failures` in a row."""
     if failures >= MAX_START_TRIES and not any(record.status in ("done", "pruned") for record in records):
         raise UserError(f"the first {failures} generations all failed, the last with: {last.note}")
     if failures >= MAX_FAILURES_IN_A_ROW:
         raise UserError(
             f"{failures} generations in a row failed, the last with: {last.note}; "
-            "when that is put right, the same command goes on"
+            "fix the cause, then type the same command to resume"
         )
 
 
 class Evolved(NamedTuple):
-    """The best hyperparameters, their fitness, and every generation."""
+    """Result of a search: the best hyperparameters, their fitness, and every generation that ended."""
 
     hyp: dict[str, float]
     fitness: float
@@ -396,7 +411,7 @@ class Evolved(NamedTuple):
 
 
 def evolve(
-    objective: Callable[..., Any],
+    objective: Objective,
     hyp: Hyp,
     generations: int = 300,
     *,
@@ -404,13 +419,17 @@ def evolve(
     workers: int = 1,
     population: Sequence[Hyp] = (),
     store: Store | None = None,
-    **settings: Any,
+    on_end: Callable[[Generation], object] = do_nothing,
+    cancel: Callable[[], object] = do_nothing,
+    poll_seconds: float = 5.0,
 ) -> Evolved:
-    """Search from `hyp` for the hyperparameters with the highest fitness in `generations` calls of the objective.
+    """Search from `hyp` for the hyperparameters with the highest fitness, in `generations` calls of the objective.
 
-    objective(hyp: dict, generation: int) returns a fitness or an Outcome; it runs in `workers` threads. `population`:
-    further hyperparameters to try first, what one lacks is `hyp`'s. `store` keeps the generations (default: in memory).
-    Raises UserError when `hyp` lacks a hyperparameter, has one out of bounds, or when nothing succeeds.
+    objective(hyp: dict, generation: int) returns a fitness or an Outcome; it runs in `workers` threads.
+    population: hyperparameters to try first; missing keys are taken from `hyp`.
+    store: keeps the generations, and resumes those that it holds (default: in memory).
+    on_end, cancel, poll_seconds: see run_generations.
+    Raise UserError if `hyp` lacks a hyperparameter or has one out of bounds, or if nothing succeeds.
     """
     if generations < 1 or workers < 1:
         raise UserError(f"evolution needs at least 1 generation and 1 worker, not {generations} and {workers}")
@@ -418,11 +437,13 @@ def evolve(
     for number, individual in enumerate(population, 1):
         check_hyp({**hyp, **individual}, f"individual {number}")
     store = MemoryStore() if store is None else store
-    search = Search(hyp, seed, population)
+    propose = Search(hyp, seed, population).propose
     wanted = [(number, 0) for number in range(generations)]
-    run_generations(objective, store, wanted, search.propose, workers=workers, **settings)
+    run_generations(
+        objective, store, wanted, propose, workers=workers, on_end=on_end, cancel=cancel, poll_seconds=poll_seconds
+    )
     records = [record for record in store.records() if record.status != "started"]
     ranked = best_first(records)
     if not ranked:
-        raise UserError(f"none of the {generations} generations succeeded; the last: {records[-1].note}")
-    return Evolved(dict(ranked[0].hyp), ranked[0].fitness, records)
+        raise UserError(f"none of the {len(records)} generations succeeded; the last: {records[-1].note}")
+    return Evolved(dict(ranked[0].hyp), ranked[0].final_fitness, records)

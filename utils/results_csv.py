@@ -5,9 +5,11 @@ from pathlib import Path
 
 from utils.files import atomic_write
 
-COLUMNS = ("epoch", "train/box_loss", "train/obj_loss", "train/cls_loss", "metrics/precision", "metrics/recall",
-           "metrics/mAP_0.5", "metrics/mAP_0.5:0.95", "val/box_loss", "val/obj_loss", "val/cls_loss",
-           "x/lr0", "x/lr1", "x/lr2")  # fmt: skip
+TRAIN_LOSSES = ("train/box_loss", "train/obj_loss", "train/cls_loss")
+METRICS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
+VAL_LOSSES = ("val/box_loss", "val/obj_loss", "val/cls_loss")
+RESULTS = (*METRICS, *VAL_LOSSES)  # of one validation; evolve.csv begins with them
+COLUMNS = ("epoch", *TRAIN_LOSSES, *RESULTS, "x/lr0", "x/lr1", "x/lr2")
 
 
 class ResultsFile:

@@ -1,6 +1,7 @@
-"""evolve.csv: nothing lost, nothing twice, and damage shown."""
+"""Store in evolve.csv: no generation is lost or counted twice, and damaged rows are shown."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,12 @@ import pytest
 from utils.config import Hyperparameters
 from utils.errors import UserError
 from utils.evolution.csv_store import RESULTS, CsvStore, append, columns, lock_folder, read_individuals, read_table
-from utils.evolve import Generation, Outcome, Search, evolve
+from utils.evolve import GENES, Generation, Outcome, Search, evolve
 
 ROOT = Path(__file__).resolve().parents[2]
 START = {**Hyperparameters().to_dict(), "anchors": 0.0}
 NAMES = list(START)
+NAMES_OF_GENES = list(GENES)  # the order of columns in a real evolution
 
 
 def closeness(hyp, generation=0):
@@ -51,7 +53,7 @@ def test_a_record_reads_back_as_it_was(tmp_path, record):
     assert read == Generation(**{**record.__dict__, "note": " ".join(record.note.split())})
 
 
-def test_the_columns_people_know_come_first_and_stand_under_each_other(tmp_path):
+def test_the_known_columns_come_first_and_are_aligned(tmp_path):
     for number in range(3):
         append(tmp_path / "evolve.csv", NAMES, Generation(number, START, 5, "child", (0,), status="done", fitness=0.5))
     head, *rows = (tmp_path / "evolve.csv").read_text().splitlines()
@@ -61,7 +63,7 @@ def test_the_columns_people_know_come_first_and_stand_under_each_other(tmp_path)
 
 
 def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path):
-    """With a byte-order mark before the first column."""
+    """A byte-order mark precedes the first column."""
     file = tmp_path / "evolve.csv"
     append(file, NAMES, EXAMPLE)
     append(file, NAMES, Generation(8, START, 5, "child", status="done", fitness=0.5, results=(0.1,) * 7))
@@ -72,7 +74,7 @@ def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path):
     assert list(read_individuals(file).values()) == [START]
 
 
-def test_the_same_search_again_goes_on(tmp_path):
+def test_the_same_search_resumes(tmp_path):
     evolve(closeness, START, 5, store=CsvStore(tmp_path, NAMES))
     calls = []
     result = evolve(
@@ -83,19 +85,19 @@ def test_the_same_search_again_goes_on(tmp_path):
     assert [record.hyp for record in whole.records] == [record.hyp for record in result.records]
 
 
-def test_what_was_started_and_not_finished_is_started_again_as_it_was(tmp_path):
+def test_an_abandoned_generation_starts_again_unchanged(tmp_path):
     store = CsvStore(tmp_path, NAMES)
     search = Search(START)
     wanted = [(number, 0) for number in range(4)]
     first, second = store.claim(wanted, search.propose), store.claim(wanted, search.propose)
-    store.finish(Generation(**{**second.__dict__, "status": "done", "fitness": 0.5}))  # and then the power went
+    store.finish(Generation(**{**second.__dict__, "status": "done", "fitness": 0.5}))  # then a power cut
     again = CsvStore(tmp_path, NAMES)
     assert again.claim(wanted, search.propose) == first
     assert again.claim(wanted, search.propose).number == 2
     assert [record.number for record in again.records()] == [0, 1, 2]
 
 
-def test_a_finished_row_is_on_the_disk_before_anything_else_happens(tmp_path):
+def test_a_finished_row_is_on_disk_before_the_next_generation_starts(tmp_path):
     store = CsvStore(tmp_path, NAMES)
     seen = []
     evolve(lambda hyp, generation: seen.append(len(read_table(store.file, NAMES)[0])) or 0.5, START, 4, store=store)
@@ -111,8 +113,8 @@ def test_a_finished_row_is_on_the_disk_before_anything_else_happens(tmp_path):
         (lambda row: row.replace("      0.01,", "      5000,", 1), "lr0: 5000.0 is outside the bounds"),
         (lambda row: row.replace("      0.01,", "       nan,", 1), "lr0 'nan' is not a number"),
         (lambda row: row.replace("done", "failed"), "a generation that is failed with fitness '0.5'"),
-        (lambda row: "\x00\x17\xff" + row, "left out"),
-        (lambda row: row + "\n" + row, "generation 1 stands there already"),
+        (lambda row: "\x00\x17\xff" + row, "skipped"),
+        (lambda row: row + "\n" + row, "generation 1 is there already"),
     ],
     ids=["cut", "status", "text", "bounds", "nan", "fitness", "bytes", "twice"],
 )
@@ -128,7 +130,7 @@ def test_damaged_rows_are_shown_and_the_good_ones_kept(tmp_path, damage, reason)
     assert {0, 2} <= set(keys(store.records()))
     before = file.read_text()
     evolve(closeness, START, 4, store=store)
-    assert file.read_text().startswith(before)  # nothing that somebody may want to repair is thrown away
+    assert file.read_text().startswith(before)  # rows that the user may want to repair stay in the file
     again = CsvStore(tmp_path, NAMES)
     assert keys(again.records()) == [0, 1, 2, 3] and len(again.messages) == 1
 
@@ -152,7 +154,7 @@ def test_a_table_of_other_hyperparameters_is_refused(tmp_path):
         CsvStore(tmp_path, NAMES)
 
 
-def test_two_processes_in_one_folder_are_kept_apart(tmp_path):
+def test_a_second_process_in_the_folder_is_refused(tmp_path):
     with lock_folder(tmp_path):
         script = (
             f"from pathlib import Path\nfrom utils.evolution.csv_store import lock_folder\n"
@@ -164,7 +166,47 @@ def test_two_processes_in_one_folder_are_kept_apart(tmp_path):
         pass
 
 
-# ---- individuals to begin with
+# ---- tables of an earlier version
+
+KEPT = ROOT / "tests" / "kept"  # evolve.csv and evolve_started.csv of a real evolution, written before this version
+
+
+def test_tables_of_an_earlier_version_are_read():
+    records, messages = read_table(KEPT / "evolve.csv", NAMES_OF_GENES)
+    assert messages == [] and [record.key for record in records] == [(0, 0), (1, 0)]
+    start, child = records
+    assert (start.status, start.origin, start.parents, start.epochs, start.seconds) == ("done", "start", (), 2, 4.8)
+    assert (start.seed, start.fitness) == (821328062, 0.001203)
+    assert start.results == (0.0048548, 0.33333, 0.0056153, 0.00071316, 0.075015, 0.0057679, 0.018119)
+    assert start.hyp == {name: START[name] for name in NAMES_OF_GENES}
+    assert (child.status, child.origin, child.parents, child.seed) == ("done", "child", (0,), 1817441348)
+    changed = {name: value for name, value in child.hyp.items() if value != start.hyp[name]}
+    assert changed == {"warmup_momentum": 0.70243, "cls": 0.2, "obj_pw": 1.0923, "scale": 0.61861}
+
+
+def test_a_search_of_an_earlier_version_resumes_with_the_same_proposals(tmp_path):
+    """The kept generations were proposed with seed 0: this version proposes the same ones."""
+    for name in ("evolve.csv", "evolve_started.csv"):
+        shutil.copy(KEPT / name, tmp_path / name)
+    records, _ = read_table(KEPT / "evolve.csv", NAMES_OF_GENES)
+    started, messages = read_table(KEPT / "evolve_started.csv", NAMES_OF_GENES)
+    assert messages == [] and {record.status for record in started} == {"started"}
+    search = Search(records[0].hyp, seed=0)
+    for before, record, plan in zip(([], records[:1]), records, started, strict=True):
+        proposed = search.propose(record.key, before)
+        assert (proposed.hyp, proposed.seed, proposed.origin) == (record.hyp, record.seed, record.origin)
+        assert proposed == plan
+    calls = []
+    result = evolve(
+        lambda hyp, generation: calls.append(generation) or closeness(hyp),
+        records[0].hyp,
+        4,
+        store=CsvStore(tmp_path, NAMES_OF_GENES),
+    )
+    assert calls == [2, 3] and result.records[:2] == records
+
+
+# ---- individuals of --resume_evolve
 
 
 def test_individuals_of_a_population_file(tmp_path):
@@ -185,7 +227,7 @@ def test_individuals_are_the_best_rows_of_a_table(tmp_path):
 
 
 def test_individuals_of_a_table_by_another_program(tmp_path):
-    """Seven results, then hyperparameters, and no columns of ours."""
+    """Read seven results, then hyperparameters, without our own columns."""
     rows = ["0.5, 0.5, 0.2, 0.1, 1, 1, 1, 0.02, 0.1", "0.5, 0.5, 0.3, 0.2, 1, 1, 1, 0.03, 0.2", "broken"]
     (tmp_path / "evolve.csv").write_text("\n".join([", ".join(columns(["lr0", "mixup"])[:9]), *rows]))
     found = list(read_individuals(tmp_path / "evolve.csv").values())

@@ -1,4 +1,4 @@
-"""The pictures of an evolution: written for every case, and disasters do not press the rest together."""
+"""Charts of an evolution: drawn in every case, and very low values do not squeeze the rest."""
 
 import cv2
 import numpy as np
@@ -28,7 +28,7 @@ def test_a_panel_for_each_hyperparameter(tmp_path, count, names):
 @pytest.mark.parametrize(
     "statuses", [["done"], ["failed"], ["pruned", "pruned"], ["done", "failed", "pruned", "done"], []]
 )
-def test_every_mix_of_ends_is_drawn(tmp_path, statuses):
+def test_every_mix_of_statuses_is_drawn(tmp_path, statuses):
     fitness = [np.nan if word == "failed" else 0.1 + k / 10 for k, word in enumerate(statuses)]
     plot_evolve_progress(
         np.arange(len(statuses)),
@@ -48,8 +48,8 @@ def test_every_mix_of_ends_is_drawn(tmp_path, statuses):
         ([], 0.0),
         ([0.3], 0.3),
         ([0.3, 0.4, 0.35], 0.3),  # nothing is cut
-        ([0.30, 0.31, 0.32, 0.33, 0.34, 0.35, 0.36, 0.37, 0.01], 0.37 - 4 * 0.06),  # the disaster is
+        ([0.30, 0.31, 0.32, 0.33, 0.34, 0.35, 0.36, 0.37, 0.01], 0.37 - 4 * 0.06),  # the very low one is
     ],
 )
-def test_where_the_axis_begins(fitness, expected):
+def test_lower_end_of_the_axis(fitness, expected):
     assert lowest_shown(np.array(fitness)) == pytest.approx(expected, abs=0.011)

@@ -1,4 +1,4 @@
-"""Generations in an Optuna study: several machines, each generation once, whoever dies."""
+"""Store in an Optuna study: each generation counts once, whichever machine dies."""
 
 import os
 import shutil
@@ -16,7 +16,8 @@ import pytest
 from utils.config import Hyperparameters
 from utils.errors import UserError
 from utils.evolution.csv_store import read_table
-from utils.evolution.optuna_store import StudyStore, without_password
+from utils.evolution.optuna_storage import mask_password
+from utils.evolution.optuna_store import StudyStore
 from utils.evolve import Generation, Outcome, Search, evolve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +43,7 @@ OPEN: list[StudyStore] = []
 
 
 @pytest.fixture(autouse=True)
-def no_heartbeat_goes_on():
+def stop_heartbeats():
     yield
     while OPEN:
         OPEN.pop().close()
@@ -68,7 +69,7 @@ def test_a_search_in_a_study_finds_what_the_same_search_in_memory_finds(url, tmp
     assert [row.fitness for row in rows] == [record.fitness for record in found.records]
 
 
-def test_a_study_is_gone_on_with_and_keeps_every_sort_of_end(url, tmp_path):
+def test_a_study_resumes_and_keeps_every_status(url, tmp_path):
     def objective(hyp, generation):
         if generation == 1:
             raise RuntimeError("no memory")
@@ -102,19 +103,19 @@ def test_the_curve_is_in_the_study_while_a_generation_runs(optuna, tmp_path):
     assert evolve(objective, START, 2, store=store).records[1].curve == (0.25, 0.5)
 
 
-def test_generations_of_a_machine_that_died_are_done_by_another(url, tmp_path):
+def test_generations_of_a_dead_machine_are_run_by_another(url, tmp_path):
     dead = study(url, tmp_path)
     started = [dead.claim([(number, 0) for number in range(6)], Search(START).propose) for _ in range(2)]
-    dead.own.clear()  # no heartbeat from here on, as after kill -9
+    dead.owned.clear()  # no heartbeat from here on, as after kill -9
     begin = time.monotonic()
-    result = evolve(closeness, START, 6, store=study(url, tmp_path), patience=0.2)
-    assert time.monotonic() - begin > 1.5  # it has to be missed first
+    result = evolve(closeness, START, 6, store=study(url, tmp_path), poll_seconds=0.2)
+    assert time.monotonic() - begin > 1.5  # its heartbeat must be missing for a while first
     assert keys(result.records) == list(range(6))
     assert [result.records[k].hyp for k in (0, 1)] == [record.hyp for record in started]
 
 
-def test_what_is_released_is_taken_up_at_once(url, tmp_path):
-    """As Ctrl-C does: nobody waits for a heartbeat that will not come."""
+def test_a_released_generation_is_claimed_at_once(url, tmp_path):
+    """Ctrl-C releases: no machine waits for the missing heartbeat."""
     stopped = study(url, tmp_path)
     started = stopped.claim([(0, 0), (1, 0)], Search(START).propose)
     stopped.release()
@@ -125,22 +126,22 @@ def test_what_is_released_is_taken_up_at_once(url, tmp_path):
 def test_a_machine_that_was_only_slow_does_not_count_twice(url, tmp_path):
     slow = study(url, tmp_path)
     started = slow.claim([(0, 0), (1, 0)], Search(START).propose)
-    trial = slow.own.pop((0, 0))  # its heartbeat fails for a while
-    result = evolve(closeness, START, 2, store=study(url, tmp_path), patience=0.2)
-    slow.own[(0, 0)] = trial
+    trial = slow.owned.pop((0, 0))  # its heartbeat fails for a while
+    result = evolve(closeness, START, 2, store=study(url, tmp_path), poll_seconds=0.2)
+    slow.owned[(0, 0)] = trial
     assert not slow.finish(Generation(**{**started.__dict__, "status": "done", "fitness": 9.0}))
     assert keys(slow.records()) == [0, 1] and [r.fitness for r in slow.records()] == [r.fitness for r in result.records]
 
 
-def test_a_generation_too_many_is_nobodys(url, tmp_path):
-    """Two machines ask for the last one at the same moment: the second finds that it is not needed."""
+def test_a_surplus_trial_is_no_generation(url, tmp_path):
+    """Two machines claim the last generation at the same moment: the second trial is not needed."""
     store = study(url, tmp_path)
     evolve(closeness, START, 3, store=store)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # heartbeats outside of Study.optimize
         store.study.ask()
     assert keys(study(url, tmp_path).records()) == [0, 1, 2]
-    assert keys(evolve(closeness, START, 5, store=study(url, tmp_path), patience=0.2).records) == [0, 1, 2, 3, 4]
+    assert keys(evolve(closeness, START, 5, store=study(url, tmp_path), poll_seconds=0.2).records) == [0, 1, 2, 3, 4]
 
 
 def test_other_settings_are_refused(url, tmp_path):
@@ -171,8 +172,8 @@ def test_without_optuna_one_line_says_what_to_install(monkeypatch, tmp_path):
 
 
 def test_passwords_are_hidden():
-    assert without_password("postgresql://me:geheim@host:5432/db") == "postgresql://me:***@host:5432/db"
-    assert without_password("sqlite:///a.db") == "sqlite:///a.db"
+    assert mask_password("postgresql://me:geheim@host:5432/db") == "postgresql://me:***@host:5432/db"
+    assert mask_password("sqlite:///a.db") == "sqlite:///a.db"
 
 
 # ---- two processes on a real PostgreSQL server
@@ -191,17 +192,17 @@ def objective(hyp, generation):
     with open(folder / "calls", "a") as file:
         file.write(f"{generation}\\n")
     while folder.name == "one" or not other.is_file() or len(other.read_text().split()) < 2:
-        time.sleep(0.05)  # the one that is killed never ends, the other waits until that one has begun
+        time.sleep(0.05)  # the one that is killed never ends, the other waits until that one has started
     return Outcome(1 - abs(hyp["lr0"] - 0.03), curve=(0.1, 0.2))
 
 store = StudyStore(url, "exp", list(start), folder / "evolve.csv", heartbeat=1, grace=10)
-evolve(objective, start, 16, store=store, workers=2, patience=0.3)
+evolve(objective, start, 16, store=store, workers=2, poll_seconds=0.3)
 """
 
 
 @pytest.fixture
 def postgres(optuna):
-    """The URL of a server of our own on loopback."""
+    """Start a PostgreSQL server on loopback and yield its URL."""
     pytest.importorskip("psycopg", reason="psycopg is not installed")
     programs = shutil.which("initdb") or next(map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")), None)
     if programs is None:
@@ -257,6 +258,6 @@ def test_two_processes_on_postgresql_one_killed_count_every_generation_once(post
     assert sorted(keys(rows)) == list(range(16)) and not messages and {row.status for row in rows} == {"done"}
     trials = optuna.load_study(study_name="exp", storage=postgres.replace("postgresql:", "postgresql+psycopg:")).trials
     assert sum(trial.state.name == "COMPLETE" for trial in trials) == 16
-    assert sum(trial.state.name == "FAIL" for trial in trials) >= 2  # what the dead one was at
+    assert sum(trial.state.name == "FAIL" for trial in trials) >= 2  # the trials of the dead one
     begun, done = ([int(word) for word in file.read_text().split()] for file in calls)
     assert len(begun) == 2 and set(begun) <= set(done) and sorted(done) == list(range(16))

@@ -1,4 +1,4 @@
-"""One training per generation in processes of its own: flags, limits, logs."""
+"""Trainings of an evolution in processes of their own: limits, logs, supervision."""
 
 import subprocess
 import sys
@@ -9,68 +9,52 @@ import pytest
 from utils.evolution.trainings import (
     SUPERVISOR,
     Trainings,
-    claim_folder,
     last_error_line,
+    make_new_folder,
     read_rows,
     strip_progress_bars,
     to_curve,
-    to_flags,
 )
-
-
-def test_flags_for_trainings_are_those_typed_and_read_back_as_they_were():
-    words = to_flags(
-        {
-            "batch_size": 8,
-            "cos_lr": True,
-            "rect": False,
-            "freeze": [0, 3],
-            "cache": None,
-            "weights": "",
-            "data": "a b.yaml",
-        }
-    )
-    assert words == ["--batch-size=8", "--cos-lr", "--freeze", "0", "3", "--weights=", "--data=a b.yaml"]
 
 
 @pytest.mark.parametrize(
     "text, expected",
     [
-        ("", "it said nothing"),
+        ("", "the log is empty"),
         ("a\nb\n", "b"),
         ("Traceback\n  File x\nRuntimeError: CUDA out of memory\n[W] goodbye\n", "RuntimeError: CUDA out of memory"),
         ("error: --data x: no such file\n", "error: --data x: no such file"),
         ("50%|##\r100%|####\nKilled", "Killed"),
     ],
 )
-def test_the_last_words_of_a_log_are_its_error(tmp_path, text, expected):
+def test_the_last_line_of_a_log_is_its_error(tmp_path, text, expected):
     (tmp_path / "log").write_text(text)
     assert last_error_line(tmp_path / "log") == expected
 
 
-def test_a_log_is_kept_as_a_terminal_would_show_it(tmp_path):
+def test_a_log_keeps_what_a_terminal_would_show(tmp_path):
     (tmp_path / "log").write_bytes(b"start\n  1%|\r 50%|#\r100%|##\nend\r\nlast\r")
     strip_progress_bars(tmp_path / "log")
     assert (tmp_path / "log").read_bytes() == b"start\n100%|##\nend\nlast"
 
 
-def test_a_worker_is_found_hung_by_its_silence(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.evolution.trainings.SILENCE", 1.0)
+def test_a_silent_training_counts_as_hung(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.evolution.trainings.MAX_SILENCE", 1.0)
     trainings = Trainings(lambda *a: [sys.executable, "-c", "import time; time.sleep(60)"], tmp_path, devices=["cpu"])
     outcome = trainings({"lr0": 0.01}, 0)
     assert outcome.status == "failed" and outcome.note.startswith("no sign of life for")
 
 
-def test_the_automatic_limit_follows_the_longest_that_succeeded(tmp_path, monkeypatch):
-    monkeypatch.setattr("utils.evolution.trainings.LEAST_LIMIT", 0.1)
+def test_the_derived_limit_follows_the_longest_success(tmp_path, monkeypatch):
+    monkeypatch.setattr("utils.evolution.trainings.MIN_LIMIT", 0.1)
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    trainings = Trainings(lambda *a: command, tmp_path, devices=["cpu"], lasted=[0.2])
+    trainings = Trainings(lambda *a: command, tmp_path, devices=["cpu"], durations=[0.2])
     outcome = trainings({"lr0": 0.01}, 0)
     assert outcome.status == "failed" and "took longer than" in outcome.note
 
 
-def test_trainings_on_one_processor_know_of_each_other(tmp_path):
-    """So that none takes the others' cores for free ones."""
+def test_trainings_on_one_cpu_know_their_number(tmp_path):
+    """Otherwise each would take the cores of the others for free ones."""
     code = "import os, sys; sys.exit(' of '.join(map(os.environ.get, sys.argv[1:])))"
     command = [sys.executable, "-c", code, "OMP_NUM_THREADS", "ANCHORAGE_SIDE_BY_SIDE"]
     trainings = Trainings(lambda *a: command, tmp_path, devices=["cpu"] * 3, threads=2)
@@ -78,7 +62,7 @@ def test_trainings_on_one_processor_know_of_each_other(tmp_path):
 
 
 def test_a_folder_is_never_used_twice(tmp_path):
-    assert [claim_folder(tmp_path, "0007").name for _ in range(3)] == ["0007", "0007-2", "0007-3"]
+    assert [make_new_folder(tmp_path, "0007").name for _ in range(3)] == ["0007", "0007-2", "0007-3"]
 
 
 def test_rows_are_read_as_far_as_they_are_written(tmp_path):
@@ -90,8 +74,8 @@ def test_rows_are_read_as_far_as_they_are_written(tmp_path):
     assert len(rows) == 2 and to_curve(rows) == (0.275, 0.0)
 
 
-def test_what_the_guard_runs_dies_with_whoever_asked_for_it(tmp_path):
-    """Grandchildren too: the asking process is killed, and the pipe to the guard closes."""
+def test_a_supervised_command_dies_with_the_parent(tmp_path):
+    """Grandchildren too: the parent is killed, and the pipe to the supervisor closes."""
     sleeper = (
         "import subprocess, sys, time; "
         "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(97)', {0!r}]); time.sleep(97)"
@@ -105,7 +89,7 @@ def test_what_the_guard_runs_dies_with_whoever_asked_for_it(tmp_path):
         sleeper.format(str(tmp_path)),
         str(tmp_path),
     ]
-    asking = subprocess.Popen(
+    parent = subprocess.Popen(
         [
             sys.executable,
             "-c",
@@ -120,11 +104,11 @@ def test_what_the_guard_runs_dies_with_whoever_asked_for_it(tmp_path):
         ]
 
     deadline = time.monotonic() + 60
-    while len(living()) < 4:  # the asking one, the guard, the command, its child
+    while len(living()) < 4:  # the parent, the supervisor, the command, its child
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    asking.kill()
-    asking.wait()
+    parent.kill()
+    parent.wait()
     while living() and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not living()
@@ -133,6 +117,7 @@ def test_what_the_guard_runs_dies_with_whoever_asked_for_it(tmp_path):
 @pytest.mark.parametrize(
     "code, status", [("import sys; sys.exit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137), ("", 0)]
 )
-def test_the_guard_ends_as_its_command_does(code, status):
-    guard = subprocess.Popen([sys.executable, "-I", str(SUPERVISOR), sys.executable, "-c", code], stdin=subprocess.PIPE)
-    assert guard.wait(timeout=60) == status  # the pipe stays open as long as the command runs
+def test_the_supervisor_returns_the_status_of_its_command(code, status):
+    command = [sys.executable, "-I", str(SUPERVISOR), sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as supervisor:
+        assert supervisor.wait(timeout=60) == status  # the pipe stays open while the command runs

@@ -1,4 +1,4 @@
-"""Files that a detection run writes: their names, their content, and what happens when it runs again."""
+"""Files of a detection run: their names, their content, and a second run into the same folder."""
 
 import csv
 from pathlib import Path
@@ -57,18 +57,18 @@ def test_text_of_an_earlier_run_is_replaced_or_removed(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_leaves_the_text_of_before(tmp_path, monkeypatch):
+def test_a_full_disk_keeps_the_earlier_text(tmp_path, monkeypatch):
     outputs = Outputs(tmp_path, NAMES, text=True, images=False)
     outputs.write(frame(), ROWS)
     before = (tmp_path / "labels/cat.txt").read_text()
-    monkeypatch.setattr("utils.files.open", lambda *_: open("/dev/full", "wb"), raising=False)
+    monkeypatch.setattr("utils.files.open", lambda *_: open("/dev/full", "wb"), raising=False)  # noqa: SIM115
     with pytest.raises(OSError, match="No space left"):
         outputs.write(frame(), ROWS[:1])
     assert files_below(tmp_path) == ["labels/cat.txt"] and (tmp_path / "labels/cat.txt").read_text() == before
 
 
 def test_table(tmp_path):
-    for _ in range(2):  # the second run starts the file anew
+    for _ in range(2):  # the second run replaces the file
         outputs = Outputs(tmp_path, NAMES | {1: 'a "bus", red'}, table=True, images=False)
         outputs.write(frame(), NOTHING)
         outputs.write(frame(), ROWS)
@@ -98,14 +98,14 @@ def test_crops_are_a_little_larger_than_the_boxes(tmp_path):
     assert cv2.imread(str(tmp_path / "crops/wine glass_cup/cat2.jpg")).shape == (46, 56, 3)  # clipped at the border
 
 
-def test_a_crop_does_not_take_the_name_of_anothers(tmp_path):
+def test_crops_of_two_sources_have_different_names(tmp_path):
     outputs = Outputs(tmp_path, NAMES, crops=True, images=False)
     outputs.write(frame("/a/cat2.jpg"), ROWS[:1])
     outputs.write(frame("/a/cat.jpg"), np.repeat(ROWS[:1], 2, axis=0))
     assert files_below(tmp_path) == ["crops/bus/cat.jpg", "crops/bus/cat2.jpg", "crops/bus/cat3.jpg"]
 
 
-def test_annotated_picture(tmp_path):
+def test_annotated_image(tmp_path):
     before = IMAGE.copy()
     Outputs(tmp_path, NAMES, hide_labels=True, line_width=1).write(frame("/a/cat.png"), ROWS[:1])
     drawn = cv2.imread(str(tmp_path / "cat.png"))
@@ -127,7 +127,7 @@ def test_label(tmp_path, style, expected):
     assert Outputs(tmp_path, NAMES, **style)._label(ROWS[0]) == expected
 
 
-def test_a_picture_format_that_cannot_be_written_becomes_jpg(tmp_path):
+def test_an_image_format_that_cannot_be_written_becomes_jpg(tmp_path):
     Outputs(tmp_path, NAMES).write(frame("/a/cat.DNG"), ROWS)
     assert files_below(tmp_path) == ["cat.jpg"]
 
@@ -168,8 +168,8 @@ def test_streams_are_written_side_by_side(tmp_path):
     [
         ([], []),
         ([0.0, 0.1, 0.2], [0, 1, 2]),  # at the rate of the file: one frame each
-        ([0.0, 0.1, 0.4, 0.5], [0, 1, 1, 1, 2, 3]),  # two were left out: the one before stays
-        ([0.0, 0.04, 0.06, 0.1], [0, 2]),  # faster than the file: it is time that counts
+        ([0.0, 0.1, 0.4, 0.5], [0, 1, 1, 1, 2, 3]),  # two were skipped: the one before stays
+        ([0.0, 0.04, 0.06, 0.1], [0, 2]),  # faster than the file: time counts
         ([0.3, 0.4], [0, 0, 0, 0, 1]),  # the first comes late
     ],
 )
@@ -184,7 +184,7 @@ def test_a_video_plays_as_long_as_it_took(tmp_path, times, values):
     assert seen == values
 
 
-def test_every_source_has_a_name_of_its_own():
+def test_sources_have_unique_names():
     names = OutputNames()
     paths = ["/a/cat.jpg", "/b/cat.jpg", "/a/cat.png", "/a/cat_2.jpg", "/a/x_7.jpg"]
     stems = {path: names.stem(frame(path)) for path in paths}

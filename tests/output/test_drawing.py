@@ -1,4 +1,4 @@
-"""Boxes, text and grids: they show what they are given, and leave the caller's arrays alone."""
+"""Boxes, text and grids: they show what they are given, and never change the caller's arrays."""
 
 import math
 import os
@@ -22,10 +22,10 @@ def batch(count=2, height=64, width=96):
     return np.full((count, 3, height, width), 50, dtype=np.uint8)
 
 
-# ---- boxes on pictures
+# ---- boxes on images
 
 
-def test_no_boxes_leave_the_picture_as_it_is():
+def test_no_boxes_draw_nothing():
     image = np.full((40, 50, 3), 9, dtype=np.uint8)
     drawn = drawing.draw_boxes(image, np.zeros((0, 4)), [], [])
     assert drawn is not image and np.array_equal(drawn, image)
@@ -45,15 +45,15 @@ def test_a_box_is_drawn_in_its_colour_on_a_copy():
         ((50, 60, 150, 90), (slice(40, 58), slice(50, 90))),  # room above the box
         ((50, 0, 150, 90), (slice(2, 18), slice(54, 90))),  # none: the label goes into it
         ((180, 60, 199, 90), (slice(40, 58), slice(150, 199))),  # shifted left at the right border
-        ((-40, 60, 30, 90), (slice(40, 58), slice(2, 30))),  # box sticks out at the left
+        ((-40, 60, 30, 90), (slice(40, 58), slice(2, 30))),  # box reaches beyond the left border
     ],
 )
-def test_labels_stay_inside_the_picture(box, inside):
+def test_labels_stay_inside_the_image(box, inside):
     image = np.zeros((100, 200, 3), dtype=np.uint8)
     plain = drawing.draw_boxes(image, np.array([box]), [""], [0], line_width=1, font_size=14)
     labelled = drawing.draw_boxes(image, np.array([box]), ["person"], [0], line_width=1, font_size=14)
     changed = (plain != labelled).any(axis=2)
-    assert changed[inside].mean() > 0.5  # the label's ground
+    assert changed[inside].mean() > 0.5  # background of the label
     assert (labelled[inside] > 250).all(axis=2).any()  # white letters on blue
 
 
@@ -73,7 +73,7 @@ def test_without_matplotlib_another_font_draws(fresh_fonts, monkeypatch):
 
 @pytest.fixture
 def fresh_fonts(monkeypatch):
-    """Nothing is remembered of fonts that were found, neither before nor after."""
+    """Clear the caches of fonts before and after."""
     remembered = fonts.choose_font, fonts.letters_of, fonts._system_fonts
     monkeypatch.setattr(fonts, "_warned", [])
     for function in remembered:
@@ -84,7 +84,7 @@ def fresh_fonts(monkeypatch):
 
 
 def make_font(file: Path, letters: str) -> Path:
-    """A font in which each of `letters` is a filled square."""
+    """Write a font in which each of `letters` is a filled square."""
     builder, pen = FontBuilder(1000), TTGlyphPen(None)
     for point in ((100, 0), (100, 700), (800, 700), (800, 0)):
         (pen.lineTo if pen.points else pen.moveTo)(point)
@@ -115,19 +115,19 @@ def test_letters_beyond_dejavu_are_drawn_by_a_font_of_the_system(fresh_fonts, tm
     assert fonts.choose_font(f"a\u200b\ufe0f\n{NO_GLYPH}").file == fonts.dejavu()
     assert fonts.choose_font(f"{CAT} 0.9") == (f"{CAT} 0.9", found[2])
     mask = drawing._text_mask(CAT, 40)
-    assert mask.mean() > 0.3 and not capsys.readouterr().out
+    assert mask.mean() > 0.3 and not capsys.readouterr().err
     assert fonts.choose_font(f"{HIEROGLYPH}e") == (f"{NO_GLYPH}e", fonts.dejavu())
     assert fonts.choose_font(HIEROGLYPH + CAT) == (NO_GLYPH + CAT, found[2])
     assert fonts.choose_font("\U00013001").text == NO_GLYPH
-    assert capsys.readouterr().out.count("WARNING no font here has letters such as \U00013000:") == 1
+    assert capsys.readouterr().err.count("WARNING: no font here has letters such as \U00013000:") == 1
 
 
 @pytest.mark.skipif(os.name != "posix", reason="a shell script stands in for fontconfig")
 @pytest.mark.parametrize("answers", [True, False])
-def test_fontconfig_is_asked_for_the_letters(fresh_fonts, tmp_path, monkeypatch, answers):
+def test_fontconfig_is_queried_for_the_letters(fresh_fonts, tmp_path, monkeypatch, answers):
     font, program = make_font(tmp_path / "squares.ttf", CAT), tmp_path / "fc-match"
     program.write_text(
-        f"#!/bin/sh\nprintf '%s %s' \"$1\" \"$2\" > '{tmp_path}/asked'\n"
+        f"#!/bin/sh\nprintf '%s %s' \"$1\" \"$2\" > '{tmp_path}/query'\n"
         + (f"printf '%s' '{font}'\n" if answers else "exit 1\n")
     )
     program.chmod(0o755)
@@ -136,10 +136,10 @@ def test_fontconfig_is_asked_for_the_letters(fresh_fonts, tmp_path, monkeypatch,
     assert fonts.choose_font(f"{CAT}\u72d7 {CAT}") == (
         (f"{CAT}{NO_GLYPH} {CAT}", font) if answers else (f"{NO_GLYPH * 2} {NO_GLYPH}", fonts.dejavu())
     )
-    assert (tmp_path / "asked").read_text() == "--format=%{file} :charset=72d7 732b"
+    assert (tmp_path / "query").read_text() == "--format=%{file} :charset=72d7 732b"
 
 
-def test_a_label_larger_than_the_picture_is_cut():
+def test_a_label_larger_than_the_image_is_cut():
     drawn = drawing.draw_boxes(np.zeros((6, 8, 3), np.uint8), np.array([[1, 1, 6, 5]]), ["a very long name"], [1])
     assert drawn.shape == (6, 8, 3)
 
@@ -160,20 +160,20 @@ def test_colours_repeat_and_are_distinct():
 
 
 @pytest.fixture
-def as_large_as_they_are(monkeypatch):
-    """Small pictures are not enlarged."""
+def no_enlarging(monkeypatch):
+    """Keep small images at their size."""
     monkeypatch.setattr(drawing, "MIN_SIDE", 0)
 
 
-def test_grid_of_targets(tmp_path, as_large_as_they_are):
+def test_grid_of_targets(tmp_path, no_enlarging):
     images, targets = batch(3), np.array([[0, 1, 0.5, 0.5, 0.5, 0.5], [2, 0, 0.25, 0.25, 0.5, 0.5]], dtype=np.float32)
     before = images.copy(), targets.copy()
     drawing.plot_batch(images, targets, ["a/one.jpg", "b/two.jpg", "three.png"], tmp_path / "grid.png", names=NAMES)
     grid = cv2.imread(str(tmp_path / "grid.png"))
     assert grid.shape == (128, 192, 3)  # 2 x 2 cells
-    assert (grid[70:, 100:] == 255).all()  # no fourth picture
-    assert tuple(grid[48, 48]) == drawing.color(1)  # lower edge of the box in picture 0
-    assert tuple(grid[16, 96 + 48]) == drawing.color(0)  # right edge in picture 2, which begins the second column
+    assert (grid[70:, 100:] == 255).all()  # no fourth image
+    assert tuple(grid[48, 48]) == drawing.color(1)  # lower edge of the box in image 0
+    assert tuple(grid[16, 96 + 48]) == drawing.color(0)  # right edge in image 2, which begins the second column
     assert np.array_equal(before[0], images) and np.array_equal(before[1], targets)
 
 
@@ -184,7 +184,7 @@ def test_float_tensors_are_not_scaled_in_place(tmp_path):
     assert tuple(cv2.imread(str(tmp_path / "grid.png"))[10, 10]) == (128, 128, 128)
 
 
-def test_channels_are_turned_from_rgb(tmp_path):
+def test_channels_are_converted_from_rgb(tmp_path):
     images = batch(1)
     images[:, 0] = 200  # red
     drawing.plot_batch(images, np.zeros((0, 6)), [], tmp_path / "grid.png")
@@ -205,14 +205,14 @@ def test_grids_are_neither_tiny_nor_huge(tmp_path, count, side, shape):
 
 
 @pytest.mark.parametrize("level", [0, 255])
-def test_a_box_of_nearly_white_shows_on_any_picture(level):
+def test_a_box_of_nearly_white_shows_on_any_image(level):
     white = next(i for i, rgb in enumerate(drawing.PALETTE) if min(rgb) > 230)
     drawn = drawing.draw_boxes(np.full((60, 60, 3), level, np.uint8), np.array([[10, 10, 50, 50]]), [""], [white])
     assert np.abs(drawn[30].astype(int) - level).max() > 150
     assert (drawn[30] == drawing.color(white)).all(1).any()
 
 
-def test_grid_of_detections_leaves_out_the_unsure(tmp_path, as_large_as_they_are):
+def test_grid_of_detections_skips_low_confidences(tmp_path, no_enlarging):
     sure, unsure = [10, 20, 40, 50, 0.9, 1], [50, 20, 90, 50, 0.2, 0]
     detections = [torch.tensor([sure, unsure]), torch.zeros(0, 6)]
     drawing.plot_batch(batch(2), detections, ["a.jpg", "b.jpg"], tmp_path / "grid.png", names=NAMES)
@@ -221,7 +221,7 @@ def test_grid_of_detections_leaves_out_the_unsure(tmp_path, as_large_as_they_are
     assert tuple(grid[20, 70]) == (50, 50, 50)
 
 
-def test_many_large_pictures_fit_the_limit(tmp_path):
+def test_many_large_images_fit_the_limit(tmp_path):
     drawing.plot_batch(batch(20, 640, 640), np.zeros((0, 6)), ["x" * 300] * 20, tmp_path / "grid.jpg")
     assert cv2.imread(str(tmp_path / "grid.jpg")).shape == (1920, 1920, 3)  # the first 16 of 20
 
@@ -233,7 +233,7 @@ def test_class_text():
     assert drawing._class_text(1, float("nan"), None) == "1"
 
 
-def test_unknown_picture_format(tmp_path):
+def test_unknown_image_format(tmp_path):
     with pytest.raises(UserError, match="use .jpg or .png"):
         drawing.save_image(tmp_path / "x.abc", np.zeros((2, 2, 3), np.uint8))
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Charts: that they are written, show what they are given, and leave the caller's arrays alone."""
+"""Charts: they are written, show what they are given, and never change the caller's arrays."""
 
 import threading
 import warnings
@@ -18,7 +18,7 @@ GRID = np.linspace(0, 1, 1000)
 
 
 def legend_texts(monkeypatch, draw):
-    """Legend entries of the figure that `draw` would have saved."""
+    """Return the legend entries of the figure that `draw` would have saved, and the figure."""
     found = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, file, dpi: found.append(figure))
     draw()
@@ -29,7 +29,7 @@ def legend_texts(monkeypatch, draw):
 
 
 @pytest.mark.parametrize("count", [0, 1, 2000])
-def test_labels_pictures(tmp_path, count):
+def test_charts_of_labels(tmp_path, count):
     labels = np.random.default_rng(0).uniform(0, 1, (count, 5)).astype(np.float32)
     labels[:, 0] = np.arange(count) % 3
     before = labels.copy()
@@ -53,7 +53,7 @@ def curves(classes):
 
 
 def test_pr_legend_names_the_right_classes(monkeypatch):
-    """Class 1 is absent: the entry of class 2 must not move to its place."""
+    """Class 1 is absent: the entry of class 2 must not move up."""
     names = {0: "cat", 1: "absent", 2: "_$x$", 3: "other"}
     ap50 = np.array([0.5, 0.25])
     texts, _ = legend_texts(monkeypatch, lambda: plots.plot_pr_curve(curves([0, 2]), ap50, names, "x.png"))
@@ -75,7 +75,7 @@ def test_curve_reports_its_best_point(monkeypatch):
 
 
 def test_a_peak_is_smoothed_as_published():
-    """A step from 0 to 1 at index 400 under a window of a tenth: first value above zero at 350, 0.49505 at 399."""
+    """A step from 0 to 1 at index 400, with a window of a tenth: first value above zero at 350, 0.49505 at 399."""
     smooth = plots._box_filter((np.arange(1000) >= 400).astype(float), fraction=0.1)
     assert smooth.shape == (1000,) and smooth[349] == 0
     assert np.allclose(smooth[[350, 399, 400]], [1 / 101, 50 / 101, 51 / 101], atol=1e-6)
@@ -155,12 +155,12 @@ def test_plotter_draws_in_one_other_thread_in_order():
     assert not any(thread.name.startswith("plots") for thread in threading.enumerate())
 
 
-def test_a_failed_picture_costs_one_line(tmp_path):
-    lines = []
-    with Plotter(report=lines.append) as plotter:
+def test_a_failed_chart_costs_one_warning(tmp_path, capsys):
+    with Plotter() as plotter:
         plotter.submit(plots.plot_results, tmp_path / "absent.csv", tmp_path / "results.png")
         plotter.submit(plots.plot_confusion, np.eye(3), {0: "a", 1: "b"}, file=tmp_path / "confusion.png")
-    assert len(lines) == 1 and "plot_results" in lines[0] and "absent.csv" in lines[0]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("WARNING: plot_results was not drawn") and "absent.csv" in line
     assert (tmp_path / "confusion.png").exists()
 
 

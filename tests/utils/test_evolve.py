@@ -1,4 +1,4 @@
-"""The genetic search on functions of the hyperparameters: no training here."""
+"""Genetic search on functions of the hyperparameters, without any training."""
 
 import statistics
 import threading
@@ -10,7 +10,6 @@ import pytest
 from benchmarks import evolve_search
 from utils.config import Hyperparameters
 from utils.errors import UserError
-from utils.evolution.verdict import candidates, judge
 from utils.evolve import (
     GENES,
     MAX_START_TRIES,
@@ -33,7 +32,7 @@ START = {**Hyperparameters().to_dict(), "anchors": 0.0}
 
 
 def closeness(hyp, generation=0):
-    """Best at lr0 0.03 and mixup 0.4; the start has 0.01 and 0."""
+    """Return a fitness that is best at lr0 0.03 and mixup 0.4. The start has 0.01 and 0."""
     return 1 - abs(np.log10(hyp["lr0"] / 0.03)) - abs(hyp["mixup"] - 0.4)
 
 
@@ -69,7 +68,7 @@ def test_a_start_that_lacks_keys_is_named():
         check_hyp({key: value for key, value in START.items() if key not in ("lr0", "mixup", "anchors")}, "mine.yaml")
 
 
-def test_mutations_stay_in_bounds_move_what_has_a_gain_and_leave_the_rest():
+def test_mutations_stay_in_bounds_and_change_only_genes_with_a_gain():
     rng, children = np.random.default_rng(0), []
     for _ in range(500):
         children.append(mutate(START, rng))
@@ -85,7 +84,7 @@ def test_a_gene_of_zero_can_leave_zero():
     assert max(mutate(START, rng)["degrees"] for _ in range(100)) > 1
 
 
-def test_anchors_keep_the_models_own_until_a_mutation_counts_them():
+def test_a_mutation_can_leave_the_models_own_anchors():
     rng = np.random.default_rng(0)
     values = {mutate(START, rng)["anchors"] for _ in range(200)}
     assert 0.0 in values and all(value == 0 or 2 <= value <= 10 for value in values) and len(values) > 10
@@ -125,13 +124,13 @@ def test_the_best_gives_most_and_weights_sum_to_one():
     assert weights.sum() == pytest.approx(1) and (np.diff(weights) < 0).all() and (weights > 0).all()
 
 
-def test_failed_and_pruned_generations_are_nobodys_parents():
+def test_failed_and_pruned_generations_are_no_parents():
     records = [record(0, 0.3), record(1, None, "failed"), record(2, 0.9, "pruned"), record(3, None, "started")]
     assert [r.number for r in best_first(records)] == [0]
     assert breed(records, np.random.default_rng(0))[1] == (0,)
 
 
-# ---- what is tried when
+# ---- order of proposals
 
 
 def test_the_order_is_start_population_children():
@@ -158,7 +157,7 @@ def test_the_best_is_never_worse_than_the_start_and_improves():
     assert closeness(START) + 0.5 < result.fitness <= 1
 
 
-def test_a_search_goes_on_from_its_records_as_if_never_stopped():
+def test_a_resumed_search_equals_an_uninterrupted_one():
     store = MemoryStore()
     evolve(closeness, START, 10, store=store)
     whole, resumed = evolve(closeness, START, 25), evolve(closeness, START, 25, store=store)
@@ -167,7 +166,7 @@ def test_a_search_goes_on_from_its_records_as_if_never_stopped():
 
 @pytest.mark.parametrize("search", ["random", "random, scaled", "single parent", "no recombination"])
 def test_ours_finds_more_than_the_others(search):
-    """At a third of the evaluations of the benchmark, on its hardest and its noisiest function."""
+    """The benchmark with a third of its evaluations, on its hardest and its noisiest function."""
     ours, other = (
         np.mean(
             [
@@ -181,10 +180,10 @@ def test_ours_finds_more_than_the_others(search):
     assert ours > other
 
 
-# ---- when things go wrong
+# ---- failures
 
 
-def test_a_generation_that_raises_is_failed_with_its_reason_and_the_search_goes_on():
+def test_a_generation_that_raises_fails_with_its_reason_and_the_search_continues():
     def objective(hyp, generation):
         if generation % 3 == 1:
             raise RuntimeError("CUDA out of memory")
@@ -196,18 +195,18 @@ def test_a_generation_that_raises_is_failed_with_its_reason_and_the_search_goes_
 
 
 @pytest.mark.parametrize("fitness", [float("nan"), float("inf")])
-def test_a_fitness_that_is_no_number_is_a_failure(fitness):
+def test_a_fitness_that_is_not_finite_is_a_failure(fitness):
     result = evolve(lambda hyp, generation: fitness if generation == 2 else 0.5, START, 4)
     assert [r.status for r in result.records] == ["done", "done", "failed", "done"]
 
 
-def test_the_start_is_tried_again_when_it_failed():
+def test_a_failed_start_is_tried_again():
     result = evolve(lambda hyp, generation: 1 / generation, START, 4)  # divides by zero in generation 0
     assert [(r.origin, r.status) for r in result.records[:2]] == [("start", "failed"), ("start", "done")]
     assert result.records[2].origin == "child"
 
 
-def test_a_start_that_always_fails_does_not_use_up_the_search_of_others_that_succeed():
+def test_a_start_that_always_fails_is_tried_three_times():
     others, starts, one_is_done, enough = [], [], threading.Event(), threading.Event()
 
     def objective(hyp, generation):
@@ -234,15 +233,15 @@ def test_a_start_that_always_fails_does_not_use_up_the_search_of_others_that_suc
     [
         (MAX_START_TRIES - 1, [record(8, 0.3)], "start"),  # once more
         (MAX_START_TRIES, [record(8, 0.3)], "child"),  # enough
-        (MAX_START_TRIES, [], "start"),  # nothing has succeeded: what was wrong may have been put right since
+        (MAX_START_TRIES, [], "start"),  # nothing has succeeded: the cause may be fixed by now
     ],
 )
-def test_how_often_the_start_is_tried(failed, others, origin):
+def test_number_of_tries_of_the_start(failed, others, origin):
     records = [record(number, None, "failed", origin="start") for number in range(failed)]
     assert Search(START).propose((9, 0), [*records, *others]).origin == origin
 
 
-def test_nothing_but_failures_ends_the_search_with_the_reason():
+def test_three_failures_at_the_start_end_the_search_with_the_reason():
     calls = []
 
     def objective(hyp, generation):
@@ -254,8 +253,8 @@ def test_nothing_but_failures_ends_the_search_with_the_reason():
     assert len(calls) == 3
 
 
-def test_failures_in_a_row_stop_a_search_that_went_well():
-    """A disk that is full must not use up hundreds of generations in seconds."""
+def test_ten_failures_in_a_row_end_any_search():
+    """A full disk must not use up hundreds of generations in seconds."""
     calls = []
 
     def objective(hyp, generation):
@@ -270,13 +269,13 @@ def test_failures_in_a_row_stop_a_search_that_went_well():
 
 
 @pytest.mark.parametrize("settings", [{"generations": 0}, {"workers": 0}])
-def test_senseless_counts_are_refused(settings):
+def test_counts_below_one_are_refused(settings):
     with pytest.raises(UserError, match="at least 1 generation and 1 worker"):
         evolve(closeness, START, **settings)
 
 
 def test_an_error_outside_the_objective_cancels_what_runs():
-    """As Ctrl-C does: the store fails, the running objective is told to end, and the error comes out."""
+    """The store fails, as with Ctrl-C: the running objective is cancelled, and the error is raised."""
 
     class Broken(MemoryStore):
         def finish(self, generation):
@@ -294,11 +293,11 @@ def test_an_error_outside_the_objective_cancels_what_runs():
     assert ended.is_set()
 
 
-# ---- at the same time
+# ---- parallel workers
 
 
 def test_selection_does_not_wait_for_the_slowest():
-    """One generation takes as long as all others together; the other worker does all of those meanwhile."""
+    """One generation takes as long as all others together. The other worker does all of those meanwhile."""
     order, release = [], threading.Event()
 
     def objective(hyp, generation):
@@ -313,7 +312,7 @@ def test_selection_does_not_wait_for_the_slowest():
     assert order[-1] == 1 and sorted(order) == list(range(10)) and len(result.records) == 10
 
 
-def test_workers_work_at_the_same_time():
+def test_workers_run_in_parallel():
     running, most, lock = 0, 0, threading.Lock()
 
     def objective(hyp, generation):
@@ -339,59 +338,18 @@ MIDDLING = [tuple(np.linspace(0, top, 20)) for top in (0.3, 0.4, 0.5, 0.6, 0.7)]
     "curve, others, stops",
     [
         ((), MIDDLING, False),
-        (np.linspace(0, 0.4, 20)[:5], MIDDLING, False),  # too early to tell
+        (np.linspace(0, 0.4, 20)[:5], MIDDLING, False),  # too early
         (np.linspace(0, 0.4, 20)[:6], MIDDLING, True),  # below the median at the same epoch
         (np.linspace(0, 0.6, 20)[:6], MIDDLING, False),  # above it
         (np.linspace(0, 0.5, 20)[:10], MIDDLING, False),  # at it
         (np.linspace(0, 0.4, 20)[:10], MIDDLING[:3], False),  # too few to compare with
         (np.linspace(0, 0.4, 20)[:10], [c[:9] for c in MIDDLING], False),  # none has come as far
-        (np.linspace(0, 0.4, 20), MIDDLING, False),  # it is done anyway
+        (np.linspace(0, 0.4, 20), MIDDLING, False),  # it is at its last epoch
         ((0.0, 0.9, *[0.0] * 6), MIDDLING, False),  # the best so far counts, not a dip
     ],
 )
-def test_a_generation_is_stopped_below_the_median(curve, others, stops):
-    assert falls_behind(curve, others, 20) is stops
-
-
-# ---- was it luck?
-
-
-def test_the_best_three_and_the_start_are_repeated():
-    records = [record(0, 0.1, origin="start"), record(1, 0.5), record(2, 0.4), record(3, 0.45), record(4, 0.2)]
-    twin = Generation(5, dict(records[1].hyp), 5, "child", status="done", fitness=0.49)  # nothing new to learn from it
-    assert list(candidates([*records, twin])) == [1, 3, 2, 0]
-    assert list(candidates(records[:2])) == [1, 0]
-
-
-def repeats(*pairs):
-    return [record(number, fitness, origin="repeat", repeat=k) for k, (number, fitness) in enumerate(pairs, 1)]
-
-
-def test_the_winner_has_the_best_mean_not_the_luckiest_run():
-    records = [record(0, 0.30, origin="start"), record(1, 0.50), record(2, 0.45), record(3, 0.44)]
-    again = repeats((0, 0.31), (0, 0.30), (1, 0.35), (1, 0.36), (2, 0.45), (2, 0.46), (3, 0.43), (3, 0.44))
-    verdict = judge(records, again)
-    assert verdict.winner.number == 2 and verdict.fitness == pytest.approx(1.36 / 3)
-    assert verdict.start == pytest.approx(0.91 / 3) and verdict.gain == pytest.approx(0.455 - 0.91 / 3)
-    assert verdict.significant
-
-
-def test_a_gain_inside_the_noise_is_called_so():
-    records = [record(0, 0.30, origin="start"), record(1, 0.35)]
-    verdict = judge(records, repeats((0, 0.34), (0, 0.26), (1, 0.30), (1, 0.32)))
-    assert verdict.winner.number == 1 and verdict.gain > 0 and not verdict.significant and 0.02 < verdict.noise < 0.05
-
-
-def test_without_repeats_and_without_a_start_nothing_is_claimed():
-    alone = judge([record(0, 0.3, origin="start"), record(1, 0.4)], [])
-    assert (alone.noise, alone.significant) == (None, None) and alone.gain == pytest.approx(0.1)
-    orphan = judge([record(1, 0.4)], repeats((1, 0.39)))
-    assert (orphan.start, orphan.gain, orphan.significant) == (None, None, None)
-
-
-def test_the_start_may_win():
-    verdict = judge([record(0, 0.4, origin="start"), record(1, 0.3)], repeats((0, 0.41), (1, 0.2)))
-    assert verdict.winner.origin == "start" and verdict.gain == 0 and not verdict.significant
+def test_a_generation_below_the_median_is_pruned(curve, others, stops):
+    assert falls_behind(curve, others, 20) == stops
 
 
 def test_an_outcome_carries_results_and_curve():
@@ -401,7 +359,7 @@ def test_an_outcome_carries_results_and_curve():
 
 
 def test_pruning_saves_a_third_of_recorded_epochs_and_keeps_the_winner():
-    """Curves of 24 generations on the built-in data that all ran to their end, in the order made and in others."""
+    """Curves of 24 complete generations on the built-in data, in their original order and in others."""
     from benchmarks import evolve_prune
 
     curves = evolve_prune.read_curves(evolve_prune.RECORDED[0])

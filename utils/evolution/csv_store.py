@@ -1,7 +1,7 @@
-"""evolve.csv: the state of an evolution as a table that people, spreadsheets and older programs read.
+"""Store of an evolution in evolve.csv, a table that people, spreadsheets and older programs can read.
 
-A row per finished generation, appended under a lock and flushed to the disk; the columns people know come first. What
-was started stands in evolve_started.csv in the same form, so that it is started again after a power cut.
+Each generation that ends becomes a row, appended under a lock and flushed to disk (fsync). The columns known from
+YOLOv5 come first. Generations that started are rows of evolve_started.csv, so that they start again after a power cut.
 """
 
 import csv
@@ -12,51 +12,53 @@ import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, NamedTuple
 
+from utils.console import warn
 from utils.errors import UserError
 from utils.evolve import GENES, Generation, Key, MemoryStore, Propose, check_hyp
 from utils.files import atomic_write, read_yaml
 from utils.metrics import fitness
+from utils.results_csv import METRICS, RESULTS
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: nobody is kept out, one process at a time is up to the user
+except ImportError:  # not a POSIX system: no lock, the user must run one process at a time
     fcntl = None
 
-RESULTS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95",
-           "val/box_loss", "val/obj_loss", "val/cls_loss")  # fmt: skip
-OWN_COLUMNS = (
-    "generation",
-    "repeat",
-    "status",
-    "fitness",
-    "seed",
-    "origin",
-    "parents",
-    "epochs",
-    "seconds",
-    "curve",
-    "note",
-)
+OWN_COLUMNS = tuple("generation repeat status fitness seed origin parents epochs seconds curve note".split())
 STATUSES = ("started", "done", "failed", "pruned")
 
 
+# ---- rows
+
+
 def columns(names: Sequence[str]) -> list[str]:
-    """The header of a table for hyperparameters of these names."""
+    """Return the header of a table for hyperparameters of these names."""
     return [*RESULTS, *names, *OWN_COLUMNS]
 
 
 def to_cells(record: Generation, names: Sequence[str]) -> list[str]:
-    """One cell per column; numbers in the shortest form that reads back as the same number."""
+    """Return one cell per column. Numbers take the shortest form that reads back as the same number."""
     results = record.results or (None,) * len(RESULTS)
-    own = [str(record.number), str(record.repeat), record.status, _shown(record.fitness), str(record.seed),
-           record.origin, " ".join(map(str, record.parents)), str(record.epochs), f"{record.seconds:.1f}",
-           " ".join(map(_shown, record.curve)), " ".join(record.note.split())[:500]]  # fmt: skip
-    return [*map(_shown, results), *(_shown(record.hyp[name]) for name in names), *own]
+    hyp = [_format_number(record.hyp[name]) for name in names]
+    own = {
+        "generation": str(record.number),
+        "repeat": str(record.repeat),
+        "status": record.status,
+        "fitness": _format_number(record.fitness),
+        "seed": str(record.seed),
+        "origin": record.origin,
+        "parents": " ".join(map(str, record.parents)),
+        "epochs": str(record.epochs),
+        "seconds": f"{record.seconds:.1f}",
+        "curve": " ".join(map(_format_number, record.curve)),
+        "note": " ".join(record.note.split())[:500],
+    }
+    return [*map(_format_number, results), *hyp, *(own[name] for name in OWN_COLUMNS)]
 
 
-def _shown(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     if value is None:
         return ""
     short = f"{value:.5g}"
@@ -64,25 +66,33 @@ def _shown(value: float | None) -> str:
 
 
 def from_cells(cells: Sequence[str], names: Sequence[str]) -> Generation:
-    """The record in a row. ValueError says what is wrong with it."""
+    """Return the record of a row. Raise ValueError that says what is wrong with it."""
     if len(cells) != len(columns(names)):
         raise ValueError(f"{len(cells)} cells where there should be {len(columns(names))}")
     row = dict(zip(columns(names), (cell.strip() for cell in cells)))
     if row["status"] not in STATUSES:
         raise ValueError(f"status {row['status']!r} is none of {', '.join(STATUSES)}")
-    score = _number(row, "fitness") if row["fitness"] else None
+    score = _read_number(row, "fitness") if row["fitness"] else None
     if row["status"] not in (("failed", "started") if score is None else ("done", "pruned")):
         raise ValueError(f"a generation that is {row['status']} with fitness {row['fitness']!r}")
-    results = tuple(float(row[name]) for name in RESULTS) if row[RESULTS[0]] else ()  # a loss may be infinite
     return Generation(
-        number=_count(row, "generation"), repeat=_count(row, "repeat"), status=row["status"], fitness=score,
-        hyp={name: _number(row, name) for name in names}, seed=_count(row, "seed"), origin=row["origin"],
-        parents=tuple(int(word) for word in row["parents"].split()), results=results, epochs=_count(row, "epochs"),
-        seconds=_number(row, "seconds"), curve=tuple(float(word) for word in row["curve"].split()), note=row["note"],
-    )  # fmt: skip
+        number=_read_count(row, "generation"),
+        repeat=_read_count(row, "repeat"),
+        status=row["status"],
+        fitness=score,
+        hyp={name: _read_number(row, name) for name in names},
+        seed=_read_count(row, "seed"),
+        origin=row["origin"],
+        parents=tuple(int(word) for word in row["parents"].split()),
+        results=tuple(float(row[name]) for name in RESULTS) if row[RESULTS[0]] else (),  # a loss may be infinite
+        epochs=_read_count(row, "epochs"),
+        seconds=_read_number(row, "seconds"),
+        curve=tuple(float(word) for word in row["curve"].split()),
+        note=row["note"],
+    )
 
 
-def _number(row: dict[str, str], key: str) -> float:
+def _read_number(row: dict[str, str], key: str) -> float:
     try:
         value = float(row[key])
     except ValueError:
@@ -92,30 +102,30 @@ def _number(row: dict[str, str], key: str) -> float:
     return value
 
 
-def _count(row: dict[str, str], key: str) -> int:
+def _read_count(row: dict[str, str], key: str) -> int:
     if not row[key].isdecimal():
         raise ValueError(f"{key} {row[key]!r} is not a whole number")
     return int(row[key])
 
 
-def as_line(cells: Iterable[str]) -> str:
-    """Cells of 20 characters, so that the columns stand under each other in a terminal too."""
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerow([f"{cell:>20}" for cell in cells])
-    return stream.getvalue()
+# ---- tables
 
 
-def read_table(file: Path, names: Sequence[str]) -> tuple[list[Generation], list[str]]:
-    """The good rows of a table, and a message `file:line: reason` for each bad one.
+class Table(NamedTuple):
+    """Good rows of a table, and a message `file:line: skipped: reason` for each bad one."""
 
-    Of two rows on one generation the first counts. UserError where the header is that of other hyperparameters.
+    records: list[Generation]
+    messages: list[str]
+
+
+def read_table(file: Path, names: Sequence[str]) -> Table:
+    """Read a table, empty if there is no file. Of two rows for one generation the first counts.
+
+    Raise UserError if the header is that of other hyperparameters.
     """
     records: dict[Key, Generation] = {}
     messages: list[str] = []
-    if not file.is_file():
-        return [], []
-    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()  # spreadsheets add a mark
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_read_lines(file) if file.is_file() else [], 1):
         if number == 1:
             _check_header(file, line, names)
         elif line.strip():
@@ -123,11 +133,15 @@ def read_table(file: Path, names: Sequence[str]) -> tuple[list[Generation], list
                 record = from_cells(next(csv.reader([line], skipinitialspace=True)), names)
                 check_hyp(record.hyp, f"generation {record.number}")
                 if record.key in records:
-                    raise ValueError(f"generation {record.number} stands there already")
+                    raise ValueError(f"generation {record.number} is there already")
                 records[record.key] = record
             except (ValueError, csv.Error) as error:
-                messages.append(f"{file}:{number}: left out: {error}")
-    return list(records.values()), messages
+                messages.append(f"{file}:{number}: skipped: {error}")
+    return Table(list(records.values()), messages)
+
+
+def _read_lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8-sig", errors="replace").splitlines()  # spreadsheets add a byte-order mark
 
 
 def _check_header(file: Path, line: str, names: Sequence[str]) -> None:
@@ -142,20 +156,27 @@ def _check_header(file: Path, line: str, names: Sequence[str]) -> None:
     )
 
 
+def format_line(cells: Iterable[str]) -> str:
+    """Return a line with cells of 20 characters, so that columns are aligned in a terminal too."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerow([f"{cell:>20}" for cell in cells])
+    return stream.getvalue()
+
+
 def write_table(file: Path, names: Sequence[str], records: Iterable[Generation]) -> None:
-    """Write a whole table in place of `file`."""
-    text = as_line(columns(names)) + "".join(as_line(to_cells(record, names)) for record in records)
+    """Replace `file` with a table of the records."""
+    text = format_line(columns(names)) + "".join(format_line(to_cells(record, names)) for record in records)
     with atomic_write(file) as stream:
         stream.write(text.encode())
 
 
 def append(file: Path, names: Sequence[str], record: Generation) -> None:
-    """Add a row, on the disk when this returns. A line that a power cut left unfinished stays and costs no other."""
+    """Add a row. It is on disk on return. A line that a power cut left incomplete stays and damages no other."""
     if not file.is_file() or not file.stat().st_size:
-        write_table(file, names, [])  # its folder's entry is on the disk too
+        write_table(file, names, [])  # its directory entry is on disk too
     with open(file, "ab+") as stream, _locked(stream):
         stream.seek(-1, os.SEEK_END)
-        text = as_line(to_cells(record, names))
+        text = format_line(to_cells(record, names))
         text = text if stream.read(1) == b"\n" else "\n" + text
         stream.write(text.encode())  # one write at the end of the file
         stream.flush()
@@ -163,25 +184,24 @@ def append(file: Path, names: Sequence[str], record: Generation) -> None:
 
 
 @contextmanager
-def _locked(stream: BinaryIO) -> Iterator[None]:
+def _locked(stream: IO[bytes]) -> Iterator[None]:
     if fcntl:
-        fcntl.flock(stream, fcntl.LOCK_EX)  # closing the file lets go
+        fcntl.flock(stream, fcntl.LOCK_EX)  # closing the file releases it
     yield
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep every other process out of `folder` while this one lives, however it ends. UserError where one is in it."""
-    file = folder / ".evolve.lock"
-    with open(file, "a+", encoding="utf-8") as stream:
+    """Keep other processes out of `folder` while this one lives. Raise UserError if one holds the lock."""
+    with open(folder / ".evolve.lock", "a+", encoding="utf-8") as stream:
         if fcntl:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 stream.seek(0)
-                who = stream.read().strip() or "another process"
+                holder = stream.read().strip() or "another process"
                 raise UserError(
-                    f"{folder} is being evolved by {who}: wait, give another --name, "
+                    f"{folder} is being evolved by {holder}: wait, give another --name, "
                     "or work on one search together with --evolve-storage"
                 ) from error
         stream.truncate(0)
@@ -191,19 +211,19 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 
 class CsvStore(MemoryStore):
-    """The generations in two tables of `folder`; `messages` says which damaged rows were left out."""
+    """Store in two tables of `folder`. `messages` names the damaged rows that were skipped."""
 
     def __init__(self, folder: Path, names: Sequence[str], name: str = "evolve"):
         self.file, self.started_file, self.names = folder / f"{name}.csv", folder / f"{name}_started.csv", list(names)
-        finished, self.messages = read_table(self.file, self.names)
+        ended, self.messages = read_table(self.file, self.names)
         started, _ = read_table(self.started_file, self.names)
-        kept = {record.key: record for record in finished if record.status != "started"}
+        kept = {record.key: record for record in ended if record.status != "started"}
         super().__init__(kept, [record for record in started if record.key not in kept])
 
     def claim(self, wanted: Sequence[Key], propose: Propose) -> Generation | None:
-        before = len(self.left)
+        before = len(self.abandoned)
         started = super().claim(wanted, propose)
-        if started and len(self.left) == before:  # not one that is in the file already
+        if started and len(self.abandoned) == before:  # an abandoned one is in the file already
             append(self.started_file, self.names, started)
         return started
 
@@ -212,12 +232,18 @@ class CsvStore(MemoryStore):
         return super().finish(generation)
 
 
+# ---- individuals of --resume_evolve
+
+
 def read_individuals(file: Path, limit: int = 50) -> dict[str, dict[str, float]]:
-    """Sets of hyperparameters by name: of a population YAML {name: {key: value}}, or the best rows of an evolve.csv."""
+    """Read sets of hyperparameters by name, from a population YAML or from the best rows of an evolve.csv.
+
+    A population YAML holds {name: {key: value}}.
+    """
     if not file.is_file():
         raise UserError(f"--resume_evolve {file}: no such file; expected an evolve_population.yaml or an evolve.csv")
     if file.suffix.lower() == ".csv":
-        return _best_rows(file, 6)
+        return _read_best_rows(file, 6)
     found = {f"{file}: {name}": values for name, values in read_yaml(file).items()}
     for name, values in found.items():
         if not isinstance(values, dict):
@@ -225,9 +251,9 @@ def read_individuals(file: Path, limit: int = 50) -> dict[str, dict[str, float]]
     return dict(list(found.items())[:limit])
 
 
-def _best_rows(file: Path, count: int) -> dict[str, dict[str, float]]:
-    """The hyperparameters in the best rows of a table, by this program or one like it."""
-    lines = file.read_text(encoding="utf-8-sig", errors="replace").splitlines()  # spreadsheets add a mark
+def _read_best_rows(file: Path, count: int) -> dict[str, dict[str, float]]:
+    """Read the hyperparameters of the best rows of a table, by this program or by YOLOv5."""
+    lines = _read_lines(file)
     header = [cell.strip() for cell in lines[0].split(",")] if lines else []
     rows = []
     for number, line in enumerate(lines[1:], 2):
@@ -235,10 +261,10 @@ def _best_rows(file: Path, count: int) -> dict[str, dict[str, float]]:
             cells = next(csv.reader([line], skipinitialspace=True), [])
             row = dict(zip(header, [cell.strip() for cell in cells], strict=True))
             if row.get("status", "done") == "done":
-                score = fitness(*(float(row[name]) for name in RESULTS[:4]))
+                score = fitness(*(float(row[name]) for name in METRICS))
                 rows.append((score, number, {name: float(row[name]) for name in GENES if row.get(name)}))
         except (ValueError, KeyError, csv.Error) as error:
-            print(f"{file}:{number}: left out: {error}")
+            warn(f"{file}:{number}: skipped: {error}")
     if not rows:
         raise UserError(f"--resume_evolve {file}: no row with metrics and hyperparameters")
     ranked = sorted(rows, key=lambda row: (-row[0], row[1]))[:count]

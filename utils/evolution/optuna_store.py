@@ -1,84 +1,49 @@
-"""Generations kept in an Optuna study, so that several machines work on one search; Optuna is an optional extra.
+"""Store of an evolution in an Optuna study, so that several machines work on one search.
 
-Every generation is a trial, our genetic step is the study's sampler, Optuna's heartbeats find the machines that died,
-and its dashboards and plots work on the study. What stands where: hyperparameters are the trial's parameters, the
-fitness its value, the curve its intermediate values, and the rest its user attributes.
+A generation is a trial, and our genetic step is the study's sampler. Optuna's heartbeats find machines that died, and
+its dashboards and plots work on the study. Hyperparameters are the trial's parameters, the fitness is its value, the
+curve its intermediate values, and all else its user attributes.
 
-Each generation counts once, whoever dies: the k-th trial that is no retry is generation k, one past the last is
-surplus, and a lost trial gets a retry, of which the oldest that lives counts. Every machine reads that from the trials.
+Each generation counts once, whichever machine dies. The k-th trial that is no retry is generation k, and trials beyond
+the last generation are surplus. A lost trial gets a retry, of which the oldest live one counts. Every machine derives
+that from the trials alone.
 """
 
-import importlib.util
 import re
 import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from utils.console import warn
 from utils.errors import UserError
 from utils.evolution.csv_store import write_table
+from utils.evolution.optuna_storage import load_optuna, open_storage
 from utils.evolve import GENES, KEEP_MODEL_ANCHORS, Generation, Key, Propose
 
-RETRY = "retry of"  # user attribute of a trial that takes the place of a lost one: the position of its generation
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial, Trial
+
+T = TypeVar("T")
+
+RETRY = "retry of"  # user attribute of a trial that replaces a lost one: the position of its generation
 HEARTBEAT = 30  # seconds
-GRACE = 120  # seconds without a heartbeat after which a machine is taken for dead
-
-
-def load_optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise UserError("--evolve-storage needs Optuna: pip install 'optuna>=4'") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
-def without_password(url: str) -> str:
-    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:***@", url)
-
-
-def open_storage(url: str, heartbeat: int, grace: int) -> Any:
-    """The storage behind `url`: a database (sqlite:///file, postgresql://…, mysql://…) or a journal file."""
-    optuna = load_optuna()
-    if "://" not in url or url.startswith("journal://"):
-        file = Path(url.removeprefix("journal://"))
-        if not file.absolute().parent.is_dir():
-            raise UserError(f"--evolve-storage {url}: there is no folder {file.absolute().parent}")
-        from optuna.storages.journal import JournalFileBackend
-
-        return optuna.storages.JournalStorage(JournalFileBackend(str(file)))
-    settings = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {"pool_pre_ping": True}
-    for pause in (1, 2, 4, 0):
-        try:
-            return optuna.storages.RDBStorage(
-                _with_driver(url), settings, heartbeat_interval=heartbeat, grace_period=grace
-            )
-        except ImportError as error:
-            raise UserError(
-                f"--evolve-storage {without_password(url)}: its driver is absent; "
-                "pip install 'psycopg[binary]' (PostgreSQL) or mysqlclient (MySQL)"
-            ) from error
-        except Exception as error:  # SQLAlchemy and each driver have their own
-            reason = without_password(str(error.__cause__ or error).strip().splitlines()[0])
-            if not pause or not re.search("duplicate|already exists", reason):  # two machines make the tables at once
-                raise UserError(f"--evolve-storage {without_password(url)}: {reason}") from error
-            time.sleep(pause)
-    raise AssertionError("the last round returns or raises")
-
-
-def _with_driver(url: str) -> str:
-    """`postgresql://` names the driver that is installed."""
-    plain = re.match(r"postgres(ql)?://", url)
-    if plain and importlib.util.find_spec("psycopg"):
-        return "postgresql+psycopg://" + url[plain.end() :]
-    return url
+GRACE = 120  # seconds without a heartbeat after which a machine counts as dead
+OUTAGE_PAUSES = (1, 5, 15, 30, 60, 120, 180, 180)  # seconds between tries when the storage does not answer
 
 
 class StudyStore:
-    """A Store in the study `name` behind `url`; `file` is its evolve.csv. `settings`: what all machines must share."""
+    """Store in the study `name` behind `url`. `file` is its evolve.csv.
+
+    settings: what all machines must have in common. heartbeat, grace: see HEARTBEAT and GRACE.
+    """
 
     def __init__(
         self,
@@ -97,32 +62,33 @@ class StudyStore:
         self.wanted: Sequence[Key] = ()
         self.propose: Propose | None = None
         self.proposed: dict[int, Generation] = {}  # by number of the trial
-        self.own: dict[Key, Any] = {}  # trials that run here
-        self.seen: dict[int, tuple[Any, float]] = {}  # by number of the trial: its sign of life, and since when
+        self.owned: dict[Key, Trial] = {}  # trials that run here
+        self.last_signs: dict[
+            int, tuple[object, float]
+        ] = {}  # by number of the trial: sign of life, time of its change
         self.lock = threading.Lock()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # heartbeats are called experimental
+        with _no_warnings():  # heartbeats are called experimental
             self.storage = open_storage(url, heartbeat, grace)
-            self.study = self.optuna.create_study(
+            self.study: Study = self.optuna.create_study(
                 storage=self.storage,
                 study_name=name,
                 direction="maximize",
-                sampler=_sampler(self),
+                sampler=_make_sampler(self),
                 load_if_exists=True,
                 pruner=self.optuna.pruners.NopPruner(),
             )
-        self._agree(name, {**(settings or {}), "hyperparameters": self.names})
+        self._check_same_settings(name, {**(settings or {}), "hyperparameters": self.names})
         self.outages = (self.optuna.exceptions.StorageInternalError, OSError)
-        self.beats = hasattr(self.storage, "record_heartbeat")
+        self.record_heartbeat = getattr(self.storage, "record_heartbeat", None)  # a journal file has none
         self.closed = threading.Event()
-        threading.Thread(target=self._keep_beating, args=(heartbeat,), daemon=True, name="heartbeat").start()
+        threading.Thread(target=self._send_heartbeats, args=(heartbeat,), daemon=True, name="heartbeat").start()
 
     def close(self) -> None:
-        """Give no more signs of life."""
+        """Stop the heartbeats."""
         self.closed.set()
 
-    def _agree(self, name: str, settings: dict[str, Any]) -> None:
-        """UserError where the study was begun with other settings: fitness would mean another thing."""
+    def _check_same_settings(self, name: str, settings: dict[str, Any]) -> None:
+        """Raise UserError if the study began with other settings: its fitness means something else."""
         theirs = self.study.user_attrs.get("settings")
         if theirs is None:
             self.study.set_user_attr("settings", settings)
@@ -133,9 +99,10 @@ class StudyStore:
                 "type the same command on every machine, or give another --name"
             )
 
-    # ---- who does what
+    # ---- assigning generations
 
     def claim(self, wanted: Sequence[Key], propose: Propose) -> Generation | None:
+        """Take one of `wanted`: a lost one first, then a new one. Return None if there is none to take now."""
         self.wanted, self.propose = wanted, propose
         return self._retry_on_outage(self._claim)
 
@@ -143,153 +110,151 @@ class StudyStore:
         started = None
         while started is None:
             self._fail_stale_trials()
-            places = self._places(self._trials())
-            for position, place in enumerate(places[: len(self.wanted)]):
-                if not _counting(place):
-                    self._retry(position, place)
-            needed = self._places(self._trials())[: len(self.wanted)]
-            waiting = any(trial.state.name == "WAITING" for place in needed for trial in place)
+            attempts = self._attempts()
+            for position, trials in enumerate(attempts[: len(self.wanted)]):
+                if not _valid_trial(trials):
+                    self._enqueue_retry(position, trials)
+            needed = self._attempts()[: len(self.wanted)]
+            waiting = any(trial.state.name == "WAITING" for trials in needed for trial in trials)
             if len(needed) == len(self.wanted) and not waiting:
                 return None
-            started = self._take()
+            started = self._start_trial()
         return started
 
-    def _trials(self) -> list[Any]:
+    def _trials(self) -> "list[FrozenTrial]":
         return self.study.get_trials(deepcopy=False)
 
-    def _places(self, trials: Sequence[Any]) -> list[list[Any]]:
-        """For each generation in the order of `wanted` its trial and the retries of it."""
-        places = [[trial] for trial in trials if RETRY not in trial.user_attrs]
+    def _attempts(self) -> "list[list[FrozenTrial]]":
+        """Return, for each generation in the order of `wanted`, its trial and the retries of it."""
+        trials = self._trials()
+        attempts = [[trial] for trial in trials if RETRY not in trial.user_attrs]
         for trial in trials:
             if RETRY in trial.user_attrs:
-                places[trial.user_attrs[RETRY]].append(trial)
-        return places
+                attempts[trial.user_attrs[RETRY]].append(trial)
+        return attempts
 
-    def _retry(self, position: int, lost: Sequence[Any]) -> None:
-        """Queue the generation again, with its hyperparameters if it had got so far."""
+    def _position_of(self, number: int, attempts: "list[list[FrozenTrial]]") -> int:
+        """Return the position of the generation that the trial of this number belongs to."""
+        return next(k for k, trials in enumerate(attempts) if any(trial.number == number for trial in trials))
+
+    def _enqueue_retry(self, position: int, lost: "Sequence[FrozenTrial]") -> None:
+        """Queue the generation again, with its hyperparameters if a lost trial had them already."""
         last = next((trial for trial in reversed(lost) if "seed" in trial.user_attrs), None)
         params = dict(last.params) if last else {}
         plan = {"plan": {key: last.user_attrs[key] for key in ("seed", "origin", "parents")}} if last else {}
         self.study.enqueue_trial(params, user_attrs={RETRY: position, **plan})
 
-    def _take(self) -> Generation | None:
-        """Begin a trial. None where it turns out not to be needed."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # heartbeats outside of Study.optimize
+    def _start_trial(self) -> Generation | None:
+        """Start a trial. Return None if it turns out not to be needed."""
+        with _no_warnings():  # heartbeats outside of Study.optimize
             trial = self.study.ask()
-        self._beat(trial)
-        places = self._places(self._trials())
-        position = next(k for k, place in enumerate(places) if any(other.number == trial.number for other in place))
-        if position >= len(self.wanted) or _counting(places[position]).number != trial.number:
-            self._tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
+        self._send_heartbeat(trial)
+        attempts = self._attempts()
+        position = self._position_of(trial.number, attempts)
+        valid = _valid_trial(attempts[position])
+        if position >= len(self.wanted) or valid is None or valid.number != trial.number:
+            self._fail(trial)
             return None
-        key, begun = self.wanted[position], []
+        key, started = self.wanted[position], []
         with self.lock:
-            self.own[key] = trial  # its heart beats from here on
-        if not self._if_still_owned(lambda: begun.append(self._begin(trial, key))):
+            self.owned[key] = trial  # gets heartbeats from here on
+        if not self._if_still_owned(lambda: started.append(self._record_start(trial, key))):
             with self.lock:
-                del self.own[key]
+                del self.owned[key]
             return None
         self._write()
-        return begun[0]
+        return started[0]
 
-    def _begin(self, trial: Any, key: Key) -> Generation:
-        """Write down what the trial is to try."""
+    def _record_start(self, trial: "Trial", key: Key) -> Generation:
+        """Write the hyperparameters and attributes of a started generation into the study."""
         hyp = {name: trial.suggest_float(name, *_bounds(name)) for name in self.names}
-        started = self._started(trial, key, hyp)
-        facts = {
+        started = self._started_generation(trial, key, hyp)
+        attributes = {
             "generation": key[0],
             "repeat": key[1],
             "origin": started.origin,
             "parents": list(started.parents),
             "host": socket.gethostname(),
-            "seed": started.seed,
-        }  # the seed last: with it the trial is whole
-        for name, value in facts.items():
+            "seed": started.seed,  # last: it marks the trial as complete
+        }
+        for name, value in attributes.items():
             trial.set_user_attr(name, value)
         return started
 
-    def _started(self, trial: Any, key: Key, hyp: dict[str, float]) -> Generation:
+    def _started_generation(self, trial: "Trial", key: Key, hyp: dict[str, float]) -> Generation:
         proposed = self.proposed.pop(trial.number, None)
         plan = trial.user_attrs.get("plan")
         if plan:  # a retry
             return Generation(key[0], hyp, plan["seed"], plan["origin"], tuple(plan["parents"]), key[1])
-        if proposed is None:  # all parameters were given, by somebody who put the trial into the queue
+        if proposed is None:  # the user queued this trial with all its parameters
+            assert self.propose is not None
             proposed = self.propose(key, self.records())
             return Generation(key[0], hyp, proposed.seed, "queue", (), key[1])
         return Generation(key[0], hyp, proposed.seed, proposed.origin, proposed.parents, key[1])
 
     def sample(self, number: int) -> dict[str, float]:
-        """What the genetic step proposes for the trial of this number; nothing where it will not be needed."""
-        places = self._places(self._trials())
-        position = next(k for k, place in enumerate(places) if any(other.number == number for other in place))
+        """Return the hyperparameters that the genetic step proposes for this trial, none if it is not needed."""
+        position = self._position_of(number, self._attempts())
         if self.propose is None or position >= len(self.wanted):
             return {}
         self.proposed[number] = self.propose(self.wanted[position], self.records())
         return self.proposed[number].hyp
 
-    # ---- what came of it
+    # ---- records and results
 
     def records(self) -> list[Generation]:
-        found = []
-        for place in self._places(self._trials()):
-            trial = _counting(place)
-            if trial and "seed" in trial.user_attrs:
-                found.append(self._record(trial))
+        """Return every generation that has ended and every one that a machine is running."""
+        valid = (_valid_trial(trials) for trials in self._attempts())
+        found = [self._to_record(trial) for trial in valid if trial is not None and "seed" in trial.user_attrs]
         return sorted(found, key=lambda record: record.key)
 
-    def _record(self, trial: Any) -> Generation:
-        seen = trial.user_attrs
+    def _to_record(self, trial: "FrozenTrial") -> Generation:
+        attributes = trial.user_attrs
         status = {"COMPLETE": "done", "PRUNED": "pruned", "FAIL": "failed"}.get(trial.state.name, "started")
         curve = tuple(trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values))
-        hyp = {name: trial.params[name] for name in self.names}
-        fitness = trial.value if status == "done" else curve[-1] if status == "pruned" and curve else None
         return Generation(
-            seen["generation"],
-            hyp,
-            seen["seed"],
-            seen["origin"],
-            tuple(seen["parents"]),
-            seen["repeat"],
-            status,
-            fitness,
-            tuple(seen.get("results", ())),
-            seen.get("epochs", 0),
-            seen.get("seconds", 0.0),
-            curve,
-            seen.get("note", ""),
+            number=attributes["generation"],
+            hyp={name: trial.params[name] for name in self.names},
+            seed=attributes["seed"],
+            origin=attributes["origin"],
+            parents=tuple(attributes["parents"]),
+            repeat=attributes["repeat"],
+            status=status,
+            fitness=trial.value if status == "done" else curve[-1] if status == "pruned" and curve else None,
+            results=tuple(attributes.get("results", ())),
+            epochs=attributes.get("epochs", 0),
+            seconds=attributes.get("seconds", 0.0),
+            curve=curve,
+            note=attributes.get("note", ""),
         )
 
     def report(self, key: Key, epoch: int, fitness: float) -> None:
-        """Fitness of a running generation after `epoch` epochs."""
+        """Store the fitness of a running generation after `epoch` epochs."""
         with self.lock:
-            trial = self.own.get(key)
-        try:
-            if trial:
+            trial = self.owned.get(key)
+        if trial:
+            with suppress(*self.outages):  # finish() stores what is missing
                 self._if_still_owned(lambda: trial.report(fitness, epoch))
-        except self.outages:  # `finish` reports what is missing
-            pass
 
     def finish(self, generation: Generation) -> bool:
+        """Store a generation that has ended. Return False if another machine took it over meanwhile."""
         kept = self._retry_on_outage(lambda: self._finish(generation))
         with self.lock:
-            self.own.pop(generation.key, None)
+            self.owned.pop(generation.key, None)
         self._retry_on_outage(self._write)
         return kept
 
     def release(self) -> None:
-        """Give up what runs here, so that others need not wait until it is missed."""
+        """Fail the trials that run here, so that other machines need not wait for the missing heartbeat."""
         with self.lock:
-            trials, self.own = list(self.own.values()), {}
-        try:
+            trials, self.owned = list(self.owned.values()), {}
+        with suppress(*self.outages):  # then the missing heartbeat does it
             for trial in trials:
-                self._tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
-        except self.outages:  # then it is missed
-            pass
+                self._fail(trial)
 
     def _finish(self, generation: Generation) -> bool:
-        trial = self.own[generation.key]
-        facts = {
+        trial = self.owned[generation.key]
+        attributes = {
             "results": list(generation.results),
             "epochs": generation.epochs,
             "seconds": generation.seconds,
@@ -300,33 +265,35 @@ class StudyStore:
         state = {"done": "COMPLETE", "pruned": "PRUNED", "failed": "FAIL"}[generation.status]
 
         def write() -> None:
-            for name, value in facts.items():
+            for name, value in attributes.items():
                 trial.set_user_attr(name, value)
             for epoch, value in enumerate(generation.curve, 1):
                 if epoch not in known:
                     trial.report(value, epoch)
 
-        return self._if_still_owned(write) and self._tell(
-            trial.number,
-            values=generation.fitness if generation.status == "done" else None,
-            state=self.optuna.trial.TrialState[state],
-        )
+        values = generation.fitness if generation.status == "done" else None
+        return self._if_still_owned(write) and self._end_trial(trial, state, values)
 
-    def _tell(self, number: int, **outcome: Any) -> bool:
-        return self._if_still_owned(lambda: self.study.tell(number, **outcome))
+    def _end_trial(self, trial: "Trial | FrozenTrial", state: str, values: float | None = None) -> bool:
+        """End a trial in this state of Optuna's. Return False if it had ended already."""
+        ended = self.optuna.trial.TrialState[state]
+        return self._if_still_owned(lambda: self.study.tell(trial.number, values=values, state=ended))
 
-    def _retry_on_outage(self, act: Callable[[], Any]) -> Any:
-        """What `act` returns; an outage of the storage is waited for, about ten minutes long."""
-        for pause in (1, 5, 15, 30, 60, 120, 180, 180):
+    def _fail(self, trial: "Trial | FrozenTrial") -> bool:
+        return self._end_trial(trial, "FAIL")
+
+    def _retry_on_outage(self, act: Callable[[], T]) -> T:
+        """Return the result of `act`. During an outage of the storage, try again for about ten minutes."""
+        for pause in OUTAGE_PAUSES:
             try:
                 return act()
             except self.outages as error:
-                print(f"WARNING --evolve-storage does not answer ({type(error).__name__}), trying again in {pause} s")
+                warn(f"--evolve-storage does not answer ({type(error).__name__}). Trying again in {pause} s.")
                 time.sleep(pause)
         return act()
 
-    def _if_still_owned(self, act: Callable[[], Any]) -> bool:
-        """Whether the trial was still ours: another machine may have taken us for dead."""
+    def _if_still_owned(self, act: Callable[[], object]) -> bool:
+        """Call `act`. Return False if the trial is no longer ours: another machine may have declared us dead."""
         try:
             act()
         except (RuntimeError, ValueError) as error:
@@ -336,57 +303,66 @@ class StudyStore:
         return True
 
     def _write(self) -> None:
-        finished = [record for record in self.records() if record.status != "started"]
-        write_table(self.file, self.names, finished)
+        ended = [record for record in self.records() if record.status != "started"]
+        write_table(self.file, self.names, ended)
 
-    # ---- who is alive
+    # ---- signs of life
 
-    def _keep_beating(self, interval: int) -> None:
+    def _send_heartbeats(self, interval: int) -> None:
         while not self.closed.wait(interval):
             with self.lock:
-                trials = list(self.own.values())
+                trials = list(self.owned.values())
             for trial in trials:
                 try:
-                    self._beat(trial)
-                except Exception as error:  # the next beat may get through; if none does, the others take over
-                    print(f"WARNING no heartbeat to --evolve-storage: {type(error).__name__}")
+                    self._send_heartbeat(trial)
+                except Exception as error:  # the next one may succeed; if none does, other machines take over
+                    warn(f"no heartbeat to --evolve-storage: {type(error).__name__}")
 
-    def _beat(self, trial: Any) -> None:
-        """Optuna's own heartbeat; a journal file has none, so there it is an attribute."""
-        if self.beats:
-            self.storage.record_heartbeat(trial._trial_id)
+    def _send_heartbeat(self, trial: "Trial") -> None:
+        """Send Optuna's own heartbeat. A journal file has none: there it is a user attribute."""
+        if self.record_heartbeat:
+            self.record_heartbeat(trial._trial_id)
         else:
             self._if_still_owned(lambda: trial.set_user_attr("alive", time.time()))
 
     def _fail_stale_trials(self) -> None:
-        """Fail the trials of machines that are gone. Optuna does it where it has heartbeats, from the first one on; the
-        rest is watched from here, by our own clock."""
-        if self.beats:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+        """Fail the trials of machines that are gone.
+
+        Optuna does it for trials that have had a heartbeat. The others are watched here, by this machine's clock.
+        """
+        if self.record_heartbeat:
+            with _no_warnings():
                 self.optuna.storages.fail_stale_trials(self.study)
         with self.lock:
-            ours = {trial.number for trial in self.own.values()}
+            ours = {trial.number for trial in self.owned.values()}
         now = time.monotonic()
         for trial in self._trials():
-            whole = "seed" in trial.user_attrs
-            if trial.state.name != "RUNNING" or trial.number in ours or (self.beats and whole):
+            complete = "seed" in trial.user_attrs
+            if trial.state.name != "RUNNING" or trial.number in ours or (self.record_heartbeat and complete):
                 continue
-            sign = (trial.user_attrs.get("alive"), whole)
-            if self.seen.get(trial.number, (None, now))[0] != sign:
-                self.seen[trial.number] = (sign, now)
-            elif now - self.seen[trial.number][1] > self.grace:
-                self._tell(trial.number, state=self.optuna.trial.TrialState.FAIL)
+            sign = (trial.user_attrs.get("alive"), complete)
+            if self.last_signs.get(trial.number, (None, now))[0] != sign:
+                self.last_signs[trial.number] = (sign, now)
+            elif now - self.last_signs[trial.number][1] > self.grace:
+                self._fail(trial)
 
 
-def _counting(trials: Sequence[Any]) -> Any:
-    """Of the trials on one generation the one that counts; None where all are lost.
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
-    A failed one without `status` was lost with its machine or not needed, a finished one without `seed` is not ours.
+
+def _valid_trial(trials: "Sequence[FrozenTrial]") -> "FrozenTrial | None":
+    """Return the trial that counts among those for one generation, None if all are lost.
+
+    A failed trial without `status` was lost with its machine, or was not needed. A finished one without `seed` is not
+    ours.
     """
     for trial in trials:
-        seen, state = trial.user_attrs, trial.state.name
-        if state in ("WAITING", "RUNNING") or ("seed" in seen and (state != "FAIL" or "status" in seen)):
+        attributes, state = trial.user_attrs, trial.state.name
+        if state in ("WAITING", "RUNNING") or ("seed" in attributes and (state != "FAIL" or "status" in attributes)):
             return trial
     return None
 
@@ -396,19 +372,23 @@ def _bounds(name: str) -> tuple[float, float]:
     return low, GENES[name].high
 
 
-def _sampler(store: StudyStore) -> Any:
-    """The genetic step as a sampler of Optuna's; the class is made here because Optuna may be absent."""
+def _make_sampler(store: StudyStore) -> "BaseSampler":
+    """Return the genetic step as a sampler of Optuna's. The class is made here because Optuna may be absent."""
     optuna = load_optuna()
 
     class GeneticSampler(optuna.samplers.BaseSampler):
-        def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+        def infer_relative_search_space(self, study: "Study", trial: "FrozenTrial") -> "dict[str, BaseDistribution]":
             return {name: optuna.distributions.FloatDistribution(*_bounds(name)) for name in store.names}
 
-        def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, float]:
+        def sample_relative(
+            self, study: "Study", trial: "FrozenTrial", search_space: "dict[str, BaseDistribution]"
+        ) -> dict[str, float]:
             return store.sample(trial.number)
 
-        def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> float:
+        def sample_independent(
+            self, study: "Study", trial: "FrozenTrial", param_name: str, param_distribution: Any
+        ) -> float:
             proposed = store.proposed.get(trial.number)
-            return proposed.hyp[param_name] if proposed else param_distribution.low
+            return proposed.hyp[param_name] if proposed else _bounds(param_name)[0]
 
     return GeneticSampler()

@@ -1,4 +1,4 @@
-"""What an evolution says and leaves for people: bar, estimate, hyp_evolve.yaml, pictures, the closing words."""
+"""Report of an evolution: progress, estimated time, hyp_evolve.yaml, charts, and the summary at the end."""
 
 import shlex
 import threading
@@ -8,130 +8,151 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from tqdm import tqdm
 
-from utils.evolution.csv_store import RESULTS
+from utils.console import info, progress_bar, result, shows_bars
+from utils.evolution.plan import Plan
 from utils.evolution.plots import plot_evolve, plot_evolve_progress
 from utils.evolution.verdict import Verdict
 from utils.evolve import GENES, KEEP_MODEL_ANCHORS, PARENTS, Generation, Hyp, Key, best_first
 from utils.files import atomic_write, write_yaml
 from utils.output.plotter import Plotter
+from utils.results_csv import RESULTS
 
 DRAW_EVERY = 60.0  # seconds
 
 
+class Progress:
+    """Progress bar over trainings, or one line per training where no bar is drawn. `done` are finished already."""
+
+    def __init__(self, title: str, total: int, done: int, best: str):
+        self.title, self.total, self.done = title, total, min(done, total)
+        self.bar = progress_bar(total=total, initial=self.done, desc=title, unit="run", leave=shows_bars())
+        self.bar.set_postfix_str(best)
+
+    def advance_to(self, done: int, best: str) -> None:
+        """Show the number of trainings that are done, and the best fitness so far."""
+        self.done = done
+        self.bar.update(done - self.bar.n)
+        self.bar.set_postfix_str(best)
+        if not shows_bars():
+            info(f"{self.title}: {done} of {self.total}, {best or 'none has succeeded yet'}")
+
+    def close(self) -> None:
+        self.bar.close()
+
+
 class Report:
-    """Told of everything that happens in a search of `total` generations on `workers`; a context manager.
+    """Observer of an evolution: prints, draws and writes what people read. It is a context manager."""
 
-    typed: the command line of the search. to_train: one that lacks but `--hyp` to train with what is found.
-    """
-
-    def __init__(
-        self, folder: Path, total: int, workers: int, epochs: int, *, typed: str, to_train: str, pictures: bool = True
-    ):
-        self.folder, self.total, self.workers, self.epochs = folder, total, workers, epochs
-        self.typed, self.to_train, self.pictures = typed, to_train, pictures
-        self.records: list[Generation] = []  # what was there when a generation ended last
+    def __init__(self, plan: Plan):
+        self.plan, self.folder, self.total = plan, plan.folder, plan.options.evolve
+        self.records: list[Generation] = []  # all records at the last end of a generation
         self.repeats_to_come = 0
         self.estimated = False
-        self.first_epoch: dict[Key, float] = {}
+        self.first_epoch: dict[Key, float] = {}  # seconds of the first epoch
         self.drawn = -DRAW_EVERY
-        self.bar: tqdm | None = None
-        self.plotter = Plotter(tqdm.write)
+        self.progress: Progress | None = None
+        self.plotter = Plotter()
         self.lock = threading.Lock()
 
     def __enter__(self) -> "Report":
         return self
 
-    def __exit__(self, *_) -> None:
-        self.plotter.close()
-        if self.bar is not None:
-            self.bar.close()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
-    # ---- while it runs
+    def close(self) -> None:
+        """Finish the charts that are submitted, and the progress bar."""
+        self.plotter.close()
+        if self.progress is not None:
+            self.progress.close()
+
+    # ---- during the search
 
     def begin(self, records: Sequence[Generation], repeats_to_come: int) -> None:
-        """Say what is there already, open the bar, and estimate the time where trainings were measured."""
+        """Print what is resumed, open the progress bar, and estimate the time if trainings were timed before."""
         self.records, self.repeats_to_come = list(records), repeats_to_come
-        finished = [record for record in records if record.status != "started"]
-        if finished:
-            left = sum(record.status == "started" for record in records)
-            under_way = f", {left} under way" if left else ""
-            print(f"Going on after {len(finished)} of {self.total} generations{under_way}")
-        self._open_bar("generations", self.total, len(finished))
-        seconds = [record.seconds for record in finished if record.status == "done"]
+        ended = [record for record in records if record.status != "started"]
+        if ended:
+            running = len(records) - len(ended)
+            info(f"Resuming after {len(ended)} of {self.total} generations" + f", {running} running" * bool(running))
+        self._open_progress("generations", self.total, len(ended))
+        seconds = [record.seconds for record in ended if record.status == "done"]
         if seconds:
             self._estimate(float(np.mean(seconds)))
 
-    def _open_bar(self, title: str, total: int, done: int) -> None:
-        if self.bar is not None:
-            self.bar.close()
-        self.bar = tqdm(total=total, initial=min(done, total), desc=title, unit="run", dynamic_ncols=True)
-        self._show_best()
+    def _open_progress(self, title: str, total: int, done: int) -> Progress:
+        if self.progress is not None:
+            self.progress.close()
+        self.progress = Progress(title, total, done, self._best())
+        return self.progress
 
     def on_epoch(self, key: Key, epochs: int, seconds: float) -> None:
-        """A training has done so many epochs after so many seconds (called from the workers' threads)."""
+        """Estimate the time from a training that has done `epochs` epochs in `seconds`. Called from worker threads."""
         with self.lock:
             if epochs == 1:
                 self.first_epoch[key] = seconds
             elif epochs > 1 and key in self.first_epoch:
                 first = self.first_epoch.pop(key)
-                self._estimate(first + (seconds - first) / (epochs - 1) * (self.epochs - 1))
+                self._estimate(first + (seconds - first) / (epochs - 1) * (self.plan.options.epochs - 1))
 
-    def _estimate(self, each: float) -> None:
-        """The line with the time in all, once."""
+    def _estimate(self, seconds_each: float) -> None:
+        """Print the estimated total time, once."""
         if self.estimated:
             return
         self.estimated = True
-        finished = sum(record.status != "started" for record in self.records)
-        runs = max(self.total - finished, 0) + self.repeats_to_come
-        total = each * -(-runs // self.workers)
+        ended = sum(record.status != "started" for record in self.records)
+        runs, workers = max(self.total - ended, 0) + self.repeats_to_come, len(self.plan.devices)
+        total = seconds_each * -(-runs // workers)
         until = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + total))
         repeats = f"{self.repeats_to_come} of them to repeat the best"
-        tqdm.write(
-            f"Estimated: {runs} trainings of {duration(each)} ({repeats} under other seeds), "
-            f"{self.workers} at a time: {duration(total)} in all, until {until}"
+        info(
+            f"Estimated: {runs} trainings of {format_duration(seconds_each)} ({repeats} under other seeds), "
+            f"{workers} at a time: {format_duration(total)} in all, until {until}"
         )
 
-    def ended(self, generation: Generation, records: Sequence[Generation]) -> None:
-        """A generation of the search has ended; `records` are all there are."""
+    def on_end(self, generation: Generation, records: Sequence[Generation]) -> None:
+        """Report a generation of the search that has ended. `records` holds all generations."""
         improved = generation.status == "done" and best_first(records)[0].key == generation.key
         with self.lock:
             self.records = list(records)
-        self._tell_failure(generation)
-        self.bar.update(sum(record.status != "started" for record in records) - self.bar.n)
-        self._show_best()
+        self._report_failure(generation)
+        assert self.progress is not None
+        self.progress.advance_to(sum(record.status != "started" for record in records), self._best())
         if generation.status == "done":
             self._estimate(generation.seconds)
         if improved:
-            write_best(self.folder / "hyp_evolve.yaml", generation, records, self.typed)
+            write_best(self.folder / "hyp_evolve.yaml", generation, records, self.plan.search_command)
             write_population(self.folder / "evolve_population.yaml", records)
         if time.monotonic() - self.drawn > DRAW_EVERY:
             self.draw(records)
 
-    def repeating(self, ranked: int, wanted: int, done: int) -> None:
-        tqdm.write(f"Repeating {ranked} generations (the best and the start) under other seeds: was it luck?")
-        self._open_bar("repeats", wanted, done)
+    def begin_repeats(self, ranked: int, total: int, done: int) -> None:
+        """Announce the repeats of `ranked` generations, `done` of `total` trainings finished already."""
+        info(f"Repeating {ranked} generations (the best and the start) under other seeds: was it luck?")
+        self._open_progress("repeats", total, done)
 
-    def repeated(self, generation: Generation) -> None:
-        self._tell_failure(generation)
-        self.bar.update()
+    def on_repeat(self, generation: Generation) -> None:
+        """Report a repeat that has ended."""
+        self._report_failure(generation)
+        assert self.progress is not None
+        self.progress.advance_to(self.progress.done + 1, self._best())
 
-    def _tell_failure(self, generation: Generation) -> None:
+    def _report_failure(self, generation: Generation) -> None:
         if generation.status == "failed":
-            tqdm.write(f"generation {generation.number} failed after {duration(generation.seconds)}: {generation.note}")
+            duration = format_duration(generation.seconds)
+            info(f"generation {generation.number} failed after {duration}: {generation.note}")
 
-    def _show_best(self) -> None:
+    def _best(self) -> str:
         ranked = best_first(self.records)
-        if ranked:
-            self.bar.set_postfix_str(f"best {ranked[0].fitness:.4g} (generation {ranked[0].number})", refresh=True)
+        return f"best {ranked[0].fitness:.4g} (generation {ranked[0].number})" if ranked else ""
 
     def draw(
         self, records: Sequence[Generation], repeats: Sequence[Generation] = (), winner: int | None = None
     ) -> None:
-        """Both pictures, in the background."""
+        """Draw both charts in the background."""
         done = [record for record in records if record.status == "done"]
-        if not self.pictures or not done:
+        if self.plan.options.noplots or not done:
             return
         names = list(done[0].hyp)
         values = np.array([[record.hyp[name] for name in names] for record in done])  # (N, K)
@@ -155,7 +176,7 @@ class Report:
             [record.status for record in ended],
             self.folder / "evolve_progress.png",
             start=None if start is None else done[start].fitness,
-            repeats=[(record.number, record.fitness) for record in repeats if record.status == "done"],
+            repeats=[(record.number, record.final_fitness) for record in repeats if record.status == "done"],
             winner=winner,
         )
         self.drawn = time.monotonic()
@@ -163,75 +184,76 @@ class Report:
     # ---- at the end
 
     def finish(self, verdict: Verdict, records: Sequence[Generation], repeats: Sequence[Generation]) -> None:
-        """Write the winner, draw, and say what was found and how to train with it."""
-        file = self.folder / "hyp_evolve.yaml"
-        write_best(file, verdict.winner, records, self.typed, summary_line(verdict))
+        """Write the winner, draw the charts, and print the result and the command that trains with it."""
+        file, summary = self.folder / "hyp_evolve.yaml", summary_line(verdict)
+        write_best(file, verdict.winner, records, self.plan.search_command, summary)
         write_population(self.folder / "evolve_population.yaml", records)
         self.draw(records, repeats, verdict.winner.number)
-        self.__exit__()
+        self.close()
         counts = {word: sum(record.status == word for record in records) for word in ("done", "pruned", "failed")}
         ends = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
         seconds = sum(record.seconds for record in [*records, *repeats])
-        print(
-            f"{len(records)} generations ({ends}) and {len(repeats)} repeats, {duration(seconds)} of training\n"
-            f"{summary_line(verdict)}\nResults saved to {self.folder}\n"
-            f"Train with it: {self.to_train} --hyp {shlex.quote(str(file))}"
+        result(
+            f"{len(records)} generations ({ends}) and {len(repeats)} repeats, {format_duration(seconds)} of training",
+            summary,
+            f"Results saved to {self.folder}",
+            f"Train with it: {self.plan.training_command} --hyp {shlex.quote(str(file))}",
         )
 
 
 def summary_line(verdict: Verdict) -> str:
-    """One line: who won, and whether the gain is more than luck."""
+    """Return one line: the winner, and whether its gain is more than luck."""
     winner = verdict.winner
     best = f"Best: generation {winner.number}, fitness {verdict.fitness:.4g}"
-    if verdict.start is None:
-        return f"{best}; the start failed, so there is no gain to tell"
+    if verdict.start is None or verdict.gain is None:
+        return f"{best}; the start failed, so there is no gain to report"
     if winner.origin == "start":
         return f"Best: the start itself, fitness {verdict.fitness:.4g}: nothing better was found"
     line = f"{best} against {verdict.start:.4g} of the start; gain {verdict.gain:+.4g} on fresh seeds"
     if verdict.noise is None:
-        return f"{line}; nothing was repeated, so nobody knows the noise between seeds"
+        return f"{line}; nothing was repeated, so the noise between seeds is unknown"
     word = "larger than" if verdict.significant else "not larger than"
     return f"{line}, {word} the noise between seeds (standard deviation {verdict.noise:.2g})"
 
 
-def duration(seconds: float) -> str:
-    """`42 s`, `7.5 min`, `3.2 h`, `2.1 days`."""
+def format_duration(seconds: float) -> str:
+    """Return `42 s`, `7.5 min`, `3.2 h` or `2.1 days`."""
     for limit, unit, name in ((90, 1, "s"), (5400, 60, "min"), (48 * 3600, 3600, "h")):
         if seconds < limit:
             return f"{seconds / unit:.3g} {name}"
     return f"{seconds / 86400:.3g} days"
 
 
-def for_training(hyp: Hyp) -> dict[str, float]:
-    """As in the files that come with the project: no `anchors` where the model keeps its own."""
+def to_hyp_file(hyp: Hyp) -> dict[str, float]:
+    """Return the content of a hyperparameter file: without `anchors` if the model keeps its own."""
     return {key: value for key, value in hyp.items() if key != "anchors" or value != KEEP_MODEL_ANCHORS}
 
 
-def write_best(file: Path, best: Generation, records: Sequence[Generation], typed: str, verdict: str = "") -> None:
-    """The best values as a file for `--hyp`, with how they were found in its comments."""
-    finished = [record for record in records if record.status != "started"]
+def write_best(file: Path, best: Generation, records: Sequence[Generation], command: str, summary: str = "") -> None:
+    """Write the best hyperparameters as a file for `--hyp`. Comments say how they were found."""
+    ended = [record for record in records if record.status != "started"]
     results = best.results or (float("nan"),) * len(RESULTS)
     head = [
         "Anchorage hyperparameter evolution",
         f"Best generation: {best.number} ({best.origin}{' of ' if best.parents else ''}"
         f"{' '.join(map(str, best.parents))}), seed {best.seed}, fitness {best.fitness:.5g}",
-        f"Last generation: {max(record.number for record in finished)}, {len(finished)} in all",
+        f"Last generation: {max(record.number for record in ended)}, {len(ended)} in all",
         ", ".join(f"{name:>20}" for name in RESULTS),
         ", ".join(f"{value:20.5g}" for value in results),
-        *([verdict] if verdict else []),
-        f"Found with: {typed}",
-    ]  # fmt: skip
-    text = "".join(f"# {line}\n" for line in head) + "\n" + yaml.safe_dump(for_training(best.hyp), sort_keys=False)
+        *([summary] if summary else []),
+        f"Found with: {command}",
+    ]
+    text = "".join(f"# {line}\n" for line in head) + "\n" + yaml.safe_dump(to_hyp_file(best.hyp), sort_keys=False)
     with atomic_write(file) as stream:
         stream.write(text.encode())
 
 
 def write_population(file: Path, records: Sequence[Generation]) -> None:
-    """The present parents, as a file for `--resume_evolve` of another search."""
+    """Write the current parents as a file for `--resume_evolve` of another search."""
     write_yaml(
         file,
         {
-            f"gen{record.number}number{rank}": for_training(record.hyp)
+            f"gen{record.number}number{rank}": to_hyp_file(record.hyp)
             for rank, record in enumerate(best_first(records)[:PARENTS])
         },
     )

@@ -1,4 +1,4 @@
-"""Was it luck? The best generations are repeated under other seeds, and so is the start they are compared with."""
+"""Verdict on a search: the best generations and the start run again under other seeds, to separate gain from luck."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,19 +10,19 @@ from utils.evolve import Generation, Key, best_first, run_seed
 
 @dataclass(frozen=True)
 class Repeats:
-    """The same hyperparameters once more under other seeds, to tell a gain from luck."""
+    """Rule that proposes the same hyperparameters again under other seeds. `ranked`: generations by number."""
 
-    of: Mapping[int, Generation]
+    ranked: Mapping[int, Generation]
     seed: int = 0
 
     def propose(self, key: Key, records: Sequence[Generation]) -> Generation:
         number, repeat = key
-        hyp, seed = dict(self.of[number].hyp), run_seed(self.seed, number, repeat)
+        hyp, seed = dict(self.ranked[number].hyp), run_seed(self.seed, number, repeat)
         return Generation(number, hyp, seed, "repeat", (number,), repeat)
 
 
 def candidates(records: Sequence[Generation], top: int = 3) -> dict[int, Generation]:
-    """The generations to repeat: the `top` best with different hyperparameters, and the start."""
+    """Return the generations to repeat, by number: the `top` best with different hyperparameters, and the start."""
     chosen: dict[int, Generation] = {}
     for record in best_first(records):
         if len(chosen) < top and all(record.hyp != other.hyp for other in chosen.values()):
@@ -32,21 +32,23 @@ def candidates(records: Sequence[Generation], top: int = 3) -> dict[int, Generat
 
 
 class Verdict(NamedTuple):
-    """The winner over several seeds, against the start."""
+    """Winner over several seeds, compared with the start."""
 
     winner: Generation
     fitness: float  # mean over its seeds
-    start: float | None  # mean of the start over its seeds; None where the start never succeeded
-    gain: float | None  # of the winner's fresh seeds over the start: the seed it was chosen by would flatter it
-    noise: float | None  # standard deviation of the fitness from seed to seed
-    significant: bool | None  # whether the gain is larger than twice its own standard error
+    start: float | None  # mean of the start over its seeds; None if the start never succeeded
+    gain: float | None  # winner minus start on fresh seeds; the seed used for selection is biased upward
+    noise: float | None  # standard deviation of the fitness between seeds; None if nothing was repeated
+    significant: bool | None  # the gain is larger than twice its own standard error
 
 
 def judge(records: Sequence[Generation], repeats: Sequence[Generation]) -> Verdict:
-    """Who won: of the repeated generations the one with the best mean. Without repeats the best single run."""
+    """Find the repeated generation with the best mean fitness. Without repeats, take the best single run."""
     ranked = candidates(records)
-    fresh = {number: [r.fitness for r in repeats if r.number == number and r.status == "done"] for number in ranked}
-    values = {number: [record.fitness, *fresh[number]] for number, record in ranked.items()}
+    fresh = {
+        number: [r.final_fitness for r in repeats if r.number == number and r.status == "done"] for number in ranked
+    }
+    values = {number: [record.final_fitness, *fresh[number]] for number, record in ranked.items()}
     means = {number: statistics.fmean(group) for number, group in values.items()}
     winner = max(ranked.values(), key=lambda record: (means[record.number], -record.number))
     noise = _pooled_deviation(list(values.values()))
@@ -61,7 +63,7 @@ def judge(records: Sequence[Generation], repeats: Sequence[Generation]) -> Verdi
 
 
 def _pooled_deviation(groups: Sequence[Sequence[float]]) -> float | None:
-    """Standard deviation inside groups of repeats; None where nothing was repeated."""
+    """Return the standard deviation inside groups of repeats, None if nothing was repeated."""
     freedom = sum(len(group) - 1 for group in groups)
     squares = sum((value - statistics.fmean(group)) ** 2 for group in groups for value in group)
     return (squares / freedom) ** 0.5 if freedom > 0 else None

@@ -1,1 +1,1 @@
-"""What people get: drawings, charts, label files, COCO files and videos."""
+"""Output for people: drawings, charts, label files, COCO files and videos."""

@@ -1,4 +1,4 @@
-"""What a detection run leaves behind: text, a table, crops, pictures and videos, each by a name of its own."""
+"""Files of a detection run: labels, a table, crops, images and videos, each source under a name of its own."""
 
 import csv
 import itertools
@@ -9,6 +9,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import cv2
 import numpy as np
@@ -24,14 +25,14 @@ UNFIT_FOR_FILES = re.compile(r"[^\w.\- ]")
 
 
 class OutputNames:
-    """A name for each source's outputs, so that a/cat.jpg, b/cat.jpg and cat.png do not overwrite each other."""
+    """Unique names for the outputs of sources: a/cat.jpg, b/cat.jpg and cat.png do not overwrite each other."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._by_path: dict[str, str] = {}
         self._taken: set[str] = set()
 
     def stem(self, frame: Frame) -> str:
-        """The source's own stem if it is still free, else with _2, _3, ... added."""
+        """Return the source's own stem if it is still free, else with _2, _3, ... added."""
         if frame.path not in self._by_path:
             is_file = frame.kind in ("image", "video")
             stem = Path(frame.path).stem if is_file else UNFIT_FOR_FILES.sub("_", frame.path)
@@ -42,16 +43,19 @@ class OutputNames:
         return self._by_path[frame.path]
 
     def _clashes(self, stem: str, kind: str) -> bool:
-        """Frame 7 of a video `a` has the label file a_7.txt, which a picture `a_7` may have claimed."""
+        """Return True if outputs of another source have this name.
+
+        Frame 7 of a video `a` has the label file a_7.txt, which an image `a_7` may have claimed.
+        """
         frames = re.compile(re.escape(stem) + r"_\d+")
         return stem in self._taken or (kind != "image" and any(frames.fullmatch(other) for other in self._taken))
 
 
 @dataclass
 class Outputs:
-    """What --save-* and --nosave ask for. write() puts one frame's results below `folder`; close() finishes videos.
+    """Writer of the files that --save-* and --nosave select. write() takes one frame, close() finishes videos.
 
-    names: of the classes. Rows (n, 6) = x1, y1, x2, y2 in whole pixels of the picture, confidence, class.
+    names: of the classes. Rows (n, 6) = x1, y1, x2, y2 in whole pixels of the image, confidence, class.
     """
 
     folder: Path
@@ -71,13 +75,14 @@ class Outputs:
     _crop_numbers: Counter = field(default_factory=Counter)
     _crop_files: set[Path] = field(default_factory=set)
 
-    def __post_init__(self):
-        self._table = None
-        if self.table:  # written as the frames come: a stream may never end
-            self._table = open(self.folder / "predictions.csv", "w", newline="", encoding="utf-8")
+    def __post_init__(self) -> None:
+        self._table: IO[str] | None = None
+        if self.table:  # written frame by frame: a stream may never end
+            self._table = open(self.folder / "predictions.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115 close()
             csv.writer(self._table).writerow(["Image Name", "Prediction", "Confidence"])
 
     def write(self, frame: Frame, rows: np.ndarray) -> None:
+        """Write the selected files of one frame below `folder`."""
         stem = self._stems.stem(frame)
         if self.text:
             self._write_text(frame, stem, rows)
@@ -91,7 +96,7 @@ class Outputs:
             self._write_image(frame, stem, self.draw(frame.image, rows))
 
     def draw(self, image: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Copy of the picture with its detections."""
+        """Return a copy of the image with its detections."""
         labels = [self._label(row) for row in rows]
         return draw_boxes(image, rows[:, :4], labels, rows[:, 5], line_width=self.line_width)
 
@@ -101,7 +106,7 @@ class Outputs:
             self._table.close()
 
     def discard(self) -> None:
-        """After close(), where no frame was written: remove the folder, unless something of an earlier run is in it."""
+        """Remove the folder after close() if no frame was written. One with files of an earlier run stays."""
         if self._table:
             (self.folder / "predictions.csv").unlink()  # titles only
         with suppress(OSError):
@@ -114,7 +119,7 @@ class Outputs:
         return name if self.hide_conf else f"{name} {row[4]:.2f}"
 
     def _write_text(self, frame: Frame, stem: str, rows: np.ndarray) -> None:
-        """`class c1 c2 c3 c4 [confidence]` a line, coordinates in 0...1; no file where nothing is found."""
+        """Write lines `class c1 c2 c3 c4 [confidence]`, coordinates in 0...1. Without detections there is no file."""
         file = self.folder / "labels" / f"{stem}{'' if frame.kind == 'image' else f'_{frame.number}'}.txt"
         if not len(rows):
             file.unlink(missing_ok=True)  # of an earlier run into the same folder
@@ -132,7 +137,7 @@ class Outputs:
         self.label_files += 1
 
     def _write_crops(self, image: np.ndarray, stem: str, rows: np.ndarray) -> None:
-        """Every object with a margin of 1 % and 5 pixels on each side, as crops/CLASS/STEM.jpg, STEM2.jpg, ..."""
+        """Write each object as crops/CLASS/STEM.jpg, STEM2.jpg, ..., with a margin of 1 % and 5 pixels on each side."""
         height, width = image.shape[:2]
         for row in rows:
             x1, y1, x2, y2 = row[:4].astype(float)
@@ -144,7 +149,7 @@ class Outputs:
             save_image(self._crop_file(folder, stem), image[top:bottom, left:right])
 
     def _crop_file(self, folder: Path, stem: str) -> Path:
-        """The first file that this run has not written yet: those of earlier runs are replaced."""
+        """Return the first file that this run has not written yet. Those of earlier runs are replaced."""
         while True:
             self._crop_numbers[folder, stem] += 1
             number = self._crop_numbers[folder, stem]
@@ -162,7 +167,7 @@ class Outputs:
             save_image(file, drawn)
             return
         if frame.path not in self._videos:
-            if frame.kind == "video":  # files come one after the other; streams all at once
+            if frame.kind == "video":  # files come one after the other, streams all at once
                 self._finish_videos()
             self._videos[frame.path] = VideoFile(file, frame.fps, drawn.shape[:2])
         self._videos[frame.path].write(drawn, frame.time)
@@ -174,7 +179,7 @@ class Outputs:
 
 
 class VideoFile:
-    """An mp4 being written, with the size of its first frame, that plays as long as what it shows took."""
+    """Writer of an mp4 video with the size of its first frame. It plays as long as its source took."""
 
     def __init__(self, file: Path, fps: float, shape: tuple[int, int]):
         self._size, self._fps = (shape[1], shape[0]), fps
@@ -185,7 +190,7 @@ class VideoFile:
             raise UserError(f"{file}: this OpenCV cannot write mp4 videos; use --nosave with --save-txt or --save-crop")
 
     def write(self, image: np.ndarray, time: float) -> None:
-        """Show a picture from `time` (seconds) on: the one before it fills the gap where frames were left out."""
+        """Show an image from `time` (seconds) on. The one before fills the gap if frames were skipped."""
         if (image.shape[1], image.shape[0]) != self._size:
             image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
         due = round(time * self._fps)
@@ -204,7 +209,10 @@ class VideoFile:
 
 
 def can_show_windows() -> bool:
-    """Tried in a process of its own: without a display, Qt does not raise an error but ends the process."""
+    """Return True if OpenCV can open a window.
+
+    It is tried in a child process: without a display, Qt raises no error but ends the process.
+    """
     script = "import cv2; cv2.namedWindow('test'); cv2.waitKey(1); cv2.destroyAllWindows()"
     try:
         return subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=30).returncode == 0

@@ -1,4 +1,4 @@
-"""Boxes and text on pictures, grids of a batch, picture files. Functions never touch the caller's arrays.
+"""Boxes and text drawn on images, grids of a batch, image files. Functions never change the caller's arrays.
 
 Letters: B batch, H W rows and columns, T targets, N detections.
 """
@@ -17,7 +17,7 @@ from utils.errors import UserError
 from utils.files import atomic_write
 from utils.output.fonts import choose_font
 
-# Neighbouring classes differ in lightness as well as in hue, so that they stay apart for colour-blind eyes.
+# Neighbouring classes differ in lightness as well as in hue, so that colour-blind people can distinguish them.
 _HEX = (
     "042AFF 0BDBEB F3F3F3 00DFB7 111F68 FF6FDD FF444F "
     "CCED00 00F344 BD00FF 00B4FF DD00BA 00FFFF 26C000 "
@@ -27,15 +27,18 @@ PALETTE = tuple(tuple(bytes.fromhex(code)) for code in _HEX.split())  # RGB
 
 BGR = tuple[int, int, int]
 
-NEARLY_WHITE = 220  # lightness of lines that could not be seen on bright pictures without an outline
+NEARLY_WHITE = 220  # lightness above which lines need an outline to be visible on bright images
 OUTLINE = (60, 60, 60)
 
-MAX_SIDE = 1920  # pixels, of a grid of pictures
-MIN_SIDE = 1000  # of one of small pictures, which are enlarged up to fourfold
+MAX_SIDE = 1920  # pixels of a grid of images
+MIN_SIDE = 1000  # small images are enlarged towards it, up to fourfold
 
 
-def color(index: int) -> BGR:
-    """BGR colour of a class, for drawing on OpenCV pictures; the palette repeats after 20 classes."""
+Names = Mapping[int, str] | Sequence[str]  # of classes, by class id
+
+
+def color(index: float) -> BGR:
+    """Return the BGR colour of a class, for drawing with OpenCV. The palette repeats after 20 classes."""
     red, green, blue = PALETTE[int(index) % len(PALETTE)]
     return blue, green, red
 
@@ -44,14 +47,14 @@ def draw_boxes(
     image: np.ndarray,
     boxes_xyxy: np.ndarray,
     labels: Sequence[str],
-    classes: Sequence[int],
+    classes: Sequence[int] | np.ndarray,
     *,
     line_width: int | None = None,
     font_size: int | None = None,
 ) -> np.ndarray:
-    """Copy of a BGR uint8 picture (H, W, 3) with boxes (N, 4) in pixels and a label on each; "" draws no label.
+    """Return a copy of a BGR uint8 image (H, W, 3) with boxes (N, 4) in pixels and a label on each.
 
-    All boxes come before all labels, and later boxes lie on top: give the lowest score first.
+    "" draws no label. All boxes are drawn before all labels, later boxes on top: pass the lowest score first.
     """
     canvas = np.ascontiguousarray(image).copy()
     height, width = canvas.shape[:2]
@@ -75,15 +78,16 @@ def plot_batch(
     paths: Sequence[str],
     file: str | Path,
     *,
-    names: Mapping[int, str] | Sequence[str] | None = None,
+    names: Names | None = None,
     max_images: int = 16,
     min_confidence: float = 0.25,
 ) -> None:
-    """Grid of the first pictures of a batch with their boxes and file names.
+    """Write a grid of the first images of a batch with their boxes and file names.
 
-    images: (B, 3, H, W) RGB, uint8 or floats in 0...1. boxes: targets (T, 6) = image, class, x, y, w, h in 0...1, or a
-    list of detections (N, 6) = x1, y1, x2, y2 in pixels of `images`, confidence, class, of which those at or under
-    `min_confidence` are left out.
+    images: (B, 3, H, W) RGB, uint8 or floats in 0...1.
+    boxes: targets (T, 6) = image, class, x, y, w, h in 0...1, or a list of detections (N, 6).
+    Columns of detections: x1, y1, x2, y2 in pixels of `images`, confidence, class. They are drawn if their confidence
+    is above `min_confidence`.
     """
     images = as_array(images[:max_images])
     count, _, height, width = images.shape
@@ -107,10 +111,10 @@ def plot_batch(
 
 
 def save_image(file: str | Path, image: np.ndarray, *, quality: int = 95) -> None:
-    """Write a BGR uint8 picture in the format of the file's suffix, whole or not at all.
+    """Write a BGR uint8 image in the format of the file's suffix, atomically.
 
-    UserError for a format that OpenCV lacks. JPEG keeps the colour of every pixel (4:4:4): at half the resolution
-    coloured lines and text would smear.
+    JPEG keeps the colour of every pixel (4:4:4), because subsampling would smear coloured lines and text.
+    Raise UserError for a format that OpenCV cannot write.
     """
     options = []
     if Path(file).suffix.lower() in {".jpg", ".jpeg"}:
@@ -119,20 +123,20 @@ def save_image(file: str | Path, image: np.ndarray, *, quality: int = 95) -> Non
     try:
         written, encoded = cv2.imencode(Path(file).suffix, image, options)
     except cv2.error:
-        written = False
+        written, encoded = False, np.empty(0)
     if not written:
-        raise UserError(f"{file}: OpenCV cannot write pictures of this kind; use .jpg or .png")
+        raise UserError(f"{file}: OpenCV cannot write images of this kind; use .jpg or .png")
     with atomic_write(file) as stream:
         stream.write(encoded.tobytes())
 
 
-def as_array(values) -> np.ndarray:
-    """NumPy view of an array, or of a tensor on any device; pictures need no torch for it."""
+def as_array(values: object) -> np.ndarray:
+    """Return a NumPy view of an array, or of a tensor on any device. Drawing then needs no torch."""
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
-def class_name(names: Mapping[int, str] | Sequence[str], index: int) -> str:
-    """Name of a class, or its number where the names do not reach that far."""
+def class_name(names: Names, index: int) -> str:
+    """Return the name of a class, or its number if it has no name."""
     if isinstance(names, Mapping):
         return str(names.get(index, index))
     return str(names[index] if 0 <= index < len(names) else index)
@@ -143,11 +147,13 @@ def class_name(names: Mapping[int, str] | Sequence[str], index: int) -> str:
 
 @lru_cache(maxsize=32)
 def _font(size: int, file: Path | None) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(file), size) if file else ImageFont.load_default(size)
+    font = ImageFont.truetype(str(file), size) if file else ImageFont.load_default(size)
+    assert isinstance(font, ImageFont.FreeTypeFont)  # always if a size is given
+    return font
 
 
 def _text_mask(text: str, size: int) -> np.ndarray:
-    """Coverage (h, w, 1) in 0...1 of a line of text with a margin around it."""
+    """Return the coverage (h, w, 1) in 0...1 of a line of text with a margin around it."""
     text, file = choose_font(text)
     font = _font(size, file)
     ascent, descent = font.getmetrics()
@@ -158,7 +164,7 @@ def _text_mask(text: str, size: int) -> np.ndarray:
 
 
 def _draw_label(image: np.ndarray, text: str, left: int, bottom: int, size: int, background: BGR) -> None:
-    """Write text in a filled box on `image` itself: over `bottom` where there is room, else under it."""
+    """Draw text in a filled box into `image` itself: above `bottom` if there is room, else below it."""
     mask = _text_mask(text.replace("\n", " "), size)
     height, width = mask.shape[:2]
     top = bottom - height if bottom >= height else bottom
@@ -170,12 +176,12 @@ def _draw_label(image: np.ndarray, text: str, left: int, bottom: int, size: int,
 
 
 def _ink(background_bgr: BGR) -> BGR:
-    """Black or white, whichever is easier to read on a BGR background."""
+    """Return black or white, the one with more contrast to a BGR background."""
     return (255, 255, 255) if lightness(background_bgr) < 140 else (0, 0, 0)
 
 
 def lightness(colour: BGR) -> float:
-    """0 to 255 (luma of Rec. 601)."""
+    """Return the luma (Rec. 601) of a BGR colour, 0 to 255."""
     blue, green, red = colour
     return 0.114 * blue + 0.587 * green + 0.299 * red
 
@@ -184,19 +190,24 @@ def lightness(colour: BGR) -> float:
 
 
 def _bgr(image: np.ndarray) -> np.ndarray:
-    """(3, H, W) RGB, uint8 or floats in 0...1 -> new (H, W, 3) BGR uint8."""
+    """Convert (3, H, W) RGB, uint8 or floats in 0...1, to a new (H, W, 3) BGR uint8 array."""
     if image.dtype != np.uint8:
         image = (np.clip(image.astype(np.float32), 0, 1) * 255).round().astype(np.uint8)
     return np.ascontiguousarray(image[::-1].transpose(1, 2, 0))
 
 
-def _boxes_per_image(boxes, count: int, width: int, height: int, min_confidence: float) -> list[np.ndarray]:
-    """Targets or detections (see plot_batch) -> per picture (n, 6): xyxy in pixels, class, confidence or nan."""
+def _boxes_per_image(
+    boxes: np.ndarray | Sequence[np.ndarray], count: int, width: int, height: int, min_confidence: float
+) -> list[np.ndarray]:
+    """Convert targets or detections (see plot_batch) to rows (n, 6) per image: xyxy in pixels, class, confidence.
+
+    The confidence of targets is nan.
+    """
     if isinstance(boxes, (list, tuple)):
         found = []
         for rows in boxes[:count]:
             rows = as_array(rows).reshape(-1, 6).astype(np.float32)
-            rows = rows[rows[:, 4] > min_confidence][:300][::-1]  # lowest score first: the best lie on top
+            rows = rows[rows[:, 4] > min_confidence][:300][::-1]  # lowest score first: the best are drawn on top
             found.append(rows[:, [0, 1, 2, 3, 5, 4]])
         return found + [np.zeros((0, 6), np.float32)] * (count - len(found))
     targets = as_array(boxes).reshape(-1, 6).astype(np.float32)
@@ -205,6 +216,6 @@ def _boxes_per_image(boxes, count: int, width: int, height: int, min_confidence:
     return [rows[targets[:, 0] == i] for i in range(count)]
 
 
-def _class_text(index: float, confidence: float, names: Mapping[int, str] | Sequence[str] | None) -> str:
+def _class_text(index: float, confidence: float, names: Names | None) -> str:
     name = str(int(index)) if names is None else class_name(names, int(index))
     return name if math.isnan(confidence) else f"{name} {confidence:.1f}"

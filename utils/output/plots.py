@@ -1,5 +1,6 @@
-"""Every chart the project writes. Functions take arrays and a file name, never touch the caller's arrays, and keep no
-global state: figures are plain objects with their own Agg canvas, so that a background thread may draw (see Plotter).
+"""Charts of training and validation. Functions take arrays and a file name, and never change the caller's arrays.
+
+They keep no global state, so that a background thread may draw (see Plotter).
 
 Letters: C classes, M labels.
 """
@@ -14,20 +15,22 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
-from utils.output.drawing import PALETTE, as_array, class_name
+from utils.metrics import Curves
+from utils.output.drawing import PALETTE, Names, as_array, class_name
 from utils.output.figure import new_figure, save_figure
 from utils.output.fonts import choose_font
+from utils.results_csv import METRICS, TRAIN_LOSSES, VAL_LOSSES
 
-if TYPE_CHECKING:  # it takes half a second to import, and is needed in the background, when a chart is drawn
+if TYPE_CHECKING:  # importing matplotlib takes half a second; it is done when a chart is drawn, in the background
     from matplotlib.axes import Axes
 
-MAX_LEGEND = 20  # classes that still get a legend entry of their own
-MAX_NAMED = 30  # classes whose names or numbers still fit on an axis at full size
+MAX_LEGEND = 20  # up to this number, each class has a legend entry
+MAX_NAMED = 30  # below this number, names of classes fit on an axis at full size
 MEAN_COLOR = "#0033CC"
 
 
-def plot_labels(labels: np.ndarray, names: Mapping[int, str] | Sequence[str], file: str | Path) -> None:
-    """Four panels on a data set's labels (M, 5) = class, x, y, w, h in 0...1: classes, shapes, centres, sizes."""
+def plot_labels(labels: np.ndarray, names: Names, file: str | Path) -> None:
+    """Draw classes, shapes, centres and sizes of a data set's labels (M, 5) = class, x, y, w, h in 0...1."""
     labels = as_array(labels).reshape(-1, 5)
     figure = new_figure(10, 9)
     (bars, shapes), (centres, sizes) = figure.subplots(2, 2)
@@ -35,7 +38,7 @@ def plot_labels(labels: np.ndarray, names: Mapping[int, str] | Sequence[str], fi
     shapes.imshow(_overlaid_boxes(labels[:1000]))
     shapes.set(title="box shapes, centred", xticks=[], yticks=[])
     _density(centres, labels[:, 1], labels[:, 2], "x", "y")
-    centres.invert_yaxis()  # as in the picture: y points down
+    centres.invert_yaxis()  # as in an image: y points down
     centres.set_title("box centres")
     _density(sizes, labels[:, 3], labels[:, 4], "width", "height")
     sizes.set_title("box sizes")
@@ -43,7 +46,7 @@ def plot_labels(labels: np.ndarray, names: Mapping[int, str] | Sequence[str], fi
 
 
 def plot_label_correlogram(labels: np.ndarray, file: str | Path) -> None:
-    """Pairs of x, y, width, height of labels (M, 5) against each other; each one's own histogram on the diagonal."""
+    """Draw x, y, width and height of labels (M, 5) against each other, with histograms on the diagonal."""
     values = as_array(labels).reshape(-1, 5)[:, 1:]
     titles = ("x", "y", "width", "height")
     figure = new_figure(10, 10)
@@ -64,14 +67,14 @@ def plot_label_correlogram(labels: np.ndarray, file: str | Path) -> None:
     save_figure(figure, file, dpi=150)
 
 
-RESULT_PANELS = (
-    *("train/box_loss", "train/obj_loss", "train/cls_loss", "metrics/precision", "metrics/recall"),
-    *("val/box_loss", "val/obj_loss", "val/cls_loss", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"),
-)
+RESULT_PANELS = (*TRAIN_LOSSES, *METRICS[:2], *VAL_LOSSES, *METRICS[2:])  # two rows of five
 
 
 def plot_results(csv_file: str | Path, file: str | Path) -> None:
-    """Losses and metrics of a results.csv against the epoch; cells without a number are gaps, absent columns empty."""
+    """Draw losses and metrics of a results.csv against the epoch.
+
+    Cells without a number are gaps. Panels of absent columns are empty.
+    """
     columns = _read_columns(csv_file)
     epochs = columns.get("epoch", np.empty(0))
     figure = new_figure(15, 7)
@@ -91,9 +94,9 @@ def plot_results(csv_file: str | Path, file: str | Path) -> None:
 
 
 def plot_study(tables: Mapping[str, np.ndarray], sizes: Sequence[int], file: str | Path) -> None:
-    """mAP50-95 in percent against milliseconds of inference: a line per weights, a point per picture size.
+    """Draw mAP50-95 in percent against milliseconds of inference: a line per weights, a point per image size.
 
-    tables: rows (S, 10) as in study_*.txt by the name of the weights; sizes: (S,) pixels.
+    tables: name of the weights -> rows (S, 10) as in study_*.txt. sizes: (S,) pixels.
     """
     figure = new_figure(8, 5)
     panel = figure.subplots()
@@ -101,9 +104,9 @@ def plot_study(tables: Mapping[str, np.ndarray], sizes: Sequence[int], file: str
         rows = np.atleast_2d(as_array(rows))
         milliseconds, percent = rows[:, 8], 100 * rows[:, 3]
         panel.plot(milliseconds, percent, marker=".", markersize=8, color=_on_white(number), label=_shorten(name))
-        for size, *point in zip(sizes, milliseconds, percent, strict=True):
-            panel.annotate(str(size), point, xytext=(3, 3), textcoords="offset points", fontsize=7)
-    panel.set(xlabel="inference, milliseconds per picture", ylabel="mAP50-95, percent")
+        for size, x, y in zip(sizes, milliseconds, percent, strict=True):
+            panel.annotate(str(size), (x, y), xytext=(3, 3), textcoords="offset points", fontsize=7)
+    panel.set(xlabel="inference, milliseconds per image", ylabel="mAP50-95, percent")
     panel.set_xlim(left=0)
     panel.grid(alpha=0.25)
     panel.legend()
@@ -113,7 +116,7 @@ def plot_study(tables: Mapping[str, np.ndarray], sizes: Sequence[int], file: str
 def plot_curve(
     x: np.ndarray,
     ys: np.ndarray,
-    names: Sequence[str] | Mapping[int, str],
+    names: Names,
     file: str | Path,
     *,
     xlabel: str = "Confidence",
@@ -121,10 +124,10 @@ def plot_curve(
     classes: Sequence[int] | None = None,
     mean: np.ndarray | None = None,
 ) -> None:
-    """A metric against confidence: x (1000,), one row of ys (C, 1000) per class, and their mean with its best point.
+    """Draw a metric against confidence: x (1000,), a row of ys (C, 1000) per class, and their mean with its best point.
 
     names: one per row of ys; or, with `classes` (the class id of each row), the data set's names by class id.
-    mean: (1000,) to draw instead of the rows' mean smoothed over a tenth of the range.
+    mean: (1000,), by default the mean of the rows, smoothed over a tenth of the range.
     """
     x, ys = as_array(x), np.atleast_2d(as_array(ys))
     if mean is None:
@@ -135,10 +138,10 @@ def plot_curve(
     _curves(x, ys, entries, as_array(mean), summary, file, (xlabel, ylabel))
 
 
-def plot_pr_curve(curves, ap50: np.ndarray, names: Sequence[str] | Mapping[int, str], file: str | Path) -> None:
-    """Precision against recall at IoU 0.5, with each class's AP.
+def plot_pr_curve(curves: Curves, ap50: np.ndarray, names: Names, file: str | Path) -> None:
+    """Draw precision against recall at IoU 0.5, with each class's AP.
 
-    curves: .recall_grid (1000,), .precision_at_recall (C', 1000), .classes (C',); ap50: (C',) in the same order;
+    curves: .recall_grid (1000,), .precision_at_recall (C', 1000), .classes (C',). ap50: (C',) in the same order.
     names: by class id, so that a class without predictions shifts no legend entry.
     """
     x, ys, ap50 = as_array(curves.recall_grid), np.atleast_2d(as_array(curves.precision_at_recall)), as_array(ap50)
@@ -149,15 +152,15 @@ def plot_pr_curve(curves, ap50: np.ndarray, names: Sequence[str] | Mapping[int, 
     _curves(x, ys, entries, mean, f"all classes {average:.3f} mAP@0.5", file, ("Recall", "Precision"))
 
 
-def plot_confusion(matrix: np.ndarray, names: Mapping[int, str] | Sequence[str], file: str | Path) -> None:
-    """Heat map of a confusion matrix (C+1, C+1): rows predicted, columns true, background last; columns sum to one."""
+def plot_confusion(matrix: np.ndarray, names: Names, file: str | Path) -> None:
+    """Draw a confusion matrix (C+1, C+1): rows predicted, columns true, background last. Columns are scaled to 1."""
     counts = as_array(matrix).astype(np.float64)
     num_classes = len(counts) - 1
     shares = counts / np.maximum(counts.sum(axis=0, keepdims=True), 1e-9)
     figure = new_figure(12, 10)
     panel = figure.subplots()
-    picture = panel.imshow(np.where(shares < 0.005, np.nan, shares), cmap="Blues", vmin=0.0, vmax=1.0)
-    figure.colorbar(picture, ax=panel, shrink=0.8)
+    heat_map = panel.imshow(np.where(shares < 0.005, np.nan, shares), cmap="Blues", vmin=0.0, vmax=1.0)
+    figure.colorbar(heat_map, ax=panel, shrink=0.8)
     if num_classes < MAX_NAMED:
         size = float(np.interp(num_classes, (3, MAX_NAMED), (14, 7)))
         for row, column in zip(*np.nonzero(shares >= 0.005), strict=True):
@@ -188,7 +191,7 @@ def _curves(
     file: str | Path,
     axis_titles: tuple[str, str],
 ) -> None:
-    """One line per class and a thick one for their mean, the legend beside the panel; many classes share one grey."""
+    """Draw a line per class and a thick one for their mean. More than MAX_LEGEND classes share one grey."""
     figure = new_figure(10, 6)
     panel = figure.subplots()
     named = len(ys) <= MAX_LEGEND
@@ -197,7 +200,7 @@ def _curves(
         lines += panel.plot(x, y, color=_on_white(i) if named else "darkgray", linewidth=1.5 if named else 0.7)
     mean_line = panel.plot(x, mean, color="black", linewidth=3.5)
     handles, texts = (lines + mean_line, [*entries, summary]) if named else (mean_line, [summary])
-    # Numbers stand in at first: matplotlib would drop an entry that begins with an underscore, and read $ as formulas.
+    # Numbers first, texts later: matplotlib would drop an entry that begins with _, and parse $ as a formula.
     legend = panel.legend(handles, [str(i) for i in range(len(handles))], bbox_to_anchor=(1.02, 1), loc="upper left")
     for entry, text in zip(legend.get_texts(), texts, strict=True):
         entry.set(text=text, parse_math=False)
@@ -208,7 +211,7 @@ def _curves(
     save_figure(figure, file, dpi=150)
 
 
-def _class_histogram(panel: "Axes", classes: np.ndarray, names: Mapping[int, str] | Sequence[str]) -> None:
+def _class_histogram(panel: "Axes", classes: np.ndarray, names: Names) -> None:
     num_classes = max(len(names), int(classes.max(initial=-1)) + 1, 1)
     counts = np.bincount(classes, minlength=num_classes)
     bars = panel.bar(range(num_classes), counts, color=[_on_white(i) for i in range(num_classes)])
@@ -224,7 +227,7 @@ def _class_histogram(panel: "Axes", classes: np.ndarray, names: Mapping[int, str
 
 
 def _overlaid_boxes(labels: np.ndarray, side: int = 1000) -> np.ndarray:
-    """White RGB canvas with the boxes of labels (M, 5), all centred; large ones first: small ones stay visible."""
+    """Return a white RGB canvas with the boxes of labels (M, 5), all centred, large ones below small ones."""
     canvas = np.full((side, side, 3), 255, dtype=np.uint8)
     for index, _, _, w, h in labels[np.argsort(-labels[:, 3] * labels[:, 4], kind="stable")]:
         half = np.array([w, h]) * side / 2
@@ -235,7 +238,7 @@ def _overlaid_boxes(labels: np.ndarray, side: int = 1000) -> np.ndarray:
 
 
 def _density(panel: "Axes", x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: str) -> None:
-    """2-D histogram over the unit square; for contrast the colours end where nine tenths of the filled cells lie."""
+    """Draw a 2-D histogram over the unit square. For contrast, colours saturate at the 0.9 quantile of filled cells."""
     counts, _, _ = np.histogram2d(x, y, bins=50, range=((0, 1), (0, 1)))
     filled = counts[counts > 0]
     top = max(float(np.quantile(filled, 0.9)), 1.0) if len(filled) else 1.0
@@ -245,14 +248,15 @@ def _density(panel: "Axes", x: np.ndarray, y: np.ndarray, xlabel: str, ylabel: s
 
 
 def _on_white(index: int) -> tuple[float, float, float]:
-    """Matplotlib colour of a class on a white page: light palette entries are darkened until they can be seen."""
+    """Return the matplotlib colour of a class on white: light palette entries are darkened to be visible."""
     rgb = np.array(PALETTE[index % len(PALETTE)]) / 255
     lightness = float(rgb @ (0.299, 0.587, 0.114))
-    return tuple(rgb * min(1.0, 0.62 / max(lightness, 1e-6)))
+    red, green, blue = rgb * min(1.0, 0.62 / max(lightness, 1e-6))
+    return red, green, blue
 
 
 def _read_columns(csv_file: str | Path) -> dict[str, np.ndarray]:
-    """Columns of a CSV file by their stripped names; a cell that is empty, absent or no number becomes nan."""
+    """Read the columns of a CSV file by their stripped names. A cell that is empty, absent or no number is nan."""
     try:
         with open(csv_file, newline="", encoding="utf-8") as stream:
             rows = [row for row in csv.reader(stream) if row]
@@ -276,7 +280,7 @@ def _number(text: str) -> float:
 
 
 def _gaussian(values: np.ndarray, *, sigma: float) -> np.ndarray:
-    """Gaussian mean over neighbours within 4 sigma; gaps carry no weight and stay gaps."""
+    """Return the Gaussian mean over neighbours within 4 sigma. Gaps (nan) carry no weight and stay gaps."""
     if not len(values):
         return values
     radius = math.ceil(4 * sigma)
@@ -288,13 +292,13 @@ def _gaussian(values: np.ndarray, *, sigma: float) -> np.ndarray:
 
 
 def _box_filter(values: np.ndarray, *, fraction: float) -> np.ndarray:
-    """Moving mean over an odd window of about `fraction` of the values; the ends repeat the outermost value."""
+    """Return the moving mean over an odd window of about `fraction` of the values. The ends repeat the last value."""
     half = round(len(values) * fraction / 2)
     padded = np.pad(values, half, mode="edge")
     return np.convolve(padded, np.full(2 * half + 1, 1 / (2 * half + 1)), mode="valid")
 
 
-def _row_names(names: Mapping[int, str] | Sequence[str], rows: int, classes: Sequence[int] | None) -> list[str]:
+def _row_names(names: Names, rows: int, classes: Sequence[int] | None) -> list[str]:
     if classes is not None:
         assert len(classes) == rows, (len(classes), rows)
         return [class_name(names, int(index)) for index in classes]

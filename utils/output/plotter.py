@@ -2,47 +2,53 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from utils.console import warn
 
 
 class Plotter:
-    """Draws in one background thread, in the order of submission. A picture that fails costs one line, not the run.
+    """Context manager that draws in one background thread, in the order of submission.
 
-    What is submitted must not be changed afterwards. close(), or leaving the `with` block, waits for the last picture;
-    an error that leaves the block does not, and what is not begun is not drawn then.
+    A chart that fails costs one warning, not the run. Arguments of submit() must not be changed afterwards.
+    close(), or leaving the `with` block, waits for the last chart. An error that leaves the block does not wait:
+    charts that have not begun are not drawn then.
     """
 
-    def __init__(self, report: Callable[[str], None] = print):
-        self._report = report
+    def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="plots")
-        self._last: Future | None = None
+        self._last: Future[None] | None = None
 
-    def submit(self, function: Callable, *args, **kwargs) -> None:
-        self._last = self._pool.submit(self._draw, function, args, kwargs)
+    def submit(self, function: Callable[..., object], *args: Any, **kwargs: Any) -> None:
+        """Draw with `function` in the background."""
+        self._last = self._pool.submit(_draw, function, args, kwargs)
 
     def close(self) -> None:
-        """Wait for the last picture; Ctrl-C leaves out those that are not begun."""
+        """Wait for the last chart. Ctrl-C cancels those that have not begun."""
         try:
             if self._last is not None:
-                wait([self._last])  # not by shutdown: Ctrl-C amid that and Python ends under a thread that still draws
+                # Not by shutdown(): Ctrl-C during that lets Python end while the thread still draws.
+                wait([self._last])
         except BaseException:
-            self._leave()
+            self._cancel()
             raise
         self._pool.shutdown()
 
-    def _leave(self) -> None:
-        """Leave out what is not begun; Python itself waits at its end for what is."""
+    def _cancel(self) -> None:
+        """Cancel the charts that have not begun. Python itself waits at its exit for the one that has."""
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._last = None
 
     def __enter__(self) -> "Plotter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        self.close() if kind is None else self._leave()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close() if kind is None else self._cancel()
 
-    def _draw(self, function: Callable, args: tuple, kwargs: dict) -> None:
-        try:
-            function(*args, **kwargs)
-        except Exception as error:  # a background thread has nobody above it who could catch this
-            name = getattr(function, "__name__", "picture")
-            self._report(f"warning: {name} was not drawn: {type(error).__name__}: {error}")
+
+def _draw(function: Callable[..., object], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    try:
+        function(*args, **kwargs)
+    except Exception as error:  # nothing above a background thread could catch it
+        name = getattr(function, "__name__", "chart")
+        warn(f"{name} was not drawn: {type(error).__name__}: {error}")

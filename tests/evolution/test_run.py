@@ -1,4 +1,4 @@
-"""`train.py --evolve`: what it starts, what it survives, what it leaves behind."""
+"""Runs of `train.py --evolve`: the trainings they start, the faults they survive, the files they write."""
 
 import os
 import re
@@ -18,10 +18,9 @@ import train
 from utils.config import Hyperparameters, TrainOptions
 from utils.errors import UserError
 from utils.evolution.csv_store import read_table
-from utils.evolution.report import write_best
-from utils.evolution.run import build_trainings, format_command, make_plan, run_evolution
-from utils.evolution.trainings import to_flags
-from utils.evolve import GENES, Generation, MemoryStore
+from utils.evolution.plan import make_plan, to_flags
+from utils.evolution.run import build_trainings
+from utils.evolve import GENES, MemoryStore
 
 ROOT = Path(__file__).resolve().parents[2]
 STUB = ROOT / "tests" / "evolve_stub.py"
@@ -30,11 +29,13 @@ CLI = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from utils.config import SuggestingParser, TrainOptions, add_flags
+from utils.cli import SuggestingParser, add_flags
+from utils.config import TrainOptions
 from utils.errors import run
-from utils.evolution.run import run_evolution
+from utils.evolution.plan import make_plan
+from train import search_hyperparameters
 given = vars(add_flags(SuggestingParser(prog="train.py"), TrainOptions).parse_args())
-run(lambda: run_evolution(TrainOptions(**given), frozenset(given), Path({str(STUB)!r})))
+run(lambda: search_hyperparameters(make_plan(TrainOptions(**given), frozenset(given), Path({str(STUB)!r}))))
 """
 
 
@@ -44,9 +45,9 @@ def options(folder, **settings):
 
 
 def evolve(folder, **settings):
-    """Run an evolution of stub trainings in this process; returns its verdict."""
+    """Run an evolution of stub trainings in this process. Return its verdict."""
     given = options(folder, **settings)
-    return run_evolution(TrainOptions(**given), frozenset(given), STUB)
+    return train.search_hyperparameters(make_plan(TrainOptions(**given), frozenset(given), STUB))
 
 
 def start_cli(folder, **settings):
@@ -56,12 +57,12 @@ def start_cli(folder, **settings):
             [sys.executable, "-c", CLI, *words],
             stdout=output,
             stderr=subprocess.STDOUT,
+            # background jobs of a shell inherit SIGINT ignored, and Python keeps it so
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # a shell's
-        # background jobs inherit SIGINT ignored, and Python then leaves it so
+        )
 
 
-def behave(folder, text):
+def set_behaviour(folder, text):
     (folder / "exp").mkdir(parents=True, exist_ok=True)
     (folder / "exp" / "behaviour").write_text(text)
 
@@ -70,22 +71,23 @@ def rows_of(folder, name="evolve"):
     return read_table(folder / "exp" / f"{name}.csv", NAMES)[0]
 
 
-def begun(folder):
-    return [line.split() for line in (folder / "exp" / "begun").read_text().splitlines()]
+def started_trainings(folder):
+    """Read name, device, seed and fraction of each training that the stub started."""
+    return [line.split() for line in (folder / "exp" / "started").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """An evolution of 12 generations of four epochs each, two at a time."""
+    """Run an evolution of 12 generations of four epochs each, two at a time."""
     folder = tmp_path_factory.mktemp("evolution")
     return folder, evolve(folder, evolve=12, epochs=4, noplots=False)
 
 
-# ---- what it leaves behind
+# ---- files and lines
 
 
 @pytest.mark.slow
-def test_everything_is_there_and_counts_once(finished):
+def test_all_files_are_written_and_each_generation_counts_once(finished):
     folder, _ = finished
     names = ["evolve.csv", "hyp_evolve.yaml", "evolve.png", "evolve_progress.png", "evolve_population.yaml",
              "evolve_repeats.csv", "opt.yaml"]  # fmt: skip
@@ -117,7 +119,7 @@ def test_the_best_three_and_the_start_ran_again_under_two_other_seeds(finished):
 @pytest.mark.slow
 def test_trainings_got_their_seed_device_and_hyperparameters(finished):
     folder, _ = finished
-    seeds = {name: seed for name, device, seed, _ in begun(folder) if device == "cpu"}
+    seeds = {name: seed for name, device, seed, _ in started_trainings(folder) if device == "cpu"}
     for row in rows_of(folder):
         assert seeds[f"{row.number:04d}"] == str(row.seed)
         used = Hyperparameters.load(folder / "exp" / "generations" / f"{row.number:04d}" / "hyp.yaml")
@@ -143,7 +145,7 @@ def test_the_best_file_is_a_hyp_file_that_says_how_it_was_found(finished):
 
 
 @pytest.mark.slow
-def test_the_pictures_are_pictures(finished):
+def test_the_charts_are_drawn(finished):
     import cv2
 
     for name, least in (("evolve.png", 1000), ("evolve_progress.png", 600)):
@@ -152,18 +154,18 @@ def test_the_pictures_are_pictures(finished):
 
 
 @pytest.mark.slow
-def test_nothing_large_is_left_of_the_trainings(finished):
+def test_trainings_keep_no_large_files(finished):
     left = [path for path in (finished[0] / "exp" / "generations").rglob("*") if path.is_file()]
     assert {path.name for path in left} == {"hyp.yaml", "results.csv", "train.log"}
 
 
 @pytest.mark.slow
-def test_the_same_command_again_does_nothing_twice_and_more_generations_go_on(finished, capsys):
+def test_the_same_command_resumes_and_repeats_nothing(finished, capsys):
     folder, verdict = finished
-    trainings = len(begun(folder))
-    assert evolve(folder, evolve=12, epochs=4) == verdict and len(begun(folder)) == trainings
+    trainings = len(started_trainings(folder))
+    assert evolve(folder, evolve=12, epochs=4) == verdict and len(started_trainings(folder)) == trainings
     out = capsys.readouterr().out
-    assert "Going on after 12 of 12 generations" in out
+    assert "Resuming after 12 of 12 generations" in out
     assert "Train with it: python evolve_stub.py --epochs=4 --hyp " in out
     evolve(folder, evolve=14, epochs=4)
     assert [row.number for row in sorted(rows_of(folder), key=lambda row: row.number)] == list(range(14))
@@ -180,11 +182,20 @@ def test_the_start_and_the_closing_lines(tmp_path, capsys):
         r"Estimated: [89] trainings of [\d.]+ s \(6 of them .* 2 at a time: [\d.]+ (s|min) in all, until", streams.out
     )
     assert f"generation {verdict.winner.number}" in streams.out or "the start itself" in streams.out
-    assert "generations: 100%" in streams.err and "best 0." in streams.err
+    assert re.search(r"generations: 3 of 3, best 0\.\d+ \(generation \d\)\n", streams.out)  # no terminal: lines, no bar
+    assert "%" not in streams.err
 
 
 @pytest.mark.slow
-def test_another_folder_can_begin_with_what_this_one_found(finished, tmp_path):
+def test_a_terminal_gets_a_bar(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    evolve(tmp_path, evolve=3)
+    streams = capsys.readouterr()
+    assert "generations: 100%" in streams.err and "best 0." in streams.err and "generations: 3 of 3" not in streams.out
+
+
+@pytest.mark.slow
+def test_another_search_can_start_from_the_results(finished, tmp_path):
     for source in ("evolve.csv", "evolve_population.yaml"):
         evolve(tmp_path / source, evolve=3, resume_evolve=str(finished[0] / "exp" / source))
         rows = {row.number: row for row in rows_of(tmp_path / source)}
@@ -192,17 +203,17 @@ def test_another_folder_can_begin_with_what_this_one_found(finished, tmp_path):
         assert rows[1].origin == "population" and rows[1].hyp == pytest.approx(best.hyp)
 
 
-# ---- what it survives
+# ---- faults
 
 
 @pytest.mark.slow
-def test_crashes_hunger_and_silence_are_failed_generations_with_their_log(tmp_path, capsys):
-    behave(tmp_path, "1 crash\n2 hungry\n3 silent\n")
+def test_crash_kill_and_missing_results_are_failed_generations_with_their_log(tmp_path, capsys):
+    set_behaviour(tmp_path, "1 crash\n2 killed\n3 silent\n")
     evolve(tmp_path, evolve=6)
     rows = {row.number: row for row in rows_of(tmp_path)}
     assert [rows[k].status for k in range(6)] == ["done", "failed", "failed", "failed", "done", "done"]
     assert "RuntimeError: CUDA out of memory" in rows[1].note and "exit status 1" in rows[1].note
-    assert "exit status 137 (killed, perhaps for want of memory)" in rows[2].note
+    assert "exit status 137 (killed, probably out of memory)" in rows[2].note
     assert "no results.csv: Training silent" in rows[3].note
     for k in (1, 2, 3):
         log = Path(rows[k].note.split("log: ")[1])
@@ -211,8 +222,8 @@ def test_crashes_hunger_and_silence_are_failed_generations_with_their_log(tmp_pa
 
 
 @pytest.mark.slow
-def test_one_that_hangs_is_ended_at_the_time_limit_with_all_its_processes(tmp_path):
-    behave(tmp_path, "2 hang\n")
+def test_a_hung_training_is_ended_at_the_time_limit_with_all_its_processes(tmp_path):
+    set_behaviour(tmp_path, "2 hang\n")
     evolve(tmp_path, evolve=4, evolve_timeout=0.1)  # minutes; a stub takes seconds to start on a busy machine
     rows = {row.number: row for row in rows_of(tmp_path)}
     assert rows[2].status == "failed" and "took longer than 0.1 minutes (--evolve-timeout)" in rows[2].note
@@ -221,17 +232,17 @@ def test_one_that_hangs_is_ended_at_the_time_limit_with_all_its_processes(tmp_pa
 
 
 def processes_of(folder):
-    """Command lines of living processes that name `folder`."""
+    """List the command lines of live processes that name `folder`."""
     found = subprocess.run(["ps", "-ewwo", "stat=,args="], capture_output=True, text=True).stdout.splitlines()
     return [line for line in found if str(folder) in line and not line.startswith("Z")]
 
 
 @pytest.mark.slow
 def test_when_all_fail_one_line_says_why(tmp_path):
-    behave(tmp_path, "".join(f"{k} crash\n" for k in range(10)))
+    set_behaviour(tmp_path, "".join(f"{k} crash\n" for k in range(10)))
     with pytest.raises(UserError, match="the first 3 generations all failed, .*: exit status 1: RuntimeError: CUDA"):
         evolve(tmp_path, evolve_workers=1)
-    behave(tmp_path, "")  # put right: the same command goes on, with the start first
+    set_behaviour(tmp_path, "")  # fixed: the same command resumes, with the start first
     evolve(tmp_path, evolve_workers=1)
     assert [row.status for row in rows_of(tmp_path)] == ["failed"] * 3 + ["done"] * 3
     assert rows_of(tmp_path)[3].origin == "start"
@@ -243,7 +254,7 @@ def test_killed_three_times_it_ends_with_every_generation_once(tmp_path):
     for kill in range(3):
         process = start_cli(tmp_path, evolve=total, epochs=8)
         try:
-            wait_for(lambda: len(rows_of(tmp_path)) >= 5 * (kill + 1), process)
+            wait_for(lambda least=5 * (kill + 1): len(rows_of(tmp_path)) >= least, process)
             finished = {row.number: row for row in rows_of(tmp_path)}
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -266,13 +277,13 @@ def test_killed_three_times_it_ends_with_every_generation_once(tmp_path):
 def wait_for(condition, process=None, seconds=120):
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come so far"
-        assert process is None or process.poll() is None, "it ended too early"
+        assert time.monotonic() < deadline, "timeout"
+        assert process is None or process.poll() is None, "the process ended too early"
         time.sleep(0.05)
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_it_cleanly_and_says_how_to_go_on(tmp_path):
+def test_ctrl_c_ends_it_cleanly_and_says_how_to_resume(tmp_path):
     process = start_cli(tmp_path, evolve=40)
     try:
         wait_for(lambda: len(rows_of(tmp_path)) >= 2, process)
@@ -281,12 +292,12 @@ def test_ctrl_c_ends_it_cleanly_and_says_how_to_go_on(tmp_path):
     finally:
         process.kill()
     out = (tmp_path / "output").read_text()
-    assert "the same command goes on from" in out and "Traceback" not in out
+    assert f"type the same command to resume {tmp_path}" in out and "Traceback" not in out
     assert {row.status for row in rows_of(tmp_path)} == {"done"} and not processes_of(tmp_path)
 
 
 @pytest.mark.slow
-def test_a_second_copy_is_refused(tmp_path):
+def test_a_second_process_in_the_folder_is_refused(tmp_path):
     process = start_cli(tmp_path, evolve=40)
     try:
         wait_for(lambda: (tmp_path / "exp" / "evolve.csv").is_file(), process)
@@ -297,11 +308,11 @@ def test_a_second_copy_is_refused(tmp_path):
         process.wait()
 
 
-# ---- cheaper
+# ---- pruning and a part of the data
 
 
 @pytest.mark.slow
-def test_pruning_stops_those_below_the_median_and_records_how_far_they_came(tmp_path):
+def test_pruning_stops_generations_below_the_median_and_records_their_curve(tmp_path):
     verdict = evolve(tmp_path, evolve=16, epochs=10, evolve_prune=True)
     rows = rows_of(tmp_path)
     pruned = [row for row in rows if row.status == "pruned"]
@@ -312,9 +323,9 @@ def test_pruning_stops_those_below_the_median_and_records_how_far_they_came(tmp_
 
 
 @pytest.mark.slow
-def test_a_part_of_the_data_is_asked_for(tmp_path):
+def test_trainings_get_the_fraction_of_the_data(tmp_path):
     evolve(tmp_path, evolve=1, evolve_fraction=0.25)
-    assert {fraction for *_, fraction in begun(tmp_path)} == {"0.25"}
+    assert {fraction for *_, fraction in started_trainings(tmp_path)} == {"0.25"}
 
 
 # ---- bad input
@@ -335,7 +346,7 @@ def test_a_part_of_the_data_is_asked_for(tmp_path):
     ],
     ids=str,
 )
-def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, settings, message):
+def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, settings, message):
     whole = yaml.safe_load((ROOT / "data" / "hyps" / "hyp.scratch-low.yaml").read_text())
     files = {"partial": {"lr0": 0.01, "lrf": 0.1}, "high": {**whole, "lr0": 0.5},
              "population": {"one": {**whole, "box": 0.5}}, "text": {"one": {**whole, "lr0": "fast"}}}  # fmt: skip
@@ -352,113 +363,51 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, settings, message):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"epochs": 5}, "was evolved with --epochs 3, not 5: fitness would mean another thing; .* --name"),
+        ({"epochs": 5}, "was evolved with --epochs 3, not 5: fitness would mean something else; .* --name"),
         ({"hyp": "hyp.scratch-med.yaml"}, "was evolved with lrf 0.01 to start from, not 0.1 \\(--hyp\\)"),
         ({"noautoanchor": True}, "was evolved with --noautoanchor False, not True"),
     ],
 )
-def test_another_command_on_the_same_folder_is_refused(tmp_path, change, message):
+def test_other_settings_in_the_same_folder_are_refused(tmp_path, change, message):
     evolve(tmp_path, evolve=1)
     with pytest.raises(UserError, match=message):
         evolve(tmp_path, evolve=1, **change)
 
 
 @pytest.mark.slow
-def test_a_damaged_table_is_shown_and_gone_on_with(tmp_path, capsys):
+def test_a_damaged_row_costs_a_warning_and_the_generation_runs_again(tmp_path, capsys):
     evolve(tmp_path, evolve=3)
     file = tmp_path / "exp" / "evolve.csv"
     lines = file.read_text().splitlines()
     file.write_text("\n".join([*lines[:2], lines[2][:50], *lines[3:]]) + "\n")
     evolve(tmp_path, evolve=3)
-    assert re.search(r"evolve.csv:3: left out: \d+ cells where there should be", capsys.readouterr().out)
+    assert re.search(r"WARNING: .*evolve.csv:3: skipped: \d+ cells where there should be", capsys.readouterr().err)
     assert sorted(row.number for row in rows_of(tmp_path)) == [0, 1, 2]
 
 
 @pytest.mark.slow
-def test_an_individual_that_lacks_keys_takes_them_from_the_start_and_says_so(tmp_path, capsys):
+def test_an_individual_takes_missing_keys_from_the_start_and_says_so(tmp_path, capsys):
     (tmp_path / "p.yaml").write_text("one: {lr0: 0.02}\n")
     evolve(tmp_path, evolve=2, resume_evolve=str(tmp_path / "p.yaml"))
     assert "p.yaml: one: lacks lrf, momentum" in capsys.readouterr().out
     assert {row.number: row.hyp["lr0"] for row in rows_of(tmp_path)} == {0: 0.01, 1: 0.02}
 
 
-# ---- what was asked for
-
-
-def plan(**settings):
-    given = {"device": "cpu", "evolve": 16, **settings}
-    return make_plan(TrainOptions(**given), frozenset(given), ROOT / "train.py")
-
-
-def test_anchors_are_a_gene_unless_the_anchors_stay():
-    assert plan().start["anchors"] == 0 and "anchors" not in plan(noautoanchor=True).start
-    assert plan(hyp="hyp.VOC.yaml").start["anchors"] == 3.412
-
-
-def test_the_projects_files_are_the_population_a_few_of_them_unless_asked_for():
-    assert plan(evolve_population="").population == []
-    assert len(plan().population) == 2 and len(plan(evolve=300).population) == 5  # the sixth is the start
-    assert len(plan(evolve_population="data/hyps").population) == 5
-
-
-def test_runs_go_to_their_own_project_and_workers_to_the_devices(monkeypatch):
-    assert plan().folder == Path("runs/evolve/exp") and plan(project="a", name="b").folder == Path("a/b")
-    assert plan().devices == ["cpu"] and plan(evolve_workers=3).devices == ["cpu"] * 3
-    import torch
-
-    cards = [torch.device("cuda", k) for k in range(4)]
-    monkeypatch.setattr("utils.evolution.run.select_device", lambda text: cards)
-    assert plan(device="0,1,2,3").devices == ["0", "1", "2", "3"]
-    assert plan(device="0,1,2,3", evolve_workers=8).devices == ["0", "1", "2", "3"] * 2
-
-
-def test_the_closing_lines_tell_the_whole_command_and_train_on_all_pictures(tmp_path):
-    given = {
-        "data": "my data.yaml",
-        "epochs": 7,
-        "hyp": "hyp.VOC.yaml",
-        "seed": 3,
-        "evolve": 16,
-        "evolve_prune": True,
-        "evolve_fraction": 0.25,
-        "device": "cpu",
-        "evolve_storage": "postgresql://me:secret@host/db",
-    }
-    found_with = format_command(TrainOptions(**given), frozenset(given), ROOT / "train.py")
-    assert found_with == (
-        "python train.py '--data=my data.yaml' --device=cpu --epochs=7 --evolve=16 "
-        "--evolve-fraction=0.25 --evolve-prune '--evolve-storage=postgresql://me:***@host/db' "
-        "--hyp=hyp.VOC.yaml --seed=3"
-    )
-    assert plan(**given).line == "python train.py '--data=my data.yaml' --epochs=7"
-    assert "--evolve-fraction=0.25" in plan(**given).flags  # of each generation
-    write_best(
-        tmp_path / "best.yaml",
-        Generation(0, {"lr0": 0.1}, 0, "start", fitness=0.1),
-        [Generation(0, {"lr0": 0.1}, 0, "start", status="done", fitness=0.1)],
-        found_with,
-    )
-    assert f"# Found with: {found_with}\n" in (tmp_path / "best.yaml").read_text()
-
-
 def test_the_start_is_never_stopped_early():
-    """Every gain is told against it."""
-    started = plan(epochs=20)
+    """All gains are measured against it."""
+    given = {"device": "cpu", "evolve": 16, "epochs": 20}
+    plan = make_plan(TrainOptions(**given), frozenset(given), ROOT / "train.py")
     others = [SimpleNamespace(curve=(0.5,) * 20) for _ in range(9)]
-    stop = build_trainings(started, MemoryStore(), SimpleNamespace(records=others), validated=True).stop
-    assert stop({**started.start, "lr0": 0.02}, [0.1] * 10) and not stop(dict(started.start), [0.1] * 10)
+    stop = build_trainings(plan, MemoryStore(), SimpleNamespace(records=others), validated=True).stop
+    assert stop({**plan.start, "lr0": 0.02}, [0.1] * 10) and not stop(dict(plan.start), [0.1] * 10)
 
 
-def test_trainings_get_what_was_typed_and_not_what_they_have_of_their_own():
-    assert plan(epochs=7, hyp="hyp.VOC.yaml", seed=3, noval=True, cos_lr=True).flags == ["--cos-lr", "--epochs=7"]
-
-
-# ---- the real thing
+# ---- real trainings
 
 
 @pytest.mark.slow
-def test_the_whole_way_through_train_main(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
-    """Real trainings by the real command line: start, one child, their repeats."""
+def test_evolve_by_the_command_line_of_train(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
+    """Run real trainings: the start, one child, their repeats."""
     monkeypatch.chdir(tmp_path)
     command = ["--data", str(tiny_data), "--cfg", str(tiny_cfg), "--imgsz", "64", "--batch-size", "8", "--epochs", "2",
                "--workers", "0", "--device", "cpu", "--amp", "off", "--evolve_population", "", "--evolve-fraction",
@@ -476,7 +425,7 @@ def test_the_whole_way_through_train_main(tiny_data, tiny_cfg, tmp_path, monkeyp
     assert np.isfinite(trained.fitness)
 
 
-def test_a_launcher_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+def test_torchrun_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for key, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}.items():
         monkeypatch.setenv(key, value)
@@ -484,7 +433,7 @@ def test_a_launcher_is_refused_before_anything_is_read(tmp_path, monkeypatch):
         train.main(["--evolve", "--data", "absent.yaml"])
 
 
-def test_a_mistake_in_the_data_shows_before_anything_begins(tiny_cfg, tmp_path, monkeypatch):
+def test_a_mistake_in_the_data_shows_before_anything_starts(tiny_cfg, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="--data absent.yaml: no such data set YAML"):
         train.main(["--evolve", "--data", "absent.yaml", "--cfg", str(tiny_cfg), "--device", "cpu"])

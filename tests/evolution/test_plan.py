@@ -1,0 +1,88 @@
+"""Plan of an evolution: the command line is resolved, and every mistake shows before anything is written."""
+
+from pathlib import Path
+
+import torch
+
+from utils.config import TrainOptions
+from utils.evolution.plan import format_command, make_plan, to_flags
+from utils.evolution.report import write_best
+from utils.evolve import Generation
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def plan(**settings):
+    given = {"device": "cpu", "evolve": 16, **settings}
+    return make_plan(TrainOptions(**given), frozenset(given), ROOT / "train.py")
+
+
+def test_options_become_flags():
+    words = to_flags(
+        {
+            "batch_size": 8,
+            "cos_lr": True,
+            "rect": False,
+            "freeze": [0, 3],
+            "cache": None,
+            "weights": "",
+            "data": "a b.yaml",
+        }
+    )
+    assert words == ["--batch-size=8", "--cos-lr", "--freeze", "0", "3", "--weights=", "--data=a b.yaml"]
+
+
+def test_anchors_are_a_gene_unless_noautoanchor_is_given():
+    assert plan().start["anchors"] == 0 and "anchors" not in plan(noautoanchor=True).start
+    assert plan(hyp="hyp.VOC.yaml").start["anchors"] == 3.412
+
+
+def test_the_population_is_a_few_of_the_projects_files_or_all_of_a_typed_folder():
+    assert plan(evolve_population="").population == []
+    assert len(plan().population) == 2 and len(plan(evolve=300).population) == 5  # the sixth is the start
+    assert len(plan(evolve_population="data/hyps").population) == 5
+
+
+def test_folder_of_the_run_and_devices_of_the_workers(monkeypatch):
+    assert plan().folder == Path("runs/evolve/exp") and plan(project="a", name="b").folder == Path("a/b")
+    assert plan().devices == ["cpu"] and plan(evolve_workers=3).devices == ["cpu"] * 3
+    cards = [torch.device("cuda", k) for k in range(4)]
+    monkeypatch.setattr("utils.evolution.plan.select_device", lambda text: cards)
+    assert plan(device="0,1,2,3").devices == ["0", "1", "2", "3"]
+    assert plan(device="0,1,2,3", evolve_workers=8).devices == ["0", "1", "2", "3"] * 2
+
+
+def test_commands_hide_the_password_and_train_on_all_images(tmp_path):
+    given = {
+        "data": "my data.yaml",
+        "epochs": 7,
+        "hyp": "hyp.VOC.yaml",
+        "seed": 3,
+        "evolve": 16,
+        "evolve_prune": True,
+        "evolve_fraction": 0.25,
+        "device": "cpu",
+        "evolve_storage": "postgresql://me:secret@host/db",
+    }
+    found_with = format_command(TrainOptions(**given), frozenset(given), ROOT / "train.py")
+    assert found_with == (
+        "python train.py '--data=my data.yaml' --device=cpu --epochs=7 --evolve=16 "
+        "--evolve-fraction=0.25 --evolve-prune '--evolve-storage=postgresql://me:***@host/db' "
+        "--hyp=hyp.VOC.yaml --seed=3"
+    )
+    assert plan(**given).training_command == "python train.py '--data=my data.yaml' --epochs=7"
+    assert "--evolve-fraction=0.25" in plan(**given).training_flags  # of each generation
+    write_best(
+        tmp_path / "best.yaml",
+        Generation(0, {"lr0": 0.1}, 0, "start", fitness=0.1),
+        [Generation(0, {"lr0": 0.1}, 0, "start", status="done", fitness=0.1)],
+        found_with,
+    )
+    assert f"# Found with: {found_with}\n" in (tmp_path / "best.yaml").read_text()
+
+
+def test_trainings_get_the_typed_flags_except_their_own():
+    assert plan(epochs=7, hyp="hyp.VOC.yaml", seed=3, noval=True, cos_lr=True).training_flags == [
+        "--cos-lr",
+        "--epochs=7",
+    ]
