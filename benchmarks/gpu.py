@@ -359,7 +359,7 @@ def time_colours(images: torch.Tensor, pairs: int) -> Timing:
         now(images.device)
 
     def in_steps() -> None:
-        with mock.patch("utils.images.gpu_augment.kernel_works", return_value=False):
+        with mock.patch("utils.color_kernel.kernel_works", return_value=False):
             change()
 
     return compare(in_steps, change, pairs=pairs)

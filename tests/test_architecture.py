@@ -17,8 +17,8 @@ WINGS = ["evolution", "training", "exporting", "checking", "inference", "output"
 # The files of utils/ itself, which import each other only. A new file belongs into a wing, or needs a word here.
 GROUND_FLOOR = set(
     """
-    loss autoanchor evolve boxes nms metrics coco_eval schedule optim ema autobatch checkpoint config cli console
-    detector device distributed environment files download kernels parallel_map results_csv timing errors
+    loss autoanchor evolve boxes nms metrics coco_eval schedule optim ema autobatch checkpoint color_kernel config cli
+    console detector device distributed environment files download kernels parallel_map results_csv timing errors
     """.split()
 )
 PROGRAMS = {"train", "val", "detect", "export", "check", "compare", "hubconf"}
@@ -34,8 +34,6 @@ STABLE_SIGNATURES = {"non_max_suppression"}  # other programs call them as they 
 NOT_YET = {
     "import": {"models.building"},
     "any": {
-        "models.common.backward.context",
-        "models.common.setup_context.context",
         "models.loading.copy.entry",
         "models.loading.pickled_model.content",
         "models.loading.weights_file.description",
@@ -45,10 +43,6 @@ NOT_YET = {
         "utils.images.augment.from_hyp.hyp",
         "utils.images.letterbox._like.boxes",
         "utils.images.letterbox.undo.boxes",
-        "utils.loss.backward.context",
-        "utils.loss.forward.context",
-        "utils.optim.set_rates.rates",
-        "utils.schedule.__init__.hyp",
         "utils.training.compile.compile_if_faster.run",
         "utils.training.log.__init__.run",
         "utils.training.state.describe_weights.run",
