@@ -1,4 +1,4 @@
-"""A user's mistake costs one line that names the thing, and nothing on the disk; a damaged file costs itself alone."""
+"""Mistakes of a user: one line that names the cause and no change on the disk. Of damaged files only these are lost."""
 
 import os
 import pickle
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import cv2
-import matplotlib.font_manager  # noqa: F401  it writes a list of fonts when it is first imported: not in a test
+import matplotlib.font_manager  # noqa: F401  the first import writes a list of fonts, which a test would count as a change
 import numpy as np
 import pytest
 import torch
@@ -26,7 +26,7 @@ Main = Callable[[list[str]], object]
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory, tiny_cfg) -> Path:
-    """A checkpoint of an untrained model for the tiny data."""
+    """Write a checkpoint of an untrained model for the tiny data."""
     torch.manual_seed(0)
     model = DetectionModel(tiny_cfg, num_classes=2)
     model.names = {0: "dark", 1: "bright"}
@@ -37,7 +37,7 @@ def weights(tmp_path_factory, tiny_cfg) -> Path:
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, tiny_data, tiny_cfg, weights) -> Path:
-    """The working folder of a user, with a data set of their own in data/, a model YAML and weights."""
+    """Make a user's working folder with a data set in data/, a model YAML and weights, and change to it."""
     here = tmp_path / "here"
     shutil.copytree(tiny_data.parent, here / "data", ignore=shutil.ignore_patterns("*.cache", "*.json"))
     shutil.copy(tiny_cfg, here / "model.yaml")
@@ -53,7 +53,7 @@ COMMANDS = {
     train: [*COMMON, *DATA, "--cfg", "model.yaml", "--epochs", "1", "--amp", "off", "--noplots"],
     val: [*COMMON, *DATA, "--weights", "good.pt"],
     detect: [*COMMON, "--weights", "good.pt", "--source", "data/images/val"],
-}  # later flags win: what a test adds takes the place of these
+}  # later flags win, so a test can replace these
 PROGRAMS = pytest.mark.parametrize("program", COMMANDS, ids=lambda program: program.__name__)
 READERS = pytest.mark.parametrize("program", [train, val], ids=lambda program: program.__name__)
 
@@ -62,8 +62,8 @@ def run(program, *extra: str) -> object:
     return program.main([*COMMANDS[program], *extra])
 
 
-def listing(place: Path, caches: bool = True) -> dict[str, tuple[int, int]]:
-    """Size and time of every file in the working and the home folder, with or without label caches."""
+def list_files(place: Path, caches: bool = True) -> dict[str, tuple[int, int]]:
+    """Return size and time of every file in the working and the home folder, with or without label caches."""
     files = [file for file in place.parent.rglob("*") if file.is_file() and (caches or file.suffix != ".cache")]
     return {
         str(file.relative_to(place)) if place in file.parents else str(file): (
@@ -74,28 +74,28 @@ def listing(place: Path, caches: bool = True) -> dict[str, tuple[int, int]]:
     }
 
 
-def mistake(place: Path, program, *extra: str, caches: bool = True) -> str:
-    """The one line that a mistake is answered with, after which no file is new, gone or changed.
+def find_mistake(place: Path, program, *extra: str, caches: bool = True) -> str:
+    """Run a program with a mistake. Return its one-line error, and check that no file is new, gone or changed.
 
-    Without `caches`, label caches may be: those of a split that is as it should be, where what is wrong comes after it.
+    With `caches=False` label caches may be new: those of a correct split that was read before the mistake was found.
     """
-    before = listing(place, caches)
+    before = list_files(place, caches)
     with pytest.raises(UserError) as wrong:
         run(program, *extra)
-    assert listing(place, caches) == before and not (place / "runs").exists()
+    assert list_files(place, caches) == before and not (place / "runs").exists()
     message = str(wrong.value)
     assert "\n" not in message and len(message) > 10
     return message
 
 
-def goes_on(place: Path, program, *extra: str) -> None:
-    """The run ends well, and of what was there before it no file is gone or changed, nor is any new outside runs/.
+def run_and_check_files(place: Path, program, *extra: str) -> None:
+    """Run a program and check that it succeeds, and that no file outside runs/ is new, gone or changed.
 
-    But for label caches: they are what a run is to leave beside labels that it has read.
+    Label caches are excepted: a run leaves them beside the labels that it has read.
     """
-    before = listing(place, caches=False)
+    before = list_files(place, caches=False)
     run(program, *extra)
-    after = listing(place, caches=False)
+    after = list_files(place, caches=False)
     assert {name: stamp for name, stamp in after.items() if not name.startswith("runs/")} == before
     assert len(after) > len(before)
 
@@ -114,15 +114,17 @@ def write(file: str, content: dict | str | bytes) -> str:
     ("absent.yaml", "--data absent.yaml: no such data set YAML"),
     ("data/labels/train/0.txt", "--data data/labels/train/0.txt: no such data set YAML"),
 ])  # fmt: skip
-def test_a_data_set_yaml_that_is_none(place, program, data, needle):
-    message = mistake(place, program, "--data", data)
+def test_file_that_is_no_data_set_yaml(place, program, data, needle):
+    message = find_mistake(place, program, "--data", data)
     assert message.startswith(needle)
     assert message.endswith(f"looked in {place}, {place / 'data'}, {ROOT}, {ROOT / 'data'}")
 
 
 @READERS
 def test_a_folder_in_place_of_a_data_set_yaml(place, program):
-    assert mistake(place, program, "--data", "data/images").startswith("--data data/images: a folder: give the data")
+    assert find_mistake(place, program, "--data", "data/images").startswith(
+        "--data data/images: a folder: give the data"
+    )
 
 
 @READERS
@@ -132,35 +134,35 @@ def test_a_folder_in_place_of_a_data_set_yaml(place, program):
     ({"train": "images/train", "names": ["a", "b"]}, "`val:` is missing"),
     ({"train": "images/train", "val": "images/val"}, "`names:` is missing"),
     ({"train": "images/train", "val": "images/val", "names": {0: "a", 2: "b"}}, "names: expected a list"),
-    ("train: [images/train\nval: x\n", "data/bad.yaml:2"),  # no YAML: the line is named
+    ("train: [images/train\nval: x\n", "data/bad.yaml:2"),  # invalid YAML: the error names the line
     ("- train\n", "expected `key: value` lines"),
     ("!!python/object/apply:os.system ['touch canary']", "data/bad.yaml:1"),
 ])  # fmt: skip
-def test_a_data_set_yaml_that_does_not_hold(place, program, content, needle):
+def test_invalid_data_set_yaml(place, program, content, needle):
     write("data/bad.yaml", content)
-    message = mistake(place, program, "--data", "data/bad.yaml")
+    message = find_mistake(place, program, "--data", "data/bad.yaml")
     assert needle in message and "data/bad.yaml" in message
 
 
 @READERS
 def test_an_empty_split(place, program):
-    for picture in Path("data/images/val").iterdir():
-        picture.unlink()
-    message = mistake(place, program, caches=False)  # the training split has been read
+    for image in Path("data/images/val").iterdir():
+        image.unlink()
+    message = find_mistake(place, program, caches=False)  # the training split has been read
     assert "val: no images in" in message and "data/images/val" in message and ".jpg" in message
 
 
 @pytest.mark.parametrize("remove", [os.unlink, lambda file: Path(file).write_text("")], ids=["absent", "empty"])
-def test_training_pictures_without_any_label(place, remove):
+def test_training_images_without_labels(place, remove):
     for file in Path("data/labels/train").iterdir():
         remove(file)
-    message = mistake(place, train)
+    message = find_mistake(place, train)
     assert "data/tiny.yaml: the training images have no labels at all" in message and "/labels/" in message
 
 
-def test_validation_pictures_without_any_label_are_said_to_be(place, capsys):
+def test_validation_images_without_labels_are_reported(place, capsys):
     shutil.rmtree("data/labels/val")
-    goes_on(place, val)
+    run_and_check_files(place, val)
     printed = "".join(capsys.readouterr())
     assert (
         "WARNING: val: no labels. Those of" in printed and "labels/val" in printed and "nothing to measure" in printed
@@ -170,24 +172,24 @@ def test_validation_pictures_without_any_label_are_said_to_be(place, capsys):
 @READERS
 def test_a_class_id_beyond_the_names(place, program):
     Path("data/labels/val/3.txt").write_text("1 .5 .5 .2 .2\n2 .5 .5 .2 .2\n")
-    message = mistake(place, program, caches=False)  # the training split has been read
+    message = find_mistake(place, program, caches=False)  # the training split has been read
     assert "data/labels/val/3.txt:2: class 2, but the data set names 2 classes (0...1)" in message
 
 
-def test_a_truncated_picture_is_named_and_training_goes_on_without_it(place, capsys):
+def test_training_skips_a_truncated_image_and_names_it(place, capsys):
     file = Path("data/images/train/7.png")
     file.write_bytes(file.read_bytes()[:2000])
-    goes_on(place, train)
+    run_and_check_files(place, train)
     printed = capsys.readouterr().out
     line = next(line for line in printed.splitlines() if "7.png" in line)
     assert line.startswith("train: ") and "image skipped: the picture is truncated" in line
-    assert len(Path("runs/exp/results.csv").read_text().splitlines()) == 2  # titles and the one epoch
+    assert len(Path("runs/exp/results.csv").read_text().splitlines()) == 2  # header and one epoch
     assert Path("runs/exp/weights/best.pt").is_file()
 
 
-def test_a_label_row_of_four_columns_is_named_and_training_goes_on_without_it(place, capsys):
+def test_training_skips_a_label_row_of_four_columns_and_names_it(place, capsys):
     Path("data/labels/train/2.txt").write_text("0 .5 .5 .2 .2\n1 .5 .5 .2\n")
-    goes_on(place, train)
+    run_and_check_files(place, train)
     printed = capsys.readouterr().out
     line = next(line for line in printed.splitlines() if "2.txt" in line)
     assert "labels/train/2.txt:2: 4 numbers in the row: a box has 5" in line
@@ -204,8 +206,8 @@ def test_a_label_row_of_four_columns_is_named_and_training_goes_on_without_it(pl
     ({"fliplr": 50}, "fliplr: 50 is outside 0 to 1"),
     ("lr0: 0.1\n  lrf: 2\n", "hyp.yaml:2"),
 ])  # fmt: skip
-def test_hyperparameters_that_do_not_hold(place, content, needle):
-    message = mistake(place, train, "--hyp", write("hyp.yaml", content))
+def test_invalid_hyperparameters(place, content, needle):
+    message = find_mistake(place, train, "--hyp", write("hyp.yaml", content))
     assert needle in message and message.startswith("hyp.yaml")
 
 
@@ -214,19 +216,19 @@ def test_hyperparameters_that_do_not_hold(place, content, needle):
     "flag, meant", [("--devise", "--device"), ("--img-sise=64", "--img-size"), ("--nmae", "--name")]
 )
 def test_an_unknown_flag_gets_the_nearest_one(place, capsys, program, flag, meant):
-    before = listing(place)
+    before = list_files(place)
     with pytest.raises(SystemExit) as ended:
         run(program, flag, "x")
-    assert ended.value.code == 2 and listing(place) == before
+    assert ended.value.code == 2 and list_files(place) == before
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and f"unknown argument {flag}; did you mean {meant}?" in lines[0]
 
 
 @PROGRAMS
-def test_a_project_that_cannot_be_is_told_before_anything_that_takes_long(place, capsys, program):
+def test_an_impossible_project_is_reported_before_slow_work(place, capsys, program):
     write("taken", "a file")
     expected = f"cannot create the folder taken/here: {place / 'taken'} is not a folder; give another --project"
-    assert mistake(place, program, "--project", "taken/here") == expected
+    assert find_mistake(place, program, "--project", "taken/here") == expected
     assert "Scanning" not in "".join(capsys.readouterr())
 
 
@@ -234,10 +236,10 @@ def test_a_project_that_cannot_be_is_told_before_anything_that_takes_long(place,
 def test_all_unknown_flags_are_named_and_those_of_yolov5_explained(place, capsys, program):
     with pytest.raises(SystemExit):
         run(program, "--bbox_interval", "3", "--nmae=x", "--upload-dataset", "--entity=me")
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for name in ("--bbox_interval", "--upload-dataset", "--entity"):
-        assert f"{name} of YOLOv5 is not offered (README.md, Deliberate differences): omit it" in said
-    assert "unknown argument --nmae=x; did you mean --name?" in said and said.count("\n") == 1
+        assert f"{name} of YOLOv5 is not offered (README.md, Deliberate differences): omit it" in printed
+    assert "unknown argument --nmae=x; did you mean --name?" in printed and printed.count("\n") == 1
 
 
 @PROGRAMS
@@ -249,15 +251,15 @@ def test_all_unknown_flags_are_named_and_those_of_yolov5_explained(place, capsys
     (["--weights", "data"], "data: a folder"),
     (["--weights", "model.onnx"], ".onnx files are not supported"),
 ])  # fmt: skip
-def test_a_value_that_cannot_be(place, program, extra, needle):
-    assert needle in mistake(place, program, *extra)
+def test_impossible_values(place, program, extra, needle):
+    assert needle in find_mistake(place, program, *extra)
 
 
 @PROGRAMS
-def test_an_image_size_that_the_model_cannot_take_is_rounded_and_said(place, capsys, program):
-    goes_on(place, program, "--imgsz", "70")
-    said = [line for line in capsys.readouterr().out.splitlines() if "--imgsz" in line and "96" in line]
-    assert "stride 32" in said[0] and all(line.startswith("Next: ") for line in said[1:])
+def test_an_image_size_that_the_model_cannot_take_is_rounded_and_reported(place, capsys, program):
+    run_and_check_files(place, program, "--imgsz", "70")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "--imgsz" in line and "96" in line]
+    assert "stride 32" in lines[0] and all(line.startswith("Next: ") for line in lines[1:])
 
 
 @pytest.mark.parametrize("source, needle", [
@@ -265,13 +267,13 @@ def test_an_image_size_that_the_model_cannot_take_is_rounded_and_said(place, cap
     ("data/tiny.yaml", "--source data/tiny.yaml: this kind of file cannot be read"),
     ("data/labels", "--source data/labels: no picture"),
 ])  # fmt: skip
-def test_a_source_that_is_none(place, source, needle):
-    assert mistake(place, detect, "--source", source).startswith(needle)
+def test_invalid_source(place, source, needle):
+    assert find_mistake(place, detect, "--source", source).startswith(needle)
 
 
-def test_a_source_that_cannot_be_decoded_is_named_and_detection_goes_on_without_it(place, capsys):
+def test_detection_skips_a_damaged_source_and_names_it(place, capsys):
     write("data/images/val/2.png", b"no picture")
-    goes_on(place, detect)
+    run_and_check_files(place, detect)
     printed = capsys.readouterr().out
     assert printed.count("2.png skipped") == 1 and printed.count("ms\n") >= 7
     assert len(list(Path("runs/exp").iterdir())) == 7
@@ -281,7 +283,7 @@ def test_a_source_that_cannot_be_decoded_is_named_and_detection_goes_on_without_
 
 
 class Attack:
-    """An object that runs a command when it is unpickled."""
+    """Object that runs a command when it is unpickled."""
 
     def __reduce__(self):
         return os.system, ("touch canary",)
@@ -296,15 +298,15 @@ def torch_file(content: object) -> Callable[[str], None]:
     lambda file: write(file, b""),
     lambda file: write(file, "these are no weights\n" * 100),
     lambda file: write(file, cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1].tobytes()),
-    lambda file: write(file, Path("good.pt").read_bytes()[:5000]),  # a download that was cut off
+    lambda file: write(file, Path("good.pt").read_bytes()[:5000]),  # an interrupted download
     torch_file([1, 2, 3]),
     torch_file({"model": None}),
     torch_file({"conv.weight": torch.zeros(3)}),  # tensors without a model
     torch_file({"anchorage": 1, "kind": "weights"}),
-], ids=["empty", "text", "picture", "half", "list", "no model", "state dict", "own without a model"])  # fmt: skip
-def test_weights_that_are_none(place, program, make):
+], ids=["empty", "text", "image", "half", "list", "no model", "state dict", "own without a model"])  # fmt: skip
+def test_invalid_weights(place, program, make):
     make("bad.pt")
-    assert mistake(place, program, "--weights", "bad.pt").startswith("bad.pt: ")
+    assert find_mistake(place, program, "--weights", "bad.pt").startswith("bad.pt: ")
 
 
 @PROGRAMS
@@ -315,9 +317,9 @@ def test_weights_that_are_none(place, program, make):
     torch_file({"anchorage": 1, "kind": "train", "model": Attack()}),
     lambda file: torch.save({"model": Attack()}, file, _use_new_zipfile_serialization=False),
 ], ids=["bare", "zip", "model", "own", "old format"])  # fmt: skip
-def test_weights_that_call_a_command_are_refused_and_the_command_is_not_run(place, program, make):
+def test_weights_that_call_a_command_are_refused_without_running_it(place, program, make):
     make("evil.pt")
-    message = mistake(place, program, "--weights", "evil.pt")
+    message = find_mistake(place, program, "--weights", "evil.pt")
     assert message.startswith("evil.pt: ") and "system" in message
     assert not list(place.rglob("canary"))
 
@@ -328,16 +330,16 @@ def test_weights_that_call_a_command_are_refused_and_the_command_is_not_run(plac
     ([-1, 1, "Conv", ["__import__('os').system('touch canary')"]], "Conv"),
     ([99, 1, "Conv", [64, 3, 2]], "from: 99 is not an earlier layer"),
 ])  # fmt: skip
-def test_a_model_yaml_with_a_row_that_does_not_hold(place, row, needle):
+def test_model_yaml_with_an_invalid_row(place, row, needle):
     content = yaml.safe_load(Path("model.yaml").read_text())
     content["backbone"][1] = row
-    message = mistake(place, train, "--cfg", write("bad.yaml", content))
+    message = find_mistake(place, train, "--cfg", write("bad.yaml", content))
     assert message.startswith("bad.yaml: layer 1") and needle in message
     assert not list(place.rglob("canary"))
 
 
-def test_the_control_nothing_is_wrong(place):
-    """What all of the above share is right: with nothing added, each program ends well and changes nothing else."""
+def test_control_without_mistakes(place):
+    """The common part of the tests above is correct: each program succeeds and changes nothing else."""
     for program in COMMANDS:
         shutil.rmtree("runs", ignore_errors=True)
-        goes_on(place, program)
+        run_and_check_files(place, program)

@@ -1,4 +1,4 @@
-"""Deliberate differences from YOLOv5 that no other test pins; README.md has the whole list."""
+"""Deliberate differences from YOLOv5 that no other test pins. README.md has the whole list."""
 
 import ast
 import os
@@ -75,7 +75,7 @@ def run(data, cfg, folder, *extra, epochs):
 
 
 def test_gradients_left_at_an_epochs_end_are_applied(tiny_data, tiny_cfg, tmp_path):
-    """Three batches an epoch and eight to a step: YOLOv5 would throw most of them away."""
+    """Three batches per epoch and eight per step: YOLOv5 drops most of them."""
     hyp = tmp_path / "hyp.yaml"
     hyp.write_text("warmup_epochs: 0\n")
     folder = run(tiny_data, tiny_cfg, tmp_path, "--hyp", str(hyp), "--noval", "--nbs", "64", epochs=2)
@@ -88,7 +88,7 @@ def test_without_validation_nothing_stops_early(tiny_data, tiny_cfg, tmp_path):
 
 
 def test_noautoanchor_keeps_the_models_own_anchors(tiny_cfg, capsys):
-    """`anchors:` of a hyp file alone would leave placeholders, one of them without width."""
+    """`anchors:` of a hyp file would leave placeholders, one of them of width 0."""
     options = TrainOptions(cfg=str(tiny_cfg), noautoanchor=True)
     model = train.build_model(train.Request(options, frozenset({"cfg"}), None), Hyperparameters(anchors=3.4), {0: "a"})
     assert (model.head.anchors > 0).all() and model.yaml["anchors"][0] == [10, 13, 16, 30, 33, 23]
@@ -150,7 +150,7 @@ def test_several_gpus_where_there_is_none_are_the_processor(monkeypatch, capsys,
     assert select_device(text, 7) == [torch.device("cpu")]
     warning = f"WARNING: --device {text}: no GPU found, using the CPU. Type --device cpu to choose it.\n"
     assert capsys.readouterr().err == warning
-    for wrong in ("0", "0,x", "0,,1"):  # one may be a slip; these are
+    for wrong in ("0", "0,x", "0,,1"):  # mistakes, unlike a list of several GPUs
         with pytest.raises(UserError, match=f"--device {wrong}: "):
             select_device(wrong)
 
@@ -158,7 +158,7 @@ def test_several_gpus_where_there_is_none_are_the_processor(monkeypatch, capsys,
 def test_automatic_batch_fills_a_share_of_the_free_memory():
     used = {batch: 1e9 + batch * 1e8 for batch in TRIED}
     assert extrapolate(used, MEMORY_SHARE * 20e9) == int((MEMORY_SHARE * 20e9 - 1e9) / 1e8)
-    assert extrapolate({1: 1e9, 2: 2e9, 4: 4e9}, 1e12) == 4  # 8 has failed
+    assert extrapolate({1: 1e9, 2: 2e9, 4: 4e9}, 1e12) == 4  # batch size 8 failed
 
 
 # ---- validation and data
@@ -196,10 +196,10 @@ def test_a_wrong_nc_is_warned_of(tmp_path, capsys):
 
 
 def test_nothing_but_the_requirements_is_imported():
-    """No service that needs an account, no other logger, no package that changes training by being installed."""
+    """No service needs an account, and no package changes a training merely by being installed."""
     found = set()
-    folders = [ROOT, *(ROOT / name for name in ("models", "utils", "data/scripts"))]
-    for file in [file for folder in folders for file in folder.glob("*.py")]:
+    folders = [ROOT / name for name in ("models", "utils", "data/scripts")]
+    for file in [*ROOT.glob("*.py"), *(file for folder in folders for file in folder.rglob("*.py"))]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found |= {alias.name.split(".")[0] for alias in node.names}

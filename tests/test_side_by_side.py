@@ -1,4 +1,4 @@
-"""Trainings beside each other, and long ones: own folders, a cache that is never stale, memory that stays flat."""
+"""Simultaneous and long trainings: separate folders, a label cache that is never stale, constant memory."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def arguments(data, cfg, folder, *extra):
 
 @pytest.fixture
 def own_data(tiny_data, tmp_path) -> Path:
-    """A data set without caches that a test may change."""
+    """Copy the tiny data without its caches, for tests that change it."""
     folder = Path(shutil.copytree(tiny_data.parent, tmp_path / "own data", ignore=shutil.ignore_patterns("*.cache")))
     return folder / "tiny.yaml"
 
@@ -56,8 +56,8 @@ def scan(data: Path):
     return load_index(data.parent / "images" / "train", 2, progress=False)
 
 
-def scans(monkeypatch) -> list:
-    """Grows by one with each scan that is not answered by the cache."""
+def record_scans(monkeypatch) -> list:
+    """Return a list that grows by one with each scan that the cache does not answer."""
     plain, seen = labels._scan_all, []
     monkeypatch.setattr(labels, "_scan_all", lambda *args: seen.append(1) or plain(*args))
     return seen
@@ -67,7 +67,7 @@ def scans(monkeypatch) -> list:
 
 
 @pytest.mark.slow
-def test_trainings_started_at_the_same_moment_do_not_meet(own_data, tiny_cfg, tmp_path):
+def test_trainings_started_at_the_same_moment_use_separate_folders(own_data, tiny_cfg, tmp_path):
     command = [
         sys.executable,
         "train.py",
@@ -94,19 +94,22 @@ def test_trainings_started_at_the_same_moment_do_not_meet(own_data, tiny_cfg, tm
     assert len(caches) == 2 and not list(own_data.parent.rglob("*.tmp"))
 
 
-def test_a_cache_written_by_many_at_once_holds(own_data, monkeypatch):
-    code = "import sys; from utils.datasets.labels import load_index; print(len(load_index(sys.argv[1], 2, progress=False).labels))"
+def test_a_cache_written_by_several_processes_at_once_is_valid(own_data, monkeypatch):
+    code = (
+        "import sys; from utils.datasets.labels import load_index; "
+        "print(len(load_index(sys.argv[1], 2, progress=False).labels))"
+    )
     folder = own_data.parent / "images" / "train"
     together = [
         subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
     counts = {process.communicate(timeout=120)[0].strip() for process in together}
-    seen = scans(monkeypatch)
+    seen = record_scans(monkeypatch)
     assert counts == {str(len(scan(own_data).labels))} and not seen
 
 
-def test_a_folder_in_use_is_not_trained_in_twice(tmp_path):
+def test_a_second_training_in_the_same_folder_is_refused(tmp_path):
     holder = subprocess.Popen(
         [
             sys.executable,
@@ -125,35 +128,35 @@ def test_a_folder_in_use_is_not_trained_in_twice(tmp_path):
     with pytest.raises(UserError, match="another process is training in this folder"):
         RunFolder(tmp_path)
     holder.kill(), holder.wait()
-    RunFolder(tmp_path).close()  # the lock went with the process
+    RunFolder(tmp_path).close()  # the lock ended with the process
 
 
 # ---- the label cache
 
 
-@pytest.mark.parametrize("change", ["label", "label with its old time", "picture", "classes", "parser"])
+@pytest.mark.parametrize("change", ["label", "label with its old time", "image", "classes", "parser"])
 def test_a_change_of_anything_leads_to_a_new_scan(own_data, monkeypatch, change):
     scan(own_data)
-    seen = scans(monkeypatch)
+    seen = record_scans(monkeypatch)
     scan(own_data)
     assert not seen
-    label, picture = (
+    label, image = (
         own_data.parent / kind / "train" / name for kind, name in (("labels", "0.txt"), ("images", "0.png"))
     )
     before = label.stat()
     if change.startswith("label"):
         text = label.read_text()
-        label.write_text(("1" if text[0] == "0" else "0") + text[1:])  # as many bytes as before
+        label.write_text(("1" if text[0] == "0" else "0") + text[1:])  # the same number of bytes
     if change == "label with its old time":
         os.utime(label, ns=(before.st_atime_ns, before.st_mtime_ns))
-    if change == "picture":
-        cv2.imwrite(str(picture), np.zeros((64, 96, 3), np.uint8))
+    if change == "image":
+        cv2.imwrite(str(image), np.zeros((64, 96, 3), np.uint8))
     if change == "parser":
         monkeypatch.setattr(label_cache, "CACHE_FORMAT", label_cache.CACHE_FORMAT + 1)
     index = load_index(own_data.parent / "images" / "train", 3 if change == "classes" else 2, progress=False)
     assert seen == [1]
     if change.startswith("label"):
-        assert index.boxes(index.paths.index(str(picture)))[0, 0] == int(label.read_text()[0])
+        assert index.boxes(index.paths.index(str(image)))[0, 0] == int(label.read_text()[0])
 
 
 def test_a_read_only_data_set_trains(own_data, tiny_cfg, tmp_path, monkeypatch):
@@ -177,7 +180,7 @@ def test_a_read_only_data_set_trains(own_data, tiny_cfg, tmp_path, monkeypatch):
 
 
 def resident(pid: int) -> float:
-    """MiB of memory that the process alone keeps, files and shared memory left out."""
+    """Return the private memory of a process in MiB, without files and shared memory."""
     text = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(r"RssAnon:\s*(\d+)", text).group(1)) / 1024
 
@@ -185,7 +188,7 @@ def resident(pid: int) -> float:
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads /proc")
 @pytest.mark.slow
 def test_memory_is_flat_over_epochs(tiny_data, tiny_cfg, tmp_path, monkeypatch):
-    """Main process and workers, from the fourth epoch to the fortieth."""
+    """Memory of the main process and the workers does not grow from the fourth epoch to the fortieth."""
     plain, sizes = train.RunLog.epoch_done, []
 
     def epoch_done(self, *args):
@@ -204,7 +207,7 @@ def test_memory_is_flat_over_epochs(tiny_data, tiny_cfg, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads /proc")
 def test_memory_of_a_worker_does_not_grow_by_batches(own_data):
-    """PyTorch keeps notes of what a worker handed over, for which its heap grew by a part of each batch, 64 times."""
+    """PyTorch keeps records of the tensors that a worker sent. Without our clean-up its heap grows with every batch."""
     loader = make_loader(scan(own_data), imgsz=320, batch_size=6, hyp=Hyperparameters(), workers=1, progress=False)
     sizes = []
     for epoch in range(24):
@@ -218,19 +221,19 @@ def test_memory_of_a_worker_does_not_grow_by_batches(own_data):
 
 def test_the_ram_cache_is_shared_and_not_copied_by_workers(tiny_data):
     index = scan(tiny_data)
-    pictures = RamCache(index, 64, smooth=False, progress=False)
+    images = RamCache(index, 64, smooth=False, progress=False)
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        pictures.block.array[:4] = 77  # seen by the parent: the same memory
+        images.block.array[:4] = 77  # the parent maps the same memory
         os.write(writer, b"done")
         os._exit(0)
     assert os.read(reader, 4) == b"done"
     os.waitpid(pid, 0)
-    assert pictures.block.array[:4].tolist() == [77] * 4
+    assert images.block.array[:4].tolist() == [77] * 4
 
 
-def test_a_cache_beyond_the_free_memory_is_left_out_with_a_line(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
+def test_a_cache_beyond_the_free_memory_is_skipped_and_reported(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("utils.loading.image_cache.available_memory", lambda: 1000)
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--epochs", "1", "--workers", "0", "--cache"))
     assert "--cache ram: 0.0GB required, 0.0GB available, not caching images" in capsys.readouterr().out

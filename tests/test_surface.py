@@ -1,4 +1,4 @@
-"""The command lines as YOLOv5 users know them, the table of what differs, and that its tests exist."""
+"""Command lines as YOLOv5 users know them, the README's table of differences, and the tests that it names."""
 
 import ast
 import re
@@ -115,7 +115,7 @@ DETECT = """
 --dnn                 flag
 --vid-stride          int    1
 """
-# What differs from the tables above, each with a row in the README's table.
+# Differences from the tables above, each with a row in the README's table.
 DIFFERENT = {
     "train": {
         "--data": ("str", "data/shapes.yaml"),
@@ -153,8 +153,8 @@ def published(table: str) -> dict[str, tuple[str, str]]:
     return {row[0]: (row[1], "".join(row[2:])) for row in rows}
 
 
-def ours(options: type) -> dict[str, tuple[str, str]]:
-    """Every flag's type and default, written as in the tables."""
+def our_flags(options: type) -> dict[str, tuple[str, str]]:
+    """Return the type and default of every flag, written as in the tables."""
     known = add_flags(SuggestingParser(), options)._option_string_actions
     found, defaults = {}, options()
     for name, action in known.items():
@@ -175,8 +175,8 @@ def readme() -> str:
     return (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def differences() -> list[list[str]]:
-    """Cells of each row of the README's table: YOLOv5, Anchorage, names of tests."""
+def read_differences() -> list[list[str]]:
+    """Return the cells of each row of the README's table: YOLOv5, Anchorage, names of tests."""
     section = readme().split("## Deliberate differences from YOLOv5", 1)[1].split("\n## ", 1)[0]
     rows = [line for line in section.splitlines() if line.startswith("|")][2:]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))] for line in rows]
@@ -187,22 +187,22 @@ def test_every_flag_has_its_published_type_and_default(program):
     table, options = PROGRAMS[program]
     wanted = published(table) | ADDED[program]
     for flag, entry in DIFFERENT[program].items():
-        assert flag in wanted and entry != wanted[flag], f"{flag}: differs no longer"
+        assert flag in wanted and entry != wanted[flag], f"{flag} does not differ"
         wanted.pop(flag) if entry is None else wanted.update({flag: entry})
-    assert ours(options) == wanted
+    assert our_flags(options) == wanted
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_flags_that_differ_are_in_the_readmes_table(program):
     table, options = PROGRAMS[program]
-    text = " ".join(cell for row in differences() for cell in row[:2])
-    there = published(table)
-    for flag in {*DIFFERENT[program], *(set(ours(options)) - set(there))}:
+    text = " ".join(cell for row in read_differences() for cell in row[:2])
+    published_flags = published(table)
+    for flag in {*DIFFERENT[program], *(set(our_flags(options)) - set(published_flags))}:
         assert f"`{flag}`" in text, f"README.md: no row for {program}.py {flag}"
 
 
 def test_the_optional_values_of_flags():
-    """What a flag stands for when it is given without its value."""
+    """Flags with an optional value have the published meaning without it."""
     known = add_flags(SuggestingParser(), TrainOptions)._option_string_actions
     assert {name: known[name].const for name in ("--resume", "--cache", "--evolve")} == {
         "--resume": True,
@@ -220,10 +220,10 @@ def test_every_row_names_tests_that_exist():
     for file in (ROOT / "tests").rglob("test_*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         functions |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    rows = differences()
+    rows = read_differences()
     assert len(rows) > 40
     for row in rows:
         assert len(row) == 3, row
         named = re.findall(r"`(test_\w+)`", row[2])
-        assert named, f"no test: {row}"
+        assert named, f"the row names no test: {row}"
         assert not set(named) - functions, f"no such test: {set(named) - functions}"
