@@ -16,6 +16,12 @@ from utils import console
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True)
+def fresh_console() -> None:
+    """Print warnings again that an earlier test has printed, as a new program would."""
+    console.begin_program()
+
+
 @pytest.fixture(scope="session")
 def reference() -> Path:
     """Return the folder with reference numbers, data and weights. Tests that need it are skipped without it."""
