@@ -25,7 +25,7 @@ from utils import errors
 from utils.autobatch import advice_on_memory
 from utils.checkpoint import read_checkpoint
 from utils.datasets.labels import load_index
-from utils.distributed import _unexpected
+from utils.distributed import explain_unexpected
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.loading.dataset import make_loader
@@ -648,8 +648,8 @@ def test_workers_end_where_no_thread_can_be_started_any_more(loader, monkeypatch
 
 def test_what_nccl_names_as_the_reason_is_not_cut_off():
     error = RuntimeError("NCCL error in: NCCLUtils.cpp:93, unhandled cuda error\nLast error:\nDuplicate GPU detected")
-    assert "Duplicate GPU detected" in _unexpected(error)
-    assert _unexpected(RuntimeError("gloo: Connection closed\nmore")).count("\n") == 0
+    assert "Duplicate GPU detected" in explain_unexpected(error)
+    assert explain_unexpected(RuntimeError("gloo: Connection closed\nmore")).count("\n") == 0
 
 
 def test_a_killed_worker_is_one_line(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):

@@ -166,7 +166,7 @@ class Distributed:
 
     def _exit_at_once(self, error: BaseException) -> None:
         """Print the error and end the process without cleaning up."""
-        text, code = explain(error) or (_explain_unexpected(error), 1)
+        text, code = explain(error) or (explain_unexpected(error), 1)
         if not isinstance(error, Rank0Failed) or self.local_rank == 0:  # one line per machine is enough
             console.error(text)
         for stream in (sys.stdout, sys.stderr):
@@ -284,7 +284,7 @@ class Rank0Failed(UserError):
     """Failure of rank 0, which prints its own message."""
 
 
-def _explain_unexpected(error: BaseException) -> str:
+def explain_unexpected(error: BaseException) -> str:
     """Return one line if another process is gone, else the traceback."""
     if isinstance(error, RuntimeError) and any(word in str(error) for word in LOST_CONTACT):
         # NCCL gives the reason in its last line.
