@@ -1,4 +1,4 @@
-"""The training program end to end, on a tiny model and tiny pictures, through its own command line."""
+"""The training program end to end, through its command line, with a tiny model and small images."""
 
 import csv
 import os
@@ -65,11 +65,11 @@ def results(folder):
 
 @pytest.fixture(scope="module")
 def finished(tiny_data, tiny_cfg, tmp_path_factory):
-    """A run of 6 epochs with everything on."""
+    """Train for 6 epochs with validation, plots and checkpoints."""
     return run(tiny_data, tiny_cfg, tmp_path_factory.mktemp("runs"), "--cos-lr", epochs=6)
 
 
-def test_a_run_leaves_everything_people_look_for(finished):
+def test_a_run_writes_every_file_that_users_expect(finished):
     expected = """opt.yaml hyp.yaml results.csv results.png labels.jpg labels_correlogram.jpg train_batch0.jpg
         train_batch1.jpg train_batch2.jpg val_batch0_labels.jpg val_batch0_pred.jpg confusion_matrix.png P_curve.png
         R_curve.png F1_curve.png PR_curve.png weights/best.pt weights/last.pt""".split()
@@ -84,13 +84,13 @@ def test_training_reduces_the_validation_losses(finished):
         assert float(rows[-1][part]) < float(rows[0][part]), part
 
 
-def test_the_options_and_hyperparameters_are_kept(finished):
+def test_options_and_hyperparameters_are_written(finished):
     options = yaml.safe_load((finished / "opt.yaml").read_text())
     assert options["imgsz"] == 64 and options["cos_lr"] is True and options["batch_size"] == 8
     assert yaml.safe_load((finished / "hyp.yaml").read_text())["lr0"] == 0.01 == options["hyp"]["lr0"]
 
 
-def test_best_is_for_use_and_last_is_the_whole_state(finished):
+def test_best_is_for_inference_and_last_is_the_full_state(finished):
     model = load_model(finished / "weights" / "best.pt")
     assert model.names == {0: "dark", 1: "bright"} and model(torch.zeros(1, 3, 64, 64))[0].shape[-1] == 7
     last = read_checkpoint(finished / "weights" / "last.pt")
@@ -135,18 +135,17 @@ def test_a_finished_run_is_extended_by_more_epochs(finished, capsys):
         train.main(["--resume", str(finished)])
 
 
-def test_transfer_says_how_much_came_over(finished, tiny_data, tiny_cfg, tmp_path, capsys):
+def test_transfer_reports_the_number_of_tensors(finished, tiny_data, tiny_cfg, tmp_path, capsys):
     best = finished / "weights" / "best.pt"
     run(tiny_data, tiny_cfg, tmp_path, "--weights", str(best), "--noplots", epochs=1)
     model = load_model(best, fuse=False)
     count, size = len(model.state_dict()), sum(parameter.numel() for parameter in model.parameters())
-    line = f"Transferred {count - 1}/{count} tensors from {best}, {size:,} parameters"  # all but the anchors: --cfg
+    # all but the anchors, which are those of --cfg
+    line = f"Transferred {count - 1}/{count} tensors from {best}, {size:,} parameters"
     assert line in capsys.readouterr().out
 
 
-def test_weights_whose_anchors_are_replaced_are_pointed_out(
-    finished, tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys
-):
+def test_replaced_anchors_of_weights_are_reported(finished, tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "fit_model_anchors", lambda *_: True)
     best = str(finished / "weights" / "best.pt")
     for words, expected in (["--weights", best], True), ([], False):
@@ -196,8 +195,8 @@ def test_every_option_trains(tiny_data, tiny_cfg, tmp_path, extra):
 @pytest.mark.parametrize(
     "cores, readers", [(4, "1 data workers"), (3, "pictures read between the steps by 2 processes")]
 )
-def test_who_reads_the_pictures(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys, cores, readers):
-    """Ahead, if the model leaves cores free; and the weights are the same."""
+def test_which_process_loads_the_images(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys, cores, readers):
+    """Workers load ahead if the model leaves cores free. The weights are the same either way."""
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     folder = run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--workers", "1", epochs=1)
@@ -221,7 +220,7 @@ def test_who_reads_the_pictures(tiny_data, tiny_cfg, tmp_path, monkeypatch, caps
         (1, 16, 1, 1),
     ],
 )
-def test_which_cores_read_between_the_steps(monkeypatch, threads, launched, evolving, cores):
+def test_which_cores_load_between_the_steps(monkeypatch, threads, launched, evolving, cores):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)), raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(launched))
@@ -237,43 +236,43 @@ def test_early_stopping_ends_the_run(tiny_data, tiny_cfg, tmp_path, capsys):
     assert len(results(folder)) < 30 and "Stopped" in capsys.readouterr().out
 
 
-def test_image_size_is_rounded_and_said(tiny_data, tiny_cfg, tmp_path, capsys):
+def test_image_size_is_rounded_and_reported(tiny_data, tiny_cfg, tmp_path, capsys):
     folder = run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--imgsz", "70", epochs=1)
     assert "--imgsz 70" in capsys.readouterr().out
     assert read_checkpoint(folder / "weights" / "last.pt")["options"]["imgsz"] == 96
 
 
 @pytest.mark.parametrize(
-    "imgsz, says",
+    "imgsz, message",
     [
         (32, "--imgsz 32 is too small for a model of stride 32; using 64"),
         (64, ""),
         (70, "--imgsz 70 is not a multiple of the model's stride 32; using 96"),
     ],
 )
-def test_why_an_image_size_is_another_one(capsys, imgsz, says):
+def test_the_message_gives_the_reason_of_another_image_size(capsys, imgsz, message):
     round_to_stride(imgsz, 32)
-    assert says in capsys.readouterr().out if says else capsys.readouterr().out == ""
+    assert message in capsys.readouterr().out if message else capsys.readouterr().out == ""
 
 
-def test_a_new_run_in_an_old_folder_leaves_no_checkpoint_of_the_old_one(tiny_data, tiny_cfg, tmp_path):
-    """--nosave keeps the last epoch only; neither the earlier run's best.pt nor its epoch0.pt may pass for it."""
+def test_a_new_run_in_an_old_folder_removes_the_old_checkpoints(tiny_data, tiny_cfg, tmp_path):
+    """Files of the earlier run must not look like those of this one, which keeps its last epoch only."""
     weights = run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--save-period", "1") / "weights"
     (weights / "epoch-of-mine.pt").touch()
     old = {file.name: file.read_bytes() for file in weights.iterdir()}
     assert {"best.pt", "last.pt", "last-half.pt", "epoch0.pt", "epoch1.pt"} < set(old)
     with pytest.raises(UserError, match="--freeze 25"):
         run(tiny_data, tiny_cfg, tmp_path, "--freeze", "25")
-    assert {file.name: file.read_bytes() for file in weights.iterdir()} == old  # a mistake costs nothing
+    assert {file.name: file.read_bytes() for file in weights.iterdir()} == old  # a mistake changes nothing
     run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--seed", "1", "--nosave", "--noval")
     assert {file.name for file in weights.iterdir()} == {"best.pt", "last.pt", "last-half.pt", "epoch-of-mine.pt"}
     assert read_checkpoint(weights / "best.pt")["options"]["seed"] == 1
 
 
 @pytest.mark.parametrize("coco, iou", [(False, 0.6), (True, 0.65)])
-def test_coco_is_measured_at_the_end_as_its_figures_are_published(monkeypatch, coco, iou):
-    asked = []
-    monkeypatch.setattr(train.val, "evaluate", lambda *_, **named: asked.append(named["iou"]))
+def test_the_last_validation_on_coco_uses_the_published_iou(monkeypatch, coco, iou):
+    used = []
+    monkeypatch.setattr(train.val, "evaluate", lambda *_, **named: used.append(named["iou"]))
     monkeypatch.setattr(train, "load_model", lambda _: torch.nn.Identity())
     group = SimpleNamespace(world_size=1, is_main=True, device="cpu", on_main=lambda work: work())
     data = SimpleNamespace(names={}, spec=SimpleNamespace(is_coco=coco))
@@ -283,14 +282,12 @@ def test_coco_is_measured_at_the_end_as_its_figures_are_published(monkeypatch, c
         SimpleNamespace(training_over=str),
         SimpleNamespace(raise_if_signalled=None),
     )
-    assert asked == [iou]
+    assert used == [iou]
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_best_is_the_best_epoch_also_where_only_the_last_is_saved(
-    tiny_data, tiny_cfg, tmp_path, monkeypatch, interrupted
-):
-    """Also where the state is saved once within the epochs after it."""
+def test_best_is_the_best_epoch_even_with_nosave(tiny_data, tiny_cfg, tmp_path, monkeypatch, interrupted):
+    """Also if the state is saved within a later epoch."""
     scores, measure = [0.1, 0.4, 0.3, 0.2], train.validate
     monkeypatch.setattr(
         train,
@@ -302,12 +299,12 @@ def test_best_is_the_best_epoch_also_where_only_the_last_is_saved(
     )
     hold = RunFolder.hold_best
 
-    def hold_then_ask(folder, content):
+    def hold_then_signal(folder, content):
         hold(folder, content)
-        if interrupted and content["epoch"] == 2:  # the best: the signal is heard within the next epoch
+        if interrupted and content["epoch"] == 2:  # the best epoch; the signal is handled within the next one
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(RunFolder, "hold_best", hold_then_ask)
+    monkeypatch.setattr(RunFolder, "hold_best", hold_then_signal)
     with pytest.raises(SystemExit) if interrupted else nullcontext():
         run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--nosave", epochs=4)
     weights = tmp_path / "run" / "weights"
@@ -321,13 +318,13 @@ def test_best_is_the_best_epoch_also_where_only_the_last_is_saved(
     "extra, message",
     [(["--freeze", "99"], "--freeze 99: the model has layers 0 to 24"), (["--amp", "fp16"], "--amp fp16 needs a GPU")],
 )
-def test_mistakes_end_an_evolution_before_it_begins(tiny_data, tiny_cfg, tmp_path, capsys, extra, message):
+def test_mistakes_end_an_evolution_before_it_starts(tiny_data, tiny_cfg, tmp_path, capsys, extra, message):
     with pytest.raises(UserError, match=message):
         run(tiny_data, tiny_cfg, tmp_path, "--evolve", "2", *extra)
     assert "Scanning" not in "".join(capsys.readouterr()) and not list(tmp_path.iterdir())
 
 
-def test_best_is_written_where_a_run_ends_by_an_error(tiny_data, tiny_cfg, tmp_path, monkeypatch):
+def test_best_is_written_if_a_run_ends_with_an_error(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     measure = train.train_one_epoch
 
     def fail_in_the_third(run, *rest):
@@ -341,7 +338,7 @@ def test_best_is_written_where_a_run_ends_by_an_error(tiny_data, tiny_cfg, tmp_p
     assert read_checkpoint(tmp_path / "run" / "weights" / "best.pt")["epoch"] in (1, 2)
 
 
-def test_a_run_from_scratch_does_not_say_that_it_had_weights(finished, tiny_data, tiny_cfg, tmp_path):
+def test_a_run_from_scratch_records_no_weights(finished, tiny_data, tiny_cfg, tmp_path):
     for folder, weights in (
         (finished, ""),
         (
@@ -356,16 +353,16 @@ def test_a_run_from_scratch_does_not_say_that_it_had_weights(finished, tiny_data
         assert read_checkpoint(folder / "weights" / "last.pt")["options"]["weights"] == weights
 
 
-def test_what_a_run_without_weights_begins_with(tmp_path, monkeypatch):
+def test_initial_weights_of_a_run_without_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("models.loading.ROOT", tmp_path)
-    settled = train.settle_start(train.Request(TrainOptions(), frozenset(), None))
-    assert (settled.weights, settled.cfg) == ("", "yolov5s.yaml")
+    resolved = train.settle_start(train.Request(TrainOptions(), frozenset(), None))
+    assert (resolved.weights, resolved.cfg) == ("", "yolov5s.yaml")
     (tmp_path / "yolov5s.pt").touch()
     assert train.settle_start(train.Request(TrainOptions(), frozenset(), None)) == TrainOptions()
 
 
-def test_rect_with_image_weights_is_said_to_do_nothing(tiny_data, tiny_cfg, tmp_path, capsys):
+def test_rect_with_image_weights_is_reported_as_useless(tiny_data, tiny_cfg, tmp_path, capsys):
     run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--rect", "--image-weights", epochs=1)
     assert "WARNING --rect has no effect with --image-weights" in capsys.readouterr().out
 
@@ -402,11 +399,11 @@ def test_a_resumed_run_keeps_its_checkpoints(tiny_data, tiny_cfg, tmp_path, caps
         (["--resume", "absent"], "--resume absent: no checkpoint"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_leaves_nothing(tiny_data, tiny_cfg, tmp_path, capsys, extra, message):
+def test_a_mistake_is_one_line_and_leaves_no_file(tiny_data, tiny_cfg, tmp_path, capsys, extra, message):
     with pytest.raises(UserError, match=message) as wrong:
         run(tiny_data, tiny_cfg, tmp_path, *extra)
     assert "\n" not in str(wrong.value) and not list(tmp_path.iterdir())
-    assert "Scanning" not in "".join(capsys.readouterr())  # nor was anything begun that takes long
+    assert "Scanning" not in "".join(capsys.readouterr())  # no slow work was started
 
 
 @pytest.mark.slow
@@ -418,8 +415,8 @@ def test_a_mistake_ends_the_program_with_one_line_and_code_1():
     assert done.stderr.strip().startswith("error: --data absent.yaml") and len(done.stderr.strip().splitlines()) == 1
 
 
-def test_the_run_settles_its_nominal_batch(capsys):
-    """And writes it down: a resumed run keeps it, whatever --epochs it is given."""
+def test_the_run_fills_in_its_nominal_batch(capsys):
+    """It is recorded, so a resumed run keeps it for any --epochs."""
     short = train.with_nominal_batch(TrainOptions(batch_size=16), 1140)
     assert short.nbs == 16 and "one for every 16 pictures" in capsys.readouterr().out
     assert train.with_nominal_batch(short, 10**6).nbs == 16
