@@ -1,6 +1,5 @@
 """Charts: they are written, show what they are given, and never change the caller's arrays."""
 
-import threading
 import warnings
 from types import SimpleNamespace
 
@@ -11,7 +10,6 @@ import pytest
 
 from utils.errors import UserError
 from utils.output import plots
-from utils.output.plotter import Plotter
 
 NAMES = {0: "cat", 1: "dog", 2: "Straße"}
 GRID = np.linspace(0, 1, 1000)
@@ -140,28 +138,6 @@ def test_names_in_any_script_draw_without_a_warning(tmp_path, names):
         plots.plot_curve(GRID, np.ones((2, 1000)), names, tmp_path / "f1.png")
         plots.plot_labels(np.array([[0, 0.5, 0.5, 0.2, 0.2], [1, 0.4, 0.5, 0.2, 0.2]]), names, tmp_path / "l.jpg")
     assert (tmp_path / "confusion.png").exists() and (tmp_path / "f1.png").exists()
-
-
-# ---- in the background
-
-
-def test_plotter_draws_in_one_other_thread_in_order():
-    seen = []
-    with Plotter() as plotter:
-        for i in range(5):
-            plotter.submit(lambda i: seen.append((i, threading.current_thread().name)), i)
-    assert [i for i, _ in seen] == list(range(5))
-    assert {name for _, name in seen} == {"plots_0"}
-    assert not any(thread.name.startswith("plots") for thread in threading.enumerate())
-
-
-def test_a_failed_chart_costs_one_warning(tmp_path, capsys):
-    with Plotter() as plotter:
-        plotter.submit(plots.plot_results, tmp_path / "absent.csv", tmp_path / "results.png")
-        plotter.submit(plots.plot_confusion, np.eye(3), {0: "a", 1: "b"}, file=tmp_path / "confusion.png")
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("WARNING: plot_results was not drawn") and "absent.csv" in line
-    assert (tmp_path / "confusion.png").exists()
 
 
 def test_drawing_changes_no_global_setting(tmp_path):
