@@ -481,15 +481,15 @@ def evolve_main(given: dict[str, Any]) -> Verdict:
     with Distributed.join().session() as group:
         group.on_main(lambda: refuse_launcher(group))
     given = fetch_typed({key: value for key, value in given.items() if key != "resume"})  # which goes on anyway
-    options, typed = TrainOptions(**given), frozenset(given)
-    request = Request(options, typed, None)
+    options = TrainOptions.from_typed(given)
+    request = Request(options, options.typed, None)
     dataset = read_dataset_yaml(find_dataset_yaml(options.data))
     names = class_names(dataset.names, single_cls=options.single_cls)
     model = build_model(request, read_hyperparameters(request), names)  # mistakes show before it begins
     freeze_layers(model, options.freeze)
     amp_dtype(options.amp, select_device(options.device)[0])
     load_splits(locate_images(dataset), single_cls=options.single_cls)
-    return search_hyperparameters(make_plan(options, typed, script=Path(__file__)))
+    return search_hyperparameters(make_plan(options, script=Path(__file__)))
 
 
 def search_hyperparameters(plan: Plan) -> Verdict:

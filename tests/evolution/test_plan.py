@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def plan(**settings):
     given = {"device": "cpu", "evolve": 16, **settings}
-    return make_plan(TrainOptions(**given), frozenset(given), ROOT / "train.py")
+    return make_plan(TrainOptions.from_typed(given), ROOT / "train.py")
 
 
 def test_options_become_flags():

@@ -35,7 +35,7 @@ from utils.errors import run
 from utils.evolution.plan import make_plan
 from train import search_hyperparameters
 given = vars(add_flags(SuggestingParser(prog="train.py"), TrainOptions).parse_args())
-run(lambda: search_hyperparameters(make_plan(TrainOptions(**given), frozenset(given), Path({str(STUB)!r}))))
+run(lambda: search_hyperparameters(make_plan(TrainOptions.from_typed(given), Path({str(STUB)!r}))))
 """
 
 
@@ -47,7 +47,7 @@ def options(folder, **settings):
 def evolve(folder, **settings):
     """Run an evolution of stub trainings in this process. Return its verdict."""
     given = options(folder, **settings)
-    return train.search_hyperparameters(make_plan(TrainOptions(**given), frozenset(given), STUB))
+    return train.search_hyperparameters(make_plan(TrainOptions.from_typed(given), STUB))
 
 
 def start_cli(folder, **settings):
@@ -396,7 +396,7 @@ def test_an_individual_takes_missing_keys_from_the_start_and_says_so(tmp_path, c
 def test_the_start_is_never_stopped_early():
     """All gains are measured against it."""
     given = {"device": "cpu", "evolve": 16, "epochs": 20}
-    plan = make_plan(TrainOptions(**given), frozenset(given), ROOT / "train.py")
+    plan = make_plan(TrainOptions.from_typed(given), ROOT / "train.py")
     others = [SimpleNamespace(curve=(0.5,) * 20) for _ in range(9)]
     stop = build_trainings(plan, MemoryStore(), SimpleNamespace(records=others), validated=True).stop
     assert stop({**plan.start, "lr0": 0.02}, [0.1] * 10) and not stop(dict(plan.start), [0.1] * 10)

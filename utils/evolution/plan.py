@@ -21,7 +21,7 @@ POPULATION_SHARE = 8  # one generation in 8 tries one of the project's own hyper
 PER_TRAINING_FLAGS = frozenset(
     """
     hyp seed device workers project name exist_ok resume nosave noval noplots save_period score_only evolve
-    evolve_population resume_evolve evolve_workers evolve_storage evolve_timeout evolve_prune quiet
+    evolve_population resume_evolve evolve_workers evolve_storage evolve_timeout evolve_prune
     """.split()
 )
 # Flags that may differ when an evolution is resumed, or between machines: they do not change the meaning of fitness.
@@ -33,7 +33,6 @@ class Plan:
     """Resolved settings of an evolution."""
 
     options: TrainOptions
-    typed: frozenset[str]  # names of the options that the user typed
     script: Path  # the program of each training: train.py
     folder: Path
     start: dict[str, float]  # value of each hyperparameter in the search
@@ -50,12 +49,13 @@ class Plan:
     @property
     def training_flags(self) -> list[str]:
         """Typed flags that are passed to every training."""
-        return to_flags({name: getattr(self.options, name) for name in sorted(self.typed - PER_TRAINING_FLAGS)})
+        return to_flags({name: getattr(self.options, name) for name in sorted(self.options.typed - PER_TRAINING_FLAGS)})
 
     @property
     def training_command(self) -> str:
         """Command line that trains like the generations did, on all images. It lacks only `--hyp`."""
-        return format_command(self.options, self.typed - PER_TRAINING_FLAGS - {"evolve_fraction"}, self.script)
+        names = self.options.typed - PER_TRAINING_FLAGS - {"evolve_fraction"}
+        return format_command(self.options, names, self.script)
 
 
 def to_flags(values: Mapping[str, Any]) -> list[str]:
@@ -80,7 +80,7 @@ def format_command(options: TrainOptions, names: Iterable[str], script: Path) ->
     return shlex.join(["python", script.name, *to_flags(values)])
 
 
-def make_plan(options: TrainOptions, typed: frozenset[str], script: Path) -> Plan:
+def make_plan(options: TrainOptions, script: Path) -> Plan:
     """Check and resolve the options of an evolution. Raise UserError for any mistake. Nothing is written."""
     if options.batch_size == -1:
         raise UserError("--batch-size -1 with --evolve: every generation would find another one; give a number")
@@ -89,13 +89,12 @@ def make_plan(options: TrainOptions, typed: frozenset[str], script: Path) -> Pla
     devices = assign_devices(options)
     return Plan(
         options=options.replace(name=name),
-        typed=typed,
         script=script.resolve(),
-        folder=Path(options.project if "project" in typed else PROJECT) / name,
+        folder=Path(options.project if "project" in options.typed else PROJECT) / name,
         start=start,
-        population=read_population(options, typed, start),
+        population=read_population(options, start),
         devices=devices,
-        search_command=format_command(options, typed, script),
+        search_command=format_command(options, options.typed, script),
     )
 
 
@@ -114,20 +113,20 @@ def read_start(options: TrainOptions) -> dict[str, float]:
     return {key: values.get(key, KEEP_MODEL_ANCHORS) for key in GENES if key != "anchors" or not options.noautoanchor}
 
 
-def read_population(options: TrainOptions, typed: frozenset[str], start: Hyp) -> list[dict[str, float]]:
+def read_population(options: TrainOptions, start: Hyp) -> list[dict[str, float]]:
     """Read hyperparameters to try first besides the start: from `--resume_evolve`, else `--evolve_population`."""
     if options.resume_evolve:
         individuals = read_individuals(Path(options.resume_evolve))
     elif not options.evolve_population:
         return []
     else:
-        individuals = {str(file): read_yaml(file) for file in _population_files(options, typed)}
+        individuals = {str(file): read_yaml(file) for file in _population_files(options)}
     population: list[dict[str, float]] = []
     for source, values in individuals.items():
         individual = _complete_individual(source, values, start, options.hyp)
         if individual != start and individual not in population:
             population.append(individual)
-    chosen = options.resume_evolve or "evolve_population" in typed
+    chosen = options.resume_evolve or "evolve_population" in options.typed
     return population if chosen else population[: options.evolve // POPULATION_SHARE]
 
 
@@ -143,10 +142,10 @@ def _complete_individual(source: str, values: dict[str, Any], start: Hyp, start_
     return individual
 
 
-def _population_files(options: TrainOptions, typed: frozenset[str]) -> list[Path]:
+def _population_files(options: TrainOptions) -> list[Path]:
     name = options.evolve_population
     folders = [folder for folder in (Path(name), ROOT / name) if folder.is_dir()]
     files = sorted(folders[0].glob("*.y*ml")) if folders else []
-    if not files and "evolve_population" in typed:
+    if not files and "evolve_population" in options.typed:
         raise UserError(f"--evolve_population {name}: no folder with hyperparameter files (*.yaml)")
     return files
