@@ -1,4 +1,4 @@
-"""What the machine does to a run: full and read-only disks, signals, killed workers, too little memory."""
+"""Faults of the machine during a run: full and read-only disks, signals, killed workers, too little memory."""
 
 import errno
 import os
@@ -68,7 +68,7 @@ def state_of(folder: Path) -> dict:
     return read_checkpoint(folder / "run" / "weights" / "last.pt")
 
 
-def during(monkeypatch, epoch: int, begin, end) -> None:
+def fault_during(monkeypatch, epoch: int, begin, end) -> None:
     """Call `begin` after `epoch` is trained and before it is saved, and `end` an epoch later."""
     plain = train.RunLog.epoch_done
 
@@ -83,8 +83,12 @@ def during(monkeypatch, epoch: int, begin, end) -> None:
 # ---- disks
 
 
-def test_a_quota_costs_a_line_and_the_run_goes_on(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd):
-    """Files over 64 KiB cannot be written for one epoch, by a limit of the system itself."""
+def open_full_disk(*_):
+    return open("/dev/full", "wb")  # the code under test closes it
+
+
+def test_a_full_quota_is_one_line_and_training_continues(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd):
+    """The system allows no file over 64 KiB for one epoch."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     seen = []
 
@@ -96,12 +100,12 @@ def test_a_quota_costs_a_line_and_the_run_goes_on(tiny_data, tiny_cfg, tmp_path,
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         seen.append(state_of(tmp_path)["epoch"])
 
-    during(monkeypatch, 1, forbid, allow)
+    fault_during(monkeypatch, 1, forbid, allow)
     try:
         train.main(arguments(tiny_data, tiny_cfg, tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert seen == [1, 1] and state_of(tmp_path)["epoch"] == 3  # the one before stayed, later ones were written
+    assert seen == [1, 1] and state_of(tmp_path)["epoch"] == 3  # the old file stayed, later ones were written
     lines = [line for line in capfd.readouterr().err.splitlines() if "could not be written" in line]
     assert len(lines) in (1, 2) and "last.pt could not be written: File too large; the one before stays" in lines[-1]
     assert not list(tmp_path.rglob("*.tmp"))
@@ -110,11 +114,11 @@ def test_a_quota_costs_a_line_and_the_run_goes_on(tiny_data, tiny_cfg, tmp_path,
 @pytest.mark.parametrize(
     "number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO], ids=lambda n: errno.errorcode[n]
 )
-def test_nothing_can_be_written_for_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd, number):
+def test_no_file_can_be_written_for_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd, number):
     def refuse(path, *_):
         raise OSError(number, os.strerror(number), str(path))
 
-    during(
+    fault_during(
         monkeypatch,
         1,
         lambda: monkeypatch.setattr("utils.files.open", refuse, raising=False),
@@ -125,13 +129,13 @@ def test_nothing_can_be_written_for_an_epoch(tiny_data, tiny_cfg, tmp_path, monk
     lines = [line for line in capfd.readouterr().err.splitlines() if "could not be written" in line]
     assert any("results.csv" in line and os.strerror(number) in line for line in lines) and len(lines) <= 3
     rows = (tmp_path / "run" / "results.csv").read_text().splitlines()
-    assert [row.split(",")[0].strip() for row in rows] == ["epoch", "0", "1", "2"]  # caught up
+    assert [row.split(",")[0].strip() for row in rows] == ["epoch", "0", "1", "2"]  # the missing rows were added later
 
 
 @pytest.mark.parametrize("best", [0, 1], ids=["the first", "the second"])
-def test_the_best_epoch_is_kept_though_the_disk_was_full_at_its_end(tiny_data, tiny_cfg, tmp_path, monkeypatch, best):
-    """best.pt is written as soon as there is room: no later epoch may be as good."""
-    plain, full = train.validate, lambda *_: open("/dev/full", "wb")
+def test_the_best_epoch_is_kept_although_the_disk_was_full(tiny_data, tiny_cfg, tmp_path, monkeypatch, best):
+    """best.pt is written as soon as there is room, since no later epoch may be as good."""
+    plain = train.validate
 
     def validate(run, *others):
         return replace(
@@ -139,23 +143,23 @@ def test_the_best_epoch_is_kept_though_the_disk_was_full_at_its_end(tiny_data, t
         )
 
     monkeypatch.setattr(train, "validate", validate)
-    during(
+    fault_during(
         monkeypatch,
         best,
-        lambda: monkeypatch.setattr("utils.files.open", full, raising=False),
+        lambda: monkeypatch.setattr("utils.files.open", open_full_disk, raising=False),
         lambda: monkeypatch.delattr("utils.files.open"),
     )
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, epochs=best + 3))
-    assert read_checkpoint(tmp_path / "run" / "weights" / "best.pt")["epoch"] == best + 1  # counted when it is done
+    assert read_checkpoint(tmp_path / "run" / "weights" / "best.pt")["epoch"] == best + 1  # finished epochs
     assert state_of(tmp_path)["epoch"] == best + 3 and state_of(tmp_path)["best_fitness"] == pytest.approx(0.9)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
-def test_a_disk_that_fills_up_while_a_checkpoint_is_written(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd):
-    during(
+def test_a_disk_that_is_full_while_a_checkpoint_is_written(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd):
+    fault_during(
         monkeypatch,
         1,
-        lambda: monkeypatch.setattr("utils.files.open", lambda *_: open("/dev/full", "wb"), raising=False),
+        lambda: monkeypatch.setattr("utils.files.open", open_full_disk, raising=False),
         lambda: monkeypatch.delattr("utils.files.open"),
     )
     train.main(arguments(tiny_data, tiny_cfg, tmp_path))
@@ -163,12 +167,12 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_written(tiny_data, tiny_cfg,
     assert "last.pt could not be written: No space left on device" in capfd.readouterr().err
 
 
-def test_a_signal_when_nothing_can_be_saved_does_not_claim_it_was(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd):
+def test_a_signal_is_not_reported_as_saved_if_the_disk_is_full(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd):
     plain = train.prepare_images
 
     def prepare(run, images):
         if run.state.iteration == 4:
-            monkeypatch.setattr("utils.files.open", lambda *_: open("/dev/full", "wb"), raising=False)
+            monkeypatch.setattr("utils.files.open", open_full_disk, raising=False)
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(run, images)
 
@@ -179,7 +183,7 @@ def test_a_signal_when_nothing_can_be_saved_does_not_claim_it_was(tiny_data, tin
     assert state_of(tmp_path)["epoch"] == 1
 
 
-def test_a_run_folder_that_cannot_be_made_is_one_line(tiny_data, tiny_cfg, tmp_path):
+def test_a_run_folder_that_cannot_be_created_is_one_line(tiny_data, tiny_cfg, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot create the folder .*; give another --project"):
         train.main(arguments(tiny_data, tiny_cfg, tmp_path / "file"))
@@ -195,11 +199,11 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(tiny_data, tiny_cfg, tmp_p
         ),
         (UserError("bad\n\x1b[31mthing"), 1, "error: bad  [31mthing\n"),
         (UserError("x" * 5000), 1, "... (5000 characters)"),
-        (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt(), 130, "Interrupted"),
     ],
     ids=["disk", "control characters", "endless", "Ctrl-C"],
 )
-def test_what_a_user_can_mend_is_one_line(handlers, capsys, error, code, text):
+def test_errors_that_a_user_can_fix_are_one_line(handlers, capsys, error, code, text):
     def main():
         raise error
 
@@ -217,7 +221,7 @@ def test_leftovers_of_a_killed_writer_are_removed(tiny_data, tiny_cfg, tmp_path)
     assert not leftover.exists()
 
 
-# What a power cut leaves after each step of writing a file: nothing new, or all of it.
+# A power cut after any step of writing a file leaves the old file or the complete new one.
 @pytest.mark.parametrize("cut", ["write", "fsync", "replace"])
 def test_a_power_cut_at_any_step_leaves_the_old_file_or_the_new_one(tmp_path, monkeypatch, cut):
     target = tmp_path / "last.pt"
@@ -239,7 +243,7 @@ def test_a_power_cut_at_any_step_leaves_the_old_file_or_the_new_one(tmp_path, mo
 
 @pytest.mark.slow
 def test_a_signal_to_all_processes_of_a_run_saves_it(tiny_data, tiny_cfg, tmp_path):
-    """As Ctrl-C and schedulers send it: to the workers too, which must go on until the step is done."""
+    """Ctrl-C and schedulers signal the workers too, which must continue until the step is done."""
     name = "SIGINT"
     process = start(arguments(tiny_data, tiny_cfg, tmp_path / "a b", "--workers", "2", epochs=500), tmp_path / "log")
     assert process.wait_for_text(STARTED, 120) is not None
@@ -267,14 +271,14 @@ def test_a_second_signal_stops_at_once(tmp_path):
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
-    assert process.poll() is None  # the first is only noted
+    assert process.poll() is None  # the first signal is only recorded
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 128 + signal.SIGINT and time.monotonic() - started < 10
 
 
 @pytest.mark.slow
 def test_ctrl_c_under_torchrun_saves_the_run(tiny_data, tiny_cfg, tmp_path):
-    """The launcher repeats the signal that its processes have heard already: that is not a second one."""
+    """torchrun repeats the signal to processes that have already received it. That is not a second signal."""
     process = start(arguments(tiny_data, tiny_cfg, tmp_path, epochs=500), tmp_path / "log", processes=2)
     assert process.wait_for_text("/499", 200) is not None
     time.sleep(1)
@@ -288,8 +292,7 @@ def test_ctrl_c_under_torchrun_saves_the_run(tiny_data, tiny_cfg, tmp_path):
     "processes, extra, expected", [(1, [], ["evaluate"]), (2, [], ["save", "evaluate"]), (2, ["nosave"], ["evaluate"])]
 )
 def test_several_processes_save_before_they_validate(monkeypatch, processes, extra, expected):
-    """A launcher kills them half a minute after a signal; a validation may take longer,
-    and none may leave the others."""
+    """torchrun kills them half a minute after a signal, and a validation may take longer."""
     seen = []
     options = SimpleNamespace(nosave="nosave" in extra, single_cls=False)
     group = SimpleNamespace(world_size=processes, share_buffers=lambda _: None)
@@ -307,12 +310,12 @@ def test_several_processes_save_before_they_validate(monkeypatch, processes, ext
     assert seen == expected
 
 
-def test_signals_are_noted_echoes_ignored_and_handlers_put_back():
+def test_signals_are_recorded_echoes_ignored_and_handlers_restored():
     before = signal.getsignal(signal.SIGTERM)
     with SignalHandler(10, echo_seconds=60) as interruption:
         assert not interruption.signal_name and not interruption.save_due()
         os.kill(os.getpid(), signal.SIGUSR1)
-        os.kill(os.getpid(), signal.SIGTERM)  # would end the process, were it no echo
+        os.kill(os.getpid(), signal.SIGTERM)  # it would end the process if it were no echo
         assert interruption.signal_name == "SIGUSR1"
         interruption.echo_seconds = 0
         with pytest.raises(Interrupted, match="SIGUSR1"):
@@ -323,7 +326,7 @@ def test_signals_are_noted_echoes_ignored_and_handlers_put_back():
 @pytest.mark.parametrize("ending", [False, True], ids=["after an epoch", "of the best weights"])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_signal_ends_a_validation_between_two_batches(tiny_data, tiny_cfg, tmp_path, monkeypatch, processes, ending):
-    """Not in the midst of reading one, where a data worker waits for an answer; of several processes none stops."""
+    """It does not end one while a data worker waits for an answer. With several processes none stops."""
     seen = []
 
     def evaluate(*_, before_batch, **__):
@@ -358,12 +361,12 @@ def test_a_signal_ends_a_validation_between_two_batches(tiny_data, tiny_cfg, tmp
     assert seen.count("save") == (not ending)
 
 
-def test_what_is_called_before_each_batch_ends_an_evaluation(tiny_data, tiny_cfg, capsys):
+def test_the_hook_before_each_batch_can_end_an_evaluation(tiny_data, tiny_cfg, capsys):
     model, calls = DetectionModel(tiny_cfg, num_classes=2), []
 
     def before_batch():
         calls.append(1)
-        if len(calls) == 3:  # once before the first batch is read
+        if len(calls) == 3:  # the first call is before the first batch
             raise Interrupted("SIGTERM")
 
     loader = make_loader(
@@ -376,11 +379,11 @@ def test_what_is_called_before_each_batch_ends_an_evaluation(tiny_data, tiny_cfg
     assert len(loader) > 2
     with pytest.raises(Interrupted):
         evaluate(model, loader, before_batch=before_batch)
-    assert len(calls) == 3 and capsys.readouterr().err.endswith("\n")  # the bar is closed: a line may follow
+    assert len(calls) == 3 and capsys.readouterr().err.endswith("\n")  # the bar is closed, so a line can follow
 
 
-def test_a_worker_says_nothing_of_a_main_process_that_went_away(capfd):
-    """Killed while a batch is handed over: the thread of a data worker that does it sees its connection end."""
+def test_a_worker_is_silent_if_the_main_process_is_gone(capfd):
+    """The sending thread of a data worker loses its connection if the main process is killed during a transfer."""
     code = """
 import os, socket, sys, time
 from multiprocessing.resource_sharer import DupFd
@@ -403,7 +406,7 @@ for error in EOFError("quiet"), ConnectionResetError("quiet"), OSError(28, "disk
 
 @pytest.fixture
 def handlers():
-    """Handlers of signals as they were, and SIGINT as in a program that was just started."""
+    """Restore the signal handlers after the test, and begin with SIGINT as in a fresh program."""
     before = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
@@ -411,46 +414,52 @@ def handlers():
         signal.signal(number, handler)
 
 
-def test_the_echo_of_a_launcher_is_heard_until_the_process_ends(handlers, monkeypatch):
-    now, begun = [0.0], signal.getsignal(signal.SIGTERM)
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)
+
+
+def test_an_echo_from_torchrun_is_ignored_until_the_process_ends(handlers, monkeypatch):
+    now, original = [0.0], signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("utils.training.signals.time.monotonic", lambda: now[0])
     with SignalHandler(10, echo_seconds=3):
         pass
-    assert signal.getsignal(signal.SIGTERM) is begun  # nobody asked: no echo
+    assert signal.getsignal(signal.SIGTERM) is original  # there was no signal, so no echo follows
     with SignalHandler(10, echo_seconds=3):
         os.kill(os.getpid(), signal.SIGTERM)
-    os.kill(os.getpid(), signal.SIGTERM)  # while loaders are closed and the last state is written
-    assert signal.getsignal(signal.SIGTERM) is not begun
+    os.kill(os.getpid(), signal.SIGTERM)  # while loaders close and the last state is written
+    assert signal.getsignal(signal.SIGTERM) is not original
     now[0] = 3.5
-    with pytest.raises(KeyboardInterrupt):  # of a program that goes on
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)
-    assert signal.getsignal(signal.SIGTERM) is begun
+    with pytest.raises(KeyboardInterrupt):  # if the program continues
+        press_ctrl_c()
+    assert signal.getsignal(signal.SIGTERM) is original
 
 
-def test_a_launcher_does_not_cut_short_what_an_error_has_to_say(handlers, monkeypatch):
-    """Where a process fails, the launcher ends the others, which then are about to say that they lost contact."""
+def test_torchrun_does_not_cut_off_an_error_message(handlers, monkeypatch):
+    """Torchrun ends the other processes while they report the lost connection."""
     now, ended = [0.0], []
-    begun = lambda *_: ended.append(True)  # noqa: E731
-    signal.signal(signal.SIGTERM, begun)
+
+    def original(*_):
+        ended.append(True)
+
+    signal.signal(signal.SIGTERM, original)
     monkeypatch.setattr("utils.training.signals.time.monotonic", lambda: now[0])
     with suppress(RuntimeError), SignalHandler(10, echo_seconds=3):
         raise RuntimeError("Connection closed by peer")
     os.kill(os.getpid(), signal.SIGTERM)
-    assert not ended and signal.getsignal(signal.SIGTERM) is not begun
+    assert not ended and signal.getsignal(signal.SIGTERM) is not original
     now[0] = 3.5
-    with pytest.raises(KeyboardInterrupt):  # of a program that goes on
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1)
-    assert signal.getsignal(signal.SIGTERM) is begun
+    with pytest.raises(KeyboardInterrupt):  # if the program continues
+        press_ctrl_c()
+    assert signal.getsignal(signal.SIGTERM) is original
     with suppress(RuntimeError), SignalHandler(10):
-        raise RuntimeError("of a program that no launcher has started")
-    assert signal.getsignal(signal.SIGTERM) is begun
+        raise RuntimeError("in a program that torchrun did not start")
+    assert signal.getsignal(signal.SIGTERM) is original
 
 
-# Ctrl-C amid a fork is seen by the first Python function after it, which is one of the logging module's. `work` is
-# given the folder of the pictures.
-CTRL_C_AMID_A_FORK = """
+# Ctrl-C during a fork reaches the first Python function after it, which is one of the logging module. `work` gets the
+# image folder.
+CTRL_C_DURING_A_FORK = """
 import ctypes, functools, os, sys
 signals = map(ctypes.CDLL(None)["raise"], [2])
 os.register_at_fork(after_in_parent=functools.partial(next, signals, None))
@@ -461,7 +470,7 @@ from utils.errors import run
 from utils.datasets.labels import load_index
 from utils.parallel_map import parallel_map
 
-def work(pictures):
+def work(images):
     {work}
     print("not interrupted")
 
@@ -469,8 +478,8 @@ run(lambda: work(sys.argv[1]))
 """
 
 
-def hear() -> None:
-    """A program that is started in the background is deaf to Ctrl-C: here it is not to be."""
+def accept_ctrl_c() -> None:
+    """Enable Ctrl-C, which background programs ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -479,28 +488,28 @@ def hear() -> None:
     "work",
     [
         "list(parallel_map(abs, range(20), cpu_bound=True))",
-        "global loader; loader = make_loader(load_index(pictures, 2), imgsz=64, batch_size=4, workers=2); list(loader)",
-        "list(make_loader(load_index(pictures, 2), imgsz=64, batch_size=4, workers=1, cores=2))",
+        "global loader; loader = make_loader(load_index(images, 2), imgsz=64, batch_size=4, workers=2); list(loader)",
+        "list(make_loader(load_index(images, 2), imgsz=64, batch_size=4, workers=1, cores=2))",
     ],
-    ids=["shared work", "data workers", "helpers"],
+    ids=["parallel map", "data workers", "helpers"],
 )
-def test_ctrl_c_amid_a_fork_is_heard(tiny_data, work):
-    """Python drops it there, and keeps a lock of the logging module that a thread which draws waits for for ever."""
+def test_ctrl_c_during_a_fork_is_handled(tiny_data, work):
+    """CPython discards it there and leaves a lock of the logging module held, which deadlocks a drawing thread."""
     done = subprocess.run(
-        [sys.executable, "-c", CTRL_C_AMID_A_FORK.format(work=work), str(tiny_data.parent / "images" / "train")],
+        [sys.executable, "-c", CTRL_C_DURING_A_FORK.format(work=work), str(tiny_data.parent / "images" / "train")],
         cwd=ROOT,
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
         timeout=100,
-        preexec_fn=hear,
+        preexec_fn=accept_ctrl_c,
     )
     assert done.returncode == 130 and "not interrupted" not in done.stdout, done.stderr
     assert "Exception" not in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.endswith("Interrupted. Saved checkpoints are intact.\n")
 
 
-def test_a_session_that_has_run_a_program_hears_ctrl_c_as_before():
+def test_a_session_that_ran_a_program_handles_ctrl_c_as_before():
     code = """
 import runpy, signal
 for name in ("train", "val", "detect"):
@@ -513,7 +522,7 @@ for name in ("train", "val", "detect"):
         [sys.executable, "-c", code, "--help"],
         cwd=ROOT,
         env=ENVIRONMENT,
-        preexec_fn=hear,
+        preexec_fn=accept_ctrl_c,
         timeout=120,
         capture_output=True,
         text=True,
@@ -521,9 +530,9 @@ for name in ("train", "val", "detect"):
     assert done.returncode == 0 and done.stdout.count("usage:") == 3, done.stderr
 
 
-@pytest.mark.parametrize("deaf, code", [(False, -signal.SIGINT), (True, 7)], ids=["heard", "in the background"])
+@pytest.mark.parametrize("ignored, code", [(False, -signal.SIGINT), (True, 7)], ids=["foreground", "background"])
 @pytest.mark.parametrize("program", ["train.py", "val.py", "detect.py"])
-def test_ctrl_c_amid_the_imports_prints_nothing(tmp_path, program, deaf, code):
+def test_ctrl_c_during_the_imports_prints_nothing(tmp_path, program, ignored, code):
     (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)\n")
     done = subprocess.run(
         [sys.executable, ROOT / program],
@@ -531,14 +540,14 @@ def test_ctrl_c_amid_the_imports_prints_nothing(tmp_path, program, deaf, code):
         text=True,
         timeout=60,
         env={**ENVIRONMENT, "PYTHONPATH": str(tmp_path)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN if deaf else signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL),
     )
     assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
-@pytest.mark.parametrize("where", ["amid it", "while it is drawn", "when all is said"])
+@pytest.mark.parametrize("where", ["in main", "while drawing", "at exit"])
 def test_ctrl_c_in_a_program(tmp_path, where):
-    """A picture that is being drawn is finished, others are not begun; after that there is nothing to say."""
+    """A drawing in progress is finished and no other is started. At exit nothing is printed."""
     code = """
 import atexit, os, signal, sys, threading, time
 from pathlib import Path
@@ -550,18 +559,18 @@ def draw(file):
     file.touch()
 
 def main():
-    if sys.argv[1] == "while it is drawn":
+    if sys.argv[1] == "while drawing":
         with Plotter() as plotter:
             for name in "abc":
                 plotter.submit(draw, Path(name))
             threading.Timer(0.4, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-    elif sys.argv[1] == "amid it":
+    elif sys.argv[1] == "in main":
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(30)
     else:
         atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the first line of train.py does
+signal.signal(signal.SIGINT, signal.SIG_DFL)  # as train.py does
 run(main)
 """
     (tmp_path / "program.py").write_text(code)
@@ -572,11 +581,11 @@ run(main)
         text=True,
         timeout=60,
         env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
-        preexec_fn=hear,
+        preexec_fn=accept_ctrl_c,
     )
-    if where != "when all is said":
+    if where != "at exit":
         assert (done.returncode, done.stderr) == (130, "\nInterrupted. Saved checkpoints are intact.\n")
-        assert {file.name for file in tmp_path.iterdir()} - {"program.py"} == ({"a"} if "drawn" in where else set())
+        assert {file.name for file in tmp_path.iterdir()} - {"program.py"} == ({"a"} if "drawing" in where else set())
     else:
         assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
@@ -626,11 +635,11 @@ def test_workers_ignore_the_signals_of_the_run_and_end_with_the_loader(loader):
     assert sum(1 for _ in batches) == len(loader) - 2
     loader.close()
     assert not any(os.path.exists(f"/proc/{pid}") for pid in workers)
-    assert sum(1 for _ in loader) == len(loader)  # others are started when they are needed
+    assert sum(1 for _ in loader) == len(loader)  # new ones are started on demand
 
 
-def test_workers_end_where_no_thread_can_be_started_any_more(loader, monkeypatch):
-    """At the program's end Python refuses what torch does to end the thread that pins batches."""
+def test_workers_end_even_if_no_thread_can_be_started(loader, monkeypatch):
+    """Python refuses, at exit, the new thread that torch needs to stop its pin-memory thread."""
     next(iter(loader))
     iterator = loader._loader._iterator
     processes = list(iterator._workers)
@@ -646,7 +655,7 @@ def test_workers_end_where_no_thread_can_be_started_any_more(loader, monkeypatch
     assert len(processes) == 2 and not any(process.is_alive() for process in processes)
 
 
-def test_what_nccl_names_as_the_reason_is_not_cut_off():
+def test_the_reason_in_an_nccl_error_is_not_cut_off():
     error = RuntimeError("NCCL error in: NCCLUtils.cpp:93, unhandled cuda error\nLast error:\nDuplicate GPU detected")
     assert "Duplicate GPU detected" in explain_unexpected(error)
     assert explain_unexpected(RuntimeError("gloo: Connection closed\nmore")).count("\n") == 0
@@ -659,14 +668,14 @@ def test_a_killed_worker_is_one_line(tiny_data, tiny_cfg, tmp_path, monkeypatch,
         if not killed:
             killed.append(run.train_loader._loader._iterator._workers[0].pid)
             os.kill(killed[0], signal.SIGKILL)
-            time.sleep(1)  # as long as a step may take: the news arrives in it
+            time.sleep(1)  # the step takes until the death is noticed
         return plain(run, images)
 
     monkeypatch.setattr(train, "prepare_images", prepare)
     monkeypatch.setattr(train, "cores_for_loading", lambda device: None)
     with pytest.raises(UserError, match="data workers was killed, most often for want of memory: use --workers 1"):
         train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--workers", "2"))
-    assert capsys.readouterr().err.endswith("\n")  # the bar is closed: a line may follow
+    assert capsys.readouterr().err.endswith("\n")  # the bar is closed, so a line can follow
 
 
 def can_mount() -> bool:

@@ -1,4 +1,4 @@
-"""A run that was killed and resumed ends with the bytes of one that never stopped; and resuming does what one means.
+"""Resume: a run that was killed and resumed ends with the bytes of an uninterrupted one.
 
 tests/kill_and_resume.py is the longer version, for any number of kills.
 """
@@ -33,10 +33,10 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize(
     "flags",
     [
-        # pictures of several sizes, drawn by weight, mixed; another number of workers in each life
+        # images of several sizes, drawn by weight; a random number of workers in each attempt
         ["--kills", "6", "--epochs", "5", "--batch-size", "16", "--workers", "any", "--multi-scale", "--image-weights"],
-        # gradients over several batches, saved in the middle of epochs, also when signals ask for it
-        ["--kills", "5", "--epochs", "3", "--batch-size", "16", "--pictures", "96", "--signals", "KILL,TERM,USR1,INT"],
+        # gradients accumulated over several batches; states saved within epochs, by time and by signals
+        ["--kills", "5", "--epochs", "3", "--batch-size", "16", "--images", "96", "--signals", "KILL,TERM,USR1,INT"],
     ],
     ids=["everything at random", "accumulation"],
 )
@@ -53,8 +53,8 @@ def test_killed_runs_lose_nothing(flags):
 
 
 @pytest.mark.slow
-def test_two_processes_that_were_killed_lose_nothing():
-    flags = ["--processes", "2", "--kills", "2", "--epochs", "6", "--pictures", "32", "--workers", "1"]
+def test_two_killed_processes_lose_nothing():
+    flags = ["--processes", "2", "--kills", "2", "--epochs", "6", "--images", "32", "--workers", "1"]
     done = subprocess.run(
         [sys.executable, "tests/kill_and_resume.py", *flags],
         cwd=ROOT,
@@ -66,7 +66,7 @@ def test_two_processes_that_were_killed_lose_nothing():
     assert done.returncode == 0 and "2 kills, 0 differences" in done.stdout, done.stdout + done.stderr
 
 
-# ---- in one process: stopped by a signal at a chosen iteration
+# ---- in one process: interrupted by a signal at a chosen iteration
 
 
 def arguments(data, cfg, folder, *extra, epochs=2):
@@ -127,7 +127,7 @@ def finished(tiny_data, tiny_cfg, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(finished, tmp_path) -> Path:
-    """A finished run of two epochs that a test may change."""
+    """Copy a finished run of two epochs, for tests that change it."""
     return Path(shutil.copytree(finished, tmp_path / "elsewhere" / "run"))
 
 
@@ -142,8 +142,8 @@ def copy(finished, tmp_path) -> Path:
     ],
     ids=" ".join,
 )
-def test_stopped_in_the_middle_of_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch, extra):
-    extra = ["--nbs", "8", *extra]  # an optimizer step for each batch
+def test_interrupted_within_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch, extra):
+    extra = ["--nbs", "8", *extra]  # one optimizer step per batch
     train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole", *extra))
     stop_at(monkeypatch, 4, arguments(tiny_data, tiny_cfg, tmp_path / "part", *extra))
     saved = state_of(tmp_path / "part" / "run")
@@ -152,7 +152,7 @@ def test_stopped_in_the_middle_of_an_epoch(tiny_data, tiny_cfg, tmp_path, monkey
     assert find_differences(tmp_path / "whole" / "run", tmp_path / "part" / "run") == []
 
 
-def test_stopped_in_the_validation(tiny_data, tiny_cfg, tmp_path, monkeypatch):
+def test_interrupted_in_the_validation(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole"))
     plain = train.val.evaluate
 
@@ -169,7 +169,7 @@ def test_stopped_in_the_validation(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     assert find_differences(tmp_path / "whole" / "run", tmp_path / "part" / "run") == []
 
 
-def test_stopped_after_the_last_epoch_only_the_end_is_made_up_for(copy, capsys):
+def test_interrupted_after_the_last_epoch_only_the_final_steps_are_repeated(copy, capsys):
     (copy / "weights" / "last-half.pt").unlink()
     before = state_of(copy)
     train.main(["--resume", str(copy)])
@@ -188,7 +188,7 @@ def test_a_run_is_extended_exactly(copy, tmp_path, monkeypatch, capsys):
         assert [row[0].strip() for row in csv.reader(file)] == ["epoch", "0", "1", "2", "3"]
 
 
-def test_an_interrupted_run_in_whose_folder_another_begins_can_still_be_gone_on_with(
+def test_an_interrupted_run_can_be_resumed_after_another_used_its_folder(
     tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys
 ):
     words = ["--nbs", "8", "--exist-ok", "--save-period", "1"]
@@ -198,16 +198,19 @@ def test_an_interrupted_run_in_whose_folder_another_begins_can_still_be_gone_on_
     stop_at(monkeypatch, 4, words)
     capsys.readouterr()
     train.main([*words, "--seed", "1", "--epochs", "1"])
-    said = capsys.readouterr().out
-    assert f"{run} holds a run that was interrupted after 1 epochs: it is kept" in said and f"--resume {kept}\n" in said
+    printed = capsys.readouterr().out
+    assert (
+        f"{run} holds a run that was interrupted after 1 epochs: it is kept" in printed
+        and f"--resume {kept}\n" in printed
+    )
     assert state_of(run)["options"]["seed"] == 1 and len((run / "results.csv").read_text().splitlines()) == 2
-    train.main([*words, "--seed", "2", "--epochs", "1"])  # a run that has ended is replaced, as ever
+    train.main([*words, "--seed", "2", "--epochs", "1"])  # a finished run is replaced
     assert "holds a run" not in capsys.readouterr().out
     train.main(["--resume", str(kept), "--project", str(tmp_path / "whole")])
     assert find_differences(tmp_path / "whole" / "run", kept) == [] and state_of(run)["options"]["seed"] == 2
 
 
-def test_epochs_that_are_done_already_cannot_be_asked_for(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
+def test_fewer_epochs_than_are_done_are_refused(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
     stop_at(monkeypatch, 7, arguments(tiny_data, tiny_cfg, tmp_path, "--nbs", "8", epochs=5))
     run, last = tmp_path / "run", tmp_path / "run" / "weights" / "last.pt"
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
@@ -217,17 +220,17 @@ def test_epochs_that_are_done_already_cannot_be_asked_for(tiny_data, tiny_cfg, t
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
     state = read_checkpoint(last)
     write_checkpoint(last, {**state, "step": 0, "iteration": 6})  # as if at the end of its second epoch
-    train.main(["--resume", str(run), "--epochs", "2"])  # it may be ended here
+    train.main(["--resume", str(run), "--epochs", "2"])  # ending here is allowed
     assert state_of(run)["epoch"] == 2 and "epochs completed" in capsys.readouterr().out
 
 
-def test_a_finished_run_is_refused_before_anything_that_takes_long(copy, capsys):
+def test_a_finished_run_is_refused_before_slow_work(copy, capsys):
     with pytest.raises(UserError, match="all 2 epochs are done; add --epochs 4"):
         train.main(["--resume", str(copy)])
     assert "Scanning" not in "".join(capsys.readouterr())
 
 
-def test_a_run_that_early_stopping_ended_stays_ended(tiny_data, tiny_cfg, tmp_path, capsys):
+def test_a_run_ended_by_early_stopping_is_not_resumed(tiny_data, tiny_cfg, tmp_path, capsys):
     flat = ["--patience", "2", "--hyp", "hyp.no-augmentation.yaml"]
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, *flat, epochs=30))
     run, epoch = tmp_path / "run", state_of(tmp_path / "run")["epoch"]
@@ -239,7 +242,7 @@ def test_a_run_that_early_stopping_ended_stays_ended(tiny_data, tiny_cfg, tmp_pa
     assert state_of(run)["epoch"] == epoch
 
 
-def test_the_full_state_and_weights_for_use_are_kept_after_the_end(finished):
+def test_the_full_state_and_inference_weights_remain_after_the_end(finished):
     last, half = (read_checkpoint(finished / "weights" / name) for name in ("last.pt", "last-half.pt"))
     assert (last["kind"], half["kind"]) == ("train", "weights") and "optimizer" in last and "optimizer" not in half
     for name, value in last["ema"]["state_dict"].items():
@@ -248,7 +251,7 @@ def test_the_full_state_and_weights_for_use_are_kept_after_the_end(finished):
     assert not list(finished.rglob("*.tmp")) and not (finished / "weights" / "epoch-start.pt").exists()
 
 
-# ---- which run, and what changes
+# ---- which run is resumed, and with which changes
 
 
 def test_the_latest_run_below_the_project_is_found(copy, tmp_path, capsys):
@@ -260,13 +263,13 @@ def test_the_latest_run_below_the_project_is_found(copy, tmp_path, capsys):
         train.main(["--resume", "--project", str(tmp_path / "nothing")])
 
 
-def test_a_named_checkpoint_elsewhere_begins_a_folder_of_its_own(copy, tmp_path):
+def test_a_checkpoint_outside_a_run_starts_a_new_folder(copy, tmp_path):
     shutil.copy(copy / "weights" / "last.pt", tmp_path / "kept.pt")
     train.main(["--resume", str(tmp_path / "kept.pt"), "--epochs", "3", "--project", str(tmp_path / "new")])
     assert state_of(tmp_path / "new" / "run")["epoch"] == 3 and state_of(copy)["epoch"] == 2
 
 
-def test_a_moved_data_set_is_gone_on_with_exactly(copy, tiny_data, tmp_path, capsys):
+def test_a_run_is_resumed_exactly_with_a_moved_data_set(copy, tiny_data, tmp_path, capsys):
     other = Path(shutil.copytree(copy, tmp_path / "other" / "run"))
     moved = shutil.copytree(tiny_data.parent, tmp_path / "moved data")
     train.main(["--resume", str(copy), "--epochs", "3"])
@@ -276,7 +279,7 @@ def test_a_moved_data_set_is_gone_on_with_exactly(copy, tiny_data, tmp_path, cap
     assert found and all(line.endswith("/options/data") for line in found)
 
 
-def test_what_changed_is_listed_and_what_makes_it_inexact(copy, capsys):
+def test_changes_are_listed_and_those_that_make_the_run_inexact(copy, capsys):
     train.main(
         [
             "--resume",
@@ -304,12 +307,12 @@ def test_what_changed_is_listed_and_what_makes_it_inexact(copy, capsys):
     ):
         assert f"resume: {line}" in printed
     state = state_of(copy)
-    assert (state["epoch"], state["iteration"]) == (3, 18)  # three epochs of six steps of four pictures
+    assert (state["epoch"], state["iteration"]) == (3, 18)  # three epochs of six steps of four images
 
 
-def test_other_surroundings_are_named(copy, capsys):
+def test_changes_of_the_environment_are_named(copy, capsys):
     content = state_of(copy)
-    around = {
+    changed = {
         "processes": 2,
         "device": "NVIDIA X",
         "threads": 99,
@@ -322,15 +325,15 @@ def test_other_surroundings_are_named(copy, capsys):
         "opencv": "3.0",
         "numpy": "1.0",
     }
-    content["surroundings"] |= around
+    content["surroundings"] |= changed
     write_checkpoint(copy / "weights" / "last.pt", {key: value for key, value in content.items() if key != "anchorage"})
     train.main(["--resume", str(copy), "--epochs", "3"])
     printed = capsys.readouterr().out
-    for key, value in around.items():
+    for key, value in changed.items():
         assert re.search(rf"resume: {key} {value} -> .*no longer exact to the bit", printed), key
 
 
-def test_surroundings_that_an_earlier_version_did_not_note_are_no_difference(copy, capsys):
+def test_environment_fields_missing_in_an_old_checkpoint_are_no_change(copy, capsys):
     content = state_of(copy)
     for key in ("polygons", "validation", "precision", "cpu", "opencv", "numpy"):
         del content["surroundings"][key]
@@ -339,7 +342,7 @@ def test_surroundings_that_an_earlier_version_did_not_note_are_no_difference(cop
     assert "no longer exact" not in capsys.readouterr().out
 
 
-def test_other_validation_data_or_outlines_are_noticed(tiny_data, tmp_path):
+def test_changes_of_validation_data_or_polygons_are_noticed(tiny_data, tmp_path):
     data = Path(shutil.copytree(tiny_data.parent, tmp_path / "data", ignore=shutil.ignore_patterns("*.cache")))
 
     def names():
@@ -349,15 +352,15 @@ def test_other_validation_data_or_outlines_are_noticed(tiny_data, tmp_path):
     (data / "labels" / "val" / "0.txt").write_text("0 .5 .5 .1 .1\n")
     other = names()
     assert {key for key in before if before[key] != other[key]} == {"validation"}
-    hull = "0 .25 .25 .75 .25 .75 .75\n", "0 .25 .25 .75 .75 .25 .75\n"  # the same box around them
+    polygons = "0 .25 .25 .75 .25 .75 .75\n", "0 .25 .25 .75 .75 .25 .75\n"  # they have the same bounding box
     seen = []
-    for row in hull:
+    for row in polygons:
         (data / "labels" / "train" / "0.txt").write_text(row)
         seen.append(names())
     assert {key for key in before if seen[0][key] != seen[1][key]} == {"polygons"}
 
 
-def test_a_run_keeps_its_folder_whatever_name_is_typed(copy, capsys):
+def test_a_resumed_run_keeps_its_folder_with_any_name(copy, capsys):
     train.main(["--resume", str(copy), "--epochs", "3", "--name", "other", "--project", "elsewhere"])
     printed = capsys.readouterr().out
     assert f"resume: --name other and --project elsewhere left aside: the run goes on in {copy}\n" in printed
@@ -365,7 +368,7 @@ def test_a_run_keeps_its_folder_whatever_name_is_typed(copy, capsys):
     assert state_of(copy)["epoch"] == 3 and not Path("elsewhere").exists()
 
 
-def test_a_device_that_is_not_here_says_what_to_add(copy):
+def test_a_missing_device_is_reported_with_the_flag_to_add(copy):
     content = state_of(copy)
     content["options"]["device"] = "99"
     write_checkpoint(copy / "weights" / "last.pt", {key: value for key, value in content.items() if key != "anchorage"})
@@ -375,7 +378,7 @@ def test_a_device_that_is_not_here_says_what_to_add(copy):
     assert state_of(copy)["epoch"] == 3
 
 
-def test_a_state_with_a_gradient_scale_goes_on_without_one(copy):
+def test_a_state_with_a_gradient_scaler_is_resumed_without_one(copy):
     content = state_of(copy)
     content["scaler"] = {
         "scale": 65536.0,
@@ -397,18 +400,18 @@ def test_a_state_with_a_gradient_scale_goes_on_without_one(copy):
         (["--single-cls"], "a model of 2 classes, but .* names 1"),
     ],
 )
-def test_what_cannot_change_is_refused(copy, extra, message):
+def test_changes_that_are_impossible_are_refused(copy, extra, message):
     with pytest.raises(UserError, match=message) as wrong:
         train.main(["--resume", str(copy), "--epochs", "3", *extra])
     assert "\n" not in str(wrong.value)
 
 
-def test_a_run_of_yolov5_starts_anew(reference):
+def test_a_yolov5_run_cannot_be_resumed(reference):
     with pytest.raises(UserError, match="yolov5n.pt: not a whole .*; of a run of YOLOv5 a new one can start: --w"):
         train.main(["--resume", str(reference / "weights" / "yolov5n.pt")])
 
 
-def test_weights_for_use_cannot_be_resumed(copy):
+def test_inference_weights_cannot_be_resumed(copy):
     with pytest.raises(UserError, match="best.pt: holds weights only; resume from last.pt"):
         train.main(["--resume", str(copy / "weights" / "best.pt")])
 
@@ -416,14 +419,14 @@ def test_weights_for_use_cannot_be_resumed(copy):
 @pytest.mark.parametrize(
     "step, epoch, before, now, expected",
     [
-        (0, 0, None, 10, (0, 0)),  # nothing known of before
-        (4, 2, 10, 10, (4, 24)),  # as before
+        (0, 0, None, 10, (0, 0)),  # no earlier number of steps
+        (4, 2, 10, 10, (4, 24)),  # the same number of steps
         (4, 2, 10, 5, (2, 12)),  # batches of twice the size
-        (10, 2, 10, 3, (3, 9)),  # all batches done, the validation not
+        (10, 2, 10, 3, (3, 9)),  # all batches done, validation not yet
         (1, 0, 3, 100, (33, 33)),
     ],
 )
-def test_the_place_within_an_epoch_is_kept(step, epoch, before, now, expected):
+def test_the_position_within_an_epoch_is_kept(step, epoch, before, now, expected):
     assert rescaled(step, epoch, before, now) == expected
 
 
