@@ -1,17 +1,16 @@
 """Train a detector: `python train.py --data my.yaml --cos-lr`, `torchrun --nproc_per_node 4 train.py`, `--resume`.
 
-Top to bottom: read what was asked for, build data, model and optimizer, then the loop. Letters: B batch, H W rows and
-columns, T targets.
+Top to bottom: command line, the loop, model and loss, start-up, the program. Letters: B batch, H W rows and columns,
+A anchors per level, L levels, C classes, T targets.
 """
 
 from utils.errors import silence_ctrl_c_during_imports
 
 if __name__ == "__main__":
-    silence_ctrl_c_during_imports()  # amid the imports
+    silence_ctrl_c_during_imports()
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,17 +20,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import val
-from models.adaptation import fit_model_anchors, freeze_layers, round_to_stride
-from models.building import build_model, settle_start
 from models.loading import load_model
+from models.setup import anchors_to_fit, build_model, freeze_layers, rebuild_model, resolve_initial_weights
 from models.yolo import DetectionModel
-from utils.autobatch import advice_on_memory, find_batch_size
-from utils.checkpoint import is_finite, snapshot
+from utils import console
+from utils.autoanchor import check_anchors
+from utils.autobatch import advice_on_memory
+from utils.checkpoint import is_finite
 from utils.cli import read_flags
 from utils.config import Hyperparameters, TrainOptions
 from utils.datasets.locate import find_dataset_yaml, locate_images
-from utils.datasets.spec import read_dataset_yaml
-from utils.datasets.splits import Splits, class_names, label_sizes, load_splits, require_images
+from utils.datasets.spec import DatasetYaml, read_dataset_yaml
+from utils.datasets.splits import class_names, label_sizes, load_splits, require_images
+from utils.detector import Detector, as_module
 from utils.device import amp_dtype, cores_for_loading, describe_device, seed_everything, select_device, tune_malloc
 from utils.distributed import Distributed, launch_token
 from utils.download import fetch_typed
@@ -49,45 +50,288 @@ from utils.loading.sampler import class_weights, image_weights
 from utils.loss import DetectionLoss, Losses, scale_gains
 from utils.metrics import Metrics
 from utils.optim import set_rates, take_step
-from utils.schedule import NOMINAL, EarlyStopping, Rates, Schedule, largest_size, multi_scale_size, nominal_batch
+from utils.schedule import EarlyStopping, Schedule, multi_scale_size
+from utils.training.checkpoints import Checkpoints
 from utils.training.compile import compile_if_faster
 from utils.training.ddp import wrap_model
-from utils.training.launch_record import remember_launch
-from utils.training.log import RunLog, SilentLog, say_how_to_go_on
-from utils.training.nan_guard import NanGuard, propagate_nan
-from utils.training.reproducibility import name_contents, surroundings
-from utils.training.resume import rescaled
+from utils.training.launch_record import write_launch_record
+from utils.training.log import RunLog, print_resume_command
+from utils.training.nan_guard import propagate_nan
+from utils.training.observer import EpochReport, Observer, Observers, StepReport
+from utils.training.progress import Progress
+from utils.training.reproducibility import dataset_fingerprints, environment_fingerprint
+from utils.training.run import Run
 from utils.training.run_folder import RunFolder
-from utils.training.run_state import TrainState
 from utils.training.signals import EXIT_CODE, LAUNCHER_SECONDS, Interrupted, SignalHandler
-from utils.training.startup import Request, open_run_folder, read_hyperparameters, understand
-from utils.training.state import begin_again, build_state, describe_weights, go_back, is_over, steps_before
+from utils.training.startup import (
+    Launch,
+    Setup,
+    complete_options,
+    num_replicas,
+    open_run_folder,
+    read_hyperparameters,
+    resolve_launch,
+)
+from utils.training.state import make_nan_guard, make_optimizer, restore
 
 MAX_GRADIENT_NORM = 10.0
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What was asked for
-
-
 def parse_args(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The options that were typed, by name."""
-    given = read_flags(TrainOptions, argv, prog="train.py", description="Train a detector.")
-    given.pop("local_rank", None)  # from launchers: the environment says the same
-    return given
+    """Return the options that were typed, by name."""
+    typed = read_flags(TrainOptions, argv, prog="train.py", description="Train a detector.")
+    typed.pop("local_rank", None)  # launchers pass it; the environment says the same
+    return typed
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Data
+# The loop
 
 
-def build_loaders(
-    options: TrainOptions, hyp: Hyperparameters, data: Splits, stride: int, distributed: Distributed
-) -> tuple[Loader, Loader]:
-    """The training and the validation loader of this process."""
+class NonFiniteError(Exception):
+    """Several consecutive optimizer steps, or the weights after them, were NaN or infinite."""
+
+
+def train(run: Run, watch: Observer, checkpoints: Checkpoints, signals: SignalHandler) -> Metrics | None:
+    """Train to the last epoch, or until early stopping. Return the metrics of the last validation."""
+    metrics = None
+    while not run.is_finished():
+        run.keep_epoch_start()
+        watch.on_epoch_start(run)
+        try:
+            losses = train_one_epoch(run, watch, checkpoints, signals)
+        except NonFiniteError:
+            run.roll_back()
+            continue
+        epoch, improved = run.progress.epoch, False
+        if epoch + 1 == run.options.epochs or not run.options.noval:
+            metrics = validate(run, checkpoints, signals)
+            improved = run.note_validation(metrics)
+        watch.on_epoch(run, EpochReport(epoch, losses, metrics, run.rates(run.progress.iteration - 1)))
+        run.progress.finish_epoch()
+        if save_after_epoch(run, metrics, checkpoints, signals, improved=improved):
+            break
+    if run.progress.epoch < run.options.epochs:
+        best = run.early_stop.best_epoch
+        console.info(f"Stopped: no better fitness for {run.options.patience} epochs (best: epoch {best})")
+    return metrics
+
+
+def train_one_epoch(run: Run, watch: Observer, checkpoints: Checkpoints, signals: SignalHandler) -> list[float]:
+    """Train the rest of the current epoch. Return the epoch's mean box, obj and cls loss."""
+    run.train_mode()
+    loader, progress, group = run.train_loader, run.progress, run.distributed
+    loader.set_epoch(progress.epoch, start_batch=progress.step, weights=sampling_weights(run))
+    run.optimizer.zero_grad(set_to_none=True)
+    means = progress.losses(group.device)  # (3,)
+    pending = 0  # batches whose gradients wait for an optimizer step
+    for step, batch in enumerate(prefetch(loader, group.device), start=progress.step):
+        rates = run.rates(progress.iteration)
+        set_rates(run.optimizer, rates)
+        images = prepare_images(run, batch.images)  # (B, 3, H, W)
+        steps_now = pending + 1 >= rates.accumulate or step + 1 == len(loader)  # an epoch leaves no gradients behind
+        with group.exchange_gradients(run.wrapped, now=steps_now):
+            losses = forward_backward(run, images, batch)
+        summed = group.sum(torch.stack(losses))  # (3,); each process has its share of the sums
+        means = means + (torch.where(summed.isfinite(), summed, means) - means) / (step + 1)
+        watch.on_batch(run, StepReport(step, batch, means, images.shape[-1]))
+        pending, progress.iteration = pending + 1, progress.iteration + 1
+        if steps_now:
+            optimizer_step(run)
+            pending, progress.step, progress.means = 0, step + 1, means
+            save_between_steps(run, checkpoints, signals)
+    run.nan_guard.sync()
+    if group.any(run.nan_guard.needs_rollback or not is_finite(run.weights())):
+        raise NonFiniteError
+    return means.tolist()
+
+
+def prepare_images(run: Run, images: Tensor) -> Tensor:
+    """Convert uint8 (B, 3, H, W) to 0…1 on the device, resized to this iteration's size with `--multi-scale`."""
+    if not run.options.multi_scale:
+        return to_network_input(images, run.distributed.device, run.autocast)
+    images = to_network_input(images, run.distributed.device)
+    multiple = run.model.size_multiple
+    rng = np.random.default_rng([run.options.seed, run.progress.iteration])
+    factor = multi_scale_size(rng, run.options.imgsz, multiple) / max(images.shape[2:])
+    if factor == 1:
+        return images
+    shape = [int(np.ceil(side * factor / multiple)) * multiple for side in images.shape[2:]]
+    images = F.interpolate(images, size=shape, mode="bilinear", align_corners=False)
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def forward_backward(run: Run, images: Tensor, batch: Batch) -> Losses:
+    """Add the gradients of a batch, and return its losses."""
+    with torch.autocast(images.device.type, run.autocast, enabled=run.autocast is not None):
+        predictions = without_padding(run.wrapped(images), batch)  # L x (B, A, H, W, 5+C)
+    total, losses = run.loss(predictions, batch.targets)
+    factor = run.distributed.world_size * (4 if run.options.quad else 1)  # DDP averages, but a sum is needed
+    run.scaler.scale(propagate_nan(total) * factor).backward()
+    return losses
+
+
+def forward_backward_on(run: Run, batch: Batch) -> Losses:
+    """Add the gradients of a batch as the loader made it."""
+    return forward_backward(run, prepare_images(run, batch.images), batch)
+
+
+def without_padding(predictions: list[Tensor], batch: Batch) -> list[Tensor]:
+    """Drop the predictions of a padding batch.
+
+    Its forward pass still has to run, because DDP waits for every rank's gradients.
+    """
+    return [level[:0] for level in predictions] if batch.is_padding else predictions
+
+
+def optimizer_step(run: Run) -> None:
+    """Clip the gradients, step, and update the EMA. Skip a non-finite step. Nothing here syncs with a GPU."""
+    run.scaler.unscale_(run.optimizer)
+    norm = nn.utils.clip_grad_norm_(run.model.parameters(), MAX_GRADIENT_NORM)
+    allowed = run.nan_guard.allow_step(norm)  # decided on the GPU; `GradScaler.step` would force a sync
+    take_step(run.optimizer, allowed)
+    run.ema.update(as_module(run.model), allowed)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.nan_guard.needs_rollback:
+        raise NonFiniteError
+
+
+def sampling_weights(run: Run) -> np.ndarray | None:
+    """Return a weight per image for `--image-weights`: high for many labels of rare classes with a low mAP."""
+    if not run.options.image_weights:
+        return None
+    by_class = class_weights(run.data.train, run.model.num_classes) * (1 - np.array(run.progress.class_maps)) ** 2
+    return image_weights(run.data.train, by_class)
+
+
+def save_between_steps(run: Run, checkpoints: Checkpoints, signals: SignalHandler) -> None:
+    """Save if it is time to. After a signal to any process, save and raise Interrupted."""
+    interrupted = run.distributed.any(bool(signals.signal_name))
+    if interrupted or checkpoints.is_due():
+        checkpoints.save(run)
+    if interrupted:
+        raise Interrupted(signals.signal_name or "another process")
+
+
+def save_after_epoch(
+    run: Run, metrics: Metrics | None, checkpoints: Checkpoints, signals: SignalHandler, *, improved: bool
+) -> bool:
+    """Save as the flags say. Return True if the run is finished; raise Interrupted after a signal."""
+    finished = run.distributed.any(run.is_finished())
+    interrupted = run.distributed.any(bool(signals.signal_name))
+    if finished or interrupted or not run.options.nosave:
+        checkpoints.save(run, metrics, best=improved)
+    elif improved and metrics is not None:
+        checkpoints.keep_best_in_memory(run, metrics)
+    if interrupted:
+        raise Interrupted(signals.signal_name or "another process")
+    return finished
+
+
+def validate(run: Run, checkpoints: Checkpoints, signals: SignalHandler) -> Metrics:
+    """Return metrics of the EMA weights on the validation split.
+
+    If a signal interrupts it, the resumed run repeats the validation.
+    """
+    if run.distributed.world_size > 1 and not run.options.nosave:  # launchers wait less than a validation may take
+        checkpoints.save(run)
+    run.distributed.share_buffers(run.ema.ema)  # batch statistics differ by process; rank 0's are saved
+    try:
+        is_coarse = run.autocast == torch.bfloat16  # 8 bits of precision are too few to measure boxes
+        return val.evaluate(
+            run.ema.ema,
+            run.val_loader,
+            single_cls=run.options.single_cls,
+            names=run.data.names,
+            autocast=None if is_coarse else run.autocast,
+            loss=run.loss,
+            distributed=run.distributed,
+            before_batch=stop_hook(run, signals),
+        )
+    except Interrupted:
+        checkpoints.save(run)
+        raise
+
+
+def stop_hook(run: Run, signals: SignalHandler) -> Callable[[], None] | None:
+    """Return a hook that stops validation on a signal.
+
+    Single process only: with several, one rank must not leave while the others wait.
+    """
+    return signals.raise_if_signalled if run.distributed.world_size == 1 else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Model, loss and data
+
+
+class Network(NamedTuple):
+    """Model on the CPU, and what it was built from."""
+
+    model: DetectionModel
+    frozen: list[int]  # layers
+    hyp: Hyperparameters
+    dataset: DatasetYaml
+    weights: str  # "" from scratch
+    cfg: str
+
+
+def build_network(launch: Launch) -> Network:
+    """Build backbone, neck and head as the model YAML describes them, and freeze layers.
+
+    Nothing is downloaded for the data set, and no label is read, so that mistakes up to here cost no time.
+    """
+    options, checkpoint, typed = launch.options, launch.checkpoint, launch.options.typed
+    weights, cfg = options.weights, options.cfg
+    start = None if checkpoint else resolve_initial_weights(weights, cfg, typed="weights" in typed)
+    hyp = read_hyperparameters(launch)
+    dataset = read_dataset_yaml(find_dataset_yaml(options.data))
+    names = class_names(dataset.names, single_cls=options.single_cls)
+    if checkpoint:
+        model = rebuild_model(
+            checkpoint["model"]["yaml"], num_classes=len(names), checkpoint=str(options.resume), data=options.data
+        )
+    else:
+        assert start is not None
+        weights, cfg = weights if start.weights else "", start.cfg
+        anchors = anchors_to_fit(hyp.anchors, noautoanchor=options.noautoanchor)
+        model = build_model(weights=start.weights, cfg=cfg, num_classes=len(names), anchors=anchors)
+    model.names = names
+    return Network(model, freeze_layers(model, options.freeze), hyp, dataset, weights, cfg)
+
+
+def fit_anchors(model: Detector, sizes: np.ndarray, threshold: float, seed: int) -> bool:
+    """Keep the model's anchors if they recall 98 % of the labels, or fit new ones if those are better.
+
+    `sizes` (M, 2) are widths and heights of the labels in pixels. Return True if the anchors were replaced.
+    """
+
+    strides = model.stride.cpu().numpy()
+    anchors = model.head.anchors.cpu().numpy() * strides[:, None, None]  # (L, A, 2) pixels
+    report = check_anchors(anchors, sizes, threshold, np.random.default_rng(seed), strides=strides)
+    console.info(report.message)
+    if report.replaced:
+        grid = report.anchors_px / strides[:, None, None]  # (L, A, 2) grid cells
+        model.head.anchors.copy_(torch.from_numpy(np.asarray(grid, np.float32)))
+    return report.replaced
+
+
+def build_loss(model: Detector, options: TrainOptions, hyp: Hyperparameters, distributed: Distributed) -> DetectionLoss:
+    """Return the loss, with gains scaled to the number of levels and classes and to the image size."""
+    gains = scale_gains(
+        hyp, len(model.stride), model.num_classes, options.imgsz, label_smoothing=options.label_smoothing
+    )
+    counts = distributed.sum if distributed.world_size > 1 else None
+    return DetectionLoss(model.head.anchors, model.stride, model.num_classes, gains, sum_over_processes=counts)
+
+
+def build_loaders(setup: Setup, distributed: Distributed) -> tuple[Loader, Loader]:
+    """Return the training and the validation loader of this process."""
+    options = setup.options
     shared = {
         "imgsz": options.imgsz,
-        "stride": stride,
+        "stride": setup.model.size_multiple,
         "workers": options.workers,
         "seed": options.seed,
         "rank": distributed.rank,
@@ -97,13 +341,13 @@ def build_loaders(
         "cores": cores_for_loading(distributed.device),
     }
     if options.rect and options.image_weights:
-        print("WARNING --rect has no effect with --image-weights, which draws pictures of any shape")
-    wanted = {None: ("auto", "auto"), "off": (None, None), "val": (None, "ram")}
-    for_train, for_val = wanted.get(options.cache, (options.cache, options.cache))
-    train = make_loader(
-        data.train,
+        console.warn("--rect has no effect with --image-weights, which samples images of any shape")
+    modes = {None: ("auto", "auto"), "off": (None, None), "val": (None, "ram")}
+    for_train, for_val = modes.get(options.cache, (options.cache, options.cache))
+    train_loader = make_loader(
+        setup.data.train,
         batch_size=options.batch_size,
-        hyp=hyp,
+        hyp=setup.hyp,
         rect=options.rect,
         shuffle=not options.rect,
         cache=for_train,
@@ -112,455 +356,205 @@ def build_loaders(
         finish_on_device=distributed.device.type == "cuda",
         **shared,
     )
-    validation = make_loader(
-        data.val,
+    val_loader = make_loader(
+        setup.data.val,
         batch_size=2 * options.batch_size,
         rect=True,
         pad=0.5,
         cache=None if options.noval else for_val,
         **shared,
     )
-    return train, validation
+    return train_loader, val_loader
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The run
+# Start-up: Launch -> Setup -> Run
 
 
-@dataclass(frozen=True)
-class Run:
-    """Everything the loop needs, built once."""
-
-    options: TrainOptions
-    hyp: Hyperparameters
-    data: Splits
-    distributed: Distributed
-    train_loader: Loader
-    val_loader: Loader
-    model: DetectionModel
-    wrapped: nn.Module  # the model in its parallel wrapper, or itself
-    frozen: list[int]  # layers of the model
-    loss: DetectionLoss
-    schedule: Schedule
-    state: TrainState
-    autocast: torch.dtype | None
-    grid: int  # pixels; sizes of pictures are multiples of it
-    surroundings: dict[str, Any]  # what else its bytes depend on
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        return self.state.members["optimizer"]
-
-    @property
-    def ema(self) -> ModelEMA:
-        return self.state.members["ema"]
-
-    @property
-    def scaler(self) -> torch.amp.GradScaler:
-        return self.state.members["scaler"]
-
-    @property
-    def stopper(self) -> EarlyStopping:
-        return self.state.members["stopper"]
-
-    @property
-    def guard(self) -> NanGuard:
-        return self.state.members["guard"]
-
-    def set_modes(self) -> None:
-        """Training mode, except for frozen layers, which keep their batch statistics."""
-        self.wrapped.train()
-        for index in self.frozen:
-            self.model.model[index].eval()
-
-
-class Parts(NamedTuple):
-    """What rank 0 prepares for all: files are read, fetched and fitted to the data once."""
-
-    hyp: Hyperparameters
-    data: Splits
-    model: DetectionModel
-    frozen: list[int]
-    options: TrainOptions
-
-
-def prepare(request: Request) -> Parts:
-    options, hyp = settle_start(request), read_hyperparameters(request)
-    request = replace(request, options=options)
-    dataset = read_dataset_yaml(find_dataset_yaml(options.data))
-    model = build_model(request, hyp, class_names(dataset.names, single_cls=options.single_cls))
-    frozen = freeze_layers(model, options.freeze)  # mistakes so far cost no download of data and no scan
+def prepare_on_rank0(launch: Launch, distributed: Distributed, autocast: torch.dtype | None) -> Setup:
+    """Build the model, read the data set, complete the options and fit the anchors."""
+    options = launch.options
+    model, frozen, hyp, dataset, weights, cfg = build_network(launch)
     data = load_splits(locate_images(dataset), single_cls=options.single_cls, fraction=options.evolve_fraction)
-    imgsz = round_to_stride(options.imgsz, model.size_multiple)
-    if not request.resumed and not options.noautoanchor:
-        replaced = fit_model_anchors(model, label_sizes(data.train, imgsz), hyp.anchor_t, options.seed)
-        if replaced and options.weights and "weights" in request.typed:
-            print(
+    final = complete_options(
+        options, model, weights=weights, cfg=cfg, num_images=len(data.train), distributed=distributed, autocast=autocast
+    )
+    if launch.checkpoint is None and not options.noautoanchor:
+        replaced = fit_anchors(model, label_sizes(data.train, final.imgsz), hyp.anchor_t, options.seed)
+        if replaced and weights and "weights" in options.typed:
+            console.info(
                 "the weights were trained with other anchors and must get used to these: for a few epochs of "
                 "fine-tuning try --noautoanchor and --hyp hyp.VOC.yaml"
             )
-    return Parts(hyp, data, model, frozen, options.replace(imgsz=imgsz))
+    return Setup(final, hyp, data, model, frozen)
 
 
-def build_run(request: Request, distributed: Distributed) -> Run:
-    """Data, model, optimizer and schedule as asked for, with the state of the resumed run in them."""
+def build_run(launch: Launch, distributed: Distributed) -> Run:
+    """Build loaders, optimizer, schedule and loss around the model, and restore the state of a resumed run."""
     device = distributed.device
-    autocast = amp_dtype(request.options.amp, device, data_parallel=len(distributed.devices) > 1)
-    hyp, data, model, frozen, options = distributed.on_main(lambda: prepare(request))
+    autocast = amp_dtype(launch.options.amp, device, data_parallel=len(distributed.devices) > 1)
+    setup = distributed.on_main(lambda: prepare_on_rank0(launch, distributed, autocast))
+    options, hyp, data = setup.options, setup.hyp, setup.data
     require_images(data)
-    grid = model.size_multiple
-    model = model.to(device, memory_format=torch.channels_last)
-    if options.batch_size == -1:
-        largest = largest_size(options.imgsz, grid) if options.multi_scale else options.imgsz
-        of_each = distributed.on_main(lambda: find_batch_size(model, largest, autocast))
-        options = options.replace(batch_size=of_each * shares(distributed))
-    train_loader, val_loader = build_loaders(options, hyp, data, grid, distributed)
-    options = with_nominal_batch(options, options.epochs * len(train_loader))
-    state = build_state(model, options, hyp, autocast, request.resumed)
-    around = surroundings(distributed, name_contents(data.train, data.val), autocast, len(train_loader))
-    if request.resumed:
-        state.good = distributed.on_main(lambda: begin_again(state, request, options, around))
-        state.step, state.iteration = rescaled(state.step, state.epoch, steps_before(request), len(train_loader))
-    schedule = Schedule(
-        hyp.to_dict(), options.epochs, len(train_loader), options.batch_size, options.cos_lr, options.nbs
-    )
-    loss = build_loss(model, options, hyp, distributed)
-    distributed.wait_for_all()  # caching pictures may have taken some longer than others
-    wrapped = wrap_model(model, options, distributed, static=not frozen)
+    model = setup.model.to(device, memory_format=torch.channels_last)
+    train_loader, val_loader = build_loaders(setup, distributed)
+    steps = len(train_loader)
+    scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
+    fingerprints = dataset_fingerprints(data.train, data.val)
     run = Run(
-        options,
-        hyp,
-        data,
-        distributed,
-        train_loader,
-        val_loader,
-        model,
-        wrapped,
-        frozen,
-        loss,
-        schedule,
-        state,
-        autocast,
-        grid,
-        around,
+        options=options,
+        hyp=hyp,
+        data=data,
+        distributed=distributed,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        model=model,
+        wrapped=as_module(model),
+        frozen=setup.frozen,
+        loss=build_loss(model, options, hyp, distributed),
+        schedule=Schedule(hyp.to_dict(), options.epochs, steps, options.batch_size, options.cos_lr, options.nbs),
+        optimizer=make_optimizer(model, options, hyp),
+        ema=ModelEMA(as_module(model)),
+        scaler=scaler,
+        early_stop=EarlyStopping(options.patience),
+        nan_guard=make_nan_guard(model, scaler),
+        progress=Progress(class_maps=[0.0] * model.num_classes),
+        autocast=autocast,
+        environment=environment_fingerprint(distributed, fingerprints, autocast, steps),
     )
-    return compile_if_faster(run, learn_anew) if options.compile else run
-
-
-def with_nominal_batch(options: TrainOptions, iterations: int) -> TrainOptions:
-    """The options with --nbs settled for a run of so many iterations, where it was left open; a line says when it is
-    fewer pictures than usual."""
-    if options.nbs:
-        return options
-    options = options.replace(nbs=nominal_batch(options.batch_size, iterations))
-    if options.nbs < NOMINAL:
-        print(
-            f"A short run has few optimizer steps: one for every {options.nbs} pictures (--nbs {NOMINAL} takes one "
-            f"for every {NOMINAL})"
-        )
-    return options
-
-
-def build_loss(
-    model: DetectionModel, options: TrainOptions, hyp: Hyperparameters, distributed: Distributed
-) -> DetectionLoss:
-    gains = scale_gains(
-        hyp, len(model.stride), model.num_classes, options.imgsz, label_smoothing=options.label_smoothing
-    )
-    counts = distributed.sum if distributed.world_size > 1 else None
-    return DetectionLoss(model.head.anchors, model.stride, model.num_classes, gains, sum_over_processes=counts)
-
-
-class NumbersWentBad(Exception):
-    """Several optimizer steps in a row were not finite, or the weights after them."""
-
-
-def train(run: Run, log: "RunLog", interruption: SignalHandler) -> Metrics | None:
-    """Train to the last epoch, or until fitness stands still. Returns the metrics of the last validation."""
-    metrics, state = None, run.state
-    while not is_over(state, run.options):
-        epoch = state.epoch
-        if state.good is None or state.good["epoch"] != epoch:
-            state.good = snapshot(state.state_dict())
-        log.start_epoch(epoch)
-        try:
-            losses = train_one_epoch(run, log, interruption)
-        except NumbersWentBad:
-            log.close()
-            go_back(run, state.good)
-            continue
-        if epoch + 1 == run.options.epochs or not run.options.noval:
-            metrics = validate(run, log, interruption)
-            state.class_maps = [float(value) for value in metrics.maps]
-            run.stopper.update(epoch, metrics.fitness)
-        improved = metrics is not None and metrics.fitness > state.best_fitness
-        if improved:
-            state.best_fitness = float(metrics.fitness)
-        log.epoch_done(epoch, losses, metrics, rates_at(run, state.iteration - 1))
-        state.epoch, state.step = epoch + 1, 0
-        over, asked = (
-            run.distributed.any(is_over(state, run.options)),
-            run.distributed.any(bool(interruption.signal_name)),
-        )
-        if over or asked or not run.options.nosave:
-            log.save(metrics, improved=improved)
-            interruption.mark_saved()
-        elif improved:
-            log.hold_best(metrics)
-        if asked:
-            raise Interrupted(interruption.signal_name or "another process")
-        if over:
-            break
-    if state.epoch < run.options.epochs:
-        print(f"Stopped: no better fitness for {run.options.patience} epochs (best: epoch {run.stopper.best_epoch})")
-    return metrics
-
-
-def train_one_epoch(run: Run, log: "RunLog", interruption: SignalHandler) -> list[float]:
-    """The rest of the present epoch, from the state's step on. Returns the epoch's mean box, obj and cls loss."""
-    run.set_modes()
-    loader, state, group, device = run.train_loader, run.state, run.distributed, run.distributed.device
-    loader.set_epoch(state.epoch, start_batch=state.step, weights=sampling_weights(run))
-    run.optimizer.zero_grad(set_to_none=True)
-    means = torch.tensor(state.means if state.step else [0.0] * 3, device=device)
-    pending = 0
-    for step, batch in enumerate(prefetch(loader, device), start=state.step):
-        rates = rates_at(run, state.iteration)
-        set_rates(run.optimizer, rates)
-        images = prepare_images(run, batch.images)  # (B, 3, H, W)
-        steps_now = pending + 1 >= rates.accumulate or step + 1 == len(loader)  # what is left is not thrown away
-        with group.exchange_gradients(run.wrapped, now=steps_now):
-            losses = learn(run, images, batch)
-        shown = group.sum(torch.stack(losses))  # each process has its share of the sums
-        means = means + (torch.where(shown.isfinite(), shown, means) - means) / (step + 1)
-        log.batch_done(step, batch, means, images.shape[-1])
-        pending, state.iteration = pending + 1, state.iteration + 1
-        if steps_now:
-            optimizer_step(run)
-            pending, state.step, state.means = 0, step + 1, means
-            save_between_steps(run, log, interruption)
-    run.guard.sync()
-    if group.any(run.guard.needs_rollback or not is_finite(describe_weights(run))):
-        raise NumbersWentBad
-    return means.tolist()
-
-
-def learn(run: Run, images: Tensor, batch: Batch) -> Losses:
-    """Forward and backward: add the gradients of a batch."""
-    with torch.autocast(images.device.type, run.autocast, enabled=run.autocast is not None):
-        predictions = counted(run.wrapped(images), batch)
-    total, losses = run.loss(predictions, batch.targets)
-    factor = run.distributed.world_size * (4 if run.options.quad else 1)  # DDP averages where a sum is meant
-    run.scaler.scale(propagate_nan(total) * factor).backward()
-    return losses
-
-
-def learn_anew(run: Run, batch: Batch) -> Losses:
-    return learn(run, prepare_images(run, batch.images), batch)
-
-
-def rates_at(run: Run, iteration: int) -> Rates:
-    """The schedule's rates, lower after each return to a good state."""
-    rates, factor = run.schedule.at(iteration), run.guard.lr_factor
-    return rates._replace(
-        lr_bias=rates.lr_bias * factor, lr_weight=rates.lr_weight * factor, lr_norm=rates.lr_norm * factor
-    )
-
-
-def optimizer_step(run: Run) -> None:
-    """Clip, step, follow with the EMA; a step that is not finite is left out. Nothing here waits for a GPU."""
-    run.scaler.unscale_(run.optimizer)
-    norm = nn.utils.clip_grad_norm_(run.model.parameters(), MAX_GRADIENT_NORM)
-    admitted = run.guard.allow_step(norm)  # a decision of the device's: the scaler's own would be waited for
-    take_step(run.optimizer, admitted)
-    run.ema.update(run.model, admitted)
-    run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
-    if run.guard.needs_rollback:
-        raise NumbersWentBad
-
-
-def save_between_steps(run: Run, log: "RunLog", interruption: SignalHandler) -> None:
-    """Save when it is time to, or when a signal has asked any process to stop; then raise Interrupted."""
-    asked = run.distributed.any(bool(interruption.signal_name))
-    if asked or interruption.save_due():
-        log.save(None)
-        interruption.mark_saved()
-    if asked:
-        raise Interrupted(interruption.signal_name or "another process")
-
-
-def prepare_images(run: Run, images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) to 0…1 on the device, at this iteration's size when sizes vary."""
-    if not run.options.multi_scale:
-        return to_network_input(images, run.distributed.device, run.autocast)
-    images = to_network_input(images, run.distributed.device)
-    rng = np.random.default_rng([run.options.seed, run.state.iteration])
-    factor = multi_scale_size(rng, run.options.imgsz, run.grid) / max(images.shape[2:])
-    if factor == 1:
-        return images
-    shape = [int(np.ceil(side * factor / run.grid)) * run.grid for side in images.shape[2:]]
-    images = F.interpolate(images, size=shape, mode="bilinear", align_corners=False)
-    return images.contiguous(memory_format=torch.channels_last)
-
-
-def counted(predictions: list[Tensor], batch: Batch) -> list[Tensor]:
-    """What the loss is to see: of a filler nothing, though its pass takes part in the exchange of gradients."""
-    return [level[:0] for level in predictions] if batch.is_padding else predictions
-
-
-def sampling_weights(run: Run) -> np.ndarray | None:
-    """Weight of each picture for `--image-weights`: many labels of rare classes with a low mAP weigh most."""
-    if not run.options.image_weights:
-        return None
-    by_class = class_weights(run.data.train, run.model.num_classes) * (1 - np.array(run.state.class_maps)) ** 2
-    return image_weights(run.data.train, by_class)
-
-
-def validate(run: Run, log: "RunLog", interruption: SignalHandler) -> Metrics:
-    """Metrics of the EMA weights on the validation pictures; where a signal ends it, a resumed run validates anew."""
-    if run.distributed.world_size > 1 and not run.options.nosave:  # launchers wait less than a validation may take
-        log.save(None)
-        interruption.mark_saved()
-    run.distributed.share_buffers(run.ema.ema)  # batch statistics differ by process; rank 0's are saved
-    try:
-        coarse = run.autocast == torch.bfloat16  # 8 bits place boxes too roughly to be measured by
-        return val.evaluate(
-            run.ema.ema,
-            run.val_loader,
-            single_cls=run.options.single_cls,
-            names=run.data.names,
-            autocast=None if coarse else run.autocast,
-            loss=run.loss,
-            distributed=run.distributed,
-            before_batch=heeding(run, interruption),
-        )
-    except Interrupted:
-        log.save(None)
-        raise
-
-
-def heeding(run: Run, interruption: SignalHandler) -> Callable[[], None] | None:
-    """What an evaluation asks before each batch; of several processes none may leave the others waiting."""
-    return interruption.raise_if_signalled if run.distributed.world_size == 1 else None
+    if launch.checkpoint:
+        restore(run, launch)
+    distributed.wait_for_all()  # caching images may have taken some processes longer than others
+    run.wrapped = wrap_model(model, options, distributed, static=not setup.frozen)
+    return compile_if_faster(run, forward_backward_on) if options.compile else run
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a run says and leaves behind
+# The program
 
 
-def finish(run: Run, log: RunLog, interruption: SignalHandler) -> None:
-    """Validate best.pt with pictures on all processes, and draw the curves."""
-    best = run.distributed.on_main(lambda: load_model(log.training_over()))  # other machines may not see the file
-    best = best.to(run.distributed.device)
-    pictured = run.distributed.is_main and not run.options.noplots
-    iou = val.COCO_IOU if run.data.spec.is_coco else val.IOU
+def main(argv: Sequence[str] | None = None) -> Metrics | Verdict | None:
+    """Train as the command line `argv` says. Return the metrics of the last validation.
+
+    Raises SystemExit with signals.EXIT_CODE if a signal stopped the run and its state is saved.
+    """
+    typed = parse_args(argv)
+    if typed.get("evolve"):
+        return evolve_main(typed)
+    with Distributed.join().session() as group:
+        launchers = group.gather(launch_token())
+        launch = group.on_main(lambda: resolve_launch(typed, launchers))
+        options = launch.options
+        distributed = group.use(options.device, options.batch_size)
+        seed_everything(options.seed)
+        tune_malloc()
+        device = describe_device(distributed.device)
+        console.info(f"train: {device} x {distributed.world_size}, torch {torch.__version__}")
+        with advice_on_memory(options.batch_size, options.imgsz, num_replicas(distributed)):
+            run = build_run(launch, distributed)
+        options = run.options
+        if not distributed.is_main:
+            return train_and_finish(run, Observers(), Checkpoints(save_minutes=options.save_minutes))
+        saves = not options.score_only
+        new_run = saves and run.progress.iteration == 0
+        with RunFolder(open_run_folder(launch), plots=not options.noplots, new_run=new_run) as folder:
+            write_launch_record(folder.path, launchers)
+            with closing(
+                Checkpoints(
+                    folder.weights if saves else None, save_minutes=options.save_minutes, period=options.save_period
+                )
+            ) as checkpoints:
+                return train_and_finish(run, Observers([folder, RunLog(folder.path)]), checkpoints, folder.path)
+
+
+def train_and_finish(run: Run, watch: Observer, checkpoints: Checkpoints, folder: Path | None = None) -> Metrics | None:
+    """Train and finish, or stop after a signal or without GPU memory. Return the metrics of the last validation."""
+    group, options = run.distributed, run.options
+    echo = 0.0 if group.local_rank is None else LAUNCHER_SECONDS
+    try:
+        with (
+            advice_on_memory(options.batch_size, options.imgsz, num_replicas(group)),
+            closing(run.train_loader),
+            closing(run.val_loader),
+            closing(watch),
+            SignalHandler(echo) as signals,
+        ):
+            watch.on_start(run)
+            if run.progress.iteration == 0:
+                checkpoints.begin(run)
+            metrics = train(run, watch, checkpoints, signals)
+            if not options.score_only:
+                watch.on_trained(run)
+                finish(run, checkpoints, signals, plots=None if options.noplots else folder)
+                watch.on_end(run)
+                checkpoints.mark_finished(run)  # from here on a signal is too late to interrupt the run
+            return metrics
+    except Interrupted as signal:
+        if folder is None:
+            raise SystemExit(EXIT_CODE) from None
+        raise SystemExit(print_resume_command(str(signal), folder, saved=checkpoints.is_saved())) from None
+    except RuntimeError as error:
+        explain_worker_error(error, run.train_loader.workers)
+        raise
+
+
+def finish(run: Run, checkpoints: Checkpoints, signals: SignalHandler, *, plots: Path | None) -> None:
+    """Validate best.pt with all processes, and draw images and curves into the folder `plots`."""
+
+    def load_best() -> DetectionModel:
+        best = checkpoints.written_best()
+        console.info(f"Validating {best}...")
+        return load_model(best)
+
+    model = run.distributed.on_main(load_best)  # other machines may not see the file
     val.evaluate(
-        best,
+        model.to(run.distributed.device),
         run.val_loader,
-        iou=iou,
+        iou=val.COCO_IOU if run.data.spec.is_coco else val.IOU,
         single_cls=run.options.single_cls,
         names=run.data.names,
-        plots=log.folder.path if pictured else None,
+        plots=plots,
         verbose=True,
         distributed=run.distributed,
-        before_batch=heeding(run, interruption),
+        before_batch=stop_hook(run, signals),
     )
 
 
-def refuse_launcher(group: Distributed) -> None:
-    """UserError where a launcher started this process: an evolution of each of its processes is not what was meant."""
-    if group.local_rank is not None:
-        raise UserError(
-            "--evolve starts its own processes: type python train.py --evolve ... --device 0,1,2,3, without torchrun"
-        )
-
-
-def evolve_main(given: dict[str, Any]) -> Verdict:
-    """Search hyperparameters with trainings in processes of their own, as `given` says. Returns who won."""
+def evolve_main(typed: dict[str, Any]) -> Verdict:
+    """Check the command line of a search as a training would, then search. Return the winner."""
     with Distributed.join().session() as group:
-        group.on_main(lambda: refuse_launcher(group))
-    given = fetch_typed({key: value for key, value in given.items() if key != "resume"})  # which goes on anyway
-    options = TrainOptions.from_typed(given)
-    request = Request(options, options.typed, None)
-    dataset = read_dataset_yaml(find_dataset_yaml(options.data))
-    names = class_names(dataset.names, single_cls=options.single_cls)
-    model = build_model(request, read_hyperparameters(request), names)  # mistakes show before it begins
-    freeze_layers(model, options.freeze)
+        group.on_main(lambda: reject_torchrun(group))
+    typed = fetch_typed({key: value for key, value in typed.items() if key != "resume"})  # a search always resumes
+    options = TrainOptions.from_typed(typed)
+    network = build_network(Launch(options))  # mistakes show before the search begins
     amp_dtype(options.amp, select_device(options.device)[0])
-    load_splits(locate_images(dataset), single_cls=options.single_cls)
+    load_splits(locate_images(network.dataset), single_cls=options.single_cls)
     return search_hyperparameters(make_plan(options, script=Path(__file__)))
 
 
 def search_hyperparameters(plan: Plan) -> Verdict:
     """Evolve hyperparameters, then train the best again under other seeds. Return the winner."""
-    with open_run(plan) as run:
+    with open_run(plan) as evolution:
         evolved = evolve(
-            objective=run.trainings,
+            objective=evolution.trainings,
             hyp=plan.start,
             generations=plan.options.evolve,
             seed=plan.options.seed,
             workers=len(plan.devices),
             population=plan.population,
-            store=run.store,
-            on_end=run.on_end,
-            cancel=run.trainings.cancel,
+            store=evolution.store,
+            on_end=evolution.on_end,
+            cancel=evolution.trainings.cancel,
         )
-        return run.repeat_best(evolved.records)
+        return evolution.repeat_best(evolved.records)
 
 
-def main(argv: Sequence[str] | None = None) -> Metrics | Verdict | None:
-    """Train as the command line `argv` says. Returns the metrics of the last validation.
-
-    Raises SystemExit with interruption.EXIT_CODE when a signal stopped the run and its state is saved.
-    """
-    given = parse_args(argv)
-    if given.get("evolve"):
-        return evolve_main(given)
-    with Distributed.join().session() as group:
-        launchers = group.gather(launch_token())
-        request = group.on_main(lambda: understand(given, launchers))
-        options = request.options
-        distributed = group.use(options.device, options.batch_size)
-        seed_everything(options.seed)
-        tune_malloc()
-        print(f"train: {describe_device(distributed.device)} x {distributed.world_size}, torch {torch.__version__}")
-        with advice_on_memory(options.batch_size, options.imgsz, shares(distributed)):
-            run = build_run(request, distributed)
-        if not distributed.is_main:
-            return train_and_finish(run, SilentLog())
-        with closing(RunFolder(open_run_folder(request), plots=not options.noplots)) as folder:
-            remember_launch(folder.path, launchers)
-            return train_and_finish(run, RunLog(run, folder))
-
-
-def shares(group: Distributed) -> int:
-    """Into how many parts a batch is divided."""
-    return max(group.world_size, len(group.devices))
-
-
-def train_and_finish(run: Run, log: RunLog) -> Metrics | None:
-    """Train and finish, or stop for a signal or for want of GPU memory. Returns the metrics of the last validation."""
-    group, options = run.distributed, run.options
-    echo = 0.0 if group.local_rank is None else LAUNCHER_SECONDS
-    try:
-        with (
-            advice_on_memory(options.batch_size, options.imgsz, shares(group)),
-            closing(run.train_loader),
-            closing(run.val_loader),
-            closing(log),
-            SignalHandler(options.save_minutes, echo) as stop,
-        ):
-            metrics = train(run, log, stop)
-            if not options.score_only:
-                finish(run, log, stop)
-                log.say_next()  # and marks the run as finished: a signal is too late for it from here on
-            return metrics
-    except Interrupted as signal:
-        raise SystemExit(say_how_to_go_on(str(signal), log.folder) if group.is_main else EXIT_CODE) from None
-    except RuntimeError as error:
-        explain_worker_error(error, run.train_loader.workers)
-        raise
+def reject_torchrun(group: Distributed) -> None:
+    """Raise UserError under torchrun: `--evolve` starts its own processes."""
+    if group.local_rank is not None:
+        raise UserError(
+            "--evolve starts its own processes: type python train.py --evolve ... --device 0,1,2,3, without torchrun"
+        )
 
 
 if __name__ == "__main__":

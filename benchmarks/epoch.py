@@ -28,16 +28,16 @@ WORDS = "--cfg yolov5n.yaml --imgsz 320 --batch-size 16 --workers 1 --epochs 100
 
 def epoch(run: train.Run) -> None:
     """Run one epoch of train.py's loop. The state moves on, so the next call runs the next epoch."""
-    run.state.step = 0
-    with SignalHandler(0) as interruption:
-        train.train_one_epoch(run, train.SilentLog(), interruption)
-    run.state.epoch += 1
+    run.progress.step = 0
+    with SignalHandler() as signals:
+        train.train_one_epoch(run, train.Observer(), train.Checkpoints(), signals)
+    run.progress.epoch += 1
 
 
 def measure(words: list[str], cache: str, pairs: int, ahead: bool) -> Row:
     group = Distributed.join().use("cpu", None)
     with mock.patch.object(train, "cores_for_loading", return_value=None) if ahead else nullcontext():
-        run = train.build_run(train.understand(train.parse_args([*WORDS, *words, "--cache", cache]), []), group)
+        run = train.build_run(train.resolve_launch(train.parse_args([*WORDS, *words, "--cache", cache]), []), group)
     alone = dataclasses.replace(run, train_loader=BatchesInMemory(run.train_loader))
     timing = compare(lambda: epoch(alone), lambda: epoch(run), pairs=pairs)
     num_images = len(run.data.train)

@@ -97,25 +97,25 @@ def box_row(rng: np.random.Generator) -> str:
 # Running the program's loop
 
 
-class Stopwatch(train.SilentLog):
-    """Log that records when batch `start` and batch `last` are done, on the device too. It saves nothing."""
+class Stopwatch(train.Observer):
+    """Observer that records when batch `start` and batch `last` are done, on the device too."""
 
     def __init__(self, device: torch.device, start: int, last: int):
         self.device, self.marks, self.times = device, (start, last), []
 
-    def batch_done(self, step: int, *_: object) -> None:
-        if step in self.marks:
+    def on_batch(self, run: train.Run, report: train.StepReport) -> None:
+        if report.step in self.marks:
             self.times.append(now(self.device))
 
 
 class SyncWarnings(Stopwatch):
-    """Log that lets PyTorch warn of synchronisations between the marks."""
+    """Observer that lets PyTorch warn of synchronisations between the marks."""
 
-    def batch_done(self, step: int, *_: object) -> None:
-        if step == self.marks[1]:
+    def on_batch(self, run: train.Run, report: train.StepReport) -> None:
+        if report.step == self.marks[1]:
             torch.cuda.set_sync_debug_mode("default")
-        super().batch_done(step)
-        if step == self.marks[0]:
+        super().on_batch(run, report)
+        if report.step == self.marks[0]:
             torch.cuda.set_sync_debug_mode("warn")
 
 
@@ -125,20 +125,20 @@ def build(size: str, data: Path, folder: Path, batch: int, args: argparse.Namesp
         f"--workers {args.workers} --noplots --nosave --noautoanchor --device={args.device} --amp {args.amp}"
     )
     words = [*flags.split(), "--data", str(data), "--project", str(folder)]
-    request = train.understand(train.parse_args(words), [])
-    group = Distributed.join().use(request.options.device, batch)
-    train.seed_everything(request.options.seed)
-    return train.build_run(request, group)
+    launch = train.resolve_launch(train.parse_args(words), [])
+    group = Distributed.join().use(launch.options.device, batch)
+    train.seed_everything(launch.options.seed)
+    return train.build_run(launch, group)
 
 
 def run_steps(run: train.Run, batches: Any, count: int, kind: type[Stopwatch] = Stopwatch) -> float:
     """Return the seconds per step of train.py's loop, after WARM_UP steps."""
     device = run.distributed.device
     watch = kind(device, WARM_UP, WARM_UP + count)
-    run.state.epoch = run.state.step = run.state.iteration = 0
+    run.progress.epoch = run.progress.step = run.progress.iteration = 0
     again = dataclasses.replace(run, train_loader=RepeatedBatches(batches, WARM_UP + count + 1))
-    with SignalHandler(0) as interruption:
-        train.train_one_epoch(again, watch, interruption)
+    with SignalHandler() as signals:
+        train.train_one_epoch(again, watch, train.Checkpoints(), signals)
     return (watch.times[1] - watch.times[0]) / count
 
 
@@ -161,13 +161,13 @@ def measure_loading(run: train.Run, seconds: float) -> float:
 @contextmanager
 def with_precision(run: train.Run, dtype: torch.dtype | None) -> Iterator[train.Run]:
     """Switch the run to another autocast type, with the gradient scaler that belongs to it."""
-    scaler, patience = run.scaler, run.guard.patience
-    run.state.members["scaler"] = torch.amp.GradScaler(run.distributed.device.type, enabled=dtype == torch.float16)
-    run.guard.patience = SEARCHING_PATIENCE if dtype == torch.float16 else PATIENCE
+    patience = run.nan_guard.patience
+    scaler = torch.amp.GradScaler(run.distributed.device.type, enabled=dtype == torch.float16)
+    run.nan_guard.patience = SEARCHING_PATIENCE if dtype == torch.float16 else PATIENCE
     try:
-        yield dataclasses.replace(run, autocast=dtype)
+        yield dataclasses.replace(run, autocast=dtype, scaler=scaler)
     finally:
-        run.state.members["scaler"], run.guard.patience = scaler, patience
+        run.nan_guard.patience = patience
 
 
 # ---------------------------------------------------------------------------------------------------------------------

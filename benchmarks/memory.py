@@ -57,7 +57,7 @@ class Watch:
         self.loaders = run.train_loader, run.val_loader
         return run
 
-    def epoch_done(self, log: train.RunLog, *arguments: Any) -> None:
+    def on_epoch(self, log: train.RunLog, *arguments: Any) -> None:
         self.done(log, *arguments)
         main, training, validation = (
             memory_of(),
@@ -83,10 +83,10 @@ class Watch:
             torch.cuda.reset_peak_memory_stats()
 
     def __enter__(self) -> "Watch":
-        self.build, self.done = train.build_run, train.RunLog.epoch_done
+        self.build, self.done = train.build_run, train.RunLog.on_epoch
         self.patches = (
             mock.patch.object(train, "build_run", self.build_run),
-            mock.patch.object(train.RunLog, "epoch_done", lambda log, *rest: self.epoch_done(log, *rest)),
+            mock.patch.object(train.RunLog, "on_epoch", lambda log, *rest: self.on_epoch(log, *rest)),
         )
         for patch in self.patches:
             patch.start()

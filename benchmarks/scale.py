@@ -122,9 +122,9 @@ def train_on_request(words: list[str]) -> None:
     """Print the seconds of the start, then answer each line of standard input: a number of batches, or `visit`."""
     start = time.perf_counter()
     with Distributed.join().session() as group:
-        request = train.understand(train.parse_args(words), [])
-        group = group.use(request.options.device, request.options.batch_size)
-        run = train.build_run(request, group)
+        launch = train.resolve_launch(train.parse_args(words), [])
+        group = group.use(launch.options.device, launch.options.batch_size)
+        run = train.build_run(launch, group)
         visiting = run.train_loader.dataset.pictures = VisitingImages(run.train_loader.dataset.pictures)
         batches = itertools.chain.from_iterable(itertools.repeat(run.train_loader))
         next(batches)

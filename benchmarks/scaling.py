@@ -46,13 +46,13 @@ ROUNDS = 2
 # One process of a row
 
 
-class StepTimer(train.SilentLog):
-    """Log that records when each batch is done, on the device too. It saves nothing."""
+class StepTimer(train.Observer):
+    """Observer that records when each batch is done, on the device too."""
 
     def __init__(self, device: torch.device):
         self.device, self.times = device, []
 
-    def batch_done(self, *_: object) -> None:
+    def on_batch(self, *_: object) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.times.append(time.perf_counter())
@@ -77,12 +77,12 @@ def without_communication(run: train.Run) -> Iterator[None]:
 
 def measure_step(run: train.Run, steps: int, warmup: int) -> float:
     """Return the median seconds of `steps` steps after `warmup` steps, of the slowest process."""
-    log = StepTimer(run.distributed.device)
-    run.state.epoch = run.state.step = run.state.iteration = 0
+    timer = StepTimer(run.distributed.device)
+    run.progress.epoch = run.progress.step = run.progress.iteration = 0
     again = dataclasses.replace(run, train_loader=RepeatedBatches(run.train_loader, steps + warmup + 1))
-    with SignalHandler(0) as interruption:
-        train.train_one_epoch(again, log, interruption)
-    taken = sorted(after - before for before, after in zip(log.times[warmup:], log.times[warmup + 1 :]))
+    with SignalHandler() as signals:
+        train.train_one_epoch(again, timer, train.Checkpoints(), signals)
+    taken = sorted(after - before for before, after in zip(timer.times[warmup:], timer.times[warmup + 1 :]))
     return max(run.distributed.gather(taken[len(taken) // 2]))
 
 
@@ -119,10 +119,10 @@ def wrap_in_ddp(run: train.Run) -> train.Run:
 def run_process(out: str, steps: int, warmup: int, wrapped: bool, words: list[str]) -> None:
     """Measure as one of a row's processes. Rank 0 writes the figures to the file `out`."""
     with Distributed.join().session() as group:
-        request = train.understand(train.parse_args(words), [])
-        group = group.use(request.options.device, request.options.batch_size)
-        train.seed_everything(request.options.seed)
-        run = train.build_run(request, group)
+        launch = train.resolve_launch(train.parse_args(words), [])
+        group = group.use(launch.options.device, launch.options.batch_size)
+        train.seed_everything(launch.options.seed)
+        run = train.build_run(launch, group)
         run = wrap_in_ddp(run) if wrapped else run
         found = {"batch": run.options.batch_size, "step": math.inf, "alone": math.inf}
         for _ in range(ROUNDS):  # in alternation, the best of each: other programs only add time

@@ -30,13 +30,13 @@ def note(name):
     original = getattr(*name)
     def noted(*arguments):
         print('now', time.monotonic(), flush=True)
-        if name[1] == 'batch_done':
+        if name[1] == 'on_batch':
             sys.exit()
         return original(*arguments)
     setattr(*name, noted)
 
 note((train, 'prepare_images'))
-note((train.RunLog, 'batch_done'))
+note((train.RunLog, 'on_batch'))
 train.main(sys.argv[1:])
 """
 

@@ -90,3 +90,42 @@ def tiny_cfg(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("tiny model") / "tiny.yaml"
     file.write_text(yaml.safe_dump(content))
     return file
+
+
+@pytest.fixture(scope="session")
+def make_run():
+    """Return a function that makes a Run around a model, without data and loaders, for tests of its state."""
+    import torch
+
+    from models.yolo import DetectionModel
+    from utils.config import Hyperparameters, TrainOptions
+    from utils.distributed import Distributed
+    from utils.ema import ModelEMA
+    from utils.optim import build_optimizer
+    from utils.schedule import EarlyStopping
+    from utils.training.nan_guard import NanGuard
+    from utils.training.progress import Progress
+    from utils.training.run import Run
+
+    def make(cfg, **settings) -> Run:
+        model = DetectionModel(cfg, **settings)
+        parts = {"data": None, "train_loader": None, "val_loader": None, "loss": None, "schedule": None}
+        return Run(
+            **parts,
+            options=TrainOptions(),
+            hyp=Hyperparameters(),
+            distributed=Distributed(0, 1, torch.device("cpu")),
+            model=model,
+            wrapped=model,
+            frozen=[],
+            optimizer=build_optimizer(model),
+            ema=ModelEMA(model),
+            scaler=torch.amp.GradScaler("cpu", enabled=False),
+            early_stop=EarlyStopping(5),
+            nan_guard=NanGuard(model),
+            progress=Progress(),
+            autocast=None,
+            environment={"steps_per_epoch": 4},
+        )
+
+    return make

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it runs as a pro
 
 from conftest import draw_boxes
 
-from utils.training.resume import HALF
+from utils.training.resume import LAST_HALF_FILE
 from utils.training.signals import EXIT_CODE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,7 +112,7 @@ def descendants(pid: int) -> list[int]:
 def is_finished(process: TrainingProcess, code: int | None, run: Path) -> bool:
     """Return whether the run is finished: in this process, or in the last one just before its signal."""
     ended_before = code == 1 and "epochs are done; add" in process.log.read_text(errors="replace")
-    return code == 0 or ended_before or (run / "weights" / HALF).is_file()  # a run writes it last
+    return code == 0 or ended_before or (run / "weights" / LAST_HALF_FILE).is_file()  # a run writes it last
 
 
 def start(arguments: list[str], log: Path, processes: int = 1) -> TrainingProcess:

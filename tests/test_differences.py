@@ -13,10 +13,10 @@ import torch
 
 import train
 from models import loading
-from models.building import starting_weights
+from models.setup import resolve_initial_weights
 from utils.autobatch import MEMORY_SHARE, TRIED, extrapolate
 from utils.checkpoint import read_checkpoint
-from utils.config import Hyperparameters, TrainOptions
+from utils.config import TrainOptions
 from utils.datasets.locate import locate_dataset
 from utils.datasets.spec import read_dataset_yaml
 from utils.device import select_device
@@ -89,21 +89,22 @@ def test_without_validation_nothing_stops_early(tiny_data, tiny_cfg, tmp_path):
 
 def test_noautoanchor_keeps_the_models_own_anchors(tiny_cfg, capsys):
     """`anchors:` of a hyp file would leave placeholders, one of them of width 0."""
-    options = TrainOptions(cfg=str(tiny_cfg), noautoanchor=True)
-    model = train.build_model(train.Request(options, frozenset({"cfg"}), None), Hyperparameters(anchors=3.4), {0: "a"})
+    anchors = train.anchors_to_fit(3.4, noautoanchor=True)
+    model = train.build_model(weights=None, cfg=str(tiny_cfg), num_classes=1, anchors=anchors)
     assert (model.head.anchors > 0).all() and model.yaml["anchors"][0] == [10, 13, 16, 30, 33, 23]
-    assert "WARNING anchors: 3.4" in capsys.readouterr().out
+    assert "WARNING: anchors: 3.4" in capsys.readouterr().err
 
 
 def test_default_weights_are_used_only_if_present_and_without_a_cfg(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loading, "ROOT", tmp_path)
-    assert starting_weights(TrainOptions(), frozenset()) is None and "from scratch" in capsys.readouterr().out
+    absent = resolve_initial_weights("yolov5s.pt", "", typed=False)
+    assert absent == (None, "yolov5s.yaml") and "from scratch" in capsys.readouterr().out
     (tmp_path / "yolov5s.pt").touch()
-    assert starting_weights(TrainOptions(), frozenset()) == Path("yolov5s.pt")
-    assert starting_weights(TrainOptions(cfg="yolov5n.yaml"), frozenset({"cfg"})) is None
-    both = TrainOptions(cfg="yolov5n.yaml", weights="yolov5s.pt")
-    assert starting_weights(both, frozenset({"cfg", "weights"})) == Path("yolov5s.pt")
+    assert resolve_initial_weights("yolov5s.pt", "", typed=False) == (Path("yolov5s.pt"), "")
+    assert resolve_initial_weights("yolov5s.pt", "yolov5n.yaml", typed=False) == (None, "yolov5n.yaml")
+    assert resolve_initial_weights("yolov5s.pt", "yolov5n.yaml", typed=True) == (Path("yolov5s.pt"), "yolov5n.yaml")
+    assert resolve_initial_weights("", "yolov5n.yaml", typed=True) == (None, "yolov5n.yaml")
 
 
 def test_resume_looks_in_the_project_folder_only(tmp_path, monkeypatch):
@@ -113,9 +114,9 @@ def test_resume_looks_in_the_project_folder_only(tmp_path, monkeypatch):
         file.parent.mkdir(parents=True)
         file.touch()
         os.utime(file, (age, age))
-    assert resume.find_run(True, "runs/train") == files[1]
+    assert resume.find_checkpoint(True, "runs/train") == files[1]
     with pytest.raises(UserError, match="no run with a checkpoint below runs/absent"):
-        resume.find_run(True, "runs/absent")
+        resume.find_checkpoint(True, "runs/absent")
 
 
 def test_varying_sizes_are_the_same_on_every_process():
@@ -124,12 +125,12 @@ def test_varying_sizes_are_the_same_on_every_process():
         np.random.seed(generator_seed)
         run = SimpleNamespace(
             options=TrainOptions(multi_scale=True, imgsz=128),
-            grid=32,
+            model=SimpleNamespace(size_multiple=32),
             distributed=SimpleNamespace(device=torch.device("cpu")),
-            state=SimpleNamespace(iteration=0),
+            progress=SimpleNamespace(iteration=0),
         )
         found = []
-        for run.state.iteration in range(12):
+        for run.progress.iteration in range(12):
             found.append(train.prepare_images(run, torch.zeros(1, 3, 128, 128, dtype=torch.uint8)).shape[-1])
         return found
 

@@ -23,7 +23,7 @@ from utils.device import amp_dtype
 from utils.distributed import Distributed, launch_token
 from utils.errors import UserError
 from utils.training.ddp import wrap_model
-from utils.training.launch_record import find_launch, remember_launch
+from utils.training.launch_record import find_restarted_run, write_launch_record
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / "tests" / "distributed_worker.py"
@@ -490,23 +490,28 @@ def test_a_killed_worker_comes_back_and_the_run_is_exact(long_run, whole, projec
     wait_for(lambda: len(rows(folder)) >= 2, process)
     os.kill(json.loads((folder / "launch.json").read_text())["process"], signal.SIGKILL)
     output = finish(process)
-    assert process.returncode == 0 and f"Restarted by the launcher: going on with {folder}" in output, output[-3000:]
+    assert process.returncode == 0 and f"Restarted by torchrun: resuming {folder}" in output, output[-3000:]
     assert_same_run(whole, folder)
 
 
 def test_a_launch_finds_its_own_run_and_no_other(tmp_path):
     for name, launchers in (("exp", ["a:1:5", "b:2:6"]), ("exp2", ["c:3:7"]), ("exp3", [""])):
         (tmp_path / name).mkdir()
-        remember_launch(tmp_path / name, launchers)
+        write_launch_record(tmp_path / name, launchers)
     assert not (tmp_path / "exp3" / "launch.json").exists()  # without a launcher nothing is to be remembered
     # this process itself began it: a second run, not a restart
-    assert find_launch(tmp_path, ["b:2:6", "d:4:8"]) is None
+    assert find_restarted_run(tmp_path, ["b:2:6", "d:4:8"]) is None
     for record in tmp_path.rglob("launch.json"):
         record.write_text(record.read_text().replace(f'"process": {os.getpid()}', '"process": 0'))
-    assert find_launch(tmp_path, ["b:2:6", "d:4:8"]) == tmp_path / "exp"
-    assert find_launch(tmp_path, ["b:2:9"]) is find_launch(tmp_path, [""]) is find_launch(tmp_path, []) is None
+    assert find_restarted_run(tmp_path, ["b:2:6", "d:4:8"]) == tmp_path / "exp"
+    assert (
+        find_restarted_run(tmp_path, ["b:2:9"])
+        is find_restarted_run(tmp_path, [""])
+        is find_restarted_run(tmp_path, [])
+        is None
+    )
     (tmp_path / "exp2" / "launch.json").write_text("{")
-    assert find_launch(tmp_path, ["c:3:7"]) is None
+    assert find_restarted_run(tmp_path, ["c:3:7"]) is None
 
 
 # ---- the object itself -----------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +31,7 @@ from utils.errors import UserError
 from utils.files import atomic_write
 from utils.loading.dataset import make_loader
 from utils.schedule import multi_scale_size
+from utils.training import startup
 from utils.training.signals import EXIT_CODE, SIGNALS, Interrupted, SignalHandler
 from val import evaluate
 
@@ -70,14 +72,20 @@ def state_of(folder: Path) -> dict:
 
 def fault_during(monkeypatch, epoch: int, begin, end) -> None:
     """Call `begin` after `epoch` is trained and before it is saved, and `end` an epoch later."""
-    plain = train.RunLog.epoch_done
+    plain, made = train.RunFolder.on_epoch, []
 
-    def epoch_done(self, number, *args):
-        self.folder.is_saved()
-        begin() if number == epoch else end() if number == epoch + 1 else None
-        plain(self, number, *args)
+    class Noted(train.Checkpoints):
+        def __init__(self, *args, **named):
+            super().__init__(*args, **named)
+            made.append(self)
 
-    monkeypatch.setattr(train.RunLog, "epoch_done", epoch_done)
+    def on_epoch(self, run, report):
+        made[-1].is_saved()
+        begin() if report.epoch == epoch else end() if report.epoch == epoch + 1 else None
+        plain(self, run, report)
+
+    monkeypatch.setattr(train, "Checkpoints", Noted)
+    monkeypatch.setattr(train.RunFolder, "on_epoch", on_epoch)
 
 
 # ---- disks
@@ -139,7 +147,7 @@ def test_the_best_epoch_is_kept_although_the_disk_was_full(tiny_data, tiny_cfg, 
 
     def validate(run, *others):
         return replace(
-            plain(run, *others), precision=0.0, recall=0.0, map50=0.0, map=1.0 if run.state.epoch == best else 0.1
+            plain(run, *others), precision=0.0, recall=0.0, map50=0.0, map=1.0 if run.progress.epoch == best else 0.1
         )
 
     monkeypatch.setattr(train, "validate", validate)
@@ -171,7 +179,7 @@ def test_a_signal_is_not_reported_as_saved_if_the_disk_is_full(tiny_data, tiny_c
     plain = train.prepare_images
 
     def prepare(run, images):
-        if run.state.iteration == 4:
+        if run.progress.iteration == 4:
             monkeypatch.setattr("utils.files.open", open_full_disk, raising=False)
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(run, images)
@@ -253,7 +261,7 @@ def test_a_signal_to_all_processes_of_a_run_saves_it(tiny_data, tiny_cfg, tmp_pa
     assert process.wait(60) == EXIT_CODE, process.log.read_text()
     printed = process.log.read_text()
     assert (
-        f"Interrupted ({name}), the state is saved. Go on with: python train.py --resume '{tmp_path}/a b/run'"
+        f"Interrupted ({name}), the state is saved. Resume with: python train.py --resume '{tmp_path}/a b/run'"
         in printed
     )
     assert "Traceback" not in printed and state_of(tmp_path / "a b")["iteration"] > 0
@@ -263,7 +271,7 @@ def test_a_signal_to_all_processes_of_a_run_saves_it(tiny_data, tiny_cfg, tmp_pa
 @pytest.mark.slow
 def test_a_second_signal_stops_at_once(tmp_path):
     code = (
-        "import time\nfrom utils.training.signals import SignalHandler\nwith SignalHandler(0):\n"
+        "import time\nfrom utils.training.signals import SignalHandler\nwith SignalHandler():\n"
         "    print('ready', flush=True)\n    time.sleep(1)\n    time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -306,14 +314,14 @@ def test_several_processes_save_before_they_validate(monkeypatch, processes, ext
         data=SimpleNamespace(names={}),
     )
     monkeypatch.setattr(train.val, "evaluate", lambda *_, **__: seen.append("evaluate"))
-    train.validate(run, SimpleNamespace(save=lambda _: seen.append("save")), SignalHandler(10))
+    train.validate(run, SimpleNamespace(save=lambda _: seen.append("save")), SignalHandler())
     assert seen == expected
 
 
 def test_signals_are_recorded_echoes_ignored_and_handlers_restored():
     before = signal.getsignal(signal.SIGTERM)
-    with SignalHandler(10, echo_seconds=60) as interruption:
-        assert not interruption.signal_name and not interruption.save_due()
+    with SignalHandler(echo_seconds=60) as interruption:
+        assert not interruption.signal_name
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)  # it would end the process if it were no echo
         assert interruption.signal_name == "SIGUSR1"
@@ -352,9 +360,9 @@ def test_a_signal_ends_a_validation_between_two_batches(tiny_data, tiny_cfg, tmp
         loss=None,
         data=SimpleNamespace(names={}, spec=SimpleNamespace(is_coco=False)),
     )
-    log = SimpleNamespace(save=lambda _: seen.append("save"), training_over=str)
-    with SignalHandler(10) as interruption, suppress(Interrupted):
-        (train.finish if ending else train.validate)(run, log, interruption)
+    checkpoints = SimpleNamespace(save=lambda _: seen.append("save"), written_best=str)
+    with SignalHandler() as interruption, suppress(Interrupted):
+        (partial(train.finish, plots=None) if ending else train.validate)(run, checkpoints, interruption)
     assert interruption.signal_name == "SIGTERM"
     batches = [entry for entry in seen if entry != "save"]
     assert batches == [0, "read", 1, "read", *([2, "read"] if processes == 2 else [])]
@@ -422,10 +430,10 @@ def press_ctrl_c() -> None:
 def test_an_echo_from_torchrun_is_ignored_until_the_process_ends(handlers, monkeypatch):
     now, original = [0.0], signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("utils.training.signals.time.monotonic", lambda: now[0])
-    with SignalHandler(10, echo_seconds=3):
+    with SignalHandler(echo_seconds=3):
         pass
     assert signal.getsignal(signal.SIGTERM) is original  # there was no signal, so no echo follows
-    with SignalHandler(10, echo_seconds=3):
+    with SignalHandler(echo_seconds=3):
         os.kill(os.getpid(), signal.SIGTERM)
     os.kill(os.getpid(), signal.SIGTERM)  # while loaders close and the last state is written
     assert signal.getsignal(signal.SIGTERM) is not original
@@ -444,7 +452,7 @@ def test_torchrun_does_not_cut_off_an_error_message(handlers, monkeypatch):
 
     signal.signal(signal.SIGTERM, original)
     monkeypatch.setattr("utils.training.signals.time.monotonic", lambda: now[0])
-    with suppress(RuntimeError), SignalHandler(10, echo_seconds=3):
+    with suppress(RuntimeError), SignalHandler(echo_seconds=3):
         raise RuntimeError("Connection closed by peer")
     os.kill(os.getpid(), signal.SIGTERM)
     assert not ended and signal.getsignal(signal.SIGTERM) is not original
@@ -452,7 +460,7 @@ def test_torchrun_does_not_cut_off_an_error_message(handlers, monkeypatch):
     with pytest.raises(KeyboardInterrupt):  # if the program continues
         press_ctrl_c()
     assert signal.getsignal(signal.SIGTERM) is original
-    with suppress(RuntimeError), SignalHandler(10):
+    with suppress(RuntimeError), SignalHandler():
         raise RuntimeError("in a program that torchrun did not start")
     assert signal.getsignal(signal.SIGTERM) is original
 
@@ -590,26 +598,14 @@ run(main)
         assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
 
 
-def test_saves_are_due_by_time(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("utils.training.signals.time.monotonic", lambda: now[0])
-    interruption = SignalHandler(10)
-    for now[0], due in ((599.0, False), (600.0, True), (1000.0, True)):
-        assert interruption.save_due() is due
-    interruption.mark_saved()
-    assert not interruption.save_due() and not SignalHandler(0).save_due()
-
-
 def test_a_run_is_saved_by_time_within_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch):
-    plain, seen = train.RunFolder.save, []
-    monkeypatch.setattr(
-        train.RunFolder,
-        "save",
-        lambda self, content, **named: (
-            seen.append((content["epoch"], content["step"])),
-            plain(self, content, **named),
-        ),
-    )
+    plain, seen = train.Checkpoints.save, []
+
+    def save(self, run, *args, **named):
+        seen.append((run.progress.epoch, run.progress.step))
+        plain(self, run, *args, **named)
+
+    monkeypatch.setattr(train.Checkpoints, "save", save)
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--nbs", "8", "--save-minutes", "0.0000001", epochs=2))
     assert seen == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3), (2, 0)]
 
@@ -733,7 +729,7 @@ def test_the_batch_to_try_is_smaller_and_fits_the_processes(batch, shares, advic
 
 def test_the_batch_is_found_at_the_largest_size_that_is_trained(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(train, "find_batch_size", lambda model, imgsz, autocast: seen.append(imgsz) or 8)
+    monkeypatch.setattr(startup, "find_batch_size", lambda model, imgsz, autocast: seen.append(imgsz) or 8)
     for extra in ([], ["--multi-scale"]):
         train.main([*arguments(tiny_data, tiny_cfg, tmp_path, "--batch-size", "-1", *extra, epochs=1)])
     drawn = {multi_scale_size(np.random.default_rng(seed), 64, 32) for seed in range(200)}

@@ -8,11 +8,10 @@ import detect
 import train
 import val
 from models import loading
-from models.building import starting_weights
+from models.setup import resolve_initial_weights
 from models.yolo import DetectionModel
 from utils import download
 from utils.checkpoint import describe_model, write_checkpoint
-from utils.config import TrainOptions
 from utils.datasets import locate
 from utils.errors import UserError
 
@@ -59,7 +58,7 @@ def test_a_whole_session_without_network(tiny_data, tiny_cfg, tmp_path, attempts
 
 
 def test_missing_default_weights_are_not_fetched(tiny_data, empty_folder, attempts, capsys):
-    assert starting_weights(TrainOptions(), frozenset()) is None
+    assert resolve_initial_weights("yolov5s.pt", "", typed=False).weights is None
     assert "starting from scratch (--weights yolov5s.pt would fetch it)" in capsys.readouterr().out
     with pytest.raises(UserError, match="--weights yolov5s.pt to download that model"):
         val.main(["--data", str(tiny_data), "--device", "cpu"])

@@ -20,8 +20,8 @@ import train
 from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.datasets.labels import load_index
 from utils.errors import UserError
-from utils.training.reproducibility import name_contents
-from utils.training.resume import rescaled
+from utils.training.reproducibility import dataset_fingerprints
+from utils.training.resume import rescale_step
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -107,7 +107,7 @@ def stop_at(monkeypatch, iteration: int, argv: list[str]) -> None:
     plain = train.prepare_images
 
     def prepare(run, images):
-        if run.state.iteration == iteration:
+        if run.progress.iteration == iteration:
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(run, images)
 
@@ -235,7 +235,7 @@ def test_a_run_ended_by_early_stopping_is_not_resumed(tiny_data, tiny_cfg, tmp_p
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, *flat, epochs=30))
     run, epoch = tmp_path / "run", state_of(tmp_path / "run")["epoch"]
     assert epoch < 30
-    with pytest.raises(UserError, match=f"stopped early after {epoch} epochs; add --patience to go on"):
+    with pytest.raises(UserError, match=f"stopped early after {epoch} epochs; add --patience to continue"):
         train.main(["--resume", str(run)])
     (run / "weights" / "last-half.pt").unlink()  # as if killed right after the last save
     train.main(["--resume", str(run)])
@@ -346,7 +346,9 @@ def test_changes_of_validation_data_or_polygons_are_noticed(tiny_data, tmp_path)
     data = Path(shutil.copytree(tiny_data.parent, tmp_path / "data", ignore=shutil.ignore_patterns("*.cache")))
 
     def names():
-        return name_contents(*(load_index(data / "images" / split, 2, progress=False) for split in ("train", "val")))
+        return dataset_fingerprints(
+            *(load_index(data / "images" / split, 2, progress=False) for split in ("train", "val"))
+        )
 
     before = names()
     (data / "labels" / "val" / "0.txt").write_text("0 .5 .5 .1 .1\n")
@@ -363,7 +365,7 @@ def test_changes_of_validation_data_or_polygons_are_noticed(tiny_data, tmp_path)
 def test_a_resumed_run_keeps_its_folder_with_any_name(copy, capsys):
     train.main(["--resume", str(copy), "--epochs", "3", "--name", "other", "--project", "elsewhere"])
     printed = capsys.readouterr().out
-    assert f"resume: --name other and --project elsewhere left aside: the run goes on in {copy}\n" in printed
+    assert f"resume: --name other and --project elsewhere ignored: the run continues in {copy}\n" in printed
     assert f"Logging to {copy}\n" in printed and "differs from one that never stopped (epochs)\n" in printed
     assert state_of(copy)["epoch"] == 3 and not Path("elsewhere").exists()
 
@@ -427,7 +429,7 @@ def test_inference_weights_cannot_be_resumed(copy):
     ],
 )
 def test_the_position_within_an_epoch_is_kept(step, epoch, before, now, expected):
-    assert rescaled(step, epoch, before, now) == expected
+    assert rescale_step(step, epoch, before, now) == expected
 
 
 # ---- the comparison itself

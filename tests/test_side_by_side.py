@@ -128,7 +128,8 @@ def test_a_second_training_in_the_same_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="another process is training in this folder"):
         RunFolder(tmp_path)
     holder.kill(), holder.wait()
-    RunFolder(tmp_path).close()  # the lock ended with the process
+    with RunFolder(tmp_path):  # the lock ended with the process
+        pass
 
 
 # ---- the label cache
@@ -189,14 +190,14 @@ def resident(pid: int) -> float:
 @pytest.mark.slow
 def test_memory_is_flat_over_epochs(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     """Memory of the main process and the workers does not grow from the fourth epoch to the fortieth."""
-    plain, sizes = train.RunLog.epoch_done, []
+    plain, sizes = train.RunLog.on_epoch, []
 
-    def epoch_done(self, *args):
-        plain(self, *args)
-        iterator = self.run.train_loader._loader._iterator
+    def on_epoch(self, run, report):
+        plain(self, run, report)
+        iterator = run.train_loader._loader._iterator
         sizes.append([resident(pid) for pid in (os.getpid(), *(worker.pid for worker in iterator._workers))])
 
-    monkeypatch.setattr(train.RunLog, "epoch_done", epoch_done)
+    monkeypatch.setattr(train.RunLog, "on_epoch", on_epoch)
     monkeypatch.setattr(train, "cores_for_loading", lambda device: None)
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--epochs", "40", "--workers", "2", "--cache", "--multi-scale"))
     sizes = np.array(sizes)  # (epochs, processes)

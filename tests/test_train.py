@@ -15,14 +15,14 @@ import torch
 import yaml
 
 import train
-from models.adaptation import round_to_stride
 from models.loading import load_model
+from models.yolo import DetectionModel
 from utils.checkpoint import read_checkpoint
 from utils.config import TrainOptions
 from utils.device import cores_for_loading
 from utils.errors import UserError
-from utils.training.resume import find_run
-from utils.training.run_folder import RunFolder
+from utils.training.resume import find_checkpoint
+from utils.training.startup import round_imgsz
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -146,7 +146,7 @@ def test_transfer_reports_the_number_of_tensors(finished, tiny_data, tiny_cfg, t
 
 
 def test_replaced_anchors_of_weights_are_reported(finished, tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "fit_model_anchors", lambda *_: True)
+    monkeypatch.setattr(train, "fit_anchors", lambda *_: True)
     best = str(finished / "weights" / "best.pt")
     for words, expected in (["--weights", best], True), ([], False):
         run(tiny_data, tiny_cfg, tmp_path, *words, "--noplots", "--noval", epochs=1)
@@ -238,7 +238,7 @@ def test_early_stopping_ends_the_run(tiny_data, tiny_cfg, tmp_path, capsys):
 
 def test_image_size_is_rounded_and_reported(tiny_data, tiny_cfg, tmp_path, capsys):
     folder = run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--imgsz", "70", epochs=1)
-    assert "--imgsz 70" in capsys.readouterr().out
+    assert "WARNING: --imgsz 70" in capsys.readouterr().err
     assert read_checkpoint(folder / "weights" / "last.pt")["options"]["imgsz"] == 96
 
 
@@ -251,8 +251,8 @@ def test_image_size_is_rounded_and_reported(tiny_data, tiny_cfg, tmp_path, capsy
     ],
 )
 def test_the_message_gives_the_reason_of_another_image_size(capsys, imgsz, message):
-    round_to_stride(imgsz, 32)
-    assert message in capsys.readouterr().out if message else capsys.readouterr().out == ""
+    round_imgsz(imgsz, 32)
+    assert message in capsys.readouterr().err if message else capsys.readouterr().err == ""
 
 
 def test_a_new_run_in_an_old_folder_removes_the_old_checkpoints(tiny_data, tiny_cfg, tmp_path):
@@ -276,11 +276,12 @@ def test_the_last_validation_on_coco_uses_the_published_iou(monkeypatch, coco, i
     monkeypatch.setattr(train, "load_model", lambda _: torch.nn.Identity())
     group = SimpleNamespace(world_size=1, is_main=True, device="cpu", on_main=lambda work: work())
     data = SimpleNamespace(names={}, spec=SimpleNamespace(is_coco=coco))
-    options = SimpleNamespace(single_cls=False, noplots=True)
+    options = SimpleNamespace(single_cls=False)
     train.finish(
         SimpleNamespace(distributed=group, options=options, val_loader=None, data=data),
-        SimpleNamespace(training_over=str),
+        SimpleNamespace(written_best=str),
         SimpleNamespace(raise_if_signalled=None),
+        plots=None,
     )
     assert used == [iou]
 
@@ -294,17 +295,17 @@ def test_best_is_the_best_epoch_even_with_nosave(tiny_data, tiny_cfg, tmp_path, 
         "validate",
         lambda run, *rest: SimpleNamespace(
             **vars(measure(run, *rest))
-            | {"map50": scores[run.state.epoch], "maps": np.zeros(2), "fitness": scores[run.state.epoch]}
+            | {"map50": scores[run.progress.epoch], "maps": np.zeros(2), "fitness": scores[run.progress.epoch]}
         ),
     )
-    hold = RunFolder.hold_best
+    keep = train.Checkpoints.keep_best_in_memory
 
-    def hold_then_signal(folder, content):
-        hold(folder, content)
-        if interrupted and content["epoch"] == 2:  # the best epoch; the signal is handled within the next one
+    def keep_then_signal(checkpoints, run, metrics):
+        keep(checkpoints, run, metrics)
+        if interrupted and run.progress.epoch == 2:  # the best: the signal is handled within the next epoch
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(RunFolder, "hold_best", hold_then_signal)
+    monkeypatch.setattr(train.Checkpoints, "keep_best_in_memory", keep_then_signal)
     with pytest.raises(SystemExit) if interrupted else nullcontext():
         run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--nosave", epochs=4)
     weights = tmp_path / "run" / "weights"
@@ -328,7 +329,7 @@ def test_best_is_written_if_a_run_ends_with_an_error(tiny_data, tiny_cfg, tmp_pa
     measure = train.train_one_epoch
 
     def fail_in_the_third(run, *rest):
-        if run.state.epoch == 2:
+        if run.progress.epoch == 2:
             raise LookupError
         return measure(run, *rest)
 
@@ -353,18 +354,21 @@ def test_a_run_from_scratch_records_no_weights(finished, tiny_data, tiny_cfg, tm
         assert read_checkpoint(folder / "weights" / "last.pt")["options"]["weights"] == weights
 
 
-def test_initial_weights_of_a_run_without_weights(tmp_path, monkeypatch):
+def test_initial_weights_of_a_run_without_weights(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("models.loading.ROOT", tmp_path)
-    resolved = train.settle_start(train.Request(TrainOptions(), frozenset(), None))
-    assert (resolved.weights, resolved.cfg) == ("", "yolov5s.yaml")
+    monkeypatch.setattr(train, "build_model", lambda **_: DetectionModel(tiny_cfg))
+    launch = train.Launch(TrainOptions(data=str(tiny_data)))
+    network = train.build_network(launch)
+    assert (network.weights, network.cfg) == ("", "yolov5s.yaml")
     (tmp_path / "yolov5s.pt").touch()
-    assert train.settle_start(train.Request(TrainOptions(), frozenset(), None)) == TrainOptions()
+    network = train.build_network(launch)
+    assert (network.weights, network.cfg) == ("yolov5s.pt", "")
 
 
 def test_rect_with_image_weights_is_reported_as_useless(tiny_data, tiny_cfg, tmp_path, capsys):
     run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--rect", "--image-weights", epochs=1)
-    assert "WARNING --rect has no effect with --image-weights" in capsys.readouterr().out
+    assert "WARNING: --rect has no effect with --image-weights" in capsys.readouterr().err
 
 
 def test_a_resumed_run_keeps_its_checkpoints(tiny_data, tiny_cfg, tmp_path, capsys):
@@ -372,14 +376,14 @@ def test_a_resumed_run_keeps_its_checkpoints(tiny_data, tiny_cfg, tmp_path, caps
     before = {file.name for file in weights.iterdir()}
     capsys.readouterr()
     train.main(["--resume", str(weights), "--epochs", "3", "--name", "other"])
-    assert f"resume: --name other left aside: the run goes on in {weights.parent}\n" in capsys.readouterr().out
+    assert f"resume: --name other ignored: the run continues in {weights.parent}\n" in capsys.readouterr().out
     (weights / "weights").mkdir()
     (weights / "weights" / "last.pt").write_bytes(b"not this one")
-    assert find_run(str(weights.parent), "") == weights / "last.pt"
+    assert find_checkpoint(str(weights.parent), "") == weights / "last.pt"
     (weights / "weights" / "last.pt").unlink(), (weights / "weights").rmdir()
     assert {file.name for file in weights.iterdir()} == before | {"epoch2.pt"}
     train.main(["--resume", str(weights), "--epochs", "4", "--name", "run", "--project", str(weights.parents[1])])
-    assert "left aside" not in capsys.readouterr().out
+    assert "ignored" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

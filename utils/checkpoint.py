@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from utils.detector import Detector
 from utils.errors import UserError
 from utils.files import atomic_write, check_archive
 
@@ -24,7 +24,7 @@ UPGRADES: dict[int, Any] = {}
 PLAIN = (str, int, float, bool, type(None))  # besides tensors, dicts, lists and tuples
 
 
-def describe_model(model: nn.Module) -> dict[str, Any]:
+def describe_model(model: Detector) -> dict[str, Any]:
     """The model as plain types: its YAML, names and state."""
     return {"yaml": copy.deepcopy(model.yaml), "names": dict(model.names), "state_dict": model.state_dict()}
 

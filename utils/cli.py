@@ -101,7 +101,7 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> argparse.Argume
     return parser
 
 
-def _add_flag(group: Any, entry: Field) -> None:
+def _add_flag(group: argparse._ActionsContainer, entry: Field) -> None:
     settings = {key: value for key, value in entry.metadata.items() if key != "group"}
     names = settings.pop("names") or (f"--{entry.name.replace('_', '-')}",)
     default = entry.default if entry.default_factory is MISSING else entry.default_factory()

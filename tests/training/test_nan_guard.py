@@ -143,7 +143,7 @@ def at(*iterations: int, after_return: bool = False):
     """When the run is at one of `iterations`; `done` counts those that the state has already behind it."""
 
     def when(run, done: int = 0) -> bool:
-        return run.state.iteration - done in iterations and (after_return or run.guard.rollbacks == 0)
+        return run.progress.iteration - done in iterations and (after_return or run.nan_guard.rollbacks == 0)
 
     return when
 
@@ -163,7 +163,7 @@ def test_one_bad_step_is_left_out_and_counted(tiny_data, tiny_cfg, tmp_path, mon
     assert (state["guard"]["skipped"], state["guard"]["returns"], state["ema"]["updates"]) == (1, 0, 2 * STEPS - 1)
     assert_finite(tmp_path)
     assert all(math.isfinite(value) for row in rows_of(tmp_path) for value in row.values())
-    assert "1 optimizer steps so far were left out" in capsys.readouterr().out
+    assert "WARNING: skipped 1 optimizer steps so far" in capsys.readouterr().err
 
 
 @BAD
@@ -173,7 +173,7 @@ def test_a_bad_weight_sends_the_run_back_at_a_lower_rate(tiny_data, tiny_cfg, tm
     state = state_of(tmp_path)
     assert (state["guard"]["returns"], state["guard"]["rate"], state["epoch"]) == (1, 0.5, 3)
     assert_finite(tmp_path)
-    assert "back to the state at the epoch's start, learning rates x 0.5" in capsys.readouterr().out
+    assert "Rolled back to the start of the epoch with learning rates x 0.5." in capsys.readouterr().err
     assert [row["epoch"] for row in rows_of(tmp_path)] == [0, 1, 2]
 
 
@@ -198,13 +198,13 @@ def test_many_bad_steps_in_a_row_send_the_run_back(tiny_data, tiny_cfg, tmp_path
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_training_on_leaves_the_state_that_was_returned_to(tiny_data, tiny_cfg, tmp_path, monkeypatch, optimizer):
     """The run may have to return to it once more."""
-    kept, plain = [], train.go_back
+    kept, plain = [], train.Run.roll_back
 
-    def go_back(run, good):
-        kept.append((good, copy.deepcopy(good)))
-        plain(run, good)
+    def roll_back(run):
+        kept.append((run.epoch_start, copy.deepcopy(run.epoch_start)))
+        plain(run)
 
-    monkeypatch.setattr(train, "go_back", go_back)
+    monkeypatch.setattr(train.Run, "roll_back", roll_back)
     into_the_loss(monkeypatch, math.nan, at(*range(3, 3 + PATIENCE)))
     train.main([*arguments(tiny_data, tiny_cfg, tmp_path, 4), "--optimizer", optimizer])
     [(now, then)] = kept
@@ -218,7 +218,7 @@ def test_training_on_leaves_the_state_that_was_returned_to(tiny_data, tiny_cfg, 
 
 def test_numbers_that_stay_bad_stop_the_run_with_advice(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     into_the_loss(monkeypatch, math.nan, at(*range(3, 1000), after_return=True))
-    with pytest.raises(UserError, match=r"not finite, also after 3 returns.*try a lower lr0") as wrong:
+    with pytest.raises(UserError, match=r"still NaN or infinite after 3 rollbacks.*try a lower lr0") as wrong:
         train.main(arguments(tiny_data, tiny_cfg, tmp_path, 50))
     assert "\n" not in str(wrong.value)
     state = state_of(tmp_path)  # that of before: can be resumed, at a lower rate
@@ -233,7 +233,7 @@ def test_a_run_that_goes_back_is_exact_also_when_it_was_interrupted(tiny_data, t
     plain = train.prepare_images
 
     def prepare(run, images):
-        if run.state.iteration == 3 and run.guard.rollbacks == 0:
+        if run.progress.iteration == 3 and run.nan_guard.rollbacks == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(run, images)
 
@@ -258,7 +258,7 @@ def test_a_run_that_was_changed_goes_back_to_where_it_was_taken_up(tiny_data, ti
     plain = train.prepare_images
 
     def prepare(run, images):
-        if run.state.iteration == 3:
+        if run.progress.iteration == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(run, images)
 

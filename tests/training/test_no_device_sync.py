@@ -100,7 +100,7 @@ def test_a_late_verdict_outlives_an_interruption(tiny_data, tiny_cfg, tmp_path, 
     plain = train.prepare_images
 
     def prepare(run, images):
-        if run.state.iteration == STEPS + 1 and run.guard.rollbacks == 0:
+        if run.progress.iteration == STEPS + 1 and run.nan_guard.rollbacks == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(run, images)
 

@@ -7,38 +7,33 @@ import pytest
 import torch
 
 from models.loading import load_model
-from models.yolo import DetectionModel
 from utils.checkpoint import read_checkpoint, snapshot, write_checkpoint
-from utils.ema import ModelEMA
 from utils.errors import UserError
-from utils.optim import build_optimizer
-from utils.schedule import EarlyStopping
 from utils.training.checkpoints import CheckpointWriter
-from utils.training.run_state import TrainState
+from utils.training.run import Run
 
 
 @pytest.fixture
-def state(tiny_cfg) -> TrainState:
-    model = DetectionModel(tiny_cfg)
-    optimizer = build_optimizer(model)
-    ema = ModelEMA(model)
-    model.train()(torch.rand(2, 3, 64, 64))[0].mean().backward()
-    optimizer.step()
-    ema.update(model)
-    return TrainState(model, ema=ema, optimizer=optimizer, stopper=EarlyStopping(5))
+def state(make_run, tiny_cfg) -> Run:
+    """A run after one optimizer step."""
+    run = make_run(tiny_cfg)
+    run.model.train()(torch.rand(2, 3, 64, 64))[0].mean().backward()
+    run.optimizer.step()
+    run.ema.update(run.model)
+    return run
 
 
-def test_state_comes_back_to_the_bit(state, tiny_cfg, tmp_path):
-    state.epoch, state.iteration, state.best_fitness, state.class_maps = 3, 77, 0.25, [0.5, 0.125]
-    state.members["stopper"].update(2, 0.25)
+def test_state_comes_back_to_the_bit(state, make_run, tiny_cfg, tmp_path):
+    progress = state.progress
+    progress.epoch, progress.iteration, progress.best_fitness, progress.class_maps = 3, 77, 0.25, [0.5, 0.125]
+    state.early_stop.update(2, 0.25)
     write_checkpoint(tmp_path / "last.pt", state.state_dict())
-    other = DetectionModel(tiny_cfg)
-    fresh = TrainState(other, ema=ModelEMA(other), optimizer=build_optimizer(other), stopper=EarlyStopping(5))
+    fresh = make_run(tiny_cfg)
     fresh.load_state_dict(read_checkpoint(tmp_path / "last.pt"))
     write_checkpoint(tmp_path / "again.pt", fresh.state_dict())
     first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("last.pt", "again.pt"))
     assert flatten(first) == flatten(second)
-    assert (fresh.epoch, fresh.iteration, fresh.members["ema"].updates) == (3, 77, 1)
+    assert (fresh.progress.epoch, fresh.progress.iteration, fresh.ema.updates) == (3, 77, 1)
 
 
 def flatten(value, prefix=""):
@@ -50,11 +45,9 @@ def flatten(value, prefix=""):
     return {prefix: value.numpy().tobytes() if isinstance(value, torch.Tensor) else value}
 
 
-def test_a_state_of_another_model_is_refused(state, tmp_path):
-    other = DetectionModel("yolov5n.yaml", num_classes=3)
-    fresh = TrainState(other, ema=ModelEMA(other), optimizer=build_optimizer(other), stopper=EarlyStopping(5))
+def test_a_state_of_another_model_is_refused(state, make_run):
     with pytest.raises(UserError, match="does not fit"):
-        fresh.load_state_dict(state.state_dict())
+        make_run("yolov5n.yaml", num_classes=3).load_state_dict(state.state_dict())
 
 
 def test_the_stripped_file_has_the_ema_in_half_precision(state, tmp_path):
@@ -62,7 +55,7 @@ def test_the_stripped_file_has_the_ema_in_half_precision(state, tmp_path):
     writer.submit(snapshot({**state.state_dict(), "hyp": {"lr0": 0.01}}), full=[], stripped=[tmp_path / "use.pt"])
     writer.close()
     content = read_checkpoint(tmp_path / "use.pt")
-    ema = state.members["ema"].ema.state_dict()
+    ema = state.ema.ema.state_dict()
     assert content["kind"] == "weights" and "optimizer" not in content and content["hyp"] == {"lr0": 0.01}
     for name, value in content["model"]["state_dict"].items():
         expected = ema[name].half() if ema[name].is_floating_point() else ema[name]

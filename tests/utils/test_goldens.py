@@ -99,9 +99,8 @@ def test_published_weights_start_a_training_of_other_classes(name, reference, ca
     weights = reference / "weights" / name
     if not weights.is_file():
         pytest.skip(f"{weights} is absent")
-    options = train.TrainOptions(weights=str(weights))
-    request = train.Request(options, frozenset({"weights"}), None)
-    model = train.build_model(request, Hyperparameters(), {0: "a", 1: "b", 2: "c"})
+    start = train.resolve_initial_weights(str(weights), "", typed=True)
+    model = train.build_model(weights=start.weights, cfg=start.cfg, num_classes=3)
     assert "Transferred 343/349 tensors" in capsys.readouterr().out  # all but weight and bias of the head's 3 levels
     assert [level.shape[-1] for level in model.train()(image(1, 64))] == [8, 8, 8]
 

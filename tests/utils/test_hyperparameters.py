@@ -80,8 +80,7 @@ def check_warmup_bias_lr():
 
 def optimizer(name: str = "SGD", **changes) -> torch.optim.Optimizer:
     options = TrainOptions(cfg="yolov5n.yaml", optimizer=name, nbs=64)
-    state = train.build_state(TINY_MODEL, options, Hyperparameters(**changes), None, None)
-    return state.members["optimizer"]
+    return train.make_optimizer(TINY_MODEL, options, Hyperparameters(**changes))
 
 
 # ---- loss and anchors
@@ -157,10 +156,10 @@ def check_anchor_t():
 
 def check_anchors():
     for value, count in ((0.0, 3), (3.412, 3), (5.0, 5)):
-        request = train.Request(TrainOptions(cfg="yolov5n.yaml"), frozenset({"cfg"}), None)
-        model = train.build_model(request, Hyperparameters(anchors=value), {0: "a", 1: "b"})
+        anchors = train.anchors_to_fit(value, noautoanchor=False)
+        model = train.build_model(weights=None, cfg="yolov5n.yaml", num_classes=2, anchors=anchors)
         assert model.head.num_anchors == count
-        train.fit_model_anchors(model, np.random.default_rng(0).uniform(5, 60, (200, 2)), 4.0, 0)
+        train.fit_anchors(model, np.random.default_rng(0).uniform(5, 60, (200, 2)), 4.0, 0)
         assert model.head.anchors.shape == (3, count, 2) and (model.head.anchors > 0).all()
 
 

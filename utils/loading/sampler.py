@@ -57,6 +57,14 @@ def rect_shapes(
     return order, sizes
 
 
+def steps_per_epoch(num_images: int, batch_size: int, *, quad: bool, world_size: int) -> int:
+    """Return the number of training batches in an epoch, as `len` of the loader will give it."""
+    batch_size = min(batch_size, num_images)
+    steps = math.ceil(num_images / batch_size)
+    last = num_images - (steps - 1) * batch_size
+    return steps - (quad and last < 4 * world_size)  # quad drops what does not fill all processes
+
+
 class GlobalBatchSampler(Sampler[BatchKey]):
     """The batches of an epoch, cut into one slice a process; each as the key that its worker needs."""
 

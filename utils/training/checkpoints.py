@@ -1,62 +1,163 @@
-"""Checkpoints of a run: last, best and periodic files."""
+"""Checkpoints of a run: last, best and periodic files, and when they are due."""
 
-import sys
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import inference_checkpoint, is_finite, snapshot, try_write_checkpoint
+from utils.console import warn
+from utils.metrics import Metrics
+from utils.training.resume import EPOCH_START_FILE, LAST_HALF_FILE
+from utils.training.run import Run
 
 
 class CheckpointWriter:
-    """Writes snapshots in a thread of its own, one after the other, so that training does not wait for the disk.
+    """Thread that writes snapshots one after the other, so that training does not wait for the disk.
 
-    A file that cannot be written (disk full, read-only folder) costs one warning: what was there before stays.
+    A file that cannot be written (disk full, read-only folder) costs one warning, and the file before it stays.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._waiting: list[Future] = []
-        self._for_use: dict[Path, tuple[dict[str, Any], Future]] = {}
-        self.unwritten: dict[Path, dict[str, Any]] = {}  # weights for use that still have to be; known after `wait`
-        self._held: dict[Path, dict[str, Any]] = {}  # of `unwritten` those that were never tried
-        self.failed = False  # whether anything handed over last could not be written; known after `wait`
+        self._pending: list[Future] = []
+        self._stripped: dict[Path, tuple[dict[str, Any], Future]] = {}
+        self.unwritten: dict[Path, dict[str, Any]] = {}  # weights that still have to be written; known after `wait`
+        self._held: dict[Path, dict[str, Any]] = {}  # those of `unwritten` that were never tried
+        self.failed = False  # True if a part of the last submission could not be written; known after `wait`
 
     def submit(self, content: dict[str, Any], *, full: list[Path], stripped: list[Path]) -> None:
-        """Write the weights of `content` for use to the files `stripped`, then the whole of it to `full`, in order.
+        """Write the weights of `content` for inference to the files `stripped`, then all of it to `full`, in order.
 
-        Weights for use that could not be written before are tried again: no later epoch may be as good. Non-finite
-        weights are never written. At most one earlier snapshot is kept waiting in memory.
+        Weights for inference that could not be written before are tried again: no later epoch may be as good.
+        Non-finite weights are never written. At most one earlier snapshot is kept waiting in memory.
         """
         self.wait()
         if not is_finite(content):
-            print("WARNING not saved: the weights hold NaN or infinity; the checkpoints before stay", file=sys.stderr)
+            warn("not saved: the weights hold NaN or infinity. The checkpoints before stay.")
             self.failed = True
             return
         self._held = {}
         for path in stripped:
             self.unwritten[path] = inference_checkpoint(content)
         for path, weights in self.unwritten.items():
-            self._for_use[path] = weights, self._thread.submit(try_write_checkpoint, path, weights, "weights")
-        self._waiting = [self._thread.submit(try_write_checkpoint, path, content, "train") for path in full]
+            self._stripped[path] = weights, self._thread.submit(try_write_checkpoint, path, weights, "weights")
+        self._pending = [self._thread.submit(try_write_checkpoint, path, content, "train") for path in full]
 
     def hold(self, content: dict[str, Any], stripped: list[Path]) -> None:
-        """Weights for use that the next submission is to write."""
+        """Keep weights for inference in memory, for the next submission to write."""
         self.wait()
         if is_finite(content):
             self._held = dict.fromkeys(stripped, snapshot(inference_checkpoint(content)))
             self.unwritten |= self._held
 
     def wait(self) -> None:
-        """Until everything handed over is on the disk, or has `failed`."""
-        if self._waiting or self._for_use:
-            written = all([task.result() for task in self._waiting])
-            self.unwritten = {path: weights for path, (weights, task) in self._for_use.items() if not task.result()}
-            self.failed = not written or bool(self.unwritten)
-        self._waiting, self._for_use = [], {}
+        """Wait until everything submitted is on the disk, or has `failed`."""
+        if self._pending or self._stripped:
+            written = [task.result() for task in self._pending]
+            self.unwritten = {path: weights for path, (weights, task) in self._stripped.items() if not task.result()}
+            self.failed = not all(written) or bool(self.unwritten)
+        self._pending, self._stripped = [], {}
 
     def close(self) -> None:
+        """Wait, write what is still held, and end the thread."""
         self.wait()
-        for path, weights in self._held.items():  # the run has ended otherwise than by a save
+        for path, weights in self._held.items():  # the run has ended without another save
             try_write_checkpoint(path, weights, "weights")
         self._thread.shutdown()
+
+
+class SaveTimer:
+    """Timer of the saves within an epoch (`--save-minutes`), which 0 minutes switch off."""
+
+    def __init__(self, minutes: float):
+        self.seconds, self.saved_at = minutes * 60, time.monotonic()
+
+    def is_due(self) -> bool:
+        """Return True if the minutes have passed since the last save."""
+        return self.seconds > 0 and time.monotonic() - self.saved_at >= self.seconds
+
+    def reset(self) -> None:
+        """Count from now on."""
+        self.saved_at = time.monotonic()
+
+
+class Checkpoints:
+    """Checkpoints of a run in the folder `weights`, written by a thread of their own.
+
+    Without a folder, as on ranks other than 0, nothing is saved. `period` is that of `--save-period`, in epochs.
+    """
+
+    def __init__(self, folder: Path | None = None, *, save_minutes: float = 0.0, period: int = -1):
+        self.folder, self.period = folder, period
+        self._timer, self._writer = SaveTimer(save_minutes), CheckpointWriter()
+        self._start_written: int | None = None  # iteration of the epoch start that is on the disk
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def begin(self, run: Run) -> None:
+        """Remove the checkpoints of an earlier run in the folder (`--exist-ok`), and save the new one's start.
+
+        Its last.pt stays until the first save replaces it.
+        """
+        if self.folder is not None:
+            names = (LAST_HALF_FILE, "best.pt", EPOCH_START_FILE)
+            for file in [*(self.folder / name for name in names), *self.folder.glob("epoch[0-9]*.pt")]:
+                file.unlink(missing_ok=True)
+        self.save(run)
+
+    def is_due(self) -> bool:
+        """Return True if it is time for a save within the epoch."""
+        return self._timer.is_due()
+
+    def save(self, run: Run, metrics: Metrics | None = None, *, best: bool = False) -> None:
+        """Write last.pt, best.pt if the state is the `best`, and epoch<k>.pt after every `period` epochs.
+
+        last.pt is written last: a run that is killed before it repeats the epoch and writes all of them again. Within
+        an epoch the snapshot of the epoch's start is kept beside it, for a resumed run that has to roll back.
+        """
+        self._timer.reset()
+        if self.folder is None:
+            return
+        content, start = run.checkpoint(metrics), run.epoch_start
+        finished = content["epoch"] - 1 if content["step"] == 0 else -1  # number of the epoch that has just ended
+        full = [self.folder / "last.pt"]
+        if self.period > 0 and finished >= 0 and finished % self.period == 0:
+            full.insert(0, self.folder / f"epoch{finished}.pt")
+        self._writer.wait()
+        within = 0 < content["step"] < content["surroundings"]["steps_per_epoch"]  # no rollback after the last step
+        if start is not None and within and self._start_written != start["iteration"]:
+            self._writer.submit(start, full=[self.folder / EPOCH_START_FILE], stripped=[])
+            self._start_written = start["iteration"] if self.is_saved() else None
+        best_file = self.folder / "best.pt"
+        missing = finished >= 0 and not best_file.exists() and best_file not in self._writer.unwritten
+        self._writer.submit(snapshot(content), full=full, stripped=[best_file] if best or missing else [])
+
+    def keep_best_in_memory(self, run: Run, metrics: Metrics) -> None:
+        """Keep the weights of the best epoch in memory, for the next `save` to write as best.pt."""
+        if self.folder is not None:
+            self._writer.hold(run.checkpoint(metrics), [self.folder / "best.pt"])
+
+    def is_saved(self) -> bool:
+        """Wait for the disk. Return True if the last submission is on it."""
+        self._writer.wait()
+        return not self._writer.failed
+
+    def written_best(self) -> Path:
+        """Wait for the disk and return best.pt, the weights of the best epoch for inference."""
+        assert self.folder is not None, "only rank 0 has checkpoints"
+        self._writer.wait()
+        return self.folder / "best.pt"
+
+    def mark_finished(self, run: Run) -> None:
+        """Write last-half.pt, the last weights for inference, and remove what only resuming needs.
+
+        The run is over, including its final validation.
+        """
+        if self.folder is not None:
+            (self.folder / EPOCH_START_FILE).unlink(missing_ok=True)
+            self._writer.submit(snapshot(run.state_dict()), full=[], stripped=[self.folder / LAST_HALF_FILE])
+
+    def close(self) -> None:
+        """Wait for the disk and end the thread that writes."""
+        self._writer.close()

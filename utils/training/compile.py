@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from utils import console
+from utils.detector import as_module
 from utils.loading.dataset import Batch
 from utils.loading.prefetch import prefetch
 from utils.timing import now
+from utils.training.run import Run
 
 SMALL_BATCH = 16  # up to this size a GPU waits for the CPU to launch kernels, and a CUDA graph helps
 WARM_UP = 3  # passes over the batches before the measurement; the first one compiles
@@ -22,26 +24,27 @@ ROUNDS = 5
 BATCHES = 2  # number of batches to measure on
 MAX_REASON = 200  # characters of an error message
 
-ForwardBackward = Callable[[Any, Batch], Any]  # of a Run and a batch
+ForwardBackward = Callable[[Run, Batch], Any]
 
 
-def compile_if_faster(run: Any, forward_backward: ForwardBackward) -> Any:
+def compile_if_faster(run: Run, forward_backward: ForwardBackward) -> Run:
     """Return the Run with its model compiled if that makes passes over its next batches faster. Its state is kept."""
     if run.wrapped is not run.model:
         console.warn("--compile has no effect with several GPUs or processes. Omit it.")
         return run
-    run.train_loader.set_epoch(run.state.epoch)
+    run.train_loader.set_epoch(run.progress.epoch)
     batches = list(islice(prefetch(run.train_loader, run.distributed.device), BATCHES))
     varying = run.options.multi_scale or run.options.rect
-    compiled = compile_model(run.model, batch_size=len(batches[0].images), varying=varying)
+    model = as_module(run.model)
+    compiled = compile_model(model, batch_size=len(batches[0].images), varying=varying)
     trial = replace(run, wrapped=compiled, loss=copy.copy(run.loss))  # a copy, as the loss updates its level weights
-    trial.set_modes()
+    trial.train_mode()
 
-    def pass_over(model: nn.Module, batch: Batch) -> None:
+    def pass_over(wrapped: nn.Module, batch: Batch) -> None:
         compiled.replayed = False  # set again if `compiled` is called
-        forward_backward(replace(trial, wrapped=model), batch)
+        forward_backward(replace(trial, wrapped=wrapped), batch)
 
-    chosen = choose_faster(run.model, compiled, pass_over, batches)
+    chosen = choose_faster(model, compiled, pass_over, batches)
     if chosen is not compiled:
         compiled.discard()
     return replace(run, wrapped=chosen)

@@ -1,4 +1,4 @@
-"""Which run a launcher (torchrun) began: so that, when it restarts its processes, they go on with that run."""
+"""Record of which run torchrun started, so that restarted processes resume it."""
 
 import json
 import os
@@ -10,18 +10,21 @@ from utils.files import atomic_write
 RECORD = "launch.json"  # in the run folder
 
 
-def remember_launch(folder: Path, launchers: Sequence[str]) -> None:
-    """Note in the run folder which `launchers` (runtime.launch_token of every process) it belongs to; none: no note."""
+def write_launch_record(folder: Path, launchers: Sequence[str]) -> None:
+    """Record in the run folder which launchers started it: the launch_token of every process. Without any, do nothing.
+
+    A launcher is an agent of torchrun; there is one per machine.
+    """
     names = sorted(set(filter(None, launchers)))
     if names:
         with atomic_write(folder / RECORD) as file:
             file.write(json.dumps({"launchers": names, "process": os.getpid()}).encode())
 
 
-def find_launch(project: str | Path, launchers: Sequence[str]) -> Path | None:
-    """The run folder below `project` that one of these launchers began in an earlier process; None if there is none.
+def find_restarted_run(project: str | Path, launchers: Sequence[str]) -> Path | None:
+    """Return the run folder below `project` that one of these launchers started in an earlier process, or None.
 
-    One launcher that is left is enough: of several machines some may have been replaced.
+    One known launcher is enough: some of several machines may have been replaced.
     """
     names = set(filter(None, launchers))
     records = Path(project).rglob(RECORD) if names else ()
@@ -30,7 +33,7 @@ def find_launch(project: str | Path, launchers: Sequence[str]) -> Path | None:
 
 
 def _is_of(record: Path, launchers: set[str]) -> bool:
-    """Whether one of `launchers` began the run, in another process than this; a damaged record is nobody's."""
+    """Return True if one of `launchers` started the run in an earlier process, False also for a damaged record."""
     try:
         content = json.loads(record.read_text())
         return bool(launchers & set(content["launchers"])) and content["process"] != os.getpid()

@@ -1,4 +1,4 @@
-"""What a resumed run depends on: data, device, versions; and what differs."""
+"""Environment of a run, on which its bytes depend besides options and state: data, device, versions."""
 
 import hashlib
 from collections.abc import Mapping
@@ -8,20 +8,24 @@ import cv2
 import numpy as np
 import torch
 
+from utils.console import info
 from utils.datasets.label_index import LabelIndex
 from utils.distributed import Distributed
 
 
 def fingerprint(*arrays: np.ndarray) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of the arrays' bytes."""
     text = hashlib.sha256()
     for array in arrays:
-        text.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        text.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return text.hexdigest()[:16]
 
 
-def name_contents(train: LabelIndex, validation: LabelIndex) -> dict[str, str]:
-    """Names what is trained and measured on: sizes of the pictures in their order, and their labels. Not the pixels,
-    which would all have to be read."""
+def dataset_fingerprints(train: LabelIndex, validation: LabelIndex) -> dict[str, str]:
+    """Return fingerprints of both splits: image sizes in their order, and labels.
+
+    Pixels are not included, since every image would have to be read.
+    """
     return {
         "data": fingerprint(train.shapes, train.labels, train.offsets),
         "polygons": fingerprint(train.points, train.segment_offsets),
@@ -29,17 +33,20 @@ def name_contents(train: LabelIndex, validation: LabelIndex) -> dict[str, str]:
     }
 
 
-def surroundings(
-    group: Distributed, contents: Mapping[str, str], precision: torch.dtype | None, steps_per_epoch: int
+def environment_fingerprint(
+    group: Distributed, fingerprints: Mapping[str, str], precision: torch.dtype | None, steps_per_epoch: int
 ) -> dict[str, Any]:
-    """All that the bytes of a run depend on besides its options and its state. precision: that of autocast, if any."""
+    """Return all that the bytes of a run depend on besides its options and its state.
+
+    `precision` is the type of autocast, None for float32.
+    """
     device = group.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "processes": group.world_size,
         "device": name,
         "torch": str(torch.__version__),
-        **contents,
+        **fingerprints,
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
         "steps_per_epoch": steps_per_epoch,
         "precision": str(precision or torch.float32).removeprefix("torch."),
@@ -50,27 +57,26 @@ def surroundings(
 
 
 REASONS = {
-    "processes": "the batches are the same, but sums are rounded in another order, batch statistics are of others' "
-    "shares",
-    "device": "other kernels round otherwise",
-    "threads": "sums are rounded in another order; OMP_NUM_THREADS sets it",
-    "torch": "another version may round otherwise",
-    "data": "other pictures or labels than before: the order of the pictures is another one",
+    "processes": "same batches, but sums round in another order, and batch statistics are of other parts of a batch",
+    "device": "other kernels round differently",
+    "threads": "sums round in another order; OMP_NUM_THREADS sets it",
+    "torch": "another version may round differently",
+    "data": "other images or labels than before, so another order of images",
     "polygons": "other outlines than before",
-    "validation": "other pictures or labels to measure on: another epoch may be the best",
+    "validation": "other images or labels to validate on, so another epoch may be the best",
     "precision": "what --amp auto means here",
-    "cpu": "with other instructions sums are rounded in another order",
-    "opencv": "another version may decode and resize otherwise",
-    "numpy": "another version may draw and round otherwise",
+    "cpu": "sums round in another order with other instructions",
+    "opencv": "another version may decode and resize differently",
+    "numpy": "another version may draw and round differently",
 }
 
 
 def report_differences(before: Any, now: Mapping[str, Any]) -> None:
-    """A line for everything around the run that is another than before, and therefore no longer exact.
+    """Print a line for everything in the environment that has changed and makes the run inexact.
 
-    What an earlier version of this project did not note is taken to be as it was.
+    A key that an earlier version of this project did not record counts as unchanged.
     """
     before = before if isinstance(before, dict) else {}
     for key, reason in REASONS.items():
         if key in before and before[key] != now[key]:
-            print(f"resume: {key} {before[key]} -> {now[key]}: no longer exact to the bit ({reason})")
+            info(f"resume: {key} {before[key]} -> {now[key]}: no longer exact to the bit ({reason})")

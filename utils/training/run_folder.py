@@ -1,158 +1,115 @@
-"""The folder of a training run: settings, results, pictures and checkpoints, each written off the training path."""
+"""Folder of a run: settings, results.csv and images, with the checkpoints in `weights` below it."""
 
 import shlex
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
-from utils.checkpoint import snapshot
+from utils.console import info
 from utils.errors import UserError
 from utils.files import increment_path, write_yaml
-from utils.loading.dataset import Batch
 from utils.output.drawing import plot_batch
 from utils.output.plots import plot_label_correlogram, plot_labels, plot_results
 from utils.output.plotter import Plotter
 from utils.results_csv import ResultsFile
-from utils.training.checkpoints import CheckpointWriter
-from utils.training.resume import HALF, START, unfinished
+from utils.training.observer import EpochReport, Observer, StepReport
+from utils.training.resume import EPOCH_START_FILE, epochs_of_interrupted_run
+from utils.training.run import Run
+
+NUM_BATCH_IMAGES = 3  # training batches that are drawn
 
 
-class RunFolder:
-    """opt.yaml, hyp.yaml, results.csv, pictures (unless `plots` is false) and weights/ below `path`."""
+class RunFolder(Observer):
+    """Writer of opt.yaml, hyp.yaml, results.csv and, unless `plots` is False, images.
 
-    def __init__(self, path: Path, plots: bool = True):
+    The folder is locked until the end of the `with` block. A `new_run` moves an interrupted run in the folder aside.
+    """
+
+    def __init__(self, path: Path, *, plots: bool = True, new_run: bool = False):
         self.path, self.plots, self.weights = path, plots, path / "weights"
-        self.weights.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         self._lock = lock_folder(path)
         for folder in (path, self.weights):
-            remove_leftovers(folder)
-        self._start_written: Any = None
-        self.results = ResultsFile(path / "results.csv")
-        self._plotter, self._writer = Plotter(), CheckpointWriter()
+            remove_temporary_files(folder)
+        if new_run:
+            keep_interrupted_run(path)
+        self._results, self._plotter = ResultsFile(path / "results.csv"), Plotter()
 
-    @property
-    def last(self) -> Path:
-        """The whole state of the run, to resume from, also after its end."""
-        return self.weights / "last.pt"
+    def __enter__(self) -> "RunFolder":
+        return self
 
-    @property
-    def half(self) -> Path:
-        """The weights of last.pt for use; written when the run has ended."""
-        return self.weights / HALF
-
-    @property
-    def best(self) -> Path:
-        """The weights of the best epoch, for use."""
-        return self.weights / "best.pt"
-
-    def describe(
-        self, options: dict[str, Any], hyp: dict[str, float], labels: np.ndarray, names: dict[int, str]
-    ) -> None:
-        """Write the settings, and the pictures of the labels (M, 5) = class, x, y, w, h."""
-        write_yaml(self.path / "opt.yaml", {**options, "hyp": hyp, "resume": False, "save_dir": str(self.path)})
-        write_yaml(self.path / "hyp.yaml", hyp)
-        self._draw(plot_labels, labels, names, self.path / "labels.jpg")
-        self._draw(plot_label_correlogram, labels, self.path / "labels_correlogram.jpg")
-
-    def picture_batch(self, number: int, batch: Batch, names: dict[int, str]) -> None:
-        """Draw a training batch as train_batch<number>.jpg."""
-        file = self.path / f"train_batch{number}.jpg"
-        self._draw(plot_batch, batch.images.cpu(), batch.targets, batch.paths, file, names=names)
-
-    def keep_interrupted_run(self) -> None:
-        """Move a run that was interrupted here (--exist-ok) to a folder below, where it can still be gone on with."""
-        try:
-            epoch = unfinished(self.last)
-        except UserError:  # damaged: nothing can go on with it
-            return
-        if epoch is None:
-            return
-        kept = increment_path(self.path / "interrupted")
-        (kept / "weights").mkdir()
-        for file in [
-            self.path / "results.csv",
-            self.path / "opt.yaml",
-            self.path / "hyp.yaml",
-            self.best,
-            self.weights / START,
-            *self.weights.glob("epoch[0-9]*.pt"),
-            self.last,
-        ]:
-            if file.is_file():
-                file.rename(kept / file.relative_to(self.path))
-        self.results = ResultsFile(self.results.path)
-        print(
-            f"{self.path} holds a run that was interrupted after {epoch} epochs: it is kept, go on with it by "
-            f"--resume {shlex.quote(str(kept))}"
-        )
-
-    def forget_earlier_run(self) -> None:
-        """Remove the checkpoints of a run that was here before (--exist-ok): they must not pass for this one's.
-
-        last.pt stays until the first save takes its place.
-        """
-        for file in [self.half, self.best, self.weights / START, *self.weights.glob("epoch[0-9]*.pt")]:
-            file.unlink(missing_ok=True)
-
-    def save(
-        self, content: dict[str, Any], *, start: dict[str, Any] | None = None, best: bool = False, period: int = 0
-    ) -> None:
-        """Write last.pt; best.pt too when the state is the `best`; epoch<k>.pt every `period` epochs, at their ends.
-
-        last.pt comes last: a run cut off before it repeats the epoch and writes all of them again. Within an epoch
-        the snapshot `start` of the epoch's start is kept beside it, for a resumed run whose numbers go bad.
-        """
-        finished = content["epoch"] - 1 if content["step"] == 0 else -1
-        full = [self.last]
-        if period > 0 and finished >= 0 and finished % period == 0:
-            full.insert(0, self.weights / f"epoch{finished}.pt")
-        self._writer.wait()
-        within = 0 < content["step"] < content["surroundings"]["steps_per_epoch"]  # after the last step none can go bad
-        if start is not None and within and self._start_written != start["iteration"]:
-            self._writer.submit(start, full=[self.weights / START], stripped=[])
-            self._start_written = start["iteration"] if self.is_saved() else None
-        missing = finished >= 0 and not self.best.exists() and self.best not in self._writer.unwritten
-        self._writer.submit(snapshot(content), full=full, stripped=[self.best] if best or missing else [])
-
-    def hold_best(self, content: dict[str, Any]) -> None:
-        """Keep the weights of the best epoch so far in memory until the next `save`, which writes them as best.pt."""
-        self._writer.hold(content, [self.best])
-
-    def is_saved(self) -> bool:
-        """Wait for the disk; whether all that was handed over last is on it."""
-        self._writer.wait()
-        return not self._writer.failed
-
-    def finish(self) -> None:
-        """Everything written, with results.png."""
-        self._writer.wait()
-        self._draw(plot_results, self.results.path, self.path / "results.png")
-
-    def mark_end(self, content: dict[str, Any]) -> None:
-        """The run is over, its last validation too: keep the last weights for use, drop what only resuming needs."""
-        (self.weights / START).unlink(missing_ok=True)
-        self._writer.submit(snapshot(content), full=[], stripped=[self.half])
-
-    def close(self) -> None:
-        self._writer.close()
+    def __exit__(self, *_: object) -> None:
+        """Finish the images that are being drawn, and unlock the folder."""
         self._plotter.close()
         self._lock.close()
 
-    def _draw(self, function: Any, *args: Any, **named: Any) -> None:
+    def on_start(self, run: Run) -> None:
+        """Write the settings, and draw the labels (M, 5) = class, x, y, w, h."""
+        hyp, labels = run.hyp.to_dict(), run.data.train.labels
+        settings = {**run.options.to_dict(), "hyp": hyp, "resume": False, "save_dir": str(self.path)}
+        write_yaml(self.path / "opt.yaml", settings)
+        write_yaml(self.path / "hyp.yaml", hyp)
+        self._draw(plot_labels, labels, run.data.names, self.path / "labels.jpg")
+        self._draw(plot_label_correlogram, labels, self.path / "labels_correlogram.jpg")
+
+    def on_batch(self, run: Run, report: StepReport) -> None:
+        """Draw the first batches as train_batch<number>.jpg."""
+        number, batch = run.progress.iteration, report.batch
+        if number < NUM_BATCH_IMAGES and self.plots:
+            file = self.path / f"train_batch{number}.jpg"
+            self._draw(plot_batch, batch.images.cpu(), batch.targets, batch.paths, file, names=run.data.names)
+
+    def on_epoch(self, run: Run, report: EpochReport) -> None:
+        """Add a row to results.csv."""
+        metrics, rates = report.metrics, report.rates
+        scores = [0.0] * 4 if metrics is None else [metrics.precision, metrics.recall, metrics.map50, metrics.map]
+        val_losses = [0.0] * 3 if metrics is None else list(metrics.losses)
+        rates_of_groups = [rates.lr_bias, rates.lr_weight, rates.lr_norm]
+        self._results.write(report.epoch, report.losses, scores, val_losses, rates_of_groups)
+
+    def on_trained(self, run: Run) -> None:
+        """Draw results.png."""
+        self._draw(plot_results, self._results.path, self.path / "results.png")
+
+    def _draw(self, function: Callable[..., None], *args: Any, **named: Any) -> None:
         if self.plots:
             self._plotter.submit(function, *args, **named)
 
 
-def lock_folder(path: Path) -> BinaryIO:
-    """Claim a run folder for this process until the file is closed. UserError while another process has it.
-
-    The lock goes with the process, however it ends, and does not pass to its children.
-    """
-    file = open(path / ".lock", "ab")
+def keep_interrupted_run(path: Path) -> None:
+    """Move a run that was interrupted in the folder (`--exist-ok`) to a folder below, where it can still be resumed."""
+    weights = path / "weights"
     try:
-        import fcntl  # late: only POSIX has it
+        epochs = epochs_of_interrupted_run(weights / "last.pt")
+    except UserError:  # damaged: it cannot be resumed
+        return
+    if epochs is None:
+        return
+    kept = increment_path(path / "interrupted")
+    (kept / "weights").mkdir()
+    for file in [
+        *(path / name for name in ("results.csv", "opt.yaml", "hyp.yaml")),
+        *(weights / name for name in ("best.pt", EPOCH_START_FILE)),
+        *weights.glob("epoch[0-9]*.pt"),
+        weights / "last.pt",  # last, so that a run killed in between is found again
+    ]:
+        if file.is_file():
+            file.rename(kept / file.relative_to(path))
+    info(
+        f"{path} holds a run that was interrupted after {epochs} epochs: it is kept, resume it with "
+        f"--resume {shlex.quote(str(kept))}"
+    )
+
+
+def lock_folder(path: Path) -> BinaryIO:
+    """Lock a run folder for this process until the returned file is closed. Raises UserError if another has it.
+
+    The lock ends with the process, however that ends, and child processes do not inherit it.
+    """
+    file = open(path / ".lock", "ab")  # noqa: SIM115 (the caller closes it)
+    try:
+        import fcntl  # here, because only POSIX has it
 
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
@@ -165,8 +122,8 @@ def lock_folder(path: Path) -> BinaryIO:
     return file
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of atomic_write that a killed process left in a folder that is now ours."""
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the temporary files of atomic_write that a killed process left in a folder that is now ours."""
     for file in folder.glob(".*.tmp"):
         with suppress(OSError):
             file.unlink()

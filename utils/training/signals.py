@@ -21,13 +21,11 @@ class SignalHandler:
 
     `signal_name` is the name of the first signal, "" before. A second signal ends the process at once, but not
     within `echo_seconds` of the first. Launchers repeat signals, sometimes when the context is already left.
-    The time between saves is measured here, too: `save_due`, `mark_saved`.
     """
 
-    def __init__(self, save_minutes: float, echo_seconds: float = 0.0):
+    def __init__(self, echo_seconds: float = 0.0):
         self.signal_name = ""
-        self.save_seconds = save_minutes * 60
-        self.saved_at = self.received_at = time.monotonic()
+        self.received_at = time.monotonic()
         self.echo_seconds = echo_seconds
         self._exited = False
         self._previous: dict[int, SignalAction] = {}
@@ -63,11 +61,3 @@ class SignalHandler:
         """Raise Interrupted if a signal has come. Called between the parts of long work that changes no state."""
         if self.signal_name:
             raise Interrupted(self.signal_name)
-
-    def save_due(self) -> bool:
-        """Return True if `--save-minutes` have passed since the last save."""
-        return self.save_seconds > 0 and time.monotonic() - self.saved_at >= self.save_seconds
-
-    def mark_saved(self) -> None:
-        """Restart the time until the next save."""
-        self.saved_at = time.monotonic()

@@ -1,81 +1,159 @@
-"""What a training was asked to do: the command line, and the run that it goes on with."""
+"""Start-up of a training in three stages: Launch (what was typed), Setup (made on rank 0), Run (see run.py).
 
-from collections.abc import Sequence
+Options are completed in one function, `complete_options`. Nothing replaces them afterwards.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from utils.autobatch import find_batch_size
 from utils.config import Hyperparameters, TrainOptions
+from utils.console import info, warn
+from utils.datasets.splits import Splits
+from utils.detector import Detector
 from utils.device import select_device
+from utils.distributed import Distributed
 from utils.download import fetch_typed
 from utils.errors import UserError
 from utils.files import ROOT, increment_path, require_writable
-from utils.training.launch_record import find_launch
-from utils.training.resume import changed_options, find_run, read_state, refuse_if_done, run_folder
+from utils.loading.sampler import steps_per_epoch
+from utils.schedule import NOMINAL, largest_size, nominal_batch
+from utils.training.launch_record import find_restarted_run
+from utils.training.resume import find_checkpoint, read_run_state, reject_finished_run, resumed_options, run_folder_of
 
 
 @dataclass(frozen=True)
-class Request:
-    """The options, which of them the user typed, and the checkpoint of the run to go on with (None for a new run).
+class Launch:
+    """Command line of a training, resolved, and the checkpoint to resume."""
 
-    folder: where this launch began to write before its launcher restarted it, None at first.
+    options: TrainOptions  # `typed` in it names what the user typed
+    checkpoint: dict[str, Any] | None = None  # None for a new run
+    folder: Path | None = None  # run folder of this launch before torchrun restarted its processes
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Preparations of rank 0 for all ranks: files are read, downloaded and fitted to the data once."""
+
+    options: TrainOptions  # final
+    hyp: Hyperparameters
+    data: Splits
+    model: Detector
+    frozen: list[int]  # layers of the model
+
+
+def resolve_launch(typed: Mapping[str, Any], launchers: Sequence[str]) -> Launch:
+    """Resolve the command line. With `--resume`, start from the stored options and apply the flags typed now.
+
+    `launchers` are the launch tokens of all processes. A run that these launchers started before a restart is resumed
+    automatically.
     """
-
-    options: TrainOptions
-    typed: frozenset[str]
-    resumed: dict | None
-    folder: Path | None = None
-
-
-def understand(given: dict[str, Any], launchers: Sequence[str]) -> Request:
-    """What is to be done: with `--resume` the options are those of the resumed run, then those typed.
-
-    launchers: those of all processes. A run that they began before a restart of theirs is gone on with, unasked.
-    """
-    given = fetch_typed(given)
-    resume = given.pop("resume", False)
-    folder = find_launch(given.get("project", TrainOptions.project), launchers)
+    typed = fetch_typed(dict(typed))
+    resume = typed.pop("resume", False)
+    project = typed.get("project", TrainOptions.project)
+    folder = find_restarted_run(project, launchers)
     if folder is not None:
         resume = (folder / "weights" / "last.pt").is_file() and str(folder)
-        if resume and given.get("batch_size") == -1:
-            del given["batch_size"]  # found the first time, and kept
-        print(f"Restarted by the launcher: going on with {folder}")
+        if resume and typed.get("batch_size") == -1:
+            del typed["batch_size"]  # it was found the first time, and is stored
+        info(f"Restarted by torchrun: resuming {folder}")
     if not resume:
-        require_writable(given.get("project", TrainOptions.project))
-        return Request(TrainOptions(**given), frozenset(given), None, folder)
-    checkpoint = find_run(resume, given.get("project", TrainOptions.project))
-    content = read_state(checkpoint)
-    options = changed_options(content, checkpoint, given)
+        require_writable(project)
+        return Launch(TrainOptions.from_typed(typed), folder=folder)
+    checkpoint = find_checkpoint(resume, project)
+    content = read_run_state(checkpoint)
+    options = resumed_options(content, checkpoint, typed)
     if folder is None:
-        refuse_if_done(checkpoint, content.get("epoch"), options.epochs, given)
-    if "device" not in given and not any(launchers):
-        expect_device(options.device)
-    return Request(options, frozenset(given), content, folder)
+        reject_finished_run(checkpoint, content.get("epoch"), options.epochs, typed)
+    if "device" not in typed and not any(launchers):
+        require_device(options.device)
+    return Launch(options, content, folder)
 
 
-def expect_device(device: str) -> None:
-    """UserError where a machine lacks the device that a run was begun on, and nobody has typed another."""
+def require_device(device: str) -> None:
+    """Raise UserError if this machine lacks the device that a run was started on."""
     try:
         select_device(device)
     except UserError as error:
         raise UserError(
-            f"--resume: the run was begun with --device {device}, which is not here: add --device cpu, or "
+            f"--resume: the run was started with --device {device}, which is not here: add --device cpu, or "
             "a GPU that is here, such as --device 0"
         ) from error
 
 
-def open_run_folder(request: Request) -> Path:
-    """The folder that this run writes into: the one it began in, or the next free number."""
-    options = request.options
-    begun = run_folder(Path(options.resume)) if options.resume else None
-    if request.folder is not None or begun is not None:
-        return request.folder or begun
+def open_run_folder(launch: Launch) -> Path:
+    """Return the folder of the run: the one that it was started in, or a new one with the next free number."""
+    options = launch.options
+    started = launch.folder or (run_folder_of(Path(options.resume)) if isinstance(options.resume, str) else None)
+    if started is not None:
+        return started
     name = Path(options.cfg or options.weights or "exp").stem if options.name == "cfg" else options.name
     return increment_path(Path(options.project) / name, options.exist_ok)
 
 
-def read_hyperparameters(request: Request) -> Hyperparameters:
-    """Of the resumed run, unless another file is typed; else of `--hyp`."""
-    if request.resumed and "hyp" not in request.typed:
-        return Hyperparameters.from_dict(request.resumed["hyp"], request.options.resume)
-    return Hyperparameters.load(request.options.hyp, ROOT, ROOT / "data" / "hyps")
+def read_hyperparameters(launch: Launch) -> Hyperparameters:
+    """Return the hyperparameters of the resumed run, unless another file is typed, or those of `--hyp`."""
+    if launch.checkpoint and "hyp" not in launch.options.typed:
+        return Hyperparameters.from_dict(launch.checkpoint["hyp"], str(launch.options.resume))
+    return Hyperparameters.load(launch.options.hyp, ROOT, ROOT / "data" / "hyps")
+
+
+def complete_options(
+    options: TrainOptions,
+    model: Detector,
+    *,
+    weights: str,
+    cfg: str,
+    num_images: int,
+    distributed: Distributed,
+    autocast: torch.dtype | None,
+) -> TrainOptions:
+    """Return the final options, with weights, cfg, imgsz, batch_size and nbs filled in.
+
+    `weights` and `cfg` are what the model was built from, `num_images` is the size of the training split.
+    """
+    imgsz = round_imgsz(options.imgsz, model.size_multiple)
+    batch_size = options.batch_size
+    if batch_size == -1:
+        largest = largest_size(imgsz, model.size_multiple) if options.multi_scale else imgsz
+        batch_size = find_batch_of_each(model, largest, autocast, distributed.device) * num_replicas(distributed)
+    steps = steps_per_epoch(num_images, batch_size, quad=options.quad, world_size=distributed.world_size)
+    nbs = options.nbs or choose_nominal_batch(batch_size, options.epochs * steps)
+    return options.replace(weights=weights, cfg=cfg, imgsz=imgsz, batch_size=batch_size, nbs=nbs)
+
+
+def find_batch_of_each(model: Detector, imgsz: int, autocast: torch.dtype | None, device: torch.device) -> int:
+    """Return the largest batch for one device, measured with a copy of the model."""
+    probe = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
+    return find_batch_size(probe, imgsz, autocast)
+
+
+def num_replicas(group: Distributed) -> int:
+    """Return the number of processes or GPUs that share one batch."""
+    return max(group.world_size, len(group.devices))
+
+
+def round_imgsz(imgsz: int, size_multiple: int) -> int:
+    """Return an image size that the model can take: the next multiple of `size_multiple`, at least two of them."""
+    rounded = max(-(-imgsz // size_multiple) * size_multiple, 2 * size_multiple)
+    if rounded != imgsz:
+        small = f"is too small for a model of stride {size_multiple}"
+        reason = small if imgsz < 2 * size_multiple else f"is not a multiple of the model's stride {size_multiple}"
+        warn(f"--imgsz {imgsz} {reason}; using {rounded}")
+    return rounded
+
+
+def choose_nominal_batch(batch_size: int, iterations: int) -> int:
+    """Return `--nbs` for a run of `iterations` batches, and print a line if it is below 64."""
+    nbs = nominal_batch(batch_size, iterations)
+    if nbs < NOMINAL:
+        info(
+            f"A short run has few optimizer steps: one for every {nbs} images (--nbs {NOMINAL} takes one for every "
+            f"{NOMINAL})"
+        )
+    return nbs

@@ -1,120 +1,90 @@
-"""The state that a training begins with, fresh or taken over from the run that it goes on with, and goes back to."""
+"""Training state: build its members, restore them from a checkpoint."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from utils.checkpoint import snapshot
 from utils.config import Hyperparameters, TrainOptions
-from utils.ema import ModelEMA
+from utils.console import warn
+from utils.detector import Detector, as_module
 from utils.errors import UserError
 from utils.optim import build_optimizer, scaled_weight_decay
-from utils.schedule import EarlyStopping, accumulation
+from utils.schedule import accumulation
 from utils.training.nan_guard import PATIENCE, SEARCHING_PATIENCE, NanGuard
 from utils.training.reproducibility import report_differences
-from utils.training.resume import HARMLESS, read_start, was_finished
-from utils.training.run_state import TrainState
-from utils.training.startup import Request
+from utils.training.resume import FLAGS_WITHOUT_EFFECT_ON_WEIGHTS, read_epoch_start, rescale_step, was_finished
+from utils.training.run import Run
+from utils.training.startup import Launch
 
 
-def build_state(
-    model: nn.Module, options: TrainOptions, hyp: Hyperparameters, autocast: torch.dtype | None, resumed: dict | None
-) -> TrainState:
-    """Optimizer, EMA, scaler and early stop around `model`, as the checkpoint `resumed` left them if there is one."""
+def make_optimizer(model: Detector, options: TrainOptions, hyp: Hyperparameters) -> torch.optim.Optimizer:
+    """Return the optimizer of a run, with weight decay scaled to the images of an optimizer step."""
     accumulate = accumulation(options.batch_size, options.nbs)
     decay = scaled_weight_decay(hyp.weight_decay, options.batch_size, accumulate, options.nbs)
-    optimizer = build_optimizer(model, options.optimizer, hyp.lr0, hyp.momentum, decay)
     if options.optimizer != "SGD" and hyp.lr0 >= 0.01:
-        print(f"WARNING --optimizer {options.optimizer} with lr0 {hyp.lr0}: 0.001 is usual; set lr0 in the --hyp file")
-    decays = [group["weight_decay"] for group in optimizer.param_groups]
-    scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=autocast == torch.float16)
-    guard = NanGuard(model, SEARCHING_PATIENCE if scaler.is_enabled() else PATIENCE)
-    state = TrainState(
-        model,
-        ema=ModelEMA(model),
-        optimizer=optimizer,
-        scaler=scaler,
-        guard=guard,
-        stopper=EarlyStopping(options.patience),
-    )
-    state.class_maps = [0.0] * model.num_classes
-    if resumed:
-        state.load_state_dict(fitting_state(resumed, options, optimizer, scaler))
-        for group, decay in zip(optimizer.param_groups, decays):  # options may have changed it
-            group["weight_decay"] = decay
-    return state
+        warn(f"--optimizer {options.optimizer} with lr0 {hyp.lr0}: 0.001 is usual; set lr0 in the --hyp file")
+    return build_optimizer(as_module(model), options.optimizer, hyp.lr0, hyp.momentum, decay)
 
 
-def fitting_state(
-    resumed: dict, options: TrainOptions, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
-) -> dict:
-    """`resumed` without the parts that mean nothing to another optimizer, or to a precision without a scaler."""
-    fresh = {}
-    if resumed["options"].get("optimizer") != options.optimizer:
-        fresh["optimizer"] = optimizer.state_dict()
-    if bool(resumed.get("scaler")) != scaler.is_enabled():
-        fresh["scaler"] = scaler.state_dict()
-    return {**resumed, **fresh}
+def make_nan_guard(model: Detector, scaler: torch.amp.GradScaler) -> NanGuard:
+    """Return the NaN guard of a run. A GradScaler loses steps while it searches its scale, so it may lose more."""
+    return NanGuard(as_module(model), SEARCHING_PATIENCE if scaler.is_enabled() else PATIENCE)
 
 
-def begin_again(state: TrainState, request: Request, options: TrainOptions, around: dict[str, Any]) -> dict | None:
-    """Say what is another than before; returns the state at the start of the present epoch, where that was kept.
+def restore(run: Run, launch: Launch) -> None:
+    """Load the checkpoint of `launch` into `run`, and report what is no longer exact.
 
-    Raises UserError for a run that is over.
+    Raises UserError if the checkpoint does not fit, or if early stopping has ended the run.
     """
-    checkpoint = Path(options.resume)
-    report_differences(request.resumed.get("surroundings"), around)
-    if is_over(state, options) and request.folder is None and was_finished(checkpoint, state.epoch):
-        raise UserError(f"{checkpoint}: stopped early after {state.epoch} epochs; add --patience to go on")
-    start = read_start(checkpoint, request.resumed)
-    return start if start and is_same_run(start, state, request, options, around) else None
+    checkpoint = launch.checkpoint
+    assert checkpoint is not None
+    decays = [group["weight_decay"] for group in run.optimizer.param_groups]
+    run.load_state_dict(fitting_state(checkpoint, run))
+    for group, decay in zip(run.optimizer.param_groups, decays):  # flags may have changed it
+        group["weight_decay"] = decay
+    run.epoch_start = run.distributed.on_main(lambda: check_resume(run, launch, checkpoint))
+    progress, steps = run.progress, len(run.train_loader)
+    before = previous_steps_per_epoch(checkpoint)
+    progress.step, progress.iteration = rescale_step(progress.step, progress.epoch, before, steps)
 
 
-def is_same_run(
-    start: dict, state: TrainState, request: Request, options: TrainOptions, around: dict[str, Any]
-) -> bool:
-    """Whether the run goes on as it was begun: else its state at the epoch's start does not fit what it is now."""
-    before = TrainOptions.from_dict(request.resumed["options"]).to_dict()
-    changed = {key for key, value in options.to_dict().items() if before[key] != value} - HARMLESS - {"resume"}
+def fitting_state(checkpoint: dict[str, Any], run: Run) -> dict[str, Any]:
+    """Return `checkpoint` with fresh state for another optimizer, or for a precision with or without a scaler."""
+    fresh = {}
+    if checkpoint["options"].get("optimizer") != run.options.optimizer:
+        fresh["optimizer"] = run.optimizer.state_dict()
+    if bool(checkpoint.get("scaler")) != run.scaler.is_enabled():
+        fresh["scaler"] = run.scaler.state_dict()
+    return {**checkpoint, **fresh}
+
+
+def check_resume(run: Run, launch: Launch, checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """Report what changed since the checkpoint. Return the state at the start of the epoch, if it was kept and fits.
+
+    Raises UserError for a run that early stopping has ended.
+    """
+    file = Path(str(run.options.resume))
+    report_differences(checkpoint.get("surroundings"), run.environment)
+    if run.is_finished() and launch.folder is None and was_finished(file, run.progress.epoch):
+        raise UserError(f"{file}: stopped early after {run.progress.epoch} epochs; add --patience to continue")
+    start = read_epoch_start(file, checkpoint)
+    return start if start and continues_unchanged(run, checkpoint, start) else None
+
+
+def continues_unchanged(run: Run, checkpoint: dict[str, Any], start: dict[str, Any]) -> bool:
+    """Return True if nothing is changed that makes the state at the start of the epoch unfit for the run."""
+    before = TrainOptions.from_dict(checkpoint["options"]).to_dict()
+    changed = {key for key, value in run.options.to_dict().items() if before[key] != value}
     return (
-        not changed
-        and "hyp" not in request.typed
-        and steps_before(request) == around["steps_per_epoch"]
-        and bool(start.get("scaler")) == state.members["scaler"].is_enabled()
+        changed <= FLAGS_WITHOUT_EFFECT_ON_WEIGHTS | {"resume"}
+        and "hyp" not in run.options.typed
+        and previous_steps_per_epoch(checkpoint) == run.environment["steps_per_epoch"]
+        and bool(start.get("scaler")) == run.scaler.is_enabled()
     )
 
 
-def steps_before(request: Request) -> int | None:
-    """Steps of an epoch in the run that is gone on with."""
-    around = request.resumed.get("surroundings")
-    return around.get("steps_per_epoch") if isinstance(around, dict) else None
-
-
-def is_over(state: TrainState, options: TrainOptions) -> bool:
-    """Whether all epochs are done, or fitness has stood still for long enough."""
-    stopped = not options.noval and state.members["stopper"].is_over(state.epoch - 1)
-    return state.epoch >= options.epochs or stopped
-
-
-def go_back(run: Any, good: dict) -> None:
-    """Return to the state at the epoch's start (or, if unknown, where the run was taken up), at a lower rate."""
-    guard = run.guard
-    if guard.exhausted:
-        raise UserError(
-            f"the loss is not finite, also after {guard.rollbacks} returns to a good state at lower rates; "
-            "try a lower lr0 in the --hyp file, --amp off, and look for damaged labels or pictures"
-        )
-    counts = guard.state_dict()
-    run.state.load_state_dict(snapshot(good))  # an optimizer goes on in the tensors that it is given
-    guard.load_state_dict(counts)
-    guard.mark_rollback()
-    print(
-        "WARNING the numbers went bad (NaN or infinity, several steps in a row): back to the state at the epoch's "
-        f"start, learning rates x {guard.lr_factor}"
-    )
-
-
-def describe_weights(run: Any) -> dict[str, Any]:
-    return {"model": {"state_dict": run.model.state_dict()}, "ema": run.ema.state_dict()}
+def previous_steps_per_epoch(checkpoint: dict[str, Any]) -> int | None:
+    """Return the number of steps in an epoch before the run was resumed, or None if it is unknown."""
+    environment = checkpoint.get("surroundings")
+    return environment.get("steps_per_epoch") if isinstance(environment, dict) else None

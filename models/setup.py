@@ -1,0 +1,99 @@
+"""Model that a training starts with: from a checkpoint, from weights, or from a YAML, with layers frozen."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from models.loading import read_weights, resolve_weights, transfer
+from models.yolo import DetectionModel
+from utils.console import info, warn
+from utils.errors import UserError
+
+
+class InitialModel(NamedTuple):
+    """Source of a new model."""
+
+    weights: Path | None  # None: from scratch
+    cfg: str  # model YAML; "" takes the one in the weights file
+
+
+def resolve_initial_weights(weights: str, cfg: str, *, typed: bool) -> InitialModel:
+    """Resolve `--weights` and `--cfg`: a run from scratch has no weights, only a YAML.
+
+    Only weights that the user typed are ever downloaded. The default ones count only if the file is here and no
+    `--cfg` is given.
+    """
+    path = None
+    if weights and typed:
+        path = resolve_weights(weights, allow_download=True)
+    elif weights and not cfg:
+        try:
+            path = resolve_weights(weights, allow_download=False)
+        except UserError:
+            info(f"{weights} is not here: starting from scratch (--weights {weights} would fetch it)")
+    return InitialModel(path, cfg if path or cfg else Path(weights).with_suffix(".yaml").name)
+
+
+def build_model(*, weights: Path | None, cfg: str, num_classes: int, anchors: int | None = None) -> DetectionModel:
+    """Return a new model on the CPU, from scratch or with the tensors of `weights` that fit by name and shape.
+
+    `anchors` is the number of anchors per level that will be fitted to the data; None keeps the model's own.
+    """
+    if weights is None:
+        model = DetectionModel(cfg, num_classes=num_classes, anchors=anchors)
+        info(f"Model {cfg} from scratch, {describe_size(model)}")
+        return model
+    file = read_weights(weights)
+    model = DetectionModel(cfg or file.yaml, num_classes=num_classes, anchors=anchors)
+    moved = transfer(model, file.state_dict, exclude=("anchor",) if cfg or anchors else ())
+    info(f"Transferred {moved.matched}/{moved.total} tensors from {weights}, {describe_size(model)}")
+    return model
+
+
+def rebuild_model(yaml: dict[str, Any], *, num_classes: int, checkpoint: str, data: str) -> DetectionModel:
+    """Return the model of a resumed run, without its weights.
+
+    Raises UserError naming `checkpoint` and `data` if the data set has another number of classes.
+    """
+    model = DetectionModel(yaml)
+    if model.num_classes != num_classes:
+        raise UserError(
+            f"{checkpoint}: a model of {model.num_classes} classes, but {data} names {num_classes}; start a new run "
+            f"with --weights {checkpoint}"
+        )
+    return model
+
+
+def describe_size(model: DetectionModel) -> str:
+    """Return the number of parameters, for people."""
+    return f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"
+
+
+def anchors_to_fit(anchors: float, *, noautoanchor: bool) -> int | None:
+    """Return how many anchors per level to fit to the data, or None to keep the model's own.
+
+    `anchors` is the hyperparameter.
+    """
+    if anchors and noautoanchor:
+        warn(
+            f"anchors: {anchors} in --hyp must be fitted to the data, which --noautoanchor switches off; keeping the "
+            "model's own anchors"
+        )
+        return None
+    return round(anchors) or None
+
+
+def freeze_layers(model: DetectionModel, freeze: Sequence[int]) -> list[int]:
+    """Stop the gradients of layers 0 … N-1 (one number N) or of exactly the listed ones. Return their numbers."""
+    indices = list(range(freeze[0]) if len(freeze) == 1 else freeze)
+    words = " ".join(map(str, freeze))
+    for index in indices:
+        if not 0 <= index < len(model.model):
+            raise UserError(f"--freeze {words}: the model has layers 0 to {len(model.model) - 1}")
+    for index in indices:
+        model.model[index].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError(f"--freeze {words}: no layer is left to train; freeze fewer")
+    if indices:
+        info(f"Frozen layers: {', '.join(map(str, indices))}")
+    return indices

@@ -1,0 +1,89 @@
+"""Observers of a training: what prints, draws or writes watches the loop, which knows none of it."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from utils.loading.dataset import Batch
+from utils.metrics import Metrics
+from utils.schedule import Rates
+from utils.training.run import Run
+
+
+class StepReport(NamedTuple):
+    """Result of one batch."""
+
+    step: int  # number of the batch in its epoch
+    batch: Batch
+    means: Tensor  # (3,) mean box, obj and cls loss of the epoch so far; reading them forces a sync
+    size: int  # pixels; width of the network's input
+
+
+class EpochReport(NamedTuple):
+    """Result of one epoch."""
+
+    epoch: int
+    losses: list[float]  # mean box, obj and cls loss
+    metrics: Metrics | None  # of the last validation
+    rates: Rates  # of the last batch
+
+
+class Observer:
+    """Watcher of a training that does nothing. A subclass overrides the methods that it needs."""
+
+    def on_start(self, run: Run) -> None:
+        """Handle the start, before anything is saved."""
+
+    def on_epoch_start(self, run: Run) -> None:
+        """Handle the start of an epoch, or of the rest of one."""
+
+    def on_batch(self, run: Run, report: StepReport) -> None:
+        """Handle a batch: its gradients are there, the optimizer has not stepped."""
+
+    def on_epoch(self, run: Run, report: EpochReport) -> None:
+        """Handle the end of an epoch and its validation, before it is saved."""
+
+    def on_trained(self, run: Run) -> None:
+        """Handle the end of the last epoch, when everything is saved."""
+
+    def on_end(self, run: Run) -> None:
+        """Handle the end of the run, after the final validation."""
+
+    def close(self) -> None:
+        """Release the terminal. The loop has ended, maybe by an exception."""
+
+
+class Observers(Observer):
+    """Several observers as one, called in order. On ranks other than 0 there are none."""
+
+    def __init__(self, observers: Sequence[Observer] = ()):
+        self.observers = observers
+
+    def on_start(self, run: Run) -> None:
+        for observer in self.observers:
+            observer.on_start(run)
+
+    def on_epoch_start(self, run: Run) -> None:
+        for observer in self.observers:
+            observer.on_epoch_start(run)
+
+    def on_batch(self, run: Run, report: StepReport) -> None:
+        for observer in self.observers:
+            observer.on_batch(run, report)
+
+    def on_epoch(self, run: Run, report: EpochReport) -> None:
+        for observer in self.observers:
+            observer.on_epoch(run, report)
+
+    def on_trained(self, run: Run) -> None:
+        for observer in self.observers:
+            observer.on_trained(run)
+
+    def on_end(self, run: Run) -> None:
+        for observer in self.observers:
+            observer.on_end(run)
+
+    def close(self) -> None:
+        for observer in self.observers:
+            observer.close()

@@ -1,0 +1,148 @@
+"""Run: everything that the training loop needs, and everything that a checkpoint must hold."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from utils.checkpoint import describe_model, snapshot
+from utils.config import Hyperparameters, TrainOptions
+from utils.console import warn
+from utils.datasets.splits import Splits
+from utils.detector import Detector
+from utils.device import get_rng_state, set_rng_state
+from utils.distributed import Distributed
+from utils.ema import ModelEMA
+from utils.errors import UserError
+from utils.loading.dataset import Loader
+from utils.loss import DetectionLoss
+from utils.metrics import Metrics
+from utils.schedule import EarlyStopping, Rates, Schedule
+from utils.training.nan_guard import NanGuard
+from utils.training.progress import Progress
+
+
+class Stateful(Protocol):
+    """Object that a checkpoint holds by its state."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+@dataclass
+class Run:
+    """Training run. Its state is complete between optimizer steps, when no gradient is pending."""
+
+    options: TrainOptions
+    hyp: Hyperparameters
+    data: Splits
+    distributed: Distributed
+    train_loader: Loader
+    val_loader: Loader
+    model: Detector
+    wrapped: nn.Module  # the model in its wrapper for several devices or for compilation, or the model itself
+    frozen: list[int]  # layers of the model
+    loss: DetectionLoss
+    schedule: Schedule
+    optimizer: torch.optim.Optimizer
+    ema: ModelEMA
+    scaler: torch.amp.GradScaler
+    early_stop: EarlyStopping
+    nan_guard: NanGuard
+    progress: Progress
+    autocast: torch.dtype | None
+    environment: dict[str, Any]  # what else the bytes of the weights depend on
+    epoch_start: dict[str, Any] | None = None  # snapshot of the state at the start of the epoch, for `roll_back`
+
+    def members(self) -> dict[str, Stateful]:
+        """Return the members that have a state of their own, by their key in a checkpoint."""
+        return {
+            "ema": self.ema,
+            "optimizer": self.optimizer,
+            "scaler": self.scaler,
+            "guard": self.nan_guard,
+            "stopper": self.early_stop,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the whole state: progress, random numbers, model and the members with a state."""
+        own = {"rng": get_rng_state(), "model": describe_model(self.model)}
+        return self.progress.state_dict() | own | {key: member.state_dict() for key, member in self.members().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over `state` in place. Raises UserError if it belongs to another model."""
+        try:
+            self.model.load_state_dict(state["model"]["state_dict"])
+            for key, member in self.members().items():
+                member.load_state_dict(state[key])
+            self.progress.load_state_dict(state)
+            set_rng_state(state["rng"])
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"the checkpoint does not fit this run: {reason}; start a new run with --weights"
+            ) from error
+
+    def checkpoint(self, metrics: Metrics | None = None) -> dict[str, Any]:
+        """Return the content of a checkpoint: the state, the settings and the last metrics."""
+        return {
+            **self.state_dict(),
+            "options": {**self.options.to_dict(), "resume": False},
+            "hyp": self.hyp.to_dict(),
+            "surroundings": self.environment,
+            "metrics": {} if metrics is None else {"map50": float(metrics.map50), "map": float(metrics.map)},
+        }
+
+    def weights(self) -> dict[str, Any]:
+        """Return the weights of the model and of the EMA, as they are in a checkpoint."""
+        return {"model": {"state_dict": self.model.state_dict()}, "ema": self.ema.state_dict()}
+
+    def is_finished(self) -> bool:
+        """Return True if all epochs are done, or if early stopping has ended the run."""
+        stopped = not self.options.noval and self.early_stop.is_over(self.progress.epoch - 1)
+        return self.progress.epoch >= self.options.epochs or stopped
+
+    def train_mode(self) -> None:
+        """Switch to training mode, except for frozen layers, which keep their batch statistics."""
+        self.wrapped.train()
+        for index in self.frozen:
+            self.model.model[index].eval()
+
+    def rates(self, iteration: int) -> Rates:
+        """Return the rates of the schedule, lower after each rollback."""
+        rates, factor = self.schedule.at(iteration), self.nan_guard.lr_factor
+        return rates._replace(
+            lr_bias=rates.lr_bias * factor, lr_weight=rates.lr_weight * factor, lr_norm=rates.lr_norm * factor
+        )
+
+    def note_validation(self, metrics: Metrics) -> bool:
+        """Record the metrics of the current epoch. Return True if they are the best so far."""
+        self.progress.class_maps = [float(value) for value in metrics.maps]
+        self.early_stop.update(self.progress.epoch, metrics.fitness)
+        improved = metrics.fitness > self.progress.best_fitness
+        if improved:
+            self.progress.best_fitness = float(metrics.fitness)
+        return improved
+
+    def keep_epoch_start(self) -> None:
+        """Take a snapshot of the state at the start of the epoch, unless there is one already."""
+        if self.epoch_start is None or self.epoch_start["epoch"] != self.progress.epoch:
+            self.epoch_start = snapshot(self.state_dict())
+
+    def roll_back(self) -> None:
+        """Return to the start of the epoch, or to where the run was resumed, with lower learning rates."""
+        guard = self.nan_guard
+        if guard.exhausted:
+            raise UserError(
+                f"the loss is still NaN or infinite after {guard.rollbacks} rollbacks with a lower learning rate; try "
+                "a lower lr0 in the --hyp file, --amp off, and look for damaged labels or images"
+            )
+        counts = guard.state_dict()
+        self.load_state_dict(snapshot(self.epoch_start))  # a copy: the optimizer continues in the tensors it is given
+        guard.load_state_dict(counts)
+        guard.mark_rollback()
+        warn(
+            "NaN or infinity in several consecutive steps. Rolled back to the start of the epoch with learning rates "
+            f"x {guard.lr_factor}."
+        )
