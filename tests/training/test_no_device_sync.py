@@ -38,6 +38,8 @@ from utils.loss import DetectionLoss, scale_gains
 from utils.optim import build_optimizer, take_step
 from utils.training.nan_guard import PATIENCE, NanGuard
 
+pytestmark = pytest.mark.usefixtures("fast_kernels")  # their plain twins may sync
+
 OPTIMIZERS = pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
 
 

@@ -8,16 +8,19 @@ import copy
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing import reductions
 
 from models.yolo import DetectionModel
 from utils import kernels
 from utils.config import Hyperparameters
 from utils.ema import ModelEMA
+from utils.fused_sgd import FusedSGD
 from utils.loss import DetectionLoss, scale_gains
 from utils.optim import build_optimizer, parameter_groups, take_step
 
@@ -221,7 +224,7 @@ def test_fused_sgd_follows_torch_over_changes_of_its_lists():
         for key, group in parameter_groups(theirs[:3]).items()
     ]
     slow = torch.optim.SGD(groups, lr=0.1, momentum=0.9, nesterov=True, foreach=False, fused=False)
-    assert type(fast) is kernels.FusedSGD
+    assert type(fast) is FusedSGD
     for step in range(24):
         if step == 8:
             fast.load_state_dict(copy.deepcopy(fast.state_dict()))
@@ -370,3 +373,32 @@ def test_another_layout_is_refused(fast, monkeypatch):
     monkeypatch.setattr(kernels, "FAST", fast)
     with pytest.raises(AssertionError, match="layout"):
         kernels.StateInterpolator(nn.Conv2d(2, 2, 1)).move(nn.Linear(2, 2, bias=False), 0.5)
+
+
+# ---- data workers
+
+
+class FakeCache:
+    """Stand-in for PyTorch's records of shared memory."""
+
+    def __init__(self):
+        self.lock, self.freed = threading.Lock(), 0
+
+    def free_dead_references(self) -> None:
+        assert self.lock.locked()
+        self.freed += 1
+
+
+@pytest.mark.parametrize("fast, freed", [(True, 1), (False, 0)])
+def test_records_of_shared_memory_are_dropped(fast, freed, monkeypatch):
+    cache = FakeCache()
+    monkeypatch.setattr(reductions, "shared_cache", cache)
+    monkeypatch.setattr(kernels, "FAST", fast)
+    kernels.free_shared_cache()
+    assert cache.freed == freed
+    monkeypatch.delattr(reductions, "shared_cache")
+    kernels.free_shared_cache()  # the name is private: a version of PyTorch without it is fine
+
+
+def test_pytorch_has_the_records_of_shared_memory():
+    assert callable(reductions.shared_cache.free_dead_references)

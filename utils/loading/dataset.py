@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from torch.multiprocessing import reductions
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from utils.datasets.label_index import LabelIndex
@@ -38,6 +37,7 @@ from utils.images.augment import (
 )
 from utils.images.letterbox import Letterbox, letterbox
 from utils.images.warp import GREY
+from utils.kernels import free_shared_cache
 from utils.loading.batch_helpers import STOPPING, BuildSample, start_helpers
 from utils.loading.image_cache import ImageReader, open_images
 from utils.loading.sampler import NUM_MOSAIC_INDICES, BatchKey, GlobalBatchSampler, random_stream
@@ -217,17 +217,6 @@ class DetectionDataset(Dataset):
 def build_serially(make: BuildSample, key: BatchKey, planes: np.ndarray) -> list[tuple]:
     """As helpers do it, without any."""
     return [make(key, k, picture) for k, picture in enumerate(planes)]
-
-
-def free_shared_cache() -> None:
-    """Drop PyTorch's notes of shared memory that this process gave away; it does so itself at 128 of them only.
-
-    Until then they lie on the heap between large arrays, and each batch makes it grow by as much as it did not find.
-    """
-    notes = getattr(reductions, "shared_cache", None)
-    if hasattr(notes, "free_dead_references"):  # no public name: where it is gone, memory grows a little longer
-        with notes.lock:
-            notes.free_dead_references()
 
 
 def _targets(boxes: np.ndarray, k: int, height: int, width: int) -> np.ndarray:

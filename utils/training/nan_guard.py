@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from utils.kernels import copy_tensors
+from utils.kernels import copy_tensors, decides_on_device
 
 PATIENCE = 5  # consecutive non-finite steps before a rollback
 SEARCHING_PATIENCE = 25  # the same while a GradScaler searches its scale: each halving costs a step
@@ -42,7 +42,7 @@ class NanGuard:
         self.patience, self.rollbacks, self.lr_factor = patience, 0, 1.0
         self._buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
         self._good_statistics = self._read_statistics()
-        self.is_async = self._good_statistics.is_cuda if is_async is None else is_async
+        self.is_async = decides_on_device(self._good_statistics) if is_async is None else is_async
         self._set_counts(0, 0)
 
     def _read_statistics(self) -> Tensor:
