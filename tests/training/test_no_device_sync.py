@@ -10,7 +10,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from kill_and_resume import differences
+from kill_and_resume import find_differences
 from test_nan_guard import (
     STEPS,
     arguments,
@@ -113,7 +113,7 @@ def test_a_late_verdict_outlives_an_interruption(tiny_data, tiny_cfg, tmp_path, 
     saved = state_of(tmp_path / "part")
     assert (saved["step"], saved["guard"]["in_a_row"]) == (2, 2)
     train.main(["--resume", str(tmp_path / "part" / "run"), "--project", str(tmp_path / "whole")])
-    assert differences(tmp_path / "whole" / "run", tmp_path / "part" / "run") == []
+    assert find_differences(tmp_path / "whole" / "run", tmp_path / "part" / "run") == []
     assert state_of(tmp_path / "part")["guard"]["returns"] == 1
     assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "part")
 
