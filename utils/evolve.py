@@ -68,7 +68,7 @@ PARENTS = 6  # number of the best generations that pass on their genes
 RECOMBINATION = 1.0  # share of children that draw a parent for each gene; better parents are drawn more often
 MUTATION_RATE = 0.25  # share of genes that a mutation changes
 MUTATION_SIZE = 0.25  # mean step in parts of the gene's range, or of its logarithm on a log scale
-MAX_START_TRIES = 3  # tries of a failing start while others succeed; also the failures that end a search at its begin
+MAX_START_TRIES = 3  # tries of a failing start while others succeed; also the failures that end a search at its start
 MAX_FAILURES_IN_A_ROW = 10  # after these any search stops: a full disk must not use up all generations
 
 
@@ -284,7 +284,7 @@ class Store(Protocol):
 
 @dataclass
 class MemoryStore:
-    """Store that lives as long as the process."""
+    """Store in memory, which ends with the process."""
 
     kept: dict[Key, Generation] = field(default_factory=dict)
     abandoned: list[Generation] = field(default_factory=list)  # started by an earlier process, and not ended
@@ -379,16 +379,7 @@ def _attempt(objective: Objective, started: Generation) -> Generation:
             outcome = replace(outcome, fitness=None, status="failed", note=note)
     except Exception as error:  # any error costs one generation, not the search
         outcome = Outcome(None, "failed", note=f"{type(error).__name__}: {error}")
-    return replace(
-        started,
-        seconds=round(time.monotonic() - begin, 1),
-        status=outcome.status,
-        fitness=outcome.fitness,
-        results=outcome.results,
-        epochs=outcome.epochs,
-        curve=outcome.curve,
-        note=outcome.note,
-    )
+    return replace(started, seconds=round(time.monotonic() - begin, 1), **vars(outcome))
 
 
 def _check_failures(records: Sequence[Generation], failures: int, last: Generation) -> None:

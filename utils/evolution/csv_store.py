@@ -9,7 +9,7 @@ import io
 import math
 import os
 import socket
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -184,14 +184,14 @@ def append(file: Path, names: Sequence[str], record: Generation) -> None:
 
 
 @contextmanager
-def _locked(stream: IO[bytes]) -> Iterator[None]:
+def _locked(stream: IO[bytes]) -> Generator[None]:
     if fcntl:
         fcntl.flock(stream, fcntl.LOCK_EX)  # closing the file releases it
     yield
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Generator[None]:
     """Keep other processes out of `folder` while this one lives. Raise UserError if one holds the lock."""
     with open(folder / ".evolve.lock", "a+", encoding="utf-8") as stream:
         if fcntl:

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -133,10 +133,6 @@ class StudyStore:
                 attempts[trial.user_attrs[RETRY]].append(trial)
         return attempts
 
-    def _position_of(self, number: int, attempts: "list[list[FrozenTrial]]") -> int:
-        """Return the position of the generation that the trial of this number belongs to."""
-        return next(k for k, trials in enumerate(attempts) if any(trial.number == number for trial in trials))
-
     def _enqueue_retry(self, position: int, lost: "Sequence[FrozenTrial]") -> None:
         """Queue the generation again, with its hyperparameters if a lost trial had them already."""
         last = next((trial for trial in reversed(lost) if "seed" in trial.user_attrs), None)
@@ -150,7 +146,7 @@ class StudyStore:
             trial = self.study.ask()
         self._send_heartbeat(trial)
         attempts = self._attempts()
-        position = self._position_of(trial.number, attempts)
+        position = _position_of(trial.number, attempts)
         valid = _valid_trial(attempts[position])
         if position >= len(self.wanted) or valid is None or valid.number != trial.number:
             self._fail(trial)
@@ -194,7 +190,7 @@ class StudyStore:
 
     def sample(self, number: int) -> dict[str, float]:
         """Return the hyperparameters that the genetic step proposes for this trial, none if it is not needed."""
-        position = self._position_of(number, self._attempts())
+        position = _position_of(number, self._attempts())
         if self.propose is None or position >= len(self.wanted):
             return {}
         self.proposed[number] = self.propose(self.wanted[position], self.records())
@@ -288,7 +284,8 @@ class StudyStore:
             try:
                 return act()
             except self.outages as error:
-                warn(f"--evolve-storage does not answer ({type(error).__name__}). Trying again in {pause} s.")
+                now = time.strftime("%H:%M:%S")  # a later outage is another warning
+                warn(f"{now}: --evolve-storage does not answer ({type(error).__name__}). Trying again in {pause} s.")
                 time.sleep(pause)
         return act()
 
@@ -348,10 +345,15 @@ class StudyStore:
 
 
 @contextmanager
-def _no_warnings() -> Iterator[None]:
+def _no_warnings() -> Generator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _position_of(number: int, attempts: "list[list[FrozenTrial]]") -> int:
+    """Return the position of the generation that the trial of this number belongs to."""
+    return next(k for k, trials in enumerate(attempts) if any(trial.number == number for trial in trials))
 
 
 def _valid_trial(trials: "Sequence[FrozenTrial]") -> "FrozenTrial | None":

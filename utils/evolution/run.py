@@ -1,7 +1,7 @@
 """Run of an evolution: the run folder, the store, the trainings and the report that `utils.evolve.evolve` is given."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,7 @@ class EvolutionRun:
 
 
 @contextmanager
-def open_run(plan: Plan) -> Iterator[EvolutionRun]:
+def open_run(plan: Plan) -> Generator[EvolutionRun]:
     """Open the run folder and its store, new or to be resumed. Ctrl-C inside ends the program with exit code 130.
 
     Raise UserError if another process uses the folder, or if it holds an evolution with other settings.
