@@ -9,7 +9,7 @@ from utils.errors import silence_ctrl_c_during_imports
 if __name__ == "__main__":
     silence_ctrl_c_during_imports()
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import val
 from models.loading import load_model
 from models.setup import anchors_to_fit, build_model, freeze_layers, rebuild_model, resolve_initial_weights
 from models.yolo import DetectionModel
@@ -43,7 +42,11 @@ from utils.evolution.plan import Plan, make_plan
 from utils.evolution.run import open_run
 from utils.evolution.verdict import Verdict
 from utils.evolve import evolve
+from utils.inference.evaluate import evaluate
+from utils.inference.nms_settings import COCO_NMS, VAL_NMS
+from utils.inference.observer import EvaluationObserver, StopHook
 from utils.inference.preprocess import to_network_input
+from utils.inference.reporting import ConsoleTable, Drawings
 from utils.loading.dataset import Batch, Loader, explain_worker_error, make_loader
 from utils.loading.prefetch import prefetch
 from utils.loading.sampler import class_weights, image_weights
@@ -239,27 +242,27 @@ def validate(run: Run, checkpoints: Checkpoints, signals: SignalHandler) -> Metr
     run.distributed.share_buffers(run.ema.ema)  # batch statistics differ by process; rank 0's are saved
     try:
         is_coarse = run.autocast == torch.bfloat16  # 8 bits of precision are too few to measure boxes
-        return val.evaluate(
+        return evaluate(
             run.ema.ema,
             run.val_loader,
-            single_cls=run.options.single_cls,
             names=run.data.names,
+            single_cls=run.options.single_cls,
             autocast=None if is_coarse else run.autocast,
             loss=run.loss,
             distributed=run.distributed,
-            before_batch=stop_hook(run, signals),
+            observers=[*stop_hook(run, signals), ConsoleTable(run.data.names)],
         )
     except Interrupted:
         checkpoints.save(run)
         raise
 
 
-def stop_hook(run: Run, signals: SignalHandler) -> Callable[[], None] | None:
-    """Return a hook that stops validation on a signal.
+def stop_hook(run: Run, signals: SignalHandler) -> list[EvaluationObserver]:
+    """Return the observer that stops validation on a signal.
 
     Single process only: with several, one rank must not leave while the others wait.
     """
-    return signals.raise_if_signalled if run.distributed.world_size == 1 else None
+    return [StopHook(signals.raise_if_signalled)] if run.distributed.world_size == 1 else []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -507,16 +510,17 @@ def finish(run: Run, checkpoints: Checkpoints, signals: SignalHandler, *, plots:
         return load_model(best)
 
     model = run.distributed.on_main(load_best)  # other machines may not see the file
-    val.evaluate(
+    observers = [*stop_hook(run, signals), ConsoleTable(run.data.names, verbose=True, final=True)]
+    if plots:
+        observers.append(Drawings(plots, run.data.names))
+    evaluate(
         model.to(run.distributed.device),
         run.val_loader,
-        iou=val.COCO_IOU if run.data.spec.is_coco else val.IOU,
-        single_cls=run.options.single_cls,
+        nms=COCO_NMS if run.data.spec.is_coco else VAL_NMS,
         names=run.data.names,
-        plots=plots,
-        verbose=True,
+        single_cls=run.options.single_cls,
         distributed=run.distributed,
-        before_batch=stop_hook(run, signals),
+        observers=observers,
     )
 
 

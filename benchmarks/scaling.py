@@ -30,11 +30,11 @@ import torch.distributed as dist
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
-import val
 from benchmarks.batches import RepeatedBatches
 from utils.distributed import Distributed
 from utils.environment import child_environment
 from utils.errors import UserError
+from utils.inference.evaluate import evaluate
 from utils.training.ddp import smallest_size, warm_up_ddp_buckets
 from utils.training.signals import SignalHandler
 
@@ -96,14 +96,13 @@ def seconds_of(function: Callable[[], object], group: Distributed) -> float:
 
 def validate(run: train.Run) -> None:
     run.distributed.share_buffers(run.ema.ema)
-    val.evaluate(
+    evaluate(
         run.ema.ema,
         run.val_loader,
         names=run.data.names,
         autocast=run.autocast,
         loss=run.loss,
         distributed=run.distributed,
-        progress=False,
     )
 
 

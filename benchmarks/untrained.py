@@ -12,12 +12,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import val
 from benchmarks.timing import Row, compare, print_rows, spread
 from models.loading import load_model
 from models.yolo import DetectionModel
 from utils.datasets.labels import load_index
 from utils.datasets.locate import locate_dataset
+from utils.inference.evaluate import evaluate
 from utils.loading.dataset import make_loader
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,11 +41,7 @@ def main() -> None:
     loader = make_loader(
         index, imgsz=options.imgsz, batch_size=32, rect=True, pad=0.5, cache="ram", workers=0, progress=False
     )
-    timing = compare(
-        lambda: val.evaluate(trained, loader, progress=False),
-        lambda: val.evaluate(untrained, loader, progress=False),
-        pairs=options.pairs,
-    )
+    timing = compare(lambda: evaluate(trained, loader), lambda: evaluate(untrained, loader), pairs=options.pairs)
     factors = [1 / ratio for ratio in timing.ratios]
     sides = [f"{spread(side)} s" for side in timing]
     print_rows(

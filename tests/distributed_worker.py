@@ -11,12 +11,12 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
-import val
 from models.loading import load_model
 from models.yolo import DetectionModel
 from utils.config import Hyperparameters
 from utils.datasets.labels import load_index
 from utils.distributed import Distributed
+from utils.inference.evaluate import evaluate
 from utils.loading.dataset import make_loader
 from utils.loss import DetectionLoss, scale_gains
 from utils.training.ddp import warm_up_ddp_buckets
@@ -91,7 +91,7 @@ def validation(group: Distributed, weights: str, images: str) -> dict[str, objec
     )
     model = load_model(weights)
     loss = DetectionLoss(model.head.anchors, model.stride, 2, scale_gains(Hyperparameters().to_dict(), 3, 2, 64))
-    found = val.evaluate(model, loader, loss=loss, distributed=group, progress=False)
+    found = evaluate(model, loader, loss=loss, distributed=group)
     return {
         "metrics": [
             found.precision,

@@ -20,6 +20,7 @@ GROUND_FLOOR = set(
     loss autoanchor evolve boxes nms metrics coco_eval schedule optim ema autobatch checkpoint color_kernel config cli
     console detector device distributed environment files fused_sgd download kernels parallel_map results_csv timing
     errors
+    detections
     """.split()
 )
 PROGRAMS = {"train", "val", "detect", "export", "check", "compare", "hubconf"}
@@ -50,8 +51,6 @@ NOT_YET = {
         "utils.loading.dataset",
         "utils.loading.dataset.make_loader",
         "utils.loading.sampler.__init__",
-        "val",
-        "val.evaluate",
     },
 }
 

@@ -1,4 +1,4 @@
-"""detect.py: from pictures, videos and streams to boxes, files and log lines."""
+"""detect.py: from images, videos and streams to boxes, files and log lines."""
 
 import functools
 import http.server
@@ -12,19 +12,21 @@ import pytest
 import torch
 
 import detect
-from detect import DetectOptions, Detector, Found, Speed, Timing
+from detect import DetectOptions
 from models import loading
 from models.yolo import DetectionModel
-from utils.boxes import pairwise_iou, xywh_to_xyxy
+from utils.boxes import xywh_to_xyxy
 from utils.checkpoint import describe_model, write_checkpoint
 from utils.cli import SuggestingParser, add_flags
+from utils.detections import Detections
 from utils.errors import UserError
-from utils.images.sources import Frame, Source, open_source
+from utils.images.sources import Frame, Source
+from utils.metrics import Speed
 from utils.output.detection_files import Outputs
 
 NAMES = {0: "person", 1: "bus", 2: "wine glass/cup"}
 IMAGE = np.full((100, 200, 3), 120, dtype=np.uint8)
-ROWS = np.array([[20, 10, 60, 50, 0.5, 1], [0, 0, 100, 100, 0.876, 0]], dtype=np.float32)
+ROWS = np.array([[0, 0, 100, 100, 0.876, 0], [20, 10, 60, 50, 0.5, 1]], dtype=np.float32)
 NOTHING = np.zeros((0, 6), dtype=np.float32)
 
 
@@ -33,7 +35,7 @@ def frame(path="/a/cat.jpg", kind="image", number=0, fps=0.0, image=IMAGE):
 
 
 def found(rows):
-    return Found(rows, (64, 128), Timing(1.0, 41.54, 2.0))
+    return Detections(rows, IMAGE.shape[:2], input_shape=(64, 128), speed=Speed(1.0, 41.54, 2.0))
 
 
 def files_below(folder):
@@ -42,7 +44,7 @@ def files_below(folder):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A checkpoint of an untrained model with 3 classes."""
+    """Return the checkpoint of an untrained model with 3 classes."""
     torch.manual_seed(0)
     model = DetectionModel("yolov5n.yaml", num_classes=3)
     model.names = NAMES
@@ -52,8 +54,8 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Two pictures of one name in two folders, one more of that stem, and a short video of it too."""
+def images(tmp_path):
+    """Write two images of one name in two folders, one more of that stem, and a short video of it too."""
     rng = np.random.default_rng(0)
     for name in ("in/a/cat.jpg", "in/b/cat.jpg", "in/b/cat.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +68,7 @@ def pictures(tmp_path):
 
 
 def run(weights, source, tmp_path, *flags, name="exp"):
-    """main() with few, weak detections: the model is untrained."""
+    """Run main() with few, weak detections: the model is untrained."""
     small = ["--imgsz", "64", "--conf-thres", "0.0001", "--max-det", "2", "--device", "cpu"]
     place = ["--project", str(tmp_path / "out"), "--name", name]
     return detect.main(["--weights", str(weights), "--source", str(source), *small, *place, *flags])
@@ -122,23 +124,13 @@ def test_input_size(imgsz, expected):
     assert detect.input_size(imgsz, 32) == expected
 
 
-def test_a_model_of_stride_16_is_shown_pictures_of_sides_of_32(tmp_path, pictures):
+def test_a_model_of_stride_16_gets_images_of_sides_of_32(tmp_path):
     file = tmp_path / "p34.pt"
     write_checkpoint(file, {"model": describe_model(DetectionModel("yolov5-p34.yaml", num_classes=2))}, kind="weights")
-    options = SimpleNamespace(
-        device="cpu",
-        half=False,
-        classes=None,
-        imgsz=[80],
-        conf_thres=0.9,
-        iou_thres=0.5,
-        max_det=1,
-        agnostic_nms=False,
-        augment=False,
-    )
-    detector = detect.build_detector(options, [file])
-    assert detector.imgsz == (96, 96) and detector([np.zeros((64, 96, 3), np.uint8)])[0].input_shape == (64, 96)
-    assert detector([np.zeros((40, 96, 3), np.uint8)])[0].input_shape == (64, 96)  # not 48
+    options = DetectOptions(device="cpu", imgsz=[80], conf_thres=0.9)
+    predictor = detect.build_predictor(options, [file])
+    assert predictor.imgsz == (96, 96) and predictor([np.zeros((64, 96, 3), np.uint8)])[0].input_shape == (64, 96)
+    assert predictor([np.zeros((40, 96, 3), np.uint8)])[0].input_shape == (64, 96)  # not 48
 
 
 @pytest.mark.parametrize("cfg, grid", [("yolov5-p34.yaml", 32), ("yolov5n.yaml", 32), ("yolov5-p7.yaml", 128)])
@@ -161,9 +153,9 @@ def test_sides_are_multiples_of_32_at_least(cfg, grid):
         (["--source", "absent.jpg"], "absent.jpg"),
     ],
 )
-def test_wrong_options_are_named_before_a_folder_is_made(weights, pictures, tmp_path, flags, message):
+def test_wrong_options_are_named_before_a_folder_is_made(weights, images, tmp_path, flags, message):
     with pytest.raises(UserError, match=message):
-        run(weights, pictures / "a", tmp_path, *flags)
+        run(weights, images / "a", tmp_path, *flags)
     assert not (tmp_path / "out").exists()
 
 
@@ -174,11 +166,11 @@ def test_unknown_flag_names_the_nearest(capsys):
 
 
 def test_default_source(tmp_path, monkeypatch):
-    """data/images where it is, else the built-in validation pictures, else one line that says what to type."""
+    """The source is data/images, else the built-in validation images, else one line that says what to type."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(detect, "ROOT", tmp_path / "project")
     monkeypatch.setattr(detect, "datasets_folders", lambda: [tmp_path / "x", tmp_path / "project/datasets"])
-    with pytest.raises(UserError, match="--source YOUR_PICTURES"):
+    with pytest.raises(UserError, match="--source YOUR_IMAGES"):
         detect.default_source()
     for folder in ("project/datasets/shapes/images/val", "project/data/images", "data/images"):
         (tmp_path / folder).mkdir(parents=True)
@@ -187,24 +179,24 @@ def test_default_source(tmp_path, monkeypatch):
 
 def test_a_typed_source_is_never_replaced(weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(detect, "default_source", lambda: pytest.fail("asked for the default"))
+    monkeypatch.setattr(detect, "default_source", lambda: pytest.fail("the default was requested"))
     with pytest.raises(UserError, match="data/images: does not exist"):
         detect.main(["--weights", str(weights), "--source", "data/images"])
 
 
 @pytest.fixture
 def no_weights_here(monkeypatch, tmp_path):
-    """A project without weights; a download becomes an empty file in it."""
+    """Make a project without weights, in which a download becomes an empty file."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(loading, "ROOT", tmp_path)
     monkeypatch.setattr(loading, "fetch_published", lambda name, target: target)
     return tmp_path
 
 
-def test_default_weights_are_not_downloaded(no_weights_here, pictures):
+def test_default_weights_are_not_downloaded(no_weights_here, images):
     message = "type --weights runs/train/exp/weights/best.pt, or --weights yolov5s.pt"
     with pytest.raises(UserError, match=message) as error:
-        detect.main(["--source", str(pictures / "a")])
+        detect.main(["--source", str(images / "a")])
     assert "\n" not in str(error.value)
     (no_weights_here / "yolov5s.pt").touch()
     assert detect.find_weights(["yolov5s.pt"], typed=False) == [Path("yolov5s.pt")]
@@ -227,20 +219,12 @@ def test_names_from_the_data_file_only_where_the_model_has_none(tmp_path, capsys
     assert detect.class_names(more, data) == {0: "0", 1: "1", 2: "2"}
 
 
-def test_speed_is_a_mean_over_the_frames():
-    speed = Speed()
-    assert "Speed: 0.0ms" in str(speed)  # stopped before the first frame
-    speed.add(Found(NOTHING, (64, 64), Timing(1.0, 10.0, 0.0)))
-    speed.add(Found(NOTHING, (64, 128), Timing(3.0, 30.0, 1.0)))
-    assert str(speed) == "Speed: 2.0ms pre-process, 20.0ms inference, 0.5ms NMS per image at shape (1, 3, 64, 128)"
-
-
 # ---- the whole command line
 
 
-def test_all_outputs_end_to_end(weights, pictures, tmp_path, capsys):
+def test_all_outputs_end_to_end(weights, images, tmp_path, capsys):
     flags = ["--save-txt", "--save-conf", "--save-csv", "--save-crop", "--vid-stride", "2"]
-    folder = run(weights, f"{pictures}/*/*", tmp_path, *flags)
+    folder = run(weights, f"{images}/*/*", tmp_path, *flags)
     assert folder == tmp_path / "out" / "exp"
     written = [file for file in files_below(folder) if not file.startswith("crops")]
     texts = [f"labels/{stem}.txt" for stem in ("cat", "cat_2", "cat_3", "cat_4_1", "cat_4_2", "cat_4_3")]
@@ -259,7 +243,7 @@ def test_all_outputs_end_to_end(weights, pictures, tmp_path, capsys):
     assert sum("64x64 " in line or "48x64 " in line for line in lines) == 6
     assert any(line.startswith("Speed: ") and "ms inference" in line for line in lines)
     assert "6 labels saved to" in lines[-3] and lines[-2] == f"Results saved to {folder}"
-    assert lines[-1] == "Next: look at them"  # there is nothing more to ask for
+    assert lines[-1] == "Next: look at them"  # there is no other kind of result
 
 
 @pytest.mark.parametrize(
@@ -271,33 +255,33 @@ def test_all_outputs_end_to_end(weights, pictures, tmp_path, capsys):
         (["--save-crop"], "--save-txt"),
     ],
 )
-def test_what_to_type_next_is_what_was_not_asked_for(weights, pictures, tmp_path, capsys, given, named):
-    run(weights, pictures / "a", tmp_path, *given)
+def test_what_to_type_next_is_what_was_not_requested(weights, images, tmp_path, capsys, given, named):
+    run(weights, images / "a", tmp_path, *given)
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("Next: ") and last.endswith(f" --imgsz 64 {named}")
 
 
-def test_running_again_into_the_folder_changes_nothing(weights, pictures, tmp_path):
+def test_running_again_into_the_folder_changes_nothing(weights, images, tmp_path):
     flags = ["--save-txt", "--save-csv", "--save-crop", "--exist-ok"]
-    folder = run(weights, pictures / "b", tmp_path, *flags)
+    folder = run(weights, images / "b", tmp_path, *flags)
     before = {file: (folder / file).read_bytes() for file in files_below(folder) if not file.endswith(".mp4")}
-    run(weights, pictures / "b", tmp_path, *flags)
+    run(weights, images / "b", tmp_path, *flags)
     assert before == {file: (folder / file).read_bytes() for file in files_below(folder) if not file.endswith(".mp4")}
 
 
-def test_a_list_gets_annotated_pictures_too(weights, pictures, tmp_path):
-    (tmp_path / "list.txt").write_text(f"{pictures}/a\n{pictures}/b/cat.png\n")
+def test_a_list_gets_annotated_images_too(weights, images, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{images}/a\n{images}/b/cat.png\n")
     assert files_below(run(weights, tmp_path / "list.txt", tmp_path)) == ["cat.jpg", "cat_2.png"]
 
 
-def test_nosave_writes_nothing_and_says_so(weights, pictures, tmp_path, capsys):
-    assert files_below(run(weights, pictures / "a", tmp_path, "--nosave")) == []
+def test_nosave_writes_nothing_and_says_so(weights, images, tmp_path, capsys):
+    assert files_below(run(weights, images / "a", tmp_path, "--nosave")) == []
     assert "Nothing was saved" in capsys.readouterr().out
 
 
-def test_unreadable_pictures_are_passed_over(weights, pictures, tmp_path, capsys):
-    (pictures / "a" / "broken.jpg").write_bytes(b"?")
-    assert files_below(run(weights, pictures / "a", tmp_path)) == ["cat.jpg"]
+def test_unreadable_images_are_skipped(weights, images, tmp_path, capsys):
+    (images / "a" / "broken.jpg").write_bytes(b"?")
+    assert files_below(run(weights, images / "a", tmp_path)) == ["cat.jpg"]
     assert "broken.jpg skipped" in capsys.readouterr().out
 
 
@@ -309,18 +293,18 @@ def test_nothing_readable_is_an_error_and_leaves_no_folder(weights, tmp_path, ex
     assert files_below(tmp_path) == ["broken.jpg"] and not list(tmp_path.rglob("exp*"))
 
 
-def test_nothing_readable_leaves_the_results_of_an_earlier_run(weights, pictures, tmp_path):
-    folder = run(weights, pictures / "a", tmp_path)
+def test_nothing_readable_leaves_the_results_of_an_earlier_run(weights, images, tmp_path):
+    folder = run(weights, images / "a", tmp_path)
     (tmp_path / "broken.jpg").write_bytes(b"?")
     with pytest.raises(UserError, match="nothing could be read"):
         run(weights, tmp_path / "broken.jpg", tmp_path, "--exist-ok")
     assert files_below(folder) == ["cat.jpg"]
 
 
-def test_half_and_view_img_go_on_without(weights, pictures, tmp_path, capsys, monkeypatch):
+def test_half_and_view_img_go_on_without(weights, images, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(detect, "can_show_windows", lambda: False)
-    assert files_below(run(weights, pictures / "a", tmp_path, "--half", "--view-img")) == ["cat.jpg"]
-    text = capsys.readouterr().out
+    assert files_below(run(weights, images / "a", tmp_path, "--half", "--view-img")) == ["cat.jpg"]
+    text = capsys.readouterr().err
     assert "--half needs a GPU" in text and "--view-img: no window" in text
 
 
@@ -339,22 +323,22 @@ class Given(Source):
 
 def test_interrupting_keeps_what_is_done(tmp_path, capsys):
     source = Given([frame("/a/cat.mp4", "video", 1, fps=5.0)], KeyboardInterrupt())
-    speed = detect.detect(source, lambda images: [found(ROWS)], Outputs(tmp_path, NAMES))
-    assert speed.frames == 1 and "stopped" in capsys.readouterr().out
+    speed = detect.detect(source, lambda images, paths: [found(ROWS)], Outputs(tmp_path, NAMES))
+    assert speed.num_images == 1 and "stopped" in capsys.readouterr().out
     assert cv2.VideoCapture(str(tmp_path / "cat.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 1
 
 
 def test_frames_of_a_round_get_their_own_rows(tmp_path, capsys):
-    """Both streams go to the detector together."""
+    """Both streams go to the predictor together."""
     rounds = [[frame("a", "stream", n, fps=5.0), frame("b", "stream", n, fps=5.0)] for n in range(2)]
-    asked = []
+    requested = []
 
-    def detector(images):
-        asked.append(len(images))
+    def predict(images, paths):
+        requested.append((len(images), paths))
         return [found(ROWS[:1]), found(NOTHING)]
 
-    speed = detect.detect(Given(*rounds), detector, Outputs(tmp_path, NAMES, text=True, images=False))
-    assert asked == [2, 2] and speed.frames == 4
+    speed = detect.detect(Given(*rounds), predict, Outputs(tmp_path, NAMES, text=True, images=False))
+    assert requested == [(2, ["a", "b"])] * 2 and speed.num_images == 4
     assert files_below(tmp_path) == ["labels/a_0.txt", "labels/a_1.txt"]
 
 
@@ -365,39 +349,13 @@ def test_q_in_a_window_ends_after_the_round(tmp_path, monkeypatch):
     monkeypatch.setattr(cv2, "destroyAllWindows", lambda: None)
     rounds = [[frame("a", "stream", n, fps=5.0), frame("b", "stream", n, fps=5.0)] for n in range(3)]
     outputs = Outputs(tmp_path, NAMES, images=False)
-    speed = detect.detect(Given(*rounds), lambda images: [found(ROWS)] * 2, outputs, show=True)
-    assert speed.frames == 2 and shown == [("a", IMAGE.shape), ("b", IMAGE.shape)]
-
-
-@pytest.mark.parametrize("shapes, batches", [
-    ([(48, 64), (48, 64)], [2]),
-    ([(48, 64), (96, 128), (24, 32)], [3]),  # equally large for the model
-    ([(32, 64), (64, 32)], [1, 1]),
-    ([(48, 64)], [1]),
-])  # fmt: skip
-def test_a_batch_finds_what_single_pictures_do(weights, shapes, batches, monkeypatch):
-    detector = Detector(detect.load_ensemble([weights]), torch.device("cpu"), (64, 64), conf_thres=1e-4, max_det=3)
-    rng = np.random.default_rng(0)
-    images = [rng.integers(0, 255, (*shape, 3), dtype=np.uint8) for shape in shapes]
-    alone = [detector([image])[0] for image in images]
-    sizes, forward = [], detector.model.forward
-
-    def counted(x, **options):
-        sizes.append(len(x))
-        return forward(x, **options)
-
-    monkeypatch.setattr(detector.model, "forward", counted)
-    together = detector(images)
-    assert sizes == batches and len(together) == len(images)
-    for one, other in zip(alone, together, strict=True):
-        assert one.input_shape == other.input_shape and len(one.rows) == 3
-        assert np.allclose(one.rows, other.rows, atol=1e-4)
-        assert min(other.timing) > 0
+    speed = detect.detect(Given(*rounds), lambda images, paths: [found(ROWS)] * 2, outputs, show=True)
+    assert speed.num_images == 2 and shown == [("a", IMAGE.shape), ("b", IMAGE.shape)]
 
 
 @pytest.fixture
 def web(tmp_path):
-    """Address of a local web server over tmp_path."""
+    """Yield the address of a local web server over tmp_path."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
@@ -410,10 +368,10 @@ def web(tmp_path):
     server.server_close()
 
 
-def test_a_list_of_streams(weights, pictures, tmp_path, web, capsys):
+def test_a_list_of_streams(weights, images, tmp_path, web, capsys):
     """Two videos over HTTP: a line for each of their frames, a video for each."""
     for name in ("one", "two"):
-        (tmp_path / name).write_bytes((pictures / "b/cat.mp4").read_bytes())
+        (tmp_path / name).write_bytes((images / "b/cat.mp4").read_bytes())
     (tmp_path / "cameras.streams").write_text(f"{web}/one\n# off\n{web}/two\n")
     folder = run(weights, tmp_path / "cameras.streams", tmp_path)
     stem = web.replace(":", "_").replace("/", "_")
@@ -423,66 +381,23 @@ def test_a_list_of_streams(weights, pictures, tmp_path, web, capsys):
         assert 1 <= sum(line.startswith(f"{i}: {web}/{name}: 64x64 ") for line in lines) <= 6
 
 
-def test_augment_and_ensemble(weights, pictures, tmp_path):
-    folder = run(weights, pictures / "a", tmp_path, "--augment", "--save-txt", "--weights", str(weights), str(weights))
+def test_augment_and_ensemble(weights, images, tmp_path):
+    folder = run(weights, images / "a", tmp_path, "--augment", "--save-txt", "--weights", str(weights), str(weights))
     assert files_below(folder) == ["cat.jpg", "labels/cat.txt"]
 
 
-def test_update_strips_the_weights(weights, pictures, tmp_path):
+def test_update_strips_the_weights(weights, images, tmp_path):
     full = tmp_path / "full.pt"
     content = {"model": describe_model(DetectionModel("yolov5n.yaml", num_classes=3)), "optimizer": {"x": 1}}
     write_checkpoint(full, content)
     size = full.stat().st_size
-    run(full, pictures / "a", tmp_path, "--update", "--nosave")
+    run(full, images / "a", tmp_path, "--update", "--nosave")
     assert full.stat().st_size < 0.6 * size and "optimizer" not in torch.load(full, weights_only=True)
 
 
-def test_update_leaves_files_of_yolov5_as_they_are(reference, pictures, tmp_path, capsys):
+def test_update_leaves_files_of_yolov5_as_they_are(reference, images, tmp_path, capsys):
     theirs = tmp_path / "theirs.pt"
     theirs.write_bytes((reference / "weights" / "yolov5n.pt").read_bytes())
-    folder = run(theirs, pictures / "a", tmp_path, "--update")
+    folder = run(theirs, images / "a", tmp_path, "--update")
     assert theirs.read_bytes() == (reference / "weights" / "yolov5n.pt").read_bytes() and files_below(folder)
     assert f"--update: {theirs} stays as it is" in capsys.readouterr().out
-
-
-# ---- a trained model
-
-
-@pytest.fixture(scope="module")
-def published(reference):
-    """The published yolov5n as a detector."""
-    file = reference / "weights" / "yolov5n.pt"
-    if not file.exists():
-        pytest.skip(f"{file} is absent")
-    return Detector(detect.load_ensemble([file], "cpu"), torch.device("cpu"), (640, 640), conf_thres=0.5)
-
-
-def test_sure_detections_are_labelled_objects(published, reference):
-    """On pictures of coco128, nearly every detection over 0.5 overlaps a label of its class by half or more."""
-    hits = total = 0
-    for picture in ("000000000036", "000000000072", "000000000081", "000000000077"):
-        image = cv2.imread(str(reference / f"datasets/coco128/images/train2017/{picture}.jpg"))
-        labels = np.loadtxt(reference / f"datasets/coco128/labels/train2017/{picture}.txt", ndmin=2)
-        height, width = image.shape[:2]
-        boxes = torch.as_tensor(xywh_to_xyxy(labels[:, 1:]) * [width, height, width, height]).float()
-        (result,) = published([image])
-        assert max(result.input_shape) == 640 and all(side % 32 == 0 for side in result.input_shape)
-        overlap = pairwise_iou(torch.as_tensor(result.rows[:, :4]), boxes).numpy()
-        same = result.rows[:, 5:6] == labels[None, :, 0]
-        hits += int(((overlap >= 0.5) & same).any(axis=1).sum())
-        total += len(result.rows)
-        assert (result.rows[:, :4] == result.rows[:, :4].round()).all()
-        assert (np.diff(result.rows[:, 4]) >= 0).all()
-    assert total >= 4 and hits / total >= 0.75
-
-
-def test_a_tall_picture_is_boxed_by_both_its_sides(published):
-    """Nothing on a grey picture; the input is the smallest rectangle of multiples of the stride."""
-    (result,) = published([np.full((300, 90, 3), 114, dtype=np.uint8)])
-    assert result.input_shape == (640, 192) and result.rows.shape == (0, 6)
-
-
-def test_sources_and_detector_fit_together(published, reference):
-    source = open_source(reference / "datasets/coco128/images/train2017/000000000081.jpg")
-    ((only,),) = [published([frame.image]) for frame in source]
-    assert only.rows[-1, 5] == 4  # an aeroplane, and the surest comes last

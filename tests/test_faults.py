@@ -29,11 +29,13 @@ from utils.datasets.labels import load_index
 from utils.distributed import explain_unexpected
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.inference.evaluate import evaluate
+from utils.inference.observer import StopHook
+from utils.inference.reporting import ConsoleTable
 from utils.loading.dataset import make_loader
 from utils.schedule import multi_scale_size
 from utils.training import startup
 from utils.training.signals import EXIT_CODE, SIGNALS, Interrupted, SignalHandler
-from val import evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -313,7 +315,7 @@ def test_several_processes_save_before_they_validate(monkeypatch, processes, ext
         loss=None,
         data=SimpleNamespace(names={}),
     )
-    monkeypatch.setattr(train.val, "evaluate", lambda *_, **__: seen.append("evaluate"))
+    monkeypatch.setattr(train, "evaluate", lambda *_, **__: seen.append("evaluate"))
     train.validate(run, SimpleNamespace(save=lambda _: seen.append("save")), SignalHandler())
     assert seen == expected
 
@@ -337,15 +339,15 @@ def test_a_signal_ends_a_validation_between_two_batches(tiny_data, tiny_cfg, tmp
     """It does not end one while a data worker waits for an answer. With several processes none stops."""
     seen = []
 
-    def evaluate(*_, before_batch, **__):
+    def evaluate(*_, observers, **__):
         for batch in range(3):
-            if before_batch:
-                before_batch()
+            for observer in observers:
+                observer.before_batch()
             seen.append(batch)
             os.kill(os.getpid(), signal.SIGTERM) if batch == 1 else None
             seen.append("read")
 
-    monkeypatch.setattr(train.val, "evaluate", evaluate)
+    monkeypatch.setattr(train, "evaluate", evaluate)
     monkeypatch.setattr(train, "load_model", lambda _: torch.nn.Identity())
     group = SimpleNamespace(
         world_size=processes, is_main=True, device="cpu", share_buffers=lambda _: None, on_main=lambda work: work()
@@ -369,7 +371,8 @@ def test_a_signal_ends_a_validation_between_two_batches(tiny_data, tiny_cfg, tmp
     assert seen.count("save") == (not ending)
 
 
-def test_the_hook_before_each_batch_can_end_an_evaluation(tiny_data, tiny_cfg, capsys):
+def test_the_hook_before_each_batch_can_end_an_evaluation(tiny_data, tiny_cfg, capsys, monkeypatch):
+    monkeypatch.setattr("utils.console.shows_bars", lambda: True)
     model, calls = DetectionModel(tiny_cfg, num_classes=2), []
 
     def before_batch():
@@ -386,7 +389,7 @@ def test_the_hook_before_each_batch_can_end_an_evaluation(tiny_data, tiny_cfg, c
     )
     assert len(loader) > 2
     with pytest.raises(Interrupted):
-        evaluate(model, loader, before_batch=before_batch)
+        evaluate(model, loader, observers=[ConsoleTable(model.names), StopHook(before_batch)])
     assert len(calls) == 3 and capsys.readouterr().err.endswith("\n")  # the bar is closed, so a line can follow
 
 
@@ -395,6 +398,9 @@ def test_a_worker_is_silent_if_the_main_process_is_gone(capfd):
     code = """
 import os, socket, sys, time
 from multiprocessing.resource_sharer import DupFd
+from utils.inference.evaluate import evaluate
+from utils.inference.observer import StopHook
+from utils.inference.reporting import ConsoleTable
 from utils.loading.dataset import _set_up_worker
 
 _set_up_worker(0)
@@ -473,6 +479,9 @@ signals = map(ctypes.CDLL(None)["raise"], [2])
 os.register_at_fork(after_in_parent=functools.partial(next, signals, None))
 import logging
 os.cpu_count = lambda: 2
+from utils.inference.evaluate import evaluate
+from utils.inference.observer import StopHook
+from utils.inference.reporting import ConsoleTable
 from utils.loading.dataset import make_loader
 from utils.errors import run
 from utils.datasets.labels import load_index

@@ -154,14 +154,14 @@ def test_interrupted_within_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch,
 
 def test_interrupted_in_the_validation(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole"))
-    plain = train.val.evaluate
+    plain = train.evaluate
 
     def evaluate(*args, **named):
         os.kill(os.getpid(), signal.SIGINT)
         return plain(*args, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.val, "evaluate", evaluate)
+        patch.setattr(train, "evaluate", evaluate)
         with pytest.raises(SystemExit) as end:
             train.main(arguments(tiny_data, tiny_cfg, tmp_path / "part"))
     assert end.value.code == 75 and state_of(tmp_path / "part" / "run")["step"] == 3

@@ -272,7 +272,7 @@ def test_a_new_run_in_an_old_folder_removes_the_old_checkpoints(tiny_data, tiny_
 @pytest.mark.parametrize("coco, iou", [(False, 0.6), (True, 0.65)])
 def test_the_last_validation_on_coco_uses_the_published_iou(monkeypatch, coco, iou):
     used = []
-    monkeypatch.setattr(train.val, "evaluate", lambda *_, **named: used.append(named["iou"]))
+    monkeypatch.setattr(train, "evaluate", lambda *_, **named: used.append(named["nms"].iou_thres))
     monkeypatch.setattr(train, "load_model", lambda _: torch.nn.Identity())
     group = SimpleNamespace(world_size=1, is_main=True, device="cpu", on_main=lambda work: work())
     data = SimpleNamespace(names={}, spec=SimpleNamespace(is_coco=coco))

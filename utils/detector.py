@@ -29,6 +29,28 @@ class Head(Protocol):
         ...
 
 
+class InferenceModel(Protocol):
+    """The part of a network that inference reads: one Detector, or several as one (an ensemble)."""
+
+    names: dict[int, str]  # class names
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def size_multiple(self) -> int:
+        """Pixels that both sides of an input image are multiples of."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return (decoded, raw) in evaluation mode, as a Detector does."""
+        ...
+
+    def eval(self) -> "InferenceModel": ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+
+
 class Detector(Protocol):
     """A detection network, which is also an nn.Module (see `as_module`)."""
 
@@ -85,6 +107,6 @@ def as_module(model: Detector) -> nn.Module:
     return cast(nn.Module, model)
 
 
-def device_of(model: Detector | nn.Module) -> torch.device:
+def device_of(model: InferenceModel | nn.Module) -> torch.device:
     """Return the device of the first parameter. All others are on the same one."""
     return next(model.parameters()).device

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from utils.detections import Detections
 from utils.errors import UserError
 from utils.output.prediction_files import CocoWriter, TextWriter, unique_names
 
@@ -15,14 +16,20 @@ NAMES = {0: "dark", 1: "bright"}
 SCORES = SimpleNamespace(map50=0.995, map=0.995)  # what finish() shows of the metrics
 
 
+def detections(path, rows, shape):
+    return Detections(rows.numpy(), shape, path)
+
+
 def test_text_files(tmp_path):
     folder = tmp_path / "labels"
     folder.mkdir()
     (folder / "2.txt").write_text("left by an earlier run\n")
     writer = TextWriter(folder, ["/data/0.jpg", "/data/2.jpg"], confidence=True)
-    writer("/data/0.jpg", torch.tensor([[20.0, 8, 80, 68, 0.9, 0], [0, 0, 200, 100, 0.25, 1]]), (100, 200))
-    writer("/data/2.jpg", torch.zeros(0, 6), (100, 200))
-    assert sorted(file.name for file in folder.iterdir()) == ["0.txt"] and writer.written == 1
+    writer.write(
+        detections("/data/0.jpg", torch.tensor([[20.0, 8, 80, 68, 0.9, 0], [0, 0, 200, 100, 0.25, 1]]), (100, 200))
+    )
+    writer.write(detections("/data/2.jpg", torch.zeros(0, 6), (100, 200)))
+    assert sorted(file.name for file in folder.iterdir()) == ["0.txt"] and writer.num_files == 1
     rows = [[float(word) for word in line.split()] for line in (folder / "0.txt").read_text().splitlines()]
     assert rows == [pytest.approx([0, 0.25, 0.38, 0.3, 0.6, 0.9]), pytest.approx([1, 0.5, 0.5, 1, 1, 0.25])]
     TextWriter(folder, ["/data/0.jpg"], confidence=False)
@@ -32,9 +39,9 @@ def test_text_files(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_leaves_no_half_of_a_label_file(tmp_path, monkeypatch):
     writer = TextWriter(tmp_path, ["/data/0.jpg"], confidence=False)
-    monkeypatch.setattr("utils.files.open", lambda *_: open("/dev/full", "wb"), raising=False)
+    monkeypatch.setattr("utils.files.open", lambda *_: open("/dev/full", "wb"), raising=False)  # noqa: SIM115 (atomic_write closes it)
     with pytest.raises(OSError, match="No space left"):
-        writer("/data/0.jpg", torch.tensor([[20.0, 8, 80, 68, 0.9, 0]]), (100, 200))
+        writer.write(detections("/data/0.jpg", torch.tensor([[20.0, 8, 80, 68, 0.9, 0]]), (100, 200)))
     assert not list(tmp_path.iterdir())
 
 
@@ -53,13 +60,13 @@ def test_a_full_disk_leaves_no_half_of_a_label_file(tmp_path, monkeypatch):
         (["exp/weights/best.pt", "exp2/weights/best.pt"], ["exp_weights_best_pt", "exp2_weights_best_pt"]),
     ],
 )
-def test_names_of_pictures_are_unlike(paths, names):
+def test_names_of_images_are_unlike(paths, names):
     assert list(unique_names(paths).values()) == names and len(set(names)) == len(paths)
 
 
 @pytest.fixture
 def truth(tmp_path):
-    """COCO annotations of two pictures; ids and order unlike those of the data set YAML."""
+    """Write COCO annotations of two images, with ids and order unlike those of the data set YAML."""
     file = tmp_path / "instances_val.json"
     box = {"iscrowd": 0, "area": 3600.0, "segmentation": []}
     content = {
@@ -73,8 +80,8 @@ def truth(tmp_path):
 
 def test_json_with_ids_of_the_annotations(truth, tmp_path, capsys):
     writer = CocoWriter(truth, NAMES, single_cls=False)
-    writer("/x/a.jpg", torch.tensor([[20.0, 8, 80, 68, 0.912345678, 0]]), (100, 200))
-    writer("/x/b.jpg", torch.zeros(0, 6), (100, 200))  # known by its stem
+    writer.write(detections("/x/a.jpg", torch.tensor([[20.0, 8, 80, 68, 0.912345678, 0]]), (100, 200)))
+    writer.write(detections("/x/b.jpg", torch.zeros(0, 6), (100, 200)))  # known by its stem
     assert writer.seen == [42, 7]
     writer.finish(tmp_path / "out.json", SCORES)
     rows = json.loads((tmp_path / "out.json").read_text())
@@ -88,7 +95,7 @@ def test_json_with_ids_of_the_annotations(truth, tmp_path, capsys):
 
 def test_json_without_detections(truth, tmp_path, capsys):
     writer = CocoWriter(truth, NAMES, single_cls=True)
-    writer("/x/a.jpg", torch.zeros(0, 6), (100, 200))
+    writer.write(detections("/x/a.jpg", torch.zeros(0, 6), (100, 200)))
     writer.finish(tmp_path / "out.json", SCORES)
     assert json.loads((tmp_path / "out.json").read_text()) == []
     assert "0.0000, 0.0000 by COCO's" in capsys.readouterr().out
@@ -97,18 +104,18 @@ def test_json_without_detections(truth, tmp_path, capsys):
 def test_json_where_pycocotools_is_absent(truth, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocotools", None)
     writer = CocoWriter(truth, NAMES, single_cls=False)
-    writer("/x/a.jpg", torch.tensor([[20.0, 8, 80, 68, 0.9, 1]]), (100, 200))  # of the other class
+    writer.write(detections("/x/a.jpg", torch.tensor([[20.0, 8, 80, 68, 0.9, 1]]), (100, 200)))  # of the other class
     writer.finish(tmp_path / "out.json", SCORES)
     assert "maxDets=100 ] = 0.000" in capsys.readouterr().out
     writer = CocoWriter(truth, NAMES, single_cls=True)
-    writer("/x/a.jpg", torch.tensor([[20.0, 8, 80, 68, 0.9, 0]]), (100, 200))
+    writer.write(detections("/x/a.jpg", torch.tensor([[20.0, 8, 80, 68, 0.9, 0]]), (100, 200)))
     writer.finish(tmp_path / "out.json", SCORES)
     assert "1.0000, 1.0000 by COCO's" in capsys.readouterr().out
 
 
-def test_only_pictures_that_were_seen_count(truth, tmp_path, capsys):
+def test_only_images_that_were_seen_count(truth, tmp_path, capsys):
     writer = CocoWriter(truth, NAMES, single_cls=False)
-    writer("/x/b.png", torch.zeros(0, 6), (100, 200))
+    writer.write(detections("/x/b.png", torch.zeros(0, 6), (100, 200)))
     writer.finish(tmp_path / "out.json", SCORES)
     assert "-1.0000, -1.0000 by COCO's" in capsys.readouterr().out
 
@@ -116,7 +123,7 @@ def test_only_pictures_that_were_seen_count(truth, tmp_path, capsys):
 def test_json_without_annotations(tmp_path, capsys):
     writer = CocoWriter(None, NAMES, single_cls=False)
     for name in ("/x/000042.jpg", "/x/cat.jpg"):
-        writer(name, torch.tensor([[1.0, 2, 3, 5, 0.5, 1]]), (100, 200))
+        writer.write(detections(name, torch.tensor([[1.0, 2, 3, 5, 0.5, 1]]), (100, 200)))
     writer.finish(tmp_path / "out.json", SCORES)
     rows = json.loads((tmp_path / "out.json").read_text())
     assert [(row["image_id"], row["category_id"]) for row in rows] == [(42, 1), ("cat", 1)]
@@ -124,10 +131,12 @@ def test_json_without_annotations(tmp_path, capsys):
 
 
 def test_ids_of_cocos_own_split_without_annotations(tmp_path):
-    """As its server expects them for pictures whose labels nobody has."""
+    """COCO's server expects these ids for images whose labels are not published."""
     writer = CocoWriter(None, dict.fromkeys(range(80), "any"), single_cls=False, coco=True)
     numbers = [0, 10, 11, 23, 45, 50, 75, 79]
-    writer("/x/000042.jpg", torch.tensor([[1.0, 2, 3, 5, 0.5, number] for number in numbers]), (100, 200))
+    writer.write(
+        detections("/x/000042.jpg", torch.tensor([[1.0, 2, 3, 5, 0.5, number] for number in numbers]), (100, 200))
+    )
     assert [row["category_id"] for row in writer.rows] == [1, 11, 13, 25, 51, 56, 86, 90]
 
 
@@ -135,7 +144,7 @@ def test_annotations_that_do_not_fit(truth, tmp_path):
     with pytest.raises(UserError, match="no category 'brigth'; did you mean bright?"):
         CocoWriter(truth, {0: "dark", 1: "brigth"}, single_cls=False)
     with pytest.raises(UserError, match="no image other.jpg"):
-        CocoWriter(truth, NAMES, single_cls=False)("/x/other.jpg", torch.zeros(0, 6), (1, 1))
+        CocoWriter(truth, NAMES, single_cls=False).write(detections("/x/other.jpg", torch.zeros(0, 6), (1, 1)))
     for text in ("no JSON", "[]", "{}", '{"images": [], "categories": []}'):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(UserError, match="bad.json: .*COCO annotations file"):

@@ -1,1 +1,1 @@
-"""From a network and images to detections and metrics."""
+"""Inference: from a network and images to detections and metrics."""

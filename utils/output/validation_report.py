@@ -1,6 +1,6 @@
-"""What a validation run shows: a table of its metrics, pictures of some batches, and curves."""
+"""Report of a validation: a table of the metrics, drawings of batches, and curves."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -15,39 +15,40 @@ COLUMNS = ("Images", "Instances", "P", "R", "mAP50", "mAP50-95")
 HEADER = f"{'Class':>22}" + "".join(f"{title:>11}" for title in COLUMNS)
 
 
-def table(metrics: Metrics, names: Mapping[int, str], *, verbose: bool) -> Iterator[str]:
-    """The rows below HEADER: all classes together and, if verbose, each class that has labels."""
+def metrics_table(metrics: Metrics, names: Mapping[int, str], *, verbose: bool) -> Iterator[str]:
+    """Yield the rows below HEADER: all classes together and, if `verbose`, each class that has labels."""
 
     def row(name: str, instances: int, *values: float) -> str:
         return f"{name:>22}{metrics.images:>11}{instances:>11}" + "".join(f"{value:11.3g}" for value in values)
 
     overall = row("all", metrics.instances, metrics.precision, metrics.recall, metrics.map50, metrics.map)
     yield f"{overall}   (P and R at confidence {metrics.best_confidence:.3f})"
-    if metrics.instances == 0:
-        yield "WARNING these pictures have no labels: there is nothing to measure against"
     if verbose and len(names) > 1:
         found = metrics.per_class
         for k, cls in enumerate(found.classes.tolist()):
-            name = str(names[cls])[:21]
+            name = names[cls][:21]
             yield row(name, metrics.label_counts[k], found.p[k], found.r[k], found.ap[k, 0], found.ap[k].mean())
 
 
 def draw_batch(
-    plotter: Plotter, folder: Path, number: int, batch: Batch, detections: list[Tensor], names: Mapping[int, str]
+    plotter: Plotter, folder: Path, number: int, batch: Batch, detections: Sequence[Tensor], names: Mapping[int, str]
 ) -> None:
-    images = batch.images.cpu()
+    """Draw the labels and the detections of a batch, as val_batch<number>_labels.jpg and _pred.jpg.
+
+    detections: per image (n, 6) x1, y1, x2, y2 in pixels of the batch, confidence, class.
+    """
+    images = batch.images.cpu()  # (B, 3, H, W)
     for kind, boxes in (("labels", batch.targets), ("pred", detections)):
         plotter.submit(plot_batch, images, boxes, batch.paths, folder / f"val_batch{number}_{kind}.jpg", names=names)
 
 
-def draw_curves(folder: Path, metrics: Metrics, names: Mapping[int, str]) -> None:
-    """The confusion matrix and, if anything was found, precision, recall and F1 over confidence, and their trade."""
+def draw_curves(plotter: Plotter, folder: Path, metrics: Metrics, names: Mapping[int, str]) -> None:
+    """Draw the confusion matrix and, if anything was found, precision, recall, F1 over confidence and the PR curve."""
     curves, classes = metrics.curves, metrics.curves.classes.tolist()
-    with Plotter() as plotter:
-        plotter.submit(plot_confusion, metrics.confusion.matrix, names, folder / "confusion_matrix.png")
-        if not curves.f1.any():
-            return
-        for title, rows in (("Precision", curves.precision), ("Recall", curves.recall), ("F1", curves.f1)):
-            file = folder / f"{title if title == 'F1' else title[0]}_curve.png"
-            plotter.submit(plot_curve, curves.confidence, rows, names, file, ylabel=title, classes=classes)
-        plotter.submit(plot_pr_curve, curves, metrics.per_class.ap[:, 0], names, folder / "PR_curve.png")
+    plotter.submit(plot_confusion, metrics.confusion.matrix, names, folder / "confusion_matrix.png")
+    if not curves.f1.any():
+        return
+    for title, rows in (("Precision", curves.precision), ("Recall", curves.recall), ("F1", curves.f1)):
+        file = folder / f"{title if title == 'F1' else title[0]}_curve.png"
+        plotter.submit(plot_curve, curves.confidence, rows, names, file, ylabel=title, classes=classes)
+    plotter.submit(plot_pr_curve, curves, metrics.per_class.ap[:, 0], names, folder / "PR_curve.png")

@@ -1,0 +1,119 @@
+"""Statistics of batches, and the metrics of all batches of all processes.
+
+Legend: L levels of the head, n detections and m labels of a batch, 10 IoU levels.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.boxes import xywh_to_xyxy
+from utils.distributed import Distributed
+from utils.images.letterbox import Letterbox
+from utils.loading.dataset import Batch
+from utils.loss import DetectionLoss, LossSums
+from utils.metrics import IOU_LEVELS, ConfusionMatrix, Metrics, Speed, match_detections
+
+
+class BatchStatistics(NamedTuple):
+    """Contribution of a batch to the metrics, in plain arrays that processes can exchange."""
+
+    num_images: int
+    is_correct: np.ndarray  # (n, 10) bool, by IoU level
+    confidence: np.ndarray  # (n,)
+    predicted: np.ndarray  # (n,) class
+    true: np.ndarray  # (m,) class
+    losses: np.ndarray | None  # (5, L), the fields of LossSums
+
+
+# Without any batch the metrics are those of no images.
+NO_IMAGES = BatchStatistics(
+    0, np.zeros((0, len(IOU_LEVELS)), bool), *(np.zeros(0, np.float32) for _ in range(3)), losses=None
+)
+
+
+def letterboxes_of(batch: Batch) -> list[Letterbox]:
+    """Return the letterbox of each image. A loader that reads for validation gives one to every image."""
+    boxes = [box for box in batch.letterboxes if box is not None]
+    assert len(boxes) == len(batch.letterboxes), "an augmented image has no letterbox"
+    return boxes
+
+
+def labels_by_image(batch: Batch) -> list[Tensor]:
+    """Return the targets of each image as (m, 5) class, x, y, w, h in pixels of the batch."""
+    height, width = batch.images.shape[2:]
+    rows = batch.targets[:, 1:] * batch.targets.new_tensor([1, width, height, width, height])
+    return [rows[batch.targets[:, 0] == i] for i in range(len(batch.images))]
+
+
+def to_original_pixels(batch: Batch, rows: Sequence[Tensor]) -> list[Tensor]:
+    """Return detections (n, 6), whose boxes are in pixels of the batch, in pixels of the original images."""
+    boxed = zip(rows, letterboxes_of(batch), strict=True)
+    return [torch.cat((box.undo(found[:, :4]), found[:, 4:]), 1) for found, box in boxed]
+
+
+def match_batch(
+    batch: Batch,
+    labels: Sequence[Tensor],
+    detections: Sequence[Tensor],
+    confusion: ConfusionMatrix,
+    losses: np.ndarray | None,
+) -> BatchStatistics:
+    """Match detections with labels in the pixels of the original images, and add them to the confusion matrix.
+
+    labels: as of `labels_by_image`. detections: as of `to_original_pixels`.
+    """
+    is_correct = [NO_IMAGES.is_correct]
+    for box, found, known in zip(letterboxes_of(batch), detections, labels, strict=True):
+        known = torch.cat((known[:, :1], box.undo(xywh_to_xyxy(known[:, 1:]))), 1)
+        is_correct.append(match_detections(found, known))
+        confusion.update(found, known)
+    rows = torch.cat((torch.zeros(0, 6), *detections)).numpy()
+    true = batch.targets[:, 1].numpy()
+    return BatchStatistics(len(batch.images), np.concatenate(is_correct), rows[:, 4], rows[:, 5], true, losses)
+
+
+def compute_metrics(
+    group: Distributed,
+    statistics: list[BatchStatistics],
+    confusion: ConfusionMatrix,
+    loss: DetectionLoss | None,
+    speed: Speed,
+) -> Metrics:
+    """Return the metrics of the statistics of all processes. Each process gets the same.
+
+    Detections are in the order of one process: batch k of all processes, then batch k + 1.
+    """
+    by_batch = itertools.zip_longest(*group.gather(statistics))
+    batches = [[part for part in parts if part is not None] for parts in by_batch]
+    num_images, *arrays, _ = zip(NO_IMAGES, *itertools.chain.from_iterable(batches), strict=True)
+    confusion.matrix = np.sum(group.gather(confusion.matrix), axis=0)
+    is_correct, confidence, predicted, true = (np.concatenate(parts) for parts in arrays)
+    return Metrics.from_statistics(
+        is_correct,
+        confidence,
+        predicted,
+        true,
+        num_classes=confusion.num_classes,
+        images=sum(num_images),
+        confusion=confusion,
+        losses=mean_losses(loss, batches),
+        speed=speed,
+    )
+
+
+def mean_losses(loss: DetectionLoss | None, batches: Sequence[Sequence[BatchStatistics]]) -> tuple[float, float, float]:
+    """Return box, objectness and class loss, each a mean over the batches.
+
+    batches: for each batch the statistics of the processes that had a part of it.
+    """
+    if loss is None or not batches:
+        return 0.0, 0.0, 0.0
+    sums = [np.stack([part.losses for part in parts if part.losses is not None]).sum(0) for parts in batches]
+    means = [torch.stack(loss.mean(LossSums(*torch.from_numpy(rows)))) for rows in sums]  # rows (5, L)
+    box, objectness, classification = torch.stack(means).mean(0).tolist()
+    return box, objectness, classification

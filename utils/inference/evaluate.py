@@ -1,0 +1,136 @@
+"""Evaluation: the metrics of a network on the images of a loader.
+
+Legend: B images of a batch, N predictions, C classes, n detections of an image.
+"""
+
+import operator
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.detections import Detections
+from utils.detector import InferenceModel, device_of
+from utils.distributed import Distributed
+from utils.inference.batch_statistics import (
+    BatchStatistics,
+    compute_metrics,
+    labels_by_image,
+    letterboxes_of,
+    match_batch,
+    to_original_pixels,
+)
+from utils.inference.nms_settings import VAL_NMS, NmsSettings
+from utils.inference.observer import EvaluatedBatch, EvaluationObserver, EvaluationObservers
+from utils.inference.preprocess import to_network_input
+from utils.inference.speed import speed_per_image
+from utils.loading.dataset import Batch
+from utils.loading.prefetch import prefetch
+from utils.loss import DetectionLoss
+from utils.metrics import ConfusionMatrix, Metrics
+from utils.timing import Stopwatch
+
+
+@torch.no_grad()
+def evaluate(
+    model: InferenceModel,
+    loader: Iterable[Batch],
+    *,
+    nms: NmsSettings = VAL_NMS,
+    names: Mapping[int, str] | None = None,
+    single_cls: bool = False,
+    augment: bool = False,
+    autocast: torch.dtype | None = None,
+    loss: DetectionLoss | None = None,
+    distributed: Distributed | None = None,
+    observers: Sequence[EvaluationObserver] = (),
+) -> Metrics:
+    """Return the metrics of a model on the images of a loader that reads for validation.
+
+    The model is left as it was. Without images or labels the metrics are zeros. A class number outside the names
+    raises UserError.
+
+    names: class names; the model's if None. single_cls: ignore classes. autocast: type to run the model in, None for
+    float32. loss: adds the validation losses, means over the batches. distributed: the processes that share the
+    images; each of them gets the metrics of all images. observers: watch on rank 0.
+    """
+    device = device_of(model)
+    group = distributed or Distributed(0, 1, device)
+    names = names or model.names
+    nms = replace(nms, agnostic=nms.agnostic or single_cls)
+    evaluation = _Evaluation(model, device, nms, names, single_cls, augment, autocast, loss)
+    with evaluation_mode(model), EvaluationObservers(observers if group.is_main else ()) as watching:
+        watching.on_start(operator.length_hint(loader) or None)
+        for number, batch in enumerate(prefetch(loader, device)):
+            watching.before_batch()
+            watching.on_batch(evaluation.add(number, batch))
+        speed = speed_per_image(evaluation.watch.seconds, evaluation.num_images)
+        metrics = compute_metrics(group, evaluation.statistics, evaluation.confusion, loss, speed)
+        watching.on_end(metrics)
+    return metrics
+
+
+@contextmanager
+def evaluation_mode(model: InferenceModel) -> Generator[None]:
+    """Put the model into evaluation mode, and afterwards every module of it into the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@dataclass
+class _Evaluation:
+    """Settings of an evaluation, and what its batches have added so far."""
+
+    model: InferenceModel
+    device: torch.device
+    nms: NmsSettings
+    names: Mapping[int, str]
+    single_cls: bool
+    augment: bool
+    autocast: torch.dtype | None
+    loss: DetectionLoss | None
+    statistics: list[BatchStatistics] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.confusion = ConfusionMatrix(1 if self.single_cls else len(self.names))
+        self.watch = Stopwatch(self.device)
+
+    @property
+    def num_images(self) -> int:
+        return sum(part.num_images for part in self.statistics)
+
+    def add(self, number: int, batch: Batch) -> EvaluatedBatch:
+        """Run the model on a batch and count its detections."""
+        labels = labels_by_image(batch)
+        rows, losses = self._detect(batch, labels)
+        in_original = to_original_pixels(batch, rows)
+        self.statistics.append(match_batch(batch, labels, in_original, self.confusion, losses))
+        height, width = batch.images.shape[2:]
+        found = [
+            Detections(one.numpy(), box.shape, path, self.names, (height, width))
+            for one, box, path in zip(in_original, letterboxes_of(batch), batch.paths, strict=True)
+        ]
+        return EvaluatedBatch(number, batch, found, rows)
+
+    def _detect(self, batch: Batch, labels: Sequence[Tensor]) -> tuple[list[Tensor], np.ndarray | None]:
+        """Return the detections of each image (n, 6) in pixels of the batch, on the CPU, and the loss sums (5, L)."""
+        with self.watch("preprocess"):
+            images = to_network_input(batch.images, self.device)
+        with self.watch("inference"), torch.autocast(self.device.type, self.autocast, enabled=bool(self.autocast)):
+            decoded, raw = self.model(images, augment=self.augment)  # (B, N, 5+C), levels
+        losses = None if self.loss is None else torch.stack(self.loss.sums(raw, batch.targets)).cpu().numpy()
+        with self.watch("nms"):
+            rows = self.nms.apply(decoded, labels)
+        rows = [found.cpu() for found in rows]
+        if self.single_cls:
+            for found in rows:
+                found[:, 5] = 0
+        return rows, losses

@@ -1,0 +1,41 @@
+"""Settings of the non-maximum suppression, which travel together from the command line to the boxes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from utils.nms import non_max_suppression
+
+
+@dataclass(frozen=True)
+class NmsSettings:
+    """Thresholds and choices of the non-maximum suppression."""
+
+    conf_thres: float = 0.25
+    iou_thres: float = 0.45
+    max_det: int = 300  # detections per image
+    classes: Sequence[int] | None = None  # keep only these
+    agnostic: bool = False  # boxes of different classes suppress each other too
+    multi_label: bool = False  # a box may have several classes
+    hybrid: bool = False  # labels join the candidates with confidence 1, where the labels are known
+
+    def apply(self, prediction: Tensor, labels: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Return the boxes of each image that remain (n, 6), as `non_max_suppression` does.
+
+        prediction: (B, N, 5+C) decoded. labels: per image (m, 5) class, x, y, w, h in pixels; read if `hybrid`.
+        """
+        return non_max_suppression(
+            prediction,
+            self.conf_thres,
+            self.iou_thres,
+            self.classes,
+            self.agnostic,
+            self.multi_label,
+            self.max_det,
+            labels=[rows.to(prediction.device) for rows in labels] if self.hybrid and labels is not None else None,
+        )
+
+
+VAL_NMS = NmsSettings(conf_thres=0.001, iou_thres=0.6, multi_label=True)
+COCO_NMS = replace(VAL_NMS, iou_thres=0.65)  # the published figures on COCO are measured so

@@ -1,0 +1,79 @@
+"""Predictor: a network together with everything that turns images into detections.
+
+Legend: B images of a batch, H W rows and columns, N predictions, C classes, n detections.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+
+from utils.detections import Detections
+from utils.detector import InferenceModel, device_of
+from utils.images.letterbox import Letterbox, letterbox
+from utils.inference.nms_settings import NmsSettings
+from utils.inference.preprocess import to_network_input
+from utils.inference.speed import speed_per_image
+from utils.timing import Stopwatch
+
+
+class LetterboxedImage(NamedTuple):
+    """An image in the shape of the network's input."""
+
+    image: np.ndarray  # (H, W, 3) BGR uint8
+    letterbox: Letterbox
+    path: str
+
+
+@dataclass
+class Predictor:
+    """Function from images to their Detections."""
+
+    model: InferenceModel
+    imgsz: tuple[int, int]  # height, width that images are fitted into, multiples of `model.size_multiple`
+    nms: NmsSettings = field(default_factory=NmsSettings)
+    augment: bool = False  # three passes per image, at several scales
+    half: bool = False  # run the network in float16
+    names: Mapping[int, str] = field(default_factory=dict)  # class names; the model's if empty
+
+    def __post_init__(self) -> None:
+        self.names = self.names or self.model.names
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray], paths: Sequence[str] | None = None) -> list[Detections]:
+        """Return the detections of each image (H, W, 3), BGR uint8, in pixels of that image.
+
+        Images that get the same input shape run as one batch. Otherwise they run one after the other.
+        """
+        watch = Stopwatch(device_of(self.model))
+        with watch("preprocess"):
+            boxed = [self._letterbox(image, path) for image, path in zip(images, paths or [""] * len(images))]
+        seconds = watch.seconds["preprocess"] / max(len(images), 1)
+        batches = [boxed] if len({one.image.shape for one in boxed}) == 1 else [[one] for one in boxed]
+        return [found for batch in batches for found in self._predict_batch(batch, seconds)]
+
+    def _letterbox(self, image: np.ndarray, path: str) -> LetterboxedImage:
+        return LetterboxedImage(*letterbox(image, self.imgsz, stride=self.model.size_multiple), path)
+
+    def _predict_batch(self, boxed: Sequence[LetterboxedImage], seconds: float) -> list[Detections]:
+        """Return the detections of images of one shape. `seconds`: time that each of them has taken so far."""
+        device = device_of(self.model)
+        watch = Stopwatch(device)
+        watch.seconds["preprocess"] = seconds * len(boxed)
+        with watch("preprocess"):
+            stacked = np.stack([cv2.cvtColor(one.image, cv2.COLOR_BGR2RGB) for one in boxed])  # (B, H, W, 3)
+            batch = to_network_input(torch.from_numpy(stacked).permute(0, 3, 1, 2), device)  # (B, 3, H, W)
+        with watch("inference"), torch.autocast(device.type, torch.float16, enabled=self.half):
+            decoded = self.model(batch, augment=self.augment)[0]  # (B, N, 5+C)
+        with watch("nms"):
+            rows = [one.cpu().numpy() for one in self.nms.apply(decoded)]  # (n, 6) each
+            for found, one in zip(rows, boxed, strict=True):
+                found[:, :4] = one.letterbox.undo(found[:, :4])
+        speed, (height, width) = speed_per_image(watch.seconds, len(boxed)), batch.shape[2:]
+        return [
+            Detections(found, one.letterbox.shape, one.path, self.names, (height, width), speed)
+            for found, one in zip(rows, boxed, strict=True)
+        ]

@@ -1,0 +1,84 @@
+"""Observers that show an evaluation: a table in the terminal, drawings and files in the run folder."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from utils import console
+from utils.inference.observer import EvaluatedBatch, EvaluationObserver
+from utils.metrics import Metrics
+from utils.output.plotter import Plotter
+from utils.output.prediction_files import DetectionWriter
+from utils.output.validation_report import HEADER, draw_batch, draw_curves, metrics_table
+
+DRAWN_BATCHES = 3  # drawn into the run folder
+
+
+class ConsoleTable(EvaluationObserver):
+    """A progress bar, then a table of the metrics: all classes together and, if verbose, a row per class.
+
+    `final`: print the table also with `--quiet`.
+    """
+
+    def __init__(self, names: Mapping[int, str], *, verbose: bool = False, final: bool = False):
+        self.names, self.verbose = names, verbose
+        self.print = console.result if final else console.info
+        self.bar: console.ProgressBar | None = None
+        self.header_is_shown = False  # it is the description of the bar
+
+    def on_start(self, num_batches: int | None) -> None:
+        self.header_is_shown = console.shows_bars()
+        self.bar = console.progress_bar(
+            desc=HEADER, total=num_batches, bar_format="{l_bar}{bar:10}{r_bar}", leave=self.header_is_shown
+        )
+
+    def on_batch(self, evaluated: EvaluatedBatch) -> None:
+        if self.bar is not None:
+            self.bar.update()
+
+    def on_end(self, metrics: Metrics) -> None:
+        self._close_bar()
+        rows = metrics_table(metrics, self.names, verbose=self.verbose)
+        self.print(*([] if self.header_is_shown else [HEADER]), *rows)
+        if metrics.instances == 0:
+            console.warn("these images have no labels, so there is nothing to measure. Give a labelled split: --data")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close_bar()
+
+    def _close_bar(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class Drawings(EvaluationObserver):
+    """Images in `folder`: the labels and the detections of the first batches, then curves and confusion matrix."""
+
+    def __init__(self, folder: str | Path, names: Mapping[int, str]):
+        self.folder, self.names, self.plotter = Path(folder), names, Plotter()
+
+    def on_batch(self, evaluated: EvaluatedBatch) -> None:
+        if evaluated.number < DRAWN_BATCHES:
+            draw_batch(self.plotter, self.folder, evaluated.number, evaluated.batch, evaluated.rows, self.names)
+
+    def on_end(self, metrics: Metrics) -> None:
+        draw_curves(self.plotter, self.folder, metrics, self.names)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.plotter.__exit__(kind, error, trace)  # waits for the drawings, unless there is an error
+
+
+class DetectionFiles(EvaluationObserver):
+    """Files that `writers` fill with the detections of each image."""
+
+    def __init__(self, writers: Sequence[DetectionWriter]):
+        self.writers = writers
+
+    def on_batch(self, evaluated: EvaluatedBatch) -> None:
+        for detections in evaluated.detections:
+            for writer in self.writers:
+                writer.write(detections)
