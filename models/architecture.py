@@ -1,6 +1,6 @@
-"""A model YAML, read and checked: what it may say, and messages for what it may not.
+"""Model YAML, read and checked.
 
-Text in the file is compared with the names below and never evaluated.
+Text in the file is compared with the names below, never evaluated.
 """
 
 import ast
@@ -8,21 +8,22 @@ import copy
 import difflib
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from torch import nn
 
 from models import common
+from utils.cli import suggest
 from utils.errors import UserError
 from utils.files import read_yaml
 
 CFG_FOLDERS = (Path(__file__).parent, Path(__file__).parent / "hub")
 HEAD = "Detect"  # the class is in models/yolo.py
-MAX_ANCHORS = 100  # of a level
-MAX_LAYERS = 10_000  # of a model, repeats counted
+MAX_ANCHORS = 100  # per level
+MAX_LAYERS = 10_000  # of a model, counting repeats
 
 _ZOO = (
     "Conv DWConv DWConvTranspose2d Bottleneck BottleneckCSP CrossConv C3 C3x C3TR C3Ghost C3SPP SPP SPPF Focus "
@@ -36,21 +37,21 @@ _TORCH = (
     "Upsample MaxPool2d AvgPool2d AdaptiveAvgPool2d AdaptiveMaxPool2d ZeroPad2d ReflectionPad2d ReplicationPad2d "
     "Dropout Dropout2d BatchNorm2d ConvTranspose2d"
 ).split()
-BLOCKS: dict[str, type[nn.Module]] = {
+BLOCKS: dict[str, Callable[..., nn.Module]] = {
     **{name: getattr(common, name) for name in _ZOO},
     **{f"nn.{name}": getattr(nn, name) for name in _TORCH + _ACTIVATIONS},
 }
 KNOWN = (*BLOCKS, HEAD)
-# Blocks whose first argument is the output channels, scaled by the width gain ...
+# Blocks whose first argument is the number of output channels, scaled by the width gain ...
 WIDTH_SCALED = set(_ZOO) - {"Concat", "Contract", "Expand"} | {"nn.ConvTranspose2d"}
-# ... and of those, blocks that repeat inside themselves.
+# ... and of those, the blocks that repeat their own inner layers.
 SELF_REPEATING = {"BottleneckCSP", "C3", "C3x", "C3TR", "C3Ghost"}
-WORDS = {"None": None, "True": True, "False": False}
+CONSTANTS = {"None": None, "True": True, "False": False}
 IN_PLACE = (nn.Hardswish, nn.LeakyReLU, nn.ReLU, nn.ReLU6)
 
 
 def parse_activation(text: str) -> nn.Module:
-    """The activation that text such as `nn.LeakyReLU(0.1)` or `nn.SiLU` names; read, never evaluated."""
+    """Return the activation that text such as `nn.LeakyReLU(0.1)` or `nn.SiLU` names. The text is never evaluated."""
     try:
         tree = ast.parse(text[:80].removeprefix("torch."), mode="eval").body
         call = tree if isinstance(tree, ast.Call) else ast.Call(func=tree, args=[], keywords=[])
@@ -58,19 +59,19 @@ def parse_activation(text: str) -> nn.Module:
         if name not in _ACTIVATIONS:
             raise ValueError(f"{name} is not one of {', '.join(_ACTIVATIONS)}")
         values = [ast.literal_eval(value) for value in call.args]
-        kind = common.SiLU if name == "SiLU" else getattr(nn, name)
-        module = kind(*values, **{part.arg: ast.literal_eval(part.value) for part in call.keywords})
+        kind: Callable[..., nn.Module] = common.SiLU if name == "SiLU" else getattr(nn, name)
+        module = kind(*values, **{str(part.arg): ast.literal_eval(part.value) for part in call.keywords})
     except (SyntaxError, ValueError, TypeError, AssertionError, RecursionError, MemoryError) as error:
-        raise UserError(f"activation {text[:80]!r}: {error}; write for instance nn.SiLU()") from error
+        raise UserError(f"activation {text[:80]!r}: {error}; write it like nn.SiLU()") from error
     if isinstance(module, IN_PLACE):
         module.inplace = True
     return module
 
 
 class Row(NamedTuple):
-    """One layer as the YAML has it; `inputs` are absolute indices, -1 being the image."""
+    """One layer as the YAML has it. `inputs` are absolute indices; -1 is the image."""
 
-    where: str
+    where: str  # file, number and block, for messages
     index: int
     inputs: int | list[int]
     repeats: int
@@ -79,36 +80,30 @@ class Row(NamedTuple):
 
     @property
     def sources(self) -> list[int]:
+        """The inputs as a list, also if there is only one."""
         return self.inputs if isinstance(self.inputs, list) else [self.inputs]
 
 
-def is_int(value: Any, least: int) -> bool:
+def is_int(value: object, least: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """' (did you mean X?)' or nothing."""
-    by_lower = {name.lower(): name for name in known}
-    hits = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.5)
-    return f" (did you mean {by_lower[hits[0]]}?)" if hits else ""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model YAML after checking. anchors: L rows of w, h, w, h... pixels, or a number of placeholders per level."""
+    """Model YAML after checking."""
 
-    source: str
+    source: str  # file, for messages
     num_classes: int
-    anchors: list | int
-    depth: float
-    width: float
-    divisor: int
+    anchors: list[list[float]] | int  # L rows of w, h, w, h... pixels, or a number of placeholders per level
+    depth: float  # gain of the number of repeats
+    width: float  # gain of the number of channels
+    divisor: int  # of the number of channels
     activation: str | None
-    channels: int
+    channels: int  # of the image
     rows: list[Row]
 
     REQUIRED = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
@@ -116,10 +111,10 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, cfg: Mapping[str, Any], source: str) -> "Architecture":
-        """Check `cfg`. Raises UserError naming source, key and value."""
+        """Return the checked content of a YAML. Raises UserError naming source, key and value."""
         for key in cls.REQUIRED:
             if key not in cfg:
-                raise UserError(f"{source}: the key {key!r} is missing{nearest(key, [str(name) for name in cfg])}")
+                raise UserError(f"{source}: the key {key!r} is missing{suggest(key, map(str, cfg))}")
         for key in set(map(str, cfg)).difference(cls.REQUIRED, cls.OPTIONAL):
             if meant := difflib.get_close_matches(key, set(cls.OPTIONAL).difference(cfg), n=1, cutoff=0.8):
                 raise UserError(f"{source}: unknown key {key!r}, did you mean {meant[0]!r}?")
@@ -147,12 +142,13 @@ class Architecture:
 
     @property
     def outputs_per_cell(self) -> int:
+        """Number of values that the head predicts per grid cell."""
         per_level = self.anchors if isinstance(self.anchors, int) else len(self.anchors[0]) // 2
         return per_level * (self.num_classes + 5)
 
 
-def check_anchor_rows(anchors: Any, where: str) -> list | int:
-    """`anchors` if it is a count or rows of the same even length; UserError otherwise."""
+def check_anchor_rows(anchors: Any, where: str) -> list[list[float]] | int:
+    """Return `anchors` if it is a count or rows of the same even length. Raises UserError otherwise."""
     if is_int(anchors, 1) and anchors <= MAX_ANCHORS:
         return anchors
     if not isinstance(anchors, list) or not anchors or not all(isinstance(row, list) and row for row in anchors):
@@ -161,7 +157,7 @@ def check_anchor_rows(anchors: Any, where: str) -> list | int:
         if len(row) % 2 or len(row) != len(anchors[0]):
             raise UserError(
                 f"{where}: anchors: row {number} has {len(row)} numbers: every row needs the same even "
-                "count, w,h, w,h, ..."
+                "number, w,h, w,h, ..."
             )
         if not all(is_number(side) and side >= 0 for side in row):
             raise UserError(f"{where}: anchors: row {number}: {row} must hold numbers, 0 or more")
@@ -169,7 +165,7 @@ def check_anchor_rows(anchors: Any, where: str) -> list | int:
 
 
 def read_rows(cfg: Mapping[str, Any], source: str) -> list[Row]:
-    """The rows [from, number, module, args] of backbone and head. Raises UserError naming layer and fault."""
+    """Return the rows [from, number, module, args] of backbone and head. Raises UserError naming layer and fault."""
     rows: list[Row] = []
     for part in ("backbone", "head"):
         if not isinstance(cfg[part], list):
@@ -184,13 +180,14 @@ def read_rows(cfg: Mapping[str, Any], source: str) -> list[Row]:
 
 
 def read_row(row: Any, index: int, where: str) -> Row:
+    """Return the checked row number `index`. Raises UserError with `where`."""
     if not isinstance(row, list) or len(row) != 4:
         raise UserError(f"{where}: {row!r} is not a row [from, number, module, args]")
     source, repeats, name, args = row
     if not isinstance(name, str) or name not in KNOWN:
         if name in ("Segment", "Classify"):
             raise UserError(f"{where}: {name}: only detection models are supported; end with Detect")
-        raise UserError(f"{where}: unknown block {name!r}{nearest(str(name), KNOWN)}")
+        raise UserError(f"{where}: unknown block {name!r}{suggest(str(name), KNOWN)}")
     where = f"{where} {name}"
     if not is_int(repeats, 1):
         raise UserError(f"{where}: number: {repeats!r} is not a whole number, 1 or more")
@@ -204,7 +201,7 @@ def read_row(row: Any, index: int, where: str) -> Row:
 
 
 def absolute_index(entry: Any, index: int, where: str) -> int:
-    """Layer that `from` means in layer `index`: negative numbers count back, and the image is -1."""
+    """Return the layer that `from` means in layer `index`. Negative numbers count back, and the image is -1."""
     if is_int(entry, -sys.maxsize) and (entry == -1 or -index <= entry < index):
         return entry if entry >= 0 else index + entry
     raise UserError(
@@ -214,18 +211,18 @@ def absolute_index(entry: Any, index: int, where: str) -> int:
 
 
 def find_cfg(name: str | Path) -> Path:
-    """A model YAML by path or by name (`yolov5s`, `yolov5s.yaml`): as typed, then in models/ and models/hub/."""
+    """Find a model YAML by path or name (`yolov5s`, `yolov5s.yaml`): as typed, then in models/ and models/hub/."""
     file = Path(name)
     file = file if file.suffix in (".yaml", ".yml") else file.with_name(file.name + ".yaml")
     for candidate in (file, *(folder / file.name for folder in CFG_FOLDERS)):
         if candidate.is_file():
             return candidate
     known = sorted(path.stem for folder in CFG_FOLDERS for path in folder.glob("*.yaml"))
-    raise UserError(f"{name}: no such model file, here or in models/ or models/hub/{nearest(file.stem, known)}")
+    raise UserError(f"{name}: no such model file, here or in models/ or models/hub/{suggest(file.stem, known)}")
 
 
 def read_cfg(cfg: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """An own copy of the model description, and how to call it in messages."""
+    """Return a copy of the model description, and its name for messages."""
     if isinstance(cfg, Mapping):
         return copy.deepcopy(dict(cfg)), "model description"
     if not isinstance(cfg, (str, Path)):

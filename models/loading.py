@@ -1,10 +1,10 @@
-"""From a weights file to a model: our own checkpoints, `.pt` files of YOLOv5, ensembles, published names."""
+"""Models from weights files: our own checkpoints, `.pt` files of YOLOv5, ensembles, published names."""
 
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.yolo import DetectionModel
 from models.yolov5_pickle import PickledObject, YOLOv5File
 from utils.checkpoint import READ_ERRORS, read_checkpoint
+from utils.console import info
 from utils.errors import UserError
 from utils.files import ROOT, check_archive
 
@@ -22,8 +23,8 @@ SHA256 = {
     "yolov5s.pt": "8b3b748c1e592ddd8868022e8732fde20025197328490623cc16c6f24d0782ee",
 }
 OTHER_FORMATS = (".onnx", ".torchscript", ".engine", ".xml", ".mlmodel", ".mlpackage", ".pb", ".tflite", ".param")
-MAX_DESCRIPTION = 100_000  # values in a model's description; also the most classes a file may have
-# Activations that old checkpoints hold in their modules but not in their description.
+MAX_DESCRIPTION = 100_000  # values in a model's description, and classes of a model
+# Activations of old checkpoints, which are in their modules but not in their description.
 OLD_ACTIVATIONS = {
     "Hardswish": "nn.Hardswish()",
     "LeakyReLU": "nn.LeakyReLU(0.1)",
@@ -36,7 +37,7 @@ OLD_ACTIVATIONS = {
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a weights file holds: tensors by name (float ones in float32), the model's description and class names."""
+    """Content of a weights file: tensors by name (floating point in float32), model description, class names."""
 
     state_dict: dict[str, Tensor]
     yaml: dict[str, Any]
@@ -45,16 +46,16 @@ class WeightsFile:
 
 
 class Transfer(NamedTuple):
-    """How many of the model's entries were taken over, and how many it has."""
+    """Number of the model's entries that were copied, and of all its entries."""
 
     matched: int
     total: int
 
 
 def read_weights(path: str | Path) -> WeightsFile:
-    """Read a checkpoint on the CPU, EMA weights where there are any. Nothing in the file is executed.
+    """Read a checkpoint on the CPU, its EMA weights if there are any. Nothing in the file is executed.
 
-    Raises UserError, in one line, for a file that is missing, damaged, no checkpoint, or calls foreign code.
+    Raises UserError, in one line, for a file that is missing, damaged, no checkpoint, or calls code.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,7 +64,7 @@ def read_weights(path: str | Path) -> WeightsFile:
 
 
 def is_own_checkpoint(path: Path) -> bool:
-    """Whether the file is plain data under our key; anything else is for the restricted reader to judge."""
+    """Return whether the file is plain data with our key. Any other file is left to the restricted reader."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":  # our checkpoints are zip archives
             return False
@@ -76,23 +77,24 @@ def is_own_checkpoint(path: Path) -> bool:
 
 
 def read_own_checkpoint(path: Path) -> WeightsFile:
+    """Read one of our own checkpoints. Raises UserError if a part is missing."""
     content = read_checkpoint(path)
     try:
         model = content["model"]
         state = content["ema"]["state_dict"] if content.get("ema") else model["state_dict"]
-        return weights_file(path, state, to_plain_data(model["yaml"], path), model["names"], "anchorage")
+        return make_weights_file(path, state, to_plain_data(model["yaml"], path), model["names"], "anchorage")
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: the checkpoint lacks a part of its model ({error})") from error
 
 
 def read_yolov5(path: Path) -> WeightsFile:
-    """A `.pt` file of YOLOv5, of any version: whole pickled modules."""
+    """Read a `.pt` file of YOLOv5, of any version: pickled modules."""
     with YOLOv5File(path) as file:
         content = file.content
         module = pickled_model(content)
         if module is None:
             raise UserError(
-                f"{path}: holds no YOLOv5 model (only {describe_type(content)}): give a .pt file that a training wrote"
+                f"{path}: holds no YOLOv5 model (only {describe_type(content)}): give a .pt file that train.py wrote"
             )
         attributes = vars(module)
         if not isinstance(attributes.get("yaml"), dict):
@@ -100,12 +102,12 @@ def read_yolov5(path: Path) -> WeightsFile:
         description = to_plain_data(attributes["yaml"], path)
         if "activation" not in description and (text := old_activation(module)):
             description["activation"] = text
-        return weights_file(path, file.state_dict(module), description, attributes.get("names"), "yolov5")
+        return make_weights_file(path, file.state_dict(module), description, attributes.get("names"), "yolov5")
 
 
-def pickled_model(content: Any) -> PickledObject | None:
-    """The EMA model, else the model; out of a wrapper for several GPUs where there is one."""
-    candidates = [content]
+def pickled_model(content: object) -> PickledObject | None:
+    """Return the EMA model or the model, without the wrapper for several GPUs. Return None if there is no model."""
+    candidates: list[object] = [content]
     if isinstance(content, dict):
         candidates = [content.get("ema"), content.get("model")]
     for found in candidates:
@@ -116,14 +118,15 @@ def pickled_model(content: Any) -> PickledObject | None:
     return None
 
 
-def describe_type(content: Any) -> str:
+def describe_type(content: object) -> str:
+    """Return the type of `content` for messages, or the first keys of a dict."""
     if isinstance(content, dict):
         return f"the keys {', '.join(str(key) for key in list(content)[:3] if isinstance(key, (str, int)))}"
     return f"a {type(content).__name__}"
 
 
 def old_activation(module: PickledObject) -> str | None:
-    """The activation of the first convolution, where it is not the usual one. Versions 1 to 3 had others."""
+    """Return the activation of the first convolution, or None for SiLU. Versions 1 to 3 had others."""
     layers = vars((vars(module).get("_modules") or {}).get("model") or PickledObject()).get("_modules") or {}
     block = layers.get("0")
     while isinstance(block, PickledObject):
@@ -135,10 +138,10 @@ def old_activation(module: PickledObject) -> str | None:
 
 
 def to_plain_data(value: Any, path: Path) -> Any:
-    """`value` made of dict, list, text, numbers and None alone. UserError for anything else, or for very much of it."""
+    """Return `value` as dicts, lists, text, numbers and None. Raises UserError for other types or too many values."""
     visited = itertools.count()
 
-    def copy(entry: Any) -> Any:
+    def copy(entry: object) -> Any:
         if next(visited) < MAX_DESCRIPTION:
             if entry is None or isinstance(entry, (str, bool, int, float)):
                 return entry
@@ -154,24 +157,24 @@ def to_plain_data(value: Any, path: Path) -> Any:
         raise UserError(f"{path}: the model's description is not plain data") from error
 
 
-def weights_file(path: Path, state: Any, description: Any, names: Any, origin: str) -> WeightsFile:
-    """Put the parts together in one form, whatever their origin."""
+def make_weights_file(path: Path, state: object, description: object, names: object, origin: str) -> WeightsFile:
+    """Check the parts of a file and return them in the form that all origins share."""
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
         raise UserError(f"{path}: holds no tensors by name")
     if not isinstance(description, dict):
         raise UserError(f"{path}: holds no description of its model")
-    state = {str(name): value.float() if value.is_floating_point() else value for name, value in state.items()}
+    tensors = {str(name): value.float() if value.is_floating_point() else value for name, value in state.items()}
     listed = dict(enumerate(names)) if isinstance(names, (list, tuple)) else names if isinstance(names, dict) else {}
     count = description.get("nc")
     if not isinstance(count, int) or not 1 <= count <= MAX_DESCRIPTION:
         raise UserError(f"{path}: the model's description has no usable number of classes (nc)")
     texts = {number: name if isinstance(name := listed.get(number), str) else str(number) for number in range(count)}
-    return WeightsFile(state, description, texts, origin)
+    return WeightsFile(tensors, description, texts, origin)
 
 
 @torch.no_grad()
 def transfer(model: nn.Module, state_dict: Mapping[str, Tensor], exclude: Sequence[str] = ()) -> Transfer:
-    """Copy the entries that agree in name and shape; `exclude` lists parts of names to leave alone."""
+    """Copy the entries that agree in name and shape, except names that contain a string of `exclude`."""
     own = model.state_dict()
     matched = 0
     for name, value in state_dict.items():
@@ -182,9 +185,9 @@ def transfer(model: nn.Module, state_dict: Mapping[str, Tensor], exclude: Sequen
 
 
 def build_model_from(weights: WeightsFile, path: str | Path) -> DetectionModel:
-    """The model that the file describes, with all of its weights. UserError where they do not fit the description."""
+    """Return the model that the file describes, with all its weights. Raises UserError if they do not fit."""
     stored = sum(value.numel() for value in weights.state_dict.values())
-    with torch.random.fork_rng(devices=()):  # initial values are overwritten: loading must not move the generator
+    with torch.random.fork_rng(devices=()):  # loading must not change the random state
         try:
             model = DetectionModel(weights.yaml, max_parameters=2 * stored)
         except UserError as error:
@@ -202,28 +205,33 @@ def build_model_from(weights: WeightsFile, path: str | Path) -> DetectionModel:
 
 
 def load_model(weights: str | Path, device: str | torch.device = "cpu", fuse: bool = True) -> DetectionModel:
-    """The model of a weights file, float32, in evaluation mode, batch norms folded in unless `fuse` is off."""
+    """Return the model of a weights file, float32, in evaluation mode, with batch norms folded in if `fuse`."""
     model = build_model_from(read_weights(weights), weights).eval()
-    return (model.fuse() if fuse else model).to(device, memory_format=torch.channels_last)
+    return (model.fuse() if fuse else model).to(device).to(memory_format=torch.channels_last)
 
 
 class Ensemble(nn.Module):
-    """Several models of the same classes as one: their decoded rows one after the other (B, N1 + N2 + ..., 5+C)."""
+    """Several models of the same classes as one: their decoded rows concatenated (B, N1 + N2 + ..., 5+C)."""
 
-    def __init__(self, models: Sequence[DetectionModel]):
+    def __init__(self, models: Sequence[DetectionModel]) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
         self.names, self.yaml, self.num_classes = models[0].names, models[0].yaml, models[0].num_classes
 
     @property
+    def members(self) -> list[DetectionModel]:
+        """The models."""
+        return [cast(DetectionModel, model) for model in self.models]
+
+    @property
     def stride(self) -> Tensor:
-        """That of the model with the largest one."""
-        return max((model.stride for model in self.models), key=lambda stride: float(stride.max()))
+        """Strides (L,) of the model with the largest stride."""
+        return max((model.stride for model in self.members), key=lambda stride: float(stride.max()))
 
     @property
     def size_multiple(self) -> int:
         """Pixels that both sides of an input image are multiples of, for every one of the models."""
-        return max(model.size_multiple for model in self.models)
+        return max(model.size_multiple for model in self.members)
 
     def forward(self, x: Tensor, augment: bool = False) -> tuple[Tensor, None]:
         return torch.cat([model(x, augment=augment)[0] for model in self.models], dim=1), None
@@ -232,7 +240,10 @@ class Ensemble(nn.Module):
 def load_ensemble(
     weights: Sequence[str | Path], device: str | torch.device = "cpu", fuse: bool = True
 ) -> DetectionModel | Ensemble:
-    """All `weights` as one model; a single file gives that model itself. UserError where classes differ in number."""
+    """Load all `weights` as one model, a single file as the model itself.
+
+    Raises UserError if the numbers of classes differ.
+    """
     if not weights:
         raise UserError("no weights given: use --weights FILE.pt")
     models = [load_model(file, device, fuse) for file in weights]
@@ -246,10 +257,10 @@ def load_ensemble(
 
 
 def resolve_weights(name: str | Path, *, allow_download: bool) -> Path:
-    """The file of `name`: as typed, else in the project folder or its weights/.
+    """Return the file of `name`: as typed, or in the project folder or its weights/.
 
-    Published names (yolov5n.pt ... yolov5x6.pt) that are not there are fetched where that is allowed. UserError
-    otherwise, saying where to put the file.
+    Published names (yolov5n.pt ... yolov5x6.pt) that are not there are downloaded if that is allowed. Raises UserError
+    otherwise, with the place to put the file.
     """
     file = Path(name)
     if file.suffix.lower() in (".yaml", ".yml"):
@@ -272,7 +283,7 @@ def resolve_weights(name: str | Path, *, allow_download: bool) -> Path:
 
 
 def find_weights(names: Sequence[str], *, typed: bool) -> list[Path]:
-    """Files of --weights. Published ones are only downloaded where the user has `typed` their name."""
+    """Return the files of --weights. Published ones are downloaded only if the user `typed` their name."""
     try:
         return [resolve_weights(name, allow_download=typed) for name in names]
     except UserError as error:
@@ -285,7 +296,8 @@ def find_weights(names: Sequence[str], *, typed: bool) -> list[Path]:
 
 
 def fetch_published(name: str, target: Path) -> Path:
-    from utils.download import fetch  # late: only this needs the network
+    """Download published weights to `target`."""
+    from utils.download import fetch  # only this needs the network
 
-    print(f"Fetching {name}: weights by Ultralytics under AGPL-3.0, not part of this project")
+    info(f"Fetching {name}: weights by Ultralytics under AGPL-3.0, not part of this project")
     return fetch(RELEASE_URL + name, target, sha256=SHA256.get(name))

@@ -1,23 +1,23 @@
-"""The detection head, layers from a checked YAML, and the model.
+"""Detection head, layers from a checked YAML, and the model.
 
 Legend: B batch, A anchors per level, H W rows and columns, C classes, L levels, N predictions.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from models.architecture import (
     BLOCKS,
+    CONSTANTS,
     HEAD,
     SELF_REPEATING,
     WIDTH_SCALED,
-    WORDS,
     Architecture,
     Row,
     check_anchor_rows,
@@ -34,20 +34,23 @@ __all__ = ["Detect", "DetectionModel", "find_cfg"]
 
 PROBE_SIZE = 256  # pixels; strides are measured on a blank square image of this size
 MAX_PARAMETERS = 2**31  # of a model: 8 GiB in float32, twelve times the largest published one
-MAX_ACTIVATION = 2**28  # values that one layer may make of the probe
+MAX_ACTIVATION = 2**28  # values in the output of one layer for the probe
 AUGMENT_PASSES = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored
 
 
 class Detect(nn.Module):
     """Anchor-based head: one 1x1 convolution per level.
 
-    Training: list of L raw tensors (B, A, H, W, 5+C), logits of x, y, w, h, objectness, classes.
-    Evaluation: (decoded (B, N, 5+C) float32, that list); boxes are cx, cy, w, h in pixels of the input, the rest are
-    probabilities; rows run over levels, then anchors, rows, columns. Decoding is float32 whatever autocast does. The
-    raw tensors lie in memory as the convolutions have written them: what wants another shape of them is `reshape`.
+    In training mode it returns L raw tensors (B, A, H, W, 5+C): logits of x, y, w, h, objectness and classes. In
+    evaluation mode it returns (decoded, raw), where decoded is (B, N, 5+C) float32 under autocast too. Its boxes are
+    cx, cy, w, h in pixels of the input, the other values are probabilities. Its rows run over levels, then anchors,
+    rows and columns. The raw tensors are views of what the convolutions wrote, so use `reshape`, not `view`.
     """
 
-    def __init__(self, num_classes: int, anchors: Sequence[Sequence[float]], channels: Sequence[int]):
+    anchors: Tensor
+    stride: Tensor
+
+    def __init__(self, num_classes: int, anchors: Sequence[Sequence[float]], channels: Sequence[int]) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.num_levels = len(anchors)
@@ -58,20 +61,28 @@ class Detect(nn.Module):
         self.m = nn.ModuleList(nn.Conv2d(width, self.num_anchors * (5 + num_classes), 1) for width in channels)
         self._grids: dict[tuple, tuple[Tensor, Tensor]] = {}
 
+    @property
+    def convolutions(self) -> list[nn.Conv2d]:
+        """The convolution of each level."""
+        return [cast(nn.Conv2d, convolution) for convolution in self.m]
+
     def forward(self, features: list[Tensor]) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
         raw = []
         for level, convolution in zip(features, self.m):
-            y = convolution(level).permute(0, 2, 3, 1)  # (B, H, W, A (5+C)), as it lies in memory: nothing is moved
+            y = convolution(level).permute(0, 2, 3, 1)  # (B, H, W, A (5+C)): its order in memory, so no copy
             B, H, W, _ = y.shape
             raw.append(y.reshape(B, H, W, self.num_anchors, -1).permute(0, 3, 1, 2, 4))
         return raw if self.training else (self.decode(raw), raw)
 
     def decode(self, raw: list[Tensor]) -> Tensor:
-        """Raw levels (B, A, H, W, 5+C) -> (B, N, 5+C): xy = (2 s(t) - 0.5 + cell) stride, wh = (2 s(t))^2 anchor."""
-        cells, prior = self.grid([tuple(level.shape[2:4]) for level in raw], raw[0].device)
+        """Decode raw levels (B, A, H, W, 5+C) to (B, N, 5+C).
+
+        With s the sigmoid: xy = (2 s(t) - 0.5 + cell) stride, wh = (2 s(t))^2 anchor.
+        """
+        cells, prior = self.grid([(level.shape[2], level.shape[3]) for level in raw], raw[0].device)
         B, N, width = raw[0].shape[0], prior.shape[0], raw[0].shape[4]
         scores, end = raw[0].new_empty((B, N, width), dtype=torch.float32), 0  # (B, N, 5+C)
-        for level in raw:  # each is put into its order, its type and its place in one go
+        for level in raw:  # one copy per level changes order, type and place at once
             _, A, H, W, _ = level.shape
             start, end = end, end + A * H * W
             scores[:, start:end].view(B, A, H, W, width).copy_(level)
@@ -86,14 +97,14 @@ class Detect(nn.Module):
         return scores
 
     def grid(self, sizes: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
-        """For each of the N rows: (column - 0.5, row - 0.5) (N, 2) float32, and which of the L A anchors it has (N,).
+        """Return (column - 0.5, row - 0.5) (N, 2) float32 and the number of the anchor (N,) in 0…L A - 1 of each row.
 
-        Both depend on sizes and device alone, so that moving or casting the model leaves nothing stale.
+        Both depend on sizes and device only, so they stay valid if the model is moved or cast.
         """
         key = (*sizes, device)
         found = self._grids.get(key)
         if found is None:
-            if len(self._grids) >= 16:  # rectangular batches come in few sizes; anything else must not pile up
+            if len(self._grids) >= 16:  # rectangular batches have few sizes; others must not accumulate
                 self._grids.clear()
             found = self._grids[key] = self._make_grid(sizes, device)
         return found
@@ -109,7 +120,10 @@ class Detect(nn.Module):
 
     @torch.no_grad()
     def set_stride(self, stride: Tensor) -> None:
-        """Take strides (L,) in pixels; anchors go from pixels to grid cells, levels reversed if they run against it."""
+        """Set the strides (L,) in pixels and convert the anchors from pixels to grid cells.
+
+        Levels of anchors are reversed if their order is opposite to that of the strides.
+        """
         areas = self.anchors.prod(dim=2).mean(dim=1)
         growth = areas[-1] - areas[0]
         if growth != 0 and growth.sign() != (stride[-1] - stride[0]).sign():
@@ -120,17 +134,18 @@ class Detect(nn.Module):
     @torch.no_grad()
     def prime_biases(self) -> None:
         """Start from about 8 objects per 640 px image and equally rare classes (focal loss paper, section 3.3)."""
-        for convolution, stride in zip(self.m, self.stride.tolist()):
+        for convolution, stride in zip(self.convolutions, self.stride.tolist()):
+            assert convolution.bias is not None
             bias = convolution.bias.view(self.num_anchors, -1)  # (A, 5+C)
             bias[:, 4] += math.log(8 / (640 / stride) ** 2)
             bias[:, 5:] += math.log(0.6 / (self.num_classes - 0.99999))
 
 
 def check_size(arch: Architecture, max_parameters: int) -> None:
-    """Raise UserError for a description that would fill the memory, before anything is built: shapes alone are run."""
+    """Raise UserError for a model that would not fit in memory. Only shapes are computed, on the device `meta`."""
     with torch.random.fork_rng(devices=()), torch.device("meta"), torch.no_grad():
         layers = build_layers(arch)
-        parameters = sum(layer.np for layer in layers)
+        parameters = sum(parameter.numel() for parameter in layers.parameters())
         if parameters > max_parameters:
             raise UserError(
                 f"{arch.source}: describes {parameters:,} parameters, more than the {max_parameters:,} "
@@ -142,13 +157,13 @@ def check_size(arch: Architecture, max_parameters: int) -> None:
             with describe_misfit(row):
                 x = layer(inputs if isinstance(row.inputs, list) else inputs[0])
             if x.numel() > MAX_ACTIVATION:
-                raise UserError(f"{row.where}: args {row.args}: makes {x.numel():,} values of a small picture")
+                raise UserError(f"{row.where}: args {row.args}: outputs {x.numel():,} values for a small image")
             kept.append(x)
 
 
 @contextmanager
-def describe_misfit(row: Row) -> Iterator[None]:
-    """Errors of a layer's forward pass as UserErrors that name its row."""
+def describe_misfit(row: Row) -> Generator[None]:
+    """Turn errors of a layer's forward pass into UserErrors that name its row."""
     try:
         yield
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -158,7 +173,7 @@ def describe_misfit(row: Row) -> Iterator[None]:
 
 
 def build_layers(arch: Architecture) -> nn.Sequential:
-    """Modules in the order of the rows, each with the attributes i (index), f (inputs), type and np (parameters)."""
+    """Return the modules in the order of the rows."""
     layers: list[nn.Module] = []
     widths: list[int] = []
     for row in arch.rows:
@@ -170,18 +185,15 @@ def build_layers(arch: Architecture) -> nn.Sequential:
             raise
         except (TypeError, ValueError, RuntimeError, AssertionError, ArithmeticError, LookupError) as error:
             raise UserError(f"{row.where}: args {row.args}: {one_line(error)}") from error
-        kind = Detect if row.name == HEAD else BLOCKS[row.name]
-        layer.i, layer.f, layer.type = row.index, row.inputs, f"{kind.__module__}.{kind.__name__}"
-        layer.np = sum(parameter.numel() for parameter in layer.parameters())
         layers.append(layer)
         widths.append(width)
     return nn.Sequential(*layers)
 
 
 def build_layer(arch: Architecture, row: Row, channels: list[int], previous: int) -> tuple[nn.Module, int]:
-    """The module of `row` and its output channels, given the channels of its inputs."""
+    """Return the module of `row` and its output channels, given the channels of its inputs."""
     name = row.name
-    kind = Detect if name == HEAD else BLOCKS[name]
+    block: Callable[..., nn.Module] = Detect if name == HEAD else BLOCKS[name]
     args = [resolve(value, arch, row.where) for value in row.args]
     repeats = max(round(row.repeats * arch.depth), 1) if row.repeats > 1 else 1
     width = channels[0]
@@ -203,12 +215,12 @@ def build_layer(arch: Architecture, row: Row, channels: list[int], previous: int
             raise UserError(f"{row.where}: gain: {gain!r} is not a whole number, 1 or more")
         width = width * gain**2 if name == "Contract" else width // gain**2
     if repeats > 1:
-        return nn.Sequential(*(kind(*args) for _ in range(repeats))), width
-    return kind(*args), width
+        return nn.Sequential(*(block(*args) for _ in range(repeats))), width
+    return block(*args), width
 
 
-def resolve(value: Any, arch: Architecture, where: str) -> Any:
-    """What an argument means: the words nc, anchors, None, True, False, an activation, else itself."""
+def resolve(value: object, arch: Architecture, where: str) -> Any:
+    """Return the meaning of an argument: nc, anchors, None, True, False, an activation, otherwise itself."""
     if isinstance(value, list):
         return [resolve(entry, arch, where) for entry in value]
     if not isinstance(value, str):
@@ -218,22 +230,24 @@ def resolve(value: Any, arch: Architecture, where: str) -> Any:
             return parse_activation(value)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-    return {"nc": arch.num_classes, "anchors": arch.anchors, **WORDS}.get(value, value)
+    return {"nc": arch.num_classes, "anchors": arch.anchors, **CONSTANTS}.get(value, value)
 
 
 def scaled_width(arch: Architecture, row: Row, args: list) -> int:
+    """Return the output channels of a block, scaled by the width gain and rounded up to the divisor."""
     if not args or not is_int(args[0], 1):
         raise UserError(f"{row.where}: args {row.args}: the first must be the output channels, a whole number above 0")
-    if args[0] == arch.outputs_per_cell:  # a convolution that makes predictions keeps its width
+    if args[0] == arch.outputs_per_cell:  # a convolution that outputs predictions keeps its width
         return args[0]
     return math.ceil(args[0] * arch.width / arch.divisor) * arch.divisor
 
 
 def detect_args(arch: Architecture, row: Row, args: list, channels: list[int]) -> list:
+    """Return the arguments of Detect: number of classes, anchors by level, channels by level."""
     if len(args) < 2 or args[0] != arch.num_classes:
         raise UserError(f"{row.where}: args {row.args} must be [nc, anchors] (nc is {arch.num_classes})")
     anchors = check_anchor_rows(args[1], row.where)
-    if isinstance(anchors, int):  # sizes unknown: (0, 1), (2, 3), ... in every level, to be fitted to the data
+    if isinstance(anchors, int):  # placeholders (0, 1), (2, 3), ... in every level, to be fitted to the data
         anchors = [list(range(2 * anchors)) for _ in channels]
     if len(anchors) != len(channels):
         raise UserError(f"{row.where}: {len(anchors)} rows of anchors for {len(channels)} levels")
@@ -245,10 +259,10 @@ def one_line(error: Exception) -> str:
 
 
 class DetectionModel(nn.Module):
-    """A detector built from a YAML file, a name such as `yolov5s`, or a mapping of the same layout.
+    """Detector built from a YAML file, a name such as `yolov5s`, or a mapping of the same layout.
 
-    `num_classes` and `anchors` (rows in pixels, or a number of placeholders per level) override the description;
-    `channels` counts only where it has no `ch`. Raises UserError for what cannot be built.
+    `num_classes` and `anchors` (rows in pixels, or a number of placeholders per level) override the description.
+    `channels` is used if the description has no `ch`. Raises UserError if the model cannot be built.
     `.yaml` is the description as used, `.names` {int: str}, `.stride` (L,) pixels, `.head` the Detect module.
     """
 
@@ -259,7 +273,7 @@ class DetectionModel(nn.Module):
         num_classes: int | None = None,
         anchors: float | list | None = None,
         max_parameters: int = MAX_PARAMETERS,
-    ):
+    ) -> None:
         super().__init__()
         self.yaml, source = read_cfg(cfg)
         self.yaml.setdefault("ch", channels)
@@ -275,8 +289,9 @@ class DetectionModel(nn.Module):
                 use_activation(self, parse_activation(arch.activation))
             except UserError as error:
                 raise UserError(f"{source}: {error}") from error
-        # Layers whose output is needed by a later one than the next.
-        self.save = sorted({entry for row in arch.rows for entry in row.sources if entry != row.index - 1})
+        self.rows = arch.rows
+        # Layers whose output a later layer than the next one needs.
+        self.kept_layers = sorted({entry for row in arch.rows for entry in row.sources if entry != row.index - 1})
         self.names = {number: str(number) for number in range(arch.num_classes)}
         self._initialise(arch)
 
@@ -289,16 +304,16 @@ class DetectionModel(nn.Module):
 
     @torch.no_grad()
     def _probe(self, arch: Architecture) -> Tensor:
-        """Strides (L,), measured in training mode: batch norms start from variance 0.9 as published models do."""
+        """Measure the strides (L,) by a pass in training mode, so batch norms start from variance 0.9, as published."""
         x, kept = torch.zeros(1, arch.channels, PROBE_SIZE, PROBE_SIZE), {}
         for row, layer in zip(arch.rows, self.model):
             with describe_misfit(row):
-                x = self._step(layer, x, kept)
+                x = self._run_layer(row, layer, x, kept)
         return torch.tensor([PROBE_SIZE / level.shape[2] for level in x])
 
     @property
     def head(self) -> Detect:
-        return self.model[-1]
+        return cast(Detect, self.model[-1])
 
     @property
     def stride(self) -> Tensor:
@@ -314,26 +329,27 @@ class DetectionModel(nn.Module):
         return self.head.num_classes
 
     def forward(self, x: Tensor, augment: bool = False) -> list[Tensor] | tuple[Tensor, list[Tensor] | None]:
-        """Images (B, channels, H, W) in 0...1, H and W multiples of the largest stride -> as Detect.
+        """Run the network on images (B, channels, H, W) in 0...1, H and W multiples of the largest stride.
 
-        augment: three passes at several scales, one mirrored; (decoded rows of all passes, None). Evaluation only.
+        The result is that of Detect. With `augment`, in evaluation mode only, it is (decoded rows, None) of three
+        passes at several scales, one of them mirrored.
         """
         return self._augmented(x) if augment else self._layers(x)
 
     def _layers(self, x: Tensor) -> Any:
         kept: dict[int, Tensor] = {}
-        for layer in self.model:
-            x = self._step(layer, x, kept)
+        for row, layer in zip(self.rows, self.model):
+            x = self._run_layer(row, layer, x, kept)
         return x
 
-    def _step(self, layer: nn.Module, previous: Tensor, kept: dict[int, Tensor]) -> Any:
-        """Output of `layer`; `kept` gathers, by layer, the outputs that later layers need."""
-        if isinstance(layer.f, list):
-            output = layer([previous if entry == layer.i - 1 else kept[entry] for entry in layer.f])
+    def _run_layer(self, row: Row, layer: nn.Module, previous: Tensor, kept: dict[int, Tensor]) -> Any:
+        """Return the output of `layer`. Outputs that later layers need are added to `kept`, by layer."""
+        if isinstance(row.inputs, list):
+            output = layer([previous if entry == row.index - 1 else kept[entry] for entry in row.inputs])
         else:
-            output = layer(previous if layer.f == layer.i - 1 else kept[layer.f])
-        if layer.i in self.save:
-            kept[layer.i] = output
+            output = layer(previous if row.inputs == row.index - 1 else kept[row.inputs])
+        if row.index in self.kept_layers:
+            kept[row.index] = output
         return output
 
     def _augmented(self, images: Tensor) -> tuple[Tensor, None]:
@@ -362,7 +378,7 @@ class DetectionModel(nn.Module):
         return [first[:, : first.shape[1] - coarsest], *results[1:-1], last[:, finest:]]
 
     def fuse(self) -> "DetectionModel":
-        """Fold batch norms into their convolutions in place, for inference; returns the model itself."""
+        """Fold batch norms into their convolutions in place, for inference. Return the model itself."""
         for part in self.modules():
             if isinstance(part, Conv):
                 part.fuse()

@@ -1,7 +1,8 @@
-"""Read YOLOv5 `.pt` files, which are pickles of whole programs' objects, without running anything in them.
+"""Reader of YOLOv5 `.pt` files, which are pickles of a program's objects. Nothing in them is executed.
 
-Modules become attribute bags, tensors are described and only loaded when asked for, and every callable that is not on
-the short list below is refused by name. Zip archives (torch 1.6 and later) and the older stream format are read.
+Modules become PickledObjects, which hold attributes only. Tensors are described, and loaded on request. Every callable
+that is not on the short list below is refused by name. Zip archives (torch 1.6 and later) and the older stream format
+are read.
 """
 
 import io
@@ -13,11 +14,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 from torch import Tensor
 
+from utils.checkpoint import READ_ERRORS
 from utils.errors import UserError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -35,31 +37,15 @@ DTYPES = {
     "BoolStorage": torch.bool,
 }
 DTYPE_NAMES = {str(dtype): dtype for dtype in DTYPES.values()}  # torch.float32 ...
-READ_ERRORS = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    zipfile.LargeZipFile,
-    struct.error,
-    EOFError,
-    OSError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ValueError,
-    ArithmeticError,
-    RecursionError,
-    MemoryError,
-    RuntimeError,
-)
 
 
 class PickledObject:
-    """Stands in for an object of a class that is not imported: holds its attributes, does nothing.
+    """Placeholder for an object of a class that is not imported: it holds attributes and does nothing.
 
-    Each load makes its own subclasses, so nothing that a file sets can outlive its reading.
+    Each load makes its own subclasses, so nothing that a file sets outlives the load.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.arguments = args
 
     def __setstate__(self, state: Any) -> None:
@@ -68,11 +54,12 @@ class PickledObject:
 
 
 class AllowedCall:
-    """One permitted callable; it has no attributes that a file could replace."""
+    """Permitted callable without attributes that a file could replace."""
 
     __slots__ = ("_function",)
+    _function: Callable[..., Any]
 
-    def __init__(self, function: Callable[..., Any]):
+    def __init__(self, function: Callable[..., Any]) -> None:
         object.__setattr__(self, "_function", function)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -84,7 +71,7 @@ class AllowedCall:
 
 @dataclass(frozen=True)
 class StorageRef:
-    """A block of `numel` values in the file."""
+    """Block of `numel` values in the file."""
 
     key: str
     dtype: torch.dtype
@@ -93,7 +80,7 @@ class StorageRef:
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A view of a storage, in values. Its extent is checked against the storage when it is made."""
+    """View of a storage, in values. Its extent is checked against the storage when it is created."""
 
     storage: StorageRef
     offset: int
@@ -107,10 +94,10 @@ class TensorRef:
             or len(self.shape) != len(self.strides)
             or not all(type(number) is int and number >= 0 for number in numbers)
         ):
-            raise pickle.UnpicklingError("a tensor is described by something other than sizes")
+            raise pickle.UnpicklingError("the description of a tensor holds something other than sizes")
         numel = math.prod(self.shape)
         extent = self.offset + sum((side - 1) * stride for side, stride in zip(self.shape, self.strides)) + 1
-        # The first test also bounds tensors with stride 0, which would grow when they are copied.
+        # The first comparison also bounds tensors with stride 0, which would grow when they are copied.
         if numel > self.storage.numel or (numel and extent > self.storage.numel):
             raise pickle.UnpicklingError(f"a tensor of shape {self.shape} exceeds its {self.storage.numel} values")
 
@@ -120,7 +107,7 @@ def tensor_ref(storage: StorageRef, offset: int, shape: tuple, strides: tuple, *
 
 
 def decode_bytes(text: str, encoding: str = "latin1") -> bytes:
-    """How protocol 2 spells bytes."""
+    """Decode bytes as pickle protocol 2 writes them."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError("bytes in an unknown encoding")
     return text.encode("latin1")
@@ -154,7 +141,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
     },
 }
-# Nothing of these is needed (NumPy values are only ever the fitness), so they are held as bags.
+# The content of these is not needed (NumPy values are only the fitness), so they become PickledObjects.
 INERT = {
     "torch.device",
     "numpy.dtype",
@@ -162,7 +149,7 @@ INERT = {
     "argparse.Namespace",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
 }
-# What the protocols 2 to 4 write; others serve nothing here, and some reserve as much memory as a file asks for.
+# Those that protocols 2 to 4 write. Others are not needed, and some allocate as much memory as a file requests.
 OPCODES = (
     "PROTO FRAME STOP MARK POP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE "
     "SHORT_BINUNICODE BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES EMPTY_LIST APPEND APPENDS TUPLE "
@@ -171,13 +158,15 @@ OPCODES = (
 ).split()
 
 
-# The Python-written unpickler: the one in C reserves memory for whatever memo index a file names.
+# The unpickler written in Python: the one in C allocates memory up to any memo index that a file names.
 class Unpickler(pickle._Unpickler):
-    """Builds containers, texts, numbers, bags and tensor references; raises UserError for any other callable."""
+    """Unpickler of containers, text, numbers, PickledObjects and tensor references. Others are a UserError."""
 
-    dispatch = {code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in OPCODES)}
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in OPCODES)
+    }
 
-    def __init__(self, file: BinaryIO, path: Path):
+    def __init__(self, file: BinaryIO, path: Path) -> None:
         super().__init__(file, encoding="latin1")
         self.path = path
         self.classes: dict[str, type | Any] = {}
@@ -186,10 +175,10 @@ class Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full not in self.classes:
-            self.classes[full] = self._stand_in(full)
+            self.classes[full] = self._placeholder(full)
         return self.classes[full]
 
-    def _stand_in(self, full: str) -> Any:
+    def _placeholder(self, full: str) -> Any:
         module, _, name = full.rpartition(".")
         if full == "collections.OrderedDict":
             return OrderedDict
@@ -206,7 +195,7 @@ class Unpickler(pickle._Unpickler):
         )
 
     def persistent_load(self, pid: Any) -> Any:
-        if isinstance(pid, tuple) and pid and pid[0] == "module":  # older files send a class with its source text
+        if isinstance(pid, tuple) and pid and pid[0] == "module":  # older files store a class with its source text
             return pid[1]
         kind, dtype, key, _, numel, *view = pid
         if (
@@ -222,16 +211,16 @@ class Unpickler(pickle._Unpickler):
 
 
 class YOLOv5File:
-    """The object in a `.pt` file of YOLOv5, and its tensors on demand. Use as a context manager.
+    """Object in a `.pt` file of YOLOv5 (`content`), and its tensors on request. Use it as a context manager.
 
-    Raises UserError, in one line, for files that are damaged, no checkpoints, or call anything not permitted.
+    Raises UserError, in one line, for files that are damaged, are no checkpoints, or call anything not permitted.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._blocks: dict[str, bytes] = {}
         self._tensors: dict[str, Tensor] = {}
-        self._charged = 0  # bytes made from the file, modules visited
+        self._charged = 0  # bytes read from the file, and 100 per module visited
 
     def __enter__(self) -> "YOLOv5File":
         try:
@@ -261,16 +250,18 @@ class YOLOv5File:
         except READ_ERRORS as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.path}: damaged, cut off or no YOLOv5 checkpoint ({reason[:200]})") from error
-        raise UserError(f"{self.path}: not a checkpoint: give a .pt file that a training wrote")
+        raise UserError(f"{self.path}: not a checkpoint: give a .pt file that train.py wrote")
 
     def _read_zip(self) -> Any:
         self._archive = zipfile.ZipFile(self._file)
         names = self._archive.namelist()
         pickles = [name for name in names if name.count("/") == 1 and name.endswith("/data.pkl")]
         if any(name.endswith("/constants.pkl") for name in names):
-            raise UserError(f"{self.path}: a TorchScript file is not supported yet: give the .pt file it was made from")
+            raise UserError(
+                f"{self.path}: a TorchScript file is not supported yet: give the .pt file it was exported from"
+            )
         if len(pickles) != 1:
-            raise UserError(f"{self.path}: a zip archive, but not a checkpoint: give a .pt file that a training wrote")
+            raise UserError(f"{self.path}: a zip archive, but not a checkpoint: give a .pt file that train.py wrote")
         self._folder = pickles[0].removesuffix("data.pkl")
         if f"{self._folder}byteorder" in names and self._member("byteorder") != b"little":
             raise UserError(f"{self.path}: written on a big-endian machine, which is not supported")
@@ -278,14 +269,14 @@ class YOLOv5File:
 
     def _member(self, name: str) -> bytes:
         info = self._archive.getinfo(self._folder + name)
-        if info.compress_type != zipfile.ZIP_STORED:  # torch never compresses: a file that does may be a bomb
+        if info.compress_type != zipfile.ZIP_STORED:  # torch never compresses; a compressed file may be a zip bomb
             raise UserError(f"{self.path}: {name} is compressed, which no checkpoint is")
         return self._archive.read(info)
 
     def _read_stream(self) -> Any:
-        """Format before torch 1.6: magic, protocol, machine, object, storage keys, then each storage's bytes."""
+        """Read the format before torch 1.6: magic, protocol, machine, object, storage keys, bytes of each storage."""
         if Unpickler(self._file, self.path).load() != LEGACY_MAGIC:
-            raise UserError(f"{self.path}: a pickle, but not a checkpoint: give a .pt file that a training wrote")
+            raise UserError(f"{self.path}: a pickle, but not a checkpoint: give a .pt file that train.py wrote")
         Unpickler(self._file, self.path).load()
         machine = Unpickler(self._file, self.path).load()
         if not machine.get("little_endian", True):
@@ -302,13 +293,13 @@ class YOLOv5File:
         return content
 
     def _charge(self, amount: int) -> None:
-        """Stop a small file that unfolds into something huge by naming the same part again and again."""
+        """Count `amount`. Raises UserError if a small file expands to a huge one by naming the same part many times."""
         self._charged += amount
         if self._charged > 4 * self.path.stat().st_size + (1 << 20):
             raise UserError(f"{self.path}: refused: the file unfolds to many times its size")
 
     def tensor(self, ref: TensorRef) -> Tensor:
-        """A copy of the tensor that `ref` describes. UserError where its bytes are missing or damaged."""
+        """Return a copy of the tensor that `ref` describes. Raises UserError if its bytes are missing or damaged."""
         try:
             self._charge(math.prod(ref.shape) * ref.storage.dtype.itemsize)
             return self._storage(ref.storage).as_strided(ref.shape, ref.strides, ref.offset).clone()
@@ -317,7 +308,7 @@ class YOLOv5File:
         except READ_ERRORS as error:
             raise UserError(
                 f"{self.path}: damaged or cut off: storage {ref.storage.key} cannot be read ({error}); "
-                "fetch the file again"
+                "download the file again"
             ) from error
 
     def _storage(self, storage: StorageRef) -> Tensor:
@@ -338,7 +329,7 @@ class YOLOv5File:
         return self._tensors[storage.key]
 
     def state_dict(self, module: PickledObject) -> dict[str, Tensor]:
-        """Tensors of a pickled torch module and its children, by the names that `Module.state_dict` gives them."""
+        """Return the tensors of a pickled module and its children, by the names that `Module.state_dict` gives them."""
         return {name: self.tensor(ref) for name, ref in self._entries(module, "")}
 
     def _entries(self, module: Any, prefix: str) -> Iterator[tuple[str, TensorRef]]:

@@ -36,11 +36,6 @@ STABLE_SIGNATURES = {"non_max_suppression"}  # other programs call them as they 
 NOT_YET = {
     "import": set(),
     "any": {
-        "models.loading.copy.entry",
-        "models.loading.pickled_model.content",
-        "models.loading.weights_file.description",
-        "models.loading.weights_file.state",
-        "models.yolo.resolve.value",
         "utils.checkpoint.snapshot.value",
         "utils.images.augment.from_hyp.hyp",
         "utils.images.letterbox._like.boxes",

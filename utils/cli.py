@@ -24,8 +24,8 @@ def shorten(value: Any) -> str:
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return a clause that suggests the known word nearest to `word`, or "" if none is close."""
-    plain = {one.lstrip("-"): one for one in known}  # dashes do not count: all flags begin with them
-    close = difflib.get_close_matches(word.lstrip("-"), plain, n=1, cutoff=0.6)
+    plain = {one.lstrip("-").lower(): one for one in known}  # dashes do not count: all flags begin with them
+    close = difflib.get_close_matches(word.lstrip("-").lower(), plain, n=1, cutoff=0.6)
     return f"; did you mean {plain[close[0]]}?" if close else ""
 
 

@@ -593,7 +593,7 @@ def head_with(row) -> dict:
             head_with([-1, 1, "nn.Upsmaple", ["None", 2, "nearest"]]),
             "layer 4 \\(head\\).*'nn.Upsmaple'.*nn.Upsample\\?",
         ),
-        (head_with([-1, 1, "c3", [64]]), "layer 4 \\(head\\): unknown block 'c3' \\(did you mean C3\\?\\)"),
+        (head_with([-1, 1, "c3", [64]]), "layer 4 \\(head\\): unknown block 'c3'; did you mean C3\\?"),
         (head_with([-1, 1, "__import__('os').system('true')", []]), "layer 4 .*unknown block"),
         (head_with([-1, 1, 7, []]), "unknown block 7"),
         (head_with([-1, 1, "Segment", ["nc", "anchors"]]), "only detection models"),
@@ -641,7 +641,7 @@ def test_missing_key(key, tmp_path):
 def test_unknown_block_names_file_and_layer(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(find_cfg("yolov5n").read_text().replace("SPPF", "SPFF"))
-    message = r"mine.yaml: layer 9 \(backbone\): unknown block 'SPFF' \(did you mean SPPF\?\)"
+    message = r"mine.yaml: layer 9 \(backbone\): unknown block 'SPFF'; did you mean SPPF\?"
     with pytest.raises(UserError, match=message):
         DetectionModel(file)
 
