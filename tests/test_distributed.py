@@ -1,4 +1,4 @@
-"""Several processes: the same numbers as one, no hang, and a launch that restarts its workers goes on by itself."""
+"""Training in several processes: the same numbers as in one, no hang, and automatic resume after a restart."""
 
 import csv
 import json
@@ -28,14 +28,14 @@ from utils.training.launch_record import find_restarted_run, write_launch_record
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / "tests" / "distributed_worker.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-ALONE = ["--standalone"]  # takes a free port
-LIMIT = 400  # seconds, for a machine that is busy with other things; a hang takes longer than any of it
+STANDALONE = ["--standalone"]  # on a free port
+LIMIT = 400  # seconds; enough on a busy machine, and a hang takes longer
 
 pytestmark = pytest.mark.slow
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Of the processes that a test starts: one thread each, and nothing left of a launcher around the tests."""
+    """Return the environment for a test's processes: one thread, no variables of a torchrun around the tests."""
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("TORCHELASTIC", "MASTER_"))}
     for key in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         inherited.pop(key, None)
@@ -43,10 +43,10 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 class Started(subprocess.Popen):
-    """A command whose output goes into a file: a full pipe would stop it."""
+    """Running command whose output goes to a file, since a full pipe would block it."""
 
     def __init__(self, command, *, cwd=ROOT):
-        self.log = tempfile.TemporaryFile()
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 output() closes it
         super().__init__(
             [str(word) for word in command],
             cwd=cwd,
@@ -57,17 +57,17 @@ class Started(subprocess.Popen):
             stderr=subprocess.STDOUT,
         )
 
-    def so_far(self) -> str:
+    def read_log(self) -> str:
         return os.pread(self.log.fileno(), 1 << 24, 0).decode(errors="replace")
 
     def output(self) -> str:
-        """All that it and its workers printed; it must have ended."""
+        """Return all that the ended command and its workers printed."""
         with self.log:
             self.log.seek(0)
             return self.log.read().decode(errors="replace")
 
     def end(self) -> str:
-        """Ask it to end, as a launcher that ends its workers in their own sessions; what they printed."""
+        """End the command in a way that lets torchrun end its workers. Return the output."""
         self.terminate()
         try:
             self.wait(60)
@@ -78,7 +78,7 @@ class Started(subprocess.Popen):
 
 
 def finish(process: Started, limit: float = LIMIT) -> str:
-    """What it printed; everything that it started is ended when it takes longer than `limit` seconds."""
+    """Wait for the command and return its output. After `limit` seconds end it and fail."""
     try:
         process.wait(limit)
         return process.output()
@@ -93,19 +93,19 @@ def launch(*command, code=0, cwd=ROOT) -> str:
     return output
 
 
-def wait_for(happened, process: Started, limit: float = LIMIT) -> None:
+def wait_until(condition, process: Started, limit: float = LIMIT) -> None:
     deadline = time.monotonic() + limit
-    while not happened():
+    while not condition():
         ended = process.poll() is not None
-        if ended and happened():
+        if ended and condition():
             return
         if ended or time.monotonic() > deadline:
             pytest.fail(f"ended, or took too long: {process.end()[-3000:]}")
         time.sleep(0.05)
 
 
-def rows(folder: Path) -> list[dict[str, float]]:
-    """Rows of results.csv; none while it is not there."""
+def read_rows(folder: Path) -> list[dict[str, float]]:
+    """Return the rows of results.csv, none if it does not exist yet."""
     file = folder / "results.csv"
     if not file.is_file():
         return []
@@ -115,30 +115,9 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 def options(data, cfg, project: Path, name: str, *extra, epochs: int, batch: int = 12) -> list[str]:
     words = [
-        "--data",
-        data,
-        "--cfg",
-        cfg,
-        "--imgsz",
-        64,
-        "--batch-size",
-        batch,
-        "--epochs",
-        epochs,
-        "--workers",
-        0,
-        "--project",
-        project,
-        "--name",
-        name,
-        "--exist-ok",
-        "--noplots",
-        "--amp",
-        "off",
-        "--nbs",
-        64,
-        *extra,
-    ]
+        "--data", data, "--cfg", cfg, "--imgsz", 64, "--batch-size", batch, "--epochs", epochs, "--workers", 0,
+        "--project", project, "--name", name, "--exist-ok", "--noplots", "--amp", "off", "--nbs", 64, *extra,
+    ]  # fmt: skip
     return [str(word) for word in words]
 
 
@@ -149,7 +128,7 @@ def project(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def long_run(tiny_data, tiny_cfg, project):
-    """Words of a training of two processes that saves after each optimizer step."""
+    """Return a function that makes the flags of a training that saves after each optimizer step."""
 
     def words(name: str) -> list[str]:
         return options(tiny_data, tiny_cfg, project, name, "--save-minutes", "0.0001", epochs=6)
@@ -159,8 +138,8 @@ def long_run(tiny_data, tiny_cfg, project):
 
 @pytest.fixture(scope="module")
 def whole(long_run, project) -> Path:
-    """Folder of that training, never stopped."""
-    launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, ROOT / "train.py", *long_run("whole"))
+    """Train with these flags in two processes without interruption. Return the run folder."""
+    launch(*TORCHRUN, *STANDALONE, "--nproc_per_node", 2, ROOT / "train.py", *long_run("whole"))
     return project / "whole"
 
 
@@ -177,7 +156,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def pretrained(tiny_cfg, project) -> Path:
-    """Weights that have begun to find the shapes of the built-in data: metrics of noise turn on the last bit."""
+    """Train weights that find some of the built-in shapes. Metrics of random weights depend on the last bit."""
     train.main(
         options(
             "data/shapes.yaml",
@@ -200,7 +179,7 @@ def pretrained(tiny_cfg, project) -> Path:
 
 
 def test_two_processes_train_as_one_does(pretrained, tiny_cfg, project):
-    """At gentle rates: large steps tear up what was learned, and all metrics are noise again."""
+    """Learning rates are low, because large steps would destroy the weights and make all metrics noise again."""
     rates = {"lr0": 0.001, "warmup_bias_lr": 0.001}
     (project / "gentle.yaml").write_text(yaml.safe_dump({**Hyperparameters().to_dict(), **rates}))
 
@@ -221,8 +200,8 @@ def test_two_processes_train_as_one_does(pretrained, tiny_cfg, project):
         )
 
     launch(sys.executable, WORKER, "keep", *words("one"))
-    launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, WORKER, "keep", *words("two"))
-    one, two = rows(project / "one"), rows(project / "two")
+    launch(*TORCHRUN, *STANDALONE, "--nproc_per_node", 2, WORKER, "keep", *words("two"))
+    one, two = read_rows(project / "one"), read_rows(project / "two")
     assert len(one) == len(two) == 2 and one[-1]["metrics/mAP_0.5"] > 0.01
     for a, b in zip(one, two):
         assert b == pytest.approx(a, abs=1e-4), a["epoch"]
@@ -231,11 +210,11 @@ def test_two_processes_train_as_one_does(pretrained, tiny_cfg, project):
 
 @pytest.fixture(scope="module")
 def measured(pretrained_tiny, tiny_data, tiny_cfg, project):
-    """Gradients and validation metrics by number of processes."""
+    """Return gradients and validation metrics by number of processes."""
     found = {}
     for count in (1, 2, 3):
         out = project / f"measured{count}.pt"
-        launcher = [*TORCHRUN, *ALONE, "--nproc_per_node", count] if count > 1 else [sys.executable]
+        launcher = [*TORCHRUN, *STANDALONE, "--nproc_per_node", count] if count > 1 else [sys.executable]
         launch(*launcher, WORKER, "measure", out, tiny_cfg, pretrained_tiny, tiny_data.parent / "images" / "val")
         found[count] = torch.load(out, weights_only=False)
     return found
@@ -260,8 +239,8 @@ def pretrained_tiny(tiny_data, tiny_cfg, project) -> Path:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("layers", ["all", "frozen"])  # a static graph, and one with frozen layers
-def test_the_averaged_gradient_is_that_of_one_process(measured, count, layers):
+@pytest.mark.parametrize("layers", ["all", "frozen"])  # a static graph, and a graph with frozen layers
+def test_the_averaged_gradient_equals_that_of_one_process(measured, count, layers):
     one, several = measured[1][layers], measured[count][layers]
     assert one.keys() == several.keys() and len(one) > 100
     for name, gradient in one.items():
@@ -270,56 +249,43 @@ def test_the_averaged_gradient_is_that_of_one_process(measured, count, layers):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_validation_counts_each_picture_once_and_gives_the_same_metrics(measured, count):
+def test_validation_counts_each_image_once_and_gives_the_same_metrics(measured, count):
     one, several = measured[1]["validation"], measured[count]["validation"]
     assert several["metrics"] == pytest.approx(one["metrics"], abs=1e-7) and one["metrics"][3] > 0
     assert torch.equal(several["confusion"], one["confusion"])
     assert torch.allclose(several["ap"], one["ap"], atol=1e-7)
 
 
-# ---- the commands that people type -----------------------------------------------------------------------------------
+# ---- commands that users type ----------------------------------------------------------------------------------------
 
 
 def test_four_processes_by_the_card(tiny_cfg, project):
-    """With the GPUs as people name them: where there is none, on the processor, and said."""
+    """A list of GPUs on a machine without any means the CPU, which is reported."""
     output = launch(
-        *TORCHRUN,
-        "--nproc_per_node",
-        4,
-        "train.py",
-        "--cfg",
-        tiny_cfg,
-        "--imgsz",
-        64,
-        "--epochs",
-        1,
-        "--device",
-        "0,1,2,3",
-        "--project",
-        project,
-        "--name",
-        "four",
-        "--noplots",
-    )
+        *TORCHRUN, "--nproc_per_node", 4, "train.py", "--cfg", tiny_cfg, "--imgsz", 64, "--epochs", 1, "--device",
+        "0,1,2,3", "--project", project, "--name", "four", "--noplots",
+    )  # fmt: skip
     assert output.count("WARNING: --device 0,1,2,3: no GPU found") == 1
-    assert "x 4, torch" in output and output.count("1 epochs completed") == 1  # one process speaks
-    assert len(rows(project / "four")) == 1
+    assert "x 4, torch" in output and output.count("1 epochs completed") == 1  # only rank 0 prints
+    assert len(read_rows(project / "four")) == 1
     last = read_checkpoint(project / "four" / "weights" / "last.pt")
-    assert last["options"]["batch_size"] == 16 and last["iteration"] == 40  # the batch is that of all processes
+    assert (
+        last["options"]["batch_size"] == 16 and last["iteration"] == 40
+    )  # the batch size is the total of all processes
 
 
 def test_the_bare_command_of_the_card_starts(tmp_path):
-    """As typed, with the default model, size and data: to the end of the first batch."""
+    """The default model, size and data train until the end of the first batch."""
     command = Path(sys.executable).with_name("torchrun")
     process = Started([command, "--nproc_per_node", 4, ROOT / "train.py"], cwd=tmp_path)
     folder = tmp_path / "runs" / "train" / "exp"
-    wait_for((folder / "train_batch0.jpg").is_file, process)
+    wait_until((folder / "train_batch0.jpg").is_file, process)
     output = process.end()
     assert "x 4, torch" in output and "the state is saved" in output and (folder / "weights" / "last.pt").is_file()
 
 
 def test_the_old_launcher_and_early_stopping(tiny_data, tiny_cfg, project):
-    """`python -m torch.distributed.launch` passes --local-rank; all processes stop at the same epoch."""
+    """`python -m torch.distributed.launch` passes --local-rank. All processes stop at the same epoch."""
     output = launch(
         sys.executable,
         "-m",
@@ -351,7 +317,7 @@ def test_the_old_launcher_and_early_stopping(tiny_data, tiny_cfg, project):
     frozen = {name for name in first if int(name.split(".")[1]) < 3}
     assert frozen and {name for name in first if torch.equal(first[name], last[name])} >= frozen
     assert any(not torch.equal(first[name], last[name]) for name in first.keys() - frozen)
-    assert "x 2, torch" in output and "Stopped: no better fitness" in output and len(rows(project / "old")) < 30
+    assert "x 2, torch" in output and "Stopped: no better fitness" in output and len(read_rows(project / "old")) < 30
 
 
 def free_port() -> int:
@@ -363,27 +329,19 @@ def free_port() -> int:
 
 
 def test_two_machines_train_together(long_run, whole, project):
-    """Two agents that meet by a c10d rendezvous: the result is that of two processes of one launcher."""
-    meeting = [
-        "--nnodes",
-        2,
-        "--nproc_per_node",
-        1,
-        "--rdzv_backend",
-        "c10d",
-        "--rdzv_id",
-        "two-machines",
-        "--rdzv_endpoint",
-        f"localhost:{free_port()}",
-    ]
-    agents = [Started([*TORCHRUN, *meeting, ROOT / "train.py", *long_run("machines")]) for _ in range(2)]
+    """Two torchrun agents with a c10d rendezvous give the result of two processes under one torchrun."""
+    rendezvous = [
+        "--nnodes", 2, "--nproc_per_node", 1, "--rdzv_backend", "c10d", "--rdzv_id", "two-machines",
+        "--rdzv_endpoint", f"localhost:{free_port()}",
+    ]  # fmt: skip
+    agents = [Started([*TORCHRUN, *rendezvous, ROOT / "train.py", *long_run("machines")]) for _ in range(2)]
     outputs = [finish(agent) for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], outputs
     assert sum("6 epochs completed" in output for output in outputs) == 1
     assert_same_run(whole, project / "machines")
 
 
-# ---- what goes wrong ends well, or clearly, and soon -----------------------------------------------------------------
+# ---- errors end all processes, with a clear message and soon ---------------------------------------------------------
 
 
 def test_a_batch_that_does_not_divide_is_one_clear_line():
@@ -393,10 +351,10 @@ def test_a_batch_that_does_not_divide_is_one_clear_line():
     assert group.use("cpu", 12).world_size == group.use("cpu", -1).world_size == 2
 
 
-def test_a_mistake_that_rank_0_finds_ends_all(tiny_cfg, tmp_path):
+def test_a_mistake_found_by_rank_0_ends_all_processes(tiny_cfg, tmp_path):
     output = launch(
         *TORCHRUN,
-        *ALONE,
+        *STANDALONE,
         "--nproc_per_node",
         2,
         "train.py",
@@ -407,8 +365,10 @@ def test_a_mistake_that_rank_0_finds_ends_all(tiny_cfg, tmp_path):
     assert "Error: --data" not in output.split("torch.distributed.elastic")[0]  # no traceback of ours
 
 
-def test_an_evolution_under_a_launcher_is_one_clear_line(tmp_path):
-    output = launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, "train.py", "--evolve", "--data", "absent.yaml", code=1)
+def test_an_evolution_under_torchrun_is_one_clear_line(tmp_path):
+    output = launch(
+        *TORCHRUN, *STANDALONE, "--nproc_per_node", 2, "train.py", "--evolve", "--data", "absent.yaml", code=1
+    )
     assert output.count("error: --evolve starts its own processes") == 1
     assert output.count("exitcode  : 1 ") == 2 and "absent.yaml" not in output
 
@@ -417,11 +377,11 @@ def test_an_evolution_under_a_launcher_is_one_clear_line(tmp_path):
     "kind, expected",
     [("error", r"\[rank 1\] LookupError: what a bug raises"), ("disk", r"error: results.csv: No space left on device")],
 )
-def test_a_process_that_fails_brings_all_down(tiny_data, tiny_cfg, tmp_path, kind, expected):
+def test_a_process_that_fails_ends_all(tiny_data, tiny_cfg, tmp_path, kind, expected):
     process = Started(
         [
             *TORCHRUN,
-            *ALONE,
+            *STANDALONE,
             "--nproc_per_node",
             2,
             WORKER,
@@ -429,65 +389,69 @@ def test_a_process_that_fails_brings_all_down(tiny_data, tiny_cfg, tmp_path, kin
             *options(tiny_data, tiny_cfg, tmp_path, "x", epochs=50),
         ]
     )
-    wait_for(lambda: re.search(expected, process.so_far()), process)
-    began = time.monotonic()
+    wait_until(lambda: re.search(expected, process.read_log()), process)
+    started = time.monotonic()
     output = finish(process)
-    assert process.returncode and time.monotonic() - began < 60
+    assert process.returncode and time.monotonic() - started < 60
     assert "lost contact with another process" in output
 
 
-def test_a_killed_process_brings_all_down(long_run, project):
-    process = Started([*TORCHRUN, *ALONE, "--nproc_per_node", 2, ROOT / "train.py", *long_run("brought down")])
-    wait_for(lambda: len(rows(project / "brought down")) >= 2, process)  # a state is saved after the epoch's row
-    other = set(descendants(process.pid)) - {
-        json.loads((project / "brought down" / "launch.json").read_text())["process"]
-    }
-    began = time.monotonic()
-    os.kill(max(other), signal.SIGKILL)  # the second worker was started last
+def test_a_killed_process_ends_all(long_run, project):
+    process = Started([*TORCHRUN, *STANDALONE, "--nproc_per_node", 2, ROOT / "train.py", *long_run("ended")])
+    wait_until(lambda: len(read_rows(project / "ended")) >= 2, process)  # the state is saved after the row of the epoch
+    other = set(descendants(process.pid)) - {json.loads((project / "ended" / "launch.json").read_text())["process"]}
+    started = time.monotonic()
+    os.kill(max(other), signal.SIGKILL)  # the second worker is the last one started
     finish(process)
-    assert process.returncode and time.monotonic() - began < 60
-    assert read_checkpoint(project / "brought down" / "weights" / "last.pt")["epoch"] >= 1
+    assert process.returncode and time.monotonic() - started < 60
+    assert read_checkpoint(project / "ended" / "weights" / "last.pt")["epoch"] >= 1
 
 
-def test_a_batch_gone_bad_on_one_process_is_skipped_by_all(tiny_data, tiny_cfg, tmp_path):
+def test_a_non_finite_batch_of_one_process_is_skipped_by_all(tiny_data, tiny_cfg, tmp_path):
     launch(
-        *TORCHRUN, *ALONE, "--nproc_per_node", 2, WORKER, "nan", *options(tiny_data, tiny_cfg, tmp_path, "x", epochs=2)
+        *TORCHRUN,
+        *STANDALONE,
+        "--nproc_per_node",
+        2,
+        WORKER,
+        "nan",
+        *options(tiny_data, tiny_cfg, tmp_path, "x", epochs=2),
     )
     last = read_checkpoint(tmp_path / "x" / "weights" / "last.pt")
     assert last["guard"]["skipped"] == 1 and last["epoch"] == 2
     assert all(torch.isfinite(value).all() for value in last["model"]["state_dict"].values())
 
 
-# ---- going on --------------------------------------------------------------------------------------------------------
+# ---- resume ----------------------------------------------------------------------------------------------------------
 
 
 def test_an_interrupted_run_of_two_processes_resumes_exactly(long_run, whole, project):
-    process = Started([*TORCHRUN, *ALONE, "--nproc_per_node", 2, ROOT / "train.py", *long_run("stopped")])
+    process = Started([*TORCHRUN, *STANDALONE, "--nproc_per_node", 2, ROOT / "train.py", *long_run("stopped")])
     folder = project / "stopped"
-    wait_for(lambda: len(rows(folder)) >= 2, process)
-    process.send_signal(signal.SIGTERM)  # the agent hands it on
-    assert "the state is saved" in finish(process) and len(rows(folder)) < 6
-    launch(*TORCHRUN, *ALONE, "--nproc_per_node", 2, ROOT / "train.py", "--resume", folder)
+    wait_until(lambda: len(read_rows(folder)) >= 2, process)
+    process.send_signal(signal.SIGTERM)  # torchrun forwards it
+    assert "the state is saved" in finish(process) and len(read_rows(folder)) < 6
+    launch(*TORCHRUN, *STANDALONE, "--nproc_per_node", 2, ROOT / "train.py", "--resume", folder)
     assert_same_run(whole, folder)
 
 
-def test_a_run_of_two_processes_goes_on_in_one(long_run, project):
+def test_a_run_of_two_processes_is_resumed_in_one(long_run, project):
     folder = project / "fewer"
-    process = Started([*TORCHRUN, *ALONE, "--nproc_per_node", 2, ROOT / "train.py", *long_run("fewer")])
-    wait_for(lambda: len(rows(folder)) >= 2, process)
+    process = Started([*TORCHRUN, *STANDALONE, "--nproc_per_node", 2, ROOT / "train.py", *long_run("fewer")])
+    wait_until(lambda: len(read_rows(folder)) >= 2, process)
     process.send_signal(signal.SIGTERM)
     assert "the state is saved" in finish(process)
     output = launch(sys.executable, ROOT / "train.py", "--resume", folder)
     assert "processes 2 -> 1: no longer exact to the bit" in output, output[-3000:]
-    assert [row["epoch"] for row in rows(folder)] == list(range(6))
+    assert [row["epoch"] for row in read_rows(folder)] == list(range(6))
 
 
-def test_a_killed_worker_comes_back_and_the_run_is_exact(long_run, whole, project):
+def test_a_killed_worker_is_restarted_and_the_run_is_exact(long_run, whole, project):
     process = Started(
-        [*TORCHRUN, *ALONE, "--nproc_per_node", 2, "--max-restarts", 3, ROOT / "train.py", *long_run("killed")]
+        [*TORCHRUN, *STANDALONE, "--nproc_per_node", 2, "--max-restarts", 3, ROOT / "train.py", *long_run("killed")]
     )
     folder = project / "killed"
-    wait_for(lambda: len(rows(folder)) >= 2, process)
+    wait_until(lambda: len(read_rows(folder)) >= 2, process)
     os.kill(json.loads((folder / "launch.json").read_text())["process"], signal.SIGKILL)
     output = finish(process)
     assert process.returncode == 0 and f"Restarted by torchrun: resuming {folder}" in output, output[-3000:]
@@ -498,8 +462,8 @@ def test_a_launch_finds_its_own_run_and_no_other(tmp_path):
     for name, launchers in (("exp", ["a:1:5", "b:2:6"]), ("exp2", ["c:3:7"]), ("exp3", [""])):
         (tmp_path / name).mkdir()
         write_launch_record(tmp_path / name, launchers)
-    assert not (tmp_path / "exp3" / "launch.json").exists()  # without a launcher nothing is to be remembered
-    # this process itself began it: a second run, not a restart
+    assert not (tmp_path / "exp3" / "launch.json").exists()  # without torchrun there is no record
+    # this process started the run itself, so it is a second run and not a restart
     assert find_restarted_run(tmp_path, ["b:2:6", "d:4:8"]) is None
     for record in tmp_path.rglob("launch.json"):
         record.write_text(record.read_text().replace(f'"process": {os.getpid()}', '"process": 0'))
@@ -514,7 +478,7 @@ def test_a_launch_finds_its_own_run_and_no_other(tmp_path):
     assert find_restarted_run(tmp_path, ["c:3:7"]) is None
 
 
-# ---- the object itself -----------------------------------------------------------------------------------------------
+# ---- Distributed -----------------------------------------------------------------------------------------------------
 
 
 def test_one_process_needs_no_group(monkeypatch):
@@ -528,7 +492,7 @@ def test_one_process_needs_no_group(monkeypatch):
             group.on_main(lambda: (_ for _ in ()).throw(UserError("absent")))
 
 
-def test_a_launcher_with_one_process_is_a_group_of_one(monkeypatch):
+def test_torchrun_with_one_process_is_a_group_of_one(monkeypatch):
     for key, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "none"}.items():
         monkeypatch.setenv(key, value)
     group = Distributed.join()
@@ -536,7 +500,7 @@ def test_a_launcher_with_one_process_is_a_group_of_one(monkeypatch):
     assert group.use("cpu", 3).device.type == "cpu"
 
 
-def test_an_environment_without_a_meeting_place_is_said(monkeypatch):
+def test_an_environment_without_a_rendezvous_is_reported(monkeypatch):
     for key in ("MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("RANK", "0")
@@ -554,12 +518,12 @@ def two_gpus() -> Distributed:
     "argv, expected",
     [
         (["train.py", "--data", "my data.yaml", "--device", "0,1"], "train.py --data 'my data.yaml' --device 0,1"),
-        (["notebook.py", "-f", "x"], "train.py ... --device 0,1"),  # not what was typed for train.py
+        (["notebook.py", "-f", "x"], "train.py ... --device 0,1"),  # these words are not flags of train.py
     ],
 )
 def test_one_process_for_several_gpus_prints_the_better_command(monkeypatch, capsys, argv, expected):
     monkeypatch.setattr(sys, "argv", argv)
-    monkeypatch.setattr(torch.nn, "DataParallel", lambda model, device_ids: (model, device_ids))  # there may be no GPU
+    monkeypatch.setattr(torch.nn, "DataParallel", lambda model, device_ids: (model, device_ids))  # needs no GPU
     model = torch.nn.Linear(1, 1)
     assert two_gpus().wrap(model) == (model, [0, 1])
     assert capsys.readouterr().err == (
@@ -568,7 +532,7 @@ def test_one_process_for_several_gpus_prints_the_better_command(monkeypatch, cap
 
 
 def test_one_process_for_several_gpus_computes_in_fp16():
-    """DataParallel's replicas would silently do so with --amp bf16 too."""
+    """The replicas of DataParallel would do so with --amp bf16 too, without a message."""
     card = torch.device("cuda", 0)
     assert (
         amp_dtype("auto", card, data_parallel=True) == torch.float16
@@ -581,7 +545,7 @@ def test_one_process_for_several_gpus_computes_in_fp16():
 @pytest.mark.parametrize(
     "group", [Distributed(0, 1, torch.device("cpu"), (torch.device("cpu"),)), two_gpus()], ids=["CPU", "DataParallel"]
 )
-def test_sync_bn_that_does_nothing_is_said(monkeypatch, capsys, group):
+def test_sync_bn_without_effect_is_reported(monkeypatch, capsys, group):
     monkeypatch.setattr(torch.nn, "DataParallel", lambda model, device_ids: model)
     model = torch.nn.BatchNorm2d(1)
     assert wrap_model(model, TrainOptions(sync_bn=True), group, static=True) is model

@@ -1,6 +1,6 @@
-"""Files that mean harm, or are broken: nothing in them runs, nothing hangs, memory stays bounded, each costs a line.
+"""Hostile and broken files: no code of theirs runs, no reader hangs, memory is bounded, each gets a one-line message.
 
-Each reader is called in a process of its own that may take 1 GiB more memory than it has, and a minute.
+Each reader is called in a process of its own, which may take a minute and 1 GiB of additional memory.
 """
 
 import ast
@@ -37,8 +37,8 @@ SPARE_MEMORY = 1 << 30
 SECONDS = 60
 
 
-def contained(function: Callable[[], object]) -> str:
-    """The message of the UserError that `function` raises under the limits, or what else became of it."""
+def run_contained(function: Callable[..., object], *args: object) -> str:
+    """Call `function` under the limits. Return the message of its UserError, or another outcome in words."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -46,7 +46,7 @@ def contained(function: Callable[[], object]) -> str:
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + SPARE_MEMORY,) * 2)
         try:
-            text = f"went through: {str(function())[:100]}"
+            text = f"went through: {str(function(*args))[:100]}"
         except UserError as error:
             text = str(error)
         except BaseException as error:
@@ -62,7 +62,7 @@ def contained(function: Callable[[], object]) -> str:
 
 @pytest.fixture
 def canary(tmp_path):
-    """A file that an attack would make; the test fails if it does."""
+    """Return a file that an attack would create. The test fails if it exists afterwards."""
     yield tmp_path / "canary"
     assert not (tmp_path / "canary").exists()
 
@@ -76,6 +76,8 @@ def description(tiny_cfg) -> dict:
 
 
 class Call:
+    """Object that calls a function when it is unpickled."""
+
     def __init__(self, function, *args):
         self.function, self.args = function, args
 
@@ -92,12 +94,12 @@ def test_a_call_in_any_part_of_a_checkpoint_is_not_made(tmp_path, canary, descri
     part[place[-1]] = {"x": Call(os.system, f"touch '{canary}'")}
     torch.save(content, tmp_path / "evil.pt")
     for read in (read_checkpoint, read_weights, load_model, lambda file: train.main(["--resume", str(file)])):
-        message = contained(lambda: read(tmp_path / "evil.pt"))
+        message = run_contained(read, tmp_path / "evil.pt")
         assert "evil.pt" in message and not message.startswith(("went", "ESCAPED", "ENDED")), message
 
 
-def test_a_small_file_that_unfolds_is_refused(tmp_path, description):
-    """Compressed records, records that overlap, a tensor that repeats one number, lists in lists in lists."""
+def test_a_small_file_that_expands_is_refused(tmp_path, description):
+    """Compressed records, a tensor that repeats one number, lists nested in lists."""
     write_checkpoint(tmp_path / "good.pt", {"model": description}, kind="weights")
     with (
         zipfile.ZipFile(tmp_path / "good.pt") as good,
@@ -120,7 +122,7 @@ def test_a_small_file_that_unfolds_is_refused(tmp_path, description):
         ("nested.pt", "unfolds to many times its size"),
     ):
         for read in (read_checkpoint, read_weights):
-            message = contained(lambda: read(tmp_path / file))
+            message = run_contained(read, tmp_path / file)
             assert any(part in message for part in reason.split("|")) and file in message, message
 
 
@@ -145,13 +147,13 @@ def test_a_small_file_that_unfolds_is_refused(tmp_path, description):
     ],
     ids=str,
 )
-def test_a_description_of_a_giant_is_refused_before_it_is_built(tmp_path, description, tiny_cfg, change):
-    wanted = {**copy.deepcopy(description["yaml"]), **change}
-    write_checkpoint(tmp_path / "giant.pt", {"model": {**description, "yaml": wanted}}, kind="weights")
-    message = contained(lambda: load_model(tmp_path / "giant.pt"))
+def test_a_giant_model_is_refused_before_it_is_built(tmp_path, description, tiny_cfg, change):
+    giant = {**copy.deepcopy(description["yaml"]), **change}
+    write_checkpoint(tmp_path / "giant.pt", {"model": {**description, "yaml": giant}}, kind="weights")
+    message = run_contained(lambda: load_model(tmp_path / "giant.pt"))
     assert "giant.pt: " in message and not message.startswith(("went", "ESCAPED", "ENDED")), message
-    (tmp_path / "giant.yaml").write_text(yaml.safe_dump(wanted))
-    message = contained(lambda: DetectionModel(tmp_path / "giant.yaml"))
+    (tmp_path / "giant.yaml").write_text(yaml.safe_dump(giant))
+    message = run_contained(lambda: DetectionModel(tmp_path / "giant.yaml"))
     assert "giant.yaml" in message or ("went through" in message and change == {"nc": 99999}), message
 
 
@@ -181,14 +183,14 @@ def test_a_description_of_a_giant_is_refused_before_it_is_built(tmp_path, descri
     ],
     ids=lambda change: str(change)[:50],
 )
-def test_a_state_with_a_wrong_part_is_refused_or_gone_on_with(tiny_data, tiny_cfg, tmp_path, finished, change):
+def test_a_state_with_a_wrong_part_is_refused_or_resumed(tiny_data, tiny_cfg, tmp_path, finished, change):
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     content = read_checkpoint(run / "weights" / "last.pt")
     for key, value in change.items():
         content[key] = {**content[key], **value} if key in ("options", "hyp") and isinstance(value, dict) else value
     kind = content.pop("kind")
     write_checkpoint(run / "weights" / "last.pt", content, kind=kind)
-    message = contained(lambda: train.main(["--resume", str(run), "--epochs", "2", "--image-weights"]))
+    message = run_contained(lambda: train.main(["--resume", str(run), "--epochs", "2", "--image-weights"]))
     assert not message.startswith(("ESCAPED", "ENDED")), message
 
 
@@ -227,7 +229,7 @@ def finished(tiny_data, tiny_cfg, tmp_path_factory) -> Path:
 
 
 def bomb(levels: int, merge: bool = False) -> str:
-    """Each level names the one before nine times: 9**levels values."""
+    """Return a YAML in which each level names the previous one nine times: 9**levels values."""
     lines = ["a0: &a0 {k: v}" if merge else "a0: &a0 [x, x]"]
     for number in range(levels):
         names = ", ".join([f"*a{number}"] * 9)
@@ -260,7 +262,7 @@ def bomb(levels: int, merge: bool = False) -> str:
 def test_a_hostile_yaml_is_one_line(tmp_path, text, reason, canary):
     file = tmp_path / "evil.yaml"
     file.write_bytes(text.encode())
-    message = contained(lambda: read_yaml(file))
+    message = run_contained(lambda: read_yaml(file))
     assert "evil.yaml" in message and reason in message.lower() and "\n" not in message, message
 
 
@@ -296,7 +298,7 @@ def test_a_data_set_yaml_with_wrong_types_is_one_line(tmp_path, change):
     content = {"train": "a", "val": "b", "names": ["x"], **change}
     file = tmp_path / "data.yaml"
     file.write_text(yaml.safe_dump(content))
-    message = contained(lambda: read_dataset_yaml(file).resolve([tmp_path]))
+    message = run_contained(lambda: read_dataset_yaml(file).resolve([tmp_path]))
     assert "data.yaml" in message and not message.startswith(("went", "ESCAPED", "ENDED")), message
 
 
@@ -307,7 +309,7 @@ def test_code_in_download_is_never_run(tmp_path, canary, monkeypatch, code):
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "data.yaml"
     file.write_text(yaml.safe_dump({"train": "a", "val": "b", "names": ["x"], "download": code}))
-    message = contained(lambda: locate_dataset(str(file)))
+    message = run_contained(lambda: locate_dataset(str(file)))
     assert "code is never run" in message, message
 
 
@@ -317,14 +319,14 @@ def test_code_in_download_is_never_run(tmp_path, canary, monkeypatch, code):
 def test_a_hyperparameter_of_a_wrong_type_is_named(tmp_path, value):
     file = tmp_path / "hyp.yaml"
     file.write_text(yaml.safe_dump({"lr0": value}))
-    message = contained(lambda: Hyperparameters.load(file))
+    message = run_contained(lambda: Hyperparameters.load(file))
     assert f"{file}" in message and not message.startswith(("went", "ESCAPED", "ENDED")), message
 
 
-# ---- labels and pictures
+# ---- labels and images
 
 
-def test_label_files_of_any_size_cost_their_own_rows_only(tiny_data, tmp_path):
+def test_a_bad_label_file_loses_only_its_own_rows(tiny_data, tmp_path):
     folder = Path(shutil.copytree(tiny_data.parent, tmp_path / "data", ignore=shutil.ignore_patterns("*.cache")))
     labels = folder / "labels" / "train"
     good = "0 0.5 0.5 0.2 0.2"
@@ -333,7 +335,7 @@ def test_label_files_of_any_size_cost_their_own_rows_only(tiny_data, tmp_path):
         1: b"x" * 10_000_000,
         2: bytes(range(256)) * 4000,
         3: f"\ufeff{good}\r\n1 0.1 0.1 0.1 0.1\r".encode(),
-        4: "٠ ٠.٥ 0.5 0.1 0.1\n".encode() + good.encode(),
+        4: "\u0660 \u0660.\u0665 0.5 0.1 0.1\n".encode() + good.encode(),  # Arabic digits
         6: b"0 1e400 0.5 0.1 0.1\n0 nan 0.5 0.1 0.1\n0 1_0 0.5 0.1 0.1\n" + good.encode(),
         7: (good + "\n0 0.1 0.1 0.2 0.1 0.2 0.2\n0 0.5 0.5\n").encode(),
         8: b"0 0.5 0.5 0.1 0.1 \n" * 3_600_000,  # over 64 MiB
@@ -344,7 +346,7 @@ def test_label_files_of_any_size_cost_their_own_rows_only(tiny_data, tmp_path):
         (labels / f"{number}.txt").unlink()
         make(labels / f"{number}.txt")
         contents[number] = None
-    counts = contained(
+    counts = run_contained(
         lambda: {
             Path(path).stem: len(index.boxes(i))
             for index in [load_index(folder / "images" / "train", 2, progress=False)]
@@ -357,7 +359,7 @@ def test_label_files_of_any_size_cost_their_own_rows_only(tiny_data, tmp_path):
 
 
 def png(width: int, height: int, more: bytes = b"") -> bytes:
-    """A whole PNG file whose header says so many pixels; its data is a few bytes. `more` names another chunk."""
+    """Make a PNG file whose header announces width x height pixels but whose data is short. `more` is another chunk."""
     import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -369,13 +371,13 @@ def png(width: int, height: int, more: bytes = b"") -> bytes:
 
 
 def bmp(width: int, height: int) -> bytes:
-    """A BMP file of run lengths that ends at once, which leaves all its pixels black."""
+    """Make a run-length-encoded BMP file that ends at once, which leaves all its pixels black."""
     header = struct.pack("<IHHIIiiHHIIiiII", 1080, 0, 0, 1078, 40, width, height, 1, 8, 1, 2, 0, 0, 256, 0)
     return b"BM" + header + bytes(1024) + b"\0\1"
 
 
 def tiff(width: int, height: int) -> bytes:
-    """A TIFF file of one strip, deflated, that says so many pixels."""
+    """Make a deflated TIFF file of one strip that announces width x height pixels."""
     tags = [
         (256, 4, width),
         (257, 4, height),
@@ -390,51 +392,44 @@ def tiff(width: int, height: int) -> bytes:
     return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + entries + bytes(4) + bytes(100)
 
 
-def save_picture(path: Path, mode: str, **options) -> None:
-    from PIL import Image  # matplotlib needs it, so it is there
+def save_image(path: Path, mode: str, **options) -> None:
+    from PIL import Image  # installed with matplotlib
 
     pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     if mode == "I;16":
-        picture = Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 20)
+        image = Image.fromarray(np.arange(2400, dtype=np.uint16).reshape(40, 60) * 20)
     elif mode != "RGB":
-        picture = picture.convert(mode)
-    frames = {"save_all": True, "append_images": [picture] * 2} if options.pop("animated", False) else {}
-    picture.save(path, **frames, **options)
+        image = image.convert(mode)
+    frames = {"save_all": True, "append_images": [image] * 2} if options.pop("animated", False) else {}
+    image.save(path, **frames, **options)
 
 
 STRANGE_NAMES = [
-    "with space.png",
-    "quo'te\".png",
-    "emoji 🐟.png",
-    "new\nline.png",
-    "-dash.png",
-    "%s{x}.png",
-    "ünï.png",
-    "semi;colon&.png",
-    "back\\slash.png",
-]
+    "with space.png", "quo'te\".png", "emoji 🐟.png", "new\nline.png", "-dash.png", "%s{x}.png", "ünï.png",
+    "semi;colon&.png", "back\\slash.png",
+]  # fmt: skip
 
 
 @pytest.fixture
 def zoo(tiny_data, tmp_path) -> Path:
-    """The tiny data with every strange picture there is, in both senses, beside the plain ones."""
+    """Add unusual, damaged and hostile image files to a copy of the tiny data."""
     folder = Path(shutil.copytree(tiny_data.parent, tmp_path / "zoo", ignore=shutil.ignore_patterns("*.cache")))
     place = folder / "images" / "train"
-    save_picture(place / "cmyk.jpg", "CMYK")
-    save_picture(place / "sixteen.png", "I;16")
-    save_picture(place / "palette.png", "P")
-    save_picture(place / "grey.png", "L")
-    save_picture(place / "alpha.png", "RGBA")
-    save_picture(place / "bit.png", "1")
-    save_picture(place / "animated.webp", "RGB", animated=True)
-    save_picture(place / "animated.png", "RGB", animated=True)
-    save_picture(place / "pages.tiff", "RGB", animated=True)
-    save_picture(place / "progressive.jpg", "RGB", progressive=True)
-    save_picture(place / "jpeg.png", "RGB", format="JPEG")  # a wrong suffix
+    save_image(place / "cmyk.jpg", "CMYK")
+    save_image(place / "sixteen.png", "I;16")
+    save_image(place / "palette.png", "P")
+    save_image(place / "grey.png", "L")
+    save_image(place / "alpha.png", "RGBA")
+    save_image(place / "bit.png", "1")
+    save_image(place / "animated.webp", "RGB", animated=True)
+    save_image(place / "animated.png", "RGB", animated=True)
+    save_image(place / "pages.tiff", "RGB", animated=True)
+    save_image(place / "progressive.jpg", "RGB", progressive=True)
+    save_image(place / "jpeg.png", "RGB", format="JPEG")  # a wrong suffix
     shutil.copy(place / "grey.png", place / "UPPER.PNG")
     for name in STRANGE_NAMES:
-        save_picture(place / name, "RGB", format="PNG")
+        save_image(place / name, "RGB", format="PNG")
     (place / "loop").symlink_to(place)
     (place / "self.png").symlink_to("self.png")
     (place / "nowhere.png").symlink_to("/nowhere/at/all.png")
@@ -465,43 +460,17 @@ def zoo(tiny_data, tmp_path) -> Path:
 
 
 READABLE = {
-    "cmyk.jpg",
-    "sixteen.png",
-    "palette.png",
-    "grey.png",
-    "alpha.png",
-    "bit.png",
-    "animated.webp",
-    "animated.png",
-    "pages.tiff",
-    "progressive.jpg",
-    "jpeg.png",
-    "UPPER.PNG",
-    *STRANGE_NAMES,
-}
+    "cmyk.jpg", "sixteen.png", "palette.png", "grey.png", "alpha.png", "bit.png", "animated.webp", "animated.png",
+    "pages.tiff", "progressive.jpg", "jpeg.png", "UPPER.PNG", *STRANGE_NAMES,
+}  # fmt: skip
 BROKEN = {
-    "self.png",
-    "nowhere.png",
-    "empty.png",
-    "text.jpg",
-    "bomb.png",
-    "one.png",
-    "thin.png",
-    "bomb.tiff",
-    "zip.png",
-    "pickle.jpg",
-    "negative.png",
-    "cut.png",
-    "turned.png",
-    "bomb.bmp",
-    "radiance.png",
-    "pipe.png",
-    "zeros.png",
+    "self.png", "nowhere.png", "empty.png", "text.jpg", "bomb.png", "one.png", "thin.png", "bomb.tiff", "zip.png",
+    "pickle.jpg", "negative.png", "cut.png", "turned.png", "bomb.bmp", "radiance.png", "pipe.png", "zeros.png",
     "sparse.jpg",
-}
+}  # fmt: skip
 
 
-def test_each_bad_picture_costs_itself_and_a_line(zoo, capsys):
+def test_each_bad_image_is_skipped_with_one_line(zoo, capsys):
     index = load_index(zoo / "images" / "train", 2)
     printed = capsys.readouterr().out
     names = {Path(path).name for path in index.paths}
@@ -513,8 +482,8 @@ def test_each_bad_picture_costs_itself_and_a_line(zoo, capsys):
         assert list(image.shape) == [*shape, 3] and image.dtype == np.uint8, path
 
 
-def test_the_memory_for_a_bomb_is_never_taken(zoo):
-    message = contained(lambda: len(load_index(zoo / "images" / "train", 2, progress=False, cache=False)))
+def test_the_memory_for_a_bomb_is_never_allocated(zoo):
+    message = run_contained(lambda: len(load_index(zoo / "images" / "train", 2, progress=False, cache=False)))
     assert message.startswith("went through"), message
 
 
@@ -547,5 +516,5 @@ def test_the_zoo_trains(zoo, tiny_cfg, tmp_path, capsys):
     assert cv2.imread(str(tmp_path / "runs" / "exp" / "train_batch0.jpg")) is not None
 
 
-def test_messages_are_one_line_whatever_a_file_is_called():
+def test_messages_are_one_line_for_any_file_name():
     assert one_line("a\nb\r\x1b[2Jc\u2028d") == "a b  [2Jc d" and len(one_line("x" * 10**6)) < 1100
