@@ -47,9 +47,10 @@ from utils.inference.nms_settings import COCO_NMS, VAL_NMS
 from utils.inference.observer import EvaluationObserver, StopHook
 from utils.inference.preprocess import to_network_input
 from utils.inference.reporting import ConsoleTable, Drawings
-from utils.loading.dataset import Batch, Loader, explain_worker_error, make_loader
+from utils.loading.dataset import Batch
+from utils.loading.loader import Loader, LoadSettings, explain_worker_error, make_loader
 from utils.loading.prefetch import prefetch
-from utils.loading.sampler import class_weights, image_weights
+from utils.loading.sampler import BatchSettings, class_weights, image_weights
 from utils.loss import DetectionLoss, Losses, scale_gains
 from utils.metrics import Metrics
 from utils.optim import set_rates, take_step
@@ -335,14 +336,14 @@ def build_loaders(setup: Setup, distributed: Distributed) -> tuple[Loader, Loade
     shared = {
         "imgsz": options.imgsz,
         "stride": setup.model.size_multiple,
-        "workers": options.workers,
         "seed": options.seed,
         "rank": distributed.rank,
         "world_size": distributed.world_size,
-        "progress": distributed.is_main,
-        "pin_memory": distributed.device.type == "cuda",
-        "cores": cores_for_loading(distributed.device),
     }
+    on_gpu = distributed.device.type == "cuda"
+    loading = LoadSettings(
+        workers=options.workers, cores=cores_for_loading(distributed.device), pin_memory=on_gpu, defer_color_flip=on_gpu
+    )
     if options.rect and options.image_weights:
         console.warn("--rect has no effect with --image-weights, which samples images of any shape")
     modes = {None: ("auto", "auto"), "off": (None, None), "val": (None, "ram")}
@@ -351,20 +352,17 @@ def build_loaders(setup: Setup, distributed: Distributed) -> tuple[Loader, Loade
         setup.data.train,
         batch_size=options.batch_size,
         hyp=setup.hyp,
-        rect=options.rect,
-        shuffle=not options.rect,
-        cache=for_train,
-        image_weights=options.image_weights,
-        quad=options.quad,
-        finish_on_device=distributed.device.type == "cuda",
+        batches=BatchSettings(
+            rect=options.rect, shuffle=not options.rect, image_weights=options.image_weights, quad=options.quad
+        ),
+        loading=replace(loading, cache=for_train),
         **shared,
     )
     val_loader = make_loader(
         setup.data.val,
         batch_size=2 * options.batch_size,
-        rect=True,
-        pad=0.5,
-        cache=None if options.noval else for_val,
+        batches=BatchSettings(rect=True, pad=0.5),
+        loading=replace(loading, cache=None if options.noval else for_val),
         **shared,
     )
     return train_loader, val_loader

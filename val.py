@@ -36,7 +36,8 @@ from utils.inference.nms_settings import VAL_NMS, NmsSettings
 from utils.inference.observer import EvaluationObserver
 from utils.inference.reporting import ConsoleTable, DetectionFiles, Drawings
 from utils.inference.speed import describe_speed
-from utils.loading.dataset import Loader, make_loader
+from utils.loading.loader import Loader, LoadSettings, make_loader
+from utils.loading.sampler import BatchSettings
 from utils.metrics import Metrics
 from utils.output.plots import plot_study
 from utils.output.plotter import Plotter

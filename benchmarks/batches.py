@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Iterator
 from itertools import chain, cycle, islice, repeat
 
-from utils.loading.dataset import Batch, Loader
+from utils.loading.dataset import Batch
+from utils.loading.loader import Loader
 
 
 class RepeatedBatches:

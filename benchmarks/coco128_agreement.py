@@ -23,7 +23,8 @@ from utils.datasets.labels import load_index
 from utils.datasets.locate import locate_dataset
 from utils.images.letterbox import Letterbox
 from utils.loading import sampler as batches
-from utils.loading.dataset import make_loader
+from utils.loading.loader import LoadSettings, make_loader
+from utils.loading.sampler import BatchSettings
 from utils.metrics import ap_per_class, match_detections
 from utils.nms import non_max_suppression
 
@@ -45,7 +46,9 @@ def as_sorted(shapes: np.ndarray, *args, **named) -> tuple[np.ndarray, list[tupl
 @torch.inference_mode()
 def measure(model: torch.nn.Module, index, *, half_margins: bool) -> tuple[float, ...]:
     """Return P, R, mAP50, mAP50-95 at 640 pixels in rectangular batches of 16."""
-    loader = make_loader(index, imgsz=640, batch_size=16, rect=True, pad=0.5, workers=0, progress=False)
+    loader = make_loader(
+        index, imgsz=640, batch_size=16, batches=BatchSettings(rect=True, pad=0.5), loading=LoadSettings(workers=0)
+    )
     correct, found, true = [], [], []
     for batch in loader:
         rows = non_max_suppression(model(batch.images.float() / 255)[0], 0.001, 0.6, multi_label=True)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.loading.dataset import Loader
+from utils.loading.loader import Loader
 
 
 class ProcessMemory(NamedTuple):
@@ -25,7 +25,7 @@ def memory_of(process: int | str = "self") -> ProcessMemory:
 
 def workers_of(loader: Loader) -> list[int]:
     """Return the ids of a loader's processes: its helpers, or its workers, which start with the first epoch."""
-    helpers = [process for process, *_ in getattr(loader.dataset.helpers, "crew", [])]
+    helpers = [helper.process for helper in getattr(loader.dataset.helpers, "helpers", [])]
     workers = getattr(loader._loader._iterator, "_workers", [])
     return [process.pid for process in (*helpers, *workers) if process.is_alive()]
 

@@ -29,7 +29,8 @@ from utils.datasets.labels import load_index
 from utils.device import tune_malloc
 from utils.images.augment import place_labels, sample_warp
 from utils.images.warp import GREY
-from utils.loading.dataset import DetectionDataset, make_loader
+from utils.loading.dataset import DetectionDataset
+from utils.loading.loader import LoadSettings, make_loader
 from utils.loading.sampler import BatchKey, random_stream
 
 SHAPES = ((480, 640), (640, 480), (427, 640), (640, 427), (500, 375))  # COCO's most common ones
@@ -112,10 +113,8 @@ def open_set(folder: Path, size: int, cache: str | None) -> DetectionDataset:
         imgsz=size,
         batch_size=1,
         hyp=Hyperparameters(),
-        cache=cache,
-        workers=0,
+        loading=LoadSettings(cache=cache, workers=0),
         seed=SEED,
-        progress=False,
     )
     return loader.dataset
 

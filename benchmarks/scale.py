@@ -97,18 +97,18 @@ def write_spec(folder: Path, train_split: Path, val_split: Path) -> Path:
 class VisitingImages:
     """Images that, once the flag is set, visit many other entries with each image that is read."""
 
-    def __init__(self, pictures: ImageReader) -> None:
-        self.pictures, self.index, self.flag, self.next = pictures, pictures.index, SharedBytes(1), 0
+    def __init__(self, images: ImageReader) -> None:
+        self.images, self.index, self.flag, self.next = images, images.index, SharedBytes(1), 0
 
     def shape(self, i: int) -> tuple[int, int]:
-        return self.pictures.shape(i)
+        return self.images.shape(i)
 
     def read(self, i: int) -> np.ndarray | None:
         for k in range(self.next, self.next + ENTRIES_PER_READ * int(self.flag.array[0])):
             k %= len(self.index)
             assert self.index.paths[k] and len(self.index.boxes(k)) == len(self.index.polygons(k)) and self.shape(k)
         self.next += ENTRIES_PER_READ * int(self.flag.array[0])
-        return self.pictures.read(i)
+        return self.images.read(i)
 
 
 def take(batches: "itertools.chain[Batch]", count: int) -> float:
@@ -125,7 +125,8 @@ def train_on_request(words: list[str]) -> None:
         launch = train.resolve_launch(train.parse_args(words), [])
         group = group.use(launch.options.device, launch.options.batch_size)
         run = train.build_run(launch, group)
-        visiting = run.train_loader.dataset.pictures = VisitingImages(run.train_loader.dataset.pictures)
+        dataset = run.train_loader.dataset
+        visiting = dataset.images = VisitingImages(dataset.images)
         batches = itertools.chain.from_iterable(itertools.repeat(run.train_loader))
         next(batches)
         answer(time.perf_counter() - start)

@@ -18,7 +18,8 @@ from models.yolo import DetectionModel
 from utils.datasets.labels import load_index
 from utils.datasets.locate import locate_dataset
 from utils.inference.evaluate import evaluate
-from utils.loading.dataset import make_loader
+from utils.loading.loader import LoadSettings, make_loader
+from utils.loading.sampler import BatchSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "runs" / "train" / "quickstart" / "weights" / "best.pt"
@@ -39,7 +40,11 @@ def main() -> None:
     untrained = DetectionModel(trained.yaml).eval()
     index = load_index(spec.sources("val"), spec.num_classes, progress=False)
     loader = make_loader(
-        index, imgsz=options.imgsz, batch_size=32, rect=True, pad=0.5, cache="ram", workers=0, progress=False
+        index,
+        imgsz=options.imgsz,
+        batch_size=32,
+        batches=BatchSettings(rect=True, pad=0.5),
+        loading=LoadSettings(cache="ram", workers=0),
     )
     timing = compare(lambda: evaluate(trained, loader), lambda: evaluate(untrained, loader), pairs=options.pairs)
     factors = [1 / ratio for ratio in timing.ratios]

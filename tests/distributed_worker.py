@@ -17,7 +17,8 @@ from utils.config import Hyperparameters
 from utils.datasets.labels import load_index
 from utils.distributed import Distributed
 from utils.inference.evaluate import evaluate
-from utils.loading.dataset import make_loader
+from utils.loading.loader import LoadSettings, make_loader
+from utils.loading.sampler import BatchSettings
 from utils.loss import DetectionLoss, scale_gains
 from utils.training.ddp import warm_up_ddp_buckets
 
@@ -82,12 +83,10 @@ def validation(group: Distributed, weights: str, images: str) -> dict[str, objec
         index,
         imgsz=64,
         batch_size=7,
-        rect=True,
-        pad=0.5,
-        workers=0,
+        batches=BatchSettings(rect=True, pad=0.5),
+        loading=LoadSettings(workers=0),
         rank=group.rank,
         world_size=group.world_size,
-        progress=False,
     )
     model = load_model(weights)
     loss = DetectionLoss(model.head.anchors, model.stride, 2, scale_gains(Hyperparameters().to_dict(), 3, 2, 64))

@@ -32,7 +32,7 @@ from utils.files import atomic_write
 from utils.inference.evaluate import evaluate
 from utils.inference.observer import StopHook
 from utils.inference.reporting import ConsoleTable
-from utils.loading.dataset import make_loader
+from utils.loading.loader import LoadSettings, make_loader
 from utils.schedule import multi_scale_size
 from utils.training import startup
 from utils.training.signals import EXIT_CODE, SIGNALS, Interrupted, SignalHandler
@@ -384,8 +384,7 @@ def test_the_hook_before_each_batch_can_end_an_evaluation(tiny_data, tiny_cfg, c
         load_index(tiny_data.parent / "images" / "train", 2, progress=False),
         imgsz=64,
         batch_size=2,
-        workers=0,
-        progress=False,
+        loading=LoadSettings(workers=0),
     )
     assert len(loader) > 2
     with pytest.raises(Interrupted):
@@ -398,12 +397,9 @@ def test_a_worker_is_silent_if_the_main_process_is_gone(capfd):
     code = """
 import os, socket, sys, time
 from multiprocessing.resource_sharer import DupFd
-from utils.inference.evaluate import evaluate
-from utils.inference.observer import StopHook
-from utils.inference.reporting import ConsoleTable
-from utils.loading.dataset import _set_up_worker
+from utils.loading.loader import _init_data_worker
 
-_set_up_worker(0)
+_init_data_worker(0)
 (address, key), pid = DupFd(0)._id, os.getpid()
 for _ in range(3):
     with socket.socket(socket.AF_UNIX) as there:
@@ -479,13 +475,13 @@ signals = map(ctypes.CDLL(None)["raise"], [2])
 os.register_at_fork(after_in_parent=functools.partial(next, signals, None))
 import logging
 os.cpu_count = lambda: 2
-from utils.inference.evaluate import evaluate
-from utils.inference.observer import StopHook
-from utils.inference.reporting import ConsoleTable
-from utils.loading.dataset import make_loader
+from utils.loading.loader import LoadSettings, make_loader
 from utils.errors import run
 from utils.datasets.labels import load_index
 from utils.parallel_map import parallel_map
+
+def loader_of(folder, **settings):
+    return make_loader(load_index(folder, 2), imgsz=64, batch_size=4, loading=LoadSettings(**settings))
 
 def work(images):
     {work}
@@ -505,8 +501,8 @@ def accept_ctrl_c() -> None:
     "work",
     [
         "list(parallel_map(abs, range(20), cpu_bound=True))",
-        "global loader; loader = make_loader(load_index(images, 2), imgsz=64, batch_size=4, workers=2); list(loader)",
-        "list(make_loader(load_index(images, 2), imgsz=64, batch_size=4, workers=1, cores=2))",
+        "global loader; loader = loader_of(images, workers=2); list(loader)",
+        "list(loader_of(images, workers=1, cores=2))",
     ],
     ids=["parallel map", "data workers", "helpers"],
 )
@@ -625,7 +621,7 @@ def test_a_run_is_saved_by_time_within_an_epoch(tiny_data, tiny_cfg, tmp_path, m
 @pytest.fixture
 def loader(tiny_data):
     index = load_index(tiny_data.parent / "images" / "train", 2, progress=False)
-    with_workers = make_loader(index, imgsz=64, batch_size=4, workers=2, progress=False)
+    with_workers = make_loader(index, imgsz=64, batch_size=4, loading=LoadSettings(workers=2))
     yield with_workers
     with_workers.close()
 
@@ -678,7 +674,7 @@ def test_a_killed_worker_is_one_line(tiny_data, tiny_cfg, tmp_path, monkeypatch,
 
     monkeypatch.setattr(train, "prepare_images", prepare)
     monkeypatch.setattr(train, "cores_for_loading", lambda device: None)
-    with pytest.raises(UserError, match="data workers was killed, most often for want of memory: use --workers 1"):
+    with pytest.raises(UserError, match="data workers was killed, probably out of memory: use --workers 1"):
         train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--workers", "2"))
     assert capsys.readouterr().err.endswith("\n")  # the bar is closed, so a line can follow
 

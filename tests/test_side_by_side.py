@@ -17,8 +17,8 @@ from utils.config import Hyperparameters
 from utils.datasets import label_cache, labels
 from utils.datasets.labels import load_index
 from utils.errors import UserError
-from utils.loading.dataset import make_loader
 from utils.loading.image_cache import RamCache
+from utils.loading.loader import LoadSettings, make_loader
 from utils.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -209,7 +209,7 @@ def test_memory_is_flat_over_epochs(tiny_data, tiny_cfg, tmp_path, monkeypatch):
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads /proc")
 def test_memory_of_a_worker_does_not_grow_by_batches(own_data):
     """PyTorch keeps records of the tensors that a worker sent. Without our clean-up its heap grows with every batch."""
-    loader = make_loader(scan(own_data), imgsz=320, batch_size=6, hyp=Hyperparameters(), workers=1, progress=False)
+    loader = make_loader(scan(own_data), imgsz=320, batch_size=6, hyp=Hyperparameters(), loading=LoadSettings(workers=1))
     sizes = []
     for epoch in range(24):
         loader.set_epoch(epoch)
@@ -222,7 +222,7 @@ def test_memory_of_a_worker_does_not_grow_by_batches(own_data):
 
 def test_the_ram_cache_is_shared_and_not_copied_by_workers(tiny_data):
     index = scan(tiny_data)
-    images = RamCache(index, 64, smooth=False, progress=False)
+    images = RamCache(index, 64, smooth=False)
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -193,7 +193,7 @@ def test_every_option_trains(tiny_data, tiny_cfg, tmp_path, extra):
 
 
 @pytest.mark.parametrize(
-    "cores, readers", [(4, "1 data workers"), (3, "pictures read between the steps by 2 processes")]
+    "cores, readers", [(4, "1 data workers"), (3, "images read between the steps by 2 processes")]
 )
 def test_which_process_loads_the_images(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys, cores, readers):
     """Workers load ahead if the model leaves cores free. The weights are the same either way."""
@@ -202,7 +202,7 @@ def test_which_process_loads_the_images(tiny_data, tiny_cfg, tmp_path, monkeypat
     folder = run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--workers", "1", epochs=1)
     assert readers in capsys.readouterr().out
     alone = run(tiny_data, tiny_cfg, tmp_path / "alone", "--noplots", epochs=1)
-    assert "pictures read by the main process" in capsys.readouterr().out
+    assert "images read by the main process" in capsys.readouterr().out
     one, other = (read_checkpoint(path / "weights" / "last.pt")["model"]["state_dict"] for path in (folder, alone))
     assert all(torch.equal(one[name], other[name]) for name in one)
 

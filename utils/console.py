@@ -5,6 +5,7 @@ Messages go to stdout; warnings, errors and bars go to stderr. Of several proces
 """
 
 import io
+import multiprocessing
 import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
@@ -64,12 +65,12 @@ def result(*lines: str) -> None:
         _print(sys.stdout, *lines)
 
 
-def warn(text: str) -> None:
+def warn(text: str, *, all_ranks: bool = False) -> None:
     """Print `WARNING: text` on stderr, once per text and program.
 
-    `text` says what happened, then what to type.
+    `text` says what happened, then what to type. `all_ranks`: print it on every rank, because each sees other data.
     """
-    if _settings.rank == 0 and text not in _settings.warned:
+    if (all_ranks or _settings.rank == 0) and text not in _settings.warned:
         _settings.warned.add(text)
         _print(sys.stderr, f"WARNING: {text}")
 
@@ -87,7 +88,9 @@ def _print(stream: TextIO | None, *lines: str) -> None:
     """
     if stream is None:
         return
-    with tqdm.external_write_mode(file=stream) if shows_bars() else nullcontext():
+    # A child process (data worker, helper) must not take tqdm's lock: if it is killed then, the bars would stop.
+    shares_bars = shows_bars() and multiprocessing.parent_process() is None
+    with tqdm.external_write_mode(file=stream) if shares_bars else nullcontext():
         print(*lines, sep="\n", file=stream)
     with suppress(BrokenPipeError):
         stream.flush()

@@ -548,15 +548,15 @@ def test_mixed_levels_are_cut_off_not_rounded():
 
 def test_hsv_with_gains_of_zero_changes_nothing():
     image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
-    finish = sample_color_flip(AugmentSettings(), rng=np.random.default_rng(0))
-    assert finish == ColorFlip() and finish.factors is None and multiply_hsv(image, finish.factors) is image
+    color_flip = sample_color_flip(AugmentSettings(), rng=np.random.default_rng(0))
+    assert color_flip == ColorFlip() and color_flip.factors is None and multiply_hsv(image, color_flip.factors) is image
 
 
 def test_hsv_vector():
     draws = np.array([1.00146, 1.30127, 1.08221]) - 1
     pixels = np.array([[(10, 200, 30), (255, 0, 0), (128, 128, 128), (1, 2, 250)]], np.uint8)
-    finish = sample_color_flip(AugmentSettings(hsv_h=1.0, hsv_s=1.0, hsv_v=1.0), rng=Fixed(draws))
-    shifted = multiply_hsv(pixels, finish.factors)
+    color_flip = sample_color_flip(AugmentSettings(hsv_h=1.0, hsv_s=1.0, hsv_v=1.0), rng=Fixed(draws))
+    shifted = multiply_hsv(pixels, color_flip.factors)
     assert shifted.tolist() == [[[0, 216, 22], [255, 0, 0], [138, 138, 138], [0, 0, 255]]]
 
 
@@ -583,8 +583,10 @@ def test_hsv_is_what_tables_make_of_it(width):
 
 def test_hsv_stays_in_its_gains_and_leaves_the_given_picture_alone():
     image = np.full((4, 4, 3), 100, np.uint8)
-    finishes = [sample_color_flip(AugmentSettings(hsv_v=0.4), rng=np.random.default_rng(seed)) for seed in range(100)]
-    values = [int(multiply_hsv(image, finish.factors)[0, 0, 0]) for finish in finishes]
+    color_flips = [
+        sample_color_flip(AugmentSettings(hsv_v=0.4), rng=np.random.default_rng(seed)) for seed in range(100)
+    ]
+    values = [int(multiply_hsv(image, color_flip.factors)[0, 0, 0]) for color_flip in color_flips]
     assert 59 <= min(values) < 70 and 130 < max(values) <= 140 and (image == 100).all()
 
 
@@ -648,17 +650,17 @@ def test_colours_leave_the_picture_that_a_warp_shows_alone():
 
 
 @pytest.mark.parametrize(
-    "finish", [ColorFlip(upside_down=True), ColorFlip(mirrored=True), ColorFlip(upside_down=True, mirrored=True)]
+    "color_flip", [ColorFlip(flipud=True), ColorFlip(fliplr=True), ColorFlip(flipud=True, fliplr=True)]
 )
-def test_flips(finish):
+def test_flips(color_flip):
     image, boxes = canvas(50, 80, (10, 5, 30, 20)), np.array([[3, 10, 5, 30, 20]], np.float32)
-    flipped, rows = finish.flip(image), finish.flip_boxes(boxes, (50, 80))
+    flipped, rows = color_flip.flip_image(image), color_flip.flip_boxes(boxes, (50, 80))
     x1, y1, x2, y2 = red_box(flipped)
-    assert (y1 > 25) == finish.upside_down and (x1 > 40) == finish.mirrored
+    assert (y1 > 25) == color_flip.flipud and (x1 > 40) == color_flip.fliplr
     np.testing.assert_allclose((x1, y1, x2, y2), rows[0, 1:])
-    again, same = finish.flip(flipped), finish.flip_boxes(rows, (50, 80))
+    again, same = color_flip.flip_image(flipped), color_flip.flip_boxes(rows, (50, 80))
     assert (again == image).all() and same.tolist() == boxes.tolist() == [[3, 10, 5, 30, 20]]
-    assert finish.flip_boxes(boxes[:0], (50, 80)).shape == (0, 5)
+    assert color_flip.flip_boxes(boxes[:0], (50, 80)).shape == (0, 5)
     assert boxes.tolist() == [[3, 10, 5, 30, 20]]
 
 
@@ -669,16 +671,16 @@ def test_the_order_of_the_last_draws(gains):
         settings = AugmentSettings(*gains, flipud=0.3, fliplr=0.6)
         rng = np.random.default_rng(seed)
         factors = 1 + rng.uniform(-1, 1, 3) * gains if any(gains) else np.ones(3)
-        upside_down, mirrored = rng.random() < 0.3, rng.random() < 0.6
+        flipud, fliplr = rng.random() < 0.3, rng.random() < 0.6
         drawn = sample_color_flip(settings, rng=np.random.default_rng(seed))
-        assert drawn == (*factors.tolist(), upside_down, mirrored)
+        assert drawn == (*factors.tolist(), flipud, fliplr)
 
 
 def test_flips_are_drawn_as_often_as_asked_for():
     settings = AugmentSettings(flipud=0.25, fliplr=0.75)
     drawn = [sample_color_flip(settings, rng=np.random.default_rng(seed)) for seed in range(400)]
-    assert 0.18 < np.mean([finish.upside_down for finish in drawn]) < 0.32
-    assert 0.68 < np.mean([finish.mirrored for finish in drawn]) < 0.82
+    assert 0.18 < np.mean([color_flip.flipud for color_flip in drawn]) < 0.32
+    assert 0.68 < np.mean([color_flip.fliplr for color_flip in drawn]) < 0.82
 
 
 # ---- settings and labels

@@ -52,7 +52,11 @@ def helpers_of(request):
 
     def build(count: int, prepare=nothing):
         forked = request.param == "processes"
-        made.append(HelperProcesses(count, make, prepare, 20, 1 << 16) if forked else HelperThreads(count, prepare))
+        made.append(
+            HelperProcesses(count, make, prepare, max_images=20, slot_bytes=1 << 16)
+            if forked
+            else HelperThreads(count, prepare)
+        )
         return made[-1]
 
     yield build
@@ -66,7 +70,7 @@ def test_pictures_and_results_are_in_order(helpers_of, count, items):
     helpers = helpers_of(count)
     for number, shape in ((1, (4, 5)), (2, (6, 3))):
         planes = np.zeros((items, 3, *shape), np.uint8)
-        made = helpers(make, Key(number, shape, slow=0.1), planes)
+        made = helpers.build(make, Key(number, shape, slow=0.1), planes)
         assert [k for k, _ in made] == list(range(items))
         assert (planes == (10 * number + np.arange(items))[:, None, None, None]).all()
         if helpers.kind == "processes" and items > count and number == 2:  # at first they may take a while to begin
@@ -77,16 +81,19 @@ def test_pictures_and_results_are_in_order(helpers_of, count, items):
 def test_after_an_error_all_goes_on(helpers_of, bad):
     helpers, planes = helpers_of(1), np.zeros((20, 3, 2, 2), np.uint8)
     with pytest.raises(UserError, match=f"item {bad} is bad"):
-        helpers(make, Key(1, (2, 2), bad=bad, slow=0.002), planes)
-    made = helpers(make, Key(2, (2, 2)), planes)
+        helpers.build(make, Key(1, (2, 2), bad=bad, slow=0.002), planes)
+    made = helpers.build(make, Key(2, (2, 2)), planes)
     assert [k for k, _ in made] == list(range(20)) and (planes[:, 0, 0, 0] == 20 + np.arange(20)).all()
 
 
 def test_who_is_quick_takes_over_from_who_is_slow():
-    helpers, planes = HelperProcesses(1, slow_elsewhere, nothing, 20, 1 << 10), np.zeros((9, 3, 2, 2), np.uint8)
+    helpers, planes = (
+        HelperProcesses(1, slow_elsewhere, nothing, max_images=20, slot_bytes=1 << 10),
+        np.zeros((9, 3, 2, 2), np.uint8),
+    )
     try:
-        helpers(slow_elsewhere, Key(0, (2, 2)), planes)
-        made = helpers(slow_elsewhere, Key(1, (2, 2), slow=2.0), planes)
+        helpers.build(slow_elsewhere, Key(0, (2, 2)), planes)
+        made = helpers.build(slow_elsewhere, Key(1, (2, 2), slow=2.0), planes)
     finally:
         helpers.close()
     assert [process == os.getpid() for _, process in made].count(False) == 1
@@ -101,14 +108,17 @@ def slow_elsewhere(key: Key, k: int, planes: np.ndarray) -> tuple[int, int]:
 
 
 def test_what_a_late_one_has_taken_is_made_all_the_same():
-    helpers, planes = HelperProcesses(1, make, nothing, 20, 1 << 10), np.zeros((9, 3, 2, 2), np.uint8)
+    helpers, planes = (
+        HelperProcesses(1, make, nothing, max_images=20, slot_bytes=1 << 10),
+        np.zeros((9, 3, 2, 2), np.uint8),
+    )
 
     def meddled_with(key: Key, k: int, picture: np.ndarray) -> tuple[int, int]:
-        helpers.begun[[7, 8]] = 1
+        helpers.claimed[[7, 8]] = 1
         return make(key, k, picture)
 
     try:
-        made = helpers(meddled_with, Key(1, (2, 2), slow=0.05), planes)
+        made = helpers.build(meddled_with, Key(1, (2, 2), slow=0.05), planes)
     finally:
         helpers.close()
     assert [k for k, _ in made] == list(range(9)) and (planes[:, 0, 0, 0] == 10 + np.arange(9)).all()
@@ -125,7 +135,7 @@ def test_after_an_error_no_thread_begins_another_item():
         time.sleep(0.01)
 
     with pytest.raises(UserError, match="bad"):
-        helpers(count, Key(1, (2, 2), bad=0), np.zeros((200, 3, 2, 2), np.uint8))
+        helpers.build(count, Key(1, (2, 2), bad=0), np.zeros((200, 3, 2, 2), np.uint8))
     helpers.close()
     assert len(begun) < 20
 
@@ -137,37 +147,37 @@ def test_what_helpers_prepare_may_fail(helpers_of, tmp_path):
 
     helpers = helpers_of(2, prepare)
     for number in (5, 6):
-        helpers.expect(Key(number, (2, 2)))
+        helpers.prefetch(Key(number, (2, 2)))
     assert eventually(lambda: (tmp_path / "5").exists() and (tmp_path / "6").exists())
-    assert len(helpers(make, Key(1, (2, 2)), np.zeros((4, 3, 2, 2), np.uint8))) == 4
+    assert len(helpers.build(make, Key(1, (2, 2)), np.zeros((4, 3, 2, 2), np.uint8))) == 4
 
 
 def test_a_killed_process_is_an_error_and_no_endless_wait():
-    helpers = HelperProcesses(2, make, nothing, 20, 1 << 10)
+    helpers = HelperProcesses(2, make, nothing, max_images=20, slot_bytes=1 << 10)
     planes = np.zeros((9, 3, 2, 2), np.uint8)
-    os.kill(helpers.crew[1][0].pid, signal.SIGKILL)
+    os.kill(helpers.helpers[1].process.pid, signal.SIGKILL)
     for _ in range(2):
-        with pytest.raises(UserError, match="one of 3 processes that read pictures was killed"):
-            helpers(make, Key(1, (2, 2)), planes)
+        with pytest.raises(UserError, match="one of 3 processes that read images was killed"):
+            helpers.build(make, Key(1, (2, 2)), planes)
     helpers.close()
 
 
 def test_processes_are_deaf_to_signals_for_the_run_and_end_when_they_are_closed():
-    helpers = HelperProcesses(2, make, nothing, 20, 1 << 10)
-    processes = [process.pid for process, _, _ in helpers.crew]
-    helpers(make, Key(1, (2, 2)), np.zeros((6, 3, 2, 2), np.uint8))  # now they have begun
+    helpers = HelperProcesses(2, make, nothing, max_images=20, slot_bytes=1 << 10)
+    processes = [helper.process.pid for helper in helpers.helpers]
+    helpers.build(make, Key(1, (2, 2)), np.zeros((6, 3, 2, 2), np.uint8))  # now they have begun
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         for process in processes:
             os.kill(process, getattr(signal, name))
-    assert len(helpers(make, Key(1, (2, 2)), np.zeros((6, 3, 2, 2), np.uint8))) == 6
+    assert len(helpers.build(make, Key(1, (2, 2)), np.zeros((6, 3, 2, 2), np.uint8))) == 6
     helpers.close()
     helpers.close()
     assert not any(map(is_alive, processes))
 
 
 def test_processes_end_when_nobody_has_them_any_more():
-    helpers = HelperProcesses(2, make, nothing, 20, 1 << 10)
-    processes = [process.pid for process, _, _ in helpers.crew]
+    helpers = HelperProcesses(2, make, nothing, max_images=20, slot_bytes=1 << 10)
+    processes = [helper.process.pid for helper in helpers.helpers]
     del helpers
     gc.collect()
     assert eventually(lambda: not any(map(is_alive, processes)))
@@ -179,8 +189,8 @@ import numpy as np
 from utils.loading.batch_helpers import HelperProcesses
 make = lambda key, k, planes: os.getpid()
 key = type("Key", (), {})
-kept = [HelperProcesses(2, make, print, 20, 1 << 10) for _ in range(2)]
-print(*[process.pid for helpers in kept for process, _, _ in helpers.crew], flush=True)
+kept = [HelperProcesses(2, make, print, max_images=20, slot_bytes=1 << 10) for _ in range(2)]
+print(*[helper.process.pid for helpers in kept for helper in helpers.helpers], flush=True)
 os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] == "killed" else sys.exit(3)
 """
 
@@ -198,15 +208,15 @@ def no_more() -> int:
 
 
 def test_who_helps(monkeypatch):
-    assert start_helpers(0, make, nothing, 10, 10) is None
-    helpers = start_helpers(1, make, nothing, 10, 10)
+    assert start_helpers(0, make, nothing, max_images=10, slot_bytes=10) is None
+    helpers = start_helpers(1, make, nothing, max_images=10, slot_bytes=10)
     assert helpers.kind == ("processes" if sys.platform == "linux" else "threads")
     helpers.close()
     monkeypatch.setattr(os, "fork", no_more)
-    helpers = start_helpers(1, make, nothing, 10, 10)
+    helpers = start_helpers(1, make, nothing, max_images=10, slot_bytes=10)
     assert helpers.kind == "threads"
     helpers.close()
     monkeypatch.setattr(sys, "platform", "darwin")
-    helpers = start_helpers(1, make, nothing, 10, 10)
+    helpers = start_helpers(1, make, nothing, max_images=10, slot_bytes=10)
     assert helpers.kind == "threads"
     helpers.close()

@@ -4,7 +4,7 @@ import os
 import sys
 import threading
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import cv2
@@ -20,9 +20,10 @@ from utils.errors import UserError
 from utils.images.letterbox import Letterbox
 from utils.images.warp import GREY
 from utils.loading import dataset, image_cache
-from utils.loading.dataset import Batch, DetectionDataset, make_loader, merge_in_fours
+from utils.loading.dataset import Batch, DetectionDataset, merge_in_fours
 from utils.loading.image_cache import SharedBytes
-from utils.loading.sampler import class_weights, image_weights, occurrence_index, rect_shapes
+from utils.loading.loader import LoadSettings, make_loader
+from utils.loading.sampler import BatchSettings, class_weights, image_weights, occurrence_index, rect_shapes
 from utils.loss import DetectionLoss, scale_gains
 
 HYP = {
@@ -68,8 +69,13 @@ def index(folder) -> LabelIndex:
 
 
 def loader_of(index: LabelIndex, **settings):
-    defaults = {"imgsz": 64, "batch_size": 4, "workers": 0, "seed": 7, "progress": False}
-    return make_loader(index, **(defaults | settings))
+    """Return a loader; `settings` are those of make_loader and the fields of its two settings objects."""
+    settings = {"imgsz": 64, "batch_size": 4, "workers": 0, "seed": 7} | settings
+    batches, loading = (
+        kind(**{field.name: settings.pop(field.name) for field in fields(kind) if field.name in settings})
+        for kind in (BatchSettings, LoadSettings)
+    )
+    return make_loader(index, batches=batches, loading=loading, **settings)
 
 
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -212,18 +218,18 @@ def test_the_files_of_the_next_batch_are_asked_for(index, hyp, image_weights, mo
         index, hyp=hyp, shuffle=True, batch_size=3, workers=1, cores=2, image_weights=image_weights and hyp is not None
     )
     dataset, pictures, asked, read, plain = (loader.dataset, loader.dataset.images, [], [], loader.dataset.images.read)
-    monkeypatch.setattr(pictures, "expect", asked.append)
+    monkeypatch.setattr(pictures, "prefetch", asked.append)
     monkeypatch.setattr(pictures, "read", lambda i, rows=None: read.append(i) or plain(i, rows))
     loader.set_epoch(2, weights=np.ones(len(index)))
-    keys = list(loader.batches)
+    keys = list(loader.sampler)
     for key in keys:
         read.clear()
         dataset[key]
-        others = set(read) - set(dataset.read_for(key))
-        assert set(read) & set(dataset.read_for(key)) and (not others or hyp["mixup"])
+        others = set(read) - set(dataset.source_indices(key))
+        assert set(read) & set(dataset.source_indices(key)) and (not others or hyp["mixup"])
     assert sum(1 for _ in loader) == len(keys) > 2
     dataset.helpers.pool.submit(int).result()  # after what was asked for
-    assert asked == [i for key in keys[1:] for i in dataset.read_for(key)]
+    assert asked == [i for key in keys[1:] for i in dataset.source_indices(key)]
 
 
 def test_no_file_is_asked_for_when_all_pictures_are_in_memory(index, monkeypatch):
@@ -241,7 +247,7 @@ def test_asking_for_a_file_needs_none(index, folder, cache, tmp_path, monkeypatc
     monkeypatch.setattr(image_cache, "user_cache_folder", lambda: tmp_path)
     pictures = loader_of(index, cache=cache).dataset.images
     for _ in range(2):
-        assert pictures.expect(0) is None
+        assert pictures.prefetch(0) is None
         pictures.read(0)
     os.mkfifo(tmp_path / "pipe")
     assert image_cache.prefetch_file(index.paths[0]) and image_cache.prefetch_file(
@@ -254,15 +260,15 @@ def test_asking_for_a_file_needs_none(index, folder, cache, tmp_path, monkeypatc
 def test_an_error_of_a_helper_arrives(index, platform, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setattr(sys, "platform", platform)
-    plain, here = DetectionDataset.plain, os.getpid()
+    plain, here = DetectionDataset.load_letterboxed, os.getpid()
 
-    def fail_elsewhere(*args):
+    def fail_elsewhere(*args, **settings):
         if threading.current_thread() is not threading.main_thread() or os.getpid() != here:
             raise RuntimeError("of a helper")
         time.sleep(0.2)  # else all may be done before a helper begins
-        return plain(*args)
+        return plain(*args, **settings)
 
-    monkeypatch.setattr(DetectionDataset, "plain", fail_elsewhere)
+    monkeypatch.setattr(DetectionDataset, "load_letterboxed", fail_elsewhere)
     loader = loader_of(index, workers=1, cores=2)
     with pytest.raises(RuntimeError, match="of a helper"):
         epoch_of(loader, 0)
@@ -470,7 +476,7 @@ def test_a_picture_deleted_after_the_scan_is_grey_and_warned_of_once(tmp_path, c
         [batch] = epoch_of(loader, epoch)
         if settings.get("hyp", {}).get("mosaic") != 1.0:
             assert (batch.images[1] == GREY).all() and not (batch.targets[:, 0] == 1).any()
-    assert capsys.readouterr().err.count("warning: ") == 1
+    assert capsys.readouterr().err.count("WARNING: ") == 1
 
 
 def test_workers_warn_once_between_them(tmp_path, capfd, monkeypatch):
@@ -482,7 +488,7 @@ def test_workers_warn_once_between_them(tmp_path, capfd, monkeypatch):
     loader = loader_of(index, hyp={"mosaic": 1.0}, workers=2, batch_size=2)
     for epoch in range(3):
         assert len(epoch_of(loader, epoch)) == 4
-    assert capfd.readouterr().err.count("0.png: cannot be read: No such file or directory; grey") == 1
+    assert capfd.readouterr().err.count("0.png: cannot be read: No such file or directory. A grey") == 1
 
 
 def test_a_picture_replaced_by_one_of_another_size_does_no_harm(tmp_path):
@@ -654,16 +660,16 @@ def test_a_cache_folder_that_cannot_be_written_is_done_without(own_set, tmp_path
     (tmp_path / "set/images.npy_cache").write_text("a file is in the way")
     [batch] = loader_of(own_set, cache="disk")
     assert batch.images[:, 0, 32, 32].tolist() == [0, 50, 100]
-    assert capsys.readouterr().err.count("going on uncached") == 1
+    assert capsys.readouterr().err.count("Images stay uncached") == 1
 
 
 def test_a_cache_that_does_not_fit_is_left_out_with_a_line(index, capsys, monkeypatch):
     monkeypatch.setattr(image_cache, "available_memory", lambda: 1000)
-    loader = loader_of(index, cache="ram", progress=True)
+    loader = loader_of(index, cache="ram")
     assert type(loader.dataset.images) is image_cache.ImageReader
     assert "--cache ram: 0.0GB required, 0.0GB available, not caching images" in capsys.readouterr().out
     monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10}))
-    loader = loader_of(index, cache="disk", progress=True, imgsz=96)
+    loader = loader_of(index, cache="disk", imgsz=96)
     assert type(loader.dataset.images) is image_cache.ImageReader
     assert "--cache disk: " in capsys.readouterr().out
     with pytest.raises(UserError, match="--cache both: expected ram or disk"):
@@ -800,7 +806,7 @@ def test_drawing_follows_the_weights():
     loader = loader_of(index, image_weights=True, batch_size=100)
     weights = np.r_[np.full(2000, 3.0), np.full(2000, 1.0)]
     loader.set_epoch(0, weights=weights)
-    drawn = np.array([i for key in loader.batches for i in key.indices])
+    drawn = np.array([i for key in loader.sampler for i in key.indices])
     assert (drawn < 2000).mean() == pytest.approx(0.75, abs=0.03)
 
 
@@ -848,7 +854,7 @@ def test_a_million_pictures_are_no_trouble():
     )
     loader = loader_of(index, hyp=HYP, shuffle=True, rect=True, batch_size=64)
     loader.set_epoch(1)
-    key = next(iter(loader.batches))
+    key = next(iter(loader.sampler))
     assert len(loader) == 15_625 and len(key.indices) == 64
 
 

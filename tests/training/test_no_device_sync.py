@@ -158,7 +158,7 @@ def test_the_loss_reads_nothing_from_the_device(monkeypatch):
 
 
 def test_finishing_pictures_reads_nothing_from_the_device():
-    rows = torch.tensor([ColorFlip(1.1, 0.9, 1.2), ColorFlip(mirrored=True), ColorFlip(upside_down=True)])
+    rows = torch.tensor([ColorFlip(1.1, 0.9, 1.2), ColorFlip(fliplr=True), ColorFlip(flipud=True)])
     done = apply_color_flips(torch.zeros(3, 3, 8, 8, dtype=torch.uint8, device="meta"), rows)
     assert done.device.type == "meta" and done.dtype == torch.uint8
 

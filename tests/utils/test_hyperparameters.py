@@ -14,7 +14,7 @@ from utils.config import Hyperparameters, TrainOptions
 from utils.datasets.labels import load_index
 from utils.distributed import Distributed
 from utils.images.augment import AugmentSettings, multiply_hsv, sample_color_flip
-from utils.loading.dataset import make_loader
+from utils.loading.loader import LoadSettings, make_loader
 from utils.schedule import Schedule
 
 SIDE, MIDDLE = 128, 64
@@ -189,7 +189,7 @@ def picture(tmp_path_factory):
 
 def samples(count: int = 60, **hyp) -> list[tuple[np.ndarray, np.ndarray]]:
     """Pictures (H, W, RGB) and boxes (n, 4) x1, y1, x2, y2 in pixels, with all augmentation off but `hyp`."""
-    loader = make_loader(picture.index, imgsz=SIDE, batch_size=1, hyp=STILL | hyp, workers=0, progress=False)
+    loader = make_loader(picture.index, imgsz=SIDE, batch_size=1, hyp=STILL | hyp, loading=LoadSettings(workers=0))
     found = []
     for epoch in range(count):
         loader.set_epoch(epoch)

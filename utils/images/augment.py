@@ -1,42 +1,45 @@
-"""Letterboxing and augmenting pictures together with their boxes: (image, boxes, rng) -> (image, boxes).
+"""Augmentation of images together with their boxes: mosaic, warp, copy-paste, mixup, colour shift and flip.
 
-Images are BGR uint8 (H, W, 3). `boxes` are (n, 5) float32 class, x1, y1, x2, y2 in pixels. `polygons` has for each box
-its (k, 2) outline in pixels, (0, 2) where only the box is known. Coordinates are continuous: pixel i spans i…i + 1.
+Images are BGR uint8 (H, W, 3). `boxes` are (n, 5) float32 class, x1, y1, x2, y2 in pixels. `polygons` holds for each
+box its outline (k, 2) in pixels, or (0, 2) if only the box is known. Coordinates are continuous: pixel i spans i…i + 1.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from utils.config import Hyperparameters
 from utils.images.warp import GREY, Box, Polygons, Warp, shift_matrix
 
 MAX_COVERED = 0.30  # share of any other box that a pasted copy may cover
+HUES = 180  # steps of OpenCV's 8-bit hue
+LEVELS = np.minimum(np.arange(256)[:, None, None], [HUES - 1, 255, 255]).astype(np.uint8)  # (256, 1, 3)
 
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """The hyperparameters that this module reads, under the names they have in a hyp YAML. All 0: nothing happens."""
+    """Hyperparameters of augmentation, under their names in a hyp YAML. With the defaults images stay unchanged."""
 
-    hsv_h: float = 0.0  # hue, saturation and value are multiplied by 1 ± these
+    hsv_h: float = 0.0  # hue, saturation and value are multiplied by 1 ± these gains
     hsv_s: float = 0.0
     hsv_v: float = 0.0
     degrees: float = 0.0  # ± rotation
-    translate: float = 0.0  # ± share of the size
+    translate: float = 0.0  # ± fraction of the size
     scale: float = 0.0  # 1 ± gain
     shear: float = 0.0  # ± degrees
-    perspective: float = 0.0  # ± share a pixel, 0…0.001
-    flipud: float = 0.0  # probabilities
+    perspective: float = 0.0  # ± fraction per pixel, 0…0.001
+    flipud: float = 0.0  # probability, as the next three
     fliplr: float = 0.0
     mosaic: float = 0.0
-    mixup: float = 0.0  # of a mosaic
-    copy_paste: float = 0.0  # share of the polygons in a mosaic that are pasted
+    mixup: float = 0.0  # given a mosaic
+    copy_paste: float = 0.0  # fraction of the outlined objects in a mosaic that are copied
 
     @classmethod
-    def from_hyp(cls, hyp: Any) -> "AugmentSettings":
-        """From a mapping or an object with these names; absent ones are 0."""
+    def from_hyp(cls, hyp: Hyperparameters | Mapping[str, float]) -> "AugmentSettings":
+        """Build settings from a mapping or an object with these names. Missing ones are 0."""
         if isinstance(hyp, Mapping):
             return cls(**{field.name: float(hyp.get(field.name, 0.0)) for field in fields(cls)})
         return cls(**{field.name: float(getattr(hyp, field.name, 0.0)) for field in fields(cls)})
@@ -46,23 +49,20 @@ class AugmentSettings:
         return self.hsv_h, self.hsv_s, self.hsv_v
 
 
-# ---- letterbox -------------------------------------------------------------------------------------------------------
-
-
 # ---- labels ----------------------------------------------------------------------------------------------------------
 
 
 def place_labels(
     boxes: np.ndarray, polygons: Polygons, *, gain: tuple[float, float], pad: tuple[float, float]
 ) -> tuple[np.ndarray, Polygons]:
-    """Labels as fractions (class, x, y, w, h) -> pixels: fraction * gain + pad, both given along y, x."""
+    """Convert labels from fractions (class, x, y, w, h) to pixels: fraction * gain + pad, both along y, x."""
     scale, shift = np.array(gain[::-1], np.float32), np.array(pad[::-1], np.float32)
     placed = np.concatenate([boxes[:, :1], _corners(boxes, scale, shift)], 1).astype(np.float32)
     return placed, [polygon * scale + shift if len(polygon) else polygon for polygon in polygons]
 
 
 def _corners(boxes: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """(n, 4) xyxy of boxes (n, 5) class, x, y, w, h: fraction * scale + shift, both (2,) or (n, 2) along x, y."""
+    """Return (n, 4) xyxy of boxes (n, 5) class, x, y, w, h: fraction * scale + shift, (2,) or (n, 2) along x, y."""
     centre, half = boxes[:, 1:3], boxes[:, 3:5] / 2
     return np.concatenate([(centre - half) * scale + shift, (centre + half) * scale + shift], 1)
 
@@ -73,71 +73,70 @@ def _corners(boxes: np.ndarray, scale: np.ndarray, shift: np.ndarray) -> np.ndar
 def sample_warp(
     canvas: tuple[int, int], output: tuple[int, int], *, settings: AugmentSettings, rng: np.random.Generator
 ) -> Warp:
-    """Centre the canvas, then perspective, rotation with scaling, shear, and a shift around the output's middle."""
+    """Sample a warp from a canvas to an output, both (H, W).
+
+    It centres the canvas, applies perspective, rotation with scaling and shear, and shifts the result to near the
+    output's centre.
+    """
     s = settings
-    px, py, degrees, gain, shear_x, shear_y, tx, ty = rng.uniform(-1.0, 1.0, 8) * (
-        s.perspective,
-        s.perspective,
-        s.degrees,
-        s.scale,
-        s.shear,
-        s.shear,
-        s.translate,
-        s.translate,
-    )
+    limits = s.perspective, s.perspective, s.degrees, s.scale, s.shear, s.shear, s.translate, s.translate
+    px, py, degrees, gain, shear_x, shear_y, tx, ty = rng.uniform(-1.0, 1.0, 8) * limits
     scale = max(1.0 + gain, 0.01)
     cos, sin = scale * np.cos(np.radians(degrees)), scale * np.sin(np.radians(degrees))
     perspective = np.array([[1, 0, 0], [0, 1, 0], [px, py, 1]])
     rotation = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
     shear = np.array([[1, np.tan(np.radians(shear_x)), 0], [np.tan(np.radians(shear_y)), 1, 0], [0, 0, 1]])
     to_centre = shift_matrix(-canvas[1] / 2, -canvas[0] / 2)
-    to_place = shift_matrix((0.5 + tx) * output[1], (0.5 + ty) * output[0])
-    return Warp(to_place @ shear @ rotation @ perspective @ to_centre, scale, tuple(canvas), tuple(output))
+    to_output = shift_matrix((0.5 + tx) * output[1], (0.5 + ty) * output[0])
+    return Warp(to_output @ shear @ rotation @ perspective @ to_centre, scale, tuple(canvas), tuple(output))
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A canvas of pictures with a warp that is still to come, and the labels after it."""
+    """Canvas of images that is still to be warped, and the labels after the warp."""
 
-    canvas: np.ndarray  # at least what the warp shows of it
-    origin: tuple[int, int]  # x, y of the pixel of the whole canvas that this begins with
-    covered: Box  # the part of the whole canvas that has pictures: around it all is grey
+    canvas: np.ndarray  # the whole canvas, or at least the part that the warp shows
+    origin: tuple[int, int]  # x, y in the whole canvas of the first pixel of this part
+    covered: Box  # part of the whole canvas that has images; the rest is grey
     warp: Warp
     boxes: np.ndarray  # (n, 5) class, x1, y1, x2, y2 in pixels of the output
 
     def image(self) -> np.ndarray:
-        """The output picture; it may be the canvas itself."""
+        """Return the output image, which may be the canvas itself."""
         return self.warp.image(self.canvas, self.origin)
 
     def image_with_hsv(self, factors: np.ndarray | None) -> np.ndarray:
-        """The output picture after multiply_hsv, which need not look at what is grey all over, nor at pixels that are
-        only made by enlarging. Where the warp is a mere resize, call it at most once: it may change the canvas."""
+        """Return the output image after multiply_hsv.
+
+        If the warp is only a resize, this skips grey areas and pixels that enlarging creates. Call it at most once
+        then: it may change the canvas.
+        """
         if factors is None or self.warp.begin is None:
             return multiply_hsv(self.image(), factors)
         if self.canvas.shape[0] < self.warp.output[0]:
             x, y = self.origin
             x1, y1, x2, y2 = self.covered
-            _colour(self.canvas, (x1 - x, y1 - y, x2 - x, y2 - y), factors)
+            _multiply_hsv_within(self.canvas, (x1 - x, y1 - y, x2 - x, y2 - y), factors)
             return self.image()
         image = self.image()
-        _colour(image, self.warp.output_region(self.covered), factors)
+        _multiply_hsv_within(image, self.warp.output_region(self.covered), factors)
         return image
 
 
-def _colour(image: np.ndarray, region: Box, factors: np.ndarray) -> None:
-    """multiply_hsv in place, of an image that is grey outside of `region`."""
+def _multiply_hsv_within(image: np.ndarray, region: Box, factors: np.ndarray) -> None:
+    """Apply multiply_hsv in place to an image that is grey outside `region`."""
     x1, y1, x2, y2 = region
     inner = image[y1:y2, x1:x2]
     if inner.size:
         multiply_hsv(inner, factors, out=inner)
     for margin in (image[:y1], image[y2:], image[y1:y2, :x1], image[y1:y2, x2:]):
-        margin[:] = min(int(GREY * factors[2]), 255)  # grey has a value, and no hue nor saturation
+        margin[:] = min(int(GREY * factors[2]), 255)  # grey has neither hue nor saturation
 
 
 def random_perspective(
     image: np.ndarray, boxes: np.ndarray, *, polygons: Polygons, settings: AugmentSettings, rng: np.random.Generator
 ) -> Scene:
-    """Warp a picture and its labels within its own size; labels that hardly remain visible are dropped."""
+    """Warp an image and its labels within the image's size. Drop labels that are hardly visible after it."""
     warp = sample_warp(image.shape[:2], image.shape[:2], settings=settings, rng=rng)
     return _whole(image, warp, warp.labels(boxes, polygons))
 
@@ -151,19 +150,19 @@ def _whole(image: np.ndarray, warp: Warp, boxes: np.ndarray) -> Scene:
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture of a mosaic, decoded only if it turns out to be visible."""
+    """Image of a mosaic, decoded only if the warp shows it."""
 
-    shape: tuple[int, int]  # height, width of what `read` returns
+    shape: tuple[int, int]  # height, width of the whole image
     boxes: np.ndarray  # (n, 5) class, x, y, w, h as fractions
     polygons: Polygons  # as fractions
-    read: Callable[[int], np.ndarray | None]  # at least so many of its upper rows; None: unreadable, so its place stays
-    # grey and its labels are dropped
+    # Returns at least the given number of upper rows. None: unreadable; the tile stays grey and its labels are dropped.
+    read: Callable[[int], np.ndarray | None]
 
 
 def mosaic(tiles: Sequence[Tile], size: int, *, settings: AugmentSettings, rng: np.random.Generator) -> Scene:
-    """Four pictures around a random centre of a canvas of twice the size, to be warped down to (size, size).
+    """Return four images around a random centre of a canvas of twice the size, with a warp to (size, size).
 
-    Only the part of the canvas that the warp shows is built, and only the tiles in it are read.
+    The canvas has only the part that the warp shows, and only the tiles in that part are read.
     """
     canvas = (2 * size, 2 * size)
     centre_y, centre_x = rng.uniform(size / 2, 3 * size / 2, 2).astype(int).tolist()
@@ -172,7 +171,7 @@ def mosaic(tiles: Sequence[Tile], size: int, *, settings: AugmentSettings, rng: 
     region = (0, 0, *canvas) if pastes else warp.visible_region()
     image = np.full((region[3] - region[1], region[2] - region[0], 3), GREY, np.uint8)
     inside = image[max(-region[1], 0) : max(2 * size - region[1], 0), max(-region[0], 0) : max(2 * size - region[0], 0)]
-    shift = max(region[0], 0), max(region[1], 0)  # where in the canvas this begins
+    shift = max(region[0], 0), max(region[1], 0)  # x, y of the first pixel of `inside` in the canvas
     shown, corners = [], []
     for k, tile in enumerate(tiles):  # top left, top right, bottom left, bottom right: each touches the centre
         left = centre_x if k % 2 else centre_x - tile.shape[1]
@@ -183,12 +182,12 @@ def mosaic(tiles: Sequence[Tile], size: int, *, settings: AugmentSettings, rng: 
     boxes, polygons = _place_tile_labels(shown, corners, 2 * size)
     if pastes:
         image, boxes, polygons = copy_paste(image, boxes, polygons=polygons, fraction=settings.copy_paste, rng=rng)
-    covered = region if pastes else _covered_part(region, shown, corners)  # copies may lie anywhere
+    covered = region if pastes else _covered_part(region, shown, corners)  # copies may be anywhere
     return Scene(image, region[:2], covered, warp, warp.labels(boxes, polygons))
 
 
 def _covered_part(region: Box, tiles: Sequence[Tile], corners: Sequence[tuple[int, int]]) -> Box:
-    """What of a region of the canvas these tiles at these corners (left, top) lie in, together."""
+    """Return the part of a region of the canvas that tiles at these corners (left, top) cover together."""
     x1, y1, x2, y2 = region
     if not tiles:
         return x1, y1, x1, y1
@@ -200,9 +199,9 @@ def _covered_part(region: Box, tiles: Sequence[Tile], corners: Sequence[tuple[in
 def _place_tile_labels(
     tiles: Sequence[Tile], corners: Sequence[tuple[int, int]], side: int
 ) -> tuple[np.ndarray, Polygons]:
-    """Labels of tiles that lie at these corners (left, top) of a square canvas, in its pixels; all tiles in one go.
+    """Return the labels of all tiles in pixels of a square canvas, clipped to their tile and to the canvas.
 
-    A label may stick out of its picture: it must not reach into the neighbour, nor out of the canvas.
+    `corners` holds left, top of each tile. Clipping matters because a label may extend beyond its image.
     """
     if not tiles:
         return np.zeros((0, 5), np.float32), []
@@ -221,22 +220,22 @@ def _place_tile_labels(
 
 
 def _paste(image: np.ndarray, tile: Tile, left: int, top: int) -> bool:
-    """Copy what of a tile falls into `image`; False if nothing does."""
+    """Copy the part of a tile that is inside `image`. Return False if there is none, or the tile is unreadable."""
     x1, y1 = max(left, 0), max(top, 0)
     x2, y2 = min(left + tile.shape[1], image.shape[1]), min(top + tile.shape[0], image.shape[0])
-    picture = tile.read(y2 - top) if x1 < x2 and y1 < y2 else None
-    if picture is None:
+    source = tile.read(y2 - top) if x1 < x2 and y1 < y2 else None
+    if source is None:
         return False
-    image[y1:y2, x1:x2] = picture[y1 - top : y2 - top, x1 - left : x2 - left]
+    image[y1:y2, x1:x2] = source[y1 - top : y2 - top, x1 - left : x2 - left]
     return True
 
 
 def copy_paste(
     image: np.ndarray, boxes: np.ndarray, *, polygons: Polygons, fraction: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, Polygons]:
-    """Paste mirror images of a random `fraction` of the outlined objects at their mirrored places.
+    """Paste mirrored copies of a random `fraction` of the outlined objects at their mirrored positions.
 
-    A copy that would cover 30 % of any box present, earlier copies included, is left out (Ghiasi et al., 2021).
+    Skip a copy that would cover 30 % or more of any box, earlier copies included (Ghiasi et al., 2021).
     """
     outlined = [j for j, polygon in enumerate(polygons) if len(polygon)]
     chosen = rng.permutation(outlined)[: round(fraction * len(outlined))].tolist()
@@ -244,8 +243,8 @@ def copy_paste(
         return image, boxes, polygons
     source, image, width = image, image.copy(), image.shape[1]
     for j in chosen:
-        kind, x1, y1, x2, y2 = boxes[j]
-        mirrored = np.array([kind, width - x2, y1, width - x1, y2], np.float32)
+        class_index, x1, y1, x2, y2 = boxes[j]
+        mirrored = np.array([class_index, width - x2, y1, width - x1, y2], np.float32)
         if (_covered(boxes[:, 1:], mirrored[1:]) < MAX_COVERED).all():
             _paste_mirrored(image, source, polygons[j])
             boxes = np.concatenate([boxes, mirrored[None]])
@@ -254,13 +253,13 @@ def copy_paste(
 
 
 def _covered(boxes: np.ndarray, cover: np.ndarray) -> np.ndarray:
-    """(n,) share of each box (n, 4) that the box `cover` (4,) hides."""
+    """Return (n,) the share of each box (n, 4) that the box `cover` (4,) hides."""
     sides = np.minimum(boxes[:, 2:], cover[2:]) - np.maximum(boxes[:, :2], cover[:2])
     return sides.clip(0).prod(1) / ((boxes[:, 2:] - boxes[:, :2]).prod(1) + 1e-7)
 
 
 def _paste_mirrored(image: np.ndarray, source: np.ndarray, polygon: np.ndarray) -> None:
-    """Copy the pixels inside `polygon` from `source` to the mirrored place in `image`."""
+    """Copy the pixels inside `polygon` from `source` to the mirrored position in `image`."""
     height, width = image.shape[:2]
     points = polygon.astype(np.int32)
     x1, y1 = points.min(0).clip(0).tolist()
@@ -273,65 +272,64 @@ def _paste_mirrored(image: np.ndarray, source: np.ndarray, polygon: np.ndarray) 
 
 
 def mixup(scene: Scene, other: Scene, *, rng: np.random.Generator) -> Scene:
-    """Blend two pictures of one size, with the labels of both (Zhang et al., 2018; share from Beta(32, 32))."""
-    share = float(rng.beta(32.0, 32.0))
-    image = cv2.addWeighted(scene.image(), share, other.image(), 1.0 - share, -0.4999)  # cut off, not rounded
-    as_it_is = Warp(np.eye(3), 1.0, image.shape[:2], image.shape[:2])
-    return _whole(image, as_it_is, np.concatenate([scene.boxes, other.boxes]))
+    """Blend two images of one size and keep the labels of both (Zhang et al., 2018; weight from Beta(32, 32))."""
+    weight = float(rng.beta(32.0, 32.0))
+    image = cv2.addWeighted(scene.image(), weight, other.image(), 1.0 - weight, -0.4999)  # rounds down
+    identity = Warp(np.eye(3), 1.0, image.shape[:2], image.shape[:2])
+    return _whole(image, identity, np.concatenate([scene.boxes, other.boxes]))
 
 
-# ---- colour and flips ------------------------------------------------------------------------------------------------
+# ---- colour shift and flips ------------------------------------------------------------------------------------------
 
 
 class ColorFlip(NamedTuple):
-    """The last that is done to a picture, here or on the device: its colours change, and it is flipped."""
+    """Colour shift and flips, the last step of augmentation, applied in the data worker or on the GPU."""
 
-    hue: float = 1.0  # factors
+    hue: float = 1.0  # factor, as the next two
     saturation: float = 1.0
     value: float = 1.0
-    upside_down: bool = False
-    mirrored: bool = False
+    flipud: bool = False
+    fliplr: bool = False
 
     @property
     def factors(self) -> np.ndarray | None:
-        """(3,) for multiply_hsv; None if the colours stay as they are."""
+        """Factors (3,) for multiply_hsv, or None if the colours stay unchanged."""
         return None if self[:3] == (1.0, 1.0, 1.0) else np.array(self[:3])
 
-    def flip(self, image: np.ndarray) -> np.ndarray:
-        axis = {(True, False): 0, (False, True): 1, (True, True): -1}.get((self.upside_down, self.mirrored))
+    def flip_image(self, image: np.ndarray) -> np.ndarray:
+        """Return the flipped image, or the image itself without a flip."""
+        axis = {(True, False): 0, (False, True): 1, (True, True): -1}.get((self.flipud, self.fliplr))
         return image if axis is None else cv2.flip(image, axis)
 
     def flip_boxes(self, boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-        """The boxes (n, 5) of a flipped picture of shape (H, W)."""
+        """Return the boxes (n, 5) of the flipped image of shape (H, W)."""
         boxes = boxes.copy()
-        for flipped, columns, side in ((self.upside_down, [2, 4], shape[0]), (self.mirrored, [1, 3], shape[1])):
+        for flipped, columns, side in ((self.flipud, [2, 4], shape[0]), (self.fliplr, [1, 3], shape[1])):
             if flipped:
                 boxes[:, columns] = side - boxes[:, columns[::-1]]
         return boxes
 
 
 def sample_color_flip(settings: AugmentSettings, *, rng: np.random.Generator) -> ColorFlip:
-    """Factors of 1 ± the gains for hue, saturation and value, and whether to flip."""
+    """Sample factors of 1 ± the gains for hue, saturation and value, and whether to flip."""
     factors = (1.0 + rng.uniform(-1.0, 1.0, 3) * settings.hsv).tolist() if any(settings.hsv) else (1.0, 1.0, 1.0)
     return ColorFlip(*factors, bool(rng.random() < settings.flipud), bool(rng.random() < settings.fliplr))
 
 
 def multiply_hsv(image: np.ndarray, factors: np.ndarray | None, *, out: np.ndarray | None = None) -> np.ndarray:
-    """Multiply hue, saturation and value by their factors, rounded down, into `out` if given; None returns the picture
-    itself."""
+    """Multiply hue, saturation and value by `factors` (3,) and round down. None returns the image itself.
+
+    The result is written to `out` if given.
+    """
     if factors is None:
         return image
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
     tables = LEVELS * factors
     tables[..., 0] %= HUES
     tables = tables.clip(0, 255).astype(np.uint8)
-    matrix = np.column_stack([np.diag(factors), [-0.4999] * 3])  # transform rounds to the nearest
+    matrix = np.column_stack([np.diag(factors), [-0.4999] * 3])  # rounds down: transform rounds to the nearest
     levels = cv2.transform(LEVELS, matrix)
-    levels[..., 0] %= HUES  # where more goes into 8 bits, OpenCV goes round by itself
-    same = np.array_equal(levels, tables)  # nearly always; to look up each value takes seven times as long
+    levels[..., 0] %= HUES  # hues above 8 bits are wrapped by OpenCV itself
+    same = np.array_equal(levels, tables)  # nearly always; a look-up per value takes seven times as long
     shifted = cv2.transform(hsv, matrix) if same else cv2.LUT(hsv, tables)
     return cv2.cvtColor(shifted, cv2.COLOR_HSV2BGR, dst=out)
-
-
-HUES = 180  # steps in which OpenCV's 8-bit hue goes round
-LEVELS = np.minimum(np.arange(256)[:, None, None], [HUES - 1, 255, 255]).astype(np.uint8)  # (256, 1, 3)

@@ -1,7 +1,9 @@
-"""Helpers that make a part of each batch together with the process that asks for it, and rest while the model computes.
+"""Helper processes that build part of each batch between training steps and sleep while the model runs.
 
-Forked processes where that is safe (Linux), else threads: these wait for each other wherever Python itself is at work,
-which is most of the time with small pictures out of memory.
+They are forked where that is safe (Linux). Otherwise they are threads, which mostly serialise on the GIL when small
+images come from RAM.
+
+Letters: B images of a batch, H W rows and columns.
 """
 
 import multiprocessing
@@ -10,179 +12,222 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from multiprocessing.util import Finalize
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from utils.errors import UserError
 from utils.loading.image_cache import SharedBytes
+from utils.loading.sampler import BatchKey
 from utils.parallel_map import can_fork, deferred_ctrl_c, init_worker
 
-BuildSample = Callable[
-    [Any, int, np.ndarray], Any
-]  # of a key, place in its batch: fills (3, H, W) uint8; returns the rest
-STOPPING = ("SIGINT", "SIGTERM", "SIGUSR1")  # for the main process, which may need its workers for one more step
+# (key, position in the batch, planes): fills planes (3, H, W) uint8 and returns the rest of the sample.
+BuildSample = Callable[[BatchKey, int, np.ndarray], Any]
+# Work that a helper does with the key of the next batch, in the background.
+Prepare = Callable[[BatchKey], None]
+# The main process handles these; a run may need its helpers for one more step.
+IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
 def start_helpers(
-    count: int, make: BuildSample, prepare: Callable[[Any], None], items: int, room: int
+    count: int, build_sample: BuildSample, prepare: Prepare, *, max_images: int, slot_bytes: int
 ) -> "HelperProcesses | HelperThreads | None":
-    """`count` helpers. prepare: what one of them does with the key of the next batch, for which nobody waits. items,
-    room: how many pictures a batch has at most, and how many bytes they take."""
+    """Start `count` helpers: processes if possible, else threads. Return None for 0.
+
+    A batch has at most `max_images` images, which take at most `slot_bytes` bytes.
+    """
     if not count:
         return None
     if can_fork():
-        with suppress(OSError):  # no more processes or memory for one
-            return HelperProcesses(count, make, prepare, items, room)
+        with suppress(OSError):  # the machine has no more processes, or no memory for one
+            return HelperProcesses(count, build_sample, prepare, max_images=max_images, slot_bytes=slot_bytes)
     return HelperThreads(count, prepare)
 
 
 class HelperThreads:
+    """Threads that share the work on a batch with the calling thread."""
+
     kind = "threads"
 
-    def __init__(self, count: int, prepare: Callable[[Any], None]) -> None:
+    def __init__(self, count: int, prepare: Prepare) -> None:
         self.count, self.prepare = count, prepare
         self.pool = ThreadPoolExecutor(count, thread_name_prefix="helper")
 
-    def __call__(self, make: BuildSample, key: Any, planes: np.ndarray) -> list[Any]:
-        """Fill planes (B, 3, H, W); returns what `make` returns for each of them. Each thread takes every n-th; what
-        one raises is raised, and then none begins another."""
+    def build(self, build_sample: BuildSample, key: BatchKey, planes: np.ndarray) -> list[Any]:
+        """Fill planes (B, 3, H, W) and return the result of `build_sample` for each image.
+
+        Each thread builds every n-th image. After an exception, which is raised here, no thread begins another image.
+        """
         failed = []
 
-        def part(share: range) -> list[Any]:
+        def build_share(share: range) -> list[Any]:
             try:
-                return [make(key, k, planes[k]) for k in share if not failed]
+                return [build_sample(key, k, planes[k]) for k in share if not failed]
             except BaseException as error:
                 failed.append(error)
                 raise
 
         own, *others = (range(k, len(planes), self.count + 1) for k in range(self.count + 1))
-        waiting = [self.pool.submit(part, share) for share in others]
-        parts = [part(own), *(one.result() for one in waiting)]
+        futures = [self.pool.submit(build_share, share) for share in others]
+        parts = [build_share(own), *(future.result() for future in futures)]
         return [parts[k % len(parts)][k // len(parts)] for k in range(len(planes))]
 
-    def expect(self, key: Any) -> None:
+    def prefetch(self, key: BatchKey) -> None:
+        """Let a thread prepare the next batch, without waiting for it."""
         self.pool.submit(self.prepare, key)
 
     def close(self) -> None:
+        """End the threads."""
         self.pool.shutdown()
 
 
+class Helper(NamedTuple):
+    """One helper process, seen from the main process."""
+
+    process: ForkProcess
+    pipe: Connection
+    slot: np.ndarray  # (slot_bytes,) uint8, shared memory that the helper writes its images to
+
+
 class HelperProcesses:
-    """Each has a place in shared memory for its pictures, and all see there which of a batch are begun. They end with
-    this object, and with this process."""
+    """Forked processes that share the work on a batch with the main process.
+
+    Each helper has a slot of shared memory for its images. All processes see in `claimed`, shared memory too, which
+    images of the batch are begun. The helpers end with this object, and with the main process.
+    """
 
     kind = "processes"
 
-    def __init__(self, count: int, make: BuildSample, prepare: Callable[[Any], None], items: int, room: int) -> None:
+    def __init__(
+        self, count: int, build_sample: BuildSample, prepare: Prepare, *, max_images: int, slot_bytes: int
+    ) -> None:
         context = multiprocessing.get_context("fork")
-        self.count, self.asked, self.crew, self.begun = count, 0, [], SharedBytes(items).array
+        self.count, self.batch_number = count, 0
+        self.helpers: list[Helper] = []
+        self.claimed = SharedBytes(max_images).array
         with deferred_ctrl_c():
             for k in range(count):
-                here, there = context.Pipe()
-                place = SharedBytes(room).array
-                arguments = make, prepare, here, there, k + 1, count + 1, place, self.begun
-                process = context.Process(target=_help, args=arguments, daemon=True)
+                own_end, helper_end = context.Pipe()
+                slot = SharedBytes(slot_bytes).array
+                share = Share(first=k + 1, step=count + 1, claimed=self.claimed, slot=slot)
+                arguments = build_sample, prepare, share, own_end, helper_end
+                process = context.Process(target=_run_helper, args=arguments, daemon=True)
                 process.start()
-                there.close()  # the process's own is the only one: its end shows here
-                self.crew.append((process, here, place))
-            self.close = Finalize(self, _end, (self.crew,), exitpriority=10)  # before multiprocessing waits for them
+                helper_end.close()  # only the helper's copy stays open, so that its death shows as EOF here
+                self.helpers.append(Helper(process, own_end, slot))
+            # Higher than the priority of multiprocessing's own exit handler, which would wait for the helpers.
+            self.close = Finalize(self, _end_helpers, (self.helpers,), exitpriority=10)
 
-    def __call__(self, make: BuildSample, key: Any, planes: np.ndarray) -> list[Any]:
-        """Fill planes (B, 3, H, W); returns what `make` returns for each of them; what a process raises is raised."""
-        self.asked += 1
-        begun, made = self.begun[: len(planes)], {}
-        begun[:] = 0
-        for _, pipe, _ in self.crew:
-            self._tell(pipe, (self.asked, key, len(planes)))
-        for k in claim_items(begun, 0, self.count + 1):
-            made[k] = make(key, k, planes[k])
-        for _, pipe, place in self.crew:
-            theirs, error = self._answer(pipe)
+    def build(self, build_sample: BuildSample, key: BatchKey, planes: np.ndarray) -> list[Any]:
+        """Fill planes (B, 3, H, W) and return the result of `build_sample` for each image.
+
+        An exception in a helper is raised here. A killed helper is a UserError.
+        """
+        self.batch_number += 1
+        claimed, results = self.claimed[: len(planes)], {}
+        claimed[:] = 0
+        for helper in self.helpers:
+            self._send(helper.pipe, (self.batch_number, key, len(planes)))
+        for k in claim_items(claimed, 0, self.count + 1):
+            results[k] = build_sample(key, k, planes[k])
+        for helper in self.helpers:
+            built, error = self._receive(helper.pipe)
             if error is not None:
                 raise error
-            for (k, result), picture in zip(theirs, view_images(place, len(theirs), planes.shape[2:])):
-                planes[k], made[k] = picture, result
-        for k in set(range(len(planes))) - set(made):  # who was late with an earlier batch has taken it for one of that
-            made[k] = make(key, k, planes[k])
-        return [made[k] for k in range(len(planes))]
+            for (k, result), image in zip(built, view_images(helper.slot, len(built), planes.shape[2:])):
+                planes[k], results[k] = image, result
+        for k in set(range(len(planes))) - set(results):
+            # A helper still busy with the previous batch claimed this item by mistake.
+            results[k] = build_sample(key, k, planes[k])
+        return [results[k] for k in range(len(planes))]
 
-    def expect(self, key: Any) -> None:
-        self._tell(self.crew[0][1], (0, key, None))
+    def prefetch(self, key: BatchKey) -> None:
+        """Let a helper prepare the next batch, without waiting for it."""
+        self._send(self.helpers[0].pipe, (0, key, None))
 
-    def _tell(self, pipe: Connection, message: tuple) -> None:
+    def _send(self, pipe: Connection, message: tuple[int, BatchKey, int | None]) -> None:
         try:
             pipe.send(message)
         except OSError:
-            raise self._killed() from None
+            raise self._killed_error() from None
 
-    def _answer(self, pipe: Connection) -> tuple[list[Any] | None, Exception | None]:
-        """What a process has made of the present batch: answers to earlier ones that an error or a signal has left
-        unread are passed over."""
-        number = 0
-        while number != self.asked:
+    def _receive(self, pipe: Connection) -> tuple[list[Any], Exception | None]:
+        """Return what a helper built for the current batch, or its exception.
+
+        Skip answers to earlier batches, which an exception or a signal left unread.
+        """
+        number, built, error = 0, [], None
+        while number != self.batch_number:
             try:
-                number, made, error = pipe.recv()
+                number, built, error = pipe.recv()
             except (EOFError, OSError):
-                raise self._killed() from None
-        return made, error
+                raise self._killed_error() from None
+        return built, error
 
-    def _killed(self) -> UserError:
+    def _killed_error(self) -> UserError:
         return UserError(
-            f"one of {self.count + 1} processes that read pictures was killed, most often for want of "
-            "memory: use --workers 0, or leave --cache out"
+            f"one of {self.count + 1} processes that read images was killed, probably out of memory: use --workers 0, "
+            "or train without --cache"
         )
 
 
-def _help(
-    make: BuildSample,
-    prepare: Callable[[Any], None],
-    here: Connection,
-    there: Connection,
-    first: int,
-    step: int,
-    place: np.ndarray,
-    begun: np.ndarray,
+class Share(NamedTuple):
+    """A helper's part of each batch, and the shared memory that it works in."""
+
+    first: int  # builds the images first, first + step, …, then those that other processes have left
+    step: int
+    claimed: np.ndarray  # (max_images,) uint8, 1 where a process has begun an image
+    slot: np.ndarray  # (slot_bytes,) uint8
+
+
+def _run_helper(
+    build_sample: BuildSample, prepare: Prepare, share: Share, main_end: Connection, helper_end: Connection
 ) -> None:
-    """A helping process, until its pipe is closed."""
-    init_worker(*STOPPING)
-    here.close()
+    """Build images in a helper process until the main process closes its end of the pipe."""
+    init_worker(*IGNORED_SIGNALS)
+    main_end.close()
     while True:
         try:
-            number, key, items = there.recv()
+            number, key, count = helper_end.recv()
         except (EOFError, OSError):
             return
         try:
-            if items is None:
+            if count is None:
                 prepare(key)
                 continue
-            mine = zip(claim_items(begun[:items], first, step), view_images(place, items, key.shape))
-            answer = number, [(k, make(key, k, picture)) for k, picture in mine], None
+            items = claim_items(share.claimed[:count], share.first, share.step)
+            images = view_images(share.slot, count, key.shape)
+            answer = number, [(k, build_sample(key, k, image)) for k, image in zip(items, images)], None
         except Exception as error:
-            answer = number, None, error
+            answer = number, [], error
         try:
-            there.send(answer)
+            helper_end.send(answer)
         except OSError:
             return
 
 
-def _end(crew: Sequence[tuple[multiprocessing.Process, Connection, np.ndarray]]) -> None:
-    for process, pipe, _ in crew:
-        pipe.close()
-        process.kill()  # it has nothing to lose
-        process.join()
+def _end_helpers(helpers: Sequence[Helper]) -> None:
+    for helper in helpers:
+        helper.pipe.close()
+        helper.process.kill()  # it holds nothing that could be lost
+        helper.process.join()
 
 
-def claim_items(begun: np.ndarray, first: int, step: int) -> Iterator[int]:
-    """The items that one of several is to make, marked as begun: its own share, every step-th, then what others have
-    left, from the end. Should two begin the same one at once, both make the same of it."""
-    for k in chain(range(first, len(begun), step), reversed(range(len(begun)))):
-        if not begun[k]:
-            begun[k] = 1
+def claim_items(claimed: np.ndarray, first: int, step: int) -> Iterator[int]:
+    """Yield the items that one of several processes is to build, and mark them in `claimed` (n,).
+
+    These are every step-th item, then unclaimed items of others, from the end. If two processes claim the same item
+    at once, both build the same result.
+    """
+    for k in chain(range(first, len(claimed), step), reversed(range(len(claimed)))):
+        if not claimed[k]:
+            claimed[k] = 1
             yield k
 
 
-def view_images(place: np.ndarray, count: int, shape: Sequence[int]) -> np.ndarray:
-    """(count, 3, H, W) uint8 at the beginning of a block of bytes."""
-    return place[: count * 3 * shape[0] * shape[1]].reshape(count, 3, *shape)
+def view_images(slot: np.ndarray, count: int, shape: Sequence[int]) -> np.ndarray:
+    """Return the beginning of a slot as images (count, 3, H, W) uint8 of shape (H, W)."""
+    height, width = shape
+    return slot[: count * 3 * height * width].reshape(count, 3, height, width)

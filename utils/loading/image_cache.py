@@ -1,9 +1,11 @@
-"""The pictures of a split, read over and over: from their files, or from a cache in memory or on the disk."""
+"""Readers of a split's images: from their files each time, or from a cache in RAM or on disk.
+
+Letter: N images of the split.
+"""
 
 import mmap
 import os
 import shutil
-import sys
 import tempfile
 import threading
 from contextlib import suppress
@@ -12,27 +14,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from utils import console
 from utils.datasets.label_cache import digest, is_writable, user_cache_folder
 from utils.datasets.label_index import LabelIndex
 from utils.errors import UserError
 from utils.images.read import read_resized, resized_shapes
 from utils.parallel_map import MAX_WORKERS
 
-AUTO_SHARE = 0.1  # of the free memory is taken unasked, since a mosaic reads each picture four times an epoch
-DISK_FORMAT = 2  # raise it whenever what --cache disk keeps of a picture, or how it is resized, changes
+AUTO_SHARE = 0.1  # of free memory; smaller splits are cached in RAM by default: a mosaic reads each image 4 x an epoch
+RAM_MARGIN, DISK_MARGIN = 1.1, 1.1  # a cache must fit with this factor
+DISK_FORMAT = 2  # increase it whenever the content of a --cache disk file changes, or the way images are resized
+NO_BYTES = np.zeros(0, np.uint8)
 
 
 class SharedBytes:
-    """A block of memory that worker processes see too, however they are started."""
+    """Block of memory that worker processes share, whether they are forked or spawned."""
 
     def __init__(self, size: int) -> None:
-        if hasattr(os, "memfd_create"):  # plain memory: /dev/shm is often tiny in containers
+        if hasattr(os, "memfd_create"):  # ordinary memory: /dev/shm is often tiny in containers
             self.file = os.fdopen(os.memfd_create("anchorage-images"), "r+b")
             self.path = f"/proc/{os.getpid()}/fd/{self.file.fileno()}"
         else:
-            self.file = tempfile.NamedTemporaryFile(prefix="anchorage-images-")
+            self.file = tempfile.NamedTemporaryFile(prefix="anchorage-images-")  # noqa: SIM115 (open as long as this)
             self.path = self.file.name
         self.file.truncate(max(size, 1))
         self._map(size)
@@ -53,70 +57,75 @@ class SharedBytes:
         self.file.close()  # the memory itself lives as long as the array
 
 
-def warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
 class ImageReader:
-    """Pictures of an index, resized so that the long side is `size`."""
+    """Reader of the images of a split, resized so that the long side is `size`.
 
-    in_files = True  # each is read from one, again and again
+    `smooth` averages pixels where an image shrinks.
+    """
+
+    reads_files = True  # each `read` reads a file
 
     def __init__(self, index: LabelIndex, size: int, *, smooth: bool) -> None:
         self.index, self.size, self.smooth = index, size, smooth
-        self.shapes = resized_shapes(index.shapes, size).astype(np.int32)  # (N, 2)
-        self.reported = SharedBytes(len(index))  # one flag a picture, so that one worker alone warns of it, and once
+        self.shapes = resized_shapes(index.shapes, size).astype(np.int32)  # (N, 2) height, width
+        self.reported = SharedBytes(len(index))  # a flag per image, so that only one worker warns of it, and once
 
     def shape(self, i: int) -> tuple[int, int]:
-        return tuple(self.shapes[i].tolist())
+        """Return height and width of image i."""
+        height, width = self.shapes[i].tolist()
+        return height, width
 
     def read(self, i: int, rows: int | None = None) -> np.ndarray | None:
-        """BGR picture i, or at least its upper `rows` rows; None, with one warning, if it cannot be read (any more).
+        """Return BGR image i, or at least its upper `rows` rows; None, with one warning, if it cannot be read.
 
-        Not to be written to.
+        The array must not be written to.
         """
         try:
             return read_resized(self.index.paths[i], self.shape(i), smooth=self.smooth, rows=rows)
         except UserError as error:
             if not self.reported.array[i]:
                 self.reported.array[i] = 1
-                warn(f"{error}; grey and without labels instead")
+                console.warn(f"{error}. A grey image without labels is used instead.", all_ranks=True)
             return None
 
-    def expect(self, i: int) -> None:
-        """Ask the system for the file of picture i ahead of its reading, which is not waited for."""
+    def prefetch(self, i: int) -> None:
+        """Ask the OS to read the file of image i ahead, without waiting for it."""
         prefetch_file(self.index.paths[i])
 
     def bytes_needed(self) -> int:
+        """Return the number of bytes of all images."""
         return int(self.shapes.prod(1, dtype=np.int64).sum() * 3)
 
 
 class RamCache(ImageReader):
-    """All pictures read once, into one block of memory shared with the workers."""
+    """Cache of all images in one block of RAM, which the workers share."""
 
-    in_files = False
+    reads_files = False
 
-    def __init__(self, index: LabelIndex, size: int, *, smooth: bool, progress: bool) -> None:
+    def __init__(self, index: LabelIndex, size: int, *, smooth: bool) -> None:
         super().__init__(index, size, smooth=smooth)
         self.starts = np.concatenate([[0], np.cumsum(self.shapes.prod(1, dtype=np.int64) * 3)])
         self.block = SharedBytes(int(self.starts[-1]))
         self.readable = np.zeros(len(index), bool)
         title = f"Caching images ({self.starts[-1] / 2**30:.1f}GB ram)"
-        with ThreadPool(2 * min(MAX_WORKERS, os.cpu_count() or 1)) as pool:  # one reads while another decodes
-            done = pool.imap_unordered(self._fill, range(len(index)), chunksize=8)
-            for _ in tqdm(done, total=len(index), desc=title, disable=not progress, dynamic_ncols=True):
-                pass
+        with (
+            ThreadPool(2 * min(MAX_WORKERS, os.cpu_count() or 1)) as pool,  # one thread reads while another decodes
+            console.progress_bar(total=len(index), desc=title) as bar,
+        ):
+            for _ in pool.imap_unordered(self._fill, range(len(index)), chunksize=8):
+                bar.update()
 
     def _view(self, i: int) -> np.ndarray:
         return self.block.array[self.starts[i] : self.starts[i + 1]].reshape(*self.shape(i), 3)
 
     def _fill(self, i: int) -> None:
-        picture = super().read(i)
-        if picture is not None:
-            self._view(i)[:] = picture
+        image = super().read(i)
+        if image is not None:
+            self._view(i)[:] = image
             self.readable[i] = True
 
     def read(self, i: int, rows: int | None = None) -> np.ndarray | None:
+        """Return BGR image i, read-only; None if it could not be read."""
         if not self.readable[i]:
             return None
         view = self._view(i)
@@ -125,19 +134,22 @@ class RamCache(ImageReader):
 
 
 class DiskCache(ImageReader):
-    """Each picture kept decoded and resized in a file of its own, valid for one size and two times of the original.
+    """Cache of each image, decoded and resized, in a file of its own.
 
-    Of the times, that of modification may be set back (cp -p, rsync), that of change cannot.
+    A file is valid for one image size, and for one size, mtime and ctime of the original. The mtime may be set back
+    (cp -p, rsync), the ctime cannot.
     """
 
     def __init__(self, index: LabelIndex, size: int, *, smooth: bool) -> None:
         super().__init__(index, size, smooth=smooth)
         self.writable = True
-        self.folders = {folder: self._place(folder) for folder in {os.path.dirname(path) for path in index.paths}}
+        self.folders = {
+            folder: self._cache_folder(folder) for folder in {os.path.dirname(path) for path in index.paths}
+        }
 
     @staticmethod
-    def _place(folder: str) -> Path:
-        """Beside the folder of pictures: images/train -> images/train.npy_cache; elsewhere if that is read-only."""
+    def _cache_folder(folder: str) -> Path:
+        """Return the folder beside: images/train -> images/train.npy_cache, or one elsewhere if that is read-only."""
         absolute = Path(folder).absolute()
         beside = absolute.with_name(f"{absolute.name}.npy_cache")
         return beside if is_writable(beside.parent) else user_cache_folder() / "images" / digest(absolute)[:16]
@@ -146,78 +158,86 @@ class DiskCache(ImageReader):
         folder, name = os.path.split(self.index.paths[i])
         return self.folders[folder] / f"{name}.{self.size}{'s' if self.smooth else ''}.npy"
 
-    def expect(self, i: int) -> None:
-        prefetch_file(self._file(i)) or super().expect(i)
+    def prefetch(self, i: int) -> None:
+        """Ask the OS to read the cached file of image i ahead, or else the original."""
+        if not prefetch_file(self._file(i)):
+            super().prefetch(i)
 
     def read(self, i: int, rows: int | None = None) -> np.ndarray | None:
-        place = self._file(i)
+        """Return BGR image i from its cached file, which is written if it is absent or out of date."""
+        file = self._file(i)
         height, width = self.shape(i)
         try:
             status = os.stat(self.index.paths[i])
         except OSError:
             return super().read(i)  # warns
-        stamp = np.array([DISK_FORMAT, status.st_size, status.st_mtime_ns, status.st_ctime_ns, height, width], np.int64)
-        stamp = stamp.view(np.uint8)
-        data = _load_bytes(place)
-        if data.shape == (stamp.size + height * width * 3,) and np.array_equal(data[: stamp.size], stamp):
-            return data[stamp.size :].reshape(height, width, 3)
-        picture = super().read(i)
-        if picture is not None and self.writable:
-            self._write(place, np.concatenate([stamp, picture.reshape(-1)]))
-        return picture
+        header = np.array(
+            [DISK_FORMAT, status.st_size, status.st_mtime_ns, status.st_ctime_ns, height, width], np.int64
+        ).view(np.uint8)
+        data = _load_bytes(file)
+        if data.shape == (header.size + height * width * 3,) and np.array_equal(data[: header.size], header):
+            return data[header.size :].reshape(height, width, 3)
+        image = super().read(i)
+        if image is not None and self.writable:
+            self._write(file, np.concatenate([header, image.reshape(-1)]))
+        return image
 
-    def _write(self, place: Path, data: np.ndarray) -> None:
-        """Rename into place what is on the disk: half a file would pass for a whole one by its stamp."""
-        temporary = place.with_name(f".{place.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    def _write(self, file: Path, data: np.ndarray) -> None:
+        """Write a temporary file, fsync and rename it. The header of half a file would pass for that of a whole one."""
+        temporary = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.tmp")
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                np.save(file, data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, place)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as stream:
+                np.save(stream, data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, file)
         except OSError as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             self.writable = False
-            warn(f"--cache disk: {place.parent} cannot be written ({error.strerror}); going on uncached")
+            problem = f"--cache disk: {file.parent} cannot be written ({error.strerror})"
+            console.warn(f"{problem}. Images stay uncached.", all_ranks=True)
 
-    def room(self) -> tuple[int, int]:
-        """Bytes still to be written, and bytes free where they go."""
-        present = sum(
-            entry.stat().st_size for place in self.folders.values() if place.is_dir() for entry in os.scandir(place)
+    def disk_space_needed(self) -> int:
+        """Return the number of bytes still to be written."""
+        cached = sum(
+            entry.stat().st_size for folder in self.folders.values() if folder.is_dir() for entry in os.scandir(folder)
         )
-        place = next(iter(self.folders.values()))
-        existing = next(parent for parent in place.parents if parent.is_dir())
-        return max(0, self.bytes_needed() - present), shutil.disk_usage(existing).free
+        return max(0, self.bytes_needed() - cached)
+
+    def disk_space_free(self) -> int:
+        """Return the number of free bytes on the disk of the first cache folder."""
+        folder = next(iter(self.folders.values()))
+        return shutil.disk_usage(next(parent for parent in folder.parents if parent.is_dir())).free
 
 
 def prefetch_file(path: str | Path) -> bool:
-    """Let the system begin to read a file into its memory; whether there is one. Nothing where a system cannot."""
+    """Ask the OS to read a file ahead into its page cache. Return False if the file does not exist."""
     try:
-        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe would be waited for
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # else opening a pipe would block
     except OSError:
         return False
     try:
-        with suppress(OSError, AttributeError):
+        with suppress(OSError, AttributeError):  # a system without posix_fadvise
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
     finally:
         os.close(file)
     return True
 
 
-def _load_bytes(place: Path) -> np.ndarray:
-    """The bytes in a .npy file; none for a file that is absent or damaged."""
+def _load_bytes(file: Path) -> np.ndarray:
+    """Return the bytes in a .npy file, none if it is absent or damaged."""
     try:
-        with open(place, "rb") as file:
-            data = np.lib.format.read_array(file, allow_pickle=False)
-        return data if data.dtype == np.uint8 else np.zeros(0, np.uint8)
-    except Exception:  # whatever a damaged file makes numpy raise: the picture is read anew
-        return np.zeros(0, np.uint8)
+        with open(file, "rb") as stream:
+            data = np.lib.format.read_array(stream, allow_pickle=False)
+        return data if data.dtype == np.uint8 else NO_BYTES
+    except Exception:  # numpy raises all kinds for a damaged file; the image itself is read instead
+        return NO_BYTES
 
 
 def available_memory() -> int:
-    """Bytes that can be taken without swapping: of the machine, and of the container if it has a limit."""
+    """Return the number of bytes that can be allocated without swapping, in the machine and in its container."""
     try:
         memory = _read_table("/proc/meminfo")
         free = int(memory["MemAvailable:"]) * 1024
@@ -225,40 +245,40 @@ def available_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     try:
         limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        cached = int(_read_table("/sys/fs/cgroup/memory.stat")["inactive_file"])  # given back when it is needed
+        cached = int(_read_table("/sys/fs/cgroup/memory.stat")["inactive_file"])  # page cache, freed on demand
         return min(free, limit - used + cached)
     except (OSError, KeyError, ValueError):  # no container, or one without a limit ("max")
         return free
 
 
 def _read_table(path: str) -> dict[str, str]:
-    """First word of each line -> second word."""
+    """Return the first word of each line -> the second."""
     return {words[0]: words[1] for words in map(str.split, Path(path).read_text().splitlines()) if len(words) > 1}
 
 
-def open_images(
-    index: LabelIndex, size: int, *, smooth: bool, cache: str | None, copies: int, progress: bool
-) -> ImageReader:
-    """Pictures with the cache asked for (None, "ram", "disk"), or without one, saying so, where it does not fit.
+def open_images(index: LabelIndex, size: int, *, smooth: bool, cache: str | None, copies: int) -> ImageReader:
+    """Return a reader with the cache `cache`: None, "ram", "disk" or "auto".
 
-    "auto" is "ram" for pictures that take no more than AUTO_SHARE of the free memory, else None.
+    "auto" is "ram" for a split that takes at most AUTO_SHARE of free memory, else None. `copies` is the number of
+    processes that each keep a cache in RAM. If a cache does not fit, images are read uncached, and a line says so.
     """
-    pictures = ImageReader(index, size, smooth=smooth)
-    if cache in ("ram", "auto"):
-        need, free = pictures.bytes_needed() * copies, available_memory()
-        if need * (1.1 if cache == "ram" else 1 / AUTO_SHARE) < free:
-            return RamCache(index, size, smooth=smooth, progress=progress)
-        if cache == "auto":
-            return pictures
-    elif cache == "disk":
-        on_disk = DiskCache(index, size, smooth=smooth)
-        need, free = on_disk.room()
-        if 1.1 * need < free:
-            return on_disk
-    elif cache is None:
-        return pictures
-    else:
+    if cache not in (None, "auto", "ram", "disk"):
         raise UserError(f"--cache {cache}: expected ram or disk")
-    if progress:
-        print(f"--cache {cache}: {need / 2**30:.1f}GB required, {free / 2**30:.1f}GB available, not caching images")
-    return pictures
+    reader = ImageReader(index, size, smooth=smooth)
+    if cache is None:
+        return reader
+    if cache == "disk":
+        on_disk = DiskCache(index, size, smooth=smooth)
+        needed, free = on_disk.disk_space_needed(), on_disk.disk_space_free()
+        if needed * DISK_MARGIN < free:
+            return on_disk
+    else:
+        needed, free = reader.bytes_needed() * copies, available_memory()
+        if needed * (RAM_MARGIN if cache == "ram" else 1 / AUTO_SHARE) < free:
+            return RamCache(index, size, smooth=smooth)
+        if cache == "auto":
+            return reader
+    console.info(
+        f"--cache {cache}: {needed / 2**30:.1f}GB required, {free / 2**30:.1f}GB available, not caching images"
+    )
+    return reader

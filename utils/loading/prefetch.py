@@ -1,4 +1,4 @@
-"""Batches on their way to the device while it is still busy with the one before."""
+"""Transfer of batches to the GPU while it still computes on the previous one."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -10,10 +10,10 @@ from utils.loading.dataset import Batch
 
 
 def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The same batches with their pictures on `device`, finished there if the workers left that to it.
+    """Yield the batches with their images on `device`, and with deferred colour shifts and flips applied there.
 
-    On a GPU a stream of its own copies and finishes one batch ahead, out of pinned memory without waiting. Targets stay
-    where they are: the loss wants them on the CPU.
+    On a GPU, a CUDA stream of its own copies and augments one batch ahead, from pinned memory and without a sync.
+    Targets stay on the CPU, where the loss wants them.
     """
     if device.type != "cuda":
         yield from batches
@@ -24,34 +24,40 @@ def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """The same one in every epoch: memory that was freed on one stream is kept for that stream alone."""
+    """Return the stream of transfers, the same one in every epoch.
+
+    PyTorch reuses memory that was freed on a stream for that stream alone.
+    """
     return torch.cuda.Stream(device)
 
 
 def one_ahead(batches: Iterable[Batch], send: Callable[[Batch], Callable[[], Batch]]) -> Iterator[Batch]:
-    """What each batch's `send` has promised, kept only after the next one is sent."""
-    promised = None
+    """Yield each batch only after the transfer of the next one has started.
+
+    `send` starts a transfer and returns a function that returns the transferred batch.
+    """
+    receive = None
     for batch in batches:
         following = send(batch)
-        if promised is not None:
-            yield promised()
-        promised = following
-    if promised is not None:
-        yield promised()
+        if receive is not None:
+            yield receive()
+        receive = following
+    if receive is not None:
+        yield receive()
 
 
 def _send(batch: Batch, device: torch.device, stream: torch.cuda.Stream) -> Callable[[], Batch]:
-    """Start the copy on `stream`; the answer gives the batch, which the caller's stream then waits for."""
+    """Start the transfer on `stream`, and return a function that makes the caller's stream wait for it."""
     with torch.cuda.stream(stream):
         images = batch.images.to(device, non_blocking=True)
         if batch.color_flips is not None:
             images = apply_color_flips(images, batch.color_flips)
         arrival = stream.record_event()
 
-    def take() -> Batch:
-        user = torch.cuda.current_stream(device)
-        user.wait_event(arrival)
-        images.record_stream(user)  # else the memory could be another copy's while it is still read
+    def receive() -> Batch:
+        current = torch.cuda.current_stream(device)
+        current.wait_event(arrival)
+        images.record_stream(current)  # else the next transfer could reuse the memory while it is still read
         return batch._replace(images=images, color_flips=None)
 
-    return take
+    return receive

@@ -1,10 +1,11 @@
-"""Which pictures make which batch: a function of (seed, epoch) alone, cut into a slice a process.
+"""Sampler: the images of each batch as a function of (seed, epoch), cut into one slice per process.
 
-Legend: B pictures of a batch, N pictures of the split, C classes.
+Letters: B images of a batch, N images of the split, C classes.
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,40 +13,53 @@ from torch.utils.data import Sampler
 
 from utils.datasets.label_index import LabelIndex
 
-NUM_MOSAIC_INDICES = (
-    7  # pictures that a sample may need besides its own: three of its mosaic, four of another one to mix in
-)
-PURPOSES = {
-    "order": 1,
-    "weights": 2,
-    "mosaic_indices": 3,
-    "quad": 4,
-}  # streams of random numbers besides the samples' own
+NUM_MOSAIC_INDICES = 7  # images that a sample may need besides its own: 3 of its mosaic, 4 of the one to mix in
+# Random streams besides those of the samples; the number keeps them apart.
+PURPOSES = {"order": 1, "weights": 2, "mosaic": 3, "quad": 4}
 
 
 def random_stream(seed: int, epoch: int, *numbers: int, purpose: str | None = None) -> np.random.Generator:
-    """The generator of one sample (numbers = picture, repeat), or of one `purpose` in one epoch."""
+    """Return the generator of one sample (numbers = image, occurrence), or of one `purpose` in one epoch."""
     spawn_key = (PURPOSES[purpose],) if purpose else ()
     return np.random.default_rng(np.random.SeedSequence([seed % 2**32, epoch, *numbers], spawn_key=spawn_key))
 
 
+@dataclass(frozen=True)
+class BatchSettings:
+    """Rules for grouping images into batches."""
+
+    rect: bool = False  # images of similar aspect share a batch, whose shape fits them; no mosaics
+    pad: float = 0.0  # strides added to each side of a rect shape
+    shuffle: bool = False
+    image_weights: bool = False  # draw images by weight; overrides rect
+    quad: bool = False  # merge each four images into one of twice the size
+
+    @property
+    def has_rect_shapes(self) -> bool:
+        """True if batches have shapes of their own."""
+        return self.rect and not self.image_weights
+
+
+IN_ORDER = BatchSettings()
+
+
 class BatchKey(NamedTuple):
-    """All that a worker needs to know to make a batch."""
+    """Everything that a process needs to build a batch."""
 
     epoch: int
-    indices: list[int]
-    repeats: list[int]  # how often each of them came up earlier in this epoch
+    indices: list[int]  # (B,)
+    occurrences: list[int]  # (B,) how often each index appeared earlier in this epoch
     shape: tuple[int, int]  # height, width
-    mosaic_indices: list[list[int]] | None  # with image weights: (B, 7) weighted draws; else the sample draws its own
+    mosaic_indices: list[list[int]] | None  # (B, 7) drawn by image weights; without these, each sample draws its own
     is_padding: bool = False
 
 
 def rect_shapes(
     shapes: np.ndarray, batch_size: int, *, imgsz: int, stride: int, pad: float
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """Order of the pictures by aspect, (N,), and for each batch in that order the height and width that holds them.
+    """Return the order of the images by aspect (N,), and the height and width of each batch in that order.
 
-    Pictures of equal aspect stay in their order, so that every machine puts the same ones into a batch.
+    Images of equal aspect stay in the order of `shapes` (N, 2), so that every machine builds the same batches.
     """
     aspect = shapes[:, 0] / shapes[:, 1]
     order = np.argsort(aspect, kind="stable")
@@ -66,7 +80,10 @@ def steps_per_epoch(num_images: int, batch_size: int, *, quad: bool, world_size:
 
 
 class GlobalBatchSampler(Sampler[BatchKey]):
-    """The batches of an epoch, cut into one slice a process; each as the key that its worker needs."""
+    """Sampler over the batches of an epoch. It yields this rank's slice of each as a BatchKey.
+
+    `epoch`, `start_batch` and `weights` (N,) choose what the next iteration yields.
+    """
 
     def __init__(
         self,
@@ -75,64 +92,69 @@ class GlobalBatchSampler(Sampler[BatchKey]):
         batch_size: int,
         imgsz: int,
         stride: int,
-        pad: float,
-        rect: bool,
-        shuffle: bool,
-        weighted: bool,
-        quad: bool,
+        settings: BatchSettings,
         training: bool,
         seed: int,
         rank: int,
         world_size: int,
     ) -> None:
-        self.count, self.batch_size, self.seed = len(shapes), batch_size, seed
-        self.shuffle, self.weighted, self.quad, self.training = shuffle, weighted, quad, training
+        self.num_images, self.batch_size, self.seed = len(shapes), batch_size, seed
+        self.settings, self.training = settings, training
         self.rank, self.world_size = rank, world_size
-        self.epoch, self.start_batch, self.weights = 0, 0, None
+        self.epoch, self.start_batch = 0, 0
+        self.weights: np.ndarray | None = None
         self.rect_order, self.shapes = (
-            rect_shapes(shapes, batch_size, imgsz=imgsz, stride=stride, pad=pad)
-            if rect
-            else (None, [(imgsz, imgsz)] * math.ceil(self.count / batch_size))
+            rect_shapes(shapes, batch_size, imgsz=imgsz, stride=stride, pad=settings.pad)
+            if settings.has_rect_shapes
+            else (None, [(imgsz, imgsz)] * math.ceil(self.num_images / batch_size))
         )
 
     def __len__(self) -> int:
-        last = self.count - (len(self.shapes) - 1) * self.batch_size
+        last = self.num_images - (len(self.shapes) - 1) * self.batch_size
         return len(self.shapes) - (not self._slice(np.arange(last)).size)
 
     def _slice(self, batch: np.ndarray) -> np.ndarray:
-        """This process's part of a batch; in training never nothing, since processes step together (see is_padding)."""
-        if self.quad:
+        """Return this rank's part of a batch.
+
+        In training it is never empty, since all ranks step together: see BatchKey.is_padding.
+        """
+        quad = self.settings.quad
+        if quad:
             batch = batch[: len(batch) // (4 * self.world_size) * 4 * self.world_size]
-        if self.training and not self.quad and len(batch) < self.world_size:
+        if self.training and not quad and len(batch) < self.world_size:
             batch = np.resize(batch, self.world_size)
         return np.array_split(batch, self.world_size)[self.rank]
 
     def _epoch_order(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images in the order of the epoch, (N,), and the numbers of its batches, of which rect fixes the members."""
-        numbers = np.arange(len(self.shapes))
-        rng = random_stream(self.seed, self.epoch, purpose="weights" if self.weighted else "order")
-        if self.weighted:
-            return rng.choice(self.count, self.count, p=_probabilities(self.weights)), numbers
+        """Return the images in the order of the epoch (N,), and the order of the batches.
+
+        The members of rect batches are fixed; only the order of the batches changes.
+        """
+        weighted, shuffle = self.settings.image_weights, self.settings.shuffle
+        batches = np.arange(len(self.shapes))
+        rng = random_stream(self.seed, self.epoch, purpose="weights" if weighted else "order")
+        if weighted:
+            return rng.choice(self.num_images, self.num_images, p=_probabilities(self.weights)), batches
         if self.rect_order is not None:
-            return self.rect_order, rng.permutation(numbers) if self.shuffle else numbers
-        return rng.permutation(self.count) if self.shuffle else np.arange(self.count), numbers
+            return self.rect_order, rng.permutation(batches) if shuffle else batches
+        return rng.permutation(self.num_images) if shuffle else np.arange(self.num_images), batches
 
     def __iter__(self) -> Iterator[BatchKey]:
-        order, numbers = self._epoch_order()
-        repeats = occurrence_index(order)
+        order, batches = self._epoch_order()
+        occurrences = occurrence_index(order)
         mosaic_indices = None
-        if self.weighted:
-            rng = random_stream(self.seed, self.epoch, purpose="mosaic_indices")
-            mosaic_indices = order[rng.integers(self.count, size=(self.count, NUM_MOSAIC_INDICES))]
-        for number in numbers[self.start_batch :].tolist():
+        if self.settings.image_weights:
+            rng = random_stream(self.seed, self.epoch, purpose="mosaic")
+            mosaic_indices = order[rng.integers(self.num_images, size=(self.num_images, NUM_MOSAIC_INDICES))]
+        for number in batches[self.start_batch :].tolist():
             start = number * self.batch_size
-            batch = np.arange(start, min(start + self.batch_size, self.count))
+            batch = np.arange(start, min(start + self.batch_size, self.num_images))
             rows = self._slice(batch)
             if rows.size:
                 yield BatchKey(
                     self.epoch,
                     order[rows].tolist(),
-                    repeats[rows].tolist(),
+                    occurrences[rows].tolist(),
                     self.shapes[number],
                     None if mosaic_indices is None else mosaic_indices[rows].tolist(),
                     is_padding=self.rank >= len(batch),
@@ -140,29 +162,31 @@ class GlobalBatchSampler(Sampler[BatchKey]):
 
 
 def occurrence_index(values: np.ndarray) -> np.ndarray:
-    """For each value how many equal ones stand before it."""
+    """Return for each value (n,) the number of equal values before it."""
     order = np.argsort(values, kind="stable")
     ranked = values[order]
     first = np.searchsorted(ranked, ranked, side="left")
-    earlier = np.empty(len(values), np.int64)
-    earlier[order] = np.arange(len(values)) - first
-    return earlier
+    occurrences = np.empty(len(values), np.int64)
+    occurrences[order] = np.arange(len(values)) - first
+    return occurrences
 
 
 def _probabilities(weights: np.ndarray | None) -> np.ndarray | None:
-    """Weights scaled to sum 1; None (all alike) where there are none, or nothing but zeros."""
-    total = 0.0 if weights is None else float(np.sum(weights, dtype=np.float64))
+    """Return the weights scaled to sum 1, or None (all equal) without weights or if all are 0."""
+    if weights is None:
+        return None
+    total = float(np.sum(weights, dtype=np.float64))
     return np.asarray(weights, np.float64) / total if total > 0 else None
 
 
 def class_weights(index: LabelIndex, num_classes: int) -> np.ndarray:
-    """(C,) inverse of each class's number of labels (0 counts as 1), scaled to sum 1."""
+    """Return (C,) the inverse of each class's number of labels (0 counts as 1), scaled to sum 1."""
     counts = np.bincount(index.labels[:, 0].astype(np.int64), minlength=num_classes)
     inverse = 1.0 / np.maximum(counts, 1)
     return inverse / inverse.sum()
 
 
 def image_weights(index: LabelIndex, class_weights: np.ndarray) -> np.ndarray:
-    """(N,) sum of the weights of each picture's labels; 0 for a background."""
-    picture = np.repeat(np.arange(len(index)), np.diff(index.offsets))
-    return np.bincount(picture, class_weights[index.labels[:, 0].astype(np.int64)], minlength=len(index))
+    """Return (N,) the sum of the class weights of each image's labels, 0 for an image without labels."""
+    image = np.repeat(np.arange(len(index)), np.diff(index.offsets))
+    return np.bincount(image, class_weights[index.labels[:, 0].astype(np.int64)], minlength=len(index))

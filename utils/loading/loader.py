@@ -1,0 +1,254 @@
+"""Loader: iterates over the batches of one epoch after another, in data workers, with helpers, or alone."""
+
+import atexit
+import os
+import sys
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from types import TracebackType
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from utils.config import Hyperparameters
+from utils.datasets.label_index import LabelIndex
+from utils.environment import processes_on_this_machine
+from utils.errors import UserError
+from utils.images.augment import AugmentSettings
+from utils.loading.batch_helpers import IGNORED_SIGNALS
+from utils.loading.dataset import Batch, DetectionDataset
+from utils.loading.image_cache import open_images
+from utils.loading.reading_plan import plan_reading
+from utils.loading.sampler import IN_ORDER, BatchSettings, GlobalBatchSampler
+from utils.parallel_map import deferred_ctrl_c, init_worker
+
+# Parts of PyTorch's messages when /dev/shm is full: a worker was killed, or cannot create its file there.
+FULL_SHARED_MEMORY = ("Bus error", "shared memory", "No space left on device")
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """Settings of how batches are loaded; none of them changes a pixel, except `defer_color_flip`."""
+
+    cache: str | None = None  # None, "ram", "disk" or "auto" (see utils.loading.image_cache.open_images)
+    workers: int = 8  # at most, data workers or helpers
+    # Number of cores for loading between steps: helpers build each batch together with the main process when it is
+    # requested. None: data workers read ahead. Helpers are faster if the model computes on all cores, because its
+    # threads would wait for the one whose core a data worker takes.
+    cores: int | None = None
+    start_method: str | None = None  # of data workers: fork, spawn or forkserver; None is Python's default
+    pin_memory: bool = False
+    # Leave the pixels of colour shifts and flips to the GPU (utils.loading.prefetch). It has no effect without
+    # augmentation, nor with quad, which resizes after them.
+    defer_color_flip: bool = False
+
+
+DEFAULT_LOADING = LoadSettings()
+
+
+class Loader:
+    """Iterable over the batches of the epoch that `set_epoch` chose, at first epoch 0.
+
+    Data workers live on from epoch to epoch. Without them each batch is built when it is requested.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        sampler: GlobalBatchSampler,
+        *,
+        workers: int,
+        pin_memory: bool = False,
+        start_method: str | None = None,
+    ) -> None:
+        self.dataset, self.sampler, self.workers = dataset, sampler, workers
+        self.index, self.batch_size = dataset.index, sampler.batch_size
+        self._closes_at_exit = False
+        self._loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=workers,
+            collate_fn=_keep_batch,
+            pin_memory=pin_memory and torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            worker_init_fn=_init_data_worker,
+            multiprocessing_context=start_method if workers else None,
+            generator=torch.Generator().manual_seed(0),  # of its own, so that torch's global one does not advance
+        )
+
+    @property
+    def readers(self) -> str:
+        """Description of the processes that read images, for messages."""
+        if self.workers:
+            return f"{self.workers} data workers"
+        helpers = self.dataset.helpers
+        if helpers:
+            return f"images read between the steps by {helpers.count + 1} {helpers.kind}"
+        return "images read by the main process"
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int, start_batch: int = 0, weights: np.ndarray | None = None) -> None:
+        """Choose what the next iteration yields: `epoch` from `start_batch` on.
+
+        `weights` (N,) are the image weights to draw by, if the loader does.
+        """
+        self.sampler.epoch, self.sampler.start_batch, self.sampler.weights = epoch, start_batch, weights
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.workers and not self._closes_at_exit:
+            # Registered after multiprocessing's own exit handler, so that it runs before.
+            atexit.register(_close, weakref.ref(self))
+            self._closes_at_exit = True
+        starts_workers = self.workers and self._loader._iterator is None
+        try:
+            with deferred_ctrl_c() if starts_workers else nullcontext():
+                batches = iter(self._loader) if self.workers or not self.dataset.helpers else self._build_on_request()
+            yield from batches
+        except (RuntimeError, OSError) as error:
+            explain_worker_error(error, self.workers)
+            raise
+
+    def _build_on_request(self) -> Iterator[Batch]:
+        """Yield each batch when it is requested, after the OS was asked for the files of the next one."""
+        keys = iter(self.sampler)
+        key = next(keys, None)
+        while key is not None:
+            batch, key = self.dataset[key], next(keys, None)
+            if key is not None:
+                self.dataset.prefetch(key)
+            yield batch
+
+    def close(self) -> None:
+        """End workers and helpers, which ignore signals so that a run can finish its step."""
+        if self.dataset.helpers:
+            self.dataset.helpers.close()
+        iterator = self._loader._iterator
+        if iterator is None or not self.workers:
+            return
+        try:
+            # During interpreter shutdown this raises RuntimeError: it may not start the thread that ends pinning.
+            with suppress(RuntimeError):
+                iterator._shutdown_workers()
+        finally:
+            for worker in iterator._workers:
+                if worker.is_alive():
+                    worker.kill()
+            self._loader._iterator = None
+
+
+def _close(reference: "weakref.ref[Loader]") -> None:
+    """Close a loader at the program's end if it still exists."""
+    loader = reference()
+    if loader is not None:
+        loader.close()
+
+
+def explain_worker_error(error: Exception, workers: int) -> None:
+    """Raise a UserError if `error` means that a data worker ran out of memory; return for other errors.
+
+    A worker's death raises anywhere in the main process, not only where it reads batches.
+    """
+    fewer = f"use --workers {workers // 2}"
+    if workers and any(words in str(error) for words in FULL_SHARED_MEMORY):
+        raise UserError(
+            f"too little shared memory for {workers} data workers: {fewer}, or give the container more of "
+            "it (docker run --shm-size 8g, or --ipc host)"
+        ) from error
+    if "DataLoader worker" in str(error):
+        raise UserError(
+            f"one of {workers} data workers was killed, probably out of memory: {fewer}, or train without --cache"
+        ) from error
+
+
+def _keep_batch(batch: Batch) -> Batch:
+    """Return the batch as it is: collate function for data sets that return whole batches."""
+    return batch
+
+
+def _init_data_worker(worker: int) -> None:
+    init_worker(*IGNORED_SIGNALS)
+    sys.excepthook = _print_own_error
+
+
+def _print_own_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error of the feeder thread, unless it means that the main process was killed."""
+    if not issubclass(kind, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
+
+
+def make_loader(
+    index: LabelIndex,
+    *,
+    imgsz: int,
+    batch_size: int,
+    stride: int = 32,
+    hyp: Hyperparameters | Mapping[str, float] | None = None,
+    batches: BatchSettings = IN_ORDER,
+    loading: LoadSettings = DEFAULT_LOADING,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """Return the loader of a split for this rank.
+
+    `batch_size` counts the images of all ranks together. `hyp` switches augmentation on; None reads for validation.
+    Without `hyp` every image is read exactly once over all ranks.
+    """
+    if batches.quad:
+        _check_quad(batch_size, len(index), world_size)
+    batch_size = min(batch_size, len(index))
+    training = hyp is not None
+    augment = None if hyp is None else AugmentSettings.from_hyp(hyp)
+    cpus = (os.cpu_count() or 1) // processes_on_this_machine()
+    plan = plan_reading(
+        batch_size=batch_size, world_size=world_size, workers=loading.workers, cpus=cpus, cores=loading.cores
+    )
+    sampler = GlobalBatchSampler(
+        index.shapes,
+        batch_size=batch_size,
+        imgsz=imgsz,
+        stride=stride,
+        settings=batches,
+        training=training,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+    )
+    dataset = DetectionDataset(
+        index,
+        open_images(index, imgsz, smooth=not training, cache=loading.cache, copies=world_size),
+        augment=augment,
+        mosaics=not batches.has_rect_shapes,
+        seed=seed,
+        quad=batches.quad,
+        defer_color_flip=loading.defer_color_flip and training and not batches.quad,
+    )
+    if plan.helpers:
+        cv2.setNumThreads(0)  # the helpers have the other cores
+        max_shape = max(sampler.shapes, key=np.prod)
+        dataset.start_helpers(plan.helpers, max_images=plan.images_per_rank, max_shape=max_shape)
+    return Loader(
+        dataset, sampler, workers=plan.workers, pin_memory=loading.pin_memory, start_method=loading.start_method
+    )
+
+
+def _check_quad(batch_size: int, num_images: int, world_size: int) -> None:
+    """Raise UserError if a rank's slice of a batch cannot be merged in fours."""
+    multiple = 4 * world_size
+    if world_size > 1 and batch_size % multiple:  # each rank would drop up to three images
+        raise UserError(
+            f"--quad merges images in fours on each of {world_size} processes: --batch-size {batch_size} "
+            f"must be a multiple of {multiple}, for instance {max(batch_size // multiple, 1) * multiple}"
+        )
+    if min(batch_size, num_images) < multiple:
+        raise UserError(
+            f"--quad needs a batch of at least {multiple} images, not {min(batch_size, num_images)}: "
+            "raise --batch-size (or train without --quad)"
+        )
