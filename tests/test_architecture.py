@@ -37,15 +37,9 @@ NOT_YET = {
     "import": set(),
     "any": {
         "utils.checkpoint.snapshot.value",
-        "utils.images.augment.from_hyp.hyp",
-        "utils.images.letterbox._like.boxes",
-        "utils.images.letterbox.undo.boxes",
     },
     "size": {
         "models.common",
-        "utils.loading.dataset",
-        "utils.loading.dataset.make_loader",
-        "utils.loading.sampler.__init__",
     },
 }
 

@@ -209,7 +209,9 @@ def test_memory_is_flat_over_epochs(tiny_data, tiny_cfg, tmp_path, monkeypatch):
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads /proc")
 def test_memory_of_a_worker_does_not_grow_by_batches(own_data):
     """PyTorch keeps records of the tensors that a worker sent. Without our clean-up its heap grows with every batch."""
-    loader = make_loader(scan(own_data), imgsz=320, batch_size=6, hyp=Hyperparameters(), loading=LoadSettings(workers=1))
+    loader = make_loader(
+        scan(own_data), imgsz=320, batch_size=6, hyp=Hyperparameters(), loading=LoadSettings(workers=1)
+    )
     sizes = []
     for epoch in range(24):
         loader.set_epoch(epoch)

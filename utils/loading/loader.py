@@ -1,6 +1,7 @@
 """Loader: iterates over the batches of one epoch after another, in data workers, with helpers, or alone."""
 
 import atexit
+import math
 import os
 import sys
 import weakref
@@ -53,31 +54,36 @@ DEFAULT_LOADING = LoadSettings()
 class Loader:
     """Iterable over the batches of the epoch that `set_epoch` chose, at first epoch 0.
 
-    Data workers live on from epoch to epoch. Without them each batch is built when it is requested.
+    Data workers live on from epoch to epoch. Without them, each batch is built when it is requested.
+    `workers` is the number of data workers.
     """
 
-    def __init__(
-        self,
-        dataset: DetectionDataset,
-        sampler: GlobalBatchSampler,
-        *,
-        workers: int,
-        pin_memory: bool = False,
-        start_method: str | None = None,
-    ) -> None:
-        self.dataset, self.sampler, self.workers = dataset, sampler, workers
+    def __init__(self, dataset: DetectionDataset, sampler: GlobalBatchSampler, *, settings: LoadSettings) -> None:
+        self.dataset, self.sampler = dataset, sampler
         self.index, self.batch_size = dataset.index, sampler.batch_size
         self._closes_at_exit = False
+        plan = plan_reading(
+            batch_size=sampler.batch_size,
+            world_size=sampler.world_size,
+            workers=settings.workers,
+            cpus=(os.cpu_count() or 1) // processes_on_this_machine(),
+            cores=settings.cores,
+        )
+        self.workers = plan.workers
+        if plan.helpers:
+            cv2.setNumThreads(0)  # the helpers have the other cores
+            max_shape = max(sampler.shapes, key=math.prod)
+            dataset.start_helpers(plan.helpers, max_images=plan.images_per_rank, max_shape=max_shape)
         self._loader = DataLoader(
             dataset,
             batch_size=None,
             sampler=sampler,
-            num_workers=workers,
+            num_workers=plan.workers,
             collate_fn=_keep_batch,
-            pin_memory=pin_memory and torch.cuda.is_available(),
-            persistent_workers=workers > 0,
+            pin_memory=settings.pin_memory and torch.cuda.is_available(),
+            persistent_workers=plan.workers > 0,
             worker_init_fn=_init_data_worker,
-            multiprocessing_context=start_method if workers else None,
+            multiprocessing_context=settings.start_method if plan.workers else None,
             generator=torch.Generator().manual_seed(0),  # of its own, so that torch's global one does not advance
         )
 
@@ -203,16 +209,10 @@ def make_loader(
     """
     if batches.quad:
         _check_quad(batch_size, len(index), world_size)
-    batch_size = min(batch_size, len(index))
     training = hyp is not None
-    augment = None if hyp is None else AugmentSettings.from_hyp(hyp)
-    cpus = (os.cpu_count() or 1) // processes_on_this_machine()
-    plan = plan_reading(
-        batch_size=batch_size, world_size=world_size, workers=loading.workers, cpus=cpus, cores=loading.cores
-    )
     sampler = GlobalBatchSampler(
         index.shapes,
-        batch_size=batch_size,
+        batch_size=min(batch_size, len(index)),
         imgsz=imgsz,
         stride=stride,
         settings=batches,
@@ -224,19 +224,13 @@ def make_loader(
     dataset = DetectionDataset(
         index,
         open_images(index, imgsz, smooth=not training, cache=loading.cache, copies=world_size),
-        augment=augment,
+        augment=None if hyp is None else AugmentSettings.from_hyp(hyp),
         mosaics=not batches.has_rect_shapes,
         seed=seed,
         quad=batches.quad,
         defer_color_flip=loading.defer_color_flip and training and not batches.quad,
     )
-    if plan.helpers:
-        cv2.setNumThreads(0)  # the helpers have the other cores
-        max_shape = max(sampler.shapes, key=np.prod)
-        dataset.start_helpers(plan.helpers, max_images=plan.images_per_rank, max_shape=max_shape)
-    return Loader(
-        dataset, sampler, workers=plan.workers, pin_memory=loading.pin_memory, start_method=loading.start_method
-    )
+    return Loader(dataset, sampler, settings=loading)
 
 
 def _check_quad(batch_size: int, num_images: int, world_size: int) -> None:

@@ -15,7 +15,7 @@ from utils.device import get_rng_state, set_rng_state
 from utils.distributed import Distributed
 from utils.ema import ModelEMA
 from utils.errors import UserError
-from utils.loading.dataset import Loader
+from utils.loading.loader import Loader
 from utils.loss import DetectionLoss
 from utils.metrics import Metrics
 from utils.schedule import EarlyStopping, Rates, Schedule
