@@ -4,6 +4,8 @@ Top to bottom: command line, the loop, model and loss, start-up, the program. Le
 A anchors per level, L levels, C classes, T targets.
 """
 
+from dataclasses import replace
+
 from utils.errors import silence_ctrl_c_during_imports
 
 if __name__ == "__main__":

@@ -194,11 +194,10 @@ def open_loader(options: ValOptions, subject: Subject, size: int) -> Loader:
         imgsz=size,
         batch_size=options.batch_size,
         stride=subject.model.size_multiple,
-        rect=not square,
-        pad=0.0 if square else 0.5,
-        workers=options.workers,
-        pin_memory=device.type == "cuda",
-        cores=cores_for_loading(device),
+        batches=BatchSettings(rect=not square, pad=0.0 if square else 0.5),
+        loading=LoadSettings(
+            workers=options.workers, cores=cores_for_loading(device), pin_memory=device.type == "cuda"
+        ),
     )
 
 
