@@ -5,8 +5,7 @@ python detect.py --weights runs/train/exp/weights/best.pt --source images/
 
 from utils.errors import silence_ctrl_c_during_imports
 
-if __name__ == "__main__":
-    silence_ctrl_c_during_imports()
+silence_ctrl_c_during_imports(__name__)
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

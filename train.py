@@ -8,8 +8,7 @@ from dataclasses import replace
 
 from utils.errors import silence_ctrl_c_during_imports
 
-if __name__ == "__main__":
-    silence_ctrl_c_during_imports()
+silence_ctrl_c_during_imports(__name__)
 
 from collections.abc import Sequence
 from contextlib import closing

@@ -5,8 +5,7 @@ From a program, call `utils.inference.evaluate.evaluate()`.
 
 from utils.errors import silence_ctrl_c_during_imports
 
-if __name__ == "__main__":
-    silence_ctrl_c_during_imports()
+silence_ctrl_c_during_imports(__name__)
 
 import math
 from collections.abc import Mapping, Sequence

@@ -36,9 +36,13 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     return None
 
 
-def silence_ctrl_c_during_imports() -> None:
-    """Exit silently on Ctrl-C during the imports, which take seconds. `run` ends this."""
-    _swap_ctrl_c_handler(signal.default_int_handler, signal.SIG_DFL)
+def silence_ctrl_c_during_imports(name: str) -> None:
+    """Exit silently on Ctrl-C during the imports, which take seconds. `run` ends this.
+
+    `name` is the `__name__` of a program, which does so only when it runs, not when it is imported.
+    """
+    if name == "__main__":
+        _swap_ctrl_c_handler(signal.default_int_handler, signal.SIG_DFL)
 
 
 def run(main: Callable[[], object]) -> None:
