@@ -119,7 +119,7 @@ def test_a_small_file_that_expands_is_refused(tmp_path, description):
     for file, reason in (
         ("packed.pt", "not a whole checkpoint|is compressed"),
         ("wide.pt", "larger than what is stored"),
-        ("nested.pt", "unfolds to many times its size"),
+        ("nested.pt", "unpacks to many times its size"),
     ):
         for read in (read_checkpoint, read_weights):
             message = run_contained(read, tmp_path / file)

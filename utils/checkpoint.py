@@ -1,80 +1,99 @@
-"""What a checkpoint holds; write, read, strip.
+"""Checkpoint files: contents, writing, reading, reduction to what inference needs.
 
 A checkpoint is a dict of tensors, numbers, strings, lists and dicts: `torch.load(weights_only=True)` reads it where
-this project cannot be imported. Two kinds: `train` (the full state of a run) and `weights` (a model for use, float16).
+this project cannot be imported. There are two kinds: `train` (the full state of a run) and `weights` (a model for
+inference, in float16).
 """
 
 import copy
 import itertools
 import pickle
 import struct
-import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from utils import console
 from utils.detector import Detector
 from utils.errors import UserError
 from utils.files import atomic_write, check_archive
 
-SCHEMA = 1  # raise it when the layout changes, and add a function to UPGRADES that lifts the layout before
-UPGRADES: dict[int, Any] = {}
-PLAIN = (str, int, float, bool, type(None))  # besides tensors, dicts, lists and tuples
+SCHEMA = 1  # raise it when the layout changes, and add a function to UPGRADES that upgrades the layout before
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+PLAIN_TYPES = (str, int, float, bool, type(None))  # besides tensors, dicts, lists and tuples
+MAX_PARTS = 1_000_000  # values in a checkpoint, counted as often as they are referenced
 
-
-def describe_model(model: Detector) -> dict[str, Any]:
-    """The model as plain types: its YAML, names and state."""
-    return {"yaml": copy.deepcopy(model.yaml), "names": dict(model.names), "state_dict": model.state_dict()}
-
-
-def snapshot(value: Any) -> Any:
-    """A copy of nested dicts and lists with their tensors on the CPU, which later training does not change."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: snapshot(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(snapshot(entry) for entry in value)
-    assert type(value) in PLAIN, f"a checkpoint of a {type(value)} could not be read again"
-    return value
-
-
-def is_finite(content: dict[str, Any]) -> bool:
-    """Whether the weights and the EMA in a state hold neither NaN nor infinity."""
-    parts = [content[name]["state_dict"] for name in ("model", "ema") if name in content]
-    tensors = [value for part in parts for value in part.values() if value.is_floating_point()]
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
-
-
-def write_checkpoint(path: str | Path, content: dict[str, Any], kind: str = "train") -> None:
-    """Write `content` with schema and kind, atomically. Raises OSError (disk full, no right to write)."""
-    with atomic_write(path) as file:
-        torch.save({"anchorage": SCHEMA, "kind": kind, **content}, file)
-
-
-def try_write_checkpoint(path: Path, content: dict[str, Any], kind: str) -> bool:
-    """Whether the file could be written; if not, a line says why."""
-    try:
-        write_checkpoint(path, content, kind)
-        return True
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        reason = getattr(error.__context__ if isinstance(error.__context__, OSError) else error, "strerror", None)
-        reason = reason or (str(error) or type(error).__name__).splitlines()[0]
-        print(f"WARNING {path} could not be written: {reason}; the one before stays, training goes on", file=sys.stderr)
-        return False
+# What a damaged or foreign file can raise in torch.load and other readers of pickles.
+READ_ERRORS = (
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    struct.error,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ArithmeticError,
+    MemoryError,
+)
 
 
 class ForeignCheckpoint(UserError):
     """The file is damaged, or another program's."""
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The dict of one of our own checkpoints, on the CPU, upgraded to the present schema.
+def describe_model(model: Detector) -> dict[str, Any]:
+    """Return the YAML, names and state of the model as plain types and tensors."""
+    return {"yaml": copy.deepcopy(model.yaml), "names": dict(model.names), "state_dict": model.state_dict()}
 
-    Nothing in the file is executed, and it cannot unfold to more than its size. Raises UserError for anything that is
-    not such a file.
+
+def snapshot(value: Any) -> Any:
+    """Return a copy of nested dicts and lists with their tensors on the CPU, which later training does not change."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: snapshot(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(snapshot(entry) for entry in value)
+    assert type(value) in PLAIN_TYPES, f"a checkpoint with a {type(value)} could not be read again"
+    return value
+
+
+def is_finite(content: dict[str, Any]) -> bool:
+    """Return True if the weights and the EMA in a state hold neither NaN nor infinity."""
+    parts = [content[name]["state_dict"] for name in ("model", "ema") if name in content]
+    tensors = [value for part in parts for value in part.values() if value.is_floating_point()]
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def write_checkpoint(path: str | Path, content: dict[str, Any], kind: str = "train") -> None:
+    """Write `content` with schema and kind, atomically. Raise OSError if that fails (disk full, no access)."""
+    with atomic_write(path) as file:
+        torch.save({"anchorage": SCHEMA, "kind": kind, **content}, file)
+
+
+def try_write_checkpoint(path: Path, content: dict[str, Any], kind: str) -> bool:
+    """Write `content` like `write_checkpoint`. Return False after a warning if that fails."""
+    try:
+        write_checkpoint(path, content, kind)
+        return True
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        reason = getattr(error.__context__ if isinstance(error.__context__, OSError) else error, "strerror", None)
+        reason = reason or (str(error) or type(error).__name__).splitlines()[0]
+        console.warn(f"{path} could not be written: {reason}. Training continues, and the previous file is kept.")
+        return False
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Return the dict of one of our own checkpoints, on the CPU, upgraded to the present schema.
+
+    Nothing in the file is executed, and it cannot unpack to more than its size. Any other file raises UserError.
     """
     if not Path(path).exists():
         raise UserError(f"{path}: no such file")
@@ -94,31 +113,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-READ_ERRORS = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    zipfile.LargeZipFile,
-    struct.error,
-    RuntimeError,
-    EOFError,
-    OSError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    ArithmeticError,
-    MemoryError,
-)
-MAX_PARTS = 1_000_000  # values in a checkpoint, counted as often as they are named
-
-
 def check_unpacked_size(content: Any, path: str | Path) -> None:
-    """Raise UserError where a part is named again and again, or a tensor is larger than what is stored of it."""
-    visited, waiting = itertools.count(1), [content]
+    """Raise UserError if a part is referenced very often, or a tensor is larger than its storage."""
+    count, waiting = itertools.count(1), [content]
     while waiting:
         value = waiting.pop()
-        if next(visited) > MAX_PARTS:
-            raise UserError(f"{path}: refused: the file unfolds to many times its size")
+        if next(count) > MAX_PARTS:
+            raise UserError(f"{path}: refused: the file unpacks to many times its size")
         if isinstance(value, torch.Tensor):
             if value.numel() * value.element_size() > value.untyped_storage().nbytes():
                 raise UserError(
@@ -132,7 +133,7 @@ def check_unpacked_size(content: Any, path: str | Path) -> None:
 
 
 def inference_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
-    """The model of a training state for use: EMA weights in half precision, nothing that only training needs."""
+    """Return what inference needs of a training state: the EMA weights in half precision, and the settings."""
     weights = content.get("ema", content["model"])["state_dict"]
     half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     kept = {key: content[key] for key in ("epoch", "metrics", "options", "hyp") if key in content}

@@ -38,13 +38,13 @@ def clock(monkeypatch, *speeds: float) -> None:
 
 
 @pytest.mark.parametrize("plain, fast, used", [(2.0, 1.0, True), (1.0, 2.0, False), (1.0, 1.0, False)])
-def test_the_faster_one_is_used_and_said(monkeypatch, capsys, plain, fast, used):
+def test_the_faster_one_is_used_and_reported(monkeypatch, capsys, plain, fast, used):
     clock(monkeypatch, plain, fast)
     model, other = small_model(), small_model()
     assert choose_faster(model, other, learn, []) is (other if used else model)
     printed = capsys.readouterr().out
     assert printed == (
-        f"--compile is {'used' if used else 'left out'}: a pass takes {1000 * fast:.1f} ms with it, "
+        f"--compile is {'used' if used else 'ignored'}: a pass takes {1000 * fast:.1f} ms with it, "
         f"{1000 * plain:.1f} ms without\n"
     )
 
