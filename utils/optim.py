@@ -1,12 +1,12 @@
 """Optimizers over three groups of parameters, and their weight decay."""
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from utils.cli import suggest
 from utils.errors import UserError
 from utils.kernels import build_sgd, can_skip_on_device, fused_setting, step_unless_skipped
 from utils.schedule import Rates
@@ -51,9 +51,8 @@ def build_optimizer(
         "RMSProp": lambda groups: torch.optim.RMSprop(groups, lr=lr, momentum=momentum),
     }
     if name not in builders:
-        near = difflib.get_close_matches(name.lower(), [n.lower() for n in builders], n=1)
-        hint = next((n for n in builders if near and n.lower() == near[0]), "SGD")
-        raise UserError(f"--optimizer {name}: not one of {', '.join(builders)}; did you mean {hint}?")
+        hint = suggest(name, builders) or "; did you mean SGD?"
+        raise UserError(f"--optimizer {name}: not one of {', '.join(builders)}{hint}")
     decay = {"bias": 0.0, "weight": weight_decay, "norm": 0.0}
     groups = parameter_groups(model)
     return builders[name]([{"params": groups[key], "weight_decay": decay[key], "name": key} for key in groups])
