@@ -1,7 +1,7 @@
 """Reference numbers at their stated tolerances, as far as the tests of each part do not check them.
 
 Architectures, the other forward outputs, loss, schedule, EMA, optimizer groups and the trajectory are compared in
-test_models, test_loss, test_schedule, test_ema, test_optim and test_trajectory.
+test_yolo, test_loss, test_schedule, test_ema, test_optim and test_trajectory.
 """
 
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from test_models import FORWARD, MODELS, fill, image, largest_difference
+from small_models import FORWARD, MODELS, fill, image, largest_difference
 
 import train
 from models.yolo import DetectionModel, find_cfg
@@ -21,7 +21,7 @@ from utils.loss import DetectionLoss, scale_gains
 from utils.metrics import ap_per_class
 from utils.nms import non_max_suppression
 
-# Forward outputs of larger models; those of FORWARD are compared in test_models.
+# Forward outputs of larger models; those of FORWARD are compared in test_yolo.
 LARGER = ["yolov5m", "yolov5l", "yolov5-p6", "yolov5-panet", "yolov5s6", "yolov5m6"]
 
 
@@ -107,7 +107,7 @@ def test_published_weights_start_a_training_of_other_classes(name, reference, ca
 
 @pytest.mark.parametrize("name", MODELS)
 def test_one_training_step(name):
-    """Forward, loss, backward and a step, an eighth as wide: every parameter has a finite gradient, and it helps."""
+    """At an eighth of the width, every parameter gets a finite gradient, and one step lowers the loss."""
     torch.manual_seed(0)
     model = DetectionModel(
         yaml.safe_load(find_cfg(name).read_text()) | {"width_multiple": 0.125, "depth_multiple": 0.1, "nc": 3}
