@@ -101,9 +101,9 @@ def scatter_last_reference(values: Tensor, index: Tensor, size: int) -> Tensor:
 
 
 def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Return tensors that lie on one device on another one, without a sync.
+    """Move tensors, all on one device, to another without a sync.
 
-    Tensors of one type travel as one block of pinned memory.
+    Tensors of one type are copied together, from pinned memory to a GPU.
     """
     if not FAST or all(tensor.device == device for tensor in tensors):
         return to_device_reference(tensors, device)
@@ -118,7 +118,7 @@ def to_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 
 
 def to_device_reference(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Return the same, one copy per tensor."""
+    """Move the same, one copy per tensor."""
     return [tensor.to(device) for tensor in tensors]
 
 
