@@ -32,7 +32,7 @@ from utils.config import Hyperparameters, TrainOptions
 from utils.datasets.locate import find_dataset_yaml, locate_images
 from utils.datasets.spec import DatasetYaml, read_dataset_yaml
 from utils.datasets.splits import class_names, label_sizes, load_splits, require_images
-from utils.detector import Detector, as_module
+from utils.detector import Detector, as_detector, as_module
 from utils.device import amp_dtype, cores_for_loading, describe_device, seed_everything, select_device, tune_malloc
 from utils.distributed import Distributed, launch_token
 from utils.download import fetch_typed
@@ -245,7 +245,7 @@ def validate(run: Run, checkpoints: Checkpoints, signals: SignalHandler) -> Metr
     try:
         is_coarse = run.autocast == torch.bfloat16  # 8 bits of precision are too few to measure boxes
         return evaluate(
-            run.ema.ema,
+            as_detector(run.ema.ema),
             run.val_loader,
             names=run.data.names,
             single_cls=run.options.single_cls,

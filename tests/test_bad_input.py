@@ -258,7 +258,8 @@ def test_impossible_values(place, program, extra, needle):
 @PROGRAMS
 def test_an_image_size_that_the_model_cannot_take_is_rounded_and_reported(place, capsys, program):
     run_and_check_files(place, program, "--imgsz", "70")
-    lines = [line for line in capsys.readouterr().out.splitlines() if "--imgsz" in line and "96" in line]
+    printed, warned = capsys.readouterr()
+    lines = [line for line in (warned + printed).splitlines() if "--imgsz" in line and "96" in line]
     assert "stride 32" in lines[0] and all(line.startswith("Next: ") for line in lines[1:])
 
 

@@ -107,6 +107,11 @@ def as_module(model: Detector) -> nn.Module:
     return cast(nn.Module, model)
 
 
+def as_detector(module: nn.Module) -> Detector:
+    """Return the same object typed as a Detector, which the caller knows it is."""
+    return cast(Detector, module)
+
+
 def device_of(model: InferenceModel | nn.Module) -> torch.device:
     """Return the device of the first parameter. All others are on the same one."""
     return next(model.parameters()).device
