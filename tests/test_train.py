@@ -20,7 +20,10 @@ from models.yolo import DetectionModel
 from utils.checkpoint import read_checkpoint
 from utils.config import TrainOptions
 from utils.device import cores_for_loading
+from utils.distributed import Distributed
 from utils.errors import UserError
+from utils.loading.sampler import BatchSettings, GlobalBatchSampler, steps_per_epoch
+from utils.training import startup
 from utils.training.resume import find_checkpoint
 from utils.training.startup import round_imgsz
 
@@ -192,9 +195,7 @@ def test_every_option_trains(tiny_data, tiny_cfg, tmp_path, extra):
     assert (folder / "weights" / "best.pt").is_file()
 
 
-@pytest.mark.parametrize(
-    "cores, readers", [(4, "1 data workers"), (3, "images read between the steps by 2 processes")]
-)
+@pytest.mark.parametrize("cores, readers", [(4, "1 data workers"), (3, "images read between the steps by 2 processes")])
 def test_which_process_loads_the_images(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys, cores, readers):
     """Workers load ahead if the model leaves cores free. The weights are the same either way."""
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
@@ -421,9 +422,53 @@ def test_a_mistake_ends_the_program_with_one_line_and_code_1():
 
 def test_the_run_fills_in_its_nominal_batch(capsys):
     """It is recorded, so a resumed run keeps it for any --epochs."""
-    short = train.with_nominal_batch(TrainOptions(batch_size=16), 1140)
-    assert short.nbs == 16 and "one for every 16 pictures" in capsys.readouterr().out
-    assert train.with_nominal_batch(short, 10**6).nbs == 16
-    assert train.with_nominal_batch(TrainOptions(batch_size=16, nbs=64), 1140).nbs == 64
-    assert train.with_nominal_batch(TrainOptions(batch_size=16), 10**6).nbs == 64
+    short = completed(TrainOptions(batch_size=16, epochs=20), num_images=57 * 16)  # 1140 batches
+    assert short.nbs == 16 and "one for every 16 images" in capsys.readouterr().out
+    assert completed(short.replace(epochs=10**5), num_images=10**5).nbs == 16
+    assert completed(TrainOptions(batch_size=16, nbs=64, epochs=20), num_images=57 * 16).nbs == 64
+    assert completed(TrainOptions(batch_size=16, epochs=1000), num_images=10**6).nbs == 64
     assert capsys.readouterr().out == ""
+
+
+def completed(options: TrainOptions, *, num_images: int = 1000, world_size: int = 1) -> TrainOptions:
+    """Return the final options of a run on the CPU, with a model of stride 32."""
+    group = Distributed(0, world_size, torch.device("cpu"), (torch.device("cpu"),))
+    model = SimpleNamespace(size_multiple=32)
+    return train.complete_options(
+        options, model, weights="w.pt", cfg="c.yaml", num_images=num_images, distributed=group, autocast=None
+    )
+
+
+def test_options_are_completed_in_one_place(monkeypatch):
+    monkeypatch.setattr(startup, "find_batch_of_each", lambda *_: 12)
+    typed = TrainOptions.from_typed({"imgsz": 70, "batch_size": -1, "epochs": 1000})
+    final = completed(typed, num_images=10**6, world_size=2)
+    assert final == typed.replace(weights="w.pt", cfg="c.yaml", imgsz=96, batch_size=24, nbs=64)
+    assert final.typed == {"imgsz", "batch_size", "epochs"} and completed(final, num_images=10**6) == final
+
+
+@pytest.mark.parametrize(
+    "images, batch, quad, world_size, steps",
+    [
+        (24, 8, False, 1, 3),
+        (25, 8, False, 1, 4),  # the last batch has one image
+        (25, 8, False, 4, 4),  # which the other processes pad
+        (5, 8, False, 1, 1),  # fewer images than a batch
+        (27, 8, True, 1, 3),  # quad drops a rest of three
+        (28, 8, True, 1, 4),
+        (28, 8, True, 2, 3),  # too few for two processes
+    ],
+)
+def test_steps_per_epoch_are_those_of_the_loader(images, batch, quad, world_size, steps):
+    sampler = GlobalBatchSampler(
+        np.full((images, 2), 64),
+        batch_size=min(batch, images),
+        imgsz=64,
+        stride=32,
+        settings=BatchSettings(quad=quad),
+        training=True,
+        seed=0,
+        rank=0,
+        world_size=world_size,
+    )
+    assert steps_per_epoch(images, batch, quad=quad, world_size=world_size) == len(sampler) == steps

@@ -1,4 +1,4 @@
-"""`--compile`: tried beside the plain model, used where it is faster, and the same training either way."""
+"""`--compile`: measured against the plain model, used if it is faster, and the same training either way."""
 
 import copy
 import shutil
@@ -29,7 +29,7 @@ def small_model() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
 
 
-def learn(model: nn.Module, batch: torch.Tensor) -> None:
+def forward_backward(model: nn.Module, batch: torch.Tensor) -> None:
     model(batch).sum().backward()
 
 
@@ -38,10 +38,10 @@ def clock(monkeypatch, *speeds: float) -> None:
 
 
 @pytest.mark.parametrize("plain, fast, used", [(2.0, 1.0, True), (1.0, 2.0, False), (1.0, 1.0, False)])
-def test_the_faster_one_is_used_and_reported(monkeypatch, capsys, plain, fast, used):
+def test_the_faster_model_is_used_and_reported(monkeypatch, capsys, plain, fast, used):
     clock(monkeypatch, plain, fast)
     model, other = small_model(), small_model()
-    assert choose_faster(model, other, learn, []) is (other if used else model)
+    assert choose_faster(model, other, forward_backward, []) is (other if used else model)
     printed = capsys.readouterr().out
     assert printed == (
         f"--compile is {'used' if used else 'ignored'}: a pass takes {1000 * fast:.1f} ms with it, "
@@ -55,36 +55,36 @@ def test_a_failure_is_one_line_and_the_plain_model(capsys):
             raise RuntimeError("\n  no compiler here\nand forty lines more")
 
     model = small_model()
-    assert choose_faster(model, Broken(), learn, [torch.rand(2, 3, 4, 4)]) is model
+    assert choose_faster(model, Broken(), forward_backward, [torch.rand(2, 3, 4, 4)]) is model
     assert capsys.readouterr().out == "--compile is ignored: it fails here (RuntimeError: no compiler here)\n"
 
 
-def test_a_trial_leaves_no_trace():
+def test_a_measurement_leaves_no_trace():
     model = small_model()
     before = copy.deepcopy(model.state_dict())
     with restore_buffers(model):
-        learn(model, torch.rand(2, 3, 4, 4))
+        forward_backward(model, torch.rand(2, 3, 4, 4))
         assert not torch.equal(model[1].running_mean, before["1.running_mean"])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_each_side_has_every_batch_in_turn():
-    told = []
-    sides = [lambda batch, name=name: told.append((name, batch)) for name in "ab"]
+    calls = []
+    sides = [lambda batch, name=name: calls.append((name, batch)) for name in "ab"]
     assert len(best_times_alternating(sides, [1, 2], CPU)) == 2
-    assert told[:8] == [("a", 1), ("a", 2), ("b", 1), ("b", 2)] * 2
+    assert calls[:8] == [("a", 1), ("a", 2), ("b", 1), ("b", 2)] * 2
 
 
 @pytest.fixture
 def always(monkeypatch):
-    """The compiled model is used, whatever the clock says; but it is really tried."""
+    """Run the measurement, but let the compiled model win."""
 
-    def in_turn(sides, batches, device):
+    def times(sides, batches, device):
         best_times_alternating(sides, batches[:1], device)
         return 2.0, 1.0
 
-    monkeypatch.setattr("utils.training.compile.best_times_alternating", in_turn)
+    monkeypatch.setattr("utils.training.compile.best_times_alternating", times)
     monkeypatch.setattr("utils.training.compile.ROUNDS", 1), monkeypatch.setattr("utils.training.compile.WARM_UP", 1)
 
 
@@ -143,12 +143,12 @@ def test_the_compiled_model_shares_the_weights():
     model = small_model()
     compiled = compile_model(model, batch_size=2, varying=False)
     assert unwrap(compiled) is model
-    learn(compiled, torch.rand(2, 3, 8, 8))
+    forward_backward(compiled, torch.rand(2, 3, 8, 8))
     assert model[0].weight.grad is not None
 
 
 class Double(nn.Module):
-    """Stands for a compiled model: gives twice what the plain one does, to tell them apart."""
+    """Stand-in for a compiled model: it returns twice the plain result, so that the two differ."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -159,17 +159,17 @@ class Double(nn.Module):
 
 
 def test_only_batches_of_the_common_size_are_compiled(monkeypatch):
-    asked = []
-    monkeypatch.setattr(torch, "compile", lambda model, **settings: asked.append(settings) or Double(model))
+    calls = []
+    monkeypatch.setattr(torch, "compile", lambda model, **settings: calls.append(settings) or Double(model))
     model, images = nn.Conv2d(3, 2, 1), torch.rand(4, 3, 5, 5)
     of_four, of_all = (compile_model(model, batch_size=4, varying=varying) for varying in (False, True))
-    assert [settings["dynamic"] for settings in asked] == [False, None]
+    assert [settings["dynamic"] for settings in calls] == [False, None]
     assert torch.equal(of_four(images), 2 * model(images)) and torch.equal(of_four(images[:3]), model(images[:3]))
     assert torch.equal(of_all(images[:3]), 2 * model(images[:3]))
     assert unwrap(of_four) is model
 
 
-def test_gradients_are_copied_where_a_replay_wrote_them_and_only_there(monkeypatch):
+def test_only_gradients_of_a_replay_are_copied(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda model, **_: Double(model))
     monkeypatch.setattr(torch.Tensor, "clone", lambda tensor: copied.append(tensor) or tensor.detach())
     copied, model = [], nn.Conv2d(3, 2, 1)
@@ -188,7 +188,7 @@ def test_gradients_are_copied_where_a_replay_wrote_them_and_only_there(monkeypat
     assert not copied and not model.weight._backward_hooks
 
 
-def test_several_devices_run_without_it(capsys):
+def test_several_devices_train_without_compilation(capsys):
     run = type("Run", (), {"wrapped": small_model(), "model": small_model()})()
-    assert compile_if_faster(run, learn) is run
+    assert compile_if_faster(run, forward_backward) is run
     assert "WARNING: --compile has no effect with several GPUs" in capsys.readouterr().err

@@ -1,5 +1,4 @@
-"""NaN and infinity, wherever they come from, never reach the weights:
-skipped, gone back from, or stopped with advice."""
+"""NaN and infinity never reach the weights: the step is skipped, the run rolls back, or it stops with advice."""
 
 import copy
 import csv
@@ -22,7 +21,7 @@ STEPS = 3  # of an epoch
 
 
 def arguments(data, cfg, folder, epochs):
-    """--nbs 8: every batch has its own optimizer step, so a test knows which step it spoils."""
+    """Return flags. With --nbs 8 every batch has its own optimizer step, so a test knows which step it spoils."""
     return [
         "--nbs",
         "8",
@@ -67,11 +66,11 @@ def assert_finite(folder: Path):
                 assert torch.isfinite(value).all(), f"{name} {part} {key}"
 
 
-# ---- where bad numbers are put: each takes (monkeypatch, bad, when) with when(run) -> bool
+# ---- places of non-finite values: each takes (monkeypatch, bad, when) with when(run) -> bool
 
 
 def into_the_loss(monkeypatch, bad, when):
-    plain, runs = DetectionLoss.__call__, note_runs(monkeypatch)
+    plain, runs = DetectionLoss.__call__, record_runs(monkeypatch)
 
     def call(self, predictions, targets):
         total, parts = plain(self, predictions, targets)
@@ -103,7 +102,7 @@ def into_a_weight(monkeypatch, bad, when):
     monkeypatch.setattr(train, "optimizer_step", step)
 
 
-def into_the_pictures(monkeypatch, bad, when):
+def into_the_images(monkeypatch, bad, when):
     plain = train.prepare_images
 
     def prepare(run, images):
@@ -116,7 +115,7 @@ def into_the_pictures(monkeypatch, bad, when):
 
 
 def into_the_labels(monkeypatch, bad, when):
-    plain, runs = DetectionLoss.__call__, note_runs(monkeypatch)
+    plain, runs = DetectionLoss.__call__, record_runs(monkeypatch)
 
     def call(self, predictions, targets):
         if len(targets) and predictions[0].requires_grad and when(runs[0]):
@@ -127,8 +126,8 @@ def into_the_labels(monkeypatch, bad, when):
     monkeypatch.setattr(DetectionLoss, "__call__", call)
 
 
-def note_runs(monkeypatch) -> list:
-    """Holds the run in progress, for patches that do not see it."""
+def record_runs(monkeypatch) -> list:
+    """Keep the current run in a list, for patches that do not see it."""
     plain, runs = train.train_one_epoch, [None]
 
     def epoch(run, *others):
@@ -139,16 +138,16 @@ def note_runs(monkeypatch) -> list:
     return runs
 
 
-def at(*iterations: int, after_return: bool = False):
-    """When the run is at one of `iterations`; `done` counts those that the state has already behind it."""
+def at(*iterations: int, after_rollback: bool = False):
+    """Return a condition: the run is at one of `iterations`, of which the state counts `done` already."""
 
     def when(run, done: int = 0) -> bool:
-        return run.progress.iteration - done in iterations and (after_return or run.nan_guard.rollbacks == 0)
+        return run.progress.iteration - done in iterations and (after_rollback or run.nan_guard.rollbacks == 0)
 
     return when
 
 
-PLACES = pytest.mark.parametrize("spoil", [into_the_loss, into_a_gradient, into_the_pictures, into_the_labels])
+PLACES = pytest.mark.parametrize("spoil", [into_the_loss, into_a_gradient, into_the_images, into_the_labels])
 
 
 # ---- promises
@@ -156,7 +155,7 @@ PLACES = pytest.mark.parametrize("spoil", [into_the_loss, into_a_gradient, into_
 
 @PLACES
 @BAD
-def test_one_bad_step_is_left_out_and_counted(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys, spoil, bad):
+def test_one_non_finite_step_is_skipped_and_counted(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys, spoil, bad):
     spoil(monkeypatch, bad, at(4))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, 2))
     state = state_of(tmp_path)
@@ -167,7 +166,7 @@ def test_one_bad_step_is_left_out_and_counted(tiny_data, tiny_cfg, tmp_path, mon
 
 
 @BAD
-def test_a_bad_weight_sends_the_run_back_at_a_lower_rate(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys, bad):
+def test_a_non_finite_weight_rolls_the_run_back(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys, bad):
     into_a_weight(monkeypatch, bad, at(4))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, 3))
     state = state_of(tmp_path)
@@ -177,9 +176,7 @@ def test_a_bad_weight_sends_the_run_back_at_a_lower_rate(tiny_data, tiny_cfg, tm
     assert [row["epoch"] for row in rows_of(tmp_path)] == [0, 1, 2]
 
 
-def test_a_weight_spoiled_by_the_last_step_of_an_epoch_is_not_taken_for_good(
-    tiny_data, tiny_cfg, tmp_path, monkeypatch
-):
+def test_a_weight_spoiled_by_the_last_step_of_an_epoch_is_found(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     into_a_weight(monkeypatch, math.nan, at(STEPS - 1))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, 2))
     assert state_of(tmp_path)["guard"]["returns"] == 1
@@ -187,7 +184,7 @@ def test_a_weight_spoiled_by_the_last_step_of_an_epoch_is_not_taken_for_good(
 
 
 @PLACES
-def test_many_bad_steps_in_a_row_send_the_run_back(tiny_data, tiny_cfg, tmp_path, monkeypatch, spoil):
+def test_consecutive_non_finite_steps_roll_the_run_back(tiny_data, tiny_cfg, tmp_path, monkeypatch, spoil):
     spoil(monkeypatch, math.nan, at(*range(3, 3 + PATIENCE)))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, 4))
     guard = state_of(tmp_path)["guard"]
@@ -196,8 +193,8 @@ def test_many_bad_steps_in_a_row_send_the_run_back(tiny_data, tiny_cfg, tmp_path
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
-def test_training_on_leaves_the_state_that_was_returned_to(tiny_data, tiny_cfg, tmp_path, monkeypatch, optimizer):
-    """The run may have to return to it once more."""
+def test_training_does_not_change_the_snapshot_of_a_rollback(tiny_data, tiny_cfg, tmp_path, monkeypatch, optimizer):
+    """Take a copy, since the run may have to roll back once more."""
     kept, plain = [], train.Run.roll_back
 
     def roll_back(run):
@@ -216,17 +213,17 @@ def test_training_on_leaves_the_state_that_was_returned_to(tiny_data, tiny_cfg, 
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-def test_numbers_that_stay_bad_stop_the_run_with_advice(tiny_data, tiny_cfg, tmp_path, monkeypatch):
-    into_the_loss(monkeypatch, math.nan, at(*range(3, 1000), after_return=True))
+def test_a_loss_that_stays_non_finite_stops_the_run_with_advice(tiny_data, tiny_cfg, tmp_path, monkeypatch):
+    into_the_loss(monkeypatch, math.nan, at(*range(3, 1000), after_rollback=True))
     with pytest.raises(UserError, match=r"still NaN or infinite after 3 rollbacks.*try a lower lr0") as wrong:
         train.main(arguments(tiny_data, tiny_cfg, tmp_path, 50))
     assert "\n" not in str(wrong.value)
-    state = state_of(tmp_path)  # that of before: can be resumed, at a lower rate
+    state = state_of(tmp_path)  # from before the NaNs: the run can be resumed at a lower rate
     assert state["epoch"] >= 1 and all(torch.isfinite(value).all() for value in state["model"]["state_dict"].values())
 
 
-def test_a_run_that_goes_back_is_exact_also_when_it_was_interrupted(tiny_data, tiny_cfg, tmp_path, monkeypatch):
-    """Interrupted within the epoch that is returned to: the state at its start was kept, and is returned to as well."""
+def test_a_rollback_is_exact_after_an_interruption(tiny_data, tiny_cfg, tmp_path, monkeypatch):
+    """Interrupt the run within the epoch of the rollback, whose start is then read from a file."""
     monkeypatch.setattr("utils.training.nan_guard.PATIENCE", 2), monkeypatch.setattr("utils.training.state.PATIENCE", 2)
     into_the_loss(monkeypatch, math.nan, at(4, 5))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole", 3))
@@ -252,8 +249,8 @@ def test_a_run_that_goes_back_is_exact_also_when_it_was_interrupted(tiny_data, t
     assert not (tmp_path / "part" / "run" / "weights" / "epoch-start.pt").exists()
 
 
-def test_a_run_that_was_changed_goes_back_to_where_it_was_taken_up(tiny_data, tiny_cfg, tmp_path, monkeypatch):
-    """The state at the epoch's start is another optimizer's."""
+def test_a_changed_run_rolls_back_to_where_it_was_resumed(tiny_data, tiny_cfg, tmp_path, monkeypatch):
+    """Ignore the state at the start of the epoch, which is that of another optimizer."""
     monkeypatch.setattr("utils.training.nan_guard.PATIENCE", 2), monkeypatch.setattr("utils.training.state.PATIENCE", 2)
     plain = train.prepare_images
 
@@ -277,7 +274,7 @@ def test_a_run_that_was_changed_goes_back_to_where_it_was_taken_up(tiny_data, ti
 
 
 @BAD
-def test_batch_statistics_of_a_bad_step_are_put_back(bad):
+def test_batch_statistics_of_a_skipped_step_are_restored(bad):
     model = torch.nn.Sequential(torch.nn.BatchNorm2d(2))
     guard = NanGuard(model)
     model(torch.rand(4, 2, 3, 3))
@@ -289,7 +286,7 @@ def test_batch_statistics_of_a_bad_step_are_put_back(bad):
 
 
 @BAD
-def test_a_loss_that_is_not_finite_shows_in_every_gradient(bad):
+def test_a_non_finite_loss_makes_every_gradient_nan(bad):
     weight = torch.ones(3, requires_grad=True)
     propagate_nan((weight * torch.tensor([1.0, 1.0, bad])).sum()).backward()
     assert weight.grad.isnan().all()
@@ -298,7 +295,7 @@ def test_a_loss_that_is_not_finite_shows_in_every_gradient(bad):
     assert torch.equal(weight.grad, torch.ones(3))
 
 
-def test_the_run_goes_back_three_times_at_most():
+def test_at_most_three_rollbacks():
     guard = NanGuard(torch.nn.BatchNorm1d(1))
     for number in range(MAX_ROLLBACKS):
         assert not guard.exhausted

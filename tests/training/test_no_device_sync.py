@@ -1,5 +1,4 @@
-"""What a training step decides on the device, tested where that is the CPU:
-the same run, without a look at a tensor."""
+"""Decisions of a training step on the device, tested on the CPU: the same run without a device sync."""
 
 import copy
 import functools
@@ -18,8 +17,8 @@ from test_nan_guard import (
     at,
     into_a_gradient,
     into_a_weight,
+    into_the_images,
     into_the_loss,
-    into_the_pictures,
     rows_of,
     state_of,
 )
@@ -45,7 +44,7 @@ OPTIMIZERS = pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
 
 @pytest.fixture
 def is_async(monkeypatch):
-    """Every guard behaves as on a GPU."""
+    """Let every guard behave as on a GPU."""
     monkeypatch.setattr("utils.training.state.NanGuard", functools.partial(NanGuard, is_async=True))
 
 
@@ -57,14 +56,14 @@ def same(one: dict, other: dict, **close) -> None:
 # ---- whole runs
 
 
-@pytest.mark.parametrize("spoil", [into_the_loss, into_a_gradient, into_the_pictures])
+@pytest.mark.parametrize("spoil", [into_the_loss, into_a_gradient, into_the_images])
 @pytest.mark.parametrize("iteration", [0, 4, 2 * STEPS - 1], ids=["first", "middle", "last"])
-def test_a_late_verdict_leaves_out_the_same_step(tiny_data, tiny_cfg, tmp_path, monkeypatch, spoil, iteration):
+def test_an_async_decision_skips_the_same_step(tiny_data, tiny_cfg, tmp_path, monkeypatch, spoil, iteration):
     spoil(monkeypatch, math.nan, at(iteration))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path / "now", 2))
     monkeypatch.setattr("utils.training.state.NanGuard", functools.partial(NanGuard, is_async=True))
-    train.main(arguments(tiny_data, tiny_cfg, tmp_path / "late", 2))
-    now, then = state_of(tmp_path / "now"), state_of(tmp_path / "late")
+    train.main(arguments(tiny_data, tiny_cfg, tmp_path / "async", 2))
+    now, then = state_of(tmp_path / "now"), state_of(tmp_path / "async")
     assert then["guard"] == now["guard"] and now["guard"]["skipped"] == 1
     assert then["ema"]["updates"] == now["ema"]["updates"] == 2 * STEPS - 1 and then["means"] == now["means"]
     same(now["model"]["state_dict"], then["model"]["state_dict"])
@@ -74,7 +73,7 @@ def test_a_late_verdict_leaves_out_the_same_step(tiny_data, tiny_cfg, tmp_path, 
 
 
 @pytest.mark.parametrize("first", [STEPS, 2 * STEPS - PATIENCE], ids=["over two epochs", "to the end of an epoch"])
-def test_many_bad_steps_in_a_row_send_the_run_back_a_step_later(
+def test_consecutive_non_finite_steps_roll_the_run_back_one_step_later(
     tiny_data, tiny_cfg, tmp_path, monkeypatch, is_async, first
 ):
     into_the_loss(monkeypatch, math.nan, at(*range(first, first + PATIENCE)))
@@ -84,18 +83,15 @@ def test_many_bad_steps_in_a_row_send_the_run_back_a_step_later(
     assert_finite(tmp_path)
 
 
-def test_a_bad_weight_is_found_at_the_end_of_the_epoch_at_the_latest(
-    tiny_data, tiny_cfg, tmp_path, monkeypatch, is_async
-):
+def test_a_non_finite_weight_is_found_by_the_end_of_the_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch, is_async):
     into_a_weight(monkeypatch, math.nan, at(4))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, 3))
     assert state_of(tmp_path)["guard"]["returns"] == 1
     assert_finite(tmp_path)
 
 
-def test_a_late_verdict_outlives_an_interruption(tiny_data, tiny_cfg, tmp_path, monkeypatch, is_async):
-    """Stopped when the last bad step is counted and nobody has looked yet:
-    the resumed run goes back as the whole one."""
+def test_an_async_decision_survives_an_interruption(tiny_data, tiny_cfg, tmp_path, monkeypatch, is_async):
+    """Stop when the last non-finite step is counted but not read yet. The resumed run rolls back as the whole one."""
     monkeypatch.setattr("utils.training.state.PATIENCE", 2)
     into_the_loss(monkeypatch, math.nan, at(STEPS, STEPS + 1))
     train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole", 3))
@@ -122,7 +118,7 @@ def test_a_late_verdict_outlives_an_interruption(tiny_data, tiny_cfg, tmp_path, 
 
 
 class Reads(TorchDispatchMode):
-    """Counts how often a number is taken out of a tensor."""
+    """Counter of how often a number is read from a tensor."""
 
     count = 0
 
@@ -132,7 +128,7 @@ class Reads(TorchDispatchMode):
 
 
 @OPTIMIZERS
-def test_the_optimizer_step_reads_nothing(name):
+def test_the_optimizer_step_reads_no_tensor(name):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     guard, ema, optimizer = NanGuard(model, is_async=True), ModelEMA(model), build_optimizer(model, name)
     model(torch.rand(2, 3, 8, 8)).sum().backward()
@@ -146,7 +142,7 @@ def test_the_optimizer_step_reads_nothing(name):
 
 
 def test_the_loss_reads_nothing_from_the_device(monkeypatch):
-    """Tensors on the device `meta` have no content: reading one is an error."""
+    """Run on the device `meta`, whose tensors have no content: reading one is an error."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no such device
     hyp = scale_gains(Hyperparameters(cls_pw=0.5, fl_gamma=1.5), 3, 4, 64)
     anchors, strides = torch.rand(3, 3, 2) + 0.5, torch.tensor([8.0, 16.0, 32.0])
@@ -157,7 +153,7 @@ def test_the_loss_reads_nothing_from_the_device(monkeypatch):
     assert predictions[0].grad.shape == predictions[0].shape and parts.box.device.type == "meta"
 
 
-def test_finishing_pictures_reads_nothing_from_the_device():
+def test_color_flips_read_nothing_from_the_device():
     rows = torch.tensor([ColorFlip(1.1, 0.9, 1.2), ColorFlip(fliplr=True), ColorFlip(flipud=True)])
     done = apply_color_flips(torch.zeros(3, 3, 8, 8, dtype=torch.uint8, device="meta"), rows)
     assert done.device.type == "meta" and done.dtype == torch.uint8
@@ -165,8 +161,8 @@ def test_finishing_pictures_reads_nothing_from_the_device():
 
 @OPTIMIZERS
 @pytest.mark.parametrize("bad", range(4), ids="no first step\nno second step\nno third step\nall of them".split("\n"))
-def test_a_step_decided_on_the_device_is_the_plain_one(name, bad):
-    """All but the step number `bad`: the first one must not leave SGD with a momentum that was never written."""
+def test_a_step_decided_on_the_device_equals_the_plain_one(name, bad):
+    """Skip step number `bad`. Skipping the first one must not leave SGD with a momentum that was never written."""
     torch.manual_seed(0)
     plain = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3))
     plain[1].bias.requires_grad = False
@@ -185,7 +181,7 @@ def test_a_step_decided_on_the_device_is_the_plain_one(name, bad):
         same(one, another)
 
 
-def test_an_average_decided_on_the_device_is_the_plain_one():
+def test_an_ema_update_decided_on_the_device_equals_the_plain_one():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
     plain, other = ModelEMA(model, tau=5), ModelEMA(model, tau=5)
@@ -201,7 +197,7 @@ def test_an_average_decided_on_the_device_is_the_plain_one():
     same(plain.ema.state_dict(), other.ema.state_dict(), rtol=1e-5, atol=1e-6)
 
 
-def test_a_late_guard_speaks_of_the_step_before():
+def test_an_async_guard_lags_one_step():
     guard = NanGuard(nn.BatchNorm1d(1), patience=2, is_async=True)
     seen = [
         (bool(guard.allow_step(torch.tensor(norm))), guard.consecutive, guard.needs_rollback)
@@ -222,22 +218,23 @@ def batches(count: int) -> list[Batch]:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_every_batch_comes_once_and_in_order_after_the_next_is_sent(count):
-    told = []
+def test_batches_keep_their_order_and_follow_the_next_transfer(count):
+    events = []
 
     def send(batch):
-        told.append(("sent", int(batch.images[0, 0, 0, 0])))
+        events.append(("sent", int(batch.images[0, 0, 0, 0])))
         return lambda: batch
 
     for batch in one_ahead(batches(count), send):
-        told.append(("used", int(batch.images[0, 0, 0, 0])))
-    assert [k for what, k in told if what == "sent"] == [k for what, k in told if what == "used"] == list(range(count))
-    assert all(told.index(("sent", k + 1)) < told.index(("used", k)) for k in range(count - 1))
-    assert all(told.index(("used", k)) < told.index(("sent", k + 2)) for k in range(count - 2))
+        events.append(("used", int(batch.images[0, 0, 0, 0])))
+    sent, used = ([k for what, k in events if what == kind] for kind in ("sent", "used"))
+    assert sent == used == list(range(count))
+    assert all(events.index(("sent", k + 1)) < events.index(("used", k)) for k in range(count - 1))
+    assert all(events.index(("used", k)) < events.index(("sent", k + 2)) for k in range(count - 2))
 
 
 def test_all_epochs_share_one_stream_of_a_device(monkeypatch):
-    """What is freed on a stream is kept for that one: a new one in each epoch would take memory anew."""
+    """Reuse the stream: freed memory stays with its stream, so a new one per epoch would allocate again."""
     made = []
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(device) or len(made))
     monkeypatch.setattr(prefetching, "_send", lambda batch, device, stream: lambda: (batch, stream))
@@ -248,6 +245,6 @@ def test_all_epochs_share_one_stream_of_a_device(monkeypatch):
     assert streams == [{1}, {2}, {1}] and made == [first, second]
 
 
-def test_on_the_cpu_batches_pass_as_they_are():
+def test_on_the_cpu_batches_are_unchanged():
     some = batches(3)
     assert all(ours is theirs for ours, theirs in zip(prefetch(some, torch.device("cpu")), some, strict=True))

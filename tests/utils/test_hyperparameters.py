@@ -1,4 +1,4 @@
-"""Every key of a hyperparameter file does what its name says, and nothing else."""
+"""Keys of a hyperparameter file: each does what its name says, and nothing else."""
 
 from dataclasses import fields
 
@@ -33,14 +33,14 @@ STILL = {
 
 
 def rates(**changes):
-    """Rates over 10 epochs of 100 steps: at the first iteration, in the last of warm-up, in epoch 5, in the last."""
+    """Return rates over 10 epochs of 100 steps: of the first iteration, the end of warm-up, epoch 5 and the last."""
     plan = Schedule(Hyperparameters().to_dict() | changes, 10, 100, 16)
     return [plan.at(iteration) for iteration in (0, 99, 550, 999)]
 
 
 def check_lr0():
     assert rates(lr0=0.02)[2].lr_weight == pytest.approx(2 * rates(lr0=0.01)[2].lr_weight)
-    assert rates(lr0=0.02)[0].lr_bias == rates(lr0=0.01)[0].lr_bias  # where warm-up begins is another key's
+    assert rates(lr0=0.02)[0].lr_bias == rates(lr0=0.01)[0].lr_bias  # another key sets the start of warm-up
 
 
 def check_lrf():
@@ -95,7 +95,7 @@ TINY_MODEL = DetectionModel({
 
 
 def losses(**changes) -> dict[str, float]:
-    """Box, objectness and class loss of fixed predictions for two pictures of 128 pixels."""
+    """Return box, objectness and class loss of fixed predictions for two images of 128 pixels."""
     options, hyp = TrainOptions(cfg="yolov5n.yaml", imgsz=128), Hyperparameters(**changes)
     loss = train.build_loss(TINY_MODEL, options, hyp, Distributed(0, 1, torch.device("cpu")))
     rng = torch.Generator().manual_seed(0)
@@ -104,7 +104,7 @@ def losses(**changes) -> dict[str, float]:
 
 
 def assert_only(key: str, value: float, changed: dict[str, float]):
-    """With `key` set to `value` the losses of `changed` are that many times as high, and the others stay."""
+    """Assert that `key` set to `value` multiplies the losses in `changed` by these factors, and no others."""
     before, after = losses(), losses(**{key: value})
     for part in before:
         assert float(after[part]) == pytest.approx(changed.get(part, 1) * float(before[part]), rel=1e-5), part
@@ -164,7 +164,7 @@ def check_anchors():
 
 
 def check_iou_t():
-    """Old files have it; it changes neither loss nor schedule nor sample."""
+    """Accept the key of old files, which changes neither loss nor schedule nor sample."""
     assert losses(iou_t=0.9) == losses() and rates(iou_t=0.9) == rates()
     assert "iou_t" not in {entry.name for entry in fields(AugmentSettings)}
 
@@ -173,23 +173,23 @@ def check_iou_t():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def picture(tmp_path_factory):
-    """One grey picture with a red marker whose outline is known."""
+def image(tmp_path_factory):
+    """Write one grey image with a red marker of known outline."""
     folder = tmp_path_factory.mktemp("set") / "images"
     folder.mkdir()
     (folder.parent / "labels").mkdir()
-    image = np.full((SIDE, SIDE, 3), 114, np.uint8)
-    image[BOX[1] : BOX[3], BOX[0] : BOX[2]] = (40, 40, 200)
-    cv2.imwrite(str(folder / "a.png"), image)
+    pixels = np.full((SIDE, SIDE, 3), 114, np.uint8)
+    pixels[BOX[1] : BOX[3], BOX[0] : BOX[2]] = (40, 40, 200)
+    cv2.imwrite(str(folder / "a.png"), pixels)
     x1, y1, x2, y2 = (value / SIDE for value in BOX)
     (folder.parent / "labels" / "a.txt").write_text(f"0 {x1} {y1} {x2} {y1} {x2} {y2} {x1} {y2}\n")
-    picture.index = load_index(folder, 1, progress=False, cache=False)
-    return image
+    image.index = load_index(folder, 1, progress=False, cache=False)
+    return pixels
 
 
 def samples(count: int = 60, **hyp) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pictures (H, W, RGB) and boxes (n, 4) x1, y1, x2, y2 in pixels, with all augmentation off but `hyp`."""
-    loader = make_loader(picture.index, imgsz=SIDE, batch_size=1, hyp=STILL | hyp, loading=LoadSettings(workers=0))
+    """Return images (H, W, RGB) and boxes (n, 4) x1, y1, x2, y2 in pixels, with all augmentation off but `hyp`."""
+    loader = make_loader(image.index, imgsz=SIDE, batch_size=1, hyp=STILL | hyp, loading=LoadSettings(workers=0))
     found = []
     for epoch in range(count):
         loader.set_epoch(epoch)
@@ -200,14 +200,14 @@ def samples(count: int = 60, **hyp) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def marker(image: np.ndarray) -> tuple[np.ndarray, float]:
-    """Centre of gravity x, y and area of what is red."""
+    """Return the centre of gravity x, y and the area of the red pixels."""
     redness = (image[..., 0] - image[..., 1]).clip(0) / 160
     rows, columns = np.indices(redness.shape) + 0.5
     return np.array([(redness * columns).sum(), (redness * rows).sum()]) / redness.sum(), float(redness.sum())
 
 
 def colours(key: str) -> np.ndarray:
-    """Hue, saturation and value (n, 3) in the middle of the marker, in OpenCV's units."""
+    """Return hue, saturation and value (n, 3) in the middle of the marker, in OpenCV's units."""
     x, y = CENTRE.astype(int)
     pixels = np.array([image[y, x] for image, _ in samples(**{key: 0.5})], np.uint8)[None]
     return cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)[0].astype(float)
@@ -223,7 +223,7 @@ def check_hue_saturation_value(key: str, channel: int):
 
 
 def check_hsv_h():
-    """Hue is multiplied: red has hue 0 and stays; the marker turned green shifts."""
+    """Multiply the hue: red has hue 0 and stays, green shifts."""
     x, y = CENTRE.astype(int)
     assert all(np.abs(image[y, x] - (200, 40, 40)).max() <= 2 for image, _ in samples(10, hsv_h=0.5))
     green = np.full((1, 1, 3), (40, 200, 40), np.uint8)  # hue 60
@@ -319,7 +319,7 @@ def check_mosaic():
     share = [not np.array_equal(image, plain) for image, _ in samples(mosaic=0.3)]
     assert 8 < sum(share) < 30
     counts = [len(boxes) for _, boxes in samples(mosaic=1.0)]
-    assert max(counts) > 1 and max(counts) <= 4  # four pictures, of which a quarter of the canvas is seen
+    assert max(counts) > 1 and max(counts) <= 4  # four images, of which a quarter of the canvas is visible
 
 
 def check_mixup():
@@ -327,7 +327,7 @@ def check_mixup():
     assert np.array_equal(plain, samples(1)[0][0]) and len(boxes) == 1  # it mixes mosaics only
     single, mixed = samples(mosaic=1.0), samples(mosaic=1.0, mixup=1.0)
     assert np.mean([len(boxes) for _, boxes in mixed]) > 1.5 * np.mean([len(boxes) for _, boxes in single])
-    assert np.median([image[..., 0].max() for image, _ in mixed]) < 190  # half of it is another picture
+    assert np.median([image[..., 0].max() for image, _ in mixed]) < 190  # half of it is another image
     assert np.median([image[..., 0].max() for image, _ in single]) > 190
 
 
@@ -345,6 +345,6 @@ def test_key_acts(key):
     globals()[f"check_{key}"]()
 
 
-def test_nothing_on_changes_nothing(picture):
-    [(image, [box])] = samples(1)
-    assert np.array_equal(image, picture[..., ::-1]) and box == pytest.approx(BOX, abs=2e-3)
+def test_without_augmentation_nothing_changes(image):
+    [(sample, [box])] = samples(1)
+    assert np.array_equal(sample, image[..., ::-1]) and box == pytest.approx(BOX, abs=2e-3)
