@@ -1,7 +1,7 @@
 """Largest training batch that fits in the memory of a GPU (`--batch-size -1`)."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import numpy as np
@@ -54,7 +54,7 @@ def extrapolate(used: dict[int, float], budget: float) -> int:
 
 
 @contextmanager
-def advice_on_memory(batch: int, imgsz: int, shares: int = 1, *, training: bool = True) -> Iterator[None]:
+def advice_on_memory(batch: int, imgsz: int, shares: int = 1, *, training: bool = True) -> Generator[None]:
     """Turn an out-of-memory error of a GPU into a UserError with advice.
 
     shares: number of processes or GPUs that share one batch.

@@ -4,7 +4,7 @@ Letters in shapes: N detections, M labels, P pairs of both, S detections with pa
 A ranges of area (4). A group is the unit of matching: the boxes of one category in one image.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, NamedTuple
@@ -164,7 +164,7 @@ def evaluate_coco(
 
 
 @contextmanager
-def _describe_errors(what: str) -> Iterator[None]:
+def _describe_errors(what: str) -> Generator[None]:
     try:
         yield
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
