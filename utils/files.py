@@ -1,4 +1,4 @@
-"""Run folders, file look-up, YAML reading, and writing that is whole or not at all."""
+"""Run folders, file look-up, bounded reading, atomic writing, YAML files."""
 
 import errno
 import io
@@ -6,7 +6,7 @@ import os
 import secrets
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,13 +23,14 @@ MAX_YAML_BYTES = 1 << 20
 MAX_YAML_PARTS = 300_000  # counted as often as aliases repeat them
 MAX_NUMBER_LETTERS = 100
 
-SMALL_BYTES = 1 << 16
+SMALL_BYTES = 1 << 16  # up to this size one read into memory is faster than a buffered file
 
 
 def increment_path(path: str | Path, exist_ok: bool = False) -> Path:
-    """Create and return a new folder: `path`, or the first free of path2, path3, …; with `exist_ok` always `path`.
+    """Create and return a new folder: `path`, or the first of path2, path3, … that is free.
 
-    Creating the folder claims its number, so that two runs started at the same moment get different ones.
+    Creating the folder claims its number, so that two runs started at the same moment get different ones. With
+    `exist_ok` the folder is always `path`.
     """
     path, number = Path(path), 1
     while True:
@@ -46,15 +47,20 @@ def increment_path(path: str | Path, exist_ok: bool = False) -> Path:
 
 
 def require_writable(project: str | Path) -> None:
-    """UserError where no folder can be made in `project`, before anything that takes long; nothing is made yet."""
-    there = next(folder for folder in (Path(project).absolute(), *Path(project).absolute().parents) if folder.exists())
-    reason = "is not a folder" if not there.is_dir() else "" if os.access(there, os.W_OK) else "cannot be written to"
-    if reason:
-        raise UserError(f"cannot create the folder {project}: {there} {reason}; give another --project")
+    """Raise UserError if no folder can be created in `project`. Called before work that takes long; creates nothing."""
+    path = Path(project).absolute()
+    present = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not present.is_dir():
+        reason = "is not a folder"
+    elif not os.access(present, os.W_OK):
+        reason = "cannot be written to"
+    else:
+        return
+    raise UserError(f"cannot create the folder {project}: {present} {reason}; give another --project")
 
 
 def datasets_folders() -> list[Path]:
-    """Return the folders in which a data set is looked for, those that the user named first."""
+    """Return the folders in which a data set is searched, those of environment variables first."""
     named = [variable(key) for key in ("ANCHORAGE_DATASETS", "YOLOv5_DATASETS_DIR")]
     return [
         *(Path(folder) for folder in named if folder),
@@ -67,25 +73,29 @@ def datasets_folders() -> list[Path]:
 
 
 def find_file(name: str | Path, *folders: Path) -> Path | None:
-    """The file `name` as typed, else the first directly in one of `folders`; None if absent."""
+    """Return the file `name` as typed, else the first directly in one of `folders`, None if absent."""
     candidates = [Path(name), *(folder / name for folder in folders)]
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def open_regular(path: str | Path, max_bytes: int) -> BinaryIO:
-    """Open a file of data to read; OSError as `read_regular` says."""
+    """Open a data file for reading. Raise OSError in the cases of `read_regular`."""
     if _regular_size(path, max_bytes) > SMALL_BYTES:
         return open(path, "rb")
-    return io.BytesIO(_read_once(path, SMALL_BYTES))  # that takes less than to set up a buffer and move it about
+    return io.BytesIO(_read_once(path, SMALL_BYTES))
 
 
 def read_regular(path: str | Path, max_bytes: int) -> bytes:
-    """All of a file of data. OSError for one larger than `max_bytes`, and for what is no regular file: opening a pipe
-    may wait for ever, and a device has no end."""
+    """Return the bytes of a data file.
+
+    Raise OSError if it is larger than `max_bytes` or not a regular file: opening a pipe may block forever, and a device
+    has no end.
+    """
     return _read_once(path, _regular_size(path, max_bytes))
 
 
 def _regular_size(path: str | Path, max_bytes: int) -> int:
+    """Return the size of a regular file of at most `max_bytes`. Raise OSError for any other."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "not a regular file")
@@ -95,7 +105,7 @@ def _regular_size(path: str | Path, max_bytes: int) -> int:
 
 
 def _read_once(path: str | Path, size: int) -> bytes:
-    """The first `size` bytes, by one call and without a file object, which would take as long again."""
+    """Return the first `size` bytes by one system call. A file object would double the time."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         return os.read(descriptor, size)
@@ -104,32 +114,35 @@ def _read_once(path: str | Path, size: int) -> bytes:
 
 
 def check_archive(path: str | Path, *, contents: bool = False) -> None:
-    """Raise BadZipFile for an archive that would unfold: torch and NumPy store their records one after the other,
-    uncompressed. With `contents` also for one whose bytes are not those that were written: NumPy compares them with
-    their checksums as it reads, torch does not."""
+    """Raise BadZipFile if a zip file of torch or NumPy would unpack to more than its size.
+
+    Both write their records one after the other, uncompressed. With `contents`, also raise it if bytes differ from
+    their checksum. NumPy compares these as it reads, torch does not.
+    """
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
             raise zipfile.BadZipFile("compressed records")
         if sum(record.file_size for record in records) > Path(path).stat().st_size:
             raise zipfile.BadZipFile("records that overlap")
-        has_sums = any(record.CRC for record in records)  # torch can be told to leave them out
+        has_sums = any(record.CRC for record in records)  # an option of torch omits them
         damaged = archive.testzip() if contents and has_sums else None
     if damaged:
         raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
 @contextmanager
-def atomic_write(path: str | Path, *, sync: bool = True) -> Iterator[BinaryIO]:
-    """Yield a binary file that takes the place of `path` when the block ends well, and vanishes when it does not.
+def atomic_write(path: str | Path, *, sync: bool = True) -> Generator[BinaryIO]:
+    """Yield a binary file that replaces `path` at the end of the block, and is removed if the block raises.
 
-    Written beside `path`, flushed to the disk and renamed, with the folder synced: a reader, or a machine that lost
-    its power, sees the whole old file or the whole new one. Without `sync` a loss of power is not provided for: for
-    files by the thousand that are easily made again.
+    It is written beside `path`, flushed by fsync and renamed, and the folder is synced. So a reader sees the whole old
+    file or the whole new one, also after a power cut. Without `sync` a power cut may lose the file: for thousands of
+    files that are easily made again.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    file = open(temporary, "xb")  # unlike a file of tempfile, with the rights that the user's umask grants
+    # With the access rights of the umask, unlike a file of tempfile.
+    file = open(temporary, "xb")  # noqa: SIM115 (closed below)
     try:
         with file:
             yield file
@@ -145,7 +158,7 @@ def atomic_write(path: str | Path, *, sync: bool = True) -> Iterator[BinaryIO]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` durable; file systems that cannot sync a folder are left alone."""
+    """Make a rename in `folder` durable by fsync. Ignore file systems that cannot sync a folder."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -165,7 +178,7 @@ def write_yaml(path: str | Path, content: dict) -> None:
 
 
 def read_yaml(path: str | Path) -> dict:
-    """The mapping in a YAML file. Tags that build objects are refused; a UserError names file and line."""
+    """Return the mapping in a YAML file. Raise UserError with file and line for damage and for tags of objects."""
     path = Path(path)
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
@@ -191,33 +204,37 @@ def read_yaml(path: str | Path) -> dict:
 
 
 def _load_yaml(text: str) -> Any:
-    """What a YAML document holds. Its size is checked before it is built, as aliases may repeat parts without end."""
+    """Return the content of a YAML document, None if it is empty."""
     loader = yaml.SafeLoader(text)
     try:
         root = loader.get_single_node()
         if root is None:
             return None
-        waiting, count = [root], 0
-        while waiting:
-            node, count = waiting.pop(), count + 1
-            if count > MAX_YAML_PARTS:
-                raise yaml.MarkedYAMLError(
-                    problem="too many values, or aliases that repeat each other", problem_mark=node.start_mark
-                )
-            if isinstance(node, yaml.MappingNode):
-                waiting += [part for pair in node.value for part in pair]
-            elif isinstance(node, yaml.SequenceNode):
-                waiting += node.value
-            elif len(node.value) > MAX_NUMBER_LETTERS and not node.tag.endswith(":str"):
-                raise yaml.MarkedYAMLError(
-                    problem=f"a number of {len(node.value)} letters", problem_mark=node.start_mark
-                )
+        _check_yaml_size(root)
         return loader.construct_document(root)
     finally:
         loader.dispose()
 
 
+def _check_yaml_size(root: yaml.Node) -> None:
+    """Raise MarkedYAMLError if building the document would take very long. Aliases may repeat parts without end."""
+    waiting, count = [root], 0
+    while waiting:
+        node, count = waiting.pop(), count + 1
+        if count > MAX_YAML_PARTS:
+            raise yaml.MarkedYAMLError(
+                problem="too many values, or aliases that repeat each other", problem_mark=node.start_mark
+            )
+        if isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif len(node.value) > MAX_NUMBER_LETTERS and not node.tag.endswith(":str"):
+            raise yaml.MarkedYAMLError(problem=f"a number of {len(node.value)} letters", problem_mark=node.start_mark)
+
+
 def _yaml_place(error: Exception) -> str:
+    """Return the line of the error, if known, and the reason."""
     mark = getattr(error, "problem_mark", None)
     reason = getattr(error, "problem", None) or (str(error).strip() or type(error).__name__).splitlines()[0]
     return f":{mark.line + 1}: {reason}" if mark else f": {reason}"

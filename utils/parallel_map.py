@@ -1,4 +1,4 @@
-"""Much work at once: chunks of it in processes or threads."""
+"""Map a function over chunks in parallel processes or threads."""
 
 import gc
 import math
@@ -8,11 +8,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.pool import ThreadPool
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import cv2
 
@@ -20,70 +20,77 @@ from utils.errors import UserError
 from utils.timing import now_without_cpu_wait
 
 MAX_WORKERS = 8  # that compute
-MAX_WAITING = 16  # in all, where they mostly wait for a disk
-BRIEF = 1e-3  # seconds of work that tell nothing of how much of it is waiting
-A, B = TypeVar("A"), TypeVar("B")
+MAX_WAITING = 16  # in all, if they mostly wait for a disk
+MIN_BUSY = 1e-3  # seconds of CPU time; less does not show how much of the work is waiting
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def parallel_map(function: Callable[[A], B], chunks: Sequence[A], *, cpu_bound: bool) -> Iterator[B]:
-    """`function` of each chunk, in their order; what it raises is raised here.
+    """Yield `function(chunk)` for each chunk in order. What it raises is raised here.
 
-    Threads of Python code wait for each other, so `cpu_bound` work is given to processes. They are forked, which takes
-    milliseconds where a fresh Python would take seconds to import. The first chunk is done here and shows how many are
-    of use: where it waits most of its time (for a slow disk, or one behind a network), more than there are cores.
+    Threads of Python code serialise on the GIL, so `cpu_bound` work goes to processes. They are forked, which takes
+    milliseconds; a new Python takes seconds to import. The first chunk is done here and sets the number of workers.
+    There are more of them than cores if it mostly waits, for a slow disk or a network.
     """
     if not chunks:
         return
-    start, busy = now_without_cpu_wait(), time.process_time()
+    start, cpu_start = now_without_cpu_wait(), time.process_time()
     first = function(chunks[0])
-    waits = (now_without_cpu_wait() - start) / max(time.process_time() - busy, BRIEF)
+    ratio = (now_without_cpu_wait() - start) / max(time.process_time() - cpu_start, MIN_BUSY)
     yield first
     rest, cores = chunks[1:], min(MAX_WORKERS, os.cpu_count() or 1)
-    workers = min(max(cores, math.ceil(cores * waits - 0.5)), MAX_WAITING, len(rest))
+    workers = min(max(cores, math.ceil(cores * ratio - 0.5)), MAX_WAITING, len(rest))
     if cpu_bound and workers > 1 and can_fork():
-        yield from _in_processes(function, rest, workers)
+        yield from _map_in_processes(function, rest, workers)
     elif rest:
         with ThreadPool(workers) as pool:
             yield from pool.imap(function, rest)
 
 
 def can_fork() -> bool:
-    """Whether this process may fork others to work for it; only Linux can be relied on for that."""
+    """Return True if this process may fork workers. Forking is reliable on Linux only."""
     return sys.platform == "linux" and not multiprocessing.current_process().daemon
 
 
 @contextmanager
-def deferred_ctrl_c() -> Iterator[None]:
-    """Within, Ctrl-C waits: Python drops a KeyboardInterrupt that comes amid a fork, and with it the locks that it was
-    about to release, for which other threads then wait for ever. A process that is forked within does not hear it."""
+def deferred_ctrl_c() -> Generator[None]:
+    """Defer Ctrl-C while forking. The forked process ignores it.
+
+    CPython discards a KeyboardInterrupt raised in its fork hooks and leaves their locks held, which deadlocks other
+    threads.
+    """
     in_main = threading.current_thread() is threading.main_thread()
     if not can_fork() or not in_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    came = []
-    signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    received: list[bool] = []
+    signal.signal(signal.SIGINT, lambda *_: received.append(True))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if came:
+        if received:
             raise KeyboardInterrupt
 
 
-def init_worker(*deaf_to: str) -> None:
-    """Settings of a process that works for the one that it was forked from, for it to call; signals by name."""
-    cv2.setNumThreads(0)  # one process, one core; and threads are not forked
-    gc.freeze()  # what is there already is the main process's: to look through it would copy its pages
-    for name in deaf_to:
+def init_worker(*ignore_signals: str) -> None:
+    """Set up a forked worker process, which calls this itself. ignore_signals: names; absent ones are skipped."""
+    cv2.setNumThreads(0)  # one process per core, and OpenCV's threads do not survive a fork
+    gc.freeze()  # never collect the main process's objects: that would copy its memory pages
+    for name in ignore_signals:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
-def _in_processes(function: Callable[[A], B], chunks: Sequence[A], workers: int) -> Iterator[B]:
-    """Each process, this one included, takes every workers-th chunk. Where this one is killed, the others find nobody
-    who reads their results, and end."""
+def _map_in_processes(function: Callable[[A], B], chunks: Sequence[A], workers: int) -> Iterator[B]:
+    """Yield the results in order. Each process, this one included, takes every workers-th chunk.
+
+    If this process is killed, the pipes of the others close and they end.
+    """
     context = multiprocessing.get_context("fork")
-    readers, processes = [], []
+    readers: list[Connection] = []
+    processes: list[Any] = []
     try:
         for k in range(1, workers):
             reader, writer = context.Pipe(duplex=False)
@@ -93,33 +100,39 @@ def _in_processes(function: Callable[[A], B], chunks: Sequence[A], workers: int)
             )
             with deferred_ctrl_c():
                 processes[-1].start()
-            writer.close()  # the process's own is the only one: its end shows here
+            writer.close()  # now only the worker can write: its end closes the pipe
         for number, chunk in enumerate(chunks):
             if number % workers == 0:
                 yield function(chunk)
-                continue
-            try:
-                result, error = readers[number % workers - 1].recv()
-            except EOFError:
-                raise UserError(
-                    f"one of {workers} processes that share the work was killed, most often for want of memory"
-                ) from None
-            if error is not None:
-                raise error
-            yield result
+            else:
+                yield _receive(readers[number % workers - 1], workers)
     except BaseException:
         for process in processes:
-            if process.pid is not None:  # the last one may not have begun
+            if process.pid is not None:  # the last one may not have started
                 process.kill()
                 process.join()
         raise
-    finally:  # Those that are through end by themselves, which takes several ms. They are collected when the next
-        # process is started (data workers, helpers), or at the end.
+    finally:  # Finished workers end by themselves, which takes several ms. They are joined when the next process is
+        # started (data workers, helpers), or at the end.
         for reader in readers:
             reader.close()
 
 
+def _receive(reader: Connection, workers: int) -> Any:
+    """Return a worker's next result, or raise what its function raised."""
+    try:
+        result, error = reader.recv()
+    except EOFError:
+        raise UserError(
+            f"one of {workers} worker processes was killed, probably out of memory: free some, and start again"
+        ) from None
+    if error is not None:
+        raise error
+    return result
+
+
 def _work(function: Callable[[A], B], chunks: Sequence[A], reader: Connection, writer: Connection) -> None:
+    """Send the result of each chunk, or its error, until the main process is gone."""
     init_worker("SIGINT")  # Ctrl-C is for the main process, which ends this one
     reader.close()
     for chunk in chunks:

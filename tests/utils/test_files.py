@@ -1,4 +1,4 @@
-"""Run folders get their own numbers; files are whole or absent; broken YAML is named by line."""
+"""Run folders get their own numbers, files are whole or absent, and broken YAML is named by line."""
 
 import os
 import threading
@@ -77,24 +77,29 @@ def test_nothing_stays_open(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def write_half(file: Path) -> None:
+    with atomic_write(file) as stream:
+        stream.write(b"half of the new")
+        raise RuntimeError("power cut")
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     file = tmp_path / "state"
     file.write_bytes(b"old")
-    with pytest.raises(RuntimeError), atomic_write(file) as stream:
-        stream.write(b"half of the new")
-        raise RuntimeError("power cut")
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_half(file)
     assert file.read_bytes() == b"old" and os.listdir(tmp_path) == ["state"]
     with atomic_write(file) as stream:
         stream.write(b"new")
     assert file.read_bytes() == b"new" and os.listdir(tmp_path) == ["state"]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="rights as POSIX has them")
+@pytest.mark.skipif(os.name != "posix", reason="POSIX access rights")
 @pytest.mark.parametrize("umask, rights", [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
 def test_new_files_get_the_rights_that_the_umask_grants(tmp_path, umask, rights, monkeypatch):
     before = os.umask(umask)
     try:
-        with monkeypatch.context() as patch:  # it belongs to the whole process: other threads create files too
+        with monkeypatch.context() as patch:  # the umask belongs to the whole process
             patch.setattr(os, "umask", lambda mask: pytest.fail("the umask was changed"))
             with atomic_write(tmp_path / "state") as stream:
                 stream.write(b"new")

@@ -1,4 +1,4 @@
-"""Results come in order and errors come through, from threads and from processes."""
+"""Results come in order and errors are passed on, from threads and from processes."""
 
 import multiprocessing
 import os
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(autouse=True)
 def four_processors(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(module, "MAX_WAITING", 4)  # a busy machine may let a chunk wait, too
+    monkeypatch.setattr(module, "MAX_WAITING", 4)  # on a busy machine a chunk may wait, too
 
 
 @pytest.mark.parametrize("cpu_bound", [False, True])
@@ -32,15 +32,15 @@ def test_results_are_in_the_order_of_the_chunks(cpu_bound, count):
     assert list(parallel_map(lambda k: k * k, range(count), cpu_bound=cpu_bound)) == [k * k for k in range(count)]
 
 
-def test_heavy_work_is_done_by_several_processes(monkeypatch):
+def test_cpu_bound_work_is_done_by_several_processes(monkeypatch):
     found = set(parallel_map(lambda _: os.getpid(), range(20), cpu_bound=True))
-    assert len(found) == 4 and os.getpid() in found  # which would have nothing to do but wait
+    assert len(found) == 4 and os.getpid() in found  # it would be idle otherwise
     assert set(parallel_map(lambda _: os.getpid(), range(20), cpu_bound=False)) == {os.getpid()}
     monkeypatch.setattr(os, "cpu_count", lambda: 100), monkeypatch.setattr(module, "MAX_WAITING", MAX_WORKERS)
     assert len(set(parallel_map(lambda _: os.getpid(), range(50), cpu_bound=True))) == MAX_WORKERS
 
 
-def test_work_that_waits_is_given_to_more_workers_than_there_are_cores(tmp_path, monkeypatch):
+def test_work_that_waits_gets_more_workers_than_cores(tmp_path, monkeypatch):
     clocks = {"wall": 0.0, "cores": 0.0, "others": 0.0}
 
     def one(chunk: tuple[float, float, float]) -> int:
@@ -48,10 +48,10 @@ def test_work_that_waits_is_given_to_more_workers_than_there_are_cores(tmp_path,
         clocks["wall"] += waiting + busy + others
         clocks["cores"] += busy
         clocks["others"] += others
-        tell()
+        write_delay()
         return os.getpid()
 
-    def tell() -> None:
+    def write_delay() -> None:
         timing.SCHEDULER.write_text(f"17 {round(clocks['others'] * 1e9)} 3\n")
 
     def workers(waiting: float, busy: float, others: float = 0.0, more: int = 60) -> int:
@@ -61,14 +61,14 @@ def test_work_that_waits_is_given_to_more_workers_than_there_are_cores(tmp_path,
     monkeypatch.setattr(module, "time", SimpleNamespace(process_time=lambda: clocks["cores"]))
     monkeypatch.setattr(timing, "SCHEDULER", tmp_path / "schedstat")
     monkeypatch.setattr(os, "cpu_count", lambda: 2), monkeypatch.setattr(module, "MAX_WAITING", MAX_WAITING)
-    tell()
+    write_delay()
     assert workers(0, 0.02) == workers(0.004, 0.02) == 2
     assert workers(0.06, 0.02) == 8
     assert workers(0.1, 0) == workers(0.1, 0.0002) == MAX_WAITING
-    assert workers(0.0005, 0.0001) == 2  # too brief to tell
+    assert workers(0.0005, 0.0001) == 2  # too brief to know
     assert workers(0.1, 0, more=3) == 3
     assert workers(0, 0.02, others=1) == 2 and workers(0.06, 0.02, others=1) == 8  # on a busy machine
-    monkeypatch.setattr(timing, "SCHEDULER", Path("/dev/null"))  # where the system does not tell
+    monkeypatch.setattr(timing, "SCHEDULER", Path("/dev/null"))  # the system does not report it
     assert workers(0, 0.02) == 2 and workers(0.06, 0.02) == 8
 
 
@@ -87,7 +87,7 @@ def test_an_error_is_raised_where_its_result_would_come(cpu_bound):
 
 
 def test_a_killed_process_is_an_error_and_no_endless_wait():
-    with pytest.raises(UserError, match="one of 4 processes that share the work was killed"):
+    with pytest.raises(UserError, match="one of 4 worker processes was killed, probably out of memory"):
         list(parallel_map(lambda k: os.kill(os.getpid(), signal.SIGKILL) if k == 6 else k, range(20), cpu_bound=True))
 
 
@@ -113,30 +113,35 @@ def is_alive(process: int) -> bool:
         return False
 
 
-def test_results_nobody_asks_for_end_the_processes():
+def test_processes_end_when_their_results_are_not_read():
     results = parallel_map(lambda k: (os.getpid(), bytes(1 << 20)), range(100), cpu_bound=True)
     processes = {next(results)[0] for _ in range(5)} - {os.getpid()}
     results.close()
     assert len(processes) == 3 and not any(map(is_alive, processes))
 
 
-def test_ctrl_c_waits_while_a_process_is_forked(monkeypatch):
+def fork_during_ctrl_c(done: list[str]) -> None:
+    with deferred_ctrl_c():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        done.append("forked")
+
+
+def test_ctrl_c_is_deferred_while_a_process_is_forked(monkeypatch):
     before, done = signal.signal(signal.SIGINT, signal.default_int_handler), []
     try:
-        with pytest.raises(KeyboardInterrupt), deferred_ctrl_c():
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-            done.append("forked")
+        with pytest.raises(KeyboardInterrupt):
+            fork_during_ctrl_c(done)
         with deferred_ctrl_c():
             pass
         with ThreadPool(1) as other:
             assert other.apply(lambda: list(parallel_map(abs, range(9), cpu_bound=True))) == list(range(9))
         assert done == ["forked"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        signal.signal(signal.SIGINT, lambda *_: done.append("heard"))  # who notes it only is not disturbed
+        signal.signal(signal.SIGINT, lambda *_: done.append("received"))  # another handler is kept
         with deferred_ctrl_c():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.01)
-            assert done == ["forked", "heard"]
+            assert done == ["forked", "received"]
     finally:
         signal.signal(signal.SIGINT, before)
 
