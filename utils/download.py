@@ -1,4 +1,4 @@
-"""Fetch a file over HTTP so that an interruption costs nothing, and unpack archives without trusting them."""
+"""Resumable downloads over HTTP, and unpacking of untrusted archives."""
 
 import hashlib
 import http.client
@@ -15,20 +15,24 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from email.message import Message
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
-from tqdm import tqdm
-
+from utils import console
 from utils.errors import UserError
 
 CHUNK = 1 << 20
-ATTEMPTS = 3  # connections in a row that may break off
+ATTEMPTS = 3  # consecutive connections that bring nothing
 TIMEOUT_S = 30
 PAUSE_S = 1.0  # after the first failure, longer after each further one
-JUNK = ("__MACOSX", ".DS_Store")  # what a Mac adds to archives
+JUNK = ("__MACOSX", ".DS_Store")  # files that macOS adds to archives
+YAML, WEIGHTS = (".yaml", ".yml"), (".pt",)
+URL_FLAGS = {"data": YAML, "cfg": YAML, "hyp": YAML, "weights": WEIGHTS}  # flags that accept an address, and suffixes
+ARCHIVE_ERRORS = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 
 
 def fetch(
@@ -41,12 +45,14 @@ def fetch(
     keep: bool = True,
     part: Path | None = None,
 ) -> Path:
-    """Download `url` to the file `destination`, checked against `sha256` (hex) and `size` (bytes) where given.
+    """Download `url` to the file `destination` and return it.
 
-    Bytes go to `<destination>.part`, which a later call takes up where this one broke off; the file appears under its
-    own name only when complete. A file that is there and passes the checks is returned without a request.
-    Any failure is a UserError that says what to do by hand. keep: whether `destination` outlives this program. part:
-    another name for what has arrived.
+    The bytes go to `<destination>.part`, and a later call resumes an interrupted download. The file gets its own name
+    only when it is complete. A file that exists and passes the checks is returned without a request.
+    A failure raises UserError that says what to do by hand.
+    sha256, size: expected hash (hex) and number of bytes.
+    keep: False if `destination` is deleted at the end of the program.
+    part: another path for the bytes received so far.
     """
     destination = Path(destination)
     if not url.startswith(("http://", "https://")):
@@ -67,7 +73,7 @@ def fetch(
     except (OSError, http.client.HTTPException) as error:
         reason = error.reason if type(error) is urllib.error.URLError else error
         by_hand = (
-            f"try again (what has arrived is kept), or put the file at {destination}"
+            f"try again (the part received is kept), or put the file at {destination}"
             if keep
             else "try again, or fetch it by other means and give the file"
         )
@@ -75,37 +81,33 @@ def fetch(
     return destination
 
 
-YAML, WEIGHTS = (".yaml", ".yml"), (".pt",)
-TYPED = {"data": YAML, "cfg": YAML, "hyp": YAML, "weights": WEIGHTS}  # flags that take an address, and of what
-
-
 def fetch_typed(given: dict[str, Any]) -> dict[str, Any]:
-    """The options that a user typed, with a file in the current folder in place of every http(s) address.
+    """Return the options that a user typed, with each http(s) address replaced by a file in the current folder.
 
-    A file of that name which is there already is taken. For the command line alone: what a checkpoint or a data set
-    names is never fetched by it.
+    An existing file of that name is used. Only for the command line: an address in a checkpoint or a data set must not
+    be fetched this way.
     """
     local = {}
-    for flag in TYPED.keys() & given.keys():
+    for flag in URL_FLAGS.keys() & given.keys():
         value = given[flag]
         local[flag] = [_local(flag, one) for one in value] if isinstance(value, list) else _local(flag, value)
     return {**given, **local}
 
 
 def _local(flag: str, text: str) -> str:
-    """`text`, or the name of the file that was fetched from it."""
+    """Return `text`, or the name of the file downloaded from it if it is an address."""
     if not text.startswith(("http://", "https://")):
         return text
     try:
         parts = urllib.parse.urlsplit(text)
         file = Path(urllib.parse.unquote(parts.path).rsplit("/", 1)[-1])
-        if file.suffix.lower() not in TYPED[flag]:
-            raise UserError(f"--{flag} {text}: the address of a {' or '.join(TYPED[flag])} file is needed")
+        if file.suffix.lower() not in URL_FLAGS[flag]:
+            raise UserError(f"--{flag} {text}: the address of a {' or '.join(URL_FLAGS[flag])} file is needed")
         if file.exists():
-            print(f"--{flag}: {file} is here already, not fetched again")
+            console.info(f"--{flag}: {file} exists already, not downloaded again")
             return str(file)
         url = parts._replace(path=urllib.parse.quote(parts.path, safe="/%:@")).geturl()
-        # Two addresses may end alike: what has arrived of one is no part of the other.
+        # Two addresses may end in the same name, so the part's name depends on the whole address.
         part = file.with_name(f"{file.name}.{hashlib.sha256(url.encode()).hexdigest()[:8]}.part")
         return str(fetch(url, file, part=part))
     except (ValueError, OSError) as error:
@@ -115,7 +117,7 @@ def _local(flag: str, text: str) -> str:
 
 
 def _transfer(url: str, part: Path, progress: bool) -> None:
-    """Bring `part` to its full length, over several connections if need be; gives up when they bring nothing."""
+    """Download the rest of `part`, over several connections if needed. Raise if ATTEMPTS in a row bring nothing."""
     failures = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
@@ -135,7 +137,7 @@ def _transfer(url: str, part: Path, progress: bool) -> None:
 
 
 def _receive(url: str, part: Path, progress: bool) -> None:
-    """One connection: append to `part` what is missing. A connection that ends early is a ConnectionError."""
+    """Append the missing bytes to `part` over one connection. Raise ConnectionError if it ends early."""
     have = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "anchorage"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
@@ -155,17 +157,21 @@ def _receive(url: str, part: Path, progress: bool) -> None:
         have = have if resumed else 0
         total = _total(response.headers) if resumed else _length(response.headers)
         if total and total - have > shutil.disk_usage(part.parent).free:
-            raise UserError(f"{part.parent} lacks room for {url}: {_mb(total - have)} are needed")
+            raise UserError(f"{part.parent} has too little space for {url}, which needs {_mb(total - have)}")
         with open(part, "ab" if resumed else "wb") as file:
             have += _copy(response, file, have, total, part.name.removesuffix(".part"), progress)
     if total is not None and have < total:
         raise ConnectionError(f"the connection ended after {have} of {total} bytes")
 
 
-def _copy(response: BinaryIO, file: BinaryIO, have: int, total: int | None, name: str, progress: bool) -> int:
-    """Copy all that comes, and make sure that it is on the disk; returns the number of bytes."""
+def _copy(
+    response: http.client.HTTPResponse, file: BinaryIO, have: int, total: int | None, name: str, progress: bool
+) -> int:
+    """Copy the rest of the response, fsync the file, and return the number of bytes."""
     copied = 0
-    with tqdm(total=total, initial=have, desc=name, unit="B", unit_scale=True, disable=not progress) as bar:
+    with console.progress_bar(
+        total=total, initial=have, desc=name, unit="B", unit_scale=True, disable=not progress
+    ) as bar:
         while chunk := response.read1(CHUNK):
             file.write(chunk)
             copied += len(chunk)
@@ -175,18 +181,20 @@ def _copy(response: BinaryIO, file: BinaryIO, have: int, total: int | None, name
     return copied
 
 
-def _length(headers: http.client.HTTPMessage) -> int | None:
+def _length(headers: Message) -> int | None:
+    """Return the length of the response, None if unknown."""
     text = headers.get("Content-Length", "")
     return int(text) if text.isdigit() else None
 
 
-def _total(headers: http.client.HTTPMessage) -> int | None:
-    """Full length of the file from `Content-Range: bytes 5-9/10` or `bytes */10`."""
+def _total(headers: Message) -> int | None:
+    """Return the full length of the file from `Content-Range: bytes 5-9/10` or `bytes */10`, None if absent."""
     found = re.search(r"/(\d+)$", headers.get("Content-Range", ""))
     return int(found[1]) if found else None
 
 
 def _check(file: Path, sha256: str | None, size: int | None, complaint: str) -> None:
+    """Raise UserError with the text `complaint` if size or hash differ."""
     actual_size = file.stat().st_size
     if size is not None and actual_size != size:
         raise UserError(f"{complaint} ({actual_size} bytes, expected {size})")
@@ -204,23 +212,20 @@ def _mb(count: int) -> str:
     return f"{count / 1e6:.0f} MB"
 
 
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
-
-
 class _Member(NamedTuple):
-    """A regular file in an archive."""
+    """Regular file in an archive."""
 
     name: str
     size: int
-    open: Callable[[], BinaryIO]
+    open: Callable[[], IO[bytes]]
 
 
 def unpack(archive: str | Path, folder: str | Path) -> Path:
     """Unpack a zip or tar archive (tar also gz, bz2, xz) into `folder`, replacing files of the same names.
 
-    All or nothing: an archive that is damaged, needs more room than the disk has, or holds a member that is a link, a
-    device or would land outside `folder` is a UserError, and `folder` keeps what it had. A Mac's extra files are
-    left out. Returns `folder`.
+    Return `folder`. Files that macOS adds are skipped.
+    Raise UserError if the archive is damaged or larger than the free space. Raise it also if a member is a link or a
+    device, or would land outside `folder`. Then `folder` is unchanged.
     """
     archive, folder = Path(archive), Path(folder)
     try:
@@ -228,17 +233,18 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             needed, free = sum(member.size for member in members), shutil.disk_usage(folder).free
             if needed > free:
-                raise UserError(f"{archive} unpacks to {_mb(needed)}, but {folder} has room for {_mb(free)}")
+                raise UserError(f"{archive} unpacks to {_mb(needed)}, but {folder} has {_mb(free)} free")
             with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder) as staging:
                 _write_all(members, Path(staging))
                 _merge(Path(staging), folder)
-    except (*_DAMAGED, OSError) as error:
+    except (*ARCHIVE_ERRORS, OSError) as error:
         raise UserError(f"could not unpack {archive} into {folder}: {error}") from None
     return folder
 
 
 @contextmanager
-def _members(archive: Path) -> Iterator[list[_Member]]:
+def _members(archive: Path) -> Generator[list[_Member]]:
+    """Yield the regular files of an open archive. Raise UserError for a member that is not safe."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
             yield list(_zip_members(archive, opened))
@@ -256,7 +262,7 @@ def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
             raise UserError(f"{archive}: refusing {info.filename!r}, which is a link or a device")
         name = _safe_name(archive, info.filename)
         if name and not info.is_dir():
-            yield _Member(name, info.file_size, lambda info=info: opened.open(info))
+            yield _Member(name, info.file_size, partial(opened.open, info))
 
 
 def _tar_members(archive: Path, opened: tarfile.TarFile) -> Iterator[_Member]:
@@ -265,11 +271,17 @@ def _tar_members(archive: Path, opened: tarfile.TarFile) -> Iterator[_Member]:
             raise UserError(f"{archive}: refusing {info.name!r}, which is a link or a device")
         name = _safe_name(archive, info.name)
         if name and info.isfile():
-            yield _Member(name, info.size, lambda info=info: opened.extractfile(info))
+            yield _Member(name, info.size, partial(_open_tar_member, opened, info))
+
+
+def _open_tar_member(opened: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    stream = opened.extractfile(info)
+    assert stream is not None  # it is None for folders and devices only
+    return stream
 
 
 def _safe_name(archive: Path, name: str) -> str | None:
-    """The member's path below the folder; None for what is left out. A path that leads elsewhere is a UserError."""
+    """Return the member's path below the folder, None if it is skipped. Raise UserError for a path outside."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", str(path)) or "\0" in name:
         raise UserError(f"{archive}: refusing {name!r}, which would be written outside the folder")
@@ -277,6 +289,7 @@ def _safe_name(archive: Path, name: str) -> str | None:
 
 
 def _write_all(members: list[_Member], folder: Path) -> None:
+    """Write the members below `folder`. Raise UserError if one is shorter than the archive says."""
     for member in members:
         target = folder / member.name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from utils.training.run import Run
 
 @pytest.fixture
 def state(make_run, tiny_cfg) -> Run:
-    """A run after one optimizer step."""
+    """Return a run after one optimizer step."""
     run = make_run(tiny_cfg)
     run.model.train()(torch.rand(2, 3, 64, 64))[0].mean().backward()
     run.optimizer.step()
@@ -37,7 +37,7 @@ def test_state_comes_back_to_the_bit(state, make_run, tiny_cfg, tmp_path):
 
 
 def flatten(value, prefix=""):
-    """Every leaf by its path, tensors as their bytes."""
+    """Return every leaf by its path, tensors as their bytes."""
     if isinstance(value, dict):
         return {path: leaf for key, entry in value.items() for path, leaf in flatten(entry, f"{prefix}/{key}").items()}
     if isinstance(value, (list, tuple)):
@@ -142,14 +142,14 @@ def test_nothing_in_a_file_is_executed(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 half an archive"])
-def test_what_is_no_checkpoint_is_named(tmp_path, content):
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(UserError, match="x.pt: not a"):
         read_checkpoint(tmp_path / "x.pt")
 
 
 def test_a_single_wrong_byte_is_seen(state, tmp_path):
-    """In the middle of a tensor nothing else would show it: training would go on from garbage."""
+    """Refuse it, because training would continue from garbage. In the middle of a tensor only the checksum shows it."""
     write_checkpoint(tmp_path / "last.pt", state.state_dict())
     content = bytearray((tmp_path / "last.pt").read_bytes())
     with zipfile.ZipFile(tmp_path / "last.pt") as archive:
@@ -164,7 +164,7 @@ def test_a_single_wrong_byte_is_seen(state, tmp_path):
 
 
 def test_a_checkpoint_without_checksums_is_read(state, tmp_path):
-    """torch can be told to leave them out, by a setting of the whole process."""
+    """Accept files that torch wrote without checksums, which is a setting of the process."""
     torch.serialization.set_crc32_options(False)
     try:
         write_checkpoint(tmp_path / "last.pt", state.state_dict())

@@ -1,4 +1,4 @@
-"""Transfers that break off, servers that cannot resume, files that are not what was asked for, archives that bite."""
+"""Interrupted transfers, servers that cannot resume, unexpected files, hostile archives."""
 
 import hashlib
 import io
@@ -28,11 +28,11 @@ SHA = hashlib.sha256(PAYLOAD).hexdigest()
 
 
 class Server:
-    """What the fake server does: cuts connections after `cuts` bytes, one entry for each request; None is the whole."""
+    """Plan of the fake server, and the ranges requested from it."""
 
     def __init__(self, url: str):
         self.url = url
-        self.cuts: list[int | None] = []
+        self.cuts: list[int | None] = []  # bytes after which it cuts the connection of each request; None: no cut
         self.resumable = True
         self.status = 200
         self.say_length = True
@@ -49,11 +49,11 @@ def server(monkeypatch) -> Iterator[Server]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            plan, asked = self.server.plan, self.headers.get("Range")
-            plan.ranges.append(asked)
+            plan, wanted = self.server.plan, self.headers.get("Range")
+            plan.ranges.append(wanted)
             if plan.status != 200:
                 return self.send_error(plan.status)
-            start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and plan.resumable else 0
+            start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and plan.resumable else 0
             if start >= len(PAYLOAD):
                 self.send_response(416)
                 self.send_header("Content-Range", f"bytes */{len(PAYLOAD)}")
@@ -116,7 +116,7 @@ def test_a_complete_or_overlong_part(server, tmp_path, part):
     assert fetch(server.url, tmp_path / "file.bin", sha256=SHA, progress=False).read_bytes() == PAYLOAD
 
 
-def test_a_server_that_tells_no_length(server, tmp_path):
+def test_a_server_that_sends_no_length(server, tmp_path):
     server.say_length = False
     assert fetch(server.url, tmp_path / "file.bin", sha256=SHA, progress=False).read_bytes() == PAYLOAD
 
@@ -158,18 +158,18 @@ def test_an_address_as_source_is_fetched_to_no_lasting_place():
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """The current folder, empty."""
+    """Return the current folder, which is empty."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_what_a_flag_names_by_an_address_is_fetched_to_the_current_folder(server, here, capsys):
+def test_an_address_given_to_a_flag_is_downloaded_to_the_current_folder(server, here, capsys):
     address = server.url.replace("file.bin", "some/my%20weights.pt?download=1")
     for _ in range(2):
         assert fetch_typed({"weights": address, "name": address}) == {"weights": "my weights.pt", "name": address}
     assert fetch_typed({"weights": ["a.pt", address]}) == {"weights": ["a.pt", "my weights.pt"]}
     assert (here / "my weights.pt").read_bytes() == PAYLOAD
-    assert server.ranges == [None] and capsys.readouterr().out.count("is here already") == 2
+    assert server.ranges == [None] and capsys.readouterr().out.count("exists already, not downloaded again") == 2
     for text in ("a.pt", "http", "ftp://host/a.pt", ""):
         assert fetch_typed({"weights": text}) == {"weights": text}
 
@@ -190,7 +190,7 @@ def test_what_a_flag_names_by_an_address_is_fetched_to_the_current_folder(server
         ("cfg", "/tqdm.py"),
     ],
 )
-def test_other_kinds_of_files_are_not_even_asked_for(server, here, flag, ending):
+def test_other_kinds_of_files_are_not_even_requested(server, here, flag, ending):
     with pytest.raises(UserError, match=f"--{flag} http.*: the address of a .* file is needed"):
         fetch_typed({flag: server.url.removesuffix("/file.bin") + ending})
     assert server.ranges == [] and not list(here.iterdir())
@@ -245,7 +245,7 @@ def test_two_addresses_that_end_alike_are_not_mixed(server, here):
     ids=lambda value: " ".join(value) if isinstance(value, list) else value.__name__,
 )
 def test_flags_that_take_an_address(server, here, program, flags):
-    """What comes is no YAML, no weights: it was asked for and read."""
+    """Fail on the content, which is neither YAML nor weights: it was requested and read."""
     name = "file.pt" if flags == ["--weights"] else "file.yaml"
     with pytest.raises(UserError):
         program.main([*flags, server.url.replace("file.bin", name)])
@@ -253,7 +253,7 @@ def test_flags_that_take_an_address(server, here, program, flags):
 
 
 def test_addresses_in_a_checkpoint_are_not_fetched(server, here, monkeypatch, tiny_data, tiny_cfg):
-    """Nobody has typed them, and what they bring could be run at the next start."""
+    """The user has not typed them, and their files could be used at the next start."""
     words = ["--imgsz", "64", "--workers", "0", "--device", "cpu", "--noplots", "--project", str(here)]
     train.main(["--data", str(tiny_data), "--cfg", str(tiny_cfg), "--epochs", "1", *words])
     last, before = here / "exp" / "weights" / "last.pt", {file.name for file in here.iterdir()}
@@ -279,9 +279,9 @@ def test_other_addresses_are_refused(tmp_path, url):
         fetch(url, tmp_path / "a")
 
 
-def test_a_full_disk_is_told_before_the_transfer(server, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_before_the_transfer(server, tmp_path, monkeypatch):
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: _Usage(free=1000))
-    with pytest.raises(UserError, match="lacks room"):
+    with pytest.raises(UserError, match="has too little space"):
         fetch(server.url, tmp_path / "file.bin", progress=False)
 
 
@@ -361,7 +361,7 @@ def test_bombs_are_refused_before_they_go_off(tmp_path, monkeypatch, make):
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: _Usage(free=10**6))
     archive = make(tmp_path / "archive", [(f"{n}.bin", bytes(600_000)) for n in range(2)])
     assert archive.stat().st_size < 10_000
-    with pytest.raises(UserError, match="unpacks to 1 MB, but .* has room for 1 MB"):
+    with pytest.raises(UserError, match="unpacks to 1 MB, but .* has 1 MB free"):
         unpack(archive, tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
 
