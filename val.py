@@ -123,7 +123,7 @@ def parse_args(argv: Sequence[str] | None = None) -> tuple[ValOptions, bool]:
     options = replace(options, save_txt=options.save_txt or options.save_hybrid, save_json=wants_json)
     if options.task in SPLITS:
         if options.save_hybrid:
-            console.warn("--save-hybrid adds the labels to the detections, so the metrics say nothing")
+            console.warn("--save-hybrid adds the labels to the detections, so the metrics are meaningless")
         if options.conf_thres > 0.001:
             console.warn(
                 f"--conf-thres {options.conf_thres} drops detections that count, so mAP is not comparable. "

@@ -390,7 +390,7 @@ def test_the_hook_before_each_batch_can_end_an_evaluation(tiny_data, tiny_cfg, c
     assert len(loader) > 2
     with pytest.raises(Interrupted):
         evaluate(model, loader, observers=[ConsoleTable(model.names), StopHook(before_batch)])
-    assert len(calls) == 3 and capsys.readouterr().err.endswith("\n")  # the bar is closed, so a line can follow
+    assert len(calls) == 3 and capsys.readouterr().err.endswith("\r")  # the bar is cleared, so a line can follow
 
 
 def test_a_worker_is_silent_if_the_main_process_is_gone(capfd):

@@ -173,7 +173,7 @@ def test_speed_shows_classes_and_says_what_it_ignores(val_args, capsys):
     assert "is ignored" not in capsys.readouterr().err
     val.main([*val_args, "--task", "speed", "--save-hybrid", "--conf-thres", "0.5"])
     warned = capsys.readouterr().err
-    assert "--save-hybrid is ignored" in warned and "say nothing" not in warned
+    assert "--save-hybrid is ignored" in warned and "meaningless" not in warned
     assert "WARNING: --conf-thres is ignored: --task speed has its own conf_thres" in warned
 
 

@@ -61,7 +61,9 @@ def evaluate(
     group = distributed or Distributed(0, 1, device)
     names = names or model.names
     nms = replace(nms, agnostic=nms.agnostic or single_cls)
-    evaluation = _Evaluation(model, device, nms, names, single_cls, augment, autocast, loss)
+    evaluation = _Evaluation(
+        model, device, nms, names, single_cls=single_cls, augment=augment, autocast=autocast, loss=loss
+    )
     with evaluation_mode(model), EvaluationObservers(observers if group.is_main else ()) as watching:
         watching.on_start(operator.length_hint(loader) or None)
         for number, batch in enumerate(prefetch(loader, device)):
@@ -124,7 +126,10 @@ class _Evaluation:
         """Return the detections of each image (n, 6) in pixels of the batch, on the CPU, and the loss sums (5, L)."""
         with self.watch("preprocess"):
             images = to_network_input(batch.images, self.device)
-        with self.watch("inference"), torch.autocast(self.device.type, self.autocast, enabled=bool(self.autocast)):
+        with (
+            self.watch("inference"),
+            torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None),
+        ):
             decoded, raw = self.model(images, augment=self.augment)  # (B, N, 5+C), levels
         losses = None if self.loss is None else torch.stack(self.loss.sums(raw, batch.targets)).cpu().numpy()
         with self.watch("nms"):

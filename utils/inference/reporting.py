@@ -11,26 +11,22 @@ from utils.output.plotter import Plotter
 from utils.output.prediction_files import DetectionWriter
 from utils.output.validation_report import HEADER, draw_batch, draw_curves, metrics_table
 
-DRAWN_BATCHES = 3  # drawn into the run folder
+DRAWN_BATCHES = 3  # batches that are drawn into the run folder
 
 
 class ConsoleTable(EvaluationObserver):
-    """A progress bar, then a table of the metrics: all classes together and, if verbose, a row per class.
+    """A progress bar, then a table of the metrics: all classes together and, if `verbose`, a row per class.
 
-    `final`: print the table also with `--quiet`.
+    With `final` the table is a result of the program, which is printed also with `--quiet`.
     """
 
     def __init__(self, names: Mapping[int, str], *, verbose: bool = False, final: bool = False):
         self.names, self.verbose = names, verbose
         self.print = console.result if final else console.info
         self.bar: console.ProgressBar | None = None
-        self.header_is_shown = False  # it is the description of the bar
 
     def on_start(self, num_batches: int | None) -> None:
-        self.header_is_shown = console.shows_bars()
-        self.bar = console.progress_bar(
-            desc=HEADER, total=num_batches, bar_format="{l_bar}{bar:10}{r_bar}", leave=self.header_is_shown
-        )
+        self.bar = console.progress_bar(desc="Validating", total=num_batches, leave=False)
 
     def on_batch(self, evaluated: EvaluatedBatch) -> None:
         if self.bar is not None:
@@ -38,8 +34,7 @@ class ConsoleTable(EvaluationObserver):
 
     def on_end(self, metrics: Metrics) -> None:
         self._close_bar()
-        rows = metrics_table(metrics, self.names, verbose=self.verbose)
-        self.print(*([] if self.header_is_shown else [HEADER]), *rows)
+        self.print(HEADER, *metrics_table(metrics, self.names, verbose=self.verbose))
         if metrics.instances == 0:
             console.warn("these images have no labels, so there is nothing to measure. Give a labelled split: --data")
 
@@ -54,7 +49,10 @@ class ConsoleTable(EvaluationObserver):
 
 
 class Drawings(EvaluationObserver):
-    """Images in `folder`: the labels and the detections of the first batches, then curves and confusion matrix."""
+    """Labels and detections of the first batches, curves and confusion matrix, drawn into `folder`.
+
+    Drawing happens in the background. The end of the evaluation waits for it, unless there is an error.
+    """
 
     def __init__(self, folder: str | Path, names: Mapping[int, str]):
         self.folder, self.names, self.plotter = Path(folder), names, Plotter()
@@ -69,7 +67,7 @@ class Drawings(EvaluationObserver):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.plotter.__exit__(kind, error, trace)  # waits for the drawings, unless there is an error
+        self.plotter.__exit__(kind, error, trace)
 
 
 class DetectionFiles(EvaluationObserver):
