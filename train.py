@@ -1,10 +1,8 @@
 """Train a detector: `python train.py --data my.yaml --cos-lr`, `torchrun --nproc_per_node 4 train.py`, `--resume`.
 
-Top to bottom: command line, the loop, model and loss, start-up, the program. Letters: B batch, H W rows and columns,
-A anchors per level, L levels, C classes, T targets.
+Top to bottom: command line, model and loss, start-up, the loop, the program. Letters: B batch, H W rows and columns,
+A anchors per level, L levels, C classes, M labels.
 """
-
-from dataclasses import replace
 
 from utils.errors import silence_ctrl_c_during_imports
 
@@ -12,6 +10,7 @@ silence_ctrl_c_during_imports(__name__)
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,6 +86,166 @@ def parse_args(argv: Sequence[str] | None = None) -> dict[str, Any]:
     typed = read_flags(TrainOptions, argv, prog="train.py", description="Train a detector.")
     typed.pop("local_rank", None)  # launchers pass it; the environment says the same
     return typed
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Model, loss and data
+
+
+class Network(NamedTuple):
+    """Model on the CPU, and what it was built from."""
+
+    model: DetectionModel
+    frozen: list[int]  # layers
+    hyp: Hyperparameters
+    dataset: DatasetYaml
+    weights: str  # "" from scratch
+    cfg: str
+
+
+def build_network(launch: Launch) -> Network:
+    """Build backbone, neck and head as the model YAML describes them, and freeze layers.
+
+    Nothing is downloaded for the data set, and no label is read, so that mistakes up to here cost no time.
+    """
+    options = launch.options
+    hyp = read_hyperparameters(launch)
+    dataset = read_dataset_yaml(find_dataset_yaml(options.data))
+    names = class_names(dataset.names, single_cls=options.single_cls)
+    if launch.checkpoint:
+        weights, cfg, saved = options.weights, options.cfg, launch.checkpoint["model"]["yaml"]
+        model = rebuild_model(saved, num_classes=len(names), checkpoint=str(options.resume), data=options.data)
+    else:
+        start = resolve_initial_weights(options.weights, options.cfg, typed="weights" in options.typed)
+        weights, cfg = options.weights if start.weights else "", start.cfg
+        anchors = anchors_to_fit(hyp.anchors, noautoanchor=options.noautoanchor)
+        model = build_model(weights=start.weights, cfg=cfg, num_classes=len(names), anchors=anchors)
+    model.names = names
+    return Network(model, freeze_layers(model, options.freeze), hyp, dataset, weights, cfg)
+
+
+def fit_anchors(model: Detector, sizes: np.ndarray, threshold: float, seed: int) -> bool:
+    """Keep the model's anchors if they recall 98 % of the labels, or fit new ones if those are better.
+
+    `sizes` (M, 2) are widths and heights of the labels in pixels. Return True if the anchors were replaced.
+    """
+    strides = model.stride.cpu().numpy()
+    anchors = model.head.anchors.cpu().numpy() * strides[:, None, None]  # (L, A, 2) pixels
+    report = check_anchors(anchors, sizes, threshold, np.random.default_rng(seed), strides=strides)
+    console.info(report.message)
+    if report.replaced:
+        grid = report.anchors_px / strides[:, None, None]  # (L, A, 2) grid cells
+        model.head.anchors.copy_(torch.from_numpy(np.asarray(grid, np.float32)))
+    return report.replaced
+
+
+def build_loss(model: Detector, options: TrainOptions, hyp: Hyperparameters, distributed: Distributed) -> DetectionLoss:
+    """Return the loss, with gains scaled to the number of levels and classes and to the image size."""
+    gains = scale_gains(
+        hyp, len(model.stride), model.num_classes, options.imgsz, label_smoothing=options.label_smoothing
+    )
+    counts = distributed.sum if distributed.world_size > 1 else None
+    return DetectionLoss(model.head.anchors, model.stride, model.num_classes, gains, sum_over_processes=counts)
+
+
+def build_loaders(setup: Setup, distributed: Distributed) -> tuple[Loader, Loader]:
+    """Return the training and the validation loader of this process."""
+    options = setup.options
+    shared = {
+        "imgsz": options.imgsz,
+        "stride": setup.model.size_multiple,
+        "seed": options.seed,
+        "rank": distributed.rank,
+        "world_size": distributed.world_size,
+    }
+    on_gpu = distributed.device.type == "cuda"
+    loading = LoadSettings(
+        workers=options.workers, cores=cores_for_loading(distributed.device), pin_memory=on_gpu, defer_color_flip=on_gpu
+    )
+    if options.rect and options.image_weights:
+        console.warn("--rect has no effect with --image-weights, which samples images of any shape")
+    modes = {None: ("auto", "auto"), "off": (None, None), "val": (None, "ram")}
+    for_train, for_val = modes.get(options.cache, (options.cache, options.cache))
+    train_loader = make_loader(
+        setup.data.train,
+        batch_size=options.batch_size,
+        hyp=setup.hyp,
+        batches=BatchSettings(
+            rect=options.rect, shuffle=not options.rect, image_weights=options.image_weights, quad=options.quad
+        ),
+        loading=replace(loading, cache=for_train),
+        **shared,
+    )
+    val_loader = make_loader(
+        setup.data.val,
+        batch_size=2 * options.batch_size,
+        batches=BatchSettings(rect=True, pad=0.5),
+        loading=replace(loading, cache=None if options.noval else for_val),
+        **shared,
+    )
+    return train_loader, val_loader
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Start-up: Launch -> Setup -> Run
+
+
+def prepare_on_rank0(launch: Launch, distributed: Distributed, autocast: torch.dtype | None) -> Setup:
+    """Build the model, read the data set, complete the options and fit the anchors."""
+    options = launch.options
+    model, frozen, hyp, dataset, weights, cfg = build_network(launch)
+    data = load_splits(locate_images(dataset), single_cls=options.single_cls, fraction=options.evolve_fraction)
+    final = complete_options(
+        options, model, weights=weights, cfg=cfg, num_images=len(data.train), distributed=distributed, autocast=autocast
+    )
+    if launch.checkpoint is None and not options.noautoanchor:
+        replaced = fit_anchors(model, label_sizes(data.train, final.imgsz), hyp.anchor_t, options.seed)
+        if replaced and weights and "weights" in options.typed:
+            console.info(
+                "the weights were trained with other anchors and must get used to these: for a few epochs of "
+                "fine-tuning try --noautoanchor and --hyp hyp.VOC.yaml"
+            )
+    return Setup(final, hyp, data, model, frozen)
+
+
+def build_run(launch: Launch, distributed: Distributed) -> Run:
+    """Build loaders, optimizer, schedule and loss around the model, and restore the state of a resumed run."""
+    device = distributed.device
+    autocast = amp_dtype(launch.options.amp, device, data_parallel=len(distributed.devices) > 1)
+    setup = distributed.on_main(lambda: prepare_on_rank0(launch, distributed, autocast))
+    options, hyp, data = setup.options, setup.hyp, setup.data
+    require_images(data)
+    model = setup.model.to(device, memory_format=torch.channels_last)
+    train_loader, val_loader = build_loaders(setup, distributed)
+    steps = len(train_loader)
+    scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
+    fingerprints = dataset_fingerprints(data.train, data.val)
+    run = Run(
+        options=options,
+        hyp=hyp,
+        data=data,
+        distributed=distributed,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        model=model,
+        wrapped=as_module(model),
+        frozen=setup.frozen,
+        loss=build_loss(model, options, hyp, distributed),
+        schedule=Schedule(hyp.to_dict(), options.epochs, steps, options.batch_size, options.cos_lr, options.nbs),
+        optimizer=make_optimizer(model, options, hyp),
+        ema=ModelEMA(as_module(model)),
+        scaler=scaler,
+        early_stop=EarlyStopping(options.patience),
+        nan_guard=make_nan_guard(model, scaler),
+        progress=Progress(class_maps=[0.0] * model.num_classes),
+        autocast=autocast,
+        environment=environment_fingerprint(distributed, fingerprints, autocast, steps),
+    )
+    if launch.checkpoint:
+        restore(run, launch)
+    distributed.wait_for_all()  # caching images may have taken some processes longer than others
+    run.wrapped = wrap_model(model, options, distributed, static=not setup.frozen)
+    return compile_if_faster(run, forward_backward_on) if options.compile else run
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -265,170 +424,6 @@ def stop_hook(run: Run, signals: SignalHandler) -> list[EvaluationObserver]:
     Single process only: with several, one rank must not leave while the others wait.
     """
     return [StopHook(signals.raise_if_signalled)] if run.distributed.world_size == 1 else []
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Model, loss and data
-
-
-class Network(NamedTuple):
-    """Model on the CPU, and what it was built from."""
-
-    model: DetectionModel
-    frozen: list[int]  # layers
-    hyp: Hyperparameters
-    dataset: DatasetYaml
-    weights: str  # "" from scratch
-    cfg: str
-
-
-def build_network(launch: Launch) -> Network:
-    """Build backbone, neck and head as the model YAML describes them, and freeze layers.
-
-    Nothing is downloaded for the data set, and no label is read, so that mistakes up to here cost no time.
-    """
-    options, checkpoint, typed = launch.options, launch.checkpoint, launch.options.typed
-    weights, cfg = options.weights, options.cfg
-    start = None if checkpoint else resolve_initial_weights(weights, cfg, typed="weights" in typed)
-    hyp = read_hyperparameters(launch)
-    dataset = read_dataset_yaml(find_dataset_yaml(options.data))
-    names = class_names(dataset.names, single_cls=options.single_cls)
-    if checkpoint:
-        model = rebuild_model(
-            checkpoint["model"]["yaml"], num_classes=len(names), checkpoint=str(options.resume), data=options.data
-        )
-    else:
-        assert start is not None
-        weights, cfg = weights if start.weights else "", start.cfg
-        anchors = anchors_to_fit(hyp.anchors, noautoanchor=options.noautoanchor)
-        model = build_model(weights=start.weights, cfg=cfg, num_classes=len(names), anchors=anchors)
-    model.names = names
-    return Network(model, freeze_layers(model, options.freeze), hyp, dataset, weights, cfg)
-
-
-def fit_anchors(model: Detector, sizes: np.ndarray, threshold: float, seed: int) -> bool:
-    """Keep the model's anchors if they recall 98 % of the labels, or fit new ones if those are better.
-
-    `sizes` (M, 2) are widths and heights of the labels in pixels. Return True if the anchors were replaced.
-    """
-
-    strides = model.stride.cpu().numpy()
-    anchors = model.head.anchors.cpu().numpy() * strides[:, None, None]  # (L, A, 2) pixels
-    report = check_anchors(anchors, sizes, threshold, np.random.default_rng(seed), strides=strides)
-    console.info(report.message)
-    if report.replaced:
-        grid = report.anchors_px / strides[:, None, None]  # (L, A, 2) grid cells
-        model.head.anchors.copy_(torch.from_numpy(np.asarray(grid, np.float32)))
-    return report.replaced
-
-
-def build_loss(model: Detector, options: TrainOptions, hyp: Hyperparameters, distributed: Distributed) -> DetectionLoss:
-    """Return the loss, with gains scaled to the number of levels and classes and to the image size."""
-    gains = scale_gains(
-        hyp, len(model.stride), model.num_classes, options.imgsz, label_smoothing=options.label_smoothing
-    )
-    counts = distributed.sum if distributed.world_size > 1 else None
-    return DetectionLoss(model.head.anchors, model.stride, model.num_classes, gains, sum_over_processes=counts)
-
-
-def build_loaders(setup: Setup, distributed: Distributed) -> tuple[Loader, Loader]:
-    """Return the training and the validation loader of this process."""
-    options = setup.options
-    shared = {
-        "imgsz": options.imgsz,
-        "stride": setup.model.size_multiple,
-        "seed": options.seed,
-        "rank": distributed.rank,
-        "world_size": distributed.world_size,
-    }
-    on_gpu = distributed.device.type == "cuda"
-    loading = LoadSettings(
-        workers=options.workers, cores=cores_for_loading(distributed.device), pin_memory=on_gpu, defer_color_flip=on_gpu
-    )
-    if options.rect and options.image_weights:
-        console.warn("--rect has no effect with --image-weights, which samples images of any shape")
-    modes = {None: ("auto", "auto"), "off": (None, None), "val": (None, "ram")}
-    for_train, for_val = modes.get(options.cache, (options.cache, options.cache))
-    train_loader = make_loader(
-        setup.data.train,
-        batch_size=options.batch_size,
-        hyp=setup.hyp,
-        batches=BatchSettings(
-            rect=options.rect, shuffle=not options.rect, image_weights=options.image_weights, quad=options.quad
-        ),
-        loading=replace(loading, cache=for_train),
-        **shared,
-    )
-    val_loader = make_loader(
-        setup.data.val,
-        batch_size=2 * options.batch_size,
-        batches=BatchSettings(rect=True, pad=0.5),
-        loading=replace(loading, cache=None if options.noval else for_val),
-        **shared,
-    )
-    return train_loader, val_loader
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Start-up: Launch -> Setup -> Run
-
-
-def prepare_on_rank0(launch: Launch, distributed: Distributed, autocast: torch.dtype | None) -> Setup:
-    """Build the model, read the data set, complete the options and fit the anchors."""
-    options = launch.options
-    model, frozen, hyp, dataset, weights, cfg = build_network(launch)
-    data = load_splits(locate_images(dataset), single_cls=options.single_cls, fraction=options.evolve_fraction)
-    final = complete_options(
-        options, model, weights=weights, cfg=cfg, num_images=len(data.train), distributed=distributed, autocast=autocast
-    )
-    if launch.checkpoint is None and not options.noautoanchor:
-        replaced = fit_anchors(model, label_sizes(data.train, final.imgsz), hyp.anchor_t, options.seed)
-        if replaced and weights and "weights" in options.typed:
-            console.info(
-                "the weights were trained with other anchors and must get used to these: for a few epochs of "
-                "fine-tuning try --noautoanchor and --hyp hyp.VOC.yaml"
-            )
-    return Setup(final, hyp, data, model, frozen)
-
-
-def build_run(launch: Launch, distributed: Distributed) -> Run:
-    """Build loaders, optimizer, schedule and loss around the model, and restore the state of a resumed run."""
-    device = distributed.device
-    autocast = amp_dtype(launch.options.amp, device, data_parallel=len(distributed.devices) > 1)
-    setup = distributed.on_main(lambda: prepare_on_rank0(launch, distributed, autocast))
-    options, hyp, data = setup.options, setup.hyp, setup.data
-    require_images(data)
-    model = setup.model.to(device, memory_format=torch.channels_last)
-    train_loader, val_loader = build_loaders(setup, distributed)
-    steps = len(train_loader)
-    scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
-    fingerprints = dataset_fingerprints(data.train, data.val)
-    run = Run(
-        options=options,
-        hyp=hyp,
-        data=data,
-        distributed=distributed,
-        train_loader=train_loader,
-        val_loader=val_loader,
-        model=model,
-        wrapped=as_module(model),
-        frozen=setup.frozen,
-        loss=build_loss(model, options, hyp, distributed),
-        schedule=Schedule(hyp.to_dict(), options.epochs, steps, options.batch_size, options.cos_lr, options.nbs),
-        optimizer=make_optimizer(model, options, hyp),
-        ema=ModelEMA(as_module(model)),
-        scaler=scaler,
-        early_stop=EarlyStopping(options.patience),
-        nan_guard=make_nan_guard(model, scaler),
-        progress=Progress(class_maps=[0.0] * model.num_classes),
-        autocast=autocast,
-        environment=environment_fingerprint(distributed, fingerprints, autocast, steps),
-    )
-    if launch.checkpoint:
-        restore(run, launch)
-    distributed.wait_for_all()  # caching images may have taken some processes longer than others
-    run.wrapped = wrap_model(model, options, distributed, static=not setup.frozen)
-    return compile_if_faster(run, forward_backward_on) if options.compile else run
 
 
 # ---------------------------------------------------------------------------------------------------------------------
