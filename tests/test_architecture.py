@@ -35,7 +35,6 @@ STABLE_SIGNATURES = {"non_max_suppression"}  # other programs call them as they 
 NOT_YET = {
     "import": set(),
     "any": {
-        "utils.checkpoint.snapshot.value",
     },
     "size": {
         "models.common",

@@ -26,18 +26,8 @@ NOT_YET = {
     "tests/test_bad_input.py",
     "tests/test_faults.py",
     "tests/test_hostile_input.py",
-    "tests/utils/",
-    "utils/checkpoint.py",
-    "utils/console.py",
-    "utils/device.py",
-    "utils/distributed.py",
-    "utils/download.py",
-    "utils/errors.py",
-    "utils/files.py",
     "utils/images/",
     "utils/loading/",
-    "utils/parallel_map.py",
-    "utils/results_csv.py",
 }
 
 # (pattern of words to avoid, the word to use). A space in a pattern also matches a line break, or `_` in a name.

@@ -53,7 +53,7 @@ def describe_model(model: Detector) -> dict[str, Any]:
     return {"yaml": copy.deepcopy(model.yaml), "names": dict(model.names), "state_dict": model.state_dict()}
 
 
-def snapshot(value: Any) -> Any:
+def snapshot(value: object) -> Any:
     """Return a copy of nested dicts and lists with their tensors on the CPU, which later training does not change."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)

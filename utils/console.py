@@ -108,7 +108,7 @@ def _is_terminal(stream: TextIO | None) -> bool:
 def progress_bar(iterable: Iterable | None = None, *, disable: bool = False, **settings: Any) -> "ProgressBar":
     """Return a progress bar on stderr, or one that prints a line on stdout when it is full if none can be drawn.
 
-    `settings` go to tqdm: desc, total, initial, unit (a plural: images), unit_scale, bar_format, leave. With `disable`
+    `settings` go to tqdm: desc, total, initial, unit (image), unit_scale, bar_format, leave. With `disable`
     nothing is written; with `leave=False` no line is.
     """
     return ProgressBar(iterable, disable=disable, **settings)
@@ -149,10 +149,15 @@ class ProgressBar(tqdm):
         super().close()
         if self._needs_line and (self.total is None or self.n >= self.total):
             self._needs_line = False
-            count = [f"{self.n} {self.unit}"] if self.unit else []
-            text = ": ".join([self.desc.removesuffix(": "), *count])
+            text = self.desc.removesuffix(": ") + (f": {self._count()}" if self.unit else "")
             if text:
                 info(text)
+
+    def _count(self) -> str:
+        """Return the number of entries with their unit."""
+        if self.unit == "B":
+            return f"{tqdm.format_sizeof(self.n)}B"
+        return f"{self.n} {self.unit}{'' if self.n == 1 else 's'}"
 
     def __del__(self) -> None:
         """Print no line for a bar that was dropped before it was closed."""

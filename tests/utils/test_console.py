@@ -88,10 +88,10 @@ def test_each_line_reaches_the_log_at_once(monkeypatch):
 
 def test_a_bar_in_a_terminal(monkeypatch):
     terminal = connect_terminal(monkeypatch)
-    with console.progress_bar(range(3), desc="scan", unit="images") as bar:
+    with console.progress_bar(range(3), desc="scan", unit="image") as bar:
         for _ in bar:
             pass
-    assert "scan: 100%" in terminal.getvalue() and "3/3" in terminal.getvalue() and "images/s" in terminal.getvalue()
+    assert "scan: 100%" in terminal.getvalue() and "3/3" in terminal.getvalue() and "image/s" in terminal.getvalue()
 
 
 def test_lines_are_printed_above_the_bar(monkeypatch):
@@ -116,7 +116,8 @@ def test_no_bar_goes_to_stdout(capsys, monkeypatch):
     "settings, line",
     [
         ({"desc": "scan"}, "scan\n"),
-        ({"desc": "scan", "unit": "images"}, "scan: 3 images\n"),
+        ({"desc": "scan", "unit": "image"}, "scan: 3 images\n"),
+        ({"desc": "x.pt", "unit": "B", "initial": 1_499_997, "unit_scale": True}, "x.pt: 1.50MB\n"),
         ({"desc": "scan", "leave": False}, ""),
         ({"desc": "scan", "disable": True}, ""),
     ],
