@@ -32,14 +32,7 @@ MAX_PARAMETERS = 10
 STABLE_SIGNATURES = {"non_max_suppression"}  # other programs call them as they are
 
 # What does not follow a rule yet: rule -> names of modules, or module.function.
-NOT_YET = {
-    "import": set(),
-    "any": {
-    },
-    "size": {
-        "models.common",
-    },
-}
+NOT_YET = {"import": set(), "any": {}, "size": {"models.common"}}
 
 
 def module_name(path: Path) -> str:
