@@ -102,7 +102,8 @@ class TensorRef:
             raise pickle.UnpicklingError(f"a tensor of shape {self.shape} exceeds its {self.storage.numel} values")
 
 
-def tensor_ref(storage: StorageRef, offset: int, shape: tuple, strides: tuple, *_: Any) -> TensorRef:
+def make_tensor_ref(storage: StorageRef, offset: int, shape: tuple, strides: tuple, *_: Any) -> TensorRef:
+    """Describe a tensor in place of torch's function that builds it."""
     return TensorRef(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -113,21 +114,23 @@ def decode_bytes(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def path_text(*parts: str) -> str:
+def join_path(*parts: str) -> str:
+    """Return a path as text."""
     if not all(isinstance(part, str) for part in parts):
         raise pickle.UnpicklingError("a path that is not made of text")
     return "/".join(parts)
 
 
-def first(value: Any, *_: Any) -> Any:
+def first_argument(value: Any, *_: Any) -> Any:
+    """Return the tensor of a parameter."""
     return value
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor": tensor_ref,
-    "torch._utils._rebuild_tensor_v2": tensor_ref,
-    "torch._utils._rebuild_parameter": first,
-    "torch._utils._rebuild_parameter_with_state": first,
+    "torch._utils._rebuild_tensor": make_tensor_ref,
+    "torch._utils._rebuild_tensor_v2": make_tensor_ref,
+    "torch._utils._rebuild_parameter": first_argument,
+    "torch._utils._rebuild_parameter_with_state": first_argument,
     "torch.Size": tuple,
     "_codecs.encode": decode_bytes,
     **{
@@ -136,7 +139,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         for kind, kinds in (("set", set), ("frozenset", frozenset))
     },
     **{
-        f"{module}.{kind}": path_text
+        f"{module}.{kind}": join_path
         for module in ("pathlib", "pathlib._local")
         for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path")
     },
@@ -287,8 +290,10 @@ class YOLOv5File:
             storage = reader.storages[str(key)]
             (numel,) = struct.unpack("<q", self._file.read(8))
             block = self._file.read(storage.numel * storage.dtype.itemsize)
-            if numel != storage.numel or len(block) != storage.numel * storage.dtype.itemsize:
+            if numel != storage.numel:
                 raise pickle.UnpicklingError(f"storage {key} holds {numel} values, not {storage.numel}")
+            if len(block) != storage.numel * storage.dtype.itemsize:
+                raise EOFError(f"storage {key} is cut off")
             self._blocks[storage.key] = block
         return content
 
