@@ -21,7 +21,7 @@ from utils.images.augment import (
     sample_warp,
 )
 from utils.images.letterbox import Letterbox, letterbox
-from utils.images.warp import GREY, Warp, candidates, visible_hulls
+from utils.images.warp import GREY, Warp, is_visible, visible_hulls
 
 RED = (0, 0, 255)
 NONE = np.zeros((0, 2), np.float32)
@@ -217,11 +217,11 @@ def test_a_warp_without_labels_or_points():
 ])  # fmt: skip
 def test_candidates(before, after, area, keep):
     old, new = np.array([[0, 0, before, before]], float), np.array([[0, 0, *after]], float)
-    assert candidates(old, new, area).tolist() == [keep]
+    assert is_visible(old, new, area).tolist() == [keep]
 
 
 def test_candidates_of_nothing():
-    assert candidates(np.zeros((0, 4)), np.zeros((0, 4)), 0.1).shape == (0,)
+    assert is_visible(np.zeros((0, 4)), np.zeros((0, 4)), 0.1).shape == (0,)
 
 
 def perspective_of(image, boxes, polygons, settings, seed=0):

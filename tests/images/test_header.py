@@ -1,4 +1,4 @@
-"""The size of a picture from its header is that of the decoded one, and what is damaged is named."""
+"""Sizes in headers equal those of the decoded images, and errors name the damage."""
 
 import struct
 import zlib
@@ -18,7 +18,7 @@ def write(path: Path, data: bytes) -> Path:
     return path
 
 
-def write_picture(path: Path, height: int = 24, width: int = 32, value: int = 90) -> Path:
+def write_image(path: Path, height: int = 24, width: int = 32, value: int = 90) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(value).integers(0, 255, (height, width, 3), np.uint8)
     path.write_bytes(cv2.imencode(path.suffix, noise)[1].tobytes())
@@ -42,16 +42,16 @@ def exif(orientation: int, order: str) -> bytes:
 
 @pytest.mark.parametrize("order", ["little", "big"])
 @pytest.mark.parametrize("orientation", range(0, 10))
-def test_the_size_is_that_of_the_turned_picture(tmp_path, orientation, order):
-    path = write_picture(tmp_path / "x.jpg", 20, 30)
+def test_size_is_that_of_the_rotated_image(tmp_path, orientation, order):
+    path = write_image(tmp_path / "x.jpg", 20, 30)
     path.write_bytes(with_segment(path.read_bytes(), 0xE1, exif(orientation, order)))
-    turned = 5 <= orientation <= 8
-    assert image_shape(path) == ((30, 20) if turned else (20, 30))
+    rotated = 5 <= orientation <= 8
+    assert image_shape(path) == ((30, 20) if rotated else (20, 30))
     assert cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).shape[:2] == image_shape(path)
 
 
-def test_a_turned_png_has_the_size_that_it_decodes_to(tmp_path):
-    path = write_picture(tmp_path / "x.png", 20, 30)
+def test_rotated_png_has_the_size_that_it_decodes_to(tmp_path):
+    path = write_image(tmp_path / "x.png", 20, 30)
     chunk = b"eXIf" + exif(6, "big")[6:]
     chunk = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
     path.write_bytes(path.read_bytes()[:33] + chunk + path.read_bytes()[33:])
@@ -60,17 +60,17 @@ def test_a_turned_png_has_the_size_that_it_decodes_to(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".bmp", ".jpg", ".pfm", ".png", ".tiff", ".webp"])
 def test_every_format_reports_the_decoded_size(tmp_path, suffix):
-    path = write_picture(tmp_path / f"x{suffix}", 21, 34)
+    path = write_image(tmp_path / f"x{suffix}", 21, 34)
     assert image_shape(path) == (21, 34) == read_image(path).shape[:2]
 
 
 @pytest.mark.parametrize("stray", [b"stray \xff\0 bytes\xff\xff", b"a", b"\xff", b"\xff\0", b"\xff\xff", b"\0"])
 @pytest.mark.parametrize("before", [b"\xff\xdb", b"\xff\xc0"], ids=["tables", "frame header"])
-def test_stray_bytes_between_the_segments_of_a_jpeg_are_passed_over(tmp_path, stray, before):
-    path = write_picture(tmp_path / "x.jpg", 21, 34)
+def test_stray_bytes_between_the_segments_of_a_jpeg_are_skipped(tmp_path, stray, before):
+    path = write_image(tmp_path / "x.jpg", 21, 34)
     whole = path.read_bytes()
-    place = whole.index(before)
-    write(path, whole[:place] + stray + whole[place:])
+    position = whole.index(before)
+    write(path, whole[:position] + stray + whole[position:])
     assert image_shape(path) == (21, 34) == read_image(path).shape[:2]
 
 
@@ -79,7 +79,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def tiff_of(side: int, order: str, big: bool) -> bytes:
-    """A first page that says `side` pixels each way, after it has said 1."""
+    """Build a TIFF whose first page states a width and height of 1, then of `side` pixels."""
     head = struct.pack(f"{order}HHHQQ", 43, 8, 0, 16, 4) if big else struct.pack(f"{order}HIH", 42, 8, 4)
     tags = ((256, 1), (257, 1), (256, side), (257, side))
     rows = [struct.pack(order + ("HHQI4x" if big else "HHII"), tag, 4, 1, value) for tag, value in tags]
@@ -109,12 +109,12 @@ UNKNOWN = {
 }
 REFUSED = {
     **{name: (data, f"pixels, more than {MAX_PIXELS}") for name, data in BOMBS.items()},
-    **{name: (data, "not a picture of a kind that is read") for name, data in UNKNOWN.items()},
+    **{name: (data, "not an image of a supported format") for name, data in UNKNOWN.items()},
 }
 
 
 @pytest.mark.parametrize("data, reason", REFUSED.values(), ids=REFUSED)
-def test_no_decoder_sees_a_picture_of_too_many_pixels_or_of_an_unknown_size(tmp_path, monkeypatch, data, reason):
+def test_images_too_large_or_of_unknown_size_are_never_decoded(tmp_path, monkeypatch, data, reason):
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
     path = write(tmp_path / "x.png", data)
     with pytest.raises(ValueError, match=reason):
@@ -134,8 +134,8 @@ def test_lossy_webp_is_read_by_its_header(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
 @pytest.mark.parametrize("keep", [0.2, 0.5, 0.9, 0.999])
-def test_a_truncated_picture_is_found(tmp_path, suffix, keep):
-    path = write_picture(tmp_path / f"x{suffix}", 64, 64)
+def test_truncated_image_is_found(tmp_path, suffix, keep):
+    path = write_image(tmp_path / f"x{suffix}", 64, 64)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(ValueError, match="truncated|decoded"):
@@ -143,14 +143,14 @@ def test_a_truncated_picture_is_found(tmp_path, suffix, keep):
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_junk_behind_the_end_mark_is_no_fault(tmp_path, suffix):
-    path = write_picture(tmp_path / f"x{suffix}", 20, 30)
+def test_junk_behind_the_end_mark_is_accepted(tmp_path, suffix):
+    path = write_image(tmp_path / f"x{suffix}", 20, 30)
     path.write_bytes(path.read_bytes() + b"\0" * 100)
     assert image_shape(path) == (20, 30)
 
 
-def test_the_end_mark_of_an_embedded_preview_does_not_hide_a_truncation(tmp_path):
-    path = write_picture(tmp_path / "x.jpg", 64, 64)
+def test_end_mark_of_an_embedded_preview_does_not_hide_a_truncation(tmp_path):
+    path = write_image(tmp_path / "x.jpg", 64, 64)
     data = with_segment(path.read_bytes(), 0xE1, b"Exif\0\0 preview \xff\xd9")
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="truncated"):
@@ -158,22 +158,22 @@ def test_the_end_mark_of_an_embedded_preview_does_not_hide_a_truncation(tmp_path
 
 
 @pytest.mark.parametrize("data, reason", [
-    (b"", "empty"),  # nothing was written
-    (b"hello, this is no picture at all", "not a picture"),
-    (b"\xff\xd8\xff", "not a picture"),  # a JPEG that ends with its first marker
-    (b"\xff\xd8\xff\xe0\x00\x00", "not a picture"),  # a segment shorter than its own length field
-    (b"\x89PNG\r\n\x1a\n", "not a picture"),
+    (b"", "empty"),  # an empty file
+    (b"hello, this is text", "not an image"),
+    (b"\xff\xd8\xff", "not an image"),  # a JPEG that ends with its first marker
+    (b"\xff\xd8\xff\xe0\x00\x00", "not an image"),  # a segment shorter than its own length field
+    (b"\x89PNG\r\n\x1a\n", "not an image"),
     (b"GIF89a" + bytes(40), "GIF"),
     (b"RIFF\xff\xff\xff\x00WEBPVP8 " + bytes(20), "truncated"),
 ])  # fmt: skip
-def test_what_is_no_picture_is_named_with_the_reason(tmp_path, data, reason):
+def test_unusable_file_is_named_with_the_reason(tmp_path, data, reason):
     with pytest.raises(ValueError, match=reason):
         image_shape(write(tmp_path / "x.jpg", data))
 
 
 @pytest.mark.parametrize("height, width, usable", [(9, 100, False), (100, 9, False), (10, 10, True)])
-def test_pictures_have_at_least_ten_pixels_a_side(tmp_path, height, width, usable):
-    path = write_picture(tmp_path / "x.png", height, width)
+def test_images_have_at_least_ten_pixels_a_side(tmp_path, height, width, usable):
+    path = write_image(tmp_path / "x.png", height, width)
     if usable:
         assert image_shape(path) == (height, width)
     else:

@@ -1,4 +1,4 @@
-"""Pictures read from their files: whole, resized, and their upper rows alone."""
+"""Images read from their files: whole, resized, and their upper rows alone."""
 
 import os
 from pathlib import Path
@@ -9,19 +9,19 @@ import pytest
 from test_header import exif, with_segment
 
 from utils.errors import UserError
-from utils.images import read as image_file
+from utils.images import read
 from utils.images.header import find_jpeg_scan
 from utils.images.read import read_image, read_resized, resize_to, resized_shapes, truncate_jpeg
 
 
-def test_nothing_but_a_file_of_some_size_is_read(tmp_path, monkeypatch):
-    os.mkfifo(tmp_path / "pipe.jpg")  # nobody writes to it: to open it would never end
+def test_only_regular_files_of_limited_size_are_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.jpg")  # it has no writer, so opening it would block
     (tmp_path / "folder.jpg").mkdir()
     for name in ("pipe.jpg", "folder.jpg"):
         with pytest.raises(UserError, match=f"{name}: cannot be read: not a regular file"):
             read_image(tmp_path / name)
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((20, 20, 3), np.uint8))
-    monkeypatch.setattr(image_file, "MAX_BYTES", 10)
+    monkeypatch.setattr(read, "MAX_BYTES", 10)
     with pytest.raises(UserError, match="a.png: cannot be read: more than 0 MiB"):
         read_image(tmp_path / "a.png")
 
@@ -31,21 +31,21 @@ def test_nothing_but_a_file_of_some_size_is_read(tmp_path, monkeypatch):
     ((350, 525), (427, 640)),  # floating point would give 641
     ((640, 640), (640, 640)), ((1, 5000), (1, 640)), ((480, 640), (480, 640)),
 ])  # fmt: skip
-def test_first_resize(shape, resized):
+def test_resized_shapes(shape, resized):
     assert resized_shapes([shape], 640).tolist() == [list(resized)]
 
 
-def test_the_long_side_is_never_off():
+def test_long_side_is_exact():
     assert (resized_shapes([(7 + width % 5, width) for width in range(12, 3000)], 640).max(1) == 640).all()
     assert (resized_shapes([(height, 5000) for height in range(1, 200)], 64) >= 1).all()
 
 
-def test_a_picture_of_the_right_size_is_not_copied():
+def test_image_of_the_right_size_is_not_copied():
     image = np.zeros((30, 40, 3), np.uint8)
     assert resize_to(image, (30, 40), smooth=False) is image
 
 
-def test_shrinking_averages_only_when_asked():
+def test_shrinking_averages_only_if_smooth():
     stripes = np.zeros((8, 80, 3), np.uint8)
     stripes[:, ::4] = 200
     assert np.ptp(resize_to(stripes, (2, 20), smooth=True)) == 0  # each pixel the mean of four
@@ -62,8 +62,8 @@ def test_read_image_gives_three_channels_of_bytes(tmp_path):
     assert image.shape == (5, 7, 3) and image.dtype == np.uint8 and (image == 40000 >> 8).all()
 
 
-@pytest.mark.parametrize("data", [None, b"", b"no picture"])
-def test_read_image_names_what_it_cannot_read(tmp_path, data):
+@pytest.mark.parametrize("data", [None, b"", b"text"])
+def test_read_image_names_unreadable_files(tmp_path, data):
     path = tmp_path / "x.png"
     if data is not None:
         path.write_bytes(data)
@@ -85,12 +85,12 @@ SAMPLINGS = {
 
 def encoded(suffix: str = ".jpg", *options: int, channels: int = 3) -> bytes:
     coarse = np.random.default_rng(0).integers(0, 256, (15, 10, channels), np.uint8)
-    picture = cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
-    return cv2.imencode(suffix, picture, options)[1].tobytes()
+    image = cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    return cv2.imencode(suffix, image, options)[1].tobytes()
 
 
 def upper(path: Path, data: bytes, rows: int, shape: tuple[int, int] = (HEIGHT, WIDTH)) -> np.ndarray:
-    """What is read for the upper rows, after they were compared with those of the whole picture."""
+    """Return the array read for the upper rows, after comparing them with those of the whole image."""
     path.write_bytes(data)
     whole, part = (read_resized(path, shape, smooth=False, rows=number) for number in (None, rows))
     assert len(part) >= rows
@@ -100,12 +100,12 @@ def upper(path: Path, data: bytes, rows: int, shape: tuple[int, int] = (HEIGHT, 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("shape", [(150, 101), (64, 43), (75, 51), (640, 431)])
-def test_the_upper_rows_of_a_jpeg_are_those_of_the_whole(tmp_path, capfd, sampling, shape):
+def test_upper_rows_of_a_jpeg_equal_those_of_the_whole_image(tmp_path, capfd, sampling, shape):
     data = encoded(".jpg", cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[sampling])
     for rows in range(1, shape[0] + 1, 5):
         part = upper(tmp_path / "x.jpg", data, rows, shape)
-        assert len(part) == (rows if rows <= 0.75 * shape[0] else len(part))  # no more was made of it
-    assert capfd.readouterr() == ("", "")  # the decoder finds nothing to complain of
+        assert len(part) == (rows if rows <= 0.75 * shape[0] else len(part))  # no further rows were decoded
+    assert capfd.readouterr() == ("", "")  # the decoder reports nothing
 
 
 def test_a_grey_jpeg_has_upper_rows_too(tmp_path):
@@ -115,55 +115,55 @@ def test_a_grey_jpeg_has_upper_rows_too(tmp_path):
 @pytest.mark.parametrize("data", [
     encoded(".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1), encoded(".jpg", cv2.IMWRITE_JPEG_RST_INTERVAL, 2),
     encoded(".png"), encoded(".bmp"), encoded(".webp"),
-    with_segment(encoded(), 0xE1, exif(3, "little")),  # upside down: what is stored first is shown last
-], ids=["progressive", "in pieces", "png", "bmp", "webp", "turned"])  # fmt: skip
-def test_what_must_be_decoded_whole_is(tmp_path, data):
+    with_segment(encoded(), 0xE1, exif(3, "little")),  # upside down: the first rows stored are the last ones shown
+], ids=["progressive", "restart markers", "png", "bmp", "webp", "rotated"])  # fmt: skip
+def test_other_files_are_decoded_whole(tmp_path, data):
     assert truncate_jpeg(data, 48) is None
     assert len(upper(tmp_path / "x.jpg", data, 40)) == HEIGHT
 
 
-def test_a_jpeg_without_an_end_mark_is_not_shortened():
+def test_jpeg_without_an_end_mark_is_not_truncated():
     assert truncate_jpeg(encoded(), 48) is not None and truncate_jpeg(encoded()[:-2], 48) is None
 
 
 @pytest.mark.parametrize("data", [
     with_segment(encoded(), 0xE1, b"Exif\0\0II*\0\x08\0\0\0\0\0" + encoded()),  # a preview in the header
-    encoded() + encoded(),  # a second picture behind the first
-    encoded() + b"what some program added",
+    encoded() + encoded(),  # a second image behind the first
+    encoded() + b"added by some program",
     with_segment(encoded(), 0xE1, exif(1, "big")),
 ], ids=["preview", "two", "trailer", "upright"])  # fmt: skip
-def test_the_upper_rows_are_those_of_the_picture_itself(tmp_path, capfd, data):
+def test_upper_rows_are_those_of_the_image_itself(tmp_path, capfd, data):
     assert len(upper(tmp_path / "x.jpg", data, 40)) == 40
     assert capfd.readouterr() == ("", "")
 
 
-def test_damage_shows_in_the_upper_rows_as_it_does_in_the_whole(tmp_path):
+def test_damage_shows_equally_in_the_upper_rows_and_in_the_whole_image(tmp_path):
     rng = np.random.default_rng(0)
-    shortened = 0
+    truncated = 0
     for _ in range(300):
         data = bytearray(encoded())
         data[rng.integers(len(data) // 2, len(data))] = rng.integers(256)
-        shortened += len(upper(tmp_path / "x.jpg", bytes(data), 70)) == 70
-    assert shortened > 200
+        truncated += len(upper(tmp_path / "x.jpg", bytes(data), 70)) == 70
+    assert truncated > 200
 
 
-def test_a_picture_that_grew_since_its_size_was_noted_is_read_in_its_new_size(tmp_path):
-    """The rows to read follow from the file's own header, not from what was known of it."""
+def test_image_that_grew_after_the_scan_is_read_in_its_new_size(tmp_path):
+    """The rows to read follow from the file's own header, not from the label index."""
     taller = np.random.default_rng(0).integers(0, 256, (2 * HEIGHT, WIDTH, 3), np.uint8)
     assert len(upper(tmp_path / "x.jpg", cv2.imencode(".jpg", taller)[1].tobytes(), 40)) == 40
 
 
 @pytest.mark.parametrize("height, width", [(151, 101), (152, 60), (160, 100), (153, 7), (190, 33)])
-def test_a_picture_a_little_higher_than_its_size(tmp_path, height, width):
-    """The short side is rounded up: it may stay, and of few rows the shrinking leaves as many."""
-    picture = cv2.resize(np.random.default_rng(1).integers(0, 256, (19, 9, 3), np.uint8), (width, height))
-    data = cv2.imencode(".jpg", picture)[1].tobytes()
+def test_image_slightly_higher_than_its_target_size(tmp_path, height, width):
+    """The short side is rounded up, so it may stay the same; a few rows may shrink to the same number of rows."""
+    image = cv2.resize(np.random.default_rng(1).integers(0, 256, (19, 9, 3), np.uint8), (width, height))
+    data = cv2.imencode(".jpg", image)[1].tobytes()
     for rows in range(1, 150):
         upper(tmp_path / "x.jpg", data, rows, tuple(resized_shapes([(height, width)], 150)[0].tolist()))
 
 
 def test_a_decoder_that_finds_too_little_is_given_the_whole(tmp_path):
-    """It wants a few bytes more than it needs, which a flat picture lacks where its end mark is gone."""
+    """It wants a few bytes more than it needs, which a flat image lacks where its end mark is gone."""
     flat = cv2.imencode(".jpg", np.full((40, 10), 120, np.uint8), [cv2.IMWRITE_JPEG_OPTIMIZE, 1])[1].tobytes()
     assert truncate_jpeg(flat, 25) is not None
     assert len(upper(tmp_path / "x.jpg", flat, 17, (40, 10))) == 40

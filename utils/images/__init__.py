@@ -1,1 +1,1 @@
-"""From image files, videos and streams to augmented pixels."""
+"""Image files, videos and streams, read and augmented."""

@@ -272,7 +272,10 @@ def _paste_mirrored(image: np.ndarray, source: np.ndarray, polygon: np.ndarray) 
 
 
 def mixup(scene: Scene, other: Scene, *, rng: np.random.Generator) -> Scene:
-    """Blend two images of one size and keep the labels of both (Zhang et al., 2018; weight from Beta(32, 32))."""
+    """Blend two images of one size and keep the labels of both (Zhang et al., 2018).
+
+    The weight is from Beta(32, 32).
+    """
     weight = float(rng.beta(32.0, 32.0))
     image = cv2.addWeighted(scene.image(), weight, other.image(), 1.0 - weight, -0.4999)  # rounds down
     identity = Warp(np.eye(3), 1.0, image.shape[:2], image.shape[:2])

@@ -1,4 +1,4 @@
-"""The size of a picture, and whether it is whole, from a few bytes of its file."""
+"""Size of an image, and a check that it is complete, from a few bytes of its file."""
 
 import os
 import re
@@ -11,79 +11,83 @@ import numpy as np
 from utils.files import open_regular
 
 MIN_SIDE = 10  # pixels
-MAX_PIXELS = 2**28  # of a picture; decoded it takes three bytes for each, in every worker at once
-MAX_BYTES = 1 << 30  # of its file
-MAX_PARTS = 10_000  # segments, chunks or stray bytes between them: a file of nothing else would take minutes to walk
-UNREADABLE = "not a picture that can be decoded"
+MAX_PIXELS = 2**28  # of an image; decoded it takes 3 bytes per pixel, in every worker at once
+MAX_BYTES = 1 << 30  # of an image file
+MAX_PARTS = 10_000  # segments, chunks or stray bytes in a file; a file of nothing else would take minutes to walk
+UNREADABLE = "not an image that can be decoded"
 
 
 def image_shape(path: str | Path) -> tuple[int, int]:
-    """Height and width that a picture decodes to (turned as its EXIF says); ValueError says why it is unusable.
+    """Return the height and width that an image decodes to, rotated by its EXIF orientation.
 
-    JPEG, PNG and WebP are read by their headers and end marks alone; whatever else, or is unusual, is decoded.
+    Usual JPEG, PNG and WebP files are read by header and end mark alone. All others are decoded. ValueError says why
+    an image is unusable.
     """
     try:
         with open_regular(path, MAX_BYTES) as file:
             shape = header_shape(file)
-            height, width = shape if _is_whole(file) else _decoded_shape(file)
+            height, width = shape if _header_suffices(file) else _decoded_shape(file)
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     if min(height, width) < MIN_SIDE:
-        raise ValueError(f"the picture is {width}x{height} pixels, less than {MIN_SIDE}")
+        raise ValueError(f"the image is {width}x{height} pixels, less than {MIN_SIDE}")
     return height, width
 
 
 def header_shape(file: BinaryIO) -> tuple[int, int]:
-    """Height and width that a picture's header gives; a few bytes may stand for more pixels than fit into memory.
+    """Return the height and width in an image's header, before a decoder allocates memory for them.
 
-    ValueError for more than MAX_PIXELS, and for formats that hold pictures of unknown size: no decoder may see them.
+    ValueError for more than MAX_PIXELS, and for formats whose size is unknown here. No decoder may see those, since a
+    few bytes may encode more pixels than fit into memory.
     """
     file.seek(0)
     head = file.read(256)
     if not head:
         raise ValueError("the file is empty")
     if head.startswith(b"GIF8"):
-        raise ValueError("GIF pictures are not read: convert it to PNG or JPEG")
+        raise ValueError("GIF images are not supported: convert it to PNG or JPEG")
     read = next((read for mark, read in FORMATS.items() if head.startswith(mark)), None)
     if read is None:
-        raise ValueError("not a picture of a kind that is read (JPEG, PNG, WebP, BMP, TIFF, PFM)")
+        raise ValueError("not an image of a supported format (JPEG, PNG, WebP, BMP, TIFF, PFM)")
     height, width = read(file, head) or (0, 0)
     if height < 1 or width < 1:
         raise ValueError(UNREADABLE)
     if height * width > MAX_PIXELS:
-        raise ValueError(f"the picture is {width}x{height} pixels, more than {MAX_PIXELS}: cut it into tiles")
+        raise ValueError(f"the image is {width}x{height} pixels, more than {MAX_PIXELS}: cut it into tiles")
     return height, width
 
 
-def _is_whole(file: BinaryIO) -> bool:
-    """Whether the header that was just read can be believed; ValueError where the end is missing."""
+def _header_suffices(file: BinaryIO) -> bool:
+    """Return True if the header just read is all that is needed. ValueError if the end of the file is missing."""
     position = file.tell()
     file.seek(0)
     head = file.read(16)
     if head.startswith(JPEG):
-        file.seek(position)  # behind the frame header: a preview before it has an end mark of its own
-        _expect_end(file, b"\xff\xd9", at_end=2)
+        file.seek(position)  # behind the frame header, since a preview before it has an end mark of its own
+        _require_end(file, b"\xff\xd9", at_end=2)
         return True
     if head.startswith(PNG):
-        return _png_is_whole(file)
+        return _png_header_suffices(file)
     return head.startswith(b"RIFF") and head[12:16] == b"VP8 "
 
 
 def _decoded_shape(file: BinaryIO) -> tuple[int, int]:
+    """Decode the image and return its height and width."""
     file.seek(0)
     try:
         image = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)
     except (cv2.error, MemoryError) as error:
-        raise ValueError(f"cannot be decoded ({getattr(error, 'err', '') or 'too little memory'})") from error
+        raise ValueError(f"cannot be decoded ({getattr(error, 'err', '') or 'out of memory'})") from error
     if image is None:
         raise ValueError(UNREADABLE)
-    return image.shape[:2]
+    height, width = image.shape[:2]
+    return height, width
 
 
 def _bmp_shape(file: BinaryIO, head: bytes) -> tuple[int, int]:
-    length = 2 if head[14:18] == b"\x0c\0\0\0" else 4  # of each number: of the oldest header, and of all others
+    length = 2 if head[14:18] == b"\x0c\0\0\0" else 4  # bytes of a number: 2 in the oldest header, 4 in all others
     width, height = (int.from_bytes(head[k : k + length], "little", signed=length == 4) for k in (18, 18 + length))
-    return abs(height), abs(width)  # a negative height counts from the top
+    return abs(height), abs(width)  # a negative height means that the top row is first
 
 
 def _pfm_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
@@ -92,7 +96,7 @@ def _pfm_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
 
 
 def _tiff_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
-    """What a TIFF or BigTIFF says of its first page; of a tag that is repeated, the larger value."""
+    """Return the size of a TIFF's or BigTIFF's first page. Of a repeated tag the larger value counts."""
     order = "little" if head.startswith(b"II") else "big"
     big = 0x2B in head[2:4]
     start, count, entry, place = (slice(8, 16), 8, 20, 12) if big else (slice(4, 8), 2, 12, 8)
@@ -108,8 +112,8 @@ def _tiff_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
-    """Walk the segments up to the frame header; None where they do not follow each other as they should."""
-    turned = False
+    """Walk the segments up to the frame header. Return None if they do not follow each other as they should."""
+    rotated = False
     file.seek(2)
     for _ in range(MAX_PARTS):
         code = _next_marker(file)
@@ -121,18 +125,19 @@ def _jpeg_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
         if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):  # frame header: precision, height, width
             frame = file.read(body)
             height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
-            return (width, height) if turned else (height, width)
+            return (width, height) if rotated else (height, width)
         if code == 0xE1:
-            turned = turned or _exif_orientation(file.read(body)) >= 5
+            rotated = rotated or _exif_orientation(file.read(body)) >= 5
         else:
             file.seek(body, os.SEEK_CUR)
     return None
 
 
 def find_jpeg_scan(data: bytes) -> tuple[int, int] | None:
-    """Where a JPEG's height stands, and where its first scan begins.
+    """Return the position of a JPEG's height, and that of its first scan.
 
-    None unless it is stored in sequence by Huffman's code, not turned, and nothing but segments precedes the scan.
+    Return None unless it is baseline or sequential with Huffman coding, not rotated, and only segments precede the
+    scan.
     """
     position, height_at = 2, None
     for _ in range(MAX_PARTS):
@@ -142,8 +147,9 @@ def find_jpeg_scan(data: bytes) -> tuple[int, int] | None:
             return None
         if code in (b"\xc0", b"\xc1"):
             height_at = position + 5  # behind the precision
-        elif code == b"\xe1":  # some decoders take it for Exif whatever its name is
-            if _exif_orientation(b"Exif\0\0" + data[position + 10 : position + 2 + length]) != 1:
+        elif code == b"\xe1":  # some decoders read it as Exif, whatever its name
+            exif = b"Exif\0\0" + data[position + 10 : position + 2 + length]
+            if _exif_orientation(exif) != 1:
                 return None
         position += 2 + length
         if code == b"\xda":
@@ -152,10 +158,10 @@ def find_jpeg_scan(data: bytes) -> tuple[int, int] | None:
 
 
 def _next_marker(file: BinaryIO) -> int:
-    """Code of the next marker, 0 where none is near; stray bytes before it are passed over, as decoders do."""
+    """Return the code of the next marker, or 0 if none is near. Skip stray bytes before it, as decoders do."""
     pair = file.read(2)
     if pair[:1] == b"\xff" and b"\0" < pair[1:] < b"\xff":
-        return pair[1]  # as it should be
+        return pair[1]  # the usual case
     file.seek(-len(pair), os.SEEK_CUR)
     before = 0
     for _ in range(MAX_PARTS):
@@ -169,7 +175,7 @@ def _next_marker(file: BinaryIO) -> int:
 
 
 def _exif_orientation(segment: bytes) -> int:
-    """Orientation 1…8 in a JPEG's Exif segment, 1 where it has none."""
+    """Return the orientation 1…8 in a JPEG's Exif segment, or 1 if it has none."""
     tiff = segment[6:] if segment.startswith(b"Exif\0\0") else b""
     order = {b"II": "little", b"MM": "big"}.get(tiff[:2])
     if order is None:
@@ -191,15 +197,15 @@ def _png_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
     return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
 
 
-def _png_is_whole(file: BinaryIO) -> bool:
-    """False where only decoding tells: an orientation may be in eXIf."""
+def _png_header_suffices(file: BinaryIO) -> bool:
+    """Return False if the image must be decoded, since it may have an orientation (eXIf)."""
     file.seek(8)
     for _ in range(MAX_PARTS):
         chunk = file.read(8)
         if len(chunk) < 8 or chunk[4:] == b"eXIf":
             return False
         if chunk[4:] == b"IDAT":
-            _expect_end(file, b"IEND\xaeB`\x82", at_end=8)
+            _require_end(file, b"IEND\xaeB`\x82", at_end=8)
             return True
         file.seek(int.from_bytes(chunk[:4], "big") + 4, os.SEEK_CUR)
     return False
@@ -209,20 +215,20 @@ def _webp_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
     if head[8:12] != b"WEBP":
         return None
     if file.seek(0, os.SEEK_END) < int.from_bytes(head[4:8], "little") + 8:
-        raise ValueError("the picture is truncated: it is shorter than its header says")
-    if head[12:16] == b"VP8X":  # of all frames together, one less than the sides
+        raise ValueError("the image is truncated: it is shorter than its header says")
+    if head[12:16] == b"VP8X":  # the canvas of all frames; the file stores each side minus 1
         return 1 + int.from_bytes(head[27:30], "little"), 1 + int.from_bytes(head[24:27], "little")
     if head[12:16] == b"VP8L":
         sides = int.from_bytes(head[21:25], "little")
         return 1 + (sides >> 14 & 0x3FFF), 1 + (sides & 0x3FFF)
     if head[12:16] == b"VP8 " and head[23:26] == b"\x9d\x01\x2a":
         width, height = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
-        return height & 0x3FFF, width & 0x3FFF  # the upper two bits ask for a scaling that decoders leave alone
+        return height & 0x3FFF, width & 0x3FFF  # the upper two bits request a scaling, which decoders ignore
     return None
 
 
-def _expect_end(file: BinaryIO, mark: bytes, *, at_end: int) -> None:
-    """ValueError unless `mark` ends the file, or stands somewhere behind the reading position (junk may follow it)."""
+def _require_end(file: BinaryIO, mark: bytes, *, at_end: int) -> None:
+    """Raise ValueError unless `mark` ends the file or occurs behind the reading position (junk may follow it)."""
     position = file.tell()
     file.seek(-at_end, os.SEEK_END)
     if file.read() == mark:
@@ -233,7 +239,7 @@ def _expect_end(file: BinaryIO, mark: bytes, *, at_end: int) -> None:
         if mark in tail + block:
             return
         tail = block[-len(mark) :]
-    raise ValueError("the picture is truncated: its end mark is missing")
+    raise ValueError("the image is truncated: its end mark is missing")
 
 
 JPEG, PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"

@@ -1,1 +1,1 @@
-"""From samples to batches on the device."""
+"""Samples, batches, and their way to the device."""

@@ -1,8 +1,8 @@
 """Data set of samples and batches. The content of a batch is a function of (seed, epoch, batch number) alone.
 
 The sampler (utils.loading.sampler) hands this rank's slice of a global batch to the workers as a key. The random
-numbers of a sample come from (seed, epoch, image, occurrence). So neither the number of workers, nor the number of
-ranks, nor what was loaded before changes a pixel, and a run can resume in the middle of an epoch.
+numbers of a sample come from (seed, epoch, image, occurrence). So no pixel depends on the number of workers or ranks,
+nor on what was loaded before. A run can resume in the middle of an epoch.
 
 Letters: B images of a batch, T their labels, H W rows and columns, n labels of one image.
 """

@@ -76,9 +76,9 @@ class ImageReader:
         return height, width
 
     def read(self, i: int, rows: int | None = None) -> np.ndarray | None:
-        """Return BGR image i, or at least its upper `rows` rows; None, with one warning, if it cannot be read.
+        """Return BGR image i, or at least its upper `rows` rows. It must not be written to.
 
-        The array must not be written to.
+        Return None, with one warning, if it cannot be read.
         """
         try:
             return read_resized(self.index.paths[i], self.shape(i), smooth=self.smooth, rows=rows)
@@ -125,7 +125,7 @@ class RamCache(ImageReader):
             self.readable[i] = True
 
     def read(self, i: int, rows: int | None = None) -> np.ndarray | None:
-        """Return BGR image i, read-only; None if it could not be read."""
+        """Return BGR image i, read-only, or None if it could not be read."""
         if not self.readable[i]:
             return None
         view = self._view(i)

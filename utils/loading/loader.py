@@ -33,7 +33,7 @@ FULL_SHARED_MEMORY = ("Bus error", "shared memory", "No space left on device")
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """Settings of how batches are loaded; none of them changes a pixel, except `defer_color_flip`."""
+    """Settings of how batches are loaded. None of them changes a pixel, except `defer_color_flip`."""
 
     cache: str | None = None  # None, "ram", "disk" or "auto" (see utils.loading.image_cache.open_images)
     workers: int = 8  # at most, data workers or helpers
@@ -122,7 +122,7 @@ class Loader:
             raise
 
     def _build_on_request(self) -> Iterator[Batch]:
-        """Yield each batch when it is requested, after the OS was asked for the files of the next one."""
+        """Yield each batch when it is requested, and let the OS read the files of the next one ahead."""
         keys = iter(self.sampler)
         key = next(keys, None)
         while key is not None:
@@ -157,7 +157,7 @@ def _close(reference: "weakref.ref[Loader]") -> None:
 
 
 def explain_worker_error(error: Exception, workers: int) -> None:
-    """Raise a UserError if `error` means that a data worker ran out of memory; return for other errors.
+    """Raise a UserError if `error` means that a data worker ran out of memory. Return for other errors.
 
     A worker's death raises anywhere in the main process, not only where it reads batches.
     """

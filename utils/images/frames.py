@@ -1,0 +1,70 @@
+"""Frames to detect on, the interface of the sources that yield them, and access to video captures."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+DEFAULT_FPS = 30.0
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image to detect on."""
+
+    image: np.ndarray  # BGR uint8 (H, W, 3) as read
+    path: str  # file, address or device that it is from
+    kind: str  # "image", "video", "stream" or "screen"
+    prefix: str  # beginning of a log line about it
+    number: int = 0  # frame within its source: from 1 for videos and the screen, from 0 for streams; 0 for an image
+    fps: float = 0.0  # yielded frames per second, that is after vid_stride; 0 for an image
+    # Seconds since the first frame. Streams and the screen skip frames if detection is slower than they are.
+    time: float = 0.0
+
+
+class Source:
+    """Iterable of Frame. `close()` (or the end of a `with` block) releases devices, threads and temporary files.
+
+    kind: "files", "stream" or "screen". The latter two continue until they are stopped.
+    """
+
+    kind = "files"
+
+    def __iter__(self) -> Iterator[Frame]:
+        raise NotImplementedError
+
+    def rounds(self) -> Iterator[list[Frame]]:
+        """Yield the same frames in lists of those available at the same moment, at most one per stream."""
+        return ([frame] for frame in self)
+
+    def close(self) -> None:
+        """Release what the source holds: nothing, unless a subclass does."""
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def next_image(capture: cv2.VideoCapture, stride: int) -> np.ndarray | None:
+    """Skip stride - 1 frames and decode the next. Return None at the end, or if the data is broken."""
+    for _ in range(stride):
+        if not capture.grab():
+            return None
+    ok, image = capture.retrieve()
+    return image if ok and image is not None and image.size else None
+
+
+def frame_rate(capture: cv2.VideoCapture) -> float:
+    """Return the reported frame rate, or 30 if it is unknown or impossible."""
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    return fps if math.isfinite(fps) and 0 < fps <= 1000 else DEFAULT_FPS
+
+
+def frame_count(capture: cv2.VideoCapture) -> int:
+    """Return the number of frames, or 0 if unknown. Live sources report nonsense such as large negative numbers."""
+    count = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    return int(count) if math.isfinite(count) and 0 < count < 1e9 else 0

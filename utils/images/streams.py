@@ -1,0 +1,180 @@
+"""Cameras and network streams as sources of frames."""
+
+import itertools
+import math
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from utils import console
+from utils.errors import UserError
+from utils.images.frames import Frame, Source, frame_count, frame_rate, next_image
+
+
+class FreshFrame(NamedTuple):
+    """Frame of a stream that has not been yielded yet."""
+
+    stream: int
+    decoded: int  # number of frames decoded so far
+    image: np.ndarray
+
+
+class StreamSource(Source):
+    """Cameras and network streams. A daemon thread per stream keeps only its newest frame, so detection never lags.
+
+    Frames come in rounds over the streams that have a new one, and a stalled stream delays no other. A stream that
+    fails is reopened after `retry_pause` seconds, at most `retries` times in a row. Iteration ends when every stream
+    has ended.
+    """
+
+    kind = "stream"
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        vid_stride: int = 1,
+        warn: Callable[[str], None] = console.warn,
+        retries: int = 10,
+        retry_pause: float = 1.0,
+    ):
+        if not addresses:
+            raise UserError("--source: the list of streams is empty; write one address or camera number a line")
+        self._changed = threading.Condition()
+        self._readers: list[_Reader] = []
+        try:
+            for address in addresses:
+                self._readers.append(_Reader(address, self._changed, vid_stride, warn, retries, retry_pause))
+        except UserError:
+            self.close()
+            raise
+
+    def __iter__(self) -> Iterator[Frame]:
+        return itertools.chain.from_iterable(self.rounds())
+
+    def rounds(self) -> Iterator[list[Frame]]:
+        """Yield lists of the newest frames, at most one per stream."""
+        for reader in self._readers:
+            reader.start()  # not before: loading the model may take longer than a short stream lasts
+        seen = [0] * len(self._readers)
+        yielded = [0] * len(self._readers)
+        while fresh := self._wait_for_frames(seen):
+            frames = []
+            for i, decoded, image in fresh:
+                reader = self._readers[i]
+                seen[i] = decoded
+                line, shown_at = f"{i}: {reader.shown}: ", (decoded - 1) / reader.fps
+                frames.append(Frame(image, reader.shown, "stream", line, yielded[i], reader.fps, shown_at))
+                yielded[i] += 1
+            yield frames
+
+    def close(self) -> None:
+        """End the threads and release the devices."""
+        for reader in self._readers:
+            reader.stop.set()
+        for reader in self._readers:
+            if reader.is_alive():
+                reader.join(timeout=5)
+            elif reader.ident is None:
+                reader.release()
+
+    def _wait_for_frames(self, seen: list[int]) -> list[FreshFrame]:
+        """Wait for frames beyond those `seen` per stream, and return them: none if every stream has ended."""
+
+        def fresh() -> list[FreshFrame]:
+            return [
+                FreshFrame(i, reader.decoded, reader.image)
+                for i, reader in enumerate(self._readers)
+                if reader.decoded > seen[i] and reader.image is not None
+            ]
+
+        with self._changed:
+            while not fresh() and not all(reader.ended for reader in self._readers):
+                self._changed.wait(timeout=0.5)  # on some systems Ctrl-C cannot interrupt a wait without a timeout
+            return fresh()
+
+
+class _Reader(threading.Thread):
+    """Thread that reads one stream.
+
+    Under the lock `changed`, `image` is the newest frame, `decoded` the number of frames, and `ended` True after the
+    last one.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        changed: threading.Condition,
+        stride: int,
+        warn: Callable[[str], None],
+        retries: int,
+        retry_pause: float,
+    ):
+        super().__init__(daemon=True, name="stream")
+        self._address, self.shown, self.stop = address, remove_credentials(address), threading.Event()
+        self.image: np.ndarray | None = None
+        self.decoded, self.ended = 0, False
+        self._changed, self._stride, self._warn = changed, stride, warn
+        self._retries, self._retry_pause = retries, retry_pause
+        self._capture = _open_capture(address)
+        if not self._capture.isOpened():
+            what = f"there is no camera {address}" if address.isdigit() else f"stream {self.shown} cannot be opened"
+            raise UserError(f"--source: {what}; check that it runs (a web page is no stream: give the video's address)")
+        self.fps = frame_rate(self._capture) / stride
+        self._remaining: float = frame_count(self._capture) // stride or math.inf  # frames, infinite for a live stream
+
+    def run(self) -> None:
+        """Read frames until the stream ends, fails too often, or is stopped."""
+        failures = 0
+        try:
+            while self._remaining > 0 and not self.stop.is_set():
+                image = next_image(self._capture, self._stride)
+                if image is not None:
+                    self._publish(image)
+                    failures = 0
+                elif math.isfinite(self._remaining) or failures == self._retries:
+                    attempts = f" after {failures} attempts" if failures else ""
+                    self._warn(f"stream {self.shown} has ended{attempts}")
+                    return
+                else:
+                    failures += 1
+                    self._reopen(failures)
+        finally:
+            self._capture.release()
+            with self._changed:
+                self.ended = True
+                self._changed.notify_all()
+
+    def release(self) -> None:
+        """Release the device of a thread that was never started."""
+        self._capture.release()
+
+    def _publish(self, image: np.ndarray) -> None:
+        with self._changed:
+            self.image = image
+            self.decoded += 1
+            self._changed.notify_all()
+        self._remaining -= 1
+        if math.isfinite(self._remaining):  # a served file could be read faster than it plays
+            self.stop.wait(1 / self.fps)
+
+    def _reopen(self, attempt: int) -> None:
+        if attempt == 1:
+            self._warn(f"stream {self.shown} does not answer, opening it again")
+        self._capture.release()
+        self.stop.wait(self._retry_pause)
+        self._capture = _open_capture(self._address)
+
+
+def _open_capture(address: str) -> cv2.VideoCapture:
+    return cv2.VideoCapture(int(address)) if address.isdigit() else cv2.VideoCapture(address)
+
+
+def remove_credentials(address: str) -> str:
+    """Return an address as it may be shown and used in file names: without the user:password@ of many cameras."""
+    scheme, separator, rest = address.partition("://")
+    return scheme + separator + re.sub(r"^[^/@]*@", "", rest)
