@@ -25,7 +25,8 @@ from utils.device import describe_device, select_device, set_current_device
 from utils.download import fetch_typed
 from utils.errors import UserError, run
 from utils.files import ROOT, datasets_folders, find_file, increment_path, read_yaml, require_writable
-from utils.images.sources import Frame, Source, open_source
+from utils.images.frames import Frame, Source
+from utils.images.sources import open_source
 from utils.inference.nms_settings import NmsSettings
 from utils.inference.predictor import Predictor
 from utils.inference.speed import MeanSpeed

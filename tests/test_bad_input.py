@@ -182,7 +182,7 @@ def test_training_skips_a_truncated_image_and_names_it(place, capsys):
     run_and_check_files(place, train)
     printed = capsys.readouterr().out
     line = next(line for line in printed.splitlines() if "7.png" in line)
-    assert line.startswith("train: ") and "image skipped: the picture is truncated" in line
+    assert line.startswith("train: ") and "image skipped: the image is truncated" in line
     assert len(Path("runs/exp/results.csv").read_text().splitlines()) == 2  # header and one epoch
     assert Path("runs/exp/weights/best.pt").is_file()
 
@@ -266,7 +266,7 @@ def test_an_image_size_that_the_model_cannot_take_is_rounded_and_reported(place,
 @pytest.mark.parametrize("source, needle", [
     ("absent", "--source absent: does not exist"),
     ("data/tiny.yaml", "--source data/tiny.yaml: this kind of file cannot be read"),
-    ("data/labels", "--source data/labels: no picture"),
+    ("data/labels", "--source data/labels: no image"),
 ])  # fmt: skip
 def test_invalid_source(place, source, needle):
     assert find_mistake(place, detect, "--source", source).startswith(needle)
@@ -275,8 +275,8 @@ def test_invalid_source(place, source, needle):
 def test_detection_skips_a_damaged_source_and_names_it(place, capsys):
     write("data/images/val/2.png", b"no picture")
     run_and_check_files(place, detect)
-    printed = capsys.readouterr().out
-    assert printed.count("2.png skipped") == 1 and printed.count("ms\n") >= 7
+    printed = capsys.readouterr()
+    assert printed.err.count("2.png skipped") == 1 and printed.out.count("ms\n") >= 7
     assert len(list(Path("runs/exp").iterdir())) == 7
 
 

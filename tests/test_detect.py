@@ -20,7 +20,7 @@ from utils.checkpoint import describe_model, write_checkpoint
 from utils.cli import SuggestingParser, add_flags
 from utils.detections import Detections
 from utils.errors import UserError
-from utils.images.sources import Frame, Source
+from utils.images.frames import Frame, Source
 from utils.metrics import Speed
 from utils.output.detection_files import Outputs
 
@@ -282,7 +282,7 @@ def test_nosave_writes_nothing_and_says_so(weights, images, tmp_path, capsys):
 def test_unreadable_images_are_skipped(weights, images, tmp_path, capsys):
     (images / "a" / "broken.jpg").write_bytes(b"?")
     assert files_below(run(weights, images / "a", tmp_path)) == ["cat.jpg"]
-    assert "broken.jpg skipped" in capsys.readouterr().out
+    assert "broken.jpg skipped" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("extra", [[], ["--save-csv"]], ids=["", "csv"])

@@ -511,7 +511,7 @@ def test_the_zoo_trains(zoo, tiny_cfg, tmp_path, capsys):
         ]
     )
     printed = capsys.readouterr().out
-    assert "new line.png" not in printed and "bomb.png: image skipped: the picture is 30000x30000 pixels" in printed
+    assert "new line.png" not in printed and "bomb.png: image skipped: the image is 30000x30000 pixels" in printed
     assert (tmp_path / "runs" / "exp" / "train_batch0.jpg").stat().st_size > 0
     assert cv2.imread(str(tmp_path / "runs" / "exp" / "train_batch0.jpg")) is not None
 

@@ -108,7 +108,7 @@ def test_upper_rows_of_a_jpeg_equal_those_of_the_whole_image(tmp_path, capfd, sa
     assert capfd.readouterr() == ("", "")  # the decoder reports nothing
 
 
-def test_a_grey_jpeg_has_upper_rows_too(tmp_path):
+def test_upper_rows_of_a_grey_jpeg(tmp_path):
     assert len(upper(tmp_path / "x.jpg", encoded(channels=1), 40)) == 40
 
 
@@ -155,21 +155,21 @@ def test_image_that_grew_after_the_scan_is_read_in_its_new_size(tmp_path):
 
 @pytest.mark.parametrize("height, width", [(151, 101), (152, 60), (160, 100), (153, 7), (190, 33)])
 def test_image_slightly_higher_than_its_target_size(tmp_path, height, width):
-    """The short side is rounded up, so it may stay the same; a few rows may shrink to the same number of rows."""
+    """The short side is rounded up, so it may stay unchanged. A few rows may shrink to as many rows."""
     image = cv2.resize(np.random.default_rng(1).integers(0, 256, (19, 9, 3), np.uint8), (width, height))
     data = cv2.imencode(".jpg", image)[1].tobytes()
     for rows in range(1, 150):
         upper(tmp_path / "x.jpg", data, rows, tuple(resized_shapes([(height, width)], 150)[0].tolist()))
 
 
-def test_a_decoder_that_finds_too_little_is_given_the_whole(tmp_path):
-    """It wants a few bytes more than it needs, which a flat image lacks where its end mark is gone."""
+def test_image_is_decoded_whole_if_the_truncated_file_has_too_few_bytes(tmp_path):
+    """The decoder reads a few bytes more than it needs. A flat image without its end mark does not have them."""
     flat = cv2.imencode(".jpg", np.full((40, 10), 120, np.uint8), [cv2.IMWRITE_JPEG_OPTIMIZE, 1])[1].tobytes()
     assert truncate_jpeg(flat, 25) is not None
     assert len(upper(tmp_path / "x.jpg", flat, 17, (40, 10))) == 40
 
 
-def test_pictures_to_look_at_are_read_whole(tmp_path):
+def test_smooth_images_are_read_whole(tmp_path):
     path = tmp_path / "x.jpg"
     path.write_bytes(encoded())
     averaged = read_resized(path, (75, 51), smooth=True)
@@ -177,10 +177,10 @@ def test_pictures_to_look_at_are_read_whole(tmp_path):
     assert (read_resized(path, (75, 51), smooth=False) != averaged).any()
 
 
-def test_a_jpeg_of_more_rows_than_decoders_take_is_not_read_in_part(tmp_path):
+def test_jpeg_with_more_rows_than_decoders_accept_is_not_read_in_part(tmp_path):
     data = bytearray(cv2.imencode(".jpg", np.zeros((3000, 8), np.uint8))[1].tobytes())
-    place, _ = find_jpeg_scan(bytes(data))
-    data[place : place + 2] = (65_501).to_bytes(2, "big")
+    height_at, _ = find_jpeg_scan(bytes(data))
+    data[height_at : height_at + 2] = (65_501).to_bytes(2, "big")
     (tmp_path / "x.jpg").write_bytes(data)
     for rows in (None, 100):
         with pytest.raises(UserError, match="x.jpg"):
@@ -188,7 +188,7 @@ def test_a_jpeg_of_more_rows_than_decoders_take_is_not_read_in_part(tmp_path):
 
 
 @pytest.mark.parametrize("between", [b"\xff", b"\0", b"\xff\xd0", b"\xff\x01", b"\xff\xfe\0\0", b"\xff\xfe\0\1"])
-def test_what_is_no_plain_segment_before_the_scan_is_left_to_the_decoder(tmp_path, between):
+def test_file_with_unusual_bytes_before_the_scan_is_not_truncated(tmp_path, between):
     data = encoded()
     assert truncate_jpeg(data, 48) is not None
     for begin in (2, 20):  # before and behind the first segment
@@ -196,6 +196,6 @@ def test_what_is_no_plain_segment_before_the_scan_is_left_to_the_decoder(tmp_pat
 
 
 @pytest.mark.parametrize("name", [b"Exif\0\xff", b"EXIF\0\0", b"XXXXXX"])
-def test_an_orientation_under_another_name_is_one_for_some_decoders(tmp_path, name):
+def test_orientation_under_another_name_counts(tmp_path, name):
     data = with_segment(encoded(), 0xE1, name + exif(3, "little")[6:])
     assert len(upper(tmp_path / "x.jpg", data, 40)) == HEIGHT

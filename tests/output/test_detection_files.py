@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from utils.errors import UserError
-from utils.images.sources import Frame
+from utils.images.frames import Frame
 from utils.output.detection_files import OutputNames, Outputs, VideoFile
 
 NAMES = {0: "person", 1: "bus", 2: "wine glass/cup"}

@@ -17,7 +17,7 @@ import numpy as np
 from utils.boxes import xyxy_to_xywh
 from utils.errors import UserError
 from utils.files import atomic_write
-from utils.images.sources import Frame
+from utils.images.frames import Frame
 from utils.output.drawing import draw_boxes, save_image
 
 WRITABLE = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())  # formats that OpenCV writes; others become .jpg
