@@ -67,7 +67,7 @@ def test_other_seed_gives_other_images(small_set, tmp_path):
     assert all(other[name] != data for name, data in same.items() if name.endswith(".jpg"))
 
 
-def test_a_image_depends_on_seed_split_and_index_alone(small_set, tmp_path):
+def test_an_image_depends_on_seed_split_and_index_alone(small_set, tmp_path):
     larger = contents(make_shapes(tmp_path / "larger", seed=3, train=7, val=4, progress=False))
     drawn_before = {name: data for name, data in contents(small_set).items() if name != making.RECORD}
     assert {name: larger[name] for name in drawn_before} == drawn_before
