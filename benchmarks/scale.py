@@ -94,28 +94,29 @@ def write_spec(folder: Path, train_split: Path, val_split: Path) -> Path:
 # A process that trains on one of them
 
 
-class VisitingImages:
-    """Images that, once the flag is set, visit many other entries with each image that is read."""
+class Visitor:
+    """Replacement of an image reader's `read` that, once the flag is set, visits many other entries each time."""
 
     def __init__(self, images: ImageReader) -> None:
         self.images, self.index, self.flag, self.next = images, images.index, SharedBytes(1), 0
+        self.read_image, images.read = images.read, self.read
 
-    def shape(self, i: int) -> tuple[int, int]:
-        return self.images.shape(i)
-
-    def read(self, i: int) -> np.ndarray | None:
-        for k in range(self.next, self.next + ENTRIES_PER_READ * int(self.flag.array[0])):
+    def read(self, i: int, rows: int | None = None) -> np.ndarray | None:
+        count = ENTRIES_PER_READ * int(self.flag.array[0])
+        for k in range(self.next, self.next + count):
             k %= len(self.index)
-            assert self.index.paths[k] and len(self.index.boxes(k)) == len(self.index.polygons(k)) and self.shape(k)
-        self.next += ENTRIES_PER_READ * int(self.flag.array[0])
-        return self.images.read(i)
+            assert self.index.paths[k]
+            assert len(self.index.boxes(k)) == len(self.index.polygons(k))
+            assert self.images.shape(k)
+        self.next += count
+        return self.read_image(i, rows)
 
 
 def take(batches: "itertools.chain[Batch]", count: int) -> float:
     """Return the seconds per image."""
     start = time.perf_counter()
-    count = sum(len(batch.images) for batch in itertools.islice(batches, count))
-    return (time.perf_counter() - start) / count
+    num_images = sum(len(batch.images) for batch in itertools.islice(batches, count))
+    return (time.perf_counter() - start) / num_images
 
 
 def train_on_request(words: list[str]) -> None:
@@ -125,8 +126,7 @@ def train_on_request(words: list[str]) -> None:
         launch = train.resolve_launch(train.parse_args(words), [])
         group = group.use(launch.options.device, launch.options.batch_size)
         run = train.build_run(launch, group)
-        dataset = run.train_loader.dataset
-        visiting = dataset.images = VisitingImages(dataset.images)
+        visitor = Visitor(run.train_loader.dataset.images)
         batches = itertools.chain.from_iterable(itertools.repeat(run.train_loader))
         next(batches)
         answer(time.perf_counter() - start)
@@ -134,11 +134,9 @@ def train_on_request(words: list[str]) -> None:
             if line.strip() != "visit":
                 answer(take(batches, int(line)))
                 continue
-            visiting.flag.array[0] = 1
-            take(
-                batches,
-                len(run.data.train) // ENTRIES_PER_READ * run.train_loader.workers // run.options.batch_size + 8,
-            )
+            visitor.flag.array[0] = 1
+            reads = len(run.data.train) // ENTRIES_PER_READ * run.train_loader.workers
+            take(batches, reads // run.options.batch_size + 8)
             answer([memory_of(), *map(memory_of, workers_of(run.train_loader))])
         run.train_loader.close()
 

@@ -20,7 +20,6 @@ MAX_WORDS = 25  # in a sentence of a docstring
 
 # Files that do not follow the rules yet, or folders of such files (with a slash at the end).
 NOT_YET = {
-    "benchmarks/scale.py",
     "tests/images/",
     "tests/loading/",
     "tests/test_bad_input.py",
