@@ -1,4 +1,4 @@
-"""Helpers make their share of a batch, in its order; what goes wrong with them is said, and none outlives its use."""
+"""Helpers build their share of a batch in its order, report errors, and end with their owner."""
 
 import gc
 import os
@@ -47,7 +47,7 @@ def eventually(condition) -> bool:
 
 @pytest.fixture(params=["processes", "threads"])
 def helpers_of(request):
-    """Makes helpers of a kind, and ends them."""
+    """Return a function that starts helpers, which end after the test."""
     made = []
 
     def build(count: int, prepare=nothing):
@@ -66,19 +66,19 @@ def helpers_of(request):
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("items", [0, 1, 2, 9])
-def test_pictures_and_results_are_in_order(helpers_of, count, items):
+def test_images_and_results_are_in_order(helpers_of, count, items):
     helpers = helpers_of(count)
     for number, shape in ((1, (4, 5)), (2, (6, 3))):
         planes = np.zeros((items, 3, *shape), np.uint8)
         made = helpers.build(make, Key(number, shape, slow=0.1), planes)
         assert [k for k, _ in made] == list(range(items))
         assert (planes == (10 * number + np.arange(items))[:, None, None, None]).all()
-        if helpers.kind == "processes" and items > count and number == 2:  # at first they may take a while to begin
+        if helpers.kind == "processes" and items > count and number == 2:  # at first they may take a while to start
             assert len({process for _, process in made}) == count + 1 and made[0][1] == os.getpid()
 
 
-@pytest.mark.parametrize("bad", [0, 1])  # an item of the caller's own, and one of the helper's
-def test_after_an_error_all_goes_on(helpers_of, bad):
+@pytest.mark.parametrize("bad", [0, 1])  # an item of the caller, and one of the helper
+def test_helpers_continue_after_an_error(helpers_of, bad):
     helpers, planes = helpers_of(1), np.zeros((20, 3, 2, 2), np.uint8)
     with pytest.raises(UserError, match=f"item {bad} is bad"):
         helpers.build(make, Key(1, (2, 2), bad=bad, slow=0.002), planes)
@@ -86,7 +86,7 @@ def test_after_an_error_all_goes_on(helpers_of, bad):
     assert [k for k, _ in made] == list(range(20)) and (planes[:, 0, 0, 0] == 20 + np.arange(20)).all()
 
 
-def test_who_is_quick_takes_over_from_who_is_slow():
+def test_fast_process_takes_over_from_a_slow_one():
     helpers, planes = (
         HelperProcesses(1, slow_elsewhere, nothing, max_images=20, slot_bytes=1 << 10),
         np.zeros((9, 3, 2, 2), np.uint8),
@@ -107,18 +107,18 @@ def slow_elsewhere(key: Key, k: int, planes: np.ndarray) -> tuple[int, int]:
     return make(key._replace(slow=0.05 if os.getpid() == MAIN else key.slow), k, planes)
 
 
-def test_what_a_late_one_has_taken_is_made_all_the_same():
+def test_item_claimed_by_mistake_is_built_nevertheless():
     helpers, planes = (
         HelperProcesses(1, make, nothing, max_images=20, slot_bytes=1 << 10),
         np.zeros((9, 3, 2, 2), np.uint8),
     )
 
-    def meddled_with(key: Key, k: int, picture: np.ndarray) -> tuple[int, int]:
+    def claim_too_many(key: Key, k: int, image: np.ndarray) -> tuple[int, int]:
         helpers.claimed[[7, 8]] = 1
-        return make(key, k, picture)
+        return make(key, k, image)
 
     try:
-        made = helpers.build(meddled_with, Key(1, (2, 2), slow=0.05), planes)
+        made = helpers.build(claim_too_many, Key(1, (2, 2), slow=0.05), planes)
     finally:
         helpers.close()
     assert [k for k, _ in made] == list(range(9)) and (planes[:, 0, 0, 0] == 10 + np.arange(9)).all()
@@ -140,7 +140,7 @@ def test_after_an_error_no_thread_begins_another_item():
     assert len(begun) < 20
 
 
-def test_what_helpers_prepare_may_fail(helpers_of, tmp_path):
+def test_prepare_may_fail(helpers_of, tmp_path):
     def prepare(key: Key) -> None:
         (tmp_path / str(key.number)).write_text("")
         raise OSError("of a disk")
@@ -152,7 +152,7 @@ def test_what_helpers_prepare_may_fail(helpers_of, tmp_path):
     assert len(helpers.build(make, Key(1, (2, 2)), np.zeros((4, 3, 2, 2), np.uint8))) == 4
 
 
-def test_a_killed_process_is_an_error_and_no_endless_wait():
+def test_killed_process_is_an_error_and_no_endless_wait():
     helpers = HelperProcesses(2, make, nothing, max_images=20, slot_bytes=1 << 10)
     planes = np.zeros((9, 3, 2, 2), np.uint8)
     os.kill(helpers.helpers[1].process.pid, signal.SIGKILL)
@@ -162,10 +162,10 @@ def test_a_killed_process_is_an_error_and_no_endless_wait():
     helpers.close()
 
 
-def test_processes_are_deaf_to_signals_for_the_run_and_end_when_they_are_closed():
+def test_processes_ignore_signals_and_end_when_closed():
     helpers = HelperProcesses(2, make, nothing, max_images=20, slot_bytes=1 << 10)
     processes = [helper.process.pid for helper in helpers.helpers]
-    helpers.build(make, Key(1, (2, 2)), np.zeros((6, 3, 2, 2), np.uint8))  # now they have begun
+    helpers.build(make, Key(1, (2, 2)), np.zeros((6, 3, 2, 2), np.uint8))  # now they have started
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         for process in processes:
             os.kill(process, getattr(signal, name))
@@ -175,7 +175,7 @@ def test_processes_are_deaf_to_signals_for_the_run_and_end_when_they_are_closed(
     assert not any(map(is_alive, processes))
 
 
-def test_processes_end_when_nobody_has_them_any_more():
+def test_processes_end_when_their_object_is_deleted():
     helpers = HelperProcesses(2, make, nothing, max_images=20, slot_bytes=1 << 10)
     processes = [helper.process.pid for helper in helpers.helpers]
     del helpers
@@ -203,16 +203,16 @@ def test_processes_end_with_the_one_that_started_them(end):
     assert eventually(lambda: not any(map(is_alive, processes)))
 
 
-def no_more() -> int:
+def fail_to_fork() -> int:
     raise BlockingIOError("Resource temporarily unavailable")
 
 
-def test_who_helps(monkeypatch):
+def test_kind_of_helpers(monkeypatch):
     assert start_helpers(0, make, nothing, max_images=10, slot_bytes=10) is None
     helpers = start_helpers(1, make, nothing, max_images=10, slot_bytes=10)
     assert helpers.kind == ("processes" if sys.platform == "linux" else "threads")
     helpers.close()
-    monkeypatch.setattr(os, "fork", no_more)
+    monkeypatch.setattr(os, "fork", fail_to_fork)
     helpers = start_helpers(1, make, nothing, max_images=10, slot_bytes=10)
     assert helpers.kind == "threads"
     helpers.close()
