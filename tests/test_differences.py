@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny_training import train_flags
 
 import train
 from models import loading
@@ -42,32 +43,7 @@ THIRD_PARTIES = {
 
 
 def run(data, cfg, folder, *extra, epochs):
-    train.main(
-        [
-            "--data",
-            str(data),
-            "--cfg",
-            str(cfg),
-            "--imgsz",
-            "64",
-            "--batch-size",
-            "8",
-            "--epochs",
-            str(epochs),
-            "--workers",
-            "0",
-            "--device",
-            "cpu",
-            "--amp",
-            "off",
-            "--noplots",
-            "--project",
-            str(folder),
-            "--name",
-            "run",
-            *extra,
-        ]
-    )
+    train.main(train_flags(data, cfg, folder, "--noplots", *extra, epochs=epochs))
     return Path(folder) / "run"
 
 

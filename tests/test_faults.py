@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from kill_and_resume import STARTED, descendants, start
+from tiny_training import train_flags
 
 import train
 from models.yolo import DetectionModel
@@ -42,30 +43,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def arguments(data, cfg, folder, *extra, epochs=3):
-    return [
-        "--data",
-        str(data),
-        "--cfg",
-        str(cfg),
-        "--imgsz",
-        "64",
-        "--batch-size",
-        "8",
-        "--epochs",
-        str(epochs),
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-        "--amp",
-        "off",
-        "--noplots",
-        "--project",
-        str(folder),
-        "--name",
-        "run",
-        *extra,
-    ]
+    return train_flags(data, cfg, folder, "--noplots", *extra, epochs=epochs)
 
 
 def state_of(folder: Path) -> dict:

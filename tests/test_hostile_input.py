@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tiny_training import train_flags
 
 import train
 from models.loading import load_model, read_weights
@@ -197,31 +198,7 @@ def test_a_state_with_a_wrong_part_is_refused_or_resumed(tiny_data, tiny_cfg, tm
 @pytest.fixture(scope="module")
 def finished(tiny_data, tiny_cfg, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
-    train.main(
-        [
-            "--data",
-            str(tiny_data),
-            "--cfg",
-            str(tiny_cfg),
-            "--imgsz",
-            "64",
-            "--batch-size",
-            "24",
-            "--epochs",
-            "1",
-            "--workers",
-            "0",
-            "--device",
-            "cpu",
-            "--amp",
-            "off",
-            "--noplots",
-            "--project",
-            str(folder),
-            "--name",
-            "run",
-        ]
-    )
+    train.main(train_flags(tiny_data, tiny_cfg, folder, "--batch-size", "24", "--noplots", epochs=1))
     return folder / "run"
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from kill_and_resume import find_differences, flatten
+from tiny_training import train_flags
 
 import train
 from utils.checkpoint import read_checkpoint, write_checkpoint
@@ -70,32 +71,7 @@ def test_two_killed_processes_lose_nothing():
 
 
 def arguments(data, cfg, folder, *extra, epochs=2):
-    return [
-        "--data",
-        str(data),
-        "--cfg",
-        str(cfg),
-        "--imgsz",
-        "64",
-        "--batch-size",
-        "8",
-        "--epochs",
-        str(epochs),
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-        "--amp",
-        "off",
-        "--noplots",
-        "--project",
-        str(folder),
-        "--name",
-        "run",
-        "--nbs",
-        "64",
-        *extra,
-    ]
+    return train_flags(data, cfg, folder, "--noplots", "--nbs", "64", *extra, epochs=epochs)
 
 
 def state_of(run: Path) -> dict:

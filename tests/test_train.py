@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tiny_training import train_flags
 
 import train
 from models.loading import load_model
@@ -32,32 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def run(data, cfg, folder, *extra, epochs=2):
     """Train and return the run's folder."""
-    train.main(
-        [
-            "--data",
-            str(data),
-            "--cfg",
-            str(cfg),
-            "--imgsz",
-            "64",
-            "--batch-size",
-            "8",
-            "--epochs",
-            str(epochs),
-            "--workers",
-            "0",
-            "--device",
-            "cpu",
-            "--amp",
-            "off",
-            "--project",
-            str(folder),
-            "--name",
-            "run",
-            "--exist-ok",
-            *extra,
-        ]
-    )
+    train.main(train_flags(data, cfg, folder, "--exist-ok", *extra, epochs=epochs))
     return Path(folder) / "run"
 
 

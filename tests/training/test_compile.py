@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from tiny_training import train_flags
 from torch import nn
 
 import train
@@ -89,32 +90,7 @@ def always(monkeypatch):
 
 
 def arguments(data, cfg, folder, *extra):
-    return [
-        "--data",
-        str(data),
-        "--cfg",
-        str(cfg),
-        "--imgsz",
-        "64",
-        "--batch-size",
-        "8",
-        "--epochs",
-        "2",
-        "--nbs",
-        "8",
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-        "--amp",
-        "off",
-        "--noplots",
-        "--project",
-        str(folder),
-        "--name",
-        "run",
-        *extra,
-    ]
+    return train_flags(data, cfg, folder, "--noplots", "--nbs", "8", *extra)
 
 
 @pytest.mark.slow

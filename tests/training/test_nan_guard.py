@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_training import train_flags
 
 import train
 from utils.checkpoint import read_checkpoint
@@ -22,31 +23,7 @@ STEPS = 3  # of an epoch
 
 def arguments(data, cfg, folder, epochs):
     """Return flags. With --nbs 8 every batch has its own optimizer step, so a test knows which step it spoils."""
-    return [
-        "--nbs",
-        "8",
-        "--data",
-        str(data),
-        "--cfg",
-        str(cfg),
-        "--imgsz",
-        "64",
-        "--batch-size",
-        "8",
-        "--epochs",
-        str(epochs),
-        "--workers",
-        "0",
-        "--device",
-        "cpu",
-        "--amp",
-        "off",
-        "--noplots",
-        "--project",
-        str(folder),
-        "--name",
-        "run",
-    ]
+    return train_flags(data, cfg, folder, "--noplots", "--nbs", "8", epochs=epochs)
 
 
 def state_of(folder: Path) -> dict:
