@@ -21,12 +21,8 @@ from models.yolo import DetectionModel
 from utils.checkpoint import read_checkpoint
 from utils.config import TrainOptions
 from utils.device import cores_for_loading
-from utils.distributed import Distributed
 from utils.errors import UserError
-from utils.loading.sampler import BatchSettings, GlobalBatchSampler, steps_per_epoch
-from utils.training import startup
 from utils.training.resume import find_checkpoint
-from utils.training.startup import round_imgsz
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -219,19 +215,6 @@ def test_image_size_is_rounded_and_reported(tiny_data, tiny_cfg, tmp_path, capsy
     assert read_checkpoint(folder / "weights" / "last.pt")["options"]["imgsz"] == 96
 
 
-@pytest.mark.parametrize(
-    "imgsz, message",
-    [
-        (32, "--imgsz 32 is too small for a model of stride 32; using 64"),
-        (64, ""),
-        (70, "--imgsz 70 is not a multiple of the model's stride 32; using 96"),
-    ],
-)
-def test_the_message_gives_the_reason_of_another_image_size(capsys, imgsz, message):
-    round_imgsz(imgsz, 32)
-    assert message in capsys.readouterr().err if message else capsys.readouterr().err == ""
-
-
 def test_a_new_run_in_an_old_folder_removes_the_old_checkpoints(tiny_data, tiny_cfg, tmp_path):
     """Files of the earlier run must not look like those of this one, which keeps its last epoch only."""
     weights = run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--save-period", "1") / "weights"
@@ -394,57 +377,3 @@ def test_a_mistake_ends_the_program_with_one_line_and_code_1():
     )
     assert done.returncode == 1
     assert done.stderr.strip().startswith("error: --data absent.yaml") and len(done.stderr.strip().splitlines()) == 1
-
-
-def test_the_run_fills_in_its_nominal_batch(capsys):
-    """It is recorded, so a resumed run keeps it for any --epochs."""
-    short = completed(TrainOptions(batch_size=16, epochs=20), num_images=57 * 16)  # 1140 batches
-    assert short.nbs == 16 and "one for every 16 images" in capsys.readouterr().out
-    assert completed(short.replace(epochs=10**5), num_images=10**5).nbs == 16
-    assert completed(TrainOptions(batch_size=16, nbs=64, epochs=20), num_images=57 * 16).nbs == 64
-    assert completed(TrainOptions(batch_size=16, epochs=1000), num_images=10**6).nbs == 64
-    assert capsys.readouterr().out == ""
-
-
-def completed(options: TrainOptions, *, num_images: int = 1000, world_size: int = 1) -> TrainOptions:
-    """Return the final options of a run on the CPU, with a model of stride 32."""
-    group = Distributed(0, world_size, torch.device("cpu"), (torch.device("cpu"),))
-    model = SimpleNamespace(size_multiple=32)
-    return train.complete_options(
-        options, model, weights="w.pt", cfg="c.yaml", num_images=num_images, distributed=group, autocast=None
-    )
-
-
-def test_options_are_completed_in_one_place(monkeypatch):
-    monkeypatch.setattr(startup, "find_batch_of_each", lambda *_: 12)
-    typed = TrainOptions.from_typed({"imgsz": 70, "batch_size": -1, "epochs": 1000})
-    final = completed(typed, num_images=10**6, world_size=2)
-    assert final == typed.replace(weights="w.pt", cfg="c.yaml", imgsz=96, batch_size=24, nbs=64)
-    assert final.typed == {"imgsz", "batch_size", "epochs"} and completed(final, num_images=10**6) == final
-
-
-@pytest.mark.parametrize(
-    "images, batch, quad, world_size, steps",
-    [
-        (24, 8, False, 1, 3),
-        (25, 8, False, 1, 4),  # the last batch has one image
-        (25, 8, False, 4, 4),  # which the other processes pad
-        (5, 8, False, 1, 1),  # fewer images than a batch
-        (27, 8, True, 1, 3),  # quad drops a rest of three
-        (28, 8, True, 1, 4),
-        (28, 8, True, 2, 3),  # too few for two processes
-    ],
-)
-def test_steps_per_epoch_are_those_of_the_loader(images, batch, quad, world_size, steps):
-    sampler = GlobalBatchSampler(
-        np.full((images, 2), 64),
-        batch_size=min(batch, images),
-        imgsz=64,
-        stride=32,
-        settings=BatchSettings(quad=quad),
-        training=True,
-        seed=0,
-        rank=0,
-        world_size=world_size,
-    )
-    assert steps_per_epoch(images, batch, quad=quad, world_size=world_size) == len(sampler) == steps

@@ -1,4 +1,4 @@
-"""Sampler: rect shapes, and image weights."""
+"""Sampler: steps of an epoch, rect shapes, and image weights."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,15 @@ from small_split import SHAPES, epoch_of, loader_of
 
 from utils.datasets.label_index import LabelIndex
 from utils.loading import image_cache
-from utils.loading.sampler import class_weights, image_weights, occurrence_index, rect_shapes
+from utils.loading.sampler import (
+    BatchSettings,
+    GlobalBatchSampler,
+    class_weights,
+    image_weights,
+    occurrence_index,
+    rect_shapes,
+    steps_per_epoch,
+)
 
 WIDTHS_HEIGHTS = [(640, 480), (480, 640), (640, 427), (500, 375), (427, 640), (1920, 1080), (600, 600), (1080, 1920)]
 
@@ -77,3 +85,30 @@ def test_images_are_drawn_in_proportion_to_their_weights():
 @pytest.mark.parametrize("values, earlier", [([], []), ([4], [0]), ([2, 2, 1, 2, 1], [0, 1, 0, 2, 1])])
 def test_occurrence_index(values, earlier):
     assert occurrence_index(np.array(values, np.int64)).tolist() == earlier
+
+
+@pytest.mark.parametrize(
+    "images, batch, quad, world_size, steps",
+    [
+        (24, 8, False, 1, 3),
+        (25, 8, False, 1, 4),  # the last batch has one image
+        (25, 8, False, 4, 4),  # which the other processes pad
+        (5, 8, False, 1, 1),  # fewer images than a batch
+        (27, 8, True, 1, 3),  # quad drops a rest of three
+        (28, 8, True, 1, 4),
+        (28, 8, True, 2, 3),  # too few for two processes
+    ],
+)
+def test_steps_per_epoch_are_those_of_the_loader(images, batch, quad, world_size, steps):
+    sampler = GlobalBatchSampler(
+        np.full((images, 2), 64),
+        batch_size=min(batch, images),
+        imgsz=64,
+        stride=32,
+        settings=BatchSettings(quad=quad),
+        training=True,
+        seed=0,
+        rank=0,
+        world_size=world_size,
+    )
+    assert steps_per_epoch(images, batch, quad=quad, world_size=world_size) == len(sampler) == steps
