@@ -350,7 +350,7 @@ def test_a_missing_device_is_reported_with_the_flag_to_add(copy):
     content = state_of(copy)
     content["options"]["device"] = "99"
     write_checkpoint(copy / "weights" / "last.pt", {key: value for key, value in content.items() if key != "anchorage"})
-    with pytest.raises(UserError, match="begun with --device 99, which is not here: add --device cpu, or a GPU"):
+    with pytest.raises(UserError, match="started with --device 99, which is not here: add --device cpu, or a GPU"):
         train.main(["--resume", str(copy), "--epochs", "3"])
     train.main(["--resume", str(copy), "--epochs", "3", "--device", "cpu"])
     assert state_of(copy)["epoch"] == 3
@@ -373,8 +373,8 @@ def test_a_state_with_a_gradient_scaler_is_resumed_without_one(copy):
 @pytest.mark.parametrize(
     "extra, message",
     [
-        (["--cfg", "yolov5s.yaml"], "leave --cfg out"),
-        (["--weights", "other.pt"], "leave --weights out"),
+        (["--cfg", "yolov5s.yaml"], "omit --cfg"),
+        (["--weights", "other.pt"], "omit --weights"),
         (["--single-cls"], "a model of 2 classes, but .* names 1"),
     ],
 )
@@ -385,7 +385,7 @@ def test_changes_that_are_impossible_are_refused(copy, extra, message):
 
 
 def test_a_yolov5_run_cannot_be_resumed(reference):
-    with pytest.raises(UserError, match="yolov5n.pt: not a whole .*; of a run of YOLOv5 a new one can start: --w"):
+    with pytest.raises(UserError, match="yolov5n.pt: not a whole .*; a run of YOLOv5 can start a new one: --w"):
         train.main(["--resume", str(reference / "weights" / "yolov5n.pt")])
 
 
