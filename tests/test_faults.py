@@ -653,9 +653,11 @@ def test_a_killed_worker_is_one_line(tiny_data, tiny_cfg, tmp_path, monkeypatch,
 
     monkeypatch.setattr(train, "prepare_images", prepare)
     monkeypatch.setattr(train, "cores_for_loading", lambda device: None)
+    monkeypatch.setattr("utils.console._is_terminal", lambda stream: True)
     with pytest.raises(UserError, match="data workers was killed, probably out of memory: use --workers 1"):
         train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--workers", "2"))
-    assert capsys.readouterr().err.endswith("\n")  # the bar is closed, so a line can follow
+    shown = capsys.readouterr().err
+    assert "0/2" in shown and shown.endswith("\n")  # the bar is closed, so a line can follow
 
 
 def can_mount() -> bool:
