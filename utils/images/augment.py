@@ -315,7 +315,8 @@ class ColorFlip(NamedTuple):
 
 def sample_color_flip(settings: AugmentSettings, *, rng: np.random.Generator) -> ColorFlip:
     """Sample factors of 1 ± the gains for hue, saturation and value, and whether to flip."""
-    factors = (1.0 + rng.uniform(-1.0, 1.0, 3) * settings.hsv).tolist() if any(settings.hsv) else (1.0, 1.0, 1.0)
+    hue, saturation, value = 1.0 + rng.uniform(-1.0, 1.0, 3) * settings.hsv if any(settings.hsv) else (1.0, 1.0, 1.0)
+    factors = float(hue), float(saturation), float(value)
     return ColorFlip(*factors, bool(rng.random() < settings.flipud), bool(rng.random() < settings.fliplr))
 
 

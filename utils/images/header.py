@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import cv2
 import numpy as np
@@ -177,9 +177,9 @@ def _next_marker(file: BinaryIO) -> int:
 def _exif_orientation(segment: bytes) -> int:
     """Return the orientation 1…8 in a JPEG's Exif segment, or 1 if it has none."""
     tiff = segment[6:] if segment.startswith(b"Exif\0\0") else b""
-    order = {b"II": "little", b"MM": "big"}.get(tiff[:2])
-    if order is None:
+    if tiff[:2] not in (b"II", b"MM"):
         return 1
+    order: Literal["little", "big"] = "little" if tiff.startswith(b"II") else "big"
     table = int.from_bytes(tiff[4:8], order)
     for k in range(int.from_bytes(tiff[table : table + 2], order)):
         entry = tiff[table + 2 + 12 * k : table + 14 + 12 * k]

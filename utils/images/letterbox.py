@@ -27,13 +27,15 @@ class Letterbox:
 
     def undo(self, boxes: Boxes) -> Boxes:
         """Convert (…, 4) xyxy in the input's pixels to the original's, clipped to it."""
-        boxes = (boxes - _like(boxes, *self.pad[::-1] * 2)) / _like(boxes, *self.gain[::-1] * 2)
-        return boxes.clip(_like(boxes, 0.0, 0.0, 0.0, 0.0), _like(boxes, *self.shape[::-1] * 2))
+        moved = (boxes - _like(boxes, *self.pad[::-1] * 2)) / _like(boxes, *self.gain[::-1] * 2)
+        # pyrefly: ignore[bad-return] (clip keeps the type)
+        return moved.clip(_like(boxes, 0.0, 0.0, 0.0, 0.0), _like(boxes, *self.shape[::-1] * 2))
 
 
 def _like(boxes: Boxes, *values: float) -> Boxes:
     """Return `values` (4,) in the library, type and device of `boxes`, or as float32 if those are integers."""
     if isinstance(boxes, np.ndarray):
+        # pyrefly: ignore[bad-return] (Boxes is ndarray here)
         return np.asarray(values, boxes.dtype if boxes.dtype.kind == "f" else np.float32)
     return (boxes if boxes.is_floating_point() else boxes.float()).new_tensor(values)
 

@@ -176,7 +176,7 @@ class ScreenSource(Source):
             raise UserError(f"--source {text!r}: expected 'screen', 'screen N', or 'screen N LEFT TOP WIDTH HEIGHT'")
         numbers = [int(word) for word in words]
         try:
-            import mss
+            import mss  # pyrefly: ignore[missing-import] (an optional package)
         except ImportError:
             raise UserError("--source screen needs the package mss: pip install mss") from None
         self._grabber = mss.mss()

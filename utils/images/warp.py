@@ -154,12 +154,12 @@ def visible_hulls(polygons: Polygons, width: float, height: float) -> np.ndarray
     ends = np.stack([a + enter * (b - a), a + leave * (b - a)])  # (2, E, 2)
     low = np.minimum.reduceat(np.where(enter <= leave, ends.min(0), np.inf), starts)
     high = np.maximum.reduceat(np.where(enter <= leave, ends.max(0), -np.inf), starts)
-    for corner in window * [[0, 0], [1, 0], [1, 1], [0, 1]]:
+    for corner in np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64):
         beyond = a + (corner[1] - a[:, 1:]) / step[:, 1:] * (b - a)  # x where the corner's row meets the edge's line
         crosses = ((a[:, 1] > corner[1]) != (b[:, 1] > corner[1])) & (beyond[:, 0] > corner[0])
         inside = (np.add.reduceat(crosses.astype(np.int64), starts) % 2 == 1)[:, None]
         low, high = np.where(inside, np.minimum(low, corner), low), np.where(inside, np.maximum(high, corner), high)
-    return np.where(np.isfinite(low).all(1)[:, None], np.concatenate([low, high], 1), 0.0)
+    return np.where(np.isfinite(low).all(1, keepdims=True), np.concatenate([low, high], 1), 0.0)
 
 
 def is_visible(before: np.ndarray, after: np.ndarray, min_area: float | np.ndarray) -> np.ndarray:

@@ -99,13 +99,13 @@ class DetectionDataset(Dataset[Batch]):
             count, self._build_sample, self._prefetch_files, max_images=max_images, slot_bytes=slot_bytes
         )
 
-    def __getitem__(self, key: BatchKey) -> Batch:
-        """Return the batch. A worker's batch is in shared memory already.
+    def __getitem__(self, index: BatchKey) -> Batch:
+        """Return the batch of a key. A worker's batch is in shared memory already.
 
         If shared memory is full, this raises here. PyTorch's feeder thread, which hands batches over, would swallow
         the error, and training would hang.
         """
-        batch = self._batch(key)
+        batch = self._batch(index)
         if get_worker_info() is not None:
             for part in (batch.images, batch.targets, batch.color_flips):
                 if part is not None:
@@ -137,9 +137,7 @@ class DetectionDataset(Dataset[Batch]):
             sample = self.load_letterboxed(i, key.shape)
         else:
             rng = random_stream(self.seed, key.epoch, i, key.occurrences[k])
-            sample = self.load_augmented(
-                i, key.shape, rng=rng, mosaic_indices=key.mosaic_indices and key.mosaic_indices[k]
-            )
+            sample = self.load_augmented(i, key.shape, rng=rng, mosaic_indices=key.mosaic_indices_of(k))
         cv2.split(sample.image, list(planes)[::-1])  # BGR rows of pixels -> R, G, B planes, in place
         boxes = sample.boxes[:0] if key.is_padding else sample.boxes
         return BuiltSample(_targets(boxes, k, *key.shape), sample.letterbox, sample.color_flip)
@@ -162,7 +160,7 @@ class DetectionDataset(Dataset[Batch]):
         sources = []
         for k, (i, occurrence) in enumerate(zip(key.indices, key.occurrences)):
             rng = random_stream(self.seed, key.epoch, i, occurrence)
-            others = self._mosaic_indices(rng, key.mosaic_indices and key.mosaic_indices[k])
+            others = self._mosaic_indices(rng, key.mosaic_indices_of(k))
             sources += [i, *(others or [])[:3]]
         return sources
 
@@ -173,7 +171,9 @@ class DetectionDataset(Dataset[Batch]):
         """
         if self.augment is None or not self.mosaics or rng.random() >= self.augment.mosaic:
             return None
-        return rng.integers(len(self.index), size=NUM_MOSAIC_INDICES).tolist() if given is None else given
+        if given is not None:
+            return given
+        return [int(i) for i in rng.integers(len(self.index), size=NUM_MOSAIC_INDICES)]
 
     def _quad_rngs(self, key: BatchKey) -> list[np.random.Generator]:
         """Return a generator for each four images of a batch, seeded by the first of them."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -79,7 +80,7 @@ class Loader:
             batch_size=None,
             sampler=sampler,
             num_workers=plan.workers,
-            collate_fn=_keep_batch,
+            collate_fn=_keep_batch,  # pyrefly: ignore[bad-argument-type] (it gets one batch, not a list of samples)
             pin_memory=settings.pin_memory and torch.cuda.is_available(),
             persistent_workers=plan.workers > 0,
             worker_init_fn=_init_data_worker,
@@ -135,7 +136,7 @@ class Loader:
         """End workers and helpers, which ignore signals so that a run can finish its step."""
         if self.dataset.helpers:
             self.dataset.helpers.close()
-        iterator = self._loader._iterator
+        iterator: Any = self._loader._iterator  # of a private class
         if iterator is None or not self.workers:
             return
         try:

@@ -53,6 +53,10 @@ class BatchKey(NamedTuple):
     mosaic_indices: list[list[int]] | None  # (B, 7) drawn by image weights; without these, each sample draws its own
     is_padding: bool = False
 
+    def mosaic_indices_of(self, k: int) -> list[int] | None:
+        """Return the mosaic indices of image k of the batch, if they were drawn by image weights."""
+        return None if self.mosaic_indices is None else self.mosaic_indices[k]
+
 
 def rect_shapes(
     shapes: np.ndarray, batch_size: int, *, imgsz: int, stride: int, pad: float
@@ -63,11 +67,13 @@ def rect_shapes(
     """
     aspect = shapes[:, 0] / shapes[:, 1]
     order = np.argsort(aspect, kind="stable")
-    sizes = []
+    sizes: list[tuple[int, int]] = []
     for start in range(0, len(order), batch_size):
-        flattest, tallest = aspect[order[start : start + batch_size]][[0, -1]].tolist()
-        ratio = (tallest, 1.0) if tallest < 1 else (1.0, 1 / flattest) if flattest > 1 else (1.0, 1.0)
-        sizes.append(tuple(math.ceil(side * imgsz / stride + pad) * stride for side in ratio))
+        members = aspect[order[start : start + batch_size]]
+        flattest, tallest = float(members[0]), float(members[-1])
+        high, wide = (tallest, 1.0) if tallest < 1 else (1.0, 1 / flattest) if flattest > 1 else (1.0, 1.0)
+        height, width = (math.ceil(side * imgsz / stride + pad) * stride for side in (high, wide))
+        sizes.append((height, width))
     return order, sizes
 
 
