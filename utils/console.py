@@ -81,12 +81,12 @@ def error(text: str) -> None:
 
 
 def _print(stream: TextIO | None, *lines: str) -> None:
-    """Print lines above the bars that are drawn. Without a stream (closed by the shell) do nothing.
+    """Print lines above the bars that are drawn. Without lines or a stream (closed by the shell) do nothing.
 
     The flush keeps logs of batch systems up to date. If the reader of a pipe is gone, the text stays in the buffer:
     the run must not end at its next line.
     """
-    if stream is None:
+    if stream is None or not lines:
         return
     # A child process (data worker, helper) must not take tqdm's lock: if it is killed then, the bars would stop.
     shares_bars = shows_bars() and multiprocessing.parent_process() is None

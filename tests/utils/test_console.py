@@ -28,6 +28,7 @@ def connect_terminal(monkeypatch) -> Terminal:
 
 
 def write_all() -> None:
+    console.info()
     console.info("info", "second line")
     console.result("result")
     console.warn("something. Type this")

@@ -56,14 +56,15 @@ def load_index(
         if store and index.counts.found and not store.write(index, kept) and progress:
             warn(f"{prefix}the labels cannot be cached: no folder for the cache is writable")
     if progress:
-        _report(index, prefix, f"{title} {index.counts}{' (cached)' * is_cached}")
+        summary = [f"{title} {index.counts} (cached)"] if is_cached else []  # the bar of a scan leaves its own
+        _report(index, prefix, *summary)
     if not index.paths:
         raise UserError(f"{prefix}none of the {len(paths)} images in {sources[0]} can be used: {index.messages[0]}")
     return index
 
 
-def _report(index: LabelIndex, prefix: str, summary: str) -> None:
-    info(summary, *(f"{prefix}{one_line(message)}" for message in index.messages))
+def _report(index: LabelIndex, prefix: str, *summary: str) -> None:
+    info(*summary, *(f"{prefix}{one_line(message)}" for message in index.messages))
     if index.paths and not index.counts.found:
         first = index.paths[0]
         warn(f"{prefix}no labels. Those of {first} are expected in {label_path(first)}")
