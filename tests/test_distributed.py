@@ -157,24 +157,8 @@ def assert_same_run(one: Path, other: Path) -> None:
 @pytest.fixture(scope="module")
 def pretrained(tiny_cfg, project) -> Path:
     """Train weights that find some of the built-in shapes. Metrics of random weights depend on the last bit."""
-    train.main(
-        options(
-            "data/shapes.yaml",
-            tiny_cfg,
-            project,
-            "pretrained",
-            "--device",
-            "cpu",
-            "--optimizer",
-            "AdamW",
-            "--hyp",
-            "data/quickstart/hyp.yaml",
-            "--nbs",
-            16,
-            epochs=10,
-            batch=16,
-        )
-    )
+    flags = "--device cpu --optimizer AdamW --hyp data/quickstart/hyp.yaml --nbs 16".split()
+    train.main(options("data/shapes.yaml", tiny_cfg, project, "pretrained", *flags, epochs=10, batch=16))
     return project / "pretrained" / "weights" / "best.pt"
 
 
@@ -184,20 +168,8 @@ def test_two_processes_train_as_one_does(pretrained, tiny_cfg, project):
     (project / "gentle.yaml").write_text(yaml.safe_dump({**Hyperparameters().to_dict(), **rates}))
 
     def words(name):
-        return options(
-            "data/shapes.yaml",
-            tiny_cfg,
-            project,
-            name,
-            "--weights",
-            pretrained,
-            "--device",
-            "cpu",
-            "--hyp",
-            project / "gentle.yaml",
-            epochs=2,
-            batch=64,
-        )
+        flags = ["--weights", pretrained, "--device", "cpu", "--hyp", project / "gentle.yaml"]
+        return options("data/shapes.yaml", tiny_cfg, project, name, *flags, epochs=2, batch=64)
 
     launch(sys.executable, WORKER, "keep", *words("one"))
     launch(*TORCHRUN, *STANDALONE, "--nproc_per_node", 2, WORKER, "keep", *words("two"))
@@ -222,19 +194,8 @@ def measured(pretrained_tiny, tiny_data, tiny_cfg, project):
 
 @pytest.fixture(scope="module")
 def pretrained_tiny(tiny_data, tiny_cfg, project) -> Path:
-    train.main(
-        options(
-            tiny_data,
-            tiny_cfg,
-            project,
-            "pretrained tiny",
-            "--device",
-            "cpu",
-            "--hyp",
-            "hyp.no-augmentation.yaml",
-            epochs=20,
-        )
-    )
+    flags = "--device cpu --hyp hyp.no-augmentation.yaml".split()
+    train.main(options(tiny_data, tiny_cfg, project, "pretrained tiny", *flags, epochs=20))
     return project / "pretrained tiny" / "weights" / "best.pt"
 
 
@@ -286,31 +247,9 @@ def test_the_bare_command_of_the_card_starts(tmp_path):
 
 def test_the_old_launcher_and_early_stopping(tiny_data, tiny_cfg, project):
     """`python -m torch.distributed.launch` passes --local-rank. All processes stop at the same epoch."""
-    output = launch(
-        sys.executable,
-        "-m",
-        "torch.distributed.launch",
-        "--nproc_per_node",
-        2,
-        "--master_port",
-        free_port(),
-        "train.py",
-        *options(
-            tiny_data,
-            tiny_cfg,
-            project,
-            "old",
-            "--patience",
-            1,
-            "--freeze",
-            3,
-            "--save-period",
-            1,
-            "--hyp",
-            "hyp.no-augmentation.yaml",
-            epochs=30,
-        ),
-    )
+    launcher = [sys.executable, "-m", "torch.distributed.launch", "--nproc_per_node", 2, "--master_port", free_port()]
+    flags = "--patience 1 --freeze 3 --save-period 1 --hyp hyp.no-augmentation.yaml".split()
+    output = launch(*launcher, "train.py", *options(tiny_data, tiny_cfg, project, "old", *flags, epochs=30))
     first, last = (
         read_checkpoint(project / "old" / "weights" / name)["model"]["state_dict"] for name in ("epoch0.pt", "last.pt")
     )
