@@ -3,7 +3,6 @@
 import shlex
 import time
 from pathlib import Path
-from typing import Any
 
 from utils import console
 from utils.cli import detect_command
@@ -19,7 +18,7 @@ class RunLog(Observer):
     def __init__(self, path: Path):
         self.path, self._started = path, time.monotonic()
         self._first_epoch = self._skipped = 0  # of this part of the run
-        self._bar: Any = None
+        self._bar: console.ProgressBar | None = None
 
     def on_start(self, run: Run) -> None:
         """Print the main settings."""
@@ -42,9 +41,10 @@ class RunLog(Observer):
 
     def on_batch(self, run: Run, report: StepReport) -> None:
         """Advance the bar, or where none can be drawn, print one line at the end of the epoch."""
-        last = report.step + 1 == len(run.train_loader)
+        bar, last = self._bar, report.step + 1 == len(run.train_loader)
+        assert bar is not None, "on_epoch_start opens it"
         # Reading the losses forces a sync: only when they are shown.
-        if self._bar.update() or last or report.step == 0:
+        if bar.update() or last or report.step == 0:
             line = progress_line(
                 run.progress.epoch,
                 run.options.epochs,
@@ -53,7 +53,7 @@ class RunLog(Observer):
                 len(report.batch.targets),
                 report.size,
             )
-            self._bar.set_description_str(line, refresh=last)
+            bar.set_description_str(line, refresh=last)
         if last:
             self.close()
 
@@ -61,10 +61,8 @@ class RunLog(Observer):
         """Warn of optimizer steps that were skipped since the last warning."""
         if run.nan_guard.skipped > self._skipped:
             self._skipped = run.nan_guard.skipped
-            console.warn(
-                f"skipped {self._skipped} optimizer steps so far (NaN or infinite loss or gradients)"
-                + (", of which a few are usual while float16's scale is searched." * run.scaler.is_enabled() or ".")
-            )
+            usual = "; a few are usual while float16's scale is searched" if run.scaler.is_enabled() else ""
+            console.warn(f"skipped {self._skipped} optimizer steps so far (NaN or infinite loss or gradients){usual}.")
 
     def on_trained(self, run: Run) -> None:
         """Print how long the training took."""

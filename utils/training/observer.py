@@ -1,4 +1,4 @@
-"""Observers of a training: what prints, draws or writes watches the loop, which knows none of it."""
+"""Observers of a training: printing, drawing and writing watch the loop, which knows none of them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -28,7 +28,7 @@ def make_optimizer(model: Detector, options: TrainOptions, hyp: Hyperparameters)
 
 
 def make_nan_guard(model: Detector, scaler: torch.amp.GradScaler) -> NanGuard:
-    """Return the NaN guard of a run. A GradScaler loses steps while it searches its scale, so it may lose more."""
+    """Return the NaN guard of a run. It tolerates more skipped steps while a GradScaler searches for its scale."""
     return NanGuard(as_module(model), SEARCHING_PATIENCE if scaler.is_enabled() else PATIENCE)
 
 
