@@ -58,14 +58,14 @@ def fetch(
     if not url.startswith(("http://", "https://")):
         raise UserError(f"{url}: only http:// and https:// addresses can be fetched")
     if destination.exists():
-        _check(destination, sha256, size, f"{destination} is not the file expected from {url}: delete it and try again")
+        _check(destination, sha256, size, f"{destination} is not the file from {url}: delete it and try again")
         return destination
     part = part or destination.with_name(destination.name + ".part")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
         _transfer(url, part, progress)
         try:
-            _check(part, sha256, size, f"what {url} sent is not the file expected")
+            _check(part, sha256, size, f"the file from {url} is not the expected one")
         except UserError:
             part.unlink()
             raise
@@ -90,11 +90,13 @@ def fetch_typed(given: dict[str, Any]) -> dict[str, Any]:
     local = {}
     for flag in URL_FLAGS.keys() & given.keys():
         value = given[flag]
-        local[flag] = [_local(flag, one) for one in value] if isinstance(value, list) else _local(flag, value)
+        local[flag] = (
+            [_fetch_address(flag, one) for one in value] if isinstance(value, list) else _fetch_address(flag, value)
+        )
     return {**given, **local}
 
 
-def _local(flag: str, text: str) -> str:
+def _fetch_address(flag: str, text: str) -> str:
     """Return `text`, or the name of the file downloaded from it if it is an address."""
     if not text.startswith(("http://", "https://")):
         return text
@@ -146,7 +148,7 @@ def _receive(url: str, part: Path, progress: bool) -> None:
         if error.code != 416 or not have:
             raise
         error.close()
-        if _total(error.headers) == have:  # nothing is missing
+        if _parse_total(error.headers) == have:  # nothing is missing
             return
         part.unlink()  # longer than the file: not a piece of it
         raise ConnectionError("the file has changed; starting over") from None
@@ -155,9 +157,9 @@ def _receive(url: str, part: Path, progress: bool) -> None:
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             raise ConnectionError(f"the server did not continue at byte {have}")
         have = have if resumed else 0
-        total = _total(response.headers) if resumed else _length(response.headers)
+        total = _parse_total(response.headers) if resumed else _parse_length(response.headers)
         if total and total - have > shutil.disk_usage(part.parent).free:
-            raise UserError(f"{part.parent} has too little space for {url}, which needs {_mb(total - have)}")
+            raise UserError(f"{part.parent} has too little space for {url}, which needs {_format_mb(total - have)}")
         with open(part, "ab" if resumed else "wb") as file:
             have += _copy(response, file, have, total, part.name.removesuffix(".part"), progress)
     if total is not None and have < total:
@@ -181,13 +183,13 @@ def _copy(
     return copied
 
 
-def _length(headers: Message) -> int | None:
+def _parse_length(headers: Message) -> int | None:
     """Return the length of the response, None if unknown."""
     text = headers.get("Content-Length", "")
     return int(text) if text.isdigit() else None
 
 
-def _total(headers: Message) -> int | None:
+def _parse_total(headers: Message) -> int | None:
     """Return the full length of the file from `Content-Range: bytes 5-9/10` or `bytes */10`, None if absent."""
     found = re.search(r"/(\d+)$", headers.get("Content-Range", ""))
     return int(found[1]) if found else None
@@ -208,7 +210,7 @@ def _check(file: Path, sha256: str | None, size: int | None, complaint: str) -> 
         raise UserError(f"{complaint} (SHA-256 {digest.hexdigest()}, expected {sha256.lower()})")
 
 
-def _mb(count: int) -> str:
+def _format_mb(count: int) -> str:
     return f"{count / 1e6:.0f} MB"
 
 
@@ -229,47 +231,47 @@ def unpack(archive: str | Path, folder: str | Path) -> Path:
     """
     archive, folder = Path(archive), Path(folder)
     try:
-        with _members(archive) as members:
+        with _open_archive(archive) as members:
             folder.mkdir(parents=True, exist_ok=True)
             needed, free = sum(member.size for member in members), shutil.disk_usage(folder).free
             if needed > free:
-                raise UserError(f"{archive} unpacks to {_mb(needed)}, but {folder} has {_mb(free)} free")
+                raise UserError(f"{archive} unpacks to {_format_mb(needed)}, but {folder} has {_format_mb(free)} free")
             with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder) as staging:
-                _write_all(members, Path(staging))
-                _merge(Path(staging), folder)
+                _write_members(members, Path(staging))
+                _move_files(Path(staging), folder)
     except (*ARCHIVE_ERRORS, OSError) as error:
         raise UserError(f"could not unpack {archive} into {folder}: {error}") from None
     return folder
 
 
 @contextmanager
-def _members(archive: Path) -> Generator[list[_Member]]:
+def _open_archive(archive: Path) -> Generator[list[_Member]]:
     """Yield the regular files of an open archive. Raise UserError for a member that is not safe."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as opened:
-            yield list(_zip_members(archive, opened))
+            yield list(_list_zip(archive, opened))
     elif tarfile.is_tarfile(archive):
         with tarfile.open(archive) as opened:
-            yield list(_tar_members(archive, opened))
+            yield list(_list_tar(archive, opened))
     else:
         raise UserError(f"{archive} is neither a zip nor a tar archive, or is damaged: delete it and fetch it again")
 
 
-def _zip_members(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
+def _list_zip(archive: Path, opened: zipfile.ZipFile) -> Iterator[_Member]:
     for info in opened.infolist():
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise UserError(f"{archive}: refusing {info.filename!r}, which is a link or a device")
-        name = _safe_name(archive, info.filename)
+        name = _check_name(archive, info.filename)
         if name and not info.is_dir():
             yield _Member(name, info.file_size, partial(opened.open, info))
 
 
-def _tar_members(archive: Path, opened: tarfile.TarFile) -> Iterator[_Member]:
+def _list_tar(archive: Path, opened: tarfile.TarFile) -> Iterator[_Member]:
     for info in opened:
         if not (info.isfile() or info.isdir()):
             raise UserError(f"{archive}: refusing {info.name!r}, which is a link or a device")
-        name = _safe_name(archive, info.name)
+        name = _check_name(archive, info.name)
         if name and info.isfile():
             yield _Member(name, info.size, partial(_open_tar_member, opened, info))
 
@@ -280,7 +282,7 @@ def _open_tar_member(opened: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes
     return stream
 
 
-def _safe_name(archive: Path, name: str) -> str | None:
+def _check_name(archive: Path, name: str) -> str | None:
     """Return the member's path below the folder, None if it is skipped. Raise UserError for a path outside."""
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", str(path)) or "\0" in name:
@@ -288,7 +290,7 @@ def _safe_name(archive: Path, name: str) -> str | None:
     return None if set(JUNK) & set(path.parts) or not path.parts else str(path)
 
 
-def _write_all(members: list[_Member], folder: Path) -> None:
+def _write_members(members: list[_Member], folder: Path) -> None:
     """Write the members below `folder`. Raise UserError if one is shorter than the archive says."""
     for member in members:
         target = folder / member.name
@@ -299,7 +301,7 @@ def _write_all(members: list[_Member], folder: Path) -> None:
             raise UserError(f"{member.name!r} in the archive is cut short: fetch the archive again")
 
 
-def _merge(source: Path, folder: Path) -> None:
+def _move_files(source: Path, folder: Path) -> None:
     """Move every file below `source` to the same place below `folder`."""
     for file in sorted(path for path in source.rglob("*") if path.is_file()):
         target = folder / file.relative_to(source)

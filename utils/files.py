@@ -80,7 +80,7 @@ def find_file(name: str | Path, *folders: Path) -> Path | None:
 
 def open_regular(path: str | Path, max_bytes: int) -> BinaryIO:
     """Open a data file for reading. Raise OSError in the cases of `read_regular`."""
-    if _regular_size(path, max_bytes) > SMALL_BYTES:
+    if _check_size(path, max_bytes) > SMALL_BYTES:
         return open(path, "rb")
     return io.BytesIO(_read_once(path, SMALL_BYTES))
 
@@ -91,10 +91,10 @@ def read_regular(path: str | Path, max_bytes: int) -> bytes:
     Raise OSError if it is larger than `max_bytes` or not a regular file: opening a pipe may block forever, and a device
     has no end.
     """
-    return _read_once(path, _regular_size(path, max_bytes))
+    return _read_once(path, _check_size(path, max_bytes))
 
 
-def _regular_size(path: str | Path, max_bytes: int) -> int:
+def _check_size(path: str | Path, max_bytes: int) -> int:
     """Return the size of a regular file of at most `max_bytes`. Raise OSError for any other."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
@@ -197,7 +197,7 @@ def read_yaml(path: str | Path) -> dict:
     ) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path}{_yaml_place(error)}") from error
+        raise UserError(f"{path}{_locate_yaml_error(error)}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected `key: value` lines, found {type(content).__name__}")
     return content
@@ -233,7 +233,7 @@ def _check_yaml_size(root: yaml.Node) -> None:
             raise yaml.MarkedYAMLError(problem=f"a number of {len(node.value)} letters", problem_mark=node.start_mark)
 
 
-def _yaml_place(error: Exception) -> str:
+def _locate_yaml_error(error: Exception) -> str:
     """Return the line of the error, if known, and the reason."""
     mark = getattr(error, "problem_mark", None)
     reason = getattr(error, "problem", None) or (str(error).strip() or type(error).__name__).splitlines()[0]

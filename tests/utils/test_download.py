@@ -123,7 +123,7 @@ def test_a_server_that_sends_no_length(server, tmp_path):
 
 @pytest.mark.parametrize("expected", [{"sha256": "0" * 64}, {"size": 5}])
 def test_a_wrong_file_is_thrown_away(server, tmp_path, expected):
-    with pytest.raises(UserError, match="not the file expected .*expected"):
+    with pytest.raises(UserError, match="is not the expected one .*expected"):
         fetch(server.url, tmp_path / "file.bin", progress=False, **expected)
     assert list(tmp_path.iterdir()) == []
 
