@@ -18,13 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 SKIPPED = {"__pycache__", "golden", "kept", "RESULTS.md"}  # the last holds names of rows of the benchmarks
 MAX_WORDS = 25  # in a sentence of a docstring
 
-# Files that do not follow the rules yet, or folders of such files (with a slash at the end).
-NOT_YET = {
-    "tests/test_bad_input.py",
-    "tests/test_faults.py",
-    "tests/test_hostile_input.py",
-}
-
 # (pattern of words to avoid, the word to use). A space in a pattern also matches a line break, or `_` in a name.
 WORDS = [
     (r"pictures?", "image"),
@@ -280,15 +273,8 @@ def check_file(path: Path) -> list[Finding]:
     return sorted(set(check_words(texts, file) + check_docstrings(tree) + check_prefix(tree, file)))
 
 
-def is_excused(path: Path) -> bool:
-    """Return whether NOT_YET names the file or a folder above it."""
-    return any(f"{path.as_posix()}/".startswith(entry.rstrip("/") + "/") for entry in NOT_YET)
-
-
 @pytest.mark.parametrize("path", all_files(), ids=str)
 def test_style(path):
-    if is_excused(path):
-        pytest.skip("in NOT_YET: its words are not the field's yet")
     findings = check_file(path)
     assert not findings, "".join(f"\n{path.as_posix()}:{line}: {message}" for line, message in findings)
 
