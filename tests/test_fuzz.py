@@ -41,7 +41,7 @@ from utils.config import Hyperparameters, TrainOptions
 from utils.datasets.image_files import find_images
 from utils.datasets.label_cache import LabelCache
 from utils.datasets.label_file import parse_labels
-from utils.datasets.labels import load_index
+from utils.datasets.labels import RowFormat, load_index
 from utils.datasets.spec import read_dataset_yaml
 from utils.errors import UserError, one_line
 from utils.files import read_yaml
@@ -367,7 +367,7 @@ def cached_set(folder: Path) -> tuple[Path, LabelCache]:
             file.write_bytes(content)
     images = folder / "set" / "images"
     load_index(images, 2, progress=False)
-    cache = LabelCache.of_split([images], find_images(images), num_classes=2, single_cls=False)
+    cache = LabelCache.of_split([images], find_images(images), settings=RowFormat(2)._asdict())
     return folder / "set" / "labels.cache", cache
 
 

@@ -1,15 +1,17 @@
 """Run folders, file look-up, bounded reading, atomic writing, YAML files."""
 
+import codecs
 import errno
 import io
 import os
 import secrets
 import stat
+import time
 import zipfile
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import yaml
 
@@ -24,6 +26,24 @@ MAX_YAML_PARTS = 300_000  # counted as often as aliases repeat them
 MAX_NUMBER_LETTERS = 100
 
 SMALL_BYTES = 1 << 16  # up to this size one read into memory is faster than a buffered file
+
+# Errors that say what a file is. All others say that it could not be read this time.
+LASTING_ERRORS = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,  # not a regular file
+    errno.EFBIG,
+)
+RETRY_DELAYS = (0.05, 0.2)  # seconds
+
+T = TypeVar("T")
+
+
+class UnreadableFile(ValueError):
+    """Error of a file that could not be read this time. It may be whole, so nothing about it may be remembered."""
 
 
 def increment_path(path: str | Path, exist_ok: bool = False) -> Path:
@@ -80,9 +100,8 @@ def find_file(name: str | Path, *folders: Path) -> Path | None:
 
 def open_regular(path: str | Path, max_bytes: int) -> BinaryIO:
     """Open a data file for reading. Raise OSError in the cases of `read_regular`."""
-    if _check_size(path, max_bytes) > SMALL_BYTES:
-        return open(path, "rb")
-    return io.BytesIO(_read_once(path, SMALL_BYTES))
+    size = _check_size(path, max_bytes)
+    return open(path, "rb") if size > SMALL_BYTES else io.BytesIO(_read_start(path, size))
 
 
 def read_regular(path: str | Path, max_bytes: int) -> bytes:
@@ -91,7 +110,7 @@ def read_regular(path: str | Path, max_bytes: int) -> bytes:
     Raise OSError if it is larger than `max_bytes` or not a regular file: opening a pipe may block forever, and a device
     has no end.
     """
-    return _read_once(path, _check_size(path, max_bytes))
+    return _read_start(path, _check_size(path, max_bytes))
 
 
 def _check_size(path: str | Path, max_bytes: int) -> int:
@@ -104,13 +123,39 @@ def _check_size(path: str | Path, max_bytes: int) -> int:
     return status.st_size
 
 
-def _read_once(path: str | Path, size: int) -> bytes:
-    """Return the first `size` bytes by one system call. A file object would double the time."""
+def _read_start(path: str | Path, size: int) -> bytes:
+    """Return the first `size` bytes, usually by one system call. A file object would double the time.
+
+    Network file systems may give less than requested at a time.
+    """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
-        return os.read(descriptor, size)
+        data = os.read(descriptor, size)
+        if len(data) == size:
+            return data
+        parts = [data]
+        while parts[-1] and (missing := size - sum(map(len, parts))) > 0:
+            parts.append(os.read(descriptor, missing))
+        return b"".join(parts)
     finally:
         os.close(descriptor)
+
+
+def is_lasting(error: OSError) -> bool:
+    """Return whether the error says what the file is, so that the next try will give the same."""
+    return error.errno in LASTING_ERRORS
+
+
+def retry_reading(read: Callable[[], T]) -> T:
+    """Return `read()`. Try again if it raises an OSError that may pass (EIO, EMFILE, ESTALE, ...)."""
+    for delay in RETRY_DELAYS:
+        try:
+            return read()
+        except OSError as error:
+            if is_lasting(error) or isinstance(error, PermissionError):
+                raise
+            time.sleep(delay)
+    return read()
 
 
 def check_archive(path: str | Path, *, contents: bool = False) -> None:
@@ -178,12 +223,15 @@ def write_yaml(path: str | Path, content: dict) -> None:
 
 
 def read_yaml(path: str | Path) -> dict:
-    """Return the mapping in a YAML file. Raise UserError with file and line for damage and for tags of objects."""
+    """Return the mapping in a YAML file, with its class names (under `names`) as they are typed.
+
+    Raise UserError with file and line for damage, a key that occurs twice, text that is not UTF-8, and tags of objects.
+    """
     path = Path(path)
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
             raise UserError(f"{path}: {path.stat().st_size} bytes is too large for a YAML configuration file")
-        content = _load_yaml(path.read_bytes().decode("utf-8", errors="ignore"))
+        content = _load_yaml(_decode_yaml(retry_reading(path.read_bytes)))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (
@@ -203,6 +251,26 @@ def read_yaml(path: str | Path) -> dict:
     return content
 
 
+def _decode_yaml(data: bytes) -> str:
+    """Return the text of UTF-8, or of UTF-16 with a byte order mark. Letters lost in comments do not count."""
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        text = data.decode(encoding, errors="replace")
+    try:
+        damaged = any("\ufffd" in event.value for event in yaml.parse(text) if isinstance(event, yaml.ScalarEvent))
+    except yaml.YAMLError:
+        damaged = True
+    if damaged:
+        raise yaml.MarkedYAMLError(
+            problem="not UTF-8 text. Save the file in the encoding UTF-8",
+            problem_mark=yaml.Mark("", 0, line - 1, 0, None, 0),
+        )
+    return text
+
+
 def _load_yaml(text: str) -> Any:
     """Return the content of a YAML document, None if it is empty."""
     loader = yaml.SafeLoader(text)
@@ -210,14 +278,20 @@ def _load_yaml(text: str) -> Any:
         root = loader.get_single_node()
         if root is None:
             return None
-        _check_yaml_size(root)
+        for node in _walk_yaml(root):
+            if isinstance(node, yaml.MappingNode):
+                _require_unique_keys(loader, node)
+        _keep_names_as_typed(root)
         return loader.construct_document(root)
     finally:
         loader.dispose()
 
 
-def _check_yaml_size(root: yaml.Node) -> None:
-    """Raise MarkedYAMLError if building the document would take very long. Aliases may repeat parts without end."""
+def _walk_yaml(root: yaml.Node) -> Generator[yaml.Node]:
+    """Yield all nodes. Raise MarkedYAMLError if building the document would take very long.
+
+    Aliases may repeat parts without end.
+    """
     waiting, count = [root], 0
     while waiting:
         node, count = waiting.pop(), count + 1
@@ -231,6 +305,33 @@ def _check_yaml_size(root: yaml.Node) -> None:
             waiting += node.value
         elif len(node.value) > MAX_NUMBER_LETTERS and not node.tag.endswith(":str"):
             raise yaml.MarkedYAMLError(problem=f"a number of {len(node.value)} letters", problem_mark=node.start_mark)
+        yield node
+
+
+def _require_unique_keys(loader: yaml.SafeLoader, mapping: yaml.MappingNode) -> None:
+    """Raise MarkedYAMLError if a key occurs twice, also as 7 and 07. YAML would keep the last value."""
+    seen = set()
+    for key, _ in mapping.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        is_number = key.tag.endswith((":int", ":float")) and len(key.value) <= MAX_NUMBER_LETTERS
+        same = key.tag, loader.construct_object(key) if is_number else key.value
+        if same in seen:
+            raise yaml.MarkedYAMLError(
+                problem=f"the key {key.value[:60]!r} occurs twice. Remove one", problem_mark=key.start_mark
+            )
+        seen.add(same)
+
+
+def _keep_names_as_typed(root: yaml.Node) -> None:
+    """Make text of the values under `names`, which YAML takes for numbers or booleans: 012, 1:30, 1.10, no."""
+    values = [value for key, value in root.value if key.value == "names"] if isinstance(root, yaml.MappingNode) else []
+    for value in values:
+        names = value.value if isinstance(value, yaml.SequenceNode) else []
+        names = [name for _, name in value.value] if isinstance(value, yaml.MappingNode) else names
+        for name in names:
+            if isinstance(name, yaml.ScalarNode) and name.tag.endswith((":int", ":float", ":bool", ":timestamp")):
+                name.tag = "tag:yaml.org,2002:str"
 
 
 def _locate_yaml_error(error: Exception) -> str:

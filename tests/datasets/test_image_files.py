@@ -1,5 +1,6 @@
 """Images of a split: found in folders and list files, each with the path of its label file."""
 
+import errno
 import os
 
 import pytest
@@ -57,3 +58,35 @@ def test_an_absent_source_or_one_without_images_is_an_error(tmp_path):
         load_index(tmp_path, 1, prefix="val: ", progress=False)
     with pytest.raises(UserError, match="not a text file"):
         find_images(write_labels(tmp_path / "list.txt", b"\xff\xfe\x00"))
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    write_image(tmp_path / "a/x.png")
+    write_image(tmp_path / "b/x.png")
+    scandir = os.scandir
+
+    def fail(folder):
+        if os.fspath(folder).rstrip("/").endswith("b"):
+            raise OSError(errno.EIO, "Input/output error")
+        return scandir(folder)
+
+    monkeypatch.setattr("utils.files.RETRY_DELAYS", (0, 0))
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(UserError, match="/b/ cannot be listed: Input/output error"):
+        find_images(tmp_path)
+
+
+def test_lists_written_on_windows(tmp_path):
+    image = write_image(tmp_path / "images/train/a.png")
+    split = write_labels(tmp_path / "train.txt", b"images\\train\\a.png\r\n.\\images\\train\\a.png\r\n")
+    assert find_images(split) == [str(image)] * 2
+
+
+def test_a_link_to_a_list_leads_to_the_images_beside_either(tmp_path):
+    image = write_image(tmp_path / "far/images/a.png")
+    write_labels(tmp_path / "far/train.txt", "./images/a.png\n")
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near/train.txt").symlink_to(tmp_path / "far/train.txt")
+    assert find_images(tmp_path / "near/train.txt") == [str(image)]
+    near = write_image(tmp_path / "near/images/a.png")
+    assert find_images(tmp_path / "near/train.txt") == [str(near)]

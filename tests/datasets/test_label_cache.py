@@ -1,5 +1,6 @@
 """Label cache: read only if nothing has changed, and scanned again if it is damaged."""
 
+import errno
 import os
 import shutil
 import zipfile
@@ -16,8 +17,9 @@ from utils.datasets import label_cache, labels
 from utils.datasets.image_files import find_images, label_path
 from utils.datasets.label_index import ARRAYS
 from utils.datasets.labels import load_index
+from utils.errors import UserError
 
-KEPT = ROOT / "tests" / "kept" / "labels-format2.cache"
+KEPT = ROOT / "tests" / "kept"
 
 
 @pytest.fixture
@@ -53,27 +55,76 @@ def test_the_cache_gives_the_same_index_and_is_the_only_file_written(folder, mon
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
 
-def test_a_kept_cache_of_format_2_is_read(tmp_path, monkeypatch):
-    """The kept file was written for these images by an earlier version. Its stamps are of other files."""
+@pytest.mark.parametrize("number, scans", [(3, 0), (2, 8)])  # format 2 held rows that are now read otherwise
+def test_kept_caches_of_each_format(tmp_path, monkeypatch, number, scans):
+    """The kept files were written for these images by earlier versions. Their stamps are of other files."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    for number in range(8):
+    for image_number in range(8):
         image, rows = draw_boxes(rng, int(rng.integers(1, 4)))
-        write_labels(tmp_path / f"labels/train/{number}.txt", "".join(rows))
+        write_labels(tmp_path / f"labels/train/{image_number}.txt", "".join(rows))
         (tmp_path / "images/train").mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(f"images/train/{number}.png", image)
+        cv2.imwrite(f"images/train/{image_number}.png", image)
     fresh = load_index("images/train", 2, progress=False, cache=False)
-    with np.load(KEPT) as arrays:
+    with np.load(KEPT / f"labels-format{number}.cache") as arrays:
         stamps = arrays["stamps"]
     monkeypatch.setattr(label_cache, "stamp_files", lambda paths: stamps)
-    shutil.copy(KEPT, "labels/train.cache")
+    shutil.copy(KEPT / f"labels-format{number}.cache", "labels/train.cache")
     scanned = watch_scans(monkeypatch)
     kept = load_index("images/train", 2, progress=False)
-    assert scanned == []
+    assert len(scanned) == scans
     assert (kept.paths, kept.counts, kept.messages) == (fresh.paths, fresh.counts, fresh.messages)
     for name in ARRAYS:
         assert getattr(kept, name).dtype == getattr(fresh, name).dtype
         np.testing.assert_array_equal(getattr(kept, name), getattr(fresh, name))
+
+
+@pytest.mark.parametrize("function", ["open", "read"])
+@pytest.mark.parametrize("file", ["labels/train/a.txt", "images/train/a.jpg"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
+def test_read_errors_are_not_remembered(folder, monkeypatch, capsys, function, file, number):
+    """The image is skipped, named, and there again in the next scan. It never becomes a background."""
+    original = getattr(os, function)
+
+    def fail(first, *args, **settings):
+        path = os.readlink(f"/proc/self/fd/{first}") if isinstance(first, int) else os.fspath(first)
+        if str(path).endswith(file):
+            raise OSError(number, os.strerror(number))
+        return original(first, *args, **settings)
+
+    monkeypatch.setattr("utils.files.RETRY_DELAYS", (0, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, fail)
+        index = load_index(folder / "images/train", 3)
+    assert index.counts == (0, 1, 1, 1) and f"{folder}/images/train/a.jpg" not in index.paths
+    assert os.strerror(number) in index.messages[0] and "a.jpg: image skipped" in index.messages[0]
+    assert scan(folder).counts == (1, 1, 1, 0)
+
+
+def test_a_read_error_that_passes_costs_nothing(folder, monkeypatch):
+    original, failures = os.open, [errno.EIO, errno.EMFILE]
+
+    def fail_twice(path, *args, **settings):
+        if str(path).endswith("a.txt") and failures:
+            raise OSError(failures.pop(), "no luck")
+        return original(path, *args, **settings)
+
+    monkeypatch.setattr(os, "open", fail_twice)
+    assert scan(folder).counts == (1, 1, 1, 0) and not failures and (folder / "labels/train.cache").exists()
+
+
+def test_a_disk_that_fails_ends_the_scan(folder, monkeypatch):
+    for number in range(labels.MAX_UNREADABLE + 20):
+        shutil.copy(folder / "images/train/a.jpg", folder / f"images/train/d{number}.jpg")
+
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("utils.files.RETRY_DELAYS", ())
+    monkeypatch.setattr(labels, "image_shape", lambda path: (24, 32))
+    monkeypatch.setattr(labels, "read_regular", fail)
+    with pytest.raises(UserError, match="more than 100 files cannot be read, the last is .*Input/output error"):
+        scan(folder)
 
 
 def test_an_edit_of_the_same_size_is_seen(folder):

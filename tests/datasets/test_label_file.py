@@ -18,6 +18,8 @@ from utils.datasets.label_file import parse_labels
     (b"0 .95 .5 .3 .2", [(0, 0.95, 0.5, 0.3, 0.2)]),  # may extend beyond the image: each number is in 0...1
     (b"0 1.00000001 .5 1.00000001 .2", [(0, 1.00000001, 0.5, 1.00000001, 0.2)]),  # 1 as a float32
     (b"0 .1 .1 .3 .1 .3 .4 .1 .4", [(0, 0.2, 0.25, 0.2, 0.3)]),  # polygon: its bounding box
+    (b"0 1.0000004 .5 1.00004 .2", [(0, 1, 0.5, 1, 0.2)]),  # rounding errors are clipped
+    (b"0 -1e-7 .5 .2 .2", [(0, 0, 0.5, 0.2, 0.2)]),
     (b"0 .9 .1 1.05 .1 1.05 .4", [(0, 0.975, 0.25, 0.15, 0.3)]),  # polygon that extends beyond the image
 ])  # fmt: skip
 def test_good_rows(data, boxes):
@@ -35,13 +37,18 @@ def test_good_rows(data, boxes):
     (b"0 .5 .5 .2 \x00\xff", "is not a finite number"),
     (b"cat .5 .5 .2 .2", "'cat' is not a finite number"),
     (b"0 .5 .5 .2", "4 numbers"),
-    (b"0 .5 .5 .2 .2 .9", "6 numbers"),  # a confidence behind the box
+    (b"0 .5 .5 .2 .2 .9", "6 numbers"),
+    (b"0 .5 .5 .2 .2 .9", "remove a confidence behind the box"),
     (b"0 .1 .1 .3 .1 .3 .4 .1", "8 numbers"),  # half a point
     (b"0", "1 numbers"),
     (b"0,.5,.5,.2,.2", "spaces, not by commas"),
     (b"-1 .5 .5 .2 .2", "class -1"),
     (b".5 .5 .5 .2 .2", "class 0.5"),
     (b"0 320 240 64 48", "divide pixels"),
+    (b"0 20 30 64 48", "corners (x1 y1 x2 y2) in pixels"),
+    (b"0 1.000400003 .5 .2 .2", "x y w h = 1.0004 0.5 0.2 0.2 is not"),
+    (b"0 1.0002000 .5 .2 .2", "x y w h = 1.0002 "),  # never printed as 1
+    (b".5 .5 .2 .2 1", "the class is the first number"),
     (b"0 .5 .5 -.2 .2", "not within 0...1"),
     (b"0 .5 1.001 .2 .2", "not within 0...1"),
     (b"0 .5 .5 0 .2", "no area"),
@@ -78,3 +85,20 @@ def test_repeated_rows_are_skipped_but_not_other_polygons_with_the_same_box():
     parsed = parse_labels(rows)
     assert [box[0] for box in parsed.boxes] == [1, 0, 2, 2]
     assert [number for number, _ in parsed.problems] == [3]
+
+
+@pytest.mark.parametrize(
+    "values, row, box",
+    [
+        (8, b"0 .8 .8 .1 .1 .76 .78 .84 .78 .84 .83 .76 .83", (0, 0.8, 0.8, 0.1, 0.1)),  # kpt_shape [4, 2]
+        (6, b"1 .8 .8 .1 .1 .76 .78 2 0 0 0", (1, 0.8, 0.8, 0.1, 0.1)),  # kpt_shape [2, 3], with visibility
+        (6, b"1 .8 .8 .1 .1", (1, 0.8, 0.8, 0.1, 0.1)),  # without keypoints
+        (6, b"1 .1 .1 .3 .1 .3 .4", "7 numbers in the row: with kpt_shape it has 5 or 11"),  # no polygon
+    ],
+)
+def test_keypoints_behind_a_box_are_no_polygon(values, row, box):
+    parsed = parse_labels(row, values)
+    if isinstance(box, tuple):
+        assert parsed == ([box], [()], [])
+    else:
+        assert parsed == ([], [], [(1, box)])

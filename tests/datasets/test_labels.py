@@ -9,7 +9,7 @@ import pytest
 from small_splits import make_split, scan, write_image, write_labels
 
 from utils.datasets import image_files, labels
-from utils.datasets.labels import load_index
+from utils.datasets.labels import describe_absent_labels, load_index
 from utils.errors import UserError
 
 
@@ -122,6 +122,49 @@ def test_a_split_without_any_label_says_where_they_are_expected(tmp_path, capsys
     load_index(tmp_path / "images", 1, cache=False)
     printed = capsys.readouterr()
     assert "WARNING: no labels. Those of" in printed.err and f"expected in {tmp_path}/labels/x.txt" in printed.err
+
+
+def test_labels_that_were_all_refused_are_not_said_to_be_absent(tmp_path, capsys):
+    image = write_image(tmp_path / "images/x.png")
+    path = write_labels(tmp_path / "labels/x.txt", "0 5 5 9 9\n")
+    index = load_index(image, 1, cache=False)
+    assert (
+        f"WARNING: no labels. All rows of the label files were refused, the first is {path}:1: "
+        in capsys.readouterr().err
+    )
+    assert describe_absent_labels(index).startswith("All rows")
+
+
+@pytest.mark.parametrize("corners", [True, False])
+def test_rows_that_are_corners_are_recognised(tmp_path, capsys, corners):
+    """x1 y1 x2 y2 are valid as a centre and a size, only the boxes are absurd."""
+    rng = np.random.default_rng(0)
+    image = write_image(tmp_path / "images/x.png")
+    low, size = rng.uniform(0.02, 0.5, (20, 2)), rng.uniform(0.05, 0.4, (20, 2))
+    boxes = np.concatenate((low, low + size) if corners else (low + size / 2, size), 1)
+    write_labels(tmp_path / "labels/x.txt", "".join(f"0 {' '.join(f'{v:.6f}' for v in box)}\n" for box in boxes))
+    load_index(image, 1, cache=False)
+    assert ("look like corners (class x1 y1 x2 y2)" in capsys.readouterr().err) is corners
+
+
+@pytest.mark.parametrize("kind", ["folder", "too large"])
+def test_an_image_whose_label_file_is_none_is_skipped(folder, monkeypatch, kind):
+    path = folder / "labels/train/a.txt"
+    if kind == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        monkeypatch.setattr(labels, "MAX_LABEL_BYTES", 8)
+    index = scan(folder)
+    assert index.counts == (0, 1, 1, 1)
+    assert f"a.jpg: image skipped: its label file {path} cannot be read" in index.messages[0]
+
+
+def test_keypoints_are_part_of_the_cache(folder):
+    write_labels(folder / "labels/train/a.txt", "0 .8 .8 .1 .1 .7 .8 .9 .8\n")
+    assert len(scan(folder).polygons(0)[0]) == 4
+    assert scan(folder, keypoint_values=4).boxes(0)[0].tolist() == pytest.approx([0, 0.8, 0.8, 0.1, 0.1])
+    assert [len(polygon) for polygon in scan(folder, keypoint_values=4).polygons(0)] == [0]
 
 
 def test_coco128(reference):

@@ -191,7 +191,7 @@ def test_a_flag_like_none_is_likened_to_none():
         ({"names": {"0": "a", "1": "b"}}, """keys 0 to n-1; no numbers: "'0', '1'"$"""),
         ({"names": {"cat": 0, "dog": 1}}, """no numbers: "'cat', 'dog'"$"""),
         ({"names": "cat"}, "keys 0 to n-1$"),
-        ({"names": ["a", True]}, "put quotes around it"),
+        ({"names": ["a", None]}, "put quotes around it"),
         ({"train": 5}, "is not a path"),
     ],
 )

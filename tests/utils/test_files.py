@@ -1,5 +1,6 @@
 """Run folders get their own numbers, files are whole or absent, and broken YAML is named by line."""
 
+import errno
 import os
 import threading
 from contextlib import suppress
@@ -16,6 +17,7 @@ from utils.files import (
     open_regular,
     read_regular,
     read_yaml,
+    retry_reading,
     write_yaml,
 )
 
@@ -130,6 +132,9 @@ def test_yaml_keeps_order_and_text(tmp_path):
         ("", "found NoneType"),
         ("a: !!python/object/apply:os.system ['touch hacked']\n", "could not determine a constructor"),
         ("a: &a [x]\nb: *c\n", "undefined alias"),
+        ("lr0: 1\nbox: 2\nlr0: 3\n", ":3: the key 'lr0' occurs twice"),
+        ("names: {0: cat, 0: dog}\n", ":1: the key '0' occurs twice"),  # a class would be lost
+        ("names: {7: cat, 07: dog}\n", "the key '07' occurs twice"),  # the same number
     ],
 )
 def test_broken_yaml_is_one_clear_error(tmp_path, text, message):
@@ -138,6 +143,71 @@ def test_broken_yaml_is_one_clear_error(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as wrong:
         read_yaml(file)
     assert str(file) in str(wrong.value) and "\n" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    "typed, names",
+    [
+        ("[012, 1:30, 1.10, no, on, 1e3, 2024-01-02]", ["012", "1:30", "1.10", "no", "on", "1e3", "2024-01-02"]),
+        ("{0: 007, 1: 0x1F}", {0: "007", 1: "0x1F"}),
+        ("[~, null, '', cat]", [None, None, "", "cat"]),  # no name: the reader of data sets refuses it
+    ],
+)
+def test_class_names_are_read_as_typed(tmp_path, typed, names):
+    (tmp_path / "data.yaml").write_text(f"nc: 012\nnames: {typed}\n")
+    assert read_yaml(tmp_path / "data.yaml") == {"nc": 10, "names": names}
+
+
+@pytest.mark.parametrize(
+    "text, encoding, names",
+    [
+        ("names: [Käfer]", "utf-8-sig", ["Käfer"]),
+        ("names: [Käfer]", "utf-16", ["Käfer"]),
+        ("# größer\nnames: [a]", "latin-1", ["a"]),  # only a comment loses a letter
+        ("a: 1\nnames: [Käfer]", "latin-1", None),
+        ("a: 1\nnames: [猫, 狗]", "gbk", None),
+        ("a: 1\nnames: [\u201cA\u201d]", "cp1252", None),
+    ],
+)
+def test_yaml_in_another_encoding_loses_no_letter(tmp_path, text, encoding, names):
+    (tmp_path / "data.yaml").write_bytes(text.encode(encoding))
+    if names:
+        assert read_yaml(tmp_path / "data.yaml")["names"] == names
+        return
+    with pytest.raises(UserError, match="data.yaml:2: not UTF-8 text. Save the file in the encoding UTF-8"):
+        read_yaml(tmp_path / "data.yaml")
+
+
+def test_short_reads_are_read_on(tmp_path, monkeypatch):
+    """Network file systems may give less than requested."""
+    (tmp_path / "file").write_bytes(bytes(range(200)))
+    read = os.read
+    monkeypatch.setattr(os, "read", lambda descriptor, size: read(descriptor, min(size, 7)))
+    assert read_regular(tmp_path / "file", 1000) == bytes(range(200))
+    with open_regular(tmp_path / "file", 1000) as file:
+        assert file.read() == bytes(range(200))
+
+
+@pytest.mark.parametrize(
+    "number, tries",
+    [(errno.EIO, 3), (errno.EMFILE, 3), (errno.ESTALE, 3), (errno.ENOENT, 1), (errno.EFBIG, 1), (errno.EACCES, 1)],
+)
+def test_errors_that_may_pass_are_retried(monkeypatch, number, tries):
+    monkeypatch.setattr("utils.files.RETRY_DELAYS", (0, 0))
+    calls = []
+
+    def read() -> bytes:
+        calls.append(1)
+        if len(calls) < 3:
+            raise OSError(number, "no luck")
+        return b"content"
+
+    if tries == 3:
+        assert retry_reading(read) == b"content"
+    else:
+        with pytest.raises(OSError, match="no luck"):
+            retry_reading(read)
+    assert len(calls) == tries
 
 
 def test_a_missing_yaml_is_named(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from utils.errors import UserError
+from utils.files import retry_reading
 from utils.images.suffixes import IMAGE_SUFFIXES
 from utils.parallel_map import parallel_map
 
@@ -35,8 +36,9 @@ def find_images(sources: Sources) -> list[str]:
     """Find images in folders (any depth, hidden names skipped), list files and single files. Return sorted paths.
 
     A list file has one path per line. A relative path is looked up in the current folder, then in the list's own. A
-    path that begins with `./` is looked up in the list's own folder only. A path listed twice counts twice. Raises
-    UserError if a source does not exist.
+    path that begins with `./` is looked up in the list's own folder only. A path listed twice counts twice. Backslashes
+    count as slashes if the path as written does not exist. Raises UserError if a source does not exist, or a folder
+    cannot be listed.
     """
     paths: list[str] = []
     for source in as_list(sources):
@@ -50,32 +52,73 @@ def find_images(sources: Sources) -> list[str]:
 
 
 def _walk(folder: str) -> Iterable[str]:
-    seen = set()  # real paths of folders, so that a link to a parent folder does not loop
-    for here, folders, names in os.walk(folder, followlinks=True):
+    """Yield the images below a folder. Raises UserError for a folder that cannot be listed."""
+    seen: set[str] = set()  # real paths of folders, so that a link to a parent folder does not loop
+    waiting = [folder]
+    while waiting:
+        here = os.path.join(waiting.pop(), "")
         real = os.path.realpath(here)
-        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        if real not in seen:
-            seen.add(real)
-            here = os.path.join(here, "")
-            for name in names:  # up to a million: inlined is_image for names that do not begin with a dot
-                if name[name.rfind(".") :].lower() in IMAGE_SUFFIXES and name[0] != ".":
-                    yield here + name
+        if real in seen:
+            continue
+        seen.add(real)
+        folders = []
+        for entry in _list_folder(here):
+            name = entry.name
+            if name[0] == ".":
+                continue
+            if _is_folder(entry):
+                folders.append(here + name)
+            elif name[name.rfind(".") :].lower() in IMAGE_SUFFIXES:  # up to a million: inlined is_image
+                yield here + name
+        waiting += sorted(folders, reverse=True)
+
+
+def _list_folder(folder: str) -> list[os.DirEntry[str]]:
+    def read() -> list[os.DirEntry[str]]:
+        with os.scandir(folder) as entries:
+            return list(entries)
+
+    try:
+        return retry_reading(read)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be listed: {error.strerror}. Its images would be missing: mend the folder, move it away, "
+            "or list the images in a .txt file"
+        ) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir() and entry.name != "lost+found"  # of the file system, for its administrator only
+    except OSError:
+        return False
 
 
 def _read_list(file: Path) -> Iterable[str]:
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = retry_reading(file.read_bytes).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not a text file that lists images, one path per line ({error})") from error
-    folder = str(file.parent)
-    for line in filter(is_image, map(str.strip, text.splitlines())):
-        if line.startswith("./"):
-            yield os.path.join(folder, line[2:])
-        elif os.path.isabs(line) or os.path.exists(line):
-            yield line
-        else:
-            beside = os.path.join(folder, line)
-            yield beside if os.path.exists(beside) else line
+    folders = list(dict.fromkeys([str(file.parent), os.path.dirname(os.path.realpath(file))]))
+    for line in map(str.strip, text.splitlines()):
+        if is_image(line):
+            path = _find_listed(line, folders)
+            slashes = line.replace("\\", "/")  # as written on Windows
+            if slashes != line and not os.path.exists(path):
+                path = _find_listed(slashes, folders)
+            yield path
+
+
+def _find_listed(line: str, folders: list[str]) -> str:
+    """Return the path of a line of a list that lies in `folders`: its own and, if it is a link, that of its target."""
+    if line.startswith("./"):
+        beside = [os.path.join(folder, line[2:]) for folder in folders]
+    elif os.path.isabs(line) or os.path.exists(line):
+        return line
+    else:
+        beside = [os.path.join(folder, line) for folder in folders]
+    absent = beside[0] if line.startswith("./") else line
+    return next(filter(os.path.exists, beside), absent)
 
 
 def map_chunks(function: Callable[[list[str]], T], paths: list[str], *, size: int) -> Iterator[T]:

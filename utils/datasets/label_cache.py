@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,7 +17,7 @@ from utils.datasets.string_array import StringArray
 from utils.files import atomic_write, check_archive, open_regular
 from utils.parallel_map import MAX_WORKERS
 
-CACHE_FORMAT = 2  # raise it when the parser or the layout changes: caches with another number are not read
+CACHE_FORMAT = 3  # raise it when the parser or the layout changes: caches with another number are not read
 MAX_CACHE_BYTES = 8 << 30
 
 
@@ -26,17 +26,18 @@ class LabelCache:
     """Cache of one split, valid for exactly these images, label files and settings."""
 
     places: list[Path]  # files to read and to write, best first
-    settings: dict[str, int]  # num_classes, single_cls and the format
+    settings: dict[str, int]  # the format of the cache, and what the rows mean
     paths: list[str]  # of all images, usable or not
     stamps: np.ndarray  # (N, 6) int64, see `stamp_files`
 
     @classmethod
-    def of_split(
-        cls, sources: Sequence[str | Path], paths: list[str], *, num_classes: int, single_cls: bool
-    ) -> "LabelCache":
-        """Return the cache of the images `paths` that were found in `sources`, as they are on disk now."""
-        settings = {"format": CACHE_FORMAT, "num_classes": num_classes, "single_cls": int(single_cls)}
-        return cls(cache_places(sources, paths), settings, paths, stamp_files(paths))
+    def of_split(cls, sources: Sequence[str | Path], paths: list[str], *, settings: Mapping[str, int]) -> "LabelCache":
+        """Return the cache of the images `paths` that were found in `sources`, as they are on disk now.
+
+        It is valid for equal `settings` only: what the rows mean.
+        """
+        numbers = {"format": CACHE_FORMAT} | dict(settings)
+        return cls(cache_places(sources, paths), numbers, paths, stamp_files(paths))
 
     def read(self) -> LabelIndex | None:
         """Return the index of the first valid cache file, or None."""

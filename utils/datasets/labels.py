@@ -3,9 +3,12 @@
 Everything the user owns is only read.
 """
 
+import re
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,15 +17,37 @@ from utils.datasets.image_files import Sources, as_list, find_images, label_path
 from utils.datasets.label_cache import LabelCache
 from utils.datasets.label_file import ParsedLabels, parse_labels
 from utils.datasets.label_index import Counts, LabelIndex, keep_paths, merge_indices, offsets_of, sum_counts
+from utils.datasets.stray_labels import find_stray_labels
 from utils.datasets.string_array import StringArray
 from utils.errors import UserError, one_line
-from utils.files import read_regular
+from utils.files import UnreadableFile, is_lasting, read_regular, retry_reading
 from utils.images.header import image_shape
 from utils.images.suffixes import IMAGE_SUFFIXES
 from utils.parallel_map import MAX_WORKERS
 
 NAMED_ROWS = 10  # skipped rows of one file that are reported one by one
 MAX_LABEL_BYTES = 64 << 20  # of one label file
+MAX_UNREADABLE = 100  # images that a scan skips because of read errors
+MIN_CORNERS = 8  # rows, fewer may look like corners by chance
+CORNER_SLACK = 0.02  # by which boxes leave the image
+
+ROW_MESSAGE = re.compile(r"\.txt:\d+: ")  # in a message about a row, behind the file's stem
+
+
+class RowFormat(NamedTuple):
+    """Meaning of the rows of a split's label files."""
+
+    num_classes: int
+    single_cls: bool = False  # every class becomes 0
+    keypoint_values: int = 0  # behind the box in each row
+
+
+class Scan(NamedTuple):
+    """Result of reading images and label files."""
+
+    index: LabelIndex  # of the usable images
+    kept: np.ndarray  # (N,) bool: which of the paths they are
+    unreadable: int  # number of images skipped because a file could not be read this time
 
 
 def load_index(
@@ -33,11 +58,13 @@ def load_index(
     cache: bool = True,
     progress: bool = True,
     single_cls: bool = False,
+    keypoint_values: int = 0,
 ) -> LabelIndex:
     """Find and verify the images of `sources` (see `find_images`) and read their labels, from the cache if it is valid.
 
-    `single_cls` sets every class to 0. `progress` shows the bar and reports everything that was skipped. Raises
-    UserError for no image, for no usable image, and for a class id of `num_classes` or above unless `single_cls`.
+    `single_cls` sets every class to 0. `keypoint_values` is the number of values behind the box in each row.
+    `progress` shows the bar and reports everything that was skipped. Raises UserError for no usable image, for many
+    unreadable ones, and for a class id of `num_classes` or above unless `single_cls`.
     """
     sources = as_list(sources)
     paths = find_images(sources)
@@ -47,69 +74,120 @@ def load_index(
             f"{' '.join(sorted(IMAGE_SUFFIXES))} files, or a list of their paths"
         )
     title = f"{prefix}Scanning {sources[0]}..."
-    store = LabelCache.of_split(sources, paths, num_classes=num_classes, single_cls=single_cls) if cache else None
+    rows = RowFormat(num_classes, single_cls, keypoint_values)
+    store = LabelCache.of_split(sources, paths, settings=rows._asdict()) if cache else None
     index = store.read() if store else None
     is_cached = index is not None
     if index is None:
-        index, kept = _scan_all(paths, num_classes, single_cls, title, progress)
-        # No label at all is probably a wrong path, so no file is written to a folder that may hold no labels.
-        if store and index.counts.found and not store.write(index, kept) and progress:
+        scan = _scan_all(paths, rows, title, progress)
+        index = scan.index
+        if store and not _write_cache(store, scan) and progress:
             warn(f"{prefix}the labels cannot be cached: no folder for the cache is writable")
     if progress:
         summary = [f"{title} {index.counts} (cached)"] if is_cached else []  # the bar of a scan leaves its own
         _report(index, prefix, *summary)
+        _warn_of_stray_labels(sources, paths, prefix)
     if not index.paths:
         raise UserError(f"{prefix}none of the {len(paths)} images in {sources[0]} can be used: {index.messages[0]}")
     return index
 
 
+def _write_cache(store: LabelCache, scan: Scan) -> bool:
+    """Write the cache if the scan is worth keeping. Return False if no place is writable.
+
+    No label at all is probably a wrong path, so no file is written to a folder that may hold no labels. A file that
+    could not be read this time may be whole.
+    """
+    return not scan.index.counts.found or scan.unreadable > 0 or store.write(scan.index, scan.kept)
+
+
 def _report(index: LabelIndex, prefix: str, *summary: str) -> None:
     info(*summary, *(f"{prefix}{one_line(message)}" for message in index.messages))
     if index.paths and not index.counts.found:
-        first = index.paths[0]
-        warn(f"{prefix}no labels. Those of {first} are expected in {label_path(first)}")
+        warn(f"{prefix}no labels. {one_line(describe_absent_labels(index))}")
+    if _look_like_corners(index.labels):
+        warn(
+            f"{prefix}the rows look like corners (class x1 y1 x2 y2), but they are read as class, centre x, centre y, "
+            "width, height. Convert them if so"
+        )
 
 
-def _scan_all(
-    paths: list[str], num_classes: int, single_cls: bool, title: str, progress: bool
-) -> tuple[LabelIndex, np.ndarray]:
-    """Return the index of the usable images, and which of `paths` they are (N,) bool."""
-    scan = partial(_scan, num_classes=num_classes, single_cls=single_cls)
+def describe_absent_labels(index: LabelIndex) -> str:
+    """Return why an index has no labels: all rows were refused, or the label files are elsewhere."""
+    refused = next(filter(ROW_MESSAGE.search, index.messages), None)
+    if refused:
+        return f"All rows of the label files were refused, the first is {refused}"
+    first = index.paths[0]
+    return f"Those of {first} are expected in {label_path(first)}"
+
+
+def _look_like_corners(labels: np.ndarray) -> bool:
+    """Return whether labels (M, 5) are probably corners: always x2 > x1 and y2 > y1, and many leave the image."""
+    x, y, w, h = labels[:, 1:].T
+    if len(labels) < MIN_CORNERS or not ((w > x) & (h > y)).all():
+        return False
+    outside = np.maximum.reduce([x + w / 2 - 1, y + h / 2 - 1, w / 2 - x, h / 2 - y]) > CORNER_SLACK
+    return bool(outside.mean() > 0.2)
+
+
+def _warn_of_stray_labels(sources: Sequence[str | Path], paths: list[str], prefix: str) -> None:
+    whole_folders = all(Path(source).is_dir() for source in sources)
+    for message in find_stray_labels(paths, whole_folders=whole_folders).messages():
+        warn(f"{prefix}{one_line(message)}")
+
+
+def _scan_all(paths: list[str], rows: RowFormat, title: str, progress: bool) -> Scan:
+    """Read all images and label files."""
+    parts, counts = [], Counts()
     size = max(1, min(256, len(paths) // (8 * MAX_WORKERS)))  # small enough for a lively bar, large enough to be cheap
-    parts, masks, counts = [], [], Counts()
     with progress_bar(total=len(paths), desc=title, disable=not progress) as bar:
-        for part, kept in map_chunks(scan, paths, size=size):
+        for part in map_chunks(partial(_scan, rows=rows), paths, size=size):
             parts.append(part)
-            masks.append(kept)
-            counts = sum_counts([counts, part.counts])
+            _limit_unreadable(sum(part.unreadable for part in parts), part.index.messages)
+            counts = sum_counts([counts, part.index.counts])
             bar.set_description(f"{title} {counts}", refresh=False)
-            bar.update(len(kept))
-    return merge_indices(parts), np.concatenate(masks)
+            bar.update(len(part.kept))
+    kept = np.concatenate([part.kept for part in parts])
+    return Scan(merge_indices([part.index for part in parts]), kept, sum(part.unreadable for part in parts))
 
 
-def _scan(paths: Sequence[str], num_classes: int | None, single_cls: bool) -> tuple[LabelIndex, np.ndarray]:
-    """Return the index of the usable images, and which of `paths` they are (len(paths),) bool."""
+def _limit_unreadable(count: int, messages: list[str]) -> None:
+    if count > MAX_UNREADABLE:
+        raise UserError(
+            f"more than {MAX_UNREADABLE} files cannot be read, the last is {messages[-1]}. Look at the disk or the "
+            "network, then start again"
+        )
+
+
+def _scan(paths: Sequence[str], rows: RowFormat) -> Scan:
+    """Read images and their label files."""
     kept = np.zeros(len(paths), bool)
-    found = missing = 0
+    found = missing = unreadable = 0
     shapes, boxes, per_image, points, per_label, messages = [], [], [], [], [], []
     for i, path in enumerate(paths):
         try:
-            shapes.append(image_shape(path))
+            shape = image_shape(path)
+            parsed, notes = _read_labels(label_path(path), rows)
         except ValueError as error:
+            if isinstance(error, UserError):
+                raise
             messages.append(f"{path}: image skipped: {error}")
+            if isinstance(error, UnreadableFile):
+                unreadable += 1
+                _limit_unreadable(unreadable, messages)
             continue
         kept[i] = True
-        parsed, notes = _read_labels(label_path(path), None if single_cls else num_classes)
+        shapes.append(shape)
         messages += notes
-        rows = parsed.boxes if parsed else []
-        missing, found = missing + (parsed is None), found + bool(rows)
-        boxes += rows
-        per_image.append(len(rows))
+        labels = parsed.boxes if parsed else []
+        missing, found = missing + (parsed is None), found + bool(labels)
+        boxes += labels
+        per_image.append(len(labels))
         for polygon in parsed.polygons if parsed else []:
             points += polygon
             per_label.append(len(polygon) // 2)
     labels = np.fromiter(chain.from_iterable(boxes), np.float32, 5 * len(boxes)).reshape(-1, 5)
-    if single_cls:
+    if rows.single_cls:
         labels[:, 0] = 0
     index = LabelIndex(
         paths=keep_paths(StringArray(paths), kept),
@@ -121,35 +199,38 @@ def _scan(paths: Sequence[str], num_classes: int | None, single_cls: bool) -> tu
         counts=Counts(found, missing, len(shapes) - found - missing, len(paths) - len(shapes)),
         messages=messages,
     )
-    return index, kept
+    return Scan(index, kept, unreadable)
 
 
-def _read_labels(path: str, num_classes: int | None) -> tuple[ParsedLabels | None, list[str]]:
+def _read_labels(path: str, rows: RowFormat) -> tuple[ParsedLabels | None, list[str]]:
     """Return the labels of a file (None if it does not exist) and messages on what was skipped.
 
-    Raises UserError for a class that the data set does not have.
+    Raises ValueError if the file cannot be read, which is an UnreadableFile if the next try may succeed. Raises
+    UserError for a class that the data set does not have.
     """
     try:
-        data = read_regular(path, MAX_LABEL_BYTES)
+        data = retry_reading(partial(read_regular, path, MAX_LABEL_BYTES))
     except FileNotFoundError:
         return None, []
     except OSError as error:
-        return ParsedLabels([], [], []), [f"{path}: cannot be read: {error.strerror}"]
-    parsed = parse_labels(data)
-    if num_classes is not None and parsed.boxes and max(box[0] for box in parsed.boxes) >= num_classes:
-        raise UserError(_describe_unknown_class(path, data, num_classes))
+        kind = ValueError if is_lasting(error) else UnreadableFile
+        raise kind(f"its label file {path} cannot be read: {error.strerror}") from error
+    parsed = parse_labels(data, rows.keypoint_values)
+    num_classes = rows.num_classes
+    if not rows.single_cls and parsed.boxes and max(box[0] for box in parsed.boxes) >= num_classes:
+        raise UserError(_describe_unknown_class(path, data, rows))
     messages = [f"{path}:{number}: {reason}" for number, reason in parsed.problems[:NAMED_ROWS]]
     if len(parsed.problems) > NAMED_ROWS:
         messages.append(f"{path}: {len(parsed.problems) - NAMED_ROWS} more rows skipped")
     return parsed, messages
 
 
-def _describe_unknown_class(path: str, data: bytes, num_classes: int) -> str:
+def _describe_unknown_class(path: str, data: bytes, rows: RowFormat) -> str:
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
-        row = parse_labels(line).boxes
-        if row and row[0][0] >= num_classes:
+        row = parse_labels(line, rows.keypoint_values).boxes
+        if row and row[0][0] >= rows.num_classes:
             return (
-                f"{path}:{number}: class {row[0][0]:.0f}, but the data set names {num_classes} classes "
-                f"(0...{num_classes - 1}): correct the row, or add the class to `names`"
+                f"{path}:{number}: class {row[0][0]:.0f}, but the data set names {rows.num_classes} classes "
+                f"(0...{rows.num_classes - 1}): correct the row, or add the class to `names`"
             )
     raise AssertionError("called for a file without such a class")

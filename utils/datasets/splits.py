@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.datasets.label_index import LabelIndex
-from utils.datasets.labels import load_index
+from utils.datasets.labels import describe_absent_labels, load_index
 from utils.datasets.spec import DatasetSpec
 from utils.datasets.subset import take_fraction
 from utils.errors import UserError
@@ -38,10 +38,7 @@ def load_splits(spec: DatasetSpec, *, single_cls: bool = False, fraction: float 
 
     train = scan("train")
     if not len(train.labels):
-        raise UserError(
-            f"{spec.file}: the training images have no labels at all; labels belong beside them, "
-            "with /images/ replaced by /labels/ and .txt for the suffix"
-        )
+        raise UserError(f"{spec.file}: the training images have no labels at all. {describe_absent_labels(train)}")
     names = class_names(spec.names, single_cls=single_cls)
     return Splits(spec, names, take_fraction(train, fraction), scan("val"))
 

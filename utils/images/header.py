@@ -2,13 +2,14 @@
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import cv2
 import numpy as np
 
-from utils.files import open_regular
+from utils.files import UnreadableFile, is_lasting, open_regular, retry_reading
 
 MIN_SIDE = 10  # pixels
 MAX_PIXELS = 2**28  # of an image; decoded it takes 3 bytes per pixel, in every worker at once
@@ -21,17 +22,22 @@ def image_shape(path: str | Path) -> tuple[int, int]:
     """Return the height and width that an image decodes to, rotated by its EXIF orientation.
 
     Usual JPEG, PNG and WebP files are read by header and end mark alone. All others are decoded. ValueError says why
-    an image is unusable.
+    an image is unusable. It is an UnreadableFile if the next try may succeed.
     """
     try:
-        with open_regular(path, MAX_BYTES) as file:
-            shape = header_shape(file)
-            height, width = shape if _header_suffices(file) else _decoded_shape(file)
+        height, width = retry_reading(partial(_file_shape, path))
     except OSError as error:
-        raise ValueError(error.strerror or str(error)) from error
+        kind = ValueError if is_lasting(error) else UnreadableFile
+        raise kind(error.strerror or str(error)) from error
     if min(height, width) < MIN_SIDE:
         raise ValueError(f"the image is {width}x{height} pixels, less than {MIN_SIDE}")
     return height, width
+
+
+def _file_shape(path: str | Path) -> tuple[int, int]:
+    with open_regular(path, MAX_BYTES) as file:
+        shape = header_shape(file)
+        return shape if _header_suffices(file) else _decoded_shape(file)
 
 
 def header_shape(file: BinaryIO) -> tuple[int, int]:
@@ -76,8 +82,11 @@ def _decoded_shape(file: BinaryIO) -> tuple[int, int]:
     file.seek(0)
     try:
         image = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)
-    except (cv2.error, MemoryError) as error:
-        raise ValueError(f"cannot be decoded ({getattr(error, 'err', '') or 'out of memory'})") from error
+    except MemoryError as error:
+        raise UnreadableFile("cannot be decoded (out of memory)") from error
+    except cv2.error as error:
+        kind = UnreadableFile if getattr(error, "code", 0) == cv2.Error.StsNoMem else ValueError
+        raise kind(f"cannot be decoded ({getattr(error, 'err', '') or 'out of memory'})") from error
     if image is None:
         raise ValueError(UNREADABLE)
     height, width = image.shape[:2]
