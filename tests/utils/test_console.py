@@ -1,6 +1,7 @@
 """utils/console.py: what goes to which stream, on which rank, with --quiet, and with or without a terminal."""
 
 import io
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -67,6 +68,24 @@ def test_the_rank_is_restored_after_an_error(capsys):
         raise KeyError
     console.info("rank 0")
     assert capsys.readouterr().out == "rank 0\n"
+
+
+def test_warning_about_the_data_of_a_rank_appears_on_it(capsys):
+    with console.as_rank(1):
+        console.warn("elsewhere")
+        console.warn("here", all_ranks=True)
+    assert capsys.readouterr() == ("", "[rank 1] WARNING: here\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_child_process_warns_without_the_lock_of_the_bars(capfd, monkeypatch):
+    """A data worker may be killed at any moment. If it held the lock, the bars of the main process would stop."""
+    monkeypatch.setattr(console, "shows_bars", lambda: True)
+    monkeypatch.setattr(console.tqdm, "external_write_mode", None)
+    child = multiprocessing.get_context("fork").Process(target=console.warn, args=("in a worker",))
+    child.start()
+    child.join()
+    assert child.exitcode == 0 and capfd.readouterr().err == "WARNING: in a worker\n"
 
 
 def test_a_warning_is_printed_once_per_program(capsys):
