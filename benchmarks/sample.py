@@ -58,7 +58,7 @@ def synthetic_images(folder: Path, count: int) -> Path:
 
 def textbook_sample(dataset: DetectionDataset, i: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the mosaic around image i in epoch 0: a (3, S, S) RGB image and (n, 5) boxes in pixels."""
-    settings, index = dataset.settings, dataset.index
+    settings, index = dataset.augment, dataset.index
     rng = random_stream(SEED, 0, i, 0)
     rng.random()  # the draw for mosaic
     others = rng.integers(len(index), size=7).tolist()

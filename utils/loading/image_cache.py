@@ -110,7 +110,7 @@ class RamCache(ImageReader):
         title = f"Caching images ({self.starts[-1] / 2**30:.1f}GB ram)"
         with (
             ThreadPool(2 * min(MAX_WORKERS, os.cpu_count() or 1)) as pool,  # one thread reads while another decodes
-            console.progress_bar(total=len(index), desc=title, unit="images") as bar,
+            console.progress_bar(total=len(index), desc=title, unit="image") as bar,
         ):
             for _ in pool.imap_unordered(self._fill, range(len(index)), chunksize=8):
                 bar.update()
