@@ -1,7 +1,7 @@
 """Messages, warnings, errors and progress bars: the only place that writes to the terminal.
 
-Messages go to stdout; warnings, errors and bars go to stderr. Of several processes only rank 0 writes, except errors
-(`as_rank`). `--quiet` leaves warnings, errors and the last lines (`begin_program`).
+Messages go to stdout; warnings, errors and bars go to stderr. Of several ranks only rank 0 writes, except errors and
+warnings about a rank's own data (`as_rank`). `--quiet` leaves warnings, errors and the last lines (`begin_program`).
 """
 
 import io
@@ -38,9 +38,10 @@ def begin_program(*, quiet: bool = False) -> None:
 
 @contextmanager
 def as_rank(rank: int) -> Generator[None]:
-    """Let this process write as one of a group: on ranks other than 0 only errors appear, with `[rank N]` in front.
+    """Let this process write as one of a group.
 
-    Other libraries' output on those ranks is treated alike: stdout is dropped, stderr has the prefix.
+    On ranks other than 0 only errors appear, and warnings for `all_ranks`, with `[rank N]` in front. Output of other
+    libraries on those ranks is treated alike: stdout is dropped, stderr has the prefix.
     """
     before, _settings.rank = _settings.rank, rank
     try:
