@@ -1,9 +1,11 @@
 """Store in evolve.csv: no generation is lost or counted twice, and damaged rows are shown."""
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -145,6 +147,83 @@ def test_a_row_cut_off_at_the_end_costs_no_other_row(tmp_path):
     assert keys(records) == [0, 1] and len(messages) == 1
 
 
+# ---- a table that changes, or cannot be written, during a search
+
+
+def read_older_copy(file):
+    return "\n".join(file.read_text().splitlines()[:2]) + "\n"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda file: file.unlink(),
+        lambda file: file.write_text(""),
+        lambda file: file.write_text(read_older_copy(file)),  # an editor that saves what it had read
+        lambda file: file.write_text(file.read_text()[:-30]),
+        lambda file: file.write_text(file.read_text().replace(",", ";")),  # a spreadsheet
+        lambda file: file.write_text("\n"),
+    ],
+    ids=["deleted", "emptied", "older copy", "cut off", "other separators", "blank line"],
+)
+@pytest.mark.parametrize("at", [2, 5])
+def test_a_table_taken_away_during_a_search_is_written_again(tmp_path, capsys, edit, at):
+    store = CsvStore(tmp_path, NAMES)
+
+    def objective(hyp, generation):
+        if generation == at:
+            edit(store.file)
+            before.append(store.file.read_text() if store.file.is_file() else "")
+            edit(store.started_file)
+        return closeness(hyp)
+
+    before = []
+    found = evolve(objective, START, 6, store=store)
+    store.close()
+    rows, messages = read_table(store.file, NAMES)
+    assert sorted(row.number for row in rows) == list(range(6)) and len(messages) <= 1
+    assert sorted(rows, key=lambda row: row.number) == [
+        Generation(**{**record.__dict__, "seconds": round(record.seconds, 1)}) for record in found.records
+    ]
+    assert keys(CsvStore(tmp_path, NAMES).records()) == list(range(6))
+    aside = tmp_path / "evolve_replaced.csv"
+    if aside.exists():  # whatever it was, it is somebody's
+        assert aside.read_text() == before[0] and "was replaced by something else" in capsys.readouterr().err
+
+
+def full_disk(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_costs_no_row_once_there_is_room(tmp_path, monkeypatch, capsys):
+    store = CsvStore(tmp_path, NAMES)
+
+    def objective(hyp, generation):
+        if generation == 2:
+            monkeypatch.setattr("os.fsync", full_disk)
+        if generation == 4:
+            monkeypatch.undo()
+        return closeness(hyp)
+
+    evolve(objective, START, 6, store=store)
+    store.close()
+    for file in (store.file, store.started_file):
+        rows, messages = read_table(file, NAMES)
+        assert [row.number for row in rows] == list(range(6)) and messages == []
+    assert f"WARNING: {store.file} could not be written: No space left" in capsys.readouterr().err
+
+
+def test_a_table_that_cannot_be_written_at_the_end_is_an_error(tmp_path, monkeypatch):
+    store = CsvStore(tmp_path, NAMES)
+    evolve(closeness, START, 2, store=store)
+    before = store.file.read_text()
+    monkeypatch.setattr("os.fsync", full_disk)
+    evolve(closeness, START, 3, store=store)
+    with pytest.raises(UserError, match="evolve.csv could not be written: No space left on device; make room"):
+        store.close()
+    assert store.file.read_text() == before  # no incomplete row either
+
+
 def test_a_table_of_other_hyperparameters_is_refused(tmp_path):
     append(tmp_path / "evolve.csv", NAMES, Generation(0, START, 0, "start", status="done", fitness=0.5))
     with pytest.raises(UserError, match=r"evolve.csv: not the table .* \(without: nothing; in addition: anchors\)"):
@@ -155,14 +234,14 @@ def test_a_table_of_other_hyperparameters_is_refused(tmp_path):
 
 
 def test_a_second_process_in_the_folder_is_refused(tmp_path):
-    with lock_folder(tmp_path):
+    with closing(lock_folder(tmp_path)):
         script = (
             f"from pathlib import Path\nfrom utils.evolution.csv_store import lock_folder\n"
-            f"with lock_folder(Path({str(tmp_path)!r})): print('in')"
+            f"lock_folder(Path({str(tmp_path)!r})); print('in')"
         )
         other = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
         assert "in\n" not in other.stdout and f"is being evolved by process {os.getpid()} on" in other.stderr
-    with lock_folder(tmp_path):  # free again
+    with closing(lock_folder(tmp_path)):  # free again
         pass
 
 

@@ -1,9 +1,16 @@
 """Report of an evolution: the files and lines that people read."""
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 import yaml
 
-from utils.evolution.report import format_duration, summary_line, write_best, write_population
+from utils.config import TrainOptions
+from utils.errors import UserError
+from utils.evolution.plan import make_plan
+from utils.evolution.report import Report, format_duration, summary_line, write_best, write_population
 from utils.evolution.verdict import Verdict
 from utils.evolve import PARENTS, Generation
 
@@ -56,3 +63,24 @@ def test_the_population_file_holds_the_parents_best_first(tmp_path):
     write_population(tmp_path / "population.yaml", records)
     content = yaml.safe_load((tmp_path / "population.yaml").read_text())
     assert list(content)[:2] == ["gen7number0", "gen6number1"] and len(content) == PARENTS
+
+
+def test_a_full_disk_ends_no_search_and_is_reported_at_its_end(tmp_path, monkeypatch, capsys):
+    given = {"device": "cpu", "evolve": 2, "evolve_population": "", "noplots": True, "project": str(tmp_path)}
+    plan = make_plan(TrainOptions.from_typed({**given, "name": "."}), Path("train.py"))
+
+    def replace(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Report(plan) as report:
+        report.begin([], 0)
+        with monkeypatch.context() as full:
+            full.setattr("os.replace", replace)
+            report.on_end(BEST, [BEST])
+        assert "hyp_evolve.yaml could not be written: No space left on device" in capsys.readouterr().err
+        report.on_end(START, [BEST, START])  # no better one, but the best is not written yet
+        assert yaml.safe_load((tmp_path / "hyp_evolve.yaml").read_text()) == {"lr0": 0.1}
+        monkeypatch.setattr("os.replace", replace)
+        with pytest.raises(UserError, match="hyp_evolve.yaml could not be written: No space left on device; make room"):
+            report.finish(Verdict(BEST, 0.5, 0.25, 0.25, None, None), [BEST, START], [])
+    assert "Best: generation 3, fitness 0.5" in capsys.readouterr().out

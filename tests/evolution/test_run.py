@@ -402,6 +402,23 @@ def test_the_start_is_never_stopped_early():
     assert stop({**plan.start, "lr0": 0.02}, [0.1] * 10) and not stop(dict(plan.start), [0.1] * 10)
 
 
+@pytest.mark.parametrize(
+    "validated, patience, fitnesses, complete",
+    [
+        (False, 2, (0, 0, 0, 0.5), True),
+        (False, 2, (0, 0, 0), False),  # the last row is missing: those before were not validated
+        (True, 2, (0.1, 0.2, 0.3), False),
+        (True, 2, (0.3, 0.2, 0.1), True),  # stopped early
+        (True, 0, (0.3, 0.2, 0.1), False),
+        (True, 2, (0.1, 0.2, 0.3, 0.4), True),
+    ],
+)
+def test_results_are_complete_with_the_last_epoch_or_an_early_stop(validated, patience, fitnesses, complete):
+    plan = make_plan(TrainOptions.from_typed({"device": "cpu", "epochs": 4, "patience": patience}), STUB)
+    trainings = build_trainings(plan, MemoryStore(), SimpleNamespace(records=[]), validated=validated)
+    assert trainings.is_complete(fitnesses) is complete
+
+
 # ---- real trainings
 
 

@@ -8,23 +8,18 @@ import csv
 import io
 import math
 import os
-import socket
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from utils.console import warn
 from utils.errors import UserError
 from utils.evolve import GENES, Generation, Key, MemoryStore, Propose, check_hyp
 from utils.files import atomic_write, read_yaml
+from utils.folder_lock import FolderInUse, FolderLock
 from utils.metrics import fitness
 from utils.results_csv import METRICS, RESULTS
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: no lock, the user must run one process at a time
-    fcntl = None
 
 OWN_COLUMNS = tuple("generation repeat status fitness seed origin parents epochs seconds curve note".split())
 STATUSES = ("started", "done", "failed", "pruned")
@@ -170,66 +165,109 @@ def write_table(file: Path, names: Sequence[str], records: Iterable[Generation])
         stream.write(text.encode())
 
 
-def append(file: Path, names: Sequence[str], record: Generation) -> None:
-    """Add a row. It is on disk on return. A line that a power cut left incomplete stays and damages no other."""
+def append(file: Path, names: Sequence[str], *records: Generation) -> None:
+    """Add rows. They are on disk on return. A line that a power cut left incomplete stays and damages no other.
+
+    A write that fails, as on a full disk, leaves the file as it was.
+    """
     if not file.is_file() or not file.stat().st_size:
         write_table(file, names, [])  # its directory entry is on disk too
-    with open(file, "ab+") as stream, _locked(stream):
-        stream.seek(-1, os.SEEK_END)
-        text = format_line(to_cells(record, names))
-        text = text if stream.read(1) == b"\n" else "\n" + text
-        stream.write(text.encode())  # one write at the end of the file
-        stream.flush()
-        os.fsync(stream.fileno())
+    with open(file, "ab+", buffering=0) as stream:
+        size = stream.seek(-1, os.SEEK_END) + 1
+        text = "".join(format_line(to_cells(record, names)) for record in records)
+        content = (text if stream.read(1) == b"\n" else "\n" + text).encode()
+        try:
+            while content:  # in one write, unless the disk is full
+                content = content[stream.write(content) :]
+            os.fsync(stream.fileno())
+        except OSError:
+            with suppress(OSError):
+                stream.truncate(size)
+            raise
 
 
-@contextmanager
-def _locked(stream: IO[bytes]) -> Generator[None]:
-    if fcntl:
-        fcntl.flock(stream, fcntl.LOCK_EX)  # closing the file releases it
-    yield
+def complete_table(file: Path, names: Sequence[str], records: Iterable[Generation]) -> None:
+    """Add those of `records` that the file lacks: new ones, and all that it has lost to an editor or a full disk.
+
+    A file that is not this table any more is kept under another name.
+    """
+    try:
+        present = {record.key for record in read_table(file, names).records}
+    except UserError:
+        aside = _first_free(file.with_name(f"{file.stem}_replaced{file.suffix}"))
+        file.rename(aside)
+        warn(f"{file} was replaced by something else, which is {aside} now. The table is written again.")
+        present = set()
+    missing = [record for record in records if record.key not in present]
+    if missing:
+        append(file, names, *missing)
 
 
-@contextmanager
-def lock_folder(folder: Path) -> Generator[None]:
-    """Keep other processes out of `folder` while this one lives. Raise UserError if one holds the lock."""
-    with open(folder / ".evolve.lock", "a+", encoding="utf-8") as stream:
-        if fcntl:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                stream.seek(0)
-                holder = stream.read().strip() or "another process"
-                raise UserError(
-                    f"{folder} is being evolved by {holder}: wait, give another --name, "
-                    "or work on one search together with --evolve-storage"
-                ) from error
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
-        yield
+def _first_free(file: Path) -> Path:
+    number, free = 1, file
+    while free.exists():
+        number += 1
+        free = file.with_name(f"{file.stem}{number}{file.suffix}")
+    return free
+
+
+def lock_folder(folder: Path) -> FolderLock:
+    """Keep other processes out of `folder` until the lock is closed. Raise UserError if one holds it."""
+    try:
+        return FolderLock(folder / ".evolve.lock")
+    except FolderInUse as error:
+        raise UserError(
+            f"{folder} is being evolved by {error}: wait, give another --name, "
+            "or work on one search together with --evolve-storage"
+        ) from error
 
 
 class CsvStore(MemoryStore):
-    """Store in two tables of `folder`. `messages` names the damaged rows that were skipped."""
+    """Store in two tables of `folder`. `messages` names the damaged rows that were skipped.
+
+    The tables follow the memory: rows that could not be written, or that were deleted meanwhile, are written later.
+    """
 
     def __init__(self, folder: Path, names: Sequence[str], name: str = "evolve"):
         self.file, self.started_file, self.names = folder / f"{name}.csv", folder / f"{name}_started.csv", list(names)
         ended, self.messages = read_table(self.file, self.names)
         started, _ = read_table(self.started_file, self.names)
+        self.started = {record.key: record for record in started}
         kept = {record.key: record for record in ended if record.status != "started"}
         super().__init__(kept, [record for record in started if record.key not in kept])
 
     def claim(self, wanted: Sequence[Key], propose: Propose) -> Generation | None:
-        before = len(self.abandoned)
         started = super().claim(wanted, propose)
-        if started and len(self.abandoned) == before:  # an abandoned one is in the file already
-            append(self.started_file, self.names, started)
+        if started:
+            self.started[started.key] = started
+            self._save(self.started_file, self.started.values())
         return started
 
     def finish(self, generation: Generation) -> bool:
-        append(self.file, self.names, generation)
-        return super().finish(generation)
+        kept = super().finish(generation)
+        self._save(self.file, self._ended())
+        return kept
+
+    def close(self) -> None:
+        """Write what could not be written before. Raise UserError if that fails again."""
+        self._save(self.started_file, self.started.values())
+        if error := self._save(self.file, self._ended()):
+            raise UserError(
+                f"{self.file} could not be written: {error.strerror}; make room, then type the same command: "
+                "generations without a row run again"
+            )
+
+    def _ended(self) -> list[Generation]:
+        return [record for record in self.records() if record.status != "started"]
+
+    def _save(self, file: Path, records: Iterable[Generation]) -> OSError | None:
+        """Bring a table up to date. If that fails, warn: the search continues, and the next call tries again."""
+        try:
+            complete_table(file, self.names, records)
+        except OSError as error:
+            warn(f"{file} could not be written: {error.strerror}. The search continues and tries again.")
+            return error
+        return None
 
 
 # ---- individuals of --resume_evolve

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from utils.console import info, progress_bar, result, shows_bars
+from utils.console import info, progress_bar, result, shows_bars, warn
+from utils.errors import UserError
 from utils.evolution.plan import Plan
 from utils.evolution.plots import plot_evolve, plot_evolve_progress
 from utils.evolution.verdict import Verdict
@@ -48,7 +49,8 @@ class Report:
         self.plan, self.folder, self.total = plan, plan.folder, plan.options.evolve
         self.records: list[Generation] = []  # all records at the last end of a generation
         self.repeats_to_come = 0
-        self.estimated = False
+        self.estimated = self.unwritten = False
+        self.best_file = self.folder / "hyp_evolve.yaml"
         self.first_epoch: dict[Key, float] = {}  # seconds of the first epoch
         self.drawn = -DRAW_EVERY
         self.progress: Progress | None = None
@@ -114,6 +116,7 @@ class Report:
     def on_end(self, generation: Generation, records: Sequence[Generation]) -> None:
         """Report a generation of the search that has ended. `records` holds all generations."""
         improved = generation.status == "done" and best_first(records)[0].key == generation.key
+        self.unwritten = self.unwritten or improved
         with self.lock:
             self.records = list(records)
         self._report_failure(generation)
@@ -121,11 +124,21 @@ class Report:
         self.progress.advance_to(sum(record.status != "started" for record in records), self._best())
         if generation.status == "done":
             self._estimate(generation.seconds)
-        if improved:
-            write_best(self.folder / "hyp_evolve.yaml", generation, records, self.plan.search_command)
-            write_population(self.folder / "evolve_population.yaml", records)
+        if self.unwritten:
+            self._write(best_first(records)[0], records)
         if time.monotonic() - self.drawn > DRAW_EVERY:
             self.draw(records)
+
+    def _write(self, best: Generation, records: Sequence[Generation], summary: str = "") -> OSError | None:
+        """Write the files with the best hyperparameters. Return the error if that fails: the next call tries again."""
+        try:
+            write_best(self.best_file, best, records, self.plan.search_command, summary)
+            write_population(self.folder / "evolve_population.yaml", records)
+        except OSError as error:
+            warn(f"{self.best_file} could not be written: {error.strerror}. The search continues and tries again.")
+            return error
+        self.unwritten = False
+        return None
 
     def begin_repeats(self, ranked: int, total: int, done: int) -> None:
         """Announce the repeats of `ranked` generations, `done` of `total` trainings finished already."""
@@ -184,10 +197,12 @@ class Report:
     # ---- at the end
 
     def finish(self, verdict: Verdict, records: Sequence[Generation], repeats: Sequence[Generation]) -> None:
-        """Write the winner, draw the charts, and print the result and the command that trains with it."""
-        file, summary = self.folder / "hyp_evolve.yaml", summary_line(verdict)
-        write_best(file, verdict.winner, records, self.plan.search_command, summary)
-        write_population(self.folder / "evolve_population.yaml", records)
+        """Write the winner, draw the charts, and print the result and the command that trains with it.
+
+        Raise UserError after that if the winner could not be written.
+        """
+        summary = summary_line(verdict)
+        failure = self._write(verdict.winner, records, summary)
         self.draw(records, repeats, verdict.winner.number)
         self.close()
         counts = {word: sum(record.status == word for record in records) for word in ("done", "pruned", "failed")}
@@ -197,8 +212,12 @@ class Report:
             f"{len(records)} generations ({ends}) and {len(repeats)} repeats, {format_duration(seconds)} of training",
             summary,
             f"Results saved to {self.folder}",
-            f"Train with it: {self.plan.training_command} --hyp {shlex.quote(str(file))}",
+            f"Train with it: {self.plan.training_command} --hyp {shlex.quote(str(self.best_file))}",
         )
+        if failure:
+            raise UserError(
+                f"{self.best_file} could not be written: {failure.strerror}; make room, then type the same command"
+            )
 
 
 def summary_line(verdict: Verdict) -> str:

@@ -18,6 +18,7 @@ from utils.evolution.trainings import Trainings
 from utils.evolution.verdict import Repeats, Verdict, candidates, judge
 from utils.evolve import Generation, Hyp, falls_behind, run_generations, run_seed
 from utils.files import read_yaml, write_yaml
+from utils.schedule import EarlyStopping
 
 REPEATS = 2  # further seeds for each of the best
 MAX_REPEATED = 4  # the best three and the start
@@ -43,8 +44,8 @@ class EvolutionRun:
         ranked = candidates(records)
         with closing(open_repeats_store(self.plan)) as store:
             repeats = run_repeats(self.plan, ranked, store, self.report)
-        verdict = judge(records, repeats)
-        self.report.finish(verdict, records, repeats)
+            verdict = judge(records, repeats)
+            self.report.finish(verdict, records, repeats)
         return verdict
 
 
@@ -57,13 +58,14 @@ def open_run(plan: Plan) -> Generator[EvolutionRun]:
     plan.folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         if not plan.options.evolve_storage:
-            stack.enter_context(lock_folder(plan.folder))
+            stack.enter_context(closing(lock_folder(plan.folder)))
         check_same_settings(plan)
         report = stack.enter_context(Report(plan))
         try:
             store = stack.enter_context(closing(open_search_store(plan)))
             begin_report(plan, store, report)
             trainings = build_trainings(plan, store, report, validated=plan.options.evolve_prune)
+            stack.callback(trainings.close)
             yield EvolutionRun(plan, store, report, trainings)
         except KeyboardInterrupt:
             result(f"\nStopped. Finished generations are saved: type the same command to resume {plan.folder}")
@@ -86,16 +88,16 @@ def run_repeats(plan: Plan, ranked: dict[int, Generation], store: FileStore, rep
     wanted = [(number, repeat) for repeat in range(1, REPEATS + 1) for number in ranked]
     ended = [record for record in store.records() if record.key in wanted and record.status != "started"]
     report.begin_repeats(len(ranked), len(wanted), len(ended))
-    trainings = build_trainings(plan, store, report, validated=False)
-    run_generations(
-        trainings,
-        store,
-        wanted,
-        Repeats(ranked, plan.options.seed).propose,
-        workers=len(plan.devices),
-        on_end=report.on_repeat,
-        cancel=trainings.cancel,
-    )
+    with closing(build_trainings(plan, store, report, validated=False)) as trainings:
+        run_generations(
+            trainings,
+            store,
+            wanted,
+            Repeats(ranked, plan.options.seed).propose,
+            workers=len(plan.devices),
+            on_end=report.on_repeat,
+            cancel=trainings.cancel,
+        )
     return [record for record in store.records() if record.key in wanted and record.status != "started"]
 
 
@@ -151,6 +153,11 @@ def build_trainings(plan: Plan, store: FileStore, report: Report, *, validated: 
         # every gain is measured against the start, so that always runs to its end
         return hyp != plan.start and falls_behind(curve, others, options.epochs)
 
+    def is_complete(fitnesses: Sequence[float]) -> bool:
+        early_stop = EarlyStopping(options.patience if validated else 0)
+        stopped = [early_stop.update(epoch, fitness) for epoch, fitness in enumerate(fitnesses)]
+        return len(fitnesses) >= options.epochs or stopped[-1]
+
     def on_epoch(number: int, repeat: int, epochs: int, seconds: float, fitness: float | None) -> None:
         report.on_epoch((number, repeat), epochs, seconds)
         if fitness is not None and isinstance(store, StudyStore):
@@ -176,6 +183,7 @@ def build_trainings(plan: Plan, store: FileStore, report: Report, *, validated: 
         plan.folder / "generations",
         devices=plan.devices,
         limit=options.evolve_timeout * 60,
+        is_complete=is_complete,
         validated=validated,
         threads=threads_per_training(plan.devices),
         durations=[record.seconds for record in store.records() if record.status == "done"],

@@ -4,7 +4,6 @@ A training that crashes, runs out of memory or hangs is one failed generation wi
 evolution.
 """
 
-import csv
 import math
 import queue
 import shutil
@@ -13,17 +12,26 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
+from utils.console import warn
 from utils.environment import NUM_TRAININGS_ENV, child_environment
+from utils.evolution.supervise import kill_group
 from utils.evolve import Hyp, Key, Outcome, do_nothing
-from utils.files import write_yaml
+from utils.files import atomic_write, write_yaml
 from utils.metrics import fitness
 from utils.results_csv import RESULTS
 
+T = TypeVar("T")
+
 SUPERVISOR = Path(__file__).with_name("supervise.py")
 POLL_SECONDS = 0.25  # between checks of a training
+MAX_STEP = 10.0  # seconds that one check counts at most: the rest is a jump of the clock or a suspended machine
 MAX_SILENCE = 3600.0  # seconds without a line in its log after which a training counts as hung
+KILL_SECONDS = 5.0  # for killed processes to end; one that waits for a dead disk never does
+START_PAUSES = (1, 5, 15, 30, 60)  # seconds between tries to start a training without disk space or processes
 MIN_LIMIT = 600.0  # seconds that every training may take if the limit is derived from others
 LIMIT_FACTOR = 4  # derived limit: this many times the longest successful training
 
@@ -37,6 +45,7 @@ class Trainings:
     The training must write its results.csv into `folder`.
     devices: one word per worker; a device may occur several times.
     limit: seconds that a training may take; 0 derives it from successful ones, at first from `durations` (seconds).
+    is_complete: whether a results.csv with these fitnesses, one per epoch, has the row of the last epoch.
     validated: every epoch is validated, so that there is a curve; stop(hyp, curve) then decides on pruning.
     threads: CPU threads of each training; 0 lets PyTorch choose.
     on_epoch: called with number, repeat, epochs done, seconds and fitness after every epoch.
@@ -49,6 +58,7 @@ class Trainings:
         *,
         devices: Sequence[str],
         limit: float = 0.0,
+        is_complete: Callable[[Sequence[float]], bool] = lambda fitnesses: True,
         validated: bool = False,
         threads: int = 0,
         durations: Sequence[float] = (),
@@ -57,36 +67,76 @@ class Trainings:
     ):
         self.command, self.folder, self.limit, self.validated = command, folder, limit, validated
         self.stop, self.on_epoch, self.threads = stop, on_epoch, threads
+        self.is_complete = is_complete
         self.durations, self.num_parallel = list(durations), len(devices)
         self.devices: queue.SimpleQueue[str] = queue.SimpleQueue()
         for device in devices:
             self.devices.put(device)
-        self.cancelled = threading.Event()
+        self.killed: list[subprocess.Popen[bytes]] = []  # may still be ending
+        self.lock, self.cancelled = threading.Lock(), threading.Event()
+
+    def close(self) -> None:
+        """Wait a moment for the trainings that were killed."""
+        deadline = time.monotonic() + KILL_SECONDS
+        while self.killed and time.monotonic() < deadline:
+            self._reap()
+            time.sleep(0.01)
 
     def cancel(self) -> None:
         """End every training at once. Their calls return failures."""
         self.cancelled.set()
 
     def __call__(self, hyp: Hyp, generation: int, repeat: int = 0) -> Outcome:
-        folder = make_new_folder(self.folder, f"{generation:04d}" + f"-seed{repeat + 1}" * bool(repeat))
-        write_yaml(folder / "hyp.yaml", {key: value for key, value in hyp.items() if key != "anchors" or value})
         device = self.devices.get()
         try:
-            command = self.command(folder / "hyp.yaml", folder, generation, repeat, device)
-            reason = self._run(command, folder, (generation, repeat), hyp)
+            folder = self._retry(lambda: self._make_folder(hyp, generation, repeat))
+            try:
+                command = self.command(folder / "hyp.yaml", folder, generation, repeat, device)
+                reason = self._run(command, folder, (generation, repeat), hyp)
+            finally:
+                shutil.rmtree(folder / "weights", ignore_errors=True)  # large, and never used again
         finally:
             self.devices.put(device)
-            shutil.rmtree(folder / "weights", ignore_errors=True)  # large, and never used again
         return self._outcome(folder, reason)
+
+    def _make_folder(self, hyp: Hyp, generation: int, repeat: int) -> Path:
+        """Make the folder of a training, with its hyp.yaml."""
+        folder = make_new_folder(self.folder, f"{generation:04d}" + f"-seed{repeat + 1}" * bool(repeat))
+        write_yaml(folder / "hyp.yaml", {key: value for key, value in hyp.items() if key != "anchors" or value})
+        return folder
+
+    def _retry(self, act: Callable[[], T]) -> T:
+        """Return the result of `act`. A full disk or too many processes are no fault of the generation: try again."""
+        for pause in START_PAUSES:
+            try:
+                return act()
+            except OSError as error:
+                warn(f"a training could not start ({error}). Trying again in {pause} s.")
+                if self.cancelled.wait(pause):
+                    break
+        return act()
 
     def _run(self, command: Sequence[str], folder: Path, key: Key, hyp: Hyp) -> str:
         """Run the command to its end. Return "" for success, `pruned`, or why it failed."""
+        process, watch = self._retry(lambda: self._start(command, folder)), Stopwatch()
+        try:
+            reason = self._watch(process, watch, folder, key, hyp)
+        finally:
+            status = self._end(process)
+        strip_progress_bars(folder / "train.log")
+        if reason is None and status:
+            reason = f"{describe_status(status)}: {last_error_line(folder / 'train.log')}"
+        if not reason:
+            self.durations.append(watch.seconds)
+        return reason or ""
+
+    def _start(self, command: Sequence[str], folder: Path) -> subprocess.Popen[bytes]:
+        """Start the command under a supervisor, which leads a process group. Its output goes to train.log."""
         settings = {}
         if self.threads:
             settings = {"OMP_NUM_THREADS": str(self.threads), NUM_TRAININGS_ENV: str(self.num_parallel)}
-        begin = time.monotonic()
         with open(folder / "train.log", "wb") as log:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [sys.executable, "-I", str(SUPERVISOR), *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -94,28 +144,30 @@ class Trainings:
                 start_new_session=True,
                 env=child_environment(**settings),
             )
-        try:
-            reason = self._watch(process, folder, key, hyp)
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()  # the supervisor then kills what still runs
-            status = process.wait()
-        strip_progress_bars(folder / "train.log")
-        if reason is None and status:
-            killed = " (killed, probably out of memory)" if status == 137 else ""
-            reason = f"exit status {status}{killed}: {last_error_line(folder / 'train.log')}"
-        if not reason:
-            self.durations.append(time.monotonic() - begin)
-        return reason or ""
 
-    def _watch(self, process: subprocess.Popen[bytes], folder: Path, key: Key, hyp: Hyp) -> str | None:
+    def _end(self, process: subprocess.Popen[bytes]) -> int | None:
+        """Kill what still runs of a training, also if it is stopped. Return the exit status of one that had ended."""
+        assert process.stdin is not None
+        status = process.poll()
+        kill_group(process.pid)
+        process.stdin.close()
+        self._reap([process] if status is None else [])  # not waited for: it may hang in a system call
+        return status
+
+    def _reap(self, more: Sequence[subprocess.Popen[bytes]] = ()) -> None:
+        with self.lock:
+            self.killed = [*(process for process in self.killed if process.poll() is None), *more]
+
+    def _watch(
+        self, process: subprocess.Popen[bytes], watch: "Stopwatch", folder: Path, key: Key, hyp: Hyp
+    ) -> str | None:
         """Wait until the process exits (return None), or until there is a reason to end it (return that)."""
-        begin, reported = time.monotonic(), 0
+        silence, sign, reported = Stopwatch(), sign_of_life(folder), 0
         while process.poll() is None:
             if self.cancelled.wait(POLL_SECONDS):
                 return "cancelled"
             rows = read_rows(folder / "results.csv")
-            seconds = time.monotonic() - begin
+            seconds = watch.tick()
             if len(rows) > reported:
                 reported = len(rows)
                 curve = to_curve(rows)
@@ -125,7 +177,9 @@ class Trainings:
             limit = self._current_limit()
             if limit and seconds > limit:
                 return f"took longer than {limit / 60:.4g} minutes (--evolve-timeout)"
-            if time.time() - last_write_time(folder) > MAX_SILENCE:
+            if (now := sign_of_life(folder)) != sign:
+                silence, sign = Stopwatch(), now
+            if silence.tick() > MAX_SILENCE:
                 return f"no sign of life for {MAX_SILENCE / 60:.0f} minutes"
         return None
 
@@ -144,9 +198,32 @@ class Trainings:
             return Outcome(curve[-1], "pruned", results_of(rows[-1]), len(rows), curve, log)
         if not reason and not rows:
             reason = f"no results.csv: {last_error_line(folder / 'train.log')}"
+        if not reason and not self.is_complete(to_curve(rows)):
+            reason = f"results.csv ends after {len(rows)} epochs: the last row is missing"
         if reason:
             return Outcome(None, "failed", (), len(rows), curve, f"{reason}; {log}")
         return Outcome(fitness_of(rows[-1]), "done", results_of(rows[-1]), len(rows), curve)
+
+
+class Stopwatch:
+    """Time since the start, by many ticks. A step of more than MAX_STEP seconds is a jump of the clock."""
+
+    def __init__(self) -> None:
+        self.seconds, self._last = 0.0, time.monotonic()
+
+    def tick(self) -> float:
+        """Return the seconds up to now."""
+        now = time.monotonic()
+        self.seconds += min(max(now - self._last, 0.0), MAX_STEP)
+        self._last = now
+        return self.seconds
+
+
+def describe_status(status: int) -> str:
+    """Describe the exit status of a supervisor."""
+    if status < 0:
+        return f"its supervisor was killed by signal {-status}"
+    return f"exit status {status}" + " (killed, probably out of memory)" * (status == 137)
 
 
 def make_new_folder(parent: Path, name: str) -> Path:
@@ -164,11 +241,15 @@ def make_new_folder(parent: Path, name: str) -> Path:
 def read_rows(file: Path) -> list[Row]:
     """Read the complete rows of a results.csv that may still be written, one per epoch."""
     try:
-        lines = file.read_text().splitlines()
+        lines = file.read_text(errors="replace").splitlines()
     except OSError:
         return []
     names = [name.strip() for name in lines[0].split(",")] if lines else []
-    return [dict(zip(names, map(float, cells))) for cells in csv.reader(lines[1:]) if len(cells) == len(names)]
+    rows: list[Row] = []
+    for line in lines[1:]:
+        with suppress(ValueError):  # incomplete or damaged
+            rows.append(dict(zip(names, map(float, line.split(",")), strict=True)))
+    return rows
 
 
 def results_of(row: Row) -> tuple[float, ...]:
@@ -184,20 +265,34 @@ def fitness_of(row: Row) -> float:
     return round(fitness(*results_of(row)[:4]), 6)
 
 
-def last_write_time(folder: Path) -> float:
-    """Return the time of the last change in `folder`, in seconds since the epoch."""
-    return max(file.stat().st_mtime for file in (folder / "train.log", folder))
+def sign_of_life(folder: Path) -> list[tuple[int, int] | None]:
+    """Return a value that changes when the training writes. It is compared, not subtracted: clocks may jump."""
+    return [_stamp(folder / "train.log"), _stamp(folder)]
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 def strip_progress_bars(log: Path) -> None:
     """Remove what a terminal would have overwritten. Progress bars make a log hundreds of times larger."""
-    lines = log.read_bytes().replace(b"\r\n", b"\n").split(b"\n")
-    log.write_bytes(b"\n".join(line.rstrip(b"\r").rpartition(b"\r")[2] for line in lines))
+    with suppress(OSError):  # a full disk: the log stays as it is
+        lines = log.read_bytes().replace(b"\r\n", b"\n").split(b"\n")
+        with atomic_write(log, sync=False) as file:
+            file.write(b"\n".join(line.rstrip(b"\r").rpartition(b"\r")[2] for line in lines))
 
 
 def last_error_line(log: Path, limit: int = 4000) -> str:
     """Return the last error line within the last `limit` bytes of a log, else its last line."""
-    data = log.read_bytes()[-limit:].decode(errors="replace").replace("\r", "\n")
+    try:
+        content = log.read_bytes()[-limit:]
+    except OSError as error:
+        return f"the log cannot be read ({error.strerror})"
+    data = content.decode(errors="replace").replace("\r", "\n")
     lines = [line.strip() for line in data.splitlines() if line.strip()]
     kinds = [line.split(":")[0] for line in lines]
     errors = [line for line, kind in zip(lines, kinds) if kind == "error" or kind.endswith(("Error", "Exception"))]

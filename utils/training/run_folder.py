@@ -4,11 +4,12 @@ import shlex
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from utils.console import info
 from utils.errors import UserError
 from utils.files import increment_path, write_yaml
+from utils.folder_lock import FolderInUse, FolderLock
 from utils.output.drawing import plot_batch
 from utils.output.plots import plot_label_correlogram, plot_labels, plot_results
 from utils.output.plotter import Plotter
@@ -102,24 +103,14 @@ def keep_interrupted_run(path: Path) -> None:
     )
 
 
-def lock_folder(path: Path) -> BinaryIO:
-    """Lock a run folder for this process until the returned file is closed. Raises UserError if another has it.
-
-    The lock ends with the process, however that ends, and child processes do not inherit it.
-    """
-    file = open(path / ".lock", "ab")  # noqa: SIM115 (the caller closes it)
+def lock_folder(path: Path) -> FolderLock:
+    """Lock a run folder for this process until the lock is closed. Raise UserError if another has it."""
     try:
-        import fcntl  # here, because only POSIX has it
-
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        file.close()
+        return FolderLock(path / ".lock")
+    except FolderInUse as error:
         raise UserError(
-            f"{path}: another process is training in this folder; wait for it, or give another --name"
+            f"{path}: another process is training in this folder, {error}; wait for it, or give another --name"
         ) from error
-    except (ImportError, OSError):
-        pass  # a file system without locks
-    return file
 
 
 def remove_temporary_files(folder: Path) -> None:
