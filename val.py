@@ -148,7 +148,13 @@ def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.de
             f"{weights[0]} has {model.num_classes} classes, {spec.file} names {spec.num_classes}. "
             "Give the data set that the model was trained with: --data"
         )
-    index = load_index(sources, spec.num_classes, prefix=f"{options.split}: ", single_cls=options.single_cls)
+    index = load_index(
+        sources,
+        spec.num_classes,
+        prefix=f"{options.split}: ",
+        single_cls=options.single_cls,
+        keypoint_values=spec.keypoint_values,
+    )
     names = {0: "item"} if options.single_cls else spec.names
     return Subject(list(weights), model, spec, options.split, index, names)
 

@@ -147,6 +147,20 @@ def test_rows_that_are_corners_are_recognised(tmp_path, capsys, corners):
     assert ("look like corners (class x1 y1 x2 y2)" in capsys.readouterr().err) is corners
 
 
+@pytest.mark.parametrize("keypoints", [True, False])
+def test_rows_with_keypoints_are_recognised_without_kpt_shape(tmp_path, capsys, keypoints):
+    rng = np.random.default_rng(0)
+    image = write_image(tmp_path / "images/x.png")
+    rows = []
+    for _ in range(20):
+        center, size = rng.uniform(0.3, 0.7, 2), rng.uniform(0.05, 0.4, 2)
+        points = (center + size * rng.uniform(-0.5, 0.5, (4, 2))).ravel()
+        rows.append([*center, *size, *points] if keypoints else [*points, *points[:4] + 0.01])
+    write_labels(tmp_path / "labels/x.txt", "".join(f"0 {' '.join(f'{v:.6f}' for v in row)}\n" for row in rows))
+    load_index(image, 1, cache=False)
+    assert ("look like boxes with keypoints" in capsys.readouterr().err) is keypoints
+
+
 @pytest.mark.parametrize("kind", ["folder", "too large"])
 def test_an_image_whose_label_file_is_none_is_skipped(folder, monkeypatch, kind):
     path = folder / "labels/train/a.txt"

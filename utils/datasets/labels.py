@@ -85,6 +85,8 @@ def load_index(
             warn(f"{prefix}the labels cannot be cached: no folder for the cache is writable")
     if progress:
         summary = [f"{title} {index.counts} (cached)"] if is_cached else []  # the bar of a scan leaves its own
+        if keypoint_values:
+            summary.append(f"{prefix}kpt_shape: each row is a box and {keypoint_values} values, which are not used")
         _report(index, prefix, *summary)
         _warn_of_stray_labels(sources, paths, prefix)
     if not index.paths:
@@ -110,6 +112,11 @@ def _report(index: LabelIndex, prefix: str, *summary: str) -> None:
             f"{prefix}the rows look like corners (class x1 y1 x2 y2), but they are read as class, centre x, centre y, "
             "width, height. Convert them if so"
         )
+    if _look_like_keypoints(index):
+        warn(
+            f"{prefix}the rows look like boxes with keypoints, but they are read as polygons. If so, add kpt_shape: "
+            "[number of keypoints, 2 or 3] to the data set YAML"
+        )
 
 
 def describe_absent_labels(index: LabelIndex) -> str:
@@ -128,6 +135,17 @@ def _look_like_corners(labels: np.ndarray) -> bool:
         return False
     outside = np.maximum.reduce([x + w / 2 - 1, y + h / 2 - 1, w / 2 - x, h / 2 - y]) > CORNER_SLACK
     return bool(outside.mean() > 0.2)
+
+
+def _look_like_keypoints(index: LabelIndex) -> bool:
+    """Return whether all polygons probably are a box (x y w h) and points in it, as many in each row."""
+    counts = np.diff(index.segment_offsets)
+    if len(counts) < MIN_CORNERS or counts.min() < 4 or counts.min() < counts.max():
+        return False
+    points = index.points.reshape(len(counts), -1, 2)  # (M, K, 2)
+    center, half, rest = points[:, :1], points[:, 1:2] / 2, points[:, 2:]
+    inside = (np.abs(rest - center) <= half + CORNER_SLACK).all()
+    return bool(inside and (center >= half - CORNER_SLACK).all() and (center + half <= 1 + CORNER_SLACK).all())
 
 
 def _warn_of_stray_labels(sources: Sequence[str | Path], paths: list[str], prefix: str) -> None:

@@ -1,16 +1,26 @@
 """Data set YAML, and the same with its paths resolved."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.cli import shorten
+from utils.cli import shorten, suggest
 from utils.console import warn
+from utils.datasets.image_files import label_path
 from utils.errors import UserError
 from utils.files import read_yaml
 
 MAX_PATH = 4096  # characters
+SPLITS = ("train", "val", "test")
+
+# Keys of other programs for the same.
+OTHER_KEYS = {
+    "train": ("training", "train_images", "train_dir"),
+    "val": ("valid", "validation", "eval", "dev", "val_images", "val_dir"),
+    "names": ("classes", "class_names", "labels", "categories", "name"),
+}
 
 
 @dataclass(frozen=True)
@@ -21,6 +31,7 @@ class DatasetSpec:
     root: Path
     splits: dict[str, list[Path]]
     names: dict[int, str]
+    keypoint_values: int = 0  # behind the box in each row of a label file
 
     @property
     def num_classes(self) -> int:
@@ -47,18 +58,22 @@ class DatasetYaml:
     entries: dict[str, list[str]]  # paths below the root by split: train, val, test
     names: dict[int, str]
     download: list[str]  # URLs, not checked yet
+    keypoint_values: int = 0  # behind the box in each row of a label file
 
     def resolve(self, folders: Sequence[Path]) -> DatasetSpec:
         """Find the images: beside the YAML if `path:` is relative, then in each of `folders`.
 
-        Raises MissingData (a UserError) with the places searched if train or val is in none of them.
+        Train and val are in one place, test may be beside the YAML. Raises MissingData (a UserError) with the places
+        searched if train or val is in none of them.
         """
         try:
-            roots = _root_candidates(self.root, self.file, folders)
+            roots, beside = (_root_candidates(self.root, self.file, places) for places in (folders, ()))
             for root in roots:
-                splits = {split: [_resolve(root, entry) for entry in group] for split, group in self.entries.items()}
+                splits = {split: [_find_entry(root, entry) for entry in group] for split, group in self.entries.items()}
                 if all(path.exists() for split in ("train", "val") for path in splits[split]):
-                    return DatasetSpec(self.file, root, splits, self.names)
+                    splits["test"] = [_first_existing(entry, [root, *beside]) for entry in self.entries["test"]]
+                    splits = {split: list(map(_beside_labels, paths)) for split, paths in splits.items()}
+                    return DatasetSpec(self.file, root, splits, self.names, self.keypoint_values)
         except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
             raise UserError(f"{self.file}: a path in it cannot be followed: {shorten(str(error))}") from error
         raise MissingData(self, roots)
@@ -69,14 +84,36 @@ def read_dataset_yaml(file: Path) -> DatasetYaml:
     content = read_yaml(file)
     for key in ("train", "val", "names"):
         if not content.get(key):
-            raise UserError(f"{file}: `{key}:` is missing")
+            raise UserError(f"{file}: `{key}:` is missing{_advise_key(key, content)}")
     names = _read_names(content["names"], file)
     if content.get("nc") not in (None, len(names)):
         warn(f"{file}: nc: {shorten(content['nc'])} but {len(names)} names. The names count; correct or remove `nc:`")
     download = _as_strings(content.get("download") or [], file, "download")
-    entries = {key: _as_strings(content.get(key) or [], file, key) for key in ("train", "val", "test")}
+    entries = {key: _as_strings(content.get(key) or [], file, key) for key in SPLITS}
     root = _as_strings(content.get("path") or ".", file, "path")
-    return DatasetYaml(file, root[0] if root else ".", entries, names, download)
+    keypoint_values = _read_keypoint_shape(content.get("kpt_shape"), file)
+    return DatasetYaml(file, root[0] if root else ".", entries, names, download, keypoint_values)
+
+
+def _advise_key(key: str, content: dict) -> str:
+    """Return what to type for a key that a data set YAML lacks."""
+    texts = [text for text in content if isinstance(text, str) and text not in (*SPLITS, "path", "names", "nc")]
+    found = next((text for text in texts if text.lower() in (key, *OTHER_KEYS[key])), None)
+    if found:
+        return f": rename `{found}:` to `{key}:`"
+    if key == "val":
+        return ": add `val:` with the validation images, or the folder of `train:` again to validate on those"
+    return suggest(key, texts)
+
+
+def _read_keypoint_shape(value: Any, file: Path) -> int:
+    """Return how many values follow the box in each row: `kpt_shape: [points, 2 or 3]`, 0 if it is absent."""
+    if value is None:
+        return 0
+    is_shape = isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value)
+    if not is_shape or value[0] < 1 or value[1] not in (2, 3):
+        raise UserError(f"{file}: kpt_shape: {shorten(value)}: expected [number of keypoints, 2 or 3]")
+    return value[0] * value[1]
 
 
 class MissingData(UserError):
@@ -85,7 +122,7 @@ class MissingData(UserError):
     def __init__(self, dataset: DatasetYaml, roots: list[Path]) -> None:
         self.places = ", ".join(str(root) for root in roots)
         entries = dict.fromkeys(dataset.entries["train"] + dataset.entries["val"])
-        absent = [entry for entry in entries if not any(_resolve(root, entry).exists() for root in roots)]
+        absent = [entry for entry in entries if not _first_existing(entry, roots).exists()]
         self.entries = " and ".join(absent or entries)
         # The places come last: a long line is cut, and what to do must stay in it.
         super().__init__(
@@ -101,19 +138,57 @@ def _root_candidates(root: str, file: Path, folders: Sequence[Path]) -> list[Pat
     """
     if Path(root).is_absolute():
         return [Path(root)]
+    root = _with_slashes(root)
     parts = [part for part in Path(root).parts if part != ".."]
     tail = Path(*(parts[1:] if parts[:1] == ["datasets"] else parts))
     bases = [file.parent, *folders]
     candidates = [base / root for base in bases] + [base / tail for base in bases]
-    return list(dict.fromkeys(candidate.resolve() for candidate in candidates))
+    return list(dict.fromkeys(map(_absolute, candidates)))
 
 
-def _resolve(root: Path, entry: str) -> Path:
-    """Return `entry` below `root`, without a leading ../ if the images are there."""
-    direct = (root / entry).resolve()
-    if not direct.exists() and entry.startswith("../") and (root / entry[3:]).exists():
-        return (root / entry[3:]).resolve()
-    return direct
+def _find_entry(root: Path, entry: str) -> Path:
+    """Return `entry` below `root`, without a leading ../ if the images are there.
+
+    Backslashes count as slashes if there is no such path.
+    """
+    slashes = _with_slashes(entry)
+    shorter = [slashes[3:]] if slashes.startswith("../") else []
+    candidates = [_absolute(root / text) for text in (entry, slashes, *shorter)]
+    return next((path for path in candidates if path.exists()), candidates[0])
+
+
+def _first_existing(entry: str, roots: list[Path]) -> Path:
+    candidates = [_find_entry(root, entry) for root in roots]
+    return next((path for path in candidates if path.exists()), candidates[0])
+
+
+def _with_slashes(text: str) -> str:
+    """Return a relative path as it is written on Windows with slashes."""
+    return text.replace("\\", "/")
+
+
+def _absolute(path: Path) -> Path:
+    """Return the absolute path without `..`, with its links: labels lie beside the path as typed.
+
+    `..` behind a link leads to another folder than the text says. Such a path keeps it.
+    """
+    tidy = Path(os.path.abspath(path))
+    return tidy if os.path.realpath(tidy) == os.path.realpath(path) else path.absolute()
+
+
+def _beside_labels(path: Path) -> Path:
+    """Return a folder of images as typed, or the target of its links if labels are only beside that."""
+    real = Path(os.path.realpath(path))
+    if path == real or not path.is_dir() or _has_labels(path) or not _has_labels(real):
+        return path
+    warn(f"labels of {path} are taken from its link's target, {Path(label_path(real / 'x.jpg')).parent}")
+    return real
+
+
+def _has_labels(folder: Path) -> bool:
+    """Return whether the folder of labels for a folder of images exists and is another folder."""
+    labels = Path(label_path(folder / "x.jpg")).parent
+    return labels != folder and labels.is_dir()
 
 
 def _as_strings(value: Any, file: Path, key: str) -> list[str]:

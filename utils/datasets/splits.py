@@ -34,7 +34,13 @@ def load_splits(spec: DatasetSpec, *, single_cls: bool = False, fraction: float 
     """
 
     def scan(split: str) -> LabelIndex:
-        return load_index(spec.sources(split), spec.num_classes, prefix=f"{split}: ", single_cls=single_cls)
+        return load_index(
+            spec.sources(split),
+            spec.num_classes,
+            prefix=f"{split}: ",
+            single_cls=single_cls,
+            keypoint_values=spec.keypoint_values,
+        )
 
     train = scan("train")
     if not len(train.labels):
