@@ -24,6 +24,7 @@ CFG_FOLDERS = (Path(__file__).parent, Path(__file__).parent / "hub")
 HEAD = "Detect"  # the class is in models/yolo.py
 MAX_ANCHORS = 100  # per level
 MAX_LAYERS = 10_000  # of a model, counting repeats
+CUTOFF = 0.5  # similarity of a suggested name: blocks have short names
 
 _ZOO = (
     "Conv DWConv DWConvTranspose2d Bottleneck BottleneckCSP CrossConv C3 C3x C3TR C3Ghost C3SPP SPP SPPF Focus "
@@ -114,7 +115,7 @@ class Architecture:
         """Return the checked content of a YAML. Raises UserError naming source, key and value."""
         for key in cls.REQUIRED:
             if key not in cfg:
-                raise UserError(f"{source}: the key {key!r} is missing{suggest(key, map(str, cfg))}")
+                raise UserError(f"{source}: the key {key!r} is missing{suggest(key, map(str, cfg), cutoff=CUTOFF)}")
         for key in set(map(str, cfg)).difference(cls.REQUIRED, cls.OPTIONAL):
             if meant := difflib.get_close_matches(key, set(cls.OPTIONAL).difference(cfg), n=1, cutoff=0.8):
                 raise UserError(f"{source}: unknown key {key!r}, did you mean {meant[0]!r}?")
@@ -187,7 +188,7 @@ def read_row(row: Any, index: int, where: str) -> Row:
     if not isinstance(name, str) or name not in KNOWN:
         if name in ("Segment", "Classify"):
             raise UserError(f"{where}: {name}: only detection models are supported; end with Detect")
-        raise UserError(f"{where}: unknown block {name!r}{suggest(str(name), KNOWN)}")
+        raise UserError(f"{where}: unknown block {name!r}{suggest(str(name), KNOWN, cutoff=CUTOFF)}")
     where = f"{where} {name}"
     if not is_int(repeats, 1):
         raise UserError(f"{where}: number: {repeats!r} is not a whole number, 1 or more")
@@ -218,7 +219,7 @@ def find_cfg(name: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     known = sorted(path.stem for folder in CFG_FOLDERS for path in folder.glob("*.yaml"))
-    raise UserError(f"{name}: no such model file, here or in models/ or models/hub/{suggest(file.stem, known)}")
+    raise UserError(f"{name}: no such model file, here or in models/ or models/hub/{suggest(file.stem, known, cutoff=CUTOFF)}")
 
 
 def read_cfg(cfg: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:

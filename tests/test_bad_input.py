@@ -326,7 +326,7 @@ def test_weights_that_call_a_command_are_refused_without_running_it(place, progr
 
 
 @pytest.mark.parametrize("row, needle", [
-    ([-1, 1, "Convolution", [64, 3, 2]], "unknown block 'Convolution' (did you mean Conv?)"),
+    ([-1, 1, "Convolution", [64, 3, 2]], "unknown block 'Convolution'; did you mean Conv?"),
     ([-1, 1, "__import__('os').system('touch canary')", []], "unknown block"),
     ([-1, 1, "Conv", ["__import__('os').system('touch canary')"]], "Conv"),
     ([99, 1, "Conv", [64, 3, 2]], "from: 99 is not an earlier layer"),

@@ -22,10 +22,13 @@ def shorten(value: Any) -> str:
     return reprlib.repr(value)
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return a clause that suggests the known word nearest to `word`, or "" if none is close."""
+def suggest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return a clause that suggests the known word nearest to `word`, or "" if none is close.
+
+    `cutoff` is the least similarity, 0 to 1, of difflib.
+    """
     plain = {one.lstrip("-").lower(): one for one in known}  # dashes do not count: all flags begin with them
-    close = difflib.get_close_matches(word.lstrip("-").lower(), plain, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word.lstrip("-").lower(), plain, n=1, cutoff=cutoff)
     return f"; did you mean {plain[close[0]]}?" if close else ""
 
 
