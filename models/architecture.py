@@ -219,7 +219,8 @@ def find_cfg(name: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     known = sorted(path.stem for folder in CFG_FOLDERS for path in folder.glob("*.yaml"))
-    raise UserError(f"{name}: no such model file, here or in models/ or models/hub/{suggest(file.stem, known, cutoff=CUTOFF)}")
+    nearest = suggest(file.stem, known, cutoff=CUTOFF)
+    raise UserError(f"{name}: no such model file, here or in models/ or models/hub/{nearest}")
 
 
 def read_cfg(cfg: str | Path | Mapping[str, Any]) -> tuple[dict[str, Any], str]:
