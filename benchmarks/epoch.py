@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
 from benchmarks.batches import BatchesInMemory
-from benchmarks.timing import Row, compare, print_rows, spread
+from benchmarks.timing import Row, compare, format_spread, print_rows
 from utils.device import tune_malloc
 from utils.distributed import Distributed
 from utils.training.signals import SignalHandler
@@ -41,12 +41,12 @@ def measure(words: list[str], cache: str, pairs: int, ahead: bool) -> Row:
     alone = dataclasses.replace(run, train_loader=BatchesInMemory(run.train_loader))
     timing = compare(lambda: epoch(alone), lambda: epoch(run), pairs=pairs)
     num_images = len(run.data.train)
-    sides = [f"{spread([num_images / value for value in side])} images/s" for side in timing]
+    sides = [f"{format_spread([num_images / value for value in side])} images/s" for side in timing]
     run.train_loader.close()
     part = (
         f"training epoch, {num_images} pictures, {run.options.imgsz}, --cache {cache}{', read ahead' if ahead else ''}"
     )
-    return Row(part, *sides, f"{spread(timing.ratios)} of the rate", "-" if ahead else "0.93 of the rate")
+    return Row(part, *sides, f"{format_spread(timing.ratios)} of the rate", "-" if ahead else "0.93 of the rate")
 
 
 def main() -> None:

@@ -153,10 +153,10 @@ def difference(dataset: DetectionDataset, size: int, count: int = 8) -> float:
 
 def images_decoded(dataset: DetectionDataset, size: int) -> float:
     """Return the number of images whose rows our way decodes per sample. Without partial decoding, all rows count."""
-    plain, shares = dataset.images.read, []
+    original, shares = dataset.images.read, []
 
     def read(i: int, rows: int) -> np.ndarray:
-        image = plain(i, rows)
+        image = original(i, rows)
         shares.append(len(image) / dataset.images.shape(i)[0])
         return image
 

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train
 from benchmarks.process_memory import memory_of, workers_of
-from benchmarks.timing import Row, Timing, machine, print_rows, row, spread
+from benchmarks.timing import Row, Timing, format_spread, machine, print_rows, row
 from utils.datasets.labels import load_index
 from utils.distributed import Distributed
 from utils.loading.dataset import Batch
@@ -243,9 +243,9 @@ def main() -> None:
         [
             Row(
                 "from the cache to the first batch",
-                f"{spread(start.baseline)} s",
-                f"{spread(start.ours)} s",
-                spread(start.ratios),
+                f"{format_spread(start.baseline)} s",
+                f"{format_spread(start.ours)} s",
+                format_spread(start.ratios),
                 "at most 10 s",
             ),
             row("a picture through the loader", image, at_least="about 1"),

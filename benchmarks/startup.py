@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.timing import Row, machine, print_rows, spread
+from benchmarks.timing import Row, format_spread, machine, print_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 IMPORT = "import torch, torchvision, cv2, time; print('now', time.monotonic())"
@@ -71,9 +71,9 @@ def main() -> None:
     rows = [
         Row(
             name,
-            f"{spread(imports)} s",
-            f"{spread(side)} s",
-            f"{spread([ours - theirs for ours, theirs in zip(side, imports)])} s more",
+            f"{format_spread(imports)} s",
+            f"{format_spread(side)} s",
+            f"{format_spread([ours - theirs for ours, theirs in zip(side, imports)])} s more",
             target,
         )
         for name, side, target in (

@@ -90,7 +90,7 @@ def _serve(connection: Any, make: Callable[..., Callable[[], Any]], args: tuple)
         connection.send(True)
 
 
-def spread(values: Sequence[float]) -> str:
+def format_spread(values: Sequence[float]) -> str:
     """Format the median and the range of the middle half."""
     low, _, high = statistics.quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
     return f"{_number(statistics.median(values))} ({_number(low)} to {_number(high)})"
@@ -103,8 +103,8 @@ def _number(value: float) -> str:
 def row(part: str, timing: Timing, *, at_least: str, unit: str = "ms") -> Row:
     """Format a table row of two sides in `unit` (s, ms or us)."""
     scale = {"s": 1.0, "ms": 1e3, "us": 1e6}[unit]
-    sides = [f"{spread([value * scale for value in side])} {unit}" for side in timing]
-    return Row(part, *sides, spread(timing.ratios), at_least)
+    sides = [f"{format_spread([value * scale for value in side])} {unit}" for side in timing]
+    return Row(part, *sides, format_spread(timing.ratios), at_least)
 
 
 def print_rows(rows: Sequence[Row], *notes: str) -> None:

@@ -12,7 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.timing import Row, compare, print_rows, spread
+from benchmarks.timing import Row, compare, format_spread, print_rows
 from models.loading import load_model
 from models.yolo import DetectionModel
 from utils.datasets.labels import load_index
@@ -48,13 +48,13 @@ def main() -> None:
     )
     timing = compare(lambda: evaluate(trained, loader), lambda: evaluate(untrained, loader), pairs=options.pairs)
     factors = [1 / ratio for ratio in timing.ratios]
-    sides = [f"{spread(side)} s" for side in timing]
+    sides = [f"{format_spread(side)} s" for side in timing]
     print_rows(
         [
             Row(
                 f"validation, untrained against trained, {options.imgsz}, {len(index)} pictures",
                 *sides,
-                f"{spread(factors)} of its time",
+                f"{format_spread(factors)} of its time",
                 "at most 2 of its time",
             )
         ]

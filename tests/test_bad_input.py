@@ -273,7 +273,7 @@ def test_invalid_source(place, source, needle):
 
 
 def test_detection_skips_a_damaged_source_and_names_it(place, capsys):
-    write("data/images/val/2.png", b"no picture")
+    write("data/images/val/2.png", b"no image")
     run_and_check_files(place, detect)
     printed = capsys.readouterr()
     assert printed.err.count("2.png skipped") == 1 and printed.out.count("ms\n") >= 7

@@ -52,7 +52,7 @@ def state_of(folder: Path) -> dict:
 
 def fault_during(monkeypatch, epoch: int, begin, end) -> None:
     """Call `begin` after `epoch` is trained and before it is saved, and `end` an epoch later."""
-    plain, made = train.RunFolder.on_epoch, []
+    original, made = train.RunFolder.on_epoch, []
 
     class Noted(train.Checkpoints):
         def __init__(self, *args, **named):
@@ -62,7 +62,7 @@ def fault_during(monkeypatch, epoch: int, begin, end) -> None:
     def on_epoch(self, run, report):
         made[-1].is_saved()
         begin() if report.epoch == epoch else end() if report.epoch == epoch + 1 else None
-        plain(self, run, report)
+        original(self, run, report)
 
     monkeypatch.setattr(train, "Checkpoints", Noted)
     monkeypatch.setattr(train.RunFolder, "on_epoch", on_epoch)
@@ -124,11 +124,11 @@ def test_no_file_can_be_written_for_an_epoch(tiny_data, tiny_cfg, tmp_path, monk
 @pytest.mark.parametrize("best", [0, 1], ids=["the first", "the second"])
 def test_the_best_epoch_is_kept_although_the_disk_was_full(tiny_data, tiny_cfg, tmp_path, monkeypatch, best):
     """best.pt is written as soon as there is room, since no later epoch may be as good."""
-    plain = train.validate
+    original = train.validate
 
     def validate(run, *others):
         return replace(
-            plain(run, *others), precision=0.0, recall=0.0, map50=0.0, map=1.0 if run.progress.epoch == best else 0.1
+            original(run, *others), precision=0.0, recall=0.0, map50=0.0, map=1.0 if run.progress.epoch == best else 0.1
         )
 
     monkeypatch.setattr(train, "validate", validate)
@@ -157,13 +157,13 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_written(tiny_data, tiny_cfg, 
 
 
 def test_a_signal_is_not_reported_as_saved_if_the_disk_is_full(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd):
-    plain = train.prepare_images
+    original = train.prepare_images
 
     def prepare(run, images):
         if run.progress.iteration == 4:
             monkeypatch.setattr("utils.files.open", open_full_disk, raising=False)
             os.kill(os.getpid(), signal.SIGTERM)
-        return plain(run, images)
+        return original(run, images)
 
     monkeypatch.setattr(train, "prepare_images", prepare)
     with pytest.raises(SystemExit) as end:
@@ -583,11 +583,11 @@ run(main)
 
 
 def test_a_run_is_saved_by_time_within_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch):
-    plain, seen = train.Checkpoints.save, []
+    original, seen = train.Checkpoints.save, []
 
     def save(self, run, *args, **named):
         seen.append((run.progress.epoch, run.progress.step))
-        plain(self, run, *args, **named)
+        original(self, run, *args, **named)
 
     monkeypatch.setattr(train.Checkpoints, "save", save)
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--nbs", "8", "--save-minutes", "0.0000001", epochs=2))
@@ -642,14 +642,14 @@ def test_the_reason_in_an_nccl_error_is_not_cut_off():
 
 
 def test_a_killed_worker_is_one_line(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
-    plain, killed = train.prepare_images, []
+    original, killed = train.prepare_images, []
 
     def prepare(run, images):
         if not killed:
             killed.append(run.train_loader._loader._iterator._workers[0].pid)
             os.kill(killed[0], signal.SIGKILL)
             time.sleep(1)  # the step takes until the death is noticed
-        return plain(run, images)
+        return original(run, images)
 
     monkeypatch.setattr(train, "prepare_images", prepare)
     monkeypatch.setattr(train, "cores_for_loading", lambda device: None)

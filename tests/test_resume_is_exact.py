@@ -80,12 +80,12 @@ def state_of(run: Path) -> dict:
 
 def stop_at(monkeypatch, iteration: int, argv: list[str]) -> None:
     """Train until a signal in `iteration`, counted from 0, stops the run."""
-    plain = train.prepare_images
+    original = train.prepare_images
 
     def prepare(run, images):
         if run.progress.iteration == iteration:
             os.kill(os.getpid(), signal.SIGTERM)
-        return plain(run, images)
+        return original(run, images)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "prepare_images", prepare)
@@ -130,11 +130,11 @@ def test_interrupted_within_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch,
 
 def test_interrupted_in_the_validation(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole"))
-    plain = train.evaluate
+    original = train.evaluate
 
     def evaluate(*args, **named):
         os.kill(os.getpid(), signal.SIGINT)
-        return plain(*args, **named)
+        return original(*args, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "evaluate", evaluate)

@@ -58,8 +58,8 @@ def scan(data: Path):
 
 def record_scans(monkeypatch) -> list:
     """Return a list that grows by one with each scan that the cache does not answer."""
-    plain, seen = labels._scan_all, []
-    monkeypatch.setattr(labels, "_scan_all", lambda *args: seen.append(1) or plain(*args))
+    original, seen = labels._scan_all, []
+    monkeypatch.setattr(labels, "_scan_all", lambda *args: seen.append(1) or original(*args))
     return seen
 
 
@@ -190,10 +190,10 @@ def resident(pid: int) -> float:
 @pytest.mark.slow
 def test_memory_is_flat_over_epochs(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     """Memory of the main process and the workers does not grow from the fourth epoch to the fortieth."""
-    plain, sizes = train.RunLog.on_epoch, []
+    original, sizes = train.RunLog.on_epoch, []
 
     def on_epoch(self, run, report):
-        plain(self, run, report)
+        original(self, run, report)
         iterator = run.train_loader._loader._iterator
         sizes.append([resident(pid) for pid in (os.getpid(), *(worker.pid for worker in iterator._workers))])
 
