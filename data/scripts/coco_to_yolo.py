@@ -4,8 +4,9 @@
         --split train annotations/instances_train2017.json train2017 \\
         --split val annotations/instances_val2017.json val2017
 
-Classes are numbered in the order of the JSON's categories. Crowd regions are skipped, boxes are clipped to the image,
-repeated objects are written once. Everything that was skipped is counted and printed. Inputs are only read.
+Classes are numbered in the order of the JSON's categories. Crowd regions are skipped unless --keep-crowds is given,
+boxes are clipped to the image, repeated objects are written once. What was skipped or corrected is counted and named.
+Inputs are only read.
 """
 
 import sys
@@ -34,10 +35,11 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="new folder for images/, labels/ and the YAML")
     parser.add_argument("--polygons", action="store_true", help="write outlines instead of boxes, if there are any")
+    parser.add_argument("--keep-crowds", action="store_true", help="keep regions that are marked as a crowd")
     parser.add_argument("--copy", action="store_true", help="copy the images instead of linking to them")
     args = parser.parse_args(argv)
     splits = parse_splits(args.split, most=2, usage="NAME JSON IMAGES")
-    dataset = convert_coco(splits, polygons=args.polygons)
+    dataset = convert_coco(splits, polygons=args.polygons, crowds=args.keep_crowds)
     result(summarize(dataset, write_dataset(dataset, args.output, copy=args.copy)))
 
 

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from test_yolo_writer import rows, snapshot, write_image
@@ -84,9 +85,39 @@ def test_coco_leaves_its_inputs_alone(tmp_path):
     [
         ([annotation(), annotation(id=6)], 1, "1 repeated rows"),
         ([annotation(bbox=[190, 90, 50, 50])], 1, None),  # cut
-        ([annotation(bbox=[300, 90, 50, 50])], 0, "1 boxes without area"),
-        ([annotation(bbox=[30, 30, 0, 9])], 0, "1 boxes without area"),
-        ([annotation(image_id=1000)], 0, "1 annotations of images that are not listed"),
+        ([annotation(), annotation(bbox=[300, 90, 50, 50])], 1, "1 boxes without area inside the image (annotation 5)"),
+        ([annotation(), annotation(bbox=[30, 30, 0, 9])], 1, "1 boxes without area"),
+        ([annotation(), annotation(image_id=1000)], 1, "1 annotations of images that are not listed (annotation 5)"),
+        ([annotation(image_id="7"), annotation(category_id=30.0)], 2, None),  # ids as text or float
+        ([annotation(), annotation(image_id=[7], category_id={})], 1, "1 annotations of images that are not listed"),
+        ([annotation(bbox=[60, 40, -40, -20])], 1, None),  # drawn from the lower right corner
+        (
+            [annotation(), annotation(category_id=99)],
+            1,
+            "1 annotations of unknown categories (annotation 5: category_id 99)",
+        ),
+        (
+            [annotation(), annotation(bbox=[1, 2, 3])],
+            1,
+            "1 annotations without a box or an outline (annotation 5: bbox [1, 2, 3])",
+        ),
+        ([annotation(), annotation(bbox=[1, 2, float("nan"), 4])], 1, "1 annotations without a box"),
+        (
+            [annotation(), annotation(bbox="abcd")],
+            1,
+            "1 annotations without a box or an outline (annotation 5: bbox abcd)",
+        ),
+        (
+            [annotation(), {"id": 5, "image_id": 7, "category_id": 4}],
+            1,
+            "1 annotations without a box or an outline (annotation 5: no bbox)",
+        ),
+        ([annotation(bbox=[], segmentation=[[20, 20, 60, 20, 60, 40]])], 1, None),  # the box around the outline
+        (
+            [annotation(bbox=[1], segmentation=[[1]]), *[annotation(id=k, bbox=[]) for k in range(4)], annotation()],
+            1,
+            "5 annotations without a box or an outline (annotation 5: bbox [1], annotation 0: bbox [], annotation 1: bbox [], ...)",
+        ),
         ([annotation(category_id=30), annotation()], 2, None),  # same box, two classes
     ],
 )
@@ -163,16 +194,19 @@ def test_coco_absent_images_are_counted(tmp_path, capsys):
             "category id 1 occurs twice, as 'a' and 'b'",
         ),
         (coco(categories=[{"id": 1}]), "no 'name'"),
-        (coco(annotations=[annotation(category_id=99)]), "annotation 5: category_id 99 is not among"),
-        (coco(annotations=[annotation(bbox=[1, 2, 3])]), r"annotation 5: bbox is \[1, 2, 3\]: expected 4 finite"),
-        (coco(annotations=[annotation(bbox=[1, 2, float("nan"), 4])]), "annotation 5: bbox .* expected 4 finite"),
-        (coco(annotations=[annotation(bbox="abcd")]), "annotation 5: bbox is 'abcd'"),
-        (coco(annotations=[{"id": 5, "image_id": 7, "category_id": 4}]), "annotation 5: no 'bbox'"),
+        (coco(annotations=[annotation(category_id=99)]), "no object was kept.*annotation 5: category_id 99"),
+        (coco(annotations=[annotation(bbox=[1, 2, 3])]), r"no object was kept.*annotation 5: bbox \[1, 2, 3\]"),
+        (
+            coco(annotations=[annotation(iscrowd=1)] * 2),
+            "no object was kept; skipped: 2 crowd regions, kept with --keep-crowds",
+        ),
+        (coco(categories=[{"id": 1, "name": ["a"]}]), "no 'name'"),
+        (coco(categories=[{"id": [], "name": "a"}]), "no 'id'"),
         (
             coco(images=[{"id": 7, "file_name": "a.jpg"}, {"id": 7, "file_name": "sub/b.jpg"}]),
             "1 image ids occur twice",
         ),
-        (coco(images=[{"id": 7, "file_name": "../coco.json"}]), "leads out of its folder"),
+        (coco(images=[{"id": 7, "file_name": "../coco.json"}]), r"no image of any split.*not in .*\(\.\./coco\.json\)"),
         (coco(images=[{"id": 7, "file_name": "gone.jpg"}], annotations=[]), "no image of any split was found"),
         ("[" * 100000, "cannot be read as JSON|not JSON"),
     ],
@@ -184,9 +218,116 @@ def test_coco_mistakes_are_one_clear_error_and_leave_nothing(tmp_path, data, mes
     assert {f.name for f in tmp_path.iterdir()} == {"in", "coco.json"}
 
 
-def test_coco_bad_polygon_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"annotation 5: segmentation part \[1, 2, 3\] is not a list of x y pairs"):
-        convert_coco(tmp_path, coco(annotations=[annotation(segmentation=[[1, 2, 3]])]), "--polygons")
+def test_coco_bad_polygon_is_named_and_its_box_used(tmp_path, capsys):
+    out = convert_coco(tmp_path, coco(annotations=[annotation(segmentation=[[1, 2, 3]])]), "--polygons")
+    assert rows(out, "train", "a") == [[1, 0.2, 0.3, 0.2, 0.2]]
+    named = "annotation 5: segmentation part [1, 2, 3] is not a list of x y pairs"
+    assert f"corrected: 1 outlines cannot be used, the boxes are used ({named})" in capsys.readouterr().out
+
+
+def test_coco_crowds_are_kept_on_request(tmp_path):
+    out = convert_coco(tmp_path, coco(), "--keep-crowds")
+    assert rows(out, "train", "a") == [[1, 0.2, 0.3, 0.2, 0.2], [0, 0.55, 0.6, 0.1, 0.2]]
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [
+        "/home/someone/in/a.jpg",
+        "../../media/upload/1/a.jpg",
+        "data/local-files/?d=x%20y/a.jpg",
+        "C:\\in\\a.jpg",
+        "./a.jpg",
+    ],
+)
+def test_coco_images_are_found_by_the_end_of_their_names(tmp_path, stated):
+    out = convert_coco(tmp_path, coco(images=[{"id": 7, "file_name": stated, "width": 200, "height": 100}]))
+    assert rows(out, "train", "a") == [[1, 0.2, 0.3, 0.2, 0.2]] and (out / "images/train/a.jpg").is_file()
+
+
+def test_coco_names_that_end_alike_do_not_take_one_image(tmp_path, capsys):
+    images = [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "x/a.jpg"}, {"id": 9, "file_name": "x/sub/b.jpg"}]
+    objects = [annotation(), annotation(image_id=8, bbox=[0, 0, 9, 9]), annotation(image_id=9)]
+    out = convert_coco(tmp_path, coco(images=images, annotations=objects))
+    assert rows(out, "train", "a") == [[1, 0.2, 0.3, 0.2, 0.2]] == rows(out, "train", "sub/b")
+    assert "skipped: 1 images whose name fits those of others (x/a.jpg)" in capsys.readouterr().out
+
+
+def test_coco_an_image_listed_twice_has_the_objects_of_both(tmp_path):
+    images = [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "a.jpg"}]
+    objects = [annotation(), annotation(image_id=8), annotation(image_id=8, bbox=[0, 0, 20, 10])]
+    out = convert_coco(tmp_path, coco(images=images, annotations=objects))
+    assert rows(out, "train", "a") == [[1, 0.2, 0.3, 0.2, 0.2], [1, 0.05, 0.05, 0.1, 0.1]]
+
+
+@pytest.mark.parametrize(
+    "categories, names",
+    [
+        ("fruit:none apple:fruit pear:fruit", ["apple", "pear"]),
+        ("fruit: apple:fruit", ["apple"]),
+        ("fruit:none apple:fruit nut:food", ["fruit", "apple", "nut"]),
+        ("fruit:none apple:none", ["fruit", "apple"]),
+        ("fruit:none", ["fruit"]),
+    ],
+)
+@pytest.mark.parametrize("used", [True, False])
+def test_coco_a_dummy_category_is_no_class(tmp_path, capsys, categories, names, used):
+    """One exporter adds a category that all others belong to, and that no annotation has."""
+    pairs = [pair.split(":") for pair in categories.split()]
+    entries = [{"id": k, "name": name, "supercategory": top} for k, (name, top) in enumerate(pairs)]
+    objects = [annotation(category_id=0)] * used + [annotation(category_id=len(pairs) - 1)]
+    out = convert_coco(tmp_path, coco(categories=entries, annotations=objects))
+    names = [name for name, _ in pairs] if used else names
+    assert list(read_yaml(out / "out.yaml")["names"].values()) == names
+    assert rows(out, "train", "a")[-1][0] == len(names) - 1
+    said = "skipped: 1 categories that only stand for all others (fruit)" in capsys.readouterr().out
+    assert said is (len(names) < len(pairs))
+
+
+def rotated_jpeg(path: Path) -> None:
+    """Write an image of 100 x 60 pixels that its EXIF orientation turns into 60 x 100."""
+    data = cv2.imencode(".jpg", np.full((60, 100, 3), 90, np.uint8))[1].tobytes()
+    body = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    path.write_bytes(data[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + data[2:])
+
+
+@pytest.mark.parametrize(
+    "box, expected, said",
+    [
+        ([10, 40, 30, 40], [1, 0.416667, 0.6, 0.5, 0.4], "corrected: 1 sizes were stated before the EXIF rotation"),
+        ([70, 10, 30, 40], None, "skipped: 1 images with boxes from before their EXIF rotation (phone.jpg)"),
+    ],
+)
+def test_coco_sizes_from_before_the_exif_rotation(tmp_path, capsys, box, expected, said):
+    (tmp_path / "in").mkdir()
+    rotated_jpeg(tmp_path / "in/phone.jpg")
+    images = [*coco()["images"], {"id": 1, "file_name": "phone.jpg", "width": 100, "height": 60}]
+    out = convert_coco(tmp_path, coco(images=images, annotations=[annotation(), annotation(image_id=1, bbox=box)]))
+    assert (rows(out, "train", "phone") == [expected]) if expected else not (out / "labels/train/phone.txt").exists()
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width, height, said", [(400, 200, False), (300, 200, True)])
+def test_coco_sizes_of_scaled_images_count_as_stated(tmp_path, capsys, width, height, said):
+    images = [{"id": 7, "file_name": "a.jpg", "width": width, "height": height}]
+    out = convert_coco(tmp_path, coco(images=images, annotations=[annotation(bbox=[0, 0, 30, 20])]))
+    assert rows(out, "train", "a")[0][3:] == pytest.approx([30 / width, 0.1])
+    assert ("corrected: 1 images have another shape than stated" in capsys.readouterr().out) is said
+
+
+def test_coco_an_unreadable_image_or_entry_does_not_end_the_conversion(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/bad.jpg").write_bytes(b"no image")
+    images = [
+        {"id": 7, "file_name": "a.jpg"},
+        {"id": 8, "file_name": "bad.jpg"},
+        {"id": 9},
+        {"id": None, "file_name": "a"},
+    ]
+    out = convert_coco(tmp_path, coco(images=images))
+    assert rows(out, "train", "a") == [[1, 0.2, 0.3, 0.2, 0.2]]
+    printed = capsys.readouterr().out
+    assert "skipped: 1 images that cannot be read" in printed and "skipped: 2 images without id or file_name" in printed
 
 
 def test_coco_splits_must_share_categories(tmp_path):

@@ -50,7 +50,21 @@ def convert_voc(tmp_path: Path, xml: str | bytes, *flags: str, stem: str = "a") 
         ),
         (voc(voc_object(), voc_object()), [], [[0, 0.2, 0.3, 0.2, 0.2]]),  # twice the same
         (voc(voc_object(box=(-20, 20, 900, 40))), [], [[0, 0.5, 0.3, 1, 0.2]]),  # cut
-        (voc(voc_object(), voc_object(box=(60, 40, 20, 20))), [], [[0, 0.2, 0.3, 0.2, 0.2]]),  # upside down: skipped
+        (voc(voc_object(box=(60, 40, 20, 20))), [], [[0, 0.2, 0.3, 0.2, 0.2]]),  # upside down
+        (voc(voc_object(), size="<size><width>wide</width><height>9</height></size>"), [], [[0, 0.2, 0.3, 0.2, 0.2]]),
+        (voc(f"<objects>{voc_object()}</objects>"), [], [[0, 0.2, 0.3, 0.2, 0.2]]),  # nested
+        (
+            voc("<object><name>ape</name><polygon><x1>20</x1><y1>20</y1><x2>60</x2><y2>40</y2></polygon></object>"),
+            [],
+            [[0, 0.2, 0.3, 0.2, 0.2]],
+        ),
+        (
+            voc(
+                "<object><name>ape</name><polygon><pt><x>20</x><y>20</y></pt><pt><x>60</x><y>40</y></pt></polygon></object>"
+            ),
+            [],
+            [[0, 0.2, 0.3, 0.2, 0.2]],
+        ),
         (
             voc(voc_object(), voc_object("zoo", difficult="<difficult>1</difficult>")),
             ["--names", "ape", "zoo"],
@@ -171,7 +185,6 @@ def test_voc_parser_itself_stops_at_a_doctype():
         (voc(voc_object(box=(1, 2, "x", 4))), [], "<bndbox> of ape .* expected 4 finite"),
         (voc(voc_object(box=(1, 2, "inf", 4))), [], "<bndbox> of ape .* expected 4 finite"),
         (voc(voc_object("")), [], "an <object> has no <name>"),
-        (voc(voc_object(), size="<size><width>wide</width><height>9</height></size>"), [], "<size> is"),
         (
             voc(voc_object("zoo"), voc_object("dog"), voc_object("dog")),
             ["--names", "ape"],
@@ -187,12 +200,33 @@ def test_voc_mistakes_are_one_clear_error_and_leave_nothing(tmp_path, xml, flags
     assert {f.name for f in tmp_path.iterdir()} == {"in"}
 
 
-def test_voc_unreadable_image_is_named_when_its_size_is_needed(tmp_path):
+def test_voc_one_odd_file_does_not_end_the_conversion(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "b.jpg").write_bytes(b"no image")
     (tmp_path / "in" / "b.xml").write_text(voc(voc_object(), size="", filename="b.jpg"))
-    with pytest.raises(UserError, match=r"b\.jpg: its size is needed, but it cannot be read"):
-        convert_voc(tmp_path, voc(voc_object()))
+    (tmp_path / "in" / "broken.xml").write_text("<annotation>")
+    (tmp_path / "in" / "._a.xml").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")  # of a Mac, beside each file
+    out = convert_voc(tmp_path, voc(voc_object(), voc_object(""), voc_object(box=(1, 2, 3, ""))))
+    assert rows(out, "train", "a") == [[0, 0.2, 0.3, 0.2, 0.2]]
+    printed = capsys.readouterr().out
+    assert "skipped: 2 XML files that cannot be used" in printed and "._a.xml" not in printed
+    assert "b.jpg: its size is needed, but it cannot be read" in printed and "broken.xml: not XML" in printed
+    assert (
+        "skipped: 2 objects without a name or a box" in printed and "<bndbox> of ape is ['1', '2', '3', '']" in printed
+    )
+
+
+def test_voc_files_in_subfolders(tmp_path, capsys):
+    """Their images are in subfolders too, or all in one folder. Two files do not share an image."""
+    for name in ("x", "y", "z"):
+        (tmp_path / "xml" / name).mkdir(parents=True)
+        (tmp_path / "xml" / name / "a.xml").write_text(voc(voc_object(), filename=""))
+    for name in ("x/a.jpg", "a.jpg"):
+        write_image(tmp_path / "jpg" / name)
+    main(["--output", str(tmp_path / "out"), "--split", "train", str(tmp_path / "xml"), str(tmp_path / "jpg")])
+    assert [len(rows(tmp_path / "out", "train", stem)) for stem in ("x/a", "a")] == [1, 1]
+    printed = capsys.readouterr().out
+    assert "train: 2 images, 2 objects" in printed and "skipped: 1 XML files whose image another one has" in printed
 
 
 def test_voc_folder_without_xml(tmp_path):

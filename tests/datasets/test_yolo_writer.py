@@ -35,7 +35,7 @@ def snapshot(folder: Path) -> dict[str, tuple[bytes, int]]:
         ((-10, -10, 100, 50), "3 0.250000 0.250000 0.500000 0.500000"),  # cut at the image
         ((150, 50, 900, 900), "3 0.875000 0.750000 0.250000 0.500000"),
         ((50, 20, 50, 40), None),  # no width
-        ((50, 40, 60, 20), None),  # upside down
+        ((50, 40, 10, 20), "3 0.150000 0.300000 0.200000 0.200000"),  # swapped corners
         ((250, 20, 300, 40), None),  # beside the image
         ((10, 10, 10.00001, 20), None),  # zero as written
     ],
@@ -85,13 +85,14 @@ def test_images_are_linked_or_copied(tmp_path, copy):
     assert (tmp_path / "x" / "b.jpg").read_bytes() == source.read_bytes()
 
 
-def test_images_that_would_share_a_label_file_are_refused(tmp_path):
+def test_images_that_would_share_a_label_file_get_other_names(tmp_path):
     dataset = Dataset(["thing"])
-    for name in ("a.jpg", "a.png"):
-        dataset.add("train", write_image(tmp_path / name), name=name, rows=[])
-    with pytest.raises(UserError, match=r"a\.jpg and a\.png would share the label file a\.txt"):
-        write_dataset(dataset, tmp_path / "out", progress=False)
-    assert not (tmp_path / "out").exists()
+    for number, name in enumerate(("a.jpg", "a.png", "a_png.png", "a.png")):
+        dataset.add("train", write_image(tmp_path / name), name=name, rows=[f"0 .5 .5 .2 .{number + 1}"])
+    write_dataset(dataset, tmp_path / "out", progress=False)
+    assert {file.name for file in (tmp_path / "out/images/train").iterdir()} == {"a.jpg", "a_png.png", "a_png_png.png"}
+    assert rows(tmp_path / "out", "train", "a_png") == [[0, 0.5, 0.5, 0.2, 0.2], [0, 0.5, 0.5, 0.2, 0.4]]  # a.png
+    assert rows(tmp_path / "out", "train", "a_png_png") == [[0, 0.5, 0.5, 0.2, 0.3]]
 
 
 @pytest.mark.parametrize(

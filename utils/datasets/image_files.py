@@ -1,7 +1,7 @@
 """Image files of a split, found in folders and list files, and the label file of each."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,7 +43,7 @@ def find_images(sources: Sources) -> list[str]:
     paths: list[str] = []
     for source in as_list(sources):
         if os.path.isdir(source):
-            paths += _walk(str(source))
+            paths += walk_files(str(source), IMAGE_SUFFIXES)
         elif not os.path.isfile(source):
             raise UserError(f"{source} does not exist: expected a folder of images or a .txt file that lists them")
         else:
@@ -51,8 +51,11 @@ def find_images(sources: Sources) -> list[str]:
     return sorted(paths)
 
 
-def _walk(folder: str) -> Iterable[str]:
-    """Yield the images below a folder. Raises UserError for a folder that cannot be listed."""
+def walk_files(folder: str, suffixes: Collection[str]) -> Iterable[str]:
+    """Yield the files below a folder that have one of the suffixes, written in small letters. Skip hidden names.
+
+    Raises UserError for a folder that cannot be listed.
+    """
     seen: set[str] = set()  # real paths of folders, so that a link to a parent folder does not loop
     waiting = [folder]
     while waiting:
@@ -68,7 +71,7 @@ def _walk(folder: str) -> Iterable[str]:
                 continue
             if _is_folder(entry):
                 folders.append(here + name)
-            elif name[name.rfind(".") :].lower() in IMAGE_SUFFIXES:  # up to a million: inlined is_image
+            elif name[name.rfind(".") :].lower() in suffixes:  # up to a million: inlined is_image
                 yield here + name
         waiting += sorted(folders, reverse=True)
 
@@ -82,8 +85,7 @@ def _list_folder(folder: str) -> list[os.DirEntry[str]]:
         return retry_reading(read)
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be listed: {error.strerror}. Its images would be missing: mend the folder, move it away, "
-            "or list the images in a .txt file"
+            f"{folder} cannot be listed: {error.strerror}. Its files would be missing: mend the folder, or move it away"
         ) from error
 
 

@@ -1,9 +1,11 @@
 """Pascal VOC XML annotations, converted to YOLO label rows.
 
 Classes are numbered in the order of the given names, or alphabetically. A stated size of 0x0 is replaced by the image's
-own. A DOCTYPE is refused: VOC files never have one, and entity attacks need it.
+own. A DOCTYPE is refused: VOC files never have one, and entity attacks need it. Files and objects that cannot be used
+are skipped, named and counted.
 """
 
+import math
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Sequence
@@ -11,8 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from utils.console import progress_bar
-from utils.datasets.yolo_writer import Dataset, box_row, measure_image, parse_finite
-from utils.errors import UserError
+from utils.datasets.image_files import walk_files
+from utils.datasets.yolo_writer import Dataset, box_row, decoded_size, find_stated_image, parse_finite
+from utils.errors import UserError, one_line
 from utils.images.suffixes import IMAGE_SUFFIXES
 
 MAX_XML_BYTES = 16 << 20
@@ -39,6 +42,7 @@ class Annotation(NamedTuple):
 
     file: Path
     image: Path
+    image_name: str  # below the folder of images
     size: tuple[int, int]  # height, width
     objects: list[VocObject]
 
@@ -58,31 +62,38 @@ def convert_voc(
     they are edges from 0, as most labelling programs write them. `difficult` keeps objects marked as difficult.
     `skip_unknown` skips objects whose class is not in `names`.
     """
-    found, absent = [], Counter()
+    dataset, found, takers = Dataset([]), [], {}
     for split, (folder, images, *listing) in splits:
         files = list_files(folder, listing[0] if listing else None)
         for file in progress_bar(files, desc=f"reading {split}", unit="file", disable=not progress):
-            annotation = read_annotation(file, images)
+            try:
+                annotation = read_annotation(file, folder, images, dataset)
+            except (OSError, UserError) as error:
+                dataset.skip("XML files that cannot be used", one_line(str(error)))
+                continue
             if annotation is None:
-                absent[f"XML files whose image is not in {images}"] += 1
-            else:
-                found.append((split, annotation))
+                continue
+            if takers.setdefault((split, annotation.image), file) != file:
+                taker = takers[split, annotation.image]
+                dataset.skip("XML files whose image another one has", f"{file}: {annotation.image_name} has {taker}")
+                continue
+            found.append((split, annotation))
     annotations = [annotation for _, annotation in found]
-    dataset = Dataset(list(names) if skip_unknown and names else class_names(annotations, names), skipped=absent)
+    dataset.names = list(names) if skip_unknown and names else class_names(annotations, names, dataset)
     classes = {name: number for number, name in enumerate(dataset.names)}
     for split, annotation in found:
         rows = label_rows(annotation, classes, difficult=difficult, pascal=pascal, dataset=dataset)
-        dataset.add(split, annotation.image, name=annotation.image.name, rows=rows)
+        dataset.add(split, annotation.image, name=annotation.image_name, rows=rows)
     return dataset
 
 
 def list_files(annotations: Path, listing: Path | None) -> list[Path]:
-    """Return the XML files of a folder: all, or those named by the first word of each line of a list.
+    """Return the XML files below a folder: all, or those named by the first word of each line of a list.
 
     Such lists are ImageSets/Main/train.txt and the like.
     """
     if listing is None:
-        files = sorted(annotations.glob("*.xml"))
+        files = sorted(map(Path, walk_files(str(annotations), (".xml",))))
         if not files:
             raise UserError(f"{annotations}: no .xml file in it")
         return files
@@ -93,14 +104,21 @@ def list_files(annotations: Path, listing: Path | None) -> list[Path]:
     return files
 
 
-def read_annotation(file: Path, images: Path) -> Annotation | None:
-    """Return the content of an XML file, or None if its image is missing."""
+def read_annotation(file: Path, folder: Path, images: Path, dataset: Dataset) -> Annotation | None:
+    """Return the content of an XML file below `folder`, or None if its image is missing or its boxes fit no reading."""
     root = parse_xml(file)
-    image = find_image(root, file, images)
-    if image is None:
+    name = find_image(root, file.relative_to(folder), images)
+    if name is None:
+        dataset.skip(f"XML files whose image is not in {images}", file.name)
         return None
-    objects = [read_object(element, file) for element in root.findall("object")]
-    return Annotation(file, image, read_size(root, file, image), objects)
+    objects = []
+    for element in root.iter("object"):
+        try:
+            objects.append(read_object(element, file))
+        except UserError as error:
+            dataset.skip("objects without a name or a box", one_line(str(error)))
+    size = decoded_size(read_size(root), images / name, [entry.xyxy_px for entry in objects], dataset)
+    return Annotation(file, images / name, name, size, objects) if size else None
 
 
 def parse_xml(file: Path) -> ET.Element:
@@ -123,35 +141,62 @@ def text_of(element: ET.Element, path: str, default: str = "") -> str:
     return (element.findtext(path) or default).strip()
 
 
-def find_image(root: ET.Element, file: Path, folder: Path) -> Path | None:
-    """Return the image named like the XML file, else the one that the XML names, else None."""
-    for suffix in sorted(IMAGE_SUFFIXES):
-        for spelling in (suffix, suffix.upper()):
-            if (image := folder / f"{file.stem}{spelling}").is_file():
-                return image
-    stated = text_of(root, "filename").replace("\\", "/").rpartition("/")[2]
-    return folder / stated if stated and (folder / stated).is_file() else None
+def find_image(root: ET.Element, file: Path, folder: Path) -> str | None:
+    """Return the image named like the XML file (a path below its folder), else the one that the XML names, else None.
+
+    The image may be in a subfolder as the XML file is, or in `folder` itself.
+    """
+    for stem in dict.fromkeys((file.with_suffix("").as_posix(), file.stem)):
+        for suffix in sorted(IMAGE_SUFFIXES):
+            for spelling in (suffix, suffix.upper()):
+                if (folder / f"{stem}{spelling}").is_file():
+                    return f"{stem}{spelling}"
+    stated = text_of(root, "filename")
+    beside = (file.parent / stated.replace("\\", "/").rpartition("/")[2]).as_posix()
+    return find_stated_image(beside, folder) or find_stated_image(stated, folder) if stated else None
 
 
-def read_size(root: ET.Element, file: Path, image: Path) -> tuple[int, int]:
-    """Return height and width as stated, or of the image file if a labelling program left 0 or nothing."""
-    stated = [text_of(root, f"size/{side}", "0") for side in ("height", "width")]
-    height, width = (int(value) for value in parse_finite(stated, 2, where=f"{file}: <size>"))
-    return (height, width) if height > 0 and width > 0 else measure_image(image)
+def read_size(root: ET.Element) -> tuple[int, int] | None:
+    """Return height and width as stated, None if a labelling program left 0, nothing or no number."""
+    try:
+        stated = parse_finite([text_of(root, f"size/{side}") for side in ("height", "width")], 2, where="<size>")
+    except UserError:
+        return None
+    height, width = map(int, stated)
+    return (height, width) if height > 0 and width > 0 else None
 
 
 def read_object(element: ET.Element, file: Path) -> VocObject:
-    """Return an <object>. Raises UserError if its name or box is missing."""
+    """Return an <object>. Raises UserError if its name, or both its box and its outline are missing."""
     name = text_of(element, "name")
     if not name:
         raise UserError(f"{file}: an <object> has no <name>")
-    edges = [text_of(element, f"bndbox/{edge}") for edge in EDGES]
-    left, top, right, bottom = parse_finite(edges, 4, where=f"{file}: <bndbox> of {name}")
     difficult = text_of(element, "difficult", "0") not in ("0", "false", "False")
+    edges = [text_of(element, f"bndbox/{edge}") for edge in EDGES]
+    try:
+        left, top, right, bottom = parse_finite(edges, 4, where=f"{file}: <bndbox> of {name}")
+    except UserError:
+        outline = read_outline(element)
+        if outline is None:
+            raise
+        left, top, right, bottom = outline
     return VocObject(name, (left, top, right, bottom), difficult)
 
 
-def class_names(annotations: Sequence[Annotation], wanted: Sequence[str] | None) -> list[str]:
+def read_outline(element: ET.Element) -> tuple[float, float, float, float] | None:
+    """Return the box around a <polygon>, whose points are <x1>, <y1>, … or <pt><x>, <y>. None without one."""
+    polygon = element.find("polygon")
+    leaves = [] if polygon is None else [leaf for leaf in polygon.iter() if len(leaf) == 0]
+    try:
+        xs, ys = ([float(leaf.text or "") for leaf in leaves if leaf.tag[0] == axis] for axis in "xy")
+    except ValueError:
+        return None
+    if len(xs) < 2 or len(ys) < 2 or not all(map(math.isfinite, xs + ys)):
+        return None
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def class_names(annotations: Sequence[Annotation], wanted: Sequence[str] | None, dataset: Dataset) -> list[str]:
     """Return names by class number. Raises UserError with the names in the files that are not wanted."""
     counts = Counter(entry.name for annotation in annotations for entry in annotation.objects)
     unknown = {name: count for name, count in sorted(counts.items()) if wanted is not None and name not in wanted}
@@ -160,7 +205,8 @@ def class_names(annotations: Sequence[Annotation], wanted: Sequence[str] | None)
         raise UserError(f"classes that --names lacks: {listed}; add them to --names, or give --skip-unknown")
     names = list(wanted) if wanted is not None else sorted(counts)
     if not names:
-        raise UserError("no object in any XML file, so there are no class names; give --names")
+        remarks = "".join(f"; {line}" for line in dataset.remarks())
+        raise UserError(f"no object in any XML file, so there are no class names; give --names{remarks}")
     return names
 
 
@@ -171,14 +217,14 @@ def label_rows(
     rows = []
     for entry in annotation.objects:
         if entry.name not in classes:
-            dataset.skipped[f"objects of the unknown class {entry.name!r}"] += 1
+            dataset.skip(f"objects of the unknown class {entry.name!r}", annotation.file.name)
             continue
-        left, top, right, bottom = entry.xyxy_px
-        row = box_row(classes[entry.name], (left - pascal, top - pascal, right, bottom), annotation.size)
+        (x1, x2), (y1, y2) = sorted(entry.xyxy_px[::2]), sorted(entry.xyxy_px[1::2])
+        row = box_row(classes[entry.name], (x1 - pascal, y1 - pascal, x2, y2), annotation.size)
         if entry.difficult and not difficult:
-            dataset.skipped["difficult objects"] += 1
+            dataset.skip("difficult objects", annotation.file.name)
         elif row is None:
-            dataset.skipped["boxes without area inside the image"] += 1
+            dataset.skip("boxes without area inside the image", annotation.file.name)
         else:
             rows.append(row)
     return rows

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote
 
 from utils.console import progress_bar
 from utils.errors import UserError
@@ -20,6 +21,7 @@ from utils.files import write_yaml
 from utils.images.header import image_shape
 
 SPLITS = ("train", "val", "test")
+MAX_EXAMPLES = 3  # that the summary names for each reason
 
 
 @dataclass
@@ -33,17 +35,64 @@ class Item:
 
 @dataclass
 class Dataset:
-    """Result of a conversion: images by split, class names by number, and counts of what was skipped, by reason."""
+    """Result of a conversion: images by split, class names by number, and what was skipped or corrected, by reason."""
 
     names: list[str]
     splits: dict[str, list[Item]] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
+    corrected: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)  # the first few of each reason
+    _by_stem: dict[tuple[str, str], Item] = field(default_factory=dict)  # split, name without suffix
+
+    def skip(self, reason: str, example: str) -> None:
+        """Count something that is skipped. `example` names it."""
+        self.skipped[reason] += 1
+        self._keep_example(reason, example)
+
+    def correct(self, reason: str, example: str) -> None:
+        """Count something that is corrected. `example` names it."""
+        self.corrected[reason] += 1
+        self._keep_example(reason, example)
+
+    def _keep_example(self, reason: str, example: str) -> None:
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < MAX_EXAMPLES:
+            examples.append(example)
 
     def add(self, split: str, image: Path, *, name: str, rows: Sequence[str]) -> None:
-        """Add an image. Equal rows are one object that was labelled twice."""
-        unique = list(dict.fromkeys(rows))
-        self.skipped["repeated rows"] += len(rows) - len(unique)
-        self.splits.setdefault(split, []).append(Item(image, safe_name(name), unique))
+        """Add an image, or more rows to one that was added. Equal rows are one object that was labelled twice.
+
+        An image whose label file another one has (a.jpg and a.png) gets a name of its own.
+        """
+        name = safe_name(name)
+        item = self._by_stem.get((split, _stem(name)))
+        while item is not None and item.image != image:
+            name = f"{_stem(name)}_{image.suffix[1:]}{image.suffix}"
+            item = self._by_stem.get((split, _stem(name)))
+        if item is None:
+            item = self._by_stem[split, _stem(name)] = Item(image, name, [])
+            self.splits.setdefault(split, []).append(item)
+        unique = list(dict.fromkeys([*item.rows, *rows]))
+        if repeated := len(item.rows) + len(rows) - len(unique):
+            self.skipped["repeated rows"] += repeated
+            self._keep_example("repeated rows", name)
+        item.rows[:] = unique
+
+    def remarks(self) -> list[str]:
+        """Return a line for each reason why something was skipped or corrected, with the number and examples."""
+        return [
+            f"{title}: {count} {reason} ({self._describe_examples(reason, count)})"
+            for title, counts in (("skipped", self.skipped), ("corrected", self.corrected))
+            for reason, count in counts.items()
+        ]
+
+    def _describe_examples(self, reason: str, count: int) -> str:
+        examples = self.examples.get(reason, [])
+        return ", ".join(examples) + ", ..." * (count > len(examples))
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
 
 
 def safe_name(name: str) -> str:
@@ -54,9 +103,57 @@ def safe_name(name: str) -> str:
     return str(path)
 
 
+def find_stated_image(name: str, folder: Path) -> str | None:
+    """Return the path below `folder` of the image that an annotation file names, None if it is not there.
+
+    Programs state absolute paths, paths as seen from elsewhere, and addresses (`?d=`, %20). The longest end of such a
+    path that exists below the folder counts.
+    """
+    for text in dict.fromkeys((name, unquote(name.rpartition("?d=")[2]))):
+        parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".")]
+        start = max((k + 1 for k, part in enumerate(parts) if part == ".." or part[1:] == ":"), default=0)
+        for k in range(start, len(parts)):
+            found = "/".join(parts[k:])
+            if "\0" not in found and (folder / found).is_file():
+                return found
+    return None
+
+
+def decoded_size(
+    stated: tuple[int, int] | None, image: Path, boxes_xyxy: Sequence[Sequence[float]], dataset: Dataset
+) -> tuple[int, int] | None:
+    """Return the height and width in pixels that the boxes are relative to, None if they fit no reading.
+
+    Some programs state the size before the EXIF rotation, but boxes in the rotated image. A stated size of the same
+    aspect is that of a scaled copy. Raises UserError if no size is stated and the image cannot be read.
+    """
+    try:
+        height, width = image_shape(image)
+    except ValueError as error:
+        if stated is None:
+            raise UserError(f"{image}: its size is needed, but it cannot be read: {error}") from error
+        return stated
+    if stated is None or stated == (height, width):
+        return height, width
+    if stated != (width, height):
+        if abs(stated[0] * width - stated[1] * height) > max(height, width, *stated):
+            dataset.correct("images have another shape than stated, the stated one is used", image.name)
+        return stated
+    if all(right <= width + 1 and bottom <= height + 1 for _, _, right, bottom in boxes_xyxy):
+        dataset.correct("sizes were stated before the EXIF rotation, those after it are used", image.name)
+        return height, width
+    dataset.skip("images with boxes from before their EXIF rotation", image.name)
+    return None
+
+
 def box_row(class_id: int, xyxy_px: Sequence[float], size: tuple[int, int]) -> str | None:
-    """Return the label row of a box clipped to the image, size = (height, width), or None if no area is left."""
+    """Return the label row of a box clipped to the image, size = (height, width), or None if no area is left.
+
+    The corners may be swapped.
+    """
     H, W = size
+    x1, y1, x2, y2 = xyxy_px
+    xyxy_px = min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
     left, top, right, bottom = (min(max(v, 0.0), end) for v, end in zip(xyxy_px, (W, H, W, H), strict=True))
     if not (right > left and bottom > top):
         return None
@@ -77,14 +174,6 @@ def parse_finite(values: Sequence[Any], count: int, *, where: str) -> list[float
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
         raise UserError(f"{where} is {values!r}: expected {count} finite numbers")
     return numbers
-
-
-def measure_image(image: Path) -> tuple[int, int]:
-    """Return height and width of the decoded image. Raises UserError if it cannot be read."""
-    try:
-        return image_shape(image)
-    except ValueError as error:
-        raise UserError(f"{image}: its size is needed, but it cannot be read: {error}") from error
 
 
 @contextmanager
@@ -114,23 +203,17 @@ def link_or_copy(image: Path, target: Path, *, copy: bool) -> None:
     shutil.copyfile(image, target)
 
 
-def _check_stems(split: str, items: list[Item]) -> None:
-    """Raise UserError if two images would share a label file: a.jpg and a.png both have a.txt."""
-    seen: dict[str, str] = {}
-    for item in items:
-        stem = str(PurePosixPath(item.name).with_suffix(""))
-        if stem in seen:
-            raise UserError(f"{split}: {seen[stem]} and {item.name} would share the label file {stem}.txt: rename one")
-        seen[stem] = item.name
-
-
 def write_dataset(dataset: Dataset, output: Path, *, copy: bool = False, progress: bool = True) -> Path:
-    """Write images (links, or copies), labels and OUTPUT/<folder name>.yaml. Return the path of the YAML."""
-    if not any(dataset.splits.values()):
-        raise UserError("no image of any split was found: check the folders given with --split")
+    """Write images (links, or copies), labels and OUTPUT/<folder name>.yaml. Return the path of the YAML.
+
+    Raises UserError if all objects were skipped.
+    """
     jobs = [(split, item) for split, items in dataset.splits.items() for item in items]
-    for split, items in dataset.splits.items():
-        _check_stems(split, items)
+    remarks = "".join(f"; {line}" for line in dataset.remarks())
+    if not jobs:
+        raise UserError(f"no image of any split was found: check the folders given with --split{remarks}")
+    if dataset.skipped and not any(item.rows for _, item in jobs):
+        raise UserError(f"no object was kept{remarks}")
     output = output.absolute()
     with new_folder(output) as draft:
         for split, item in progress_bar(jobs, desc="writing", unit="image", disable=not progress):
@@ -156,7 +239,7 @@ def summarize(dataset: Dataset, yaml_file: Path) -> str:
         f"{sum(not item.rows for item in items)} images without any"
         for split, items in dataset.splits.items()
     ]
-    lines += [f"skipped: {count} {reason}" for reason, count in dataset.skipped.items() if count]
+    lines += dataset.remarks()
     if not {"train", "val"} <= dataset.splits.keys():
         lines.append("only one of train and val was given: the YAML names the same images for both")
     return "\n".join([*lines, f"wrote {yaml_file}"])
