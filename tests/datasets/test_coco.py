@@ -116,7 +116,8 @@ def test_coco_leaves_its_inputs_alone(tmp_path):
         (
             [annotation(bbox=[1], segmentation=[[1]]), *[annotation(id=k, bbox=[]) for k in range(4)], annotation()],
             1,
-            "5 annotations without a box or an outline (annotation 5: bbox [1], annotation 0: bbox [], annotation 1: bbox [], ...)",
+            "5 annotations without a box or an outline (annotation 5: bbox [1], annotation 0: bbox [], "
+            "annotation 1: bbox [], ...)",
         ),
         ([annotation(category_id=30), annotation()], 2, None),  # same box, two classes
     ],

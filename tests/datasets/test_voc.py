@@ -217,7 +217,7 @@ def test_voc_one_odd_file_does_not_end_the_conversion(tmp_path, capsys):
 
 
 def test_voc_files_in_subfolders(tmp_path, capsys):
-    """Their images are in subfolders too, or all in one folder. Two files do not share an image."""
+    """Images are in subfolders too, or all in one folder. Two files do not share an image."""
     for name in ("x", "y", "z"):
         (tmp_path / "xml" / name).mkdir(parents=True)
         (tmp_path / "xml" / name / "a.xml").write_text(voc(voc_object(), filename=""))
