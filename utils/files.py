@@ -9,7 +9,7 @@ import stat
 import time
 import zipfile
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -214,6 +214,26 @@ def _sync_folder(folder: Path) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Add a line, or several, to an existing file. They are on disk on return.
+
+    A line before them that a power cut left incomplete is ended first. If the write fails, as on a full disk, the file
+    stays as it was.
+    """
+    with open(path, "r+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 1, 0))
+        content = (b"" if file.read(1) in (b"\n", b"") else b"\n") + line.encode()
+        try:
+            while content:  # in one write, unless the disk is full
+                content = content[file.write(content) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(size)
+            raise
 
 
 def write_yaml(path: str | Path, content: dict) -> None:

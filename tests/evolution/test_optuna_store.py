@@ -16,7 +16,6 @@ import pytest
 from utils.config import Hyperparameters
 from utils.errors import UserError
 from utils.evolution.csv_store import read_table
-from utils.evolution.optuna_storage import mask_password
 from utils.evolution.optuna_store import StudyStore
 from utils.evolve import Generation, Outcome, Search, evolve
 
@@ -50,7 +49,8 @@ def stop_heartbeats():
 
 
 def study(url, folder, **settings):
-    OPEN.append(StudyStore(str(url), "exp", NAMES, folder / "evolve.csv", heartbeat=1, grace=2, **settings))
+    settings = {"heartbeat": 1, "grace": 2, **settings}
+    OPEN.append(StudyStore(str(url), "exp", NAMES, folder / "evolve.csv", **settings))
     return OPEN[-1]
 
 
@@ -133,6 +133,78 @@ def test_a_machine_that_was_only_slow_does_not_count_twice(url, tmp_path):
     assert keys(slow.records()) == [0, 1] and [r.fitness for r in slow.records()] == [r.fitness for r in result.records]
 
 
+@pytest.fixture
+def small_pauses(monkeypatch):
+    monkeypatch.setattr("utils.evolution.optuna_store.OUTAGE_PAUSES", (0, 0.01))
+
+
+class Outages:
+    """Calls of `function` that fail: those of these numbers, before or after they have done their work."""
+
+    def __init__(self, function, numbers, error, *, after):
+        self.function, self.numbers, self.error, self.after, self.calls = function, numbers, error, after, 0
+
+    def __call__(self, *args, **named):
+        self.calls += 1
+        fails = self.calls in self.numbers
+        if fails and not self.after:
+            raise self.error
+        returned = self.function(*args, **named)
+        if fails:
+            raise self.error
+        return returned
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["not done", "answer lost"])
+@pytest.mark.parametrize("method", ["set_trial_user_attr", "set_trial_state_values", "create_new_trial", "get_trial"])
+def test_a_database_may_go_away_at_any_moment(url, tmp_path, monkeypatch, small_pauses, method, after):
+    store = study(url, tmp_path, heartbeat=0.05, grace=0.1)
+    storage = store.study._storage
+    error = store.outages[0]("password=secret")
+    outages = Outages(getattr(storage, method), range(2, 40, 9), error, after=after)
+    monkeypatch.setattr(storage, method, outages)
+    records = evolve(closeness, START, 3, store=store, poll_seconds=0.05).records
+    assert outages.calls > 2 and keys(records) == list(range(3)) and {record.status for record in records} == {"done"}
+    rows, messages = read_table(tmp_path / "evolve.csv", NAMES)
+    assert keys(rows) == list(range(3)) and not messages
+
+
+def test_an_outage_is_no_sign_that_others_are_dead(optuna, tmp_path, monkeypatch, small_pauses):
+    """Nobody can send a heartbeat then, and clocks go on."""
+    one, two = (study(tmp_path / "exp.journal", tmp_path, heartbeat=0.05, grace=0.3) for _ in range(2))
+    wanted = [(0, 0), (1, 0)]
+    started = one.claim(wanted, Search(START).propose)
+    time.sleep(0.2)
+    with monkeypatch.context() as outage:
+
+        def set_trial_user_attr(*_):
+            raise OSError("no answer")
+
+        for store in (one, two):
+            outage.setattr(store.study._storage, "set_trial_user_attr", set_trial_user_attr)
+            outage.setattr(store.study._storage, "get_all_trials", set_trial_user_attr)
+        time.sleep(0.6)
+    assert two.claim(wanted, Search(START).propose).number == 1
+    assert one.finish(Generation(**{**started.__dict__, "status": "done", "fitness": 0.5}))
+
+
+def test_a_full_disk_neither_ends_a_search_nor_damages_its_journal(optuna, tmp_path, monkeypatch, small_pauses, capsys):
+    store = study(tmp_path / "exp.journal", tmp_path, heartbeat=0.05, grace=0.1)
+    fsync, calls = os.fsync, []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) % 60 == 0:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", full)
+    assert keys(evolve(closeness, START, 2, store=store, poll_seconds=0.05).records) == [0, 1]
+    monkeypatch.undo()
+    assert "--evolve-storage does not answer (OSError)" in capsys.readouterr().err
+    assert keys(study(tmp_path / "exp.journal", tmp_path).records()) == [0, 1]
+
+
 def test_a_surplus_trial_is_no_generation(url, tmp_path):
     """Two machines claim the last generation at the same moment: the second trial is not needed."""
     store = study(url, tmp_path)
@@ -156,7 +228,11 @@ def test_other_settings_are_refused(url, tmp_path):
     [
         ("sqlite:////nowhere/x.db", "--evolve-storage sqlite:////nowhere/x.db: "),
         ("/nowhere/x.journal", "--evolve-storage /nowhere/x.journal: there is no folder /nowhere"),
-        ("nosuch://u:secret@h/db", r"--evolve-storage nosuch://u:\*\*\*@h/db"),
+        ("nosuch://u:secret@h/db", "--evolve-storage nosuch://h/db: "),
+        ("postgresql://h/db?user=u&password=secret", "--evolve-storage postgresql://h/db: "),
+        ("postgresql://u:open/secret@localhost:1/db", "--evolve-storage postgresql://localhost:1/db: "),
+        ("postgresql://u:open@secret@localhost:1/db", "--evolve-storage postgresql://localhost:1/db: "),
+        ("u:secret@h/db", "--evolve-storage h/db: there is no folder"),
     ],
 )
 def test_a_storage_that_cannot_be_opened_is_one_line_without_the_password(optuna, tmp_path, bad, message):
@@ -169,11 +245,6 @@ def test_without_optuna_one_line_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match="--evolve-storage needs Optuna: pip install 'optuna>=4'"):
         study(tmp_path / "x.journal", tmp_path)
-
-
-def test_passwords_are_hidden():
-    assert mask_password("postgresql://me:geheim@host:5432/db") == "postgresql://me:***@host:5432/db"
-    assert mask_password("sqlite:///a.db") == "sqlite:///a.db"
 
 
 # ---- two processes on a real PostgreSQL server

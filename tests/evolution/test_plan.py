@@ -65,7 +65,7 @@ def test_commands_hide_the_password_and_train_on_all_images():
     found_with = format_command(TrainOptions(**given), frozenset(given), ROOT / "train.py")
     assert found_with == (
         "python train.py '--data=my data.yaml' --device=cpu --epochs=7 --evolve=16 "
-        "--evolve-fraction=0.25 --evolve-prune '--evolve-storage=postgresql://me:***@host/db' "
+        "--evolve-fraction=0.25 --evolve-prune --evolve-storage=postgresql://host/db "
         "--hyp=hyp.VOC.yaml --seed=3"
     )
     assert plan(**given).search_command == found_with

@@ -7,16 +7,14 @@ YOLOv5 come first. Generations that started are rows of evolve_started.csv, so t
 import csv
 import io
 import math
-import os
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from utils.console import warn
 from utils.errors import UserError
 from utils.evolve import GENES, Generation, Key, MemoryStore, Propose, check_hyp
-from utils.files import atomic_write, read_yaml
+from utils.files import append_line, atomic_write, read_yaml
 from utils.folder_lock import FolderInUse, FolderLock
 from utils.metrics import fitness
 from utils.results_csv import METRICS, RESULTS
@@ -172,18 +170,7 @@ def append(file: Path, names: Sequence[str], *records: Generation) -> None:
     """
     if not file.is_file() or not file.stat().st_size:
         write_table(file, names, [])  # its directory entry is on disk too
-    with open(file, "ab+", buffering=0) as stream:
-        size = stream.seek(-1, os.SEEK_END) + 1
-        text = "".join(format_line(to_cells(record, names)) for record in records)
-        content = (text if stream.read(1) == b"\n" else "\n" + text).encode()
-        try:
-            while content:  # in one write, unless the disk is full
-                content = content[stream.write(content) :]
-            os.fsync(stream.fileno())
-        except OSError:
-            with suppress(OSError):
-                stream.truncate(size)
-            raise
+    append_line(file, "".join(format_line(to_cells(record, names)) for record in records))
 
 
 def complete_table(file: Path, names: Sequence[str], records: Iterable[Generation]) -> None:

@@ -1,14 +1,16 @@
 """Store of an evolution in an Optuna study, so that several machines work on one search.
 
-A generation is a trial, and our genetic step is the study's sampler. Optuna's heartbeats find machines that died, and
-its dashboards and plots work on the study. Hyperparameters are the trial's parameters, the fitness is its value, the
-curve its intermediate values, and all else its user attributes.
+A generation is a trial, and our genetic step is the study's sampler. Optuna's dashboards and plots work on the study.
+Hyperparameters are the trial's parameters, the fitness is its value, the curve its intermediate values, and all else
+its user attributes. One of those is a sign of life, which changes with every heartbeat. A machine is dead
+if several heartbeats of others pass without a new sign. So no clock counts, and no time without the database.
 
 Each generation counts once, whichever machine dies. The k-th trial that is no retry is generation k, and trials beyond
 the last generation are surplus. A lost trial gets a retry, of which the oldest live one counts. Every machine derives
 that from the trials alone.
 """
 
+import itertools
 import re
 import socket
 import threading
@@ -19,10 +21,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from utils.addresses import remove_credentials
 from utils.console import warn
 from utils.errors import UserError
 from utils.evolution.csv_store import write_table
-from utils.evolution.optuna_storage import load_optuna, open_storage
+from utils.evolution.optuna_storage import load_optuna, open_storage, outage_errors
 from utils.evolve import GENES, KEEP_MODEL_ANCHORS, Generation, Key, Propose
 
 if TYPE_CHECKING:
@@ -35,7 +38,7 @@ T = TypeVar("T")
 
 RETRY = "retry of"  # user attribute of a trial that replaces a lost one: the position of its generation
 HEARTBEAT = 30  # seconds
-GRACE = 120  # seconds without a heartbeat after which a machine counts as dead
+GRACE = 120  # seconds of heartbeats of others without a sign of life, after which a machine counts as dead
 OUTAGE_PAUSES = (1, 5, 15, 30, 60, 120, 180, 180)  # seconds between tries when the storage does not answer
 
 
@@ -53,8 +56,8 @@ class StudyStore:
         file: Path,
         *,
         settings: Mapping[str, Any] | None = None,
-        heartbeat: int = HEARTBEAT,
-        grace: int = GRACE,
+        heartbeat: float = HEARTBEAT,
+        grace: float = GRACE,
     ):
         self.optuna = load_optuna()
         self.names, self.file, self.grace = list(names), file, grace
@@ -63,12 +66,12 @@ class StudyStore:
         self.propose: Propose | None = None
         self.proposed: dict[int, Generation] = {}  # by number of the trial
         self.owned: dict[Key, Trial] = {}  # trials that run here
-        self.last_signs: dict[
-            int, tuple[object, float]
-        ] = {}  # by number of the trial: sign of life, time of its change
+        self.last_signs: dict[int, tuple[object, int]] = {}  # by trial: sign of life, heartbeats since it changed
+        self.heartbeat, self.signs = heartbeat, itertools.count(1)
         self.lock = threading.Lock()
-        with _no_warnings():  # heartbeats are called experimental
-            self.storage = open_storage(url, heartbeat, grace)
+        self.outages = outage_errors()
+        self.storage = open_storage(url)
+        try:
             self.study: Study = self.optuna.create_study(
                 storage=self.storage,
                 study_name=name,
@@ -77,11 +80,14 @@ class StudyStore:
                 load_if_exists=True,
                 pruner=self.optuna.pruners.NopPruner(),
             )
-        self._check_same_settings(name, {**(settings or {}), "hyperparameters": self.names})
-        self.outages = (self.optuna.exceptions.StorageInternalError, OSError)
-        self.record_heartbeat = getattr(self.storage, "record_heartbeat", None)  # a journal file has none
+            self._check_same_settings(name, {**(settings or {}), "hyperparameters": self.names})
+        except self.outages as error:
+            raise UserError(
+                f"--evolve-storage {remove_credentials(url)} does not answer ({type(error).__name__}): "
+                "type the same command when it does"
+            ) from error
         self.closed = threading.Event()
-        threading.Thread(target=self._send_heartbeats, args=(heartbeat,), daemon=True, name="heartbeat").start()
+        threading.Thread(target=self._send_heartbeats, daemon=True, name="heartbeat").start()
 
     def close(self) -> None:
         """Stop the heartbeats."""
@@ -104,7 +110,10 @@ class StudyStore:
     def claim(self, wanted: Sequence[Key], propose: Propose) -> Generation | None:
         """Take one of `wanted`: a lost one first, then a new one. Return None if there is none to take now."""
         self.wanted, self.propose = wanted, propose
-        return self._retry_on_outage(self._claim)
+        started = self._retry_on_outage(self._claim)
+        if started:
+            self._write()
+        return started
 
     def _claim(self) -> Generation | None:
         started = None
@@ -142,9 +151,8 @@ class StudyStore:
 
     def _start_trial(self) -> Generation | None:
         """Start a trial. Return None if it turns out not to be needed."""
-        with _no_warnings():  # heartbeats outside of Study.optimize
+        with _no_warnings():  # Optuna calls some of this experimental
             trial = self.study.ask()
-        self._send_heartbeat(trial)
         attempts = self._attempts()
         position = _position_of(trial.number, attempts)
         valid = _valid_trial(attempts[position])
@@ -154,12 +162,13 @@ class StudyStore:
         key, started = self.wanted[position], []
         with self.lock:
             self.owned[key] = trial  # gets heartbeats from here on
-        if not self._if_still_owned(lambda: started.append(self._record_start(trial, key))):
-            with self.lock:
-                del self.owned[key]
-            return None
-        self._write()
-        return started[0]
+        try:
+            self._if_still_owned(lambda: started.append(self._record_start(trial, key)))
+        finally:
+            if not started:  # lost, or an outage: without heartbeats it counts as dead, and is tried again
+                with self.lock:
+                    del self.owned[key]
+        return started[0] if started else None
 
     def _record_start(self, trial: "Trial", key: Key) -> Generation:
         """Write the hyperparameters and attributes of a started generation into the study."""
@@ -184,7 +193,7 @@ class StudyStore:
             return Generation(key[0], hyp, plan["seed"], plan["origin"], tuple(plan["parents"]), key[1])
         if proposed is None:  # the user queued this trial with all its parameters
             assert self.propose is not None
-            proposed = self.propose(key, self.records())
+            proposed = self.propose(key, self._records())
             return Generation(key[0], hyp, proposed.seed, "queue", (), key[1])
         return Generation(key[0], hyp, proposed.seed, proposed.origin, proposed.parents, key[1])
 
@@ -193,13 +202,16 @@ class StudyStore:
         position = _position_of(number, self._attempts())
         if self.propose is None or position >= len(self.wanted):
             return {}
-        self.proposed[number] = self.propose(self.wanted[position], self.records())
+        self.proposed[number] = self.propose(self.wanted[position], self._records())
         return self.proposed[number].hyp
 
     # ---- records and results
 
     def records(self) -> list[Generation]:
         """Return every generation that has ended and every one that a machine is running."""
+        return self._retry_on_outage(self._records)
+
+    def _records(self) -> list[Generation]:
         valid = (_valid_trial(trials) for trials in self._attempts())
         found = [self._to_record(trial) for trial in valid if trial is not None and "seed" in trial.user_attrs]
         return sorted(found, key=lambda record: record.key)
@@ -237,7 +249,7 @@ class StudyStore:
         kept = self._retry_on_outage(lambda: self._finish(generation))
         with self.lock:
             self.owned.pop(generation.key, None)
-        self._retry_on_outage(self._write)
+        self._write()
         return kept
 
     def release(self) -> None:
@@ -268,7 +280,11 @@ class StudyStore:
                     trial.report(value, epoch)
 
         values = generation.fitness if generation.status == "done" else None
-        return self._if_still_owned(write) and self._end_trial(trial, state, values)
+        if self._if_still_owned(write):
+            self._end_trial(trial, state, values)
+        # An answer may have been lost in an outage: only the study knows. Other machines end our trials as failed only.
+        ended = self.storage.get_trial(trial._trial_id)
+        return ended.state.name == state and (state != "FAIL" or "status" in ended.user_attrs)
 
     def _end_trial(self, trial: "Trial | FrozenTrial", state: str, values: float | None = None) -> bool:
         """End a trial in this state of Optuna's. Return False if it had ended already."""
@@ -279,15 +295,15 @@ class StudyStore:
         return self._end_trial(trial, "FAIL")
 
     def _retry_on_outage(self, act: Callable[[], T]) -> T:
-        """Return the result of `act`. During an outage of the storage, try again for about ten minutes."""
-        for pause in OUTAGE_PAUSES:
+        """Return the result of `act`. During an outage of the storage, try again until it answers or Ctrl-C ends it."""
+        for pause in itertools.chain(OUTAGE_PAUSES, itertools.repeat(OUTAGE_PAUSES[-1])):
             try:
                 return act()
             except self.outages as error:
                 now = time.strftime("%H:%M:%S")  # a later outage is another warning
                 warn(f"{now}: --evolve-storage does not answer ({type(error).__name__}). Trying again in {pause} s.")
                 time.sleep(pause)
-        return act()
+        raise AssertionError("the loop has no end")
 
     def _if_still_owned(self, act: Callable[[], object]) -> bool:
         """Call `act`. Return False if the trial is no longer ours: another machine may have declared us dead."""
@@ -300,47 +316,46 @@ class StudyStore:
         return True
 
     def _write(self) -> None:
+        """Write evolve.csv, a copy for people. A full disk costs a warning."""
         ended = [record for record in self.records() if record.status != "started"]
-        write_table(self.file, self.names, ended)
+        try:
+            write_table(self.file, self.names, ended)
+        except OSError as error:
+            warn(f"{self.file} could not be written: {error.strerror}. The study has everything; trying again later.")
 
     # ---- signs of life
 
-    def _send_heartbeats(self, interval: int) -> None:
-        while not self.closed.wait(interval):
-            with self.lock:
-                trials = list(self.owned.values())
-            for trial in trials:
-                try:
+    def _send_heartbeats(self) -> None:
+        while not self.closed.wait(self.heartbeat):
+            try:
+                with self.lock:
+                    trials = list(self.owned.values())
+                for trial in trials:
                     self._send_heartbeat(trial)
-                except Exception as error:  # the next one may succeed; if none does, other machines take over
-                    warn(f"no heartbeat to --evolve-storage: {type(error).__name__}")
+                self._watch_others()
+            except Exception as error:  # the next one may succeed; if none does, other machines take over
+                warn(f"no heartbeat to --evolve-storage: {type(error).__name__}")
 
     def _send_heartbeat(self, trial: "Trial") -> None:
-        """Send Optuna's own heartbeat. A journal file has none: there it is a user attribute."""
-        if self.record_heartbeat:
-            self.record_heartbeat(trial._trial_id)
-        else:
-            self._if_still_owned(lambda: trial.set_user_attr("alive", time.time()))
+        self._if_still_owned(lambda: trial.set_user_attr("alive", next(self.signs)))
 
-    def _fail_stale_trials(self) -> None:
-        """Fail the trials of machines that are gone.
-
-        Optuna does it for trials that have had a heartbeat. The others are watched here, by this machine's clock.
-        """
-        if self.record_heartbeat:
-            with _no_warnings():
-                self.optuna.storages.fail_stale_trials(self.study)
+    def _watch_others(self) -> None:
+        """Count our heartbeats since the last sign of life of each trial that runs elsewhere."""
         with self.lock:
             ours = {trial.number for trial in self.owned.values()}
-        now = time.monotonic()
-        for trial in self._trials():
-            complete = "seed" in trial.user_attrs
-            if trial.state.name != "RUNNING" or trial.number in ours or (self.record_heartbeat and complete):
-                continue
-            sign = (trial.user_attrs.get("alive"), complete)
-            if self.last_signs.get(trial.number, (None, now))[0] != sign:
-                self.last_signs[trial.number] = (sign, now)
-            elif now - self.last_signs[trial.number][1] > self.grace:
+        running = [trial for trial in self._trials() if trial.state.name == "RUNNING" and trial.number not in ours]
+        signs: dict[int, tuple[object, int]] = {}
+        for trial in running:
+            sign = (trial.user_attrs.get("alive"), "seed" in trial.user_attrs)
+            before, count = self.last_signs.get(trial.number, (None, 0))
+            signs[trial.number] = (sign, count + 1 if sign == before else 0)
+        self.last_signs = signs
+
+    def _fail_stale_trials(self) -> None:
+        """Fail the trials of machines that are gone."""
+        stale = {number for number, (_, count) in self.last_signs.items() if count * self.heartbeat > self.grace}
+        for trial in self._trials() if stale else []:
+            if trial.number in stale and trial.state.name == "RUNNING":
                 self._fail(trial)
 
 

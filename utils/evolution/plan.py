@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.addresses import remove_credentials
 from utils.config import Hyperparameters, TrainOptions
 from utils.console import info
 from utils.device import select_device
 from utils.errors import UserError
 from utils.evolution.csv_store import read_individuals
-from utils.evolution.optuna_storage import mask_password
 from utils.evolve import GENES, KEEP_MODEL_ANCHORS, Hyp, check_hyp
 from utils.files import ROOT, read_yaml
 
@@ -73,10 +73,10 @@ def to_flags(values: Mapping[str, Any]) -> list[str]:
 
 
 def format_command(options: TrainOptions, names: Iterable[str], script: Path) -> str:
-    """Return the command line with the options of these names, without a database's password."""
+    """Return the command line with the options of these names, without a database's credentials."""
     values = {name: getattr(options, name) for name in sorted(names)}
     if "evolve_storage" in values:
-        values["evolve_storage"] = mask_password(options.evolve_storage)
+        values["evolve_storage"] = remove_credentials(options.evolve_storage)
     return shlex.join(["python", script.name, *to_flags(values)])
 
 

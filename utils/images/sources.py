@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from utils import console
+from utils.addresses import remove_credentials
 from utils.download import fetch
 from utils.errors import UserError
 from utils.images.frames import Frame, Source, frame_count, frame_rate, next_image
@@ -126,9 +127,9 @@ class FileSource(Source):
             found = glob.glob(str(path), recursive=True) if glob.has_magic(text) else []
             if found:
                 return _known_files(found)
-        origin = f"{listed_in}: {text}" if listed_in else f"--source {text}"
+        origin = f"{listed_in}: " if listed_in else "--source "
         problem = "this kind of file cannot be read" if candidates[0].exists() else "does not exist"
-        raise UserError(f"{origin}: {problem}; give {ACCEPTED}")
+        raise UserError(f"{origin}{remove_credentials(text)}: {problem}; give {ACCEPTED}")
 
     def _download(self, url: str) -> str:
         self._temporary = self._temporary or tempfile.TemporaryDirectory(prefix="anchorage-")

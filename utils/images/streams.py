@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -11,6 +10,7 @@ import cv2
 import numpy as np
 
 from utils import console
+from utils.addresses import remove_credentials
 from utils.errors import UserError
 from utils.images.frames import Frame, Source, frame_count, frame_rate, next_image
 
@@ -172,9 +172,3 @@ class _Reader(threading.Thread):
 
 def _open_capture(address: str) -> cv2.VideoCapture:
     return cv2.VideoCapture(int(address)) if address.isdigit() else cv2.VideoCapture(address)
-
-
-def remove_credentials(address: str) -> str:
-    """Return an address as it may be shown and used in file names: without the user:password@ of many cameras."""
-    scheme, separator, rest = address.partition("://")
-    return scheme + separator + re.sub(r"^[^/@]*@", "", rest)
