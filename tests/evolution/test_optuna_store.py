@@ -170,7 +170,7 @@ def test_a_database_may_go_away_at_any_moment(url, tmp_path, monkeypatch, small_
 
 
 def test_an_outage_is_no_sign_that_others_are_dead(optuna, tmp_path, monkeypatch, small_pauses):
-    """Nobody can send a heartbeat then, and clocks go on."""
+    """No machine can send a heartbeat then, and clocks go on."""
     one, two = (study(tmp_path / "exp.journal", tmp_path, heartbeat=0.05, grace=0.3) for _ in range(2))
     wanted = [(0, 0), (1, 0)]
     started = one.claim(wanted, Search(START).propose)

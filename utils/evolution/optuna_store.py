@@ -90,8 +90,13 @@ class StudyStore:
         threading.Thread(target=self._send_heartbeats, daemon=True, name="heartbeat").start()
 
     def close(self) -> None:
-        """Stop the heartbeats."""
+        """Stop the heartbeats, and close the connections to a database."""
         self.closed.set()
+        engine = getattr(self.storage, "engine", None)
+        if engine is not None:
+            with suppress(*self.outages):
+                self.storage.remove_session()
+                engine.dispose()
 
     def _check_same_settings(self, name: str, settings: dict[str, Any]) -> None:
         """Raise UserError if the study began with other settings: its fitness means something else."""
