@@ -312,6 +312,18 @@ def test_signals_are_recorded_echoes_ignored_and_handlers_restored():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+@pytest.mark.parametrize("action, names", [(signal.SIG_DFL, "SIGHUP"), (signal.SIG_IGN, "")], ids=["terminal", "nohup"])
+def test_a_terminal_that_hangs_up_stops_the_run_unless_nohup_says_otherwise(action, names):
+    before = signal.signal(signal.SIGHUP, action)
+    try:
+        with SignalHandler() as handler:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert handler.signal_name == names and signal.getsignal(signal.SIGHUP) is action
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("ending", [False, True], ids=["after an epoch", "of the best weights"])
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_signal_ends_a_validation_between_two_batches(tiny_data, tiny_cfg, tmp_path, monkeypatch, processes, ending):

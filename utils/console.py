@@ -4,8 +4,11 @@ Messages go to stdout; warnings, errors and bars go to stderr. Of several ranks 
 warnings about a rank's own data (`as_rank`). `--quiet` leaves warnings, errors and the last lines (`begin_program`).
 """
 
+import atexit
+import errno
 import io
 import multiprocessing
+import os
 import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
@@ -22,6 +25,7 @@ class _Settings:
     quiet: bool = False
     rank: int = 0
     warned: set[str] = field(default_factory=set)  # warnings printed so far
+    full: list[TextIO] = field(default_factory=list)  # streams on a disk that was full
 
 
 _settings = _Settings()
@@ -82,19 +86,45 @@ def error(text: str) -> None:
 
 
 def _print(stream: TextIO | None, *lines: str) -> None:
-    """Print lines above the bars that are drawn. Without lines or a stream (closed by the shell) do nothing.
-
-    The flush keeps logs of batch systems up to date. If the reader of a pipe is gone, the text stays in the buffer:
-    the run must not end at its next line.
-    """
+    """Print lines above the bars that are drawn. Without lines or a stream (closed by the shell) do nothing."""
     if stream is None or not lines:
         return
     # A child process (data worker, helper) must not take tqdm's lock: if it is killed then, the bars would stop.
     shares_bars = shows_bars() and multiprocessing.parent_process() is None
     with tqdm.external_write_mode(file=stream) if shares_bars else nullcontext():
-        print(*lines, sep="\n", file=stream)
-    with suppress(BrokenPipeError):
+        _write(stream, "\n".join(lines) + "\n")
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write and flush text. A stream that is full, gone or closed never ends a program: the text is dropped.
+
+    Letters that the stream's encoding lacks are written as escapes.
+    """
+    try:
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            encoding = stream.encoding or "ascii"
+            stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if stream not in _settings.full:  # there may be room again, until the program ends
+                _settings.full.append(stream)
+                atexit.register(_discard_output, stream)
+        else:
+            _discard_output(stream)
+
+
+def _discard_output(stream: TextIO) -> None:
+    """Send the output of a stream to nowhere. Otherwise Python fails at exit when it flushes what is buffered."""
+    with suppress(OSError, ValueError):
+        stream.flush()
+        return
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def shows_bars() -> bool:

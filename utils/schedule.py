@@ -124,10 +124,13 @@ class EarlyStopping:
 
 def largest_size(imgsz: int, stride: int) -> int:
     """Return the largest size that multi_scale_size can return."""
-    return (imgsz * 3 // 2 + stride - 1) // stride * stride
+    return max((imgsz * 3 // 2 + stride - 1) // stride, 2) * stride
 
 
 def multi_scale_size(rng: np.random.Generator, imgsz: int, stride: int) -> int:
-    """Draw an image side of about 0.5 to 1.5 times `imgsz`, a multiple of `stride` and at least one stride."""
+    """Draw an image side of about 0.5 to 1.5 times `imgsz`, a multiple of `stride` and at least two strides.
+
+    One stride would leave a single value per channel of a one-image batch, from which batch norm cannot learn.
+    """
     drawn = int(rng.integers(imgsz // 2, imgsz * 3 // 2 + stride))
-    return max(drawn // stride, 1) * stride
+    return max(drawn // stride, 2) * stride

@@ -198,6 +198,21 @@ def test_streams_closed_by_the_shell(closed, out, err):
     assert (done.returncode, done.stdout, done.stderr) == (0, out, err)
 
 
+@pytest.mark.parametrize("redirection", [">/dev/full", "2>/dev/full", ">/dev/full 2>&1"])
+def test_a_log_on_a_full_disk_does_not_end_a_program(redirection):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    done = run_in_shell(f'"$0" -c "{WRITE}; console.warn(str(3))" {redirection}')
+    assert done.returncode == 0 and "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii:strict", "cp1252:strict", "utf-8:strict"])
+def test_letters_that_the_console_cannot_encode_are_escaped(encoding):
+    code = "from utils import console; console.info('caf\\udce9 \\u732b'); console.warn('\\udce9')"
+    done = run_in_shell(f'PYTHONIOENCODING={encoding} "$0" -c "{code}"')
+    assert done.returncode == 0 and done.stdout.startswith("caf\\udce9 ") and "\\udce9" in done.stderr
+
+
 def test_a_reader_that_has_gone_does_not_end_a_run_at_its_next_line():
     code = "import time; time.sleep(0.5); console.info('late'); console.info('later'); console.error('went on')"
     done = run_in_shell(f'"$0" -c "{WRITE}; {code}" | head -n 1')

@@ -150,4 +150,5 @@ def test_multi_scale_sizes():
     rng = np.random.default_rng(0)
     sizes = {multi_scale_size(rng, 640, 32) for _ in range(2000)}
     assert sizes == set(range(320, 961, 32))
-    assert {multi_scale_size(rng, 32, 32) for _ in range(100)} == {32, 64}  # never nothing
+    assert {multi_scale_size(rng, 64, 32) for _ in range(100)} == {64, 96}  # never one stride
+    assert {multi_scale_size(rng, 32, 32) for _ in range(100)} == {64}

@@ -7,7 +7,9 @@ from types import FrameType
 
 from utils.errors import SignalAction
 
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+# Ctrl-C, schedulers, a terminal that closed, a limit of processor time. Windows lacks some of them.
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGXCPU")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 EXIT_CODE = 75  # of a run that was stopped, saved and can be resumed; a crash has 1
 LAUNCHER_SECONDS = 3.0  # time within which a launcher repeats a signal that its processes have received themselves
 
@@ -32,7 +34,8 @@ class SignalHandler:
 
     def __enter__(self) -> "SignalHandler":
         for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._on_signal)
+            if not (number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN):  # nohup
+                self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
