@@ -44,6 +44,7 @@ def test_the_file_names_its_holder_until_it_is_closed(file):
         ("process 1 on another-host", True),  # unknown: better refuse
         ("\x00\x00", False),  # a power cut
     ],
+    ids=["empty", "running", "dead", "same number", "other host", "zeros"],
 )
 @pytest.mark.parametrize("file", LOCKS[1:], indirect=True)
 def test_without_locks_a_holder_that_may_run_keeps_others_out(file, holder, refused):
