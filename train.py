@@ -28,6 +28,7 @@ from utils.autobatch import advice_on_memory
 from utils.checkpoint import is_finite
 from utils.cli import read_flags
 from utils.config import Hyperparameters, TrainOptions
+from utils.datasets.label_index import LabelIndex
 from utils.datasets.locate import find_dataset_yaml, locate_images
 from utils.datasets.spec import DatasetYaml, read_dataset_yaml
 from utils.datasets.splits import class_names, label_sizes, load_splits, require_images
@@ -148,6 +149,20 @@ def build_loss(model: Detector, options: TrainOptions, hyp: Hyperparameters, dis
     return DetectionLoss(model.head.anchors, model.stride, model.num_classes, gains, sum_over_processes=counts)
 
 
+def warn_about_image_weights(options: TrainOptions, index: LabelIndex) -> None:
+    """Warn of what `--image-weights` leaves without effect, and of the images that it never draws."""
+    if not options.image_weights:
+        return
+    if options.rect:
+        console.warn("--rect has no effect with --image-weights, which samples images of any shape")
+    backgrounds = int((np.diff(index.offsets) == 0).sum())
+    if backgrounds:
+        console.warn(
+            f"--image-weights never draws backgrounds: {backgrounds} of {len(index)} images have no labels. Train "
+            "without the flag to use them"
+        )
+
+
 def build_loaders(setup: Setup, distributed: Distributed) -> tuple[Loader, Loader]:
     """Return the training and the validation loader of this process."""
     options = setup.options
@@ -162,8 +177,7 @@ def build_loaders(setup: Setup, distributed: Distributed) -> tuple[Loader, Loade
     loading = LoadSettings(
         workers=options.workers, cores=cores_for_loading(distributed.device), pin_memory=on_gpu, defer_color_flip=on_gpu
     )
-    if options.rect and options.image_weights:
-        console.warn("--rect has no effect with --image-weights, which samples images of any shape")
+    warn_about_image_weights(options, setup.data.train)
     modes = {None: ("auto", "auto"), "off": (None, None), "val": (None, "ram")}
     for_train, for_val = modes.get(options.cache, (options.cache, options.cache))
     train_loader = make_loader(

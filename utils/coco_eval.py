@@ -4,6 +4,7 @@ Letters in shapes: N detections, M labels, P pairs of both, S detections with pa
 A ranges of area (4). A group is the unit of matching: the boxes of one category in one image.
 """
 
+import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -113,6 +114,8 @@ class GroundTruth(NamedTuple):
         """
         with _describe_errors(name):
             labels = content.get("annotations") or ()
+            for label in labels:
+                _check_label(label)
             images, categories = (_positions(entry["id"] for entry in content[key]) for key in ("images", "categories"))
             boxes = _read_boxes(labels, images, categories)
             area = np.fromiter((label.get("area", np.nan) for label in labels), float, len(labels))
@@ -171,8 +174,27 @@ def _describe_errors(what: str) -> Generator[None]:
         raise UserError(f"{what} cannot be scored: {type(error).__name__}: {error}") from error
 
 
+def _check_label(label: Mapping) -> None:
+    """Raise ValueError if a label's box, area or crowd mark is of a wrong type or not finite. KeyError without box."""
+    bbox, name = label["bbox"], f"annotation {label.get('id')!r}"
+    if not isinstance(bbox, Sequence) or isinstance(bbox, str) or len(bbox) != 4 or not all(map(_is_finite, bbox)):
+        raise ValueError(f"{name}: bbox {bbox}: x, y, width, height")
+    if not _is_finite(label.get("area", 0)):
+        raise ValueError(f"{name}: area {label['area']!r} is not a finite number")
+    if label.get("iscrowd") not in (0, 1, None):
+        raise ValueError(f"{name}: iscrowd {label['iscrowd']!r} is not 0 or 1")
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float, np.number)) and math.isfinite(value)
+
+
 def _positions(ids: Iterable[Any]) -> dict[int | str, int]:
-    return {i: position for position, i in enumerate(sorted(set(ids)))}
+    unique = set(ids)
+    wrong = next((i for i in unique if not isinstance(i, str) and not _is_finite(i)), None)
+    if wrong is not None or None in unique:
+        raise ValueError(f"id {wrong!r} is no number or text")
+    return {i: position for position, i in enumerate(sorted(unique))}
 
 
 def _read_boxes(entries: Sequence[Mapping], images: Mapping, categories: Mapping) -> Boxes:

@@ -122,11 +122,11 @@ def test_only_images_that_were_seen_count(truth, tmp_path, capsys):
 
 def test_json_without_annotations(tmp_path, capsys):
     writer = CocoWriter(None, NAMES, single_cls=False)
-    for name in ("/x/000042.jpg", "/x/cat.jpg"):
+    for name in ("/x/000042.jpg", "/x/cat.jpg", "/x/\u00b2.jpg"):  # the last is a digit, but no number
         writer.write(detections(name, torch.tensor([[1.0, 2, 3, 5, 0.5, 1]]), (100, 200)))
     writer.finish(tmp_path / "out.json", SCORES)
     rows = json.loads((tmp_path / "out.json").read_text())
-    assert [(row["image_id"], row["category_id"]) for row in rows] == [(42, 1), ("cat", 1)]
+    assert [(row["image_id"], row["category_id"]) for row in rows] == [(42, 1), ("cat", 1), ("\u00b2", 1)]
     assert "--annotations FILE" in capsys.readouterr().out
 
 
@@ -149,6 +149,21 @@ def test_annotations_that_do_not_fit(truth, tmp_path):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(UserError, match="bad.json: .*COCO annotations file"):
             CocoWriter(tmp_path / "bad.json", NAMES, single_cls=False)
+    for change in (
+        {"images": [{"id": 1}]},
+        {"images": [{"id": 1, "file_name": 5}]},
+        {"images": [7]},
+        {"images": {"id": 1}},
+        {"categories": [{"id": 1}]},
+        {"categories": [{"id": 1, "name": ["a"]}]},
+        {"categories": []},
+    ):
+        (tmp_path / "bad.json").write_text(json.dumps(json.loads(truth.read_text()) | change))
+        with pytest.raises(UserError, match="bad.json: not a COCO annotations file: .*(images|categories)"):
+            CocoWriter(tmp_path / "bad.json", NAMES, single_cls=False)
+    (tmp_path / "bad.json").write_text('{"images":' + "[" * 100000 + "]" * 100000 + "}")
+    with pytest.raises(UserError, match="bad.json: not a COCO annotations file .RecursionError"):
+        CocoWriter(tmp_path / "bad.json", NAMES, single_cls=False)
     content = json.loads(truth.read_text())
     del content["annotations"][0]["bbox"]
     truth.write_text(json.dumps(content))

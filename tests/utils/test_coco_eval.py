@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import math
 
 import numpy as np
 import pytest
@@ -128,9 +129,22 @@ def test_what_cannot_be_scored():
     truth = content([(1, 1, BOX)])
     with pytest.raises(UserError, match="image_id 9 of a detection is not in the COCO annotations"):
         evaluate_coco(GroundTruth.read(truth), results([(9, 1, BOX, 0.9)]))
-    for wrong in ({"bbox": [1, 2, 3]}, {"bbox": None}, {"area": "big"}, {"image_id": [1]}):
+    for wrong in (
+        *(
+            {"bbox": box}
+            for box in ([1, 2, 3], None, "1234", {}, [1, 2, math.nan, 4], [1, 2, math.inf, 4], [1, 2, "3", 4])
+        ),
+        *({"area": area} for area in ("big", math.nan, math.inf, [])),
+        *({"iscrowd": crowd} for crowd in ("0", 2, [])),
+        {"image_id": [1]},
+        {"category_id": {}},
+    ):
         with pytest.raises(UserError, match="the COCO annotations cannot be scored"):
             GroundTruth.read(content([(1, 1, BOX, wrong)]))
+    for key in ("images", "categories"):
+        for wrong in (math.nan, None, [1]):
+            with pytest.raises(UserError, match="the COCO annotations cannot be scored"):
+                GroundTruth.read(truth | {key: [{"id": wrong}]})
     with pytest.raises(UserError, match="the detections cannot be scored: KeyError: 'score'"):
         evaluate_coco(GroundTruth.read(truth), [{"image_id": 1, "category_id": 1, "bbox": BOX}])
 

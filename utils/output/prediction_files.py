@@ -134,7 +134,7 @@ class CocoWriter:
     def _image_id(self, path: str) -> int | str:
         file = Path(path)
         if self.annotations is None:
-            return int(file.stem) if file.stem.isdigit() else file.stem
+            return int(file.stem) if file.stem.isascii() and file.stem.isdecimal() else file.stem
         found = self.images.get(file.name, self.images.get(file.stem))
         if found is None:
             raise UserError(
@@ -170,10 +170,14 @@ class CocoWriter:
 def read_annotations(file: Path) -> dict[str, Any]:
     """Return the content of a COCO ground truth file. Raise UserError if it is not one."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        complete = content["images"] and content["categories"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not a COCO annotations file ({type(error).__name__}: {error})") from error
-    if not complete:
-        raise UserError(f"{file}: a COCO annotations file without images or categories")
+    for key, text in (("images", "file_name"), ("categories", "name")):
+        entries = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not entries:
+            raise UserError(f"{file}: not a COCO annotations file: no list of {key}")
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, dict) or not isinstance(entry.get(text), str):
+                raise UserError(f"{file}: not a COCO annotations file: {key}[{number}] has no {text!r} that is text")
     return content
