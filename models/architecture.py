@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
+import torch
 from torch import nn
 
 from models import common
@@ -23,6 +24,7 @@ from utils.files import read_yaml
 CFG_FOLDERS = (Path(__file__).parent, Path(__file__).parent / "hub")
 HEAD = "Detect"  # the class is in models/yolo.py
 MAX_ANCHORS = 100  # per level
+MAX_SLOPES = 100_000  # parameters of a PReLU
 MAX_LAYERS = 10_000  # of a model, counting repeats
 CUTOFF = 0.5  # similarity of a suggested name: blocks have short names
 
@@ -30,7 +32,7 @@ _ZOO = (
     "Conv DWConv DWConvTranspose2d Bottleneck BottleneckCSP CrossConv C3 C3x C3TR C3Ghost C3SPP SPP SPPF Focus "
     "GhostConv GhostBottleneck MixConv2d Concat Contract Expand"
 ).split()
-_ACTIVATIONS = (
+ACTIVATIONS = (
     "SiLU ReLU ReLU6 LeakyReLU PReLU ELU CELU SELU GELU Mish Hardswish Hardsigmoid Hardtanh Sigmoid Tanh "
     "Softplus Identity"
 ).split()
@@ -40,7 +42,7 @@ _TORCH = (
 ).split()
 BLOCKS: dict[str, Callable[..., nn.Module]] = {
     **{name: getattr(common, name) for name in _ZOO},
-    **{f"nn.{name}": getattr(nn, name) for name in _TORCH + _ACTIVATIONS},
+    **{f"nn.{name}": getattr(nn, name) for name in _TORCH + ACTIVATIONS},
 }
 KNOWN = (*BLOCKS, HEAD)
 # Blocks whose first argument is the number of output channels, scaled by the width gain ...
@@ -51,18 +53,26 @@ CONSTANTS = {"None": None, "True": True, "False": False}
 IN_PLACE = (nn.Hardswish, nn.LeakyReLU, nn.ReLU, nn.ReLU6)
 
 
+def activation_class(name: str) -> Callable[..., nn.Module]:
+    """Return the class of an activation in ACTIVATIONS."""
+    return common.SiLU if name == "SiLU" else getattr(nn, name)
+
+
 def parse_activation(text: str) -> nn.Module:
     """Return the activation that text such as `nn.LeakyReLU(0.1)` or `nn.SiLU` names. The text is never evaluated."""
     try:
         tree = ast.parse(text[:80].removeprefix("torch."), mode="eval").body
         call = tree if isinstance(tree, ast.Call) else ast.Call(func=tree, args=[], keywords=[])
         name = ast.unparse(call.func).removeprefix("nn.")
-        if name not in _ACTIVATIONS:
-            raise ValueError(f"{name} is not one of {', '.join(_ACTIVATIONS)}")
+        if name not in ACTIVATIONS:
+            raise ValueError(f"{name} is not one of {', '.join(ACTIVATIONS)}")
         values = [ast.literal_eval(value) for value in call.args]
-        kind: Callable[..., nn.Module] = common.SiLU if name == "SiLU" else getattr(nn, name)
-        module = kind(*values, **{str(part.arg): ast.literal_eval(part.value) for part in call.keywords})
-    except (SyntaxError, ValueError, TypeError, AssertionError, RecursionError, MemoryError) as error:
+        settings = {str(part.arg): ast.literal_eval(part.value) for part in call.keywords}
+        with torch.device("meta"):
+            if sum(part.numel() for part in activation_class(name)(*values, **settings).parameters()) > MAX_SLOPES:
+                raise ValueError(f"more than {MAX_SLOPES:,} parameters")
+        module = activation_class(name)(*values, **settings)
+    except (SyntaxError, ValueError, TypeError, AssertionError, RuntimeError, MemoryError) as error:
         raise UserError(f"activation {text[:80]!r}: {error}; write it like nn.SiLU()") from error
     if isinstance(module, IN_PLACE):
         module.inplace = True
@@ -93,6 +103,10 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def is_texts(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(text, str) for pair in value.items() for text in pair)
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Model YAML after checking."""
@@ -104,11 +118,12 @@ class Architecture:
     width: float  # gain of the number of channels
     divisor: int  # of the number of channels
     activation: str | None
+    module_activations: dict[str, str]  # other ones, by the name of the module; weights of others have them
     channels: int  # of the image
     rows: list[Row]
 
     REQUIRED = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
-    OPTIONAL = ("activation", "channel_multiple", "ch", "inplace")
+    OPTIONAL = ("activation", "module_activations", "channel_multiple", "ch", "inplace")
 
     @classmethod
     def from_dict(cls, cfg: Mapping[str, Any], source: str) -> "Architecture":
@@ -126,6 +141,11 @@ class Architecture:
             ("depth_multiple", is_number(cfg["depth_multiple"]) and cfg["depth_multiple"] > 0, "a number above 0"),
             ("width_multiple", is_number(cfg["width_multiple"]) and cfg["width_multiple"] > 0, "a number above 0"),
             ("activation", isinstance(cfg.get("activation") or "", str), "text such as nn.SiLU()"),
+            (
+                "module_activations",
+                is_texts(cfg.get("module_activations") or {}),
+                "a mapping of modules to text such as nn.SiLU()",
+            ),
         ):
             if not fits:
                 raise UserError(f"{source}: {key}: {cfg[key]!r} is not {wanted}")
@@ -137,6 +157,7 @@ class Architecture:
             cfg["width_multiple"],
             cfg.get("channel_multiple") or 8,
             cfg.get("activation") or None,
+            dict(cfg.get("module_activations") or {}),
             cfg.get("ch", 3),
             read_rows(cfg, source),
         )

@@ -2,13 +2,14 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from models.pickled_modules import Module, fit_description, read_modules
 from models.yolo import DetectionModel
 from models.yolov5_pickle import PickledObject, YOLOv5File
 from utils.checkpoint import READ_ERRORS, read_checkpoint
@@ -24,15 +25,6 @@ SHA256 = {
 }
 OTHER_FORMATS = (".onnx", ".torchscript", ".engine", ".xml", ".mlmodel", ".mlpackage", ".pb", ".tflite", ".param")
 MAX_DESCRIPTION = 100_000  # values in a model's description, and classes of a model
-# Activations of old checkpoints, which are in their modules but not in their description.
-OLD_ACTIVATIONS = {
-    "Hardswish": "nn.Hardswish()",
-    "LeakyReLU": "nn.LeakyReLU(0.1)",
-    "ReLU": "nn.ReLU()",
-    "Mish": "nn.Mish()",
-    "ReLU6": "nn.ReLU6()",
-    "Identity": "nn.Identity()",
-}
 
 
 @dataclass(frozen=True)
@@ -43,6 +35,7 @@ class WeightsFile:
     yaml: dict[str, Any]
     names: dict[int, str]
     origin: str  # "anchorage" or "yolov5"
+    modules: dict[str, Module] = field(default_factory=dict)  # pickled ones of a YOLOv5 file, by name
 
 
 class Transfer(NamedTuple):
@@ -97,12 +90,36 @@ def read_yolov5(path: Path) -> WeightsFile:
                 f"{path}: holds no YOLOv5 model (only {describe_type(content)}): give a .pt file that train.py wrote"
             )
         attributes = vars(module)
+        if "md" in attributes and "yaml" not in attributes:
+            raise UserError(
+                f"{path}: a file of YOLOv5 v1.0, whose layers differ from all later ones: use weights of v2.0 or later"
+            )
         if not isinstance(attributes.get("yaml"), dict):
             raise UserError(f"{path}: its model has no description (yaml): it is not a detection model of YOLOv5")
         description = to_plain_data(attributes["yaml"], path)
-        if "activation" not in description and (text := old_activation(module)):
-            description["activation"] = text
-        return make_weights_file(path, file.state_dict(module), description, attributes.get("names"), "yolov5")
+        state = anchors_of_inference(file, module, path)
+        weights = make_weights_file(path, state, description, attributes.get("names"), "yolov5")
+        return replace(weights, modules=read_modules(module))
+
+
+def anchors_of_inference(file: YOLOv5File, module: PickledObject, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of the model, with its anchors taken from `anchor_grid` if it has that.
+
+    Versions before 6 decode boxes with `anchor_grid`, in pixels. Their `anchors` are in wrong units where the YAML
+    lists the largest level first.
+    """
+    state = file.state_dict(module)
+    for name in [name for name in state if name.endswith(".anchor_grid")]:
+        grid, prefix = state.pop(name), name.removesuffix("anchor_grid")
+        stride = file.attribute(module, f"{prefix}stride")
+        anchors = state.get(f"{prefix}anchors")
+        if stride is None or anchors is None:
+            continue
+        if grid.numel() != anchors.numel() or stride.numel() != anchors.shape[0] or not (stride > 0).all():
+            raise UserError(f"{path}: {name} does not fit the anchors and strides of its model")
+        cells = grid.float().reshape(anchors.shape) / stride.float().reshape(-1, 1, 1)
+        state[f"{prefix}anchors"] = cells
+    return state
 
 
 def pickled_model(content: object) -> PickledObject | None:
@@ -123,18 +140,6 @@ def describe_type(content: object) -> str:
     if isinstance(content, dict):
         return f"the keys {', '.join(str(key) for key in list(content)[:3] if isinstance(key, (str, int)))}"
     return f"a {type(content).__name__}"
-
-
-def old_activation(module: PickledObject) -> str | None:
-    """Return the activation of the first convolution, or None for SiLU. Versions 1 to 3 had others."""
-    layers = vars((vars(module).get("_modules") or {}).get("model") or PickledObject()).get("_modules") or {}
-    block = layers.get("0")
-    while isinstance(block, PickledObject):
-        parts = vars(block).get("_modules") or {}
-        if isinstance(parts.get("act"), PickledObject):
-            return OLD_ACTIVATIONS.get(type(parts["act"]).__name__)
-        block = parts.get("conv")
-    return None
 
 
 def to_plain_data(value: Any, path: Path) -> Any:
@@ -184,17 +189,33 @@ def transfer(model: nn.Module, state_dict: Mapping[str, Tensor], exclude: Sequen
     return Transfer(matched, len(own))
 
 
+def described_model(weights: WeightsFile, path: str | Path) -> dict[str, Any]:
+    """Return the description of the model in the file, with the activations that its modules have."""
+    return fit_description(weights.yaml, weights.modules, str(path))
+
+
+def reject_leftovers(model: nn.Module, weights: WeightsFile, path: str | Path) -> None:
+    """Raise UserError if the file holds a tensor that the model lacks: one of its blocks is another than here."""
+    if left := [name for name in weights.state_dict if name not in model.state_dict()]:
+        raise UserError(
+            f"{path}: does not fit its own description: the model has no {left[0]} ({len(left)} such tensors). "
+            "A fork changed that block"
+        )
+
+
 def build_model_from(weights: WeightsFile, path: str | Path) -> DetectionModel:
     """Return the model that the file describes, with all its weights. Raises UserError if they do not fit."""
     stored = sum(value.numel() for value in weights.state_dict.values())
+    description = described_model(weights, path)
     with torch.random.fork_rng(devices=()):  # loading must not change the random state
         try:
-            model = DetectionModel(weights.yaml, max_parameters=2 * stored)
+            model = DetectionModel(description, max_parameters=2 * stored)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
     if any(name.endswith(".conv.bias") for name in weights.state_dict):  # saved after fusing
         model.fuse()
     transfer(model, weights.state_dict)
+    reject_leftovers(model, weights, path)
     for name, value in model.state_dict().items():
         found = weights.state_dict.get(name)
         if (found is None or found.shape != value.shape) and not name.endswith("num_batches_tracked"):
@@ -264,7 +285,7 @@ def resolve_weights(name: str | Path, *, allow_download: bool) -> Path:
     """
     file = Path(name)
     if file.suffix.lower() in (".yaml", ".yml"):
-        raise UserError(f"{file}: a model YAML has no weights: give it as --cfg {file}")
+        raise UserError(f"{file}: a model YAML has no weights: give a .pt file")
     if file.suffix.lower() in OTHER_FORMATS:
         raise UserError(f"{file}: {file.suffix} files are not supported yet: give a .pt file")
     if not file.suffix and f"{file.name}.pt" in PUBLISHED:
@@ -273,13 +294,20 @@ def resolve_weights(name: str | Path, *, allow_download: bool) -> Path:
         if candidate.is_file():
             return candidate
         if candidate.is_dir():
-            raise UserError(f"{candidate}: a folder: give the .pt file in it, such as {candidate}/weights/best.pt")
+            raise UserError(f"{candidate}: a folder: give the .pt file in it, such as {example_in(candidate)}")
     target = ROOT / "weights" / file.name
     if file.name not in PUBLISHED:
         raise UserError(f"{file}: no such file, here or in {ROOT} or {target.parent}; give a .pt file")
     if not allow_download:
         raise UserError(f"{file}: not found: put the file at {target} (it is published at {RELEASE_URL}{file.name})")
     return fetch_published(file.name, target)
+
+
+def example_in(folder: Path) -> Path:
+    """Return a weights file in a run folder or its weights/, or where a run would have it."""
+    names = [place / name for place in (folder, folder / "weights") for name in ("best.pt", "last.pt")]
+    found = [file for file in names if file.is_file()] + sorted(folder.glob("*.pt"))
+    return found[0] if found else folder / ("best.pt" if folder.name == "weights" else "weights/best.pt")
 
 
 def find_weights(names: Sequence[str], *, typed: bool) -> list[Path]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from models.loading import read_weights, resolve_weights, transfer
+from models.loading import described_model, read_weights, reject_leftovers, resolve_weights, transfer
 from models.yolo import DetectionModel
 from utils.console import info, warn
 from utils.errors import UserError
@@ -24,6 +24,8 @@ def resolve_initial_weights(weights: str, cfg: str, *, typed: bool) -> InitialMo
     `--cfg` is given.
     """
     path = None
+    if typed and Path(weights).suffix.lower() in (".yaml", ".yml"):
+        raise UserError(f"{weights}: a model YAML has no weights: give it as --cfg {weights}")
     if weights and typed:
         path = resolve_weights(weights, allow_download=True)
     elif weights and not cfg:
@@ -44,7 +46,9 @@ def build_model(*, weights: Path | None, cfg: str, num_classes: int, anchors: in
         info(f"Model {cfg} from scratch, {describe_size(model)}")
         return model
     file = read_weights(weights)
-    model = DetectionModel(cfg or file.yaml, num_classes=num_classes, anchors=anchors)
+    model = DetectionModel(cfg or described_model(file, weights), num_classes=num_classes, anchors=anchors)
+    if not cfg:
+        reject_leftovers(model, file, weights)
     moved = transfer(model, file.state_dict, exclude=("anchor",) if cfg or anchors else ())
     info(f"Transferred {moved.matched}/{moved.total} tensors from {weights}, {describe_size(model)}")
     return model

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.architecture import (
+    ACTIVATIONS,
     BLOCKS,
     CONSTANTS,
     HEAD,
@@ -36,6 +37,11 @@ PROBE_SIZE = 256  # pixels; strides are measured on a blank square image of this
 MAX_PARAMETERS = 2**31  # of a model: 8 GiB in float32, twelve times the largest published one
 MAX_ACTIVATION = 2**28  # values in the output of one layer for the probe
 AUGMENT_PASSES = ((1.0, False), (0.83, True), (0.67, False))  # scale, mirrored
+
+
+def is_exporting() -> bool:
+    """Return True while `torch.jit.trace`, `torch.onnx.export`, `torch.export` or `torch.compile` records a model."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
 class Detect(nn.Module):
@@ -79,22 +85,32 @@ class Detect(nn.Module):
 
         With s the sigmoid: xy = (2 s(t) - 0.5 + cell) stride, wh = (2 s(t))^2 anchor.
         """
-        cells, prior = self.grid([(level.shape[2], level.shape[3]) for level in raw], raw[0].device)
-        B, N, width = raw[0].shape[0], prior.shape[0], raw[0].shape[4]
-        scores, end = raw[0].new_empty((B, N, width), dtype=torch.float32), 0  # (B, N, 5+C)
-        for level in raw:  # one copy per level changes order, type and place at once
-            _, A, H, W, _ = level.shape
-            start, end = end, end + A * H * W
-            scores[:, start:end].view(B, A, H, W, width).copy_(level)
-        scores.sigmoid_()
+        sizes = [(level.shape[2], level.shape[3]) for level in raw]
+        if is_exporting():  # a trace neither follows writes into views, nor may it meet tensors of an earlier call
+            cells, prior = self._make_grid(sizes, raw[0].device)
+            scores = torch.cat([level.float().flatten(1, 3) for level in raw], dim=1).sigmoid()
+        else:
+            cells, prior = self.grid(sizes, raw[0].device)
+            scores = self._join_levels(raw, prior.shape[0]).sigmoid_()
         stride = self.stride.float()[prior // self.num_anchors, None]  # (N, 1)
         anchors_px = self.anchors.float().reshape(-1, 2)[prior] * stride  # (N, 2)
         centres = (scores[..., :2] * 2 + cells) * stride
-        sizes = (scores[..., 2:4] * 2).square() * anchors_px
-        if scores.requires_grad:
-            return torch.cat([centres, sizes, scores[..., 4:]], dim=2)
-        scores[..., :2], scores[..., 2:4] = centres, sizes  # in place: no second copy of the class scores
+        sides = (scores[..., 2:4] * 2).square() * anchors_px
+        if scores.requires_grad or is_exporting():
+            return torch.cat([centres, sides, scores[..., 4:]], dim=2)
+        scores[..., :2], scores[..., 2:4] = centres, sides  # in place: no second copy of the class scores
         return scores
+
+    @staticmethod
+    def _join_levels(raw: list[Tensor], rows: int) -> Tensor:
+        """Return the levels as one float32 tensor (B, N, 5+C). One copy each changes order, type and place at once."""
+        B, width = raw[0].shape[0], raw[0].shape[4]
+        joined, end = raw[0].new_empty((B, rows, width), dtype=torch.float32), 0
+        for level in raw:
+            _, A, H, W, _ = level.shape
+            start, end = end, end + A * H * W
+            joined[:, start:end].view(B, A, H, W, width).copy_(level)
+        return joined
 
     def grid(self, sizes: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:
         """Return (column - 0.5, row - 0.5) (N, 2) float32 and the number of the anchor (N,) in 0…L A - 1 of each row.
@@ -170,6 +186,13 @@ def describe_misfit(row: Row) -> Generator[None]:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{row.where}: args {row.args} do not fit the input: {one_line(error)}") from error
+
+
+def set_batch_norms(model: nn.Module) -> None:
+    """Set the epsilon and momentum of all batch norms as published."""
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.eps, part.momentum = 1e-3, 0.03
 
 
 def build_layers(arch: Architecture) -> nn.Sequential:
@@ -284,11 +307,10 @@ class DetectionModel(nn.Module):
         arch = Architecture.from_dict(self.yaml, source)
         check_size(arch, max_parameters)
         self.model = build_layers(arch)
-        if arch.activation:
-            try:
-                use_activation(self, parse_activation(arch.activation))
-            except UserError as error:
-                raise UserError(f"{source}: {error}") from error
+        try:
+            self._use_activations(arch)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
         self.rows = arch.rows
         # Layers whose output a later layer than the next one needs.
         self.kept_layers = sorted({entry for row in arch.rows for entry in row.sources if entry != row.index - 1})
@@ -298,9 +320,17 @@ class DetectionModel(nn.Module):
     def _initialise(self, arch: Architecture) -> None:
         self.head.set_stride(self._probe(arch))
         self.head.prime_biases()
-        for part in self.modules():
-            if isinstance(part, nn.BatchNorm2d):
-                part.eps, part.momentum = 1e-3, 0.03
+        set_batch_norms(self)
+
+    def _use_activations(self, arch: Architecture) -> None:
+        if arch.activation:
+            use_activation(self, parse_activation(arch.activation))
+        built = dict(self.named_modules(remove_duplicate=False))
+        for name, text in arch.module_activations.items():
+            if type(built.get(name)).__name__ not in ACTIVATIONS:
+                raise UserError(f"module_activations: {name!r} is no activation of the model")
+            parent, _, child = name.rpartition(".")
+            setattr(built[parent], child, parse_activation(text))
 
     @torch.no_grad()
     def _probe(self, arch: Architecture) -> Tensor:
@@ -360,9 +390,8 @@ class DetectionModel(nn.Module):
             view = images.flip(3) if mirrored else images
             rows, _ = self._layers(view if ratio == 1 else resize_and_pad(view, ratio, grid))
             boxes = rows[..., :4] / ratio
-            if mirrored:
-                boxes[..., 0] = images.shape[3] - boxes[..., 0]
-            results.append(torch.cat([boxes, rows[..., 4:]], dim=2))
+            centre = images.shape[3] - boxes[..., :1] if mirrored else boxes[..., :1]
+            results.append(torch.cat([centre, boxes[..., 1:], rows[..., 4:]], dim=2))
         return torch.cat(self._without_tails(results), dim=1), None
 
     def _without_tails(self, results: list[Tensor]) -> list[Tensor]:

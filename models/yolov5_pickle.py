@@ -9,6 +9,7 @@ import io
 import math
 import pickle
 import struct
+import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -19,11 +20,12 @@ from typing import Any, BinaryIO, ClassVar
 import torch
 from torch import Tensor
 
-from utils.checkpoint import READ_ERRORS
+from utils.checkpoint import READ_ERRORS, START, recognise
 from utils.errors import UserError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MODULE_PACKAGES = ("models.", "utils.activations.", "torch.nn.modules.", "torch.nn.parallel.", "__main__.")
+OWN_PACKAGES = ("__builtin__", "torch", "numpy", "utils")  # a file has no reason to call other parts of these
 DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,
@@ -193,9 +195,16 @@ class Unpickler(pickle._Unpickler):
             return AllowedCall(FUNCTIONS[full])
         if full in INERT or full.startswith(MODULE_PACKAGES):
             return type(name, (PickledObject,), {})
-        raise UserError(
-            f"{self.path}: refused: the file calls {full}, which no YOLOv5 checkpoint needs; do not trust this file"
-        )
+        package = module.partition(".")[0]
+        if package == "ultralytics":
+            raise UserError(
+                f"{self.path}: a model of YOLOv8 or later (it holds {full}), not a YOLOv5 model: use a YOLOv5 .pt file"
+            )
+        if package in {*sys.stdlib_module_names, *OWN_PACKAGES}:
+            raise UserError(
+                f"{self.path}: refused: the file calls {full}, which no YOLOv5 checkpoint needs; do not trust this file"
+            )
+        raise UserError(f"{self.path}: not a YOLOv5 model: it needs {full}, of a fork or another program")
 
     def persistent_load(self, pid: Any) -> Any:
         if isinstance(pid, tuple) and pid and pid[0] == "module":  # older files store a class with its source text
@@ -241,7 +250,7 @@ class YOLOv5File:
         self._file.close()
 
     def _read(self) -> Any:
-        start = self._file.read(4)
+        start = self._file.read(START)
         self._file.seek(0)
         try:
             if start.startswith(b"PK\x03\x04"):
@@ -253,7 +262,7 @@ class YOLOv5File:
         except READ_ERRORS as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"{self.path}: damaged, cut off or no YOLOv5 checkpoint ({reason[:200]})") from error
-        raise UserError(f"{self.path}: not a checkpoint: give a .pt file that train.py wrote")
+        raise UserError(f"{self.path}: not a checkpoint{recognise(start)}: give a .pt file that train.py wrote")
 
     def _read_zip(self) -> Any:
         self._archive = zipfile.ZipFile(self._file)
@@ -349,3 +358,13 @@ class YOLOv5File:
                     yield prefix + name, value
         for name, child in (parts.get("_modules") or {}).items():
             yield from self._entries(child, f"{prefix}{name}.")
+
+    def attribute(self, module: PickledObject, name: str) -> Tensor | None:
+        """Return the tensor in a plain attribute of a module below, by its dotted name, or None if there is none."""
+        *parents, last = name.split(".")
+        owner: Any = module
+        for part in parents:
+            owner = (vars(owner).get("_modules") or {}).get(part) if isinstance(owner, PickledObject) else None
+        parts = vars(owner) if isinstance(owner, PickledObject) else {}
+        found = parts.get(last) or (parts.get("_buffers") or {}).get(last)
+        return self.tensor(found) if isinstance(found, TensorRef) else None

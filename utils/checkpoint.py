@@ -44,8 +44,21 @@ READ_ERRORS = (
 )
 
 
+START = 512  # bytes at a file's start that `recognise` needs
+
+
 class ForeignCheckpoint(UserError):
     """The file is damaged, or another program's."""
+
+
+def recognise(start: bytes) -> str:
+    """Return what a file that is no checkpoint is, from its first bytes, for messages. "" if that is unknown."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(b"version https://git-lfs"):
+        return ", but a pointer of Git LFS (`git lfs pull` fetches the file itself)"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return ", but a web page (download the file itself)"
+    return " (the file is empty)" if not start else ""
 
 
 def describe_model(model: Detector) -> dict[str, Any]:

@@ -187,6 +187,9 @@ def test_description_must_be_plain(tmp_path):
 
 def test_files_that_are_no_checkpoints(tmp_path):
     (tmp_path / "page.pt").write_text("<!DOCTYPE html><html>Not found</html>")
+    (tmp_path / "lfs.pt").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 14808437\n")
+    (tmp_path / "v8.pt").write_bytes(b"\x80\x02cultralytics.nn.tasks\nDetectionModel\n.")
+    (tmp_path / "fork.pt").write_bytes(b"\x80\x02ctimm.layers\nAttention\n.")
     (tmp_path / "number.pt").write_bytes(pickle.dumps(5))
     with zipfile.ZipFile(tmp_path / "zip.pt", "w") as archive:
         archive.writestr("readme.txt", "hello")
@@ -197,7 +200,10 @@ def test_files_that_are_no_checkpoints(tmp_path):
         archive.writestr("m/data.pkl", pickle.dumps(1, 2))
         archive.writestr("m/constants.pkl", pickle.dumps(1, 2))
     for name, message in (
-        ("page", "not a checkpoint"),
+        ("page", "not a checkpoint, but a web page"),
+        ("lfs", "not a checkpoint, but a pointer of Git LFS"),
+        ("v8", "a model of YOLOv8 or later .*not a YOLOv5 model"),
+        ("fork", "not a YOLOv5 model: it needs timm.layers.Attention, of a fork"),
         ("number", "not a checkpoint"),
         ("zip", "not a checkpoint"),
         ("state", "no YOLOv5 model \\(only the keys weight\\)"),
@@ -234,7 +240,7 @@ def test_ensemble(tmp_path):
 
 def test_resolve_weights(tmp_path, monkeypatch):
     project, here = tmp_path / "project", tmp_path / "here"
-    for folder in (project / "weights", here / "exp"):
+    for folder in (project / "weights", here / "exp" / "weights"):
         folder.mkdir(parents=True)
     monkeypatch.chdir(here)
     monkeypatch.setattr(loading, "ROOT", project)
@@ -248,6 +254,8 @@ def test_resolve_weights(tmp_path, monkeypatch):
     for name, message in (
         ("mine.pt", "mine.pt: no such file, here or in"),
         ("exp", "a folder: give the .pt file in it"),
+        ("exp/weights", "such as exp/weights/best.pt"),
+        ("yolov5n.yaml", "a model YAML has no weights: give a .pt file"),
         ("m.onnx", ".onnx files are not supported yet: give a .pt file"),
         ("m.torchscript", "not supported yet"),
         ("m.engine", "not supported yet"),

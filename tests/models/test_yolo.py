@@ -286,3 +286,17 @@ def test_rows_may_name_layers_either_way():
     fill(model)
     with torch.no_grad():
         assert torch.equal(model(image(1, 64))[0], other(image(1, 64))[0])
+
+
+@pytest.mark.parametrize("called_before", [False, True])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_traced_model_follows_its_image(called_before):
+    """An exported model is a trace: neither writes into views nor tensors of an earlier call are in it."""
+    model = tiny_model()
+    with torch.no_grad():
+        if called_before:
+            model(image(1, 64))
+        traced = torch.jit.trace(model, image(1, 64), check_trace=False)
+        assert not any(node.kind().endswith("copy_") for node in traced.inlined_graph.nodes())
+        for seed in (0, 5):
+            assert torch.allclose(traced(image(1, 64, seed))[0], model(image(1, 64, seed))[0], atol=1e-4)
