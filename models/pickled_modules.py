@@ -64,10 +64,15 @@ def _is_plain(*values: object) -> bool:
     return all(value is None or isinstance(value, (bool, int, float, str)) for value in values)
 
 
+def _constants(kind: object) -> set[str]:
+    """Return the names of the settings that PyTorch lists for a class of modules."""
+    return {str(name) for name in getattr(kind, "__constants__", ())}
+
+
 def describe_activation(kind: str, values: Mapping[str, Any]) -> str:
     """Return an activation as text that `parse_activation` reads, with all its settings besides `inplace`."""
     built = activation_class(kind)
-    settings = [key for key in getattr(built, "__constants__", ()) if key not in IGNORED_CONSTANTS]
+    settings = sorted(_constants(built) - IGNORED_CONSTANTS)
     accepted = inspect.signature(built.__init__).parameters
     words = [f"{key}={values[key]!r}" for key in settings if key in values and key in accepted]
     return f"nn.{kind}({', '.join(words)})"
@@ -129,7 +134,7 @@ def _difference(module: Module, built: nn.Module | None) -> str:
     if module.kind not in names:
         return f"is {module.kind}, not {names[0]}"
     if not module.kind.startswith("Dropout"):
-        for key in set(getattr(built, "__constants__", ())) - IGNORED_CONSTANTS:
+        for key in sorted(_constants(type(built)) - IGNORED_CONSTANTS):
             wanted = getattr(built, key, None)
             found = module.values.get(key, wanted)
             if _is_short(wanted) and _comparable(found) != _comparable(wanted):

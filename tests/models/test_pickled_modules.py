@@ -117,7 +117,7 @@ def test_tensors_left_over_in_our_own_files_are_named(tmp_path):
 
 
 def test_the_anchors_are_those_that_inference_used(tmp_path):
-    """Versions before 6 decode with `anchor_grid`; `anchors` may be in units of the other level."""
+    """Versions before 6 decode with `anchor_grid`. Their `anchors` may be in units of the other level."""
     model = tiny_model()
     head, wanted = model.head, boxes(model)
     pixels = head.anchors * head.stride.reshape(-1, 1, 1)
