@@ -331,7 +331,8 @@ def test_a_bad_label_file_loses_only_its_own_rows(tiny_data, tmp_path):
             if int(Path(path).stem) in contents
         }
     )
-    expected = {"0": 1, "1": 0, "2": 0, "3": 2, "4": 1, "6": 1, "7": 2, "8": 0, "9": 0, "10": 0}
+    # The images of 8, 9 and 10 are skipped: they are no backgrounds only because their labels cannot be read.
+    expected = {"0": 1, "1": 0, "2": 0, "3": 2, "4": 1, "6": 1, "7": 2}
     assert ast.literal_eval(counts.removeprefix("went through: ")) == expected
 
 

@@ -120,6 +120,8 @@ def test_coco_leaves_its_inputs_alone(tmp_path):
             "annotation 1: bbox [], ...)",
         ),
         ([annotation(category_id=30), annotation()], 2, None),  # same box, two classes
+        ([annotation(iscrowd="0")], 1, None),
+        ([annotation(), None, 3], 1, "2 entries of 'annotations' that are no objects (1: None, 2: 3)"),
     ],
 )
 def test_coco_odd_annotations(tmp_path, capsys, extra, expected, skipped):

@@ -52,6 +52,18 @@ def test_separators_of_windows(folder):
     assert spec.splits["train"] == [folder / "train/images"] and spec.splits["val"] == [folder / "valid/images"]
 
 
+def test_a_path_in_the_home_folder(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = write_yaml_text(tmp_path / "else", "path: ~/set\ntrain: train/images\nval: valid/images\n")
+    assert read_dataset_yaml(file).resolve([]).root == folder
+
+
+def test_classes_of_one_name_are_named(tmp_path, capsys):
+    begin_program()
+    read_dataset_yaml(write_yaml_text(tmp_path, "train: x\nval: y\n", names="names: [cat, dog, cat]\n"))
+    assert "the classes 0, 2 have the same name 'cat'" in capsys.readouterr().err
+
+
 def test_the_test_split_may_be_beside_the_yaml(folder, tmp_path):
     """One exporter writes two splits as seen from the parent folder, and the third with ../"""
     file = write_yaml_text(folder, "train: set/train/images\nval: set/valid/images\ntest: ../test/images\n")

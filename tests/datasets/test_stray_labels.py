@@ -28,7 +28,10 @@ NFC, NFD = (unicodedata.normalize(form, "traín") for form in ("NFC", "NFD"))
         (f"images/a.jpg images/{NFD}.jpg", f"labels/a.txt labels/{NFC}.txt", [f"labels/{NFC}.txt"]),
         ("images/a.jpg", "labels/a.txt labels/b.txt labels/c.txt labels/d.txt labels/e.txt",
          ["4 label files belong to no image", "labels/b.txt, labels/c.txt, labels/d.txt, ..."]),
-        ("images/x/a.jpg images/y/b.jpg", "labels/x/a.txt labels/x/b.txt", ["labels/x/b.txt"]),
+        ("images/x/a.jpg images/y/b.jpg", "labels/x/a.txt labels/x/b.txt labels/y/b.txt", ["labels/x/b.txt"]),
+        ("images/x/a.jpg images/y/b.jpg", "labels/x/a.txt",
+         ["1 folders of labels do not exist: labels/y/ (of 1 images)"]),
+        ("images/x/a.jpg images/y/b.jpg", "else/a.txt", ["no labels"]),
         ("images/a.jpg images/a.png", "labels/a.txt",
          ["1 label files are used for several", "labels/a.txt (a.jpg, a.png)"]),
         ("images/a.jpg images/b.jpg images/b.png", "labels/a.txt", []),  # backgrounds share nothing

@@ -128,19 +128,26 @@ def test_voc_list_chooses_files(tmp_path):
     )
     assert {f.stem for f in (tmp_path / "out/labels/val").iterdir()} == {"a", "c"}
     assert read_yaml(tmp_path / "out/out.yaml")["train"] == "images/val"
-    (tmp_path / "val.txt").write_text("a\nzzz\n")
-    with pytest.raises(UserError, match=r"val\.txt: 1 of 2 names have no XML file, the first is .*zzz\.xml"):
-        main(
-            [
-                "--output",
-                str(tmp_path / "two"),
-                "--split",
-                "val",
-                str(tmp_path),
-                str(tmp_path / "jpg"),
-                str(tmp_path / "val.txt"),
-            ]
-        )
+
+
+@pytest.mark.parametrize("line", ["a", "JPEGImages/a.jpg", "/elsewhere/a.jpg 1", "..\\\\a.jpg"])
+def test_voc_lists_may_hold_paths_and_names_without_a_file(tmp_path, capsys, line):
+    write_image(tmp_path / "jpg/a.jpg")
+    (tmp_path / "a.xml").write_text(voc(voc_object()))
+    (tmp_path / "val.txt").write_text(f"zzz\n{line}\n")
+    words = [
+        "--output",
+        str(tmp_path / "out"),
+        "--split",
+        "val",
+        *(str(tmp_path / name) for name in ("", "jpg", "val.txt")),
+    ]
+    main(words)
+    assert len(rows(tmp_path / "out", "val", "a")) == 1
+    assert "skipped: 1 names in lists that have no XML file" in capsys.readouterr().out
+    (tmp_path / "val.txt").write_text("zzz\n")
+    with pytest.raises(UserError, match=r"val\.txt: none of its 1 names has an XML file"):
+        main(words)
 
 
 BOMB = (

@@ -1,5 +1,6 @@
 """Sources to detect on: what a text names, the order of frames, and broken files."""
 
+import errno
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,6 +59,16 @@ def test_unsupported_sources_name_what_is_accepted(tmp_path, monkeypatch, text):
 def test_empty_folder(tmp_path):
     with pytest.raises(UserError, match=r"no image \(\.bmp .*no video"):
         open_source(tmp_path)
+
+
+def test_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    def fail(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("utils.files.RETRY_DELAYS", (0,))
+    monkeypatch.setattr(Path, "iterdir", fail)
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be listed: Input/output error"):
+        FileSource(str(tmp_path))
 
 
 @pytest.mark.parametrize("stride", [0, -1])

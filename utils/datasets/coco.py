@@ -44,7 +44,7 @@ def convert_coco(
     `polygons` writes outlines instead of boxes, if there are any. `crowds` keeps regions that are marked as a crowd.
     """
     dataset = Dataset([])
-    files = {file: read_coco(file) for _, (file, _) in splits}
+    files = {file: read_coco(file, dataset) for _, (file, _) in splits}
     categories = read_common_categories(files, dataset)
     dataset.names = list(categories.values())
     classes = {category: class_id for class_id, category in enumerate(categories)}
@@ -65,22 +65,27 @@ def convert_coco(
     return dataset
 
 
-def read_coco(file: Path) -> dict[str, list[dict]]:
-    """Read the JSON and check its three lists."""
+def read_coco(file: Path, dataset: Dataset) -> dict[str, list[dict]]:
+    """Return the three lists of a JSON with their objects."""
     try:
         data = json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg}") from error
     except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as JSON text: {error}") from error
+    lists = {}
     for key in ("images", "annotations", "categories"):
-        rows = data.get(key) if isinstance(data, dict) else None
-        if not isinstance(rows, list) or not all(isinstance(entry, dict) for entry in rows):
+        entries = data.get(key) if isinstance(data, dict) else None
+        lists[key] = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+        if not isinstance(entries, list) or (entries and not lists[key]):
             raise UserError(f"{file}: no list {key!r} of objects: give a COCO file of instances (instances_*.json)")
-    return data
+        for number, entry in enumerate(entries):
+            if not isinstance(entry, dict):
+                dataset.skip(f"entries of {key!r} that are no objects", f"{number}: {str(entry)[:60]}")
+    return lists
 
 
-def parse_id(value: Any) -> Id | None:
+def parse_id(value: object) -> Id | None:
     """Return an id, the same for 7, 7.0 and "7", or None for other types."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -177,7 +182,7 @@ def group_objects(data: dict[str, list[dict]], dataset: Dataset, *, crowds: bool
     for annotation in data["annotations"]:
         where = f"annotation {annotation.get('id', '?')}"
         image_id, category = parse_id(annotation.get("image_id")), parse_id(annotation.get("category_id"))
-        if annotation.get("iscrowd") and not crowds:
+        if annotation.get("iscrowd") not in (0, "0", None, "") and not crowds:  # also False and 0.0
             dataset.skip("crowd regions, kept with --keep-crowds", where)
         elif image_id is None or image_id not in listed:
             dataset.skip("annotations of images that are not listed", where)

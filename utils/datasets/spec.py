@@ -1,6 +1,7 @@
 """Data set YAML, and the same with its paths resolved."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,13 +87,18 @@ def read_dataset_yaml(file: Path) -> DatasetYaml:
         if not content.get(key):
             raise UserError(f"{file}: `{key}:` is missing{_advise_key(key, content)}")
     names = _read_names(content["names"], file)
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            numbers = ", ".join(str(index) for index in names if names[index] == name)
+            warn(f"{file}: the classes {numbers} have the same name {name!r}. Give each its own")
     if content.get("nc") not in (None, len(names)):
         warn(f"{file}: nc: {shorten(content['nc'])} but {len(names)} names. The names count; correct or remove `nc:`")
     download = _as_strings(content.get("download") or [], file, "download")
     entries = {key: _as_strings(content.get(key) or [], file, key) for key in SPLITS}
     root = _as_strings(content.get("path") or ".", file, "path")
     keypoint_values = _read_keypoint_shape(content.get("kpt_shape"), file)
-    return DatasetYaml(file, root[0] if root else ".", entries, names, download, keypoint_values)
+    place = os.path.expanduser(root[0]) if root else "."
+    return DatasetYaml(file, place, entries, names, download, keypoint_values)
 
 
 def _advise_key(key: str, content: dict) -> str:

@@ -19,6 +19,7 @@ class StrayLabels(NamedTuple):
     unused: list[str]  # in a folder of labels, but named like no image
     beside: list[str]  # beside the images, though label files have a folder of their own
     shared: list[tuple[str, str]]  # label file, and the names of the images that take it
+    absent: list[tuple[str, int]]  # folder of labels that does not exist, and its number of images
 
     def messages(self) -> list[str]:
         """Return a warning for each kind that occurs."""
@@ -40,6 +41,12 @@ class StrayLabels(NamedTuple):
                 f"{len(self.shared)} label files are used for several images each: {_first(named)}. "
                 "Rename images that are not the same"
             )
+        if self.absent:
+            named = [f"{folder} (of {count} images)" for folder, count in self.absent]
+            found.append(
+                f"{len(self.absent)} folders of labels do not exist: {_first(named)}. "
+                "Their images count as backgrounds. If they are, make the folders"
+            )
         return found
 
 
@@ -49,9 +56,13 @@ def find_stray_labels(paths: Iterable[str], *, whole_folders: bool) -> StrayLabe
     Without `whole_folders` (from a list file) other images may have the other labels. Then, and where labels lie beside
     images, a label file counts only if its name resembles that of an image without labels.
     """
-    stray = StrayLabels([], [], [])
+    stray, some_exist = StrayLabels([], [], [], []), False
     for folder, images in _by_folder(paths).items():
         labels = label_path(f"{folder}x.jpg").removesuffix("x.txt")
+        if labels != folder and not os.path.isdir(labels):
+            stray.absent.append((labels, len(images)))
+        else:
+            some_exist = True
         listed, takers = _text_files(labels), _takers(images)
         unused = listed - takers.keys() - NOT_LABELS
         if not whole_folders or labels == folder:
@@ -62,6 +73,8 @@ def find_stray_labels(paths: Iterable[str], *, whole_folders: bool) -> StrayLabe
             stray.beside.extend(sorted(folder + name for name in (_text_files(folder) & takers.keys()) - listed))
         shared = {name: sorted(users) for name, users in takers.items() if len(users) > 1 and name in listed}
         stray.shared.extend((labels + name, ", ".join(users)) for name, users in sorted(shared.items()))
+    if not some_exist:  # the summary of the scan says where labels are expected
+        stray.absent.clear()
     return stray
 
 

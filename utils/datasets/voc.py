@@ -64,7 +64,7 @@ def convert_voc(
     """
     dataset, found, takers = Dataset([]), [], {}
     for split, (folder, images, *listing) in splits:
-        files = list_files(folder, listing[0] if listing else None)
+        files = list_files(folder, listing[0] if listing else None, dataset)
         for file in progress_bar(files, desc=f"reading {split}", unit="file", disable=not progress):
             try:
                 annotation = read_annotation(file, folder, images, dataset)
@@ -87,7 +87,7 @@ def convert_voc(
     return dataset
 
 
-def list_files(annotations: Path, listing: Path | None) -> list[Path]:
+def list_files(annotations: Path, listing: Path | None, dataset: Dataset) -> list[Path]:
     """Return the XML files below a folder: all, or those named by the first word of each line of a list.
 
     Such lists are ImageSets/Main/train.txt and the like.
@@ -98,9 +98,17 @@ def list_files(annotations: Path, listing: Path | None) -> list[Path]:
             raise UserError(f"{annotations}: no .xml file in it")
         return files
     names = [line.split()[0] for line in listing.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    files = [annotations / f"{name}.xml" for name in dict.fromkeys(names)]
-    if absent := [file for file in files if not file.is_file()]:
-        raise UserError(f"{listing}: {len(absent)} of {len(files)} names have no XML file, the first is {absent[0]}")
+    files = []
+    for name in dict.fromkeys(names):
+        stem = name.replace("\\", "/").rpartition("/")[2]  # a list may hold the paths of images
+        candidates = [annotations / f"{text}.xml" for text in (name, stem, stem.rpartition(".")[0]) if text]
+        file = next((file for file in candidates if file.is_file()), None)
+        if file is None:
+            dataset.skip("names in lists that have no XML file", f"{listing}: {name}")
+        else:
+            files.append(file)
+    if not files:
+        raise UserError(f"{listing}: none of its {len(set(names))} names has an XML file in {annotations}")
     return files
 
 

@@ -16,6 +16,7 @@ from utils import console
 from utils.addresses import remove_credentials
 from utils.download import fetch
 from utils.errors import UserError
+from utils.files import retry_reading
 from utils.images.frames import Frame, Source, frame_count, frame_rate, next_image
 from utils.images.read import read_image
 from utils.images.streams import StreamSource
@@ -121,7 +122,7 @@ class FileSource(Source):
         candidates = [Path(text).expanduser()] + ([listed_in.parent / text] if listed_in else [])
         for path in candidates:
             if path.is_dir():
-                return _known_files(path.iterdir())
+                return _known_files(_list_folder(path))
             if path.is_file() and _suffix(path) in KNOWN:
                 return _known_files([path])
             found = glob.glob(str(path), recursive=True) if glob.has_magic(text) else []
@@ -209,6 +210,14 @@ class ScreenSource(Source):
 
 def _suffix(path: str | Path) -> str:
     return Path(path).suffix.lower()
+
+
+def _list_folder(folder: Path) -> list[Path]:
+    """Return the entries of a folder. Raises UserError if it cannot be listed."""
+    try:
+        return retry_reading(lambda: list(folder.iterdir()))
+    except OSError as error:
+        raise UserError(f"{folder} cannot be listed: {error.strerror}; give {ACCEPTED}") from error
 
 
 def _known_files(paths: Iterable[str | Path]) -> list[str]:
