@@ -9,7 +9,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from utils.console import progress_bar
 from utils.datasets.yolo_writer import Dataset, box_row, decoded_size, find_stated_image, format_row, parse_finite
