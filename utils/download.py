@@ -1,5 +1,6 @@
 """Resumable downloads over HTTP, and unpacking of untrusted archives."""
 
+import base64
 import hashlib
 import http.client
 import lzma
@@ -15,7 +16,7 @@ import urllib.parse
 import urllib.request
 import zipfile
 import zlib
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from email.message import Message
 from functools import partial
@@ -23,11 +24,17 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, NamedTuple
 
 from utils import console
+from utils.addresses import remove_credentials, remove_credentials_from
 from utils.errors import UserError
+from utils.files import MAX_YAML_BYTES
 
 CHUNK = 1 << 20
 ATTEMPTS = 3  # consecutive connections that bring nothing
-TIMEOUT_S = 30
+TIMEOUT_S = 30  # without a byte
+STALL_S = 60  # in which a connection has to bring at least STALL_BYTES
+STALL_BYTES = 1 << 14
+MAX_BYTES = {".yaml": MAX_YAML_BYTES, ".yml": MAX_YAML_BYTES, ".pt": 8 << 30}  # by suffix
+SPARE_BYTES = 1 << 30  # left free on the disk by a file of unknown length
 PAUSE_S = 1.0  # after the first failure, longer after each further one
 JUNK = ("__MACOSX", ".DS_Store")  # files that macOS adds to archives
 YAML, WEIGHTS = (".yaml", ".yml"), (".pt",)
@@ -44,6 +51,7 @@ def fetch(
     progress: bool = True,
     keep: bool = True,
     part: Path | None = None,
+    max_bytes: int | None = None,
 ) -> Path:
     """Download `url` to the file `destination` and return it.
 
@@ -53,19 +61,20 @@ def fetch(
     sha256, size: expected hash (hex) and number of bytes.
     keep: False if `destination` is deleted at the end of the program.
     part: another path for the bytes received so far.
+    max_bytes: largest file that is accepted; by default that of its suffix in MAX_BYTES.
     """
-    destination = Path(destination)
+    destination, shown = Path(destination), remove_credentials(url)
     if not url.startswith(("http://", "https://")):
-        raise UserError(f"{url}: only http:// and https:// addresses can be fetched")
+        raise UserError(f"{shown}: only http:// and https:// addresses can be fetched")
     if destination.exists():
-        _check(destination, sha256, size, f"{destination} is not the file from {url}: delete it and try again")
+        _check(destination, sha256, size, f"{destination} is not the file from {shown}: delete it and try again")
         return destination
     part = part or destination.with_name(destination.name + ".part")
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        _transfer(url, part, progress)
+        _transfer(url, part, max_bytes or MAX_BYTES.get(destination.suffix.lower()), progress)
         try:
-            _check(part, sha256, size, f"the file from {url} is not the expected one")
+            _check(part, sha256, size, f"the file from {shown} is not the expected one")
         except UserError:
             part.unlink()
             raise
@@ -77,7 +86,7 @@ def fetch(
             if keep
             else "try again, or fetch it by other means and give the file"
         )
-        raise UserError(f"could not fetch {url} ({reason}): {by_hand}") from None
+        raise UserError(f"could not fetch {shown} ({remove_credentials_from(str(reason), url)}): {by_hand}") from None
     return destination
 
 
@@ -104,7 +113,9 @@ def _fetch_address(flag: str, text: str) -> str:
         parts = urllib.parse.urlsplit(text)
         file = Path(urllib.parse.unquote(parts.path).rsplit("/", 1)[-1])
         if file.suffix.lower() not in URL_FLAGS[flag]:
-            raise UserError(f"--{flag} {text}: the address of a {' or '.join(URL_FLAGS[flag])} file is needed")
+            raise UserError(
+                f"--{flag} {remove_credentials(text)}: the address of a {' or '.join(URL_FLAGS[flag])} file is needed"
+            )
         if file.exists():
             console.info(f"--{flag}: {file} exists already, not downloaded again")
             return str(file)
@@ -115,16 +126,46 @@ def _fetch_address(flag: str, text: str) -> str:
     except (ValueError, OSError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"--{flag} {text}: no address that can be fetched ({error})") from error
+        shown, reason = remove_credentials(text), remove_credentials_from(str(error), text)
+        raise UserError(f"--{flag} {shown}: no address that can be fetched ({reason})") from error
 
 
-def _transfer(url: str, part: Path, progress: bool) -> None:
+class Stalled(OSError):
+    """A connection brings next to nothing."""
+
+
+class _SameSchemes(urllib.request.HTTPRedirectHandler):
+    """Redirects to http(s) addresses only, and from https to https only."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        if not newurl.startswith(("https://",) if req.type == "https" else ("http://", "https://")):
+            raise UserError(
+                f"{remove_credentials(req.full_url)} redirects to {remove_credentials(newurl)}: "
+                "only http:// and https:// addresses can be fetched"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _open(url: str, have: int) -> Any:
+    """Open a connection for the bytes from `have` on. The user info of `url` is sent as a header, to its host only."""
+    parts = urllib.parse.urlsplit(url)
+    user_info, _, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=host).geturl(), headers={"User-Agent": "anchorage"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    if user_info:
+        encoded = base64.b64encode(urllib.parse.unquote(user_info).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {encoded}")
+    return urllib.request.build_opener(_SameSchemes).open(request, timeout=TIMEOUT_S)
+
+
+def _transfer(url: str, part: Path, max_bytes: int | None, progress: bool) -> None:
     """Download the rest of `part`, over several connections if needed. Raise if ATTEMPTS in a row bring nothing."""
     failures = 0
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:
-            return _receive(url, part, progress)
+            return _receive(url, part, max_bytes, progress)
         except urllib.error.HTTPError as error:
             error.close()
             if error.code < 500:
@@ -132,18 +173,18 @@ def _transfer(url: str, part: Path, progress: bool) -> None:
             failure = error
         except (OSError, http.client.HTTPException) as error:
             failure = error
-        failures = 1 if part.exists() and part.stat().st_size > before else failures + 1
+        grown = part.exists() and part.stat().st_size > before and not isinstance(failure, Stalled)
+        failures = 1 if grown else failures + 1
         if failures >= ATTEMPTS:
             raise failure
         time.sleep(failures * PAUSE_S)
 
 
-def _receive(url: str, part: Path, progress: bool) -> None:
+def _receive(url: str, part: Path, max_bytes: int | None, progress: bool) -> None:
     """Append the missing bytes to `part` over one connection. Raise ConnectionError if it ends early."""
     have = part.stat().st_size if part.exists() else 0
-    headers = {"User-Agent": "anchorage"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
+        response = _open(url, have)
     except urllib.error.HTTPError as error:
         if error.code != 416 or not have:
             raise
@@ -158,19 +199,36 @@ def _receive(url: str, part: Path, progress: bool) -> None:
             raise ConnectionError(f"the server did not continue at byte {have}")
         have = have if resumed else 0
         total = _parse_total(response.headers) if resumed else _parse_length(response.headers)
-        if total and total - have > shutil.disk_usage(part.parent).free:
-            raise UserError(f"{part.parent} has too little space for {url}, which needs {_format_mb(total - have)}")
-        with open(part, "ab" if resumed else "wb") as file:
-            have += _copy(response, file, have, total, part.name.removesuffix(".part"), progress)
+        shown, free = remove_credentials(url), shutil.disk_usage(part.parent).free
+        if total and total - have > free:
+            raise UserError(f"{part.parent} has too little space for {shown}, which needs {_format_mb(total - have)}")
+        room = max_bytes or (total or have + max(free - SPARE_BYTES, free // 2))
+        try:
+            if total and total > room:
+                raise OverflowError
+            with open(part, "ab" if resumed else "wb") as file:
+                have += _copy(response, file, have, total, part.name.removesuffix(".part"), progress, room)
+        except OverflowError:
+            part.unlink(missing_ok=True)
+            raise UserError(f"{shown} is larger than {_format_mb(room)}, which is too much") from None
     if total is not None and have < total:
         raise ConnectionError(f"the connection ended after {have} of {total} bytes")
 
 
 def _copy(
-    response: http.client.HTTPResponse, file: BinaryIO, have: int, total: int | None, name: str, progress: bool
+    response: http.client.HTTPResponse,
+    file: BinaryIO,
+    have: int,
+    total: int | None,
+    name: str,
+    progress: bool,
+    room: int,
 ) -> int:
-    """Copy the rest of the response, fsync the file, and return the number of bytes."""
-    copied = 0
+    """Copy the rest of the response, fsync the file, and return the number of bytes.
+
+    Raise Stalled for a connection that brings next to nothing, OverflowError for a file larger than `room`.
+    """
+    copied, mark, begin = 0, 0, time.monotonic()
     with console.progress_bar(
         total=total, initial=have, desc=name, unit="B", unit_scale=True, disable=not progress
     ) as bar:
@@ -178,6 +236,12 @@ def _copy(
             file.write(chunk)
             copied += len(chunk)
             bar.update(len(chunk))
+            if have + copied > room:
+                raise OverflowError
+            if time.monotonic() - begin > STALL_S:
+                if copied - mark < STALL_BYTES:
+                    raise Stalled(f"{copied - mark} bytes in {STALL_S} s")
+                mark, begin = copied, time.monotonic()
     file.flush()
     os.fsync(file.fileno())
     return copied
@@ -222,25 +286,29 @@ class _Member(NamedTuple):
     open: Callable[[], IO[bytes]]
 
 
-def unpack(archive: str | Path, folder: str | Path) -> Path:
-    """Unpack a zip or tar archive (tar also gz, bz2, xz) into `folder`, replacing files of the same names.
+def unpack(archives: str | Path | Sequence[Path], folder: str | Path, *, own: str = "") -> Path:
+    """Unpack zip or tar archives (tar also gz, bz2, xz) into `folder`. Return it. Files that macOS adds are skipped.
 
-    Return `folder`. Files that macOS adds are skipped.
-    Raise UserError if the archive is damaged or larger than the free space. Raise it also if a member is a link or a
-    device, or would land outside `folder`. Then `folder` is unchanged.
+    They are unpacked aside and then moved as a whole. A file that exists is never replaced. Nothing is added to an
+    existing folder in `folder`, except to the one named `own`.
+    Raise UserError for a member that would be added there, is a link or a device, or would land outside `folder`.
+    Raise it also if an archive is damaged or larger than the free space. Then `folder` is unchanged.
     """
-    archive, folder = Path(archive), Path(folder)
+    folder, archives = Path(folder), [Path(archives)] if isinstance(archives, str | Path) else archives
     try:
-        with _open_archive(archive) as members:
-            folder.mkdir(parents=True, exist_ok=True)
-            needed, free = sum(member.size for member in members), shutil.disk_usage(folder).free
-            if needed > free:
-                raise UserError(f"{archive} unpacks to {_format_mb(needed)}, but {folder} has {_format_mb(free)} free")
-            with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder) as staging:
-                _write_members(members, Path(staging))
-                _move_files(Path(staging), folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder) as staging:
+            for archive in archives:
+                with _open_archive(archive) as members:
+                    needed, free = sum(member.size for member in members), shutil.disk_usage(folder).free
+                    if needed > free:
+                        raise UserError(
+                            f"{archive} unpacks to {_format_mb(needed)}, but {folder} has {_format_mb(free)} free"
+                        )
+                    _write_members(members, Path(staging))
+            _move_entries(Path(staging), folder, own)
     except (*ARCHIVE_ERRORS, OSError) as error:
-        raise UserError(f"could not unpack {archive} into {folder}: {error}") from None
+        raise UserError(f"could not unpack {', '.join(map(str, archives))} into {folder}: {error}") from None
     return folder
 
 
@@ -301,9 +369,24 @@ def _write_members(members: list[_Member], folder: Path) -> None:
             raise UserError(f"{member.name!r} in the archive is cut short: fetch the archive again")
 
 
-def _move_files(source: Path, folder: Path) -> None:
-    """Move every file below `source` to the same place below `folder`."""
-    for file in sorted(path for path in source.rglob("*") if path.is_file()):
-        target = folder / file.relative_to(source)
+def _move_entries(source: Path, folder: Path, own: str) -> None:
+    """Move every entry of `source` to `folder`. Raise UserError, with nothing moved, if one would change other data."""
+    moves: list[tuple[Path, Path]] = []
+    for entry in sorted(source.iterdir()):
+        target = folder / entry.name
+        if not os.path.lexists(target):
+            moves.append((entry, target))
+            continue
+        missing = [file for file in _files(entry) if not os.path.lexists(folder / file.relative_to(source))]
+        if missing and entry.name != own:
+            raise UserError(f"the archive holds {entry.name}, but {target} exists: move that away, or unpack by hand")
+        console.warn(f"{target} exists: {len(missing)} files are added to it, the others stay as they are")
+        moves += [(file, folder / file.relative_to(source)) for file in missing]
+    for file, target in moves:
         target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, target)
+        os.rename(file, target)
+
+
+def _files(entry: Path) -> list[Path]:
+    """Return the file `entry`, or all files below the folder `entry`."""
+    return sorted(path for path in entry.rglob("*") if path.is_file()) if entry.is_dir() else [entry]

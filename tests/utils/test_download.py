@@ -1,5 +1,6 @@
 """Interrupted transfers, servers that cannot resume, unexpected files, hostile archives."""
 
+import base64
 import hashlib
 import io
 import os
@@ -36,7 +37,9 @@ class Server:
         self.resumable = True
         self.status = 200
         self.say_length = True
+        self.redirect = ""
         self.ranges: list[str | None] = []
+        self.authorizations: list[str] = []
 
 
 @pytest.fixture
@@ -51,6 +54,11 @@ def server(monkeypatch) -> Iterator[Server]:
         def do_GET(self):
             plan, wanted = self.server.plan, self.headers.get("Range")
             plan.ranges.append(wanted)
+            plan.authorizations += [text for text in [self.headers.get("Authorization")] if text]
+            if plan.redirect and self.path == "/file.bin":
+                self.send_response(302)
+                self.send_header("Location", plan.redirect)
+                return self.end_headers()
             if plan.status != 200:
                 return self.send_error(plan.status)
             start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and plan.resumable else 0
@@ -114,6 +122,65 @@ def test_a_server_that_cannot_resume_starts_over(server, tmp_path):
 def test_a_complete_or_overlong_part(server, tmp_path, part):
     (tmp_path / "file.bin.part").write_bytes(part)
     assert fetch(server.url, tmp_path / "file.bin", sha256=SHA, progress=False).read_bytes() == PAYLOAD
+
+
+@pytest.mark.parametrize("say_length", [True, False])
+def test_a_file_larger_than_its_kind_may_be_is_refused(server, tmp_path, monkeypatch, say_length):
+    """The limit goes by the suffix, so a server that sends without end does not fill the disk."""
+    server.say_length = say_length
+    monkeypatch.setitem(download.MAX_BYTES, ".yaml", 300_000)
+    monkeypatch.setattr(download, "CHUNK", 1000)
+    with pytest.raises(UserError, match=f"{server.url} is larger than 0 MB, which is too much"):
+        fetch(server.url, tmp_path / "file.yaml", progress=False)
+    assert list(tmp_path.iterdir()) == [] and len(server.ranges) == 1
+    with pytest.raises(UserError, match="larger than"):
+        fetch(server.url, tmp_path / "image.jpg", progress=False, max_bytes=1000)
+    assert fetch(server.url, tmp_path / "file.pt", progress=False).read_bytes() == PAYLOAD
+
+
+def test_a_file_of_unknown_length_leaves_room_on_the_disk(server, tmp_path, monkeypatch):
+    server.say_length = False
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: _Usage(free=400_000))
+    with pytest.raises(UserError, match="larger than"):
+        fetch(server.url, tmp_path / "file.zip", progress=False)
+
+
+@pytest.mark.parametrize("target", ["ftp://host/a.yaml", "file:///etc/passwd", "data:,a", None])
+def test_redirects_stay_on_the_web(server, tmp_path, target):
+    server.redirect = target or server.url.replace("file.bin", "other.bin")
+    if target is None:
+        assert fetch(server.url, tmp_path / "a", progress=False).read_bytes() == PAYLOAD
+        return
+    with pytest.raises(UserError, match="redirects to .*: only http:// and https://|could not fetch"):
+        fetch(server.url, tmp_path / "a", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_connection_that_brings_next_to_nothing_is_given_up(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "STALL_S", -1)
+    monkeypatch.setattr(download, "STALL_BYTES", 1 << 30)
+    with pytest.raises(UserError, match="could not fetch .* bytes in -1 s"):
+        fetch(server.url, tmp_path / "a", progress=False)
+    assert len(server.ranges) == download.ATTEMPTS
+
+
+def test_a_user_name_is_sent_but_never_shown(server, tmp_path, here):
+    url = server.url.replace("http://", "http://me:sec%2Fret@")
+    assert fetch(url, tmp_path / "file.pt", progress=False).read_bytes() == PAYLOAD
+    assert server.authorizations == ["Basic " + base64.b64encode(b"me:sec/ret").decode()]
+    server.status = 404
+    for wrong in (
+        url,
+        url.replace("sec%2Fret", "sec/ret"),
+        "http://me:secret@host:port/a.pt",
+        "ftp://me:secret@host/a",
+    ):
+        with pytest.raises(UserError) as caught:
+            fetch(wrong, tmp_path / "other.pt", progress=False)
+        assert "sec" not in str(caught.value) and "ret" not in str(caught.value), str(caught.value)
+    with pytest.raises(UserError, match="--data http://127.0.0.1.*: the address of a .yaml") as caught:
+        fetch_typed({"data": url})
+    assert "ret" not in str(caught.value)
 
 
 def test_a_server_that_sends_no_length(server, tmp_path):
@@ -325,9 +392,30 @@ def test_archives_unpack(tmp_path, kind):
     (out / "set").mkdir(parents=True)
     (out / "set" / "mine.txt").write_bytes(b"mine")
     (out / "top.txt").write_bytes(b"old")
-    assert unpack(archive, out) == out
-    assert tree(out) == {**WANTED, "set/mine.txt": b"mine"}
+    assert unpack(archive, out, own="set") == out
+    assert tree(out) == {**WANTED, "set/mine.txt": b"mine", "top.txt": b"old"}
     assert sorted(path.name for path in out.iterdir()) == ["set", "top.txt"]  # nothing temporary left
+
+
+def test_archives_of_one_data_set_are_one(tmp_path):
+    archives = [make_zip(tmp_path / f"{name}.zip", [(f"set/{name}/1", b"x")]) for name in ("images", "labels")]
+    unpack(archives, tmp_path / "out")
+    assert set(tree(tmp_path / "out")) == {"set/images/1", "set/labels/1"}
+
+
+@pytest.mark.parametrize("name", ["mine/a.txt", "mine/new.txt", "mine/images/new.jpg"])
+def test_other_data_is_never_changed(tmp_path, name):
+    """Neither by a file that takes another's place nor by one beside it."""
+    out = tmp_path / "out"
+    (out / "mine").mkdir(parents=True)
+    (out / "mine" / "a.txt").write_bytes(b"mine")
+    archive = make_zip(tmp_path / "archive", [("set/a.txt", b"theirs"), (name, b"theirs")])
+    if name == "mine/a.txt":
+        unpack(archive, out, own="set")
+    else:
+        with pytest.raises(UserError, match="the archive holds mine, but .*mine exists: move that away"):
+            unpack(archive, out, own="set")
+    assert tree(out / "mine") == {"a.txt": b"mine"}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from utils.addresses import remove_credentials
 from utils.console import info
 from utils.datasets.shapes import make_shapes
 from utils.datasets.spec import DatasetSpec, DatasetYaml, MissingData, read_dataset_yaml
@@ -44,29 +45,39 @@ def locate_images(dataset: DatasetYaml, progress: bool = True) -> DatasetSpec:
         if dataset.file.resolve() == BUILT_IN:
             make_shapes(ROOT / "datasets" / "shapes", progress=progress)
         elif dataset.download:
-            _download(dataset.download, missing, progress, file=dataset.file)
+            _download(dataset.download, missing, progress, dataset=dataset)
         else:
             raise
     return dataset.resolve(datasets_folders())
 
 
-def _download(urls: list[str], missing: MissingData, progress: bool, *, file: Path) -> None:
-    """Fetch every URL and unpack it into this project's `datasets` folder.
+def _download(urls: list[str], missing: MissingData, progress: bool, *, dataset: DatasetYaml) -> None:
+    """Fetch every URL and unpack them into this project's `datasets` folder. Archives that were there stay.
 
     Errors also list the folders searched, since the data may be on this machine under another path.
     """
     for url in urls:
         if not url.startswith(("http://", "https://")):
             raise UserError(
-                f"{file}: download: only http(s) addresses of .zip or .tar archives are fetched, "
+                f"{dataset.file}: download: only http(s) addresses of .zip or .tar archives are fetched, "
                 f"code is never run; get the data by hand and correct `path:`. {missing}"
             )
     folder = ROOT / "datasets"
-    info(f"{missing.entries} not found in {missing.places}; fetching {', '.join(urls)} to {folder}")
+    shown = ", ".join(map(remove_credentials, urls))
+    info(f"{missing.entries} not found in {missing.places}; fetching {shown} to {folder}")
+    archives = {name_archive(url, number, urls): url for number, url in enumerate(urls)}
+    fetched = [folder / name for name in archives if not (folder / name).exists()]
     try:
-        for url in urls:
-            archive = fetch(url, folder / url.rsplit("/", 1)[-1].split("?")[0], progress=progress)
-            unpack(archive, folder)
-            archive.unlink()
+        for name, url in archives.items():
+            fetch(url, folder / name, progress=progress)
+        unpack([folder / name for name in archives], folder, own=dataset.folder_name)
     except UserError as error:
         raise UserError(f"{error}. {missing}") from error
+    for archive in fetched:
+        archive.unlink()
+
+
+def name_archive(url: str, number: int, urls: list[str]) -> str:
+    """Return the file name in a URL. Of several with the same name each gets its number in front."""
+    names = [one.split("?")[0].rsplit("/", 1)[-1] for one in urls]
+    return names[number] if names.count(names[number]) == 1 else f"{number}-{names[number]}"

@@ -61,6 +61,12 @@ class DatasetYaml:
     download: list[str]  # URLs, not checked yet
     keypoint_values: int = 0  # behind the box in each row of a label file
 
+    @property
+    def folder_name(self) -> str:
+        """Name of the data set's folder in a folder of data sets, "" if `path:` names none."""
+        parts = [part for part in Path(_with_slashes(self.root)).parts if part not in ("..", "datasets")]
+        return parts[0] if parts and not Path(self.root).is_absolute() else ""
+
     def resolve(self, folders: Sequence[Path]) -> DatasetSpec:
         """Find the images: beside the YAML if `path:` is relative, then in each of `folders`.
 

@@ -18,6 +18,7 @@ from utils.download import fetch
 from utils.errors import UserError
 from utils.files import retry_reading
 from utils.images.frames import Frame, Source, frame_count, frame_rate, next_image
+from utils.images.header import MAX_BYTES
 from utils.images.read import read_image
 from utils.images.streams import StreamSource
 from utils.images.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -137,7 +138,8 @@ class FileSource(Source):
         name = Path(unquote(urlsplit(url).path)).name
         # A folder for each, so that files of the same name do not overwrite each other.
         folder = Path(tempfile.mkdtemp(dir=self._temporary.name))
-        return str(fetch(urlsplit(url).geturl(), folder / name, keep=False))
+        limit = MAX_BYTES if _suffix(name) in IMAGE_SUFFIXES else None
+        return str(fetch(urlsplit(url).geturl(), folder / name, keep=False, max_bytes=limit))
 
     def _video(self, path: str, prefix: str) -> Iterator[Frame]:
         """Yield every k-th frame until the first that cannot be decoded."""
