@@ -76,6 +76,12 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
         find_images(tmp_path)
 
 
+def test_a_loop_of_links_is_no_folder(tmp_path):
+    image = write_image(tmp_path / "a/x.png")
+    (tmp_path / "a/loop").symlink_to(tmp_path / "a/loop")
+    assert find_images(tmp_path) == [str(image)]
+
+
 def test_lists_written_on_windows(tmp_path):
     image = write_image(tmp_path / "images/train/a.png")
     split = write_labels(tmp_path / "train.txt", b"images\\train\\a.png\r\n.\\images\\train\\a.png\r\n")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from utils.errors import UserError
-from utils.files import retry_reading
+from utils.files import is_lasting, retry_reading
 from utils.images.suffixes import IMAGE_SUFFIXES
 from utils.parallel_map import parallel_map
 
@@ -84,16 +84,22 @@ def _list_folder(folder: str) -> list[os.DirEntry[str]]:
     try:
         return retry_reading(read)
     except OSError as error:
-        raise UserError(
-            f"{folder} cannot be listed: {error.strerror}. Its files would be missing: mend the folder, or move it away"
-        ) from error
+        raise _cannot_list(folder, error) from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir() and entry.name != "lost+found"  # of the file system, for its administrator only
-    except OSError:
-        return False
+    except OSError as error:
+        if is_lasting(error):  # a loop of links
+            return False
+        raise _cannot_list(entry.path, error) from error
+
+
+def _cannot_list(folder: str, error: OSError) -> UserError:
+    return UserError(
+        f"{folder} cannot be listed: {error.strerror}. Its files would be missing: mend the folder, or move it away"
+    )
 
 
 def _read_list(file: Path) -> Iterable[str]:

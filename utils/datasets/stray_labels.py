@@ -63,16 +63,17 @@ def find_stray_labels(paths: Iterable[str], *, whole_folders: bool) -> StrayLabe
             stray.absent.append((labels, len(images)))
         else:
             some_exist = True
-        listed, takers = _text_files(labels), _takers(images)
-        unused = listed - takers.keys() - NOT_LABELS
+        listed, taken = _text_files(labels), set(map(_label_name, images))
+        unused = listed - taken - NOT_LABELS
         if not whole_folders or labels == folder:
-            missing = {_resembling(name) for name in takers.keys() - listed}
+            missing = {_resembling(name) for name in taken - listed}
             unused = {name for name in unused if _resembling(name) in missing}
         stray.unused.extend(sorted(labels + name for name in unused))
         if labels != folder:
-            stray.beside.extend(sorted(folder + name for name in (_text_files(folder) & takers.keys()) - listed))
-        shared = {name: sorted(users) for name, users in takers.items() if len(users) > 1 and name in listed}
-        stray.shared.extend((labels + name, ", ".join(users)) for name, users in sorted(shared.items()))
+            stray.beside.extend(sorted(folder + name for name in (_text_files(folder) & taken) - listed))
+        if len(taken) < len(images):
+            shared = {name: users for name, users in _takers(images).items() if len(users) > 1 and name in listed}
+            stray.shared.extend((labels + name, ", ".join(sorted(users))) for name, users in sorted(shared.items()))
     if not some_exist:  # the summary of the scan says where labels are expected
         stray.absent.clear()
     return stray
@@ -86,11 +87,15 @@ def _by_folder(paths: Iterable[str]) -> dict[str, list[str]]:
     return folders
 
 
+def _label_name(image: str) -> str:
+    return f"{image[: image.rfind('.')]}.txt"
+
+
 def _takers(images: list[str]) -> dict[str, set[str]]:
     """Return the names of label files, and of the images that take them."""
     takers: dict[str, set[str]] = defaultdict(set)
     for name in images:
-        takers[f"{name[: name.rfind('.')]}.txt"].add(name)
+        takers[_label_name(name)].add(name)
     return takers
 
 
