@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from models.pickled_modules import Module, fit_description, read_modules
 from models.yolo import DetectionModel
 from models.yolov5_pickle import PickledObject, YOLOv5File
-from utils.checkpoint import READ_ERRORS, read_checkpoint
+from utils.checkpoint import is_own_checkpoint, read_checkpoint
 from utils.console import info
 from utils.errors import UserError
-from utils.files import ROOT, check_archive
+from utils.files import ROOT
 
 RELEASE_URL = "https://github.com/ultralytics/yolov5/releases/download/v7.0/"
 PUBLISHED = tuple(f"yolov5{size}{level}.pt" for level in ("", "6") for size in "nsmlx")
@@ -24,6 +24,7 @@ SHA256 = {
     "yolov5s.pt": "8b3b748c1e592ddd8868022e8732fde20025197328490623cc16c6f24d0782ee",
 }
 OTHER_FORMATS = (".onnx", ".torchscript", ".engine", ".xml", ".mlmodel", ".mlpackage", ".pb", ".tflite", ".param")
+MAX_DEPTH = 20  # of lists within lists in a description
 MAX_DESCRIPTION = 100_000  # values in a model's description, and classes of a model
 
 
@@ -54,19 +55,6 @@ def read_weights(path: str | Path) -> WeightsFile:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a .pt file")
     return read_own_checkpoint(path) if is_own_checkpoint(path) else read_yolov5(path)
-
-
-def is_own_checkpoint(path: Path) -> bool:
-    """Return whether the file is plain data with our key. Any other file is left to the restricted reader."""
-    with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":  # our checkpoints are zip archives
-            return False
-    try:
-        check_archive(path)
-        content = torch.load(path, map_location="meta", weights_only=True)
-    except READ_ERRORS:
-        return False
-    return isinstance(content, dict) and "anchorage" in content
 
 
 def read_own_checkpoint(path: Path) -> WeightsFile:
@@ -146,15 +134,15 @@ def to_plain_data(value: Any, path: Path) -> Any:
     """Return `value` as dicts, lists, text, numbers and None. Raises UserError for other types or too many values."""
     visited = itertools.count()
 
-    def copy(entry: object) -> Any:
-        if next(visited) < MAX_DESCRIPTION:
+    def copy(entry: object, depth: int = 0) -> Any:
+        if next(visited) < MAX_DESCRIPTION and depth <= MAX_DEPTH:
             if entry is None or isinstance(entry, (str, bool, int, float)):
                 return entry
             if isinstance(entry, (list, tuple)):
-                return [copy(part) for part in entry]
+                return [copy(part, depth + 1) for part in entry]
             if isinstance(entry, dict):
-                return {copy(key): copy(part) for key, part in entry.items()}
-        raise UserError(f"{path}: the model's description is too large, or holds a {type(entry).__name__}")
+                return {copy(key, depth + 1): copy(part, depth + 1) for key, part in entry.items()}
+        raise UserError(f"{path}: the model's description is too large or too deep, or holds a {type(entry).__name__}")
 
     try:
         return copy(value)

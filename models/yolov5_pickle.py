@@ -15,14 +15,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from utils.checkpoint import READ_ERRORS, START, recognise
 from utils.errors import UserError
+from utils.safe_pickle import AllowedCall, SafeUnpickler, check_key
 
+MAX_PATH = 100_000  # characters
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 MODULE_PACKAGES = ("models.", "utils.activations.", "torch.nn.modules.", "torch.nn.parallel.", "__main__.")
 OWN_PACKAGES = ("__builtin__", "torch", "numpy", "utils")  # a file has no reason to call other parts of these
@@ -55,22 +57,6 @@ class PickledObject:
             self.__dict__.update(state)
 
 
-class AllowedCall:
-    """Permitted callable without attributes that a file could replace."""
-
-    __slots__ = ("_function",)
-    _function: Callable[..., Any]
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_function", function)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise pickle.UnpicklingError(f"the file sets {name} on a function")
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-
 @dataclass(frozen=True)
 class StorageRef:
     """Block of `numel` values in the file."""
@@ -94,7 +80,7 @@ class TensorRef:
         if (
             not isinstance(self.storage, StorageRef)
             or len(self.shape) != len(self.strides)
-            or not all(type(number) is int and number >= 0 for number in numbers)
+            or not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers)
         ):
             raise pickle.UnpicklingError("the description of a tensor holds something other than sizes")
         numel = math.prod(self.shape)
@@ -118,9 +104,16 @@ def decode_bytes(text: str, encoding: str = "latin1") -> bytes:
 
 def join_path(*parts: str) -> str:
     """Return a path as text."""
-    if not all(isinstance(part, str) for part in parts):
-        raise pickle.UnpicklingError("a path that is not made of text")
+    if not all(isinstance(part, str) for part in parts) or sum(map(len, parts)) > MAX_PATH:
+        raise pickle.UnpicklingError("a path that is not made of text, or endless")
     return "/".join(parts)
+
+
+def make_set(items: Any = ()) -> set:
+    """Return a set of items whose hashes take little time."""
+    for item in items:
+        check_key(item)
+    return set(items)
 
 
 def first_argument(value: Any, *_: Any) -> Any:
@@ -138,7 +131,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{
         f"{module}.{kind}": kinds
         for module in ("builtins", "__builtin__")
-        for kind, kinds in (("set", set), ("frozenset", frozenset))
+        for kind, kinds in (("set", make_set), ("frozenset", lambda items=(): frozenset(make_set(items))))
     },
     **{
         f"{module}.{kind}": join_path
@@ -154,25 +147,13 @@ INERT = {
     "argparse.Namespace",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
 }
-# Those that protocols 2 to 4 write. Others are not needed, and some allocate as much memory as a file requests.
-OPCODES = (
-    "PROTO FRAME STOP MARK POP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE "
-    "SHORT_BINUNICODE BINSTRING SHORT_BINSTRING BINBYTES SHORT_BINBYTES EMPTY_LIST APPEND APPENDS TUPLE "
-    "EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET GLOBAL "
-    "STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE"
-).split()
 
 
-# The unpickler written in Python: the one in C allocates memory up to any memo index that a file names.
-class Unpickler(pickle._Unpickler):
+class Unpickler(SafeUnpickler):
     """Unpickler of containers, text, numbers, PickledObjects and tensor references. Others are a UserError."""
 
-    dispatch: ClassVar[dict[int, Any]] = {
-        code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in OPCODES)
-    }
-
     def __init__(self, file: BinaryIO, path: Path) -> None:
-        super().__init__(file, encoding="latin1")
+        super().__init__(file)
         self.path = path
         self.classes: dict[str, type | Any] = {}
         self.storages: dict[str, StorageRef] = {}
@@ -296,6 +277,8 @@ class YOLOv5File:
         reader = Unpickler(self._file, self.path)
         content = reader.load()
         for key in Unpickler(self._file, self.path).load():
+            if not isinstance(key, (str, int)):
+                raise pickle.UnpicklingError("a storage without a name")
             storage = reader.storages[str(key)]
             (numel,) = struct.unpack("<q", self._file.read(8))
             block = self._file.read(storage.numel * storage.dtype.itemsize)

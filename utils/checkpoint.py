@@ -10,7 +10,7 @@ import itertools
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from utils import console
 from utils.detector import Detector
 from utils.errors import UserError
 from utils.files import atomic_write, check_archive
+from utils.safe_pickle import read_outline
 
 SCHEMA = 1  # raise it when the layout changes, and add a function to UPGRADES that upgrades the layout before
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 PLAIN_TYPES = (str, int, float, bool, type(None))  # besides tensors, dicts, lists and tuples
+MAX_DEPTH = 50  # of containers within containers
 MAX_PARTS = 1_000_000  # values in a checkpoint, counted as often as they are referenced
 
 # What a damaged or foreign file can raise in torch.load and other readers of pickles.
@@ -111,19 +113,52 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not Path(path).exists():
         raise UserError(f"{path}: no such file")
     try:
+        outline = read_outline(path)
         check_archive(path, contents=True)
+        check_depth(outline)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except READ_ERRORS as error:
-        reason = f" ({error})" if isinstance(error, zipfile.BadZipFile) else ""
-        raise ForeignCheckpoint(f"{path}: not a whole checkpoint of this project{reason}") from error
+        raise ForeignCheckpoint(f"{path}: not a whole checkpoint of this project{explain(error, path)}") from error
     check_unpacked_size(content, path)
-    if not isinstance(content, dict) or not isinstance(content.get("anchorage"), int):
+    if not isinstance(content, dict) or type(content.get("anchorage")) is not int:
         raise ForeignCheckpoint(f"{path}: not a checkpoint of this project")
     if content["anchorage"] > SCHEMA:
         raise UserError(f"{path}: written by a newer version (schema {content['anchorage']}); update this project")
-    while content["anchorage"] < SCHEMA:
-        content = UPGRADES[content["anchorage"]](content)
+    while (schema := content["anchorage"]) < SCHEMA:
+        if schema not in UPGRADES:
+            raise ForeignCheckpoint(f"{path}: not a checkpoint of this project (there is no schema {schema})")
+        content = UPGRADES[schema](content)
     return content
+
+
+def is_own_checkpoint(path: str | Path) -> bool:
+    """Return True if the file is plain data with our key. It is not unpacked for that."""
+    try:
+        content = read_outline(path)
+    except READ_ERRORS:
+        return False
+    return isinstance(content, dict) and "anchorage" in content
+
+
+def check_depth(content: object) -> None:
+    """Raise ValueError if containers are nested deeper than in any real file."""
+    level, depth = [content], 0
+    while level := [part for value in level if isinstance(value, (dict, list, tuple)) for part in _parts(value)]:
+        depth += 1
+        if depth > MAX_DEPTH or len(level) > MAX_PARTS:
+            raise ValueError("nested too deep, or unpacks to many times its size")
+
+
+def _parts(value: dict | list | tuple) -> Iterable[object]:
+    return (*value.keys(), *value.values()) if isinstance(value, dict) else value
+
+
+def explain(error: Exception, path: str | Path) -> str:
+    """Return why a file could not be read, for messages."""
+    if isinstance(error, (zipfile.BadZipFile, pickle.UnpicklingError)) and zipfile.is_zipfile(path):
+        return f" ({(str(error).splitlines() or [''])[0][:200]})"
+    with open(path, "rb") as file:
+        return recognise(file.read(START))
 
 
 def check_unpacked_size(content: Any, path: str | Path) -> None:

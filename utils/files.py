@@ -170,6 +170,8 @@ def check_archive(path: str | Path, *, contents: bool = False) -> None:
             raise zipfile.BadZipFile("compressed records")
         if sum(record.file_size for record in records) > Path(path).stat().st_size:
             raise zipfile.BadZipFile("records that overlap")
+        if len({record.filename.lower() for record in records}) != len(records):
+            raise zipfile.BadZipFile("two records of one name")
         has_sums = any(record.CRC for record in records)  # an option of torch omits them
         damaged = archive.testzip() if contents and has_sums else None
     if damaged:

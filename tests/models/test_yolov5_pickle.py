@@ -15,8 +15,9 @@ from torch import nn
 
 from models import loading
 from models.loading import read_weights
-from models.yolov5_pickle import OPCODES, PickledObject, YOLOv5File
+from models.yolov5_pickle import PickledObject, YOLOv5File
 from utils.errors import UserError
+from utils.safe_pickle import OPCODES
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,8 @@ def resumed_options(content: Mapping[str, Any], checkpoint: Path, typed: Mapping
     if folder := run_folder_of(checkpoint):
         _report_ignored_flags(folder, stored, typed)
         changes = {key: value for key, value in changes.items() if key not in FLAGS_OF_THE_FOLDER}
+    else:  # a file from elsewhere never chooses a folder to write into
+        stored = stored.replace(**{key: getattr(TrainOptions, key) for key in FLAGS_OF_THE_FOLDER})
     changed = {key: value for key, value in changes.items() if getattr(stored, key) != value}
     for key in FLAGS_OF_THE_MODEL:
         if key in changed:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils.checkpoint import describe_model, snapshot
 from utils.config import Hyperparameters, TrainOptions
@@ -21,6 +21,40 @@ from utils.metrics import Metrics
 from utils.schedule import EarlyStopping, Rates, Schedule
 from utils.training.nan_guard import NanGuard
 from utils.training.progress import Progress
+
+# What the steps of each optimizer read of a parameter's state, besides the scalar `step`.
+OPTIMIZER_STATE = {
+    "SGD": {"momentum_buffer"},
+    "Adam": {"exp_avg", "exp_avg_sq"},
+    "AdamW": {"exp_avg", "exp_avg_sq"},
+    "RMSprop": {"square_avg"},
+}
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Raise ValueError unless each tensor in `state` has the shape and type of its parameter.
+
+    The fused steps do not check, and would read and write past the end of a smaller one.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    for own, given in zip(groups, state["param_groups"], strict=True):
+        if own["params"] != given["params"]:
+            raise ValueError("the optimizer's groups are those of another model")
+        for name, value in own.items():
+            found = given.get(name, value)
+            if type(value) in (int, float) and type(found) not in (int, float):
+                raise ValueError(f"the optimizer's {name} is no number")
+    kinds = {name for base in type(optimizer).__mro__ for name in OPTIMIZER_STATE.get(base.__name__, ())}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, entry in state["state"].items():
+        if type(index) is not int or not 0 <= index < len(parameters) or not (not entry or kinds <= entry.keys()):
+            raise ValueError("the optimizer's state is that of another one")
+        for name, value in entry.items():
+            if name == "step" and (not isinstance(value, Tensor) or value.numel() == 1):
+                continue
+            fits = isinstance(value, Tensor) and value.shape == parameters[index].shape and value.is_floating_point()
+            if not fits and value is not None:
+                raise ValueError(f"the optimizer's {name} does not have the shape of its parameter")
 
 
 class Stateful(Protocol):
@@ -73,6 +107,7 @@ class Run:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over `state` in place. Raises UserError if it belongs to another model."""
         try:
+            check_optimizer_state(self.optimizer, state["optimizer"])
             self.model.load_state_dict(state["model"]["state_dict"])
             for key, member in self.members().items():
                 member.load_state_dict(state[key])
