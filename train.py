@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.loading import load_model
-from models.setup import anchors_to_fit, build_model, freeze_layers, rebuild_model, resolve_initial_weights
+from models.setup import anchors_to_fit, build_model, freeze_layers, rebuild_model, resolve_initial_weights, take_names
 from models.yolo import DetectionModel
 from utils import console
 from utils.autoanchor import check_anchors
@@ -114,14 +114,14 @@ def build_network(launch: Launch) -> Network:
     dataset = read_dataset_yaml(find_dataset_yaml(options.data))
     names = class_names(dataset.names, single_cls=options.single_cls)
     if launch.checkpoint:
-        weights, cfg, saved = options.weights, options.cfg, launch.checkpoint["model"]["yaml"]
+        weights, cfg, saved = options.weights, options.cfg, launch.checkpoint["model"]
         model = rebuild_model(saved, num_classes=len(names), checkpoint=str(options.resume), data=options.data)
     else:
         start = resolve_initial_weights(options.weights, options.cfg, typed="weights" in options.typed)
         weights, cfg = options.weights if start.weights else "", start.cfg
         anchors = anchors_to_fit(hyp.anchors, noautoanchor=options.noautoanchor)
         model = build_model(weights=start.weights, cfg=cfg, num_classes=len(names), anchors=anchors)
-    model.names = names
+    take_names(model, names, options.data)
     return Network(model, freeze_layers(model, options.freeze), hyp, dataset, weights, cfg)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from models.loading import described_model, read_weights, reject_leftovers, resolve_weights, transfer
 from models.yolo import DetectionModel
 from utils.console import info, warn
+from utils.detector import name_difference
 from utils.errors import UserError
 
 
@@ -47,6 +48,8 @@ def build_model(*, weights: Path | None, cfg: str, num_classes: int, anchors: in
         return model
     file = read_weights(weights)
     model = DetectionModel(cfg or described_model(file, weights), num_classes=num_classes, anchors=anchors)
+    if len(file.names) == num_classes:
+        model.names = file.names
     if not cfg:
         reject_leftovers(model, file, weights)
     moved = transfer(model, file.state_dict, exclude=("anchor",) if cfg or anchors else ())
@@ -54,18 +57,30 @@ def build_model(*, weights: Path | None, cfg: str, num_classes: int, anchors: in
     return model
 
 
-def rebuild_model(yaml: dict[str, Any], *, num_classes: int, checkpoint: str, data: str) -> DetectionModel:
-    """Return the model of a resumed run, without its weights.
+def rebuild_model(stored: dict[str, Any], *, num_classes: int, checkpoint: str, data: str) -> DetectionModel:
+    """Return the model of a resumed run from its description and names, without its weights.
 
     Raises UserError naming `checkpoint` and `data` if the data set has another number of classes.
     """
-    model = DetectionModel(yaml)
+    model, names = DetectionModel(stored["yaml"]), stored.get("names")
     if model.num_classes != num_classes:
         raise UserError(
             f"{checkpoint}: a model of {model.num_classes} classes, but {data} names {num_classes}; start a new run "
             f"with --weights {checkpoint}"
         )
+    if isinstance(names, dict) and all(isinstance(name, str) for name in names.values()):
+        model.names = names
     return model
+
+
+def take_names(model: DetectionModel, names: dict[int, str], data: str) -> None:
+    """Give the model the class names of the data set, and warn where its weights were trained with others."""
+    if other := name_difference(model.names, names):
+        warn(
+            f"The weights and {data} differ in the names of classes: {other}. The names of the data set count; put "
+            "its names in the order of the weights if these are the same classes."
+        )
+    model.names = names
 
 
 def describe_size(model: DetectionModel) -> str:

@@ -102,6 +102,19 @@ class Detector(Protocol):
     def zero_grad(self, set_to_none: bool = True) -> None: ...
 
 
+def name_difference(one: Mapping[int, str], other: Mapping[int, str]) -> str:
+    """Return the first class whose names differ, as `class 0 is 'ship' and 'cat'`, or "" if all agree.
+
+    Case and spaces do not count. Names that are the numbers of their classes say nothing, and agree with all.
+    """
+    if any(all(name == str(index) for index, name in names.items()) for names in (one, other)):
+        return ""
+    for index in sorted(one.keys() & other.keys()):
+        if one[index].strip().casefold() != other[index].strip().casefold():
+            return f"class {index} is {one[index]!r} and {other[index]!r}"
+    return ""
+
+
 def as_module(model: Detector) -> nn.Module:
     """Return the same object typed as nn.Module, which a Protocol cannot say it is."""
     return cast(nn.Module, model)

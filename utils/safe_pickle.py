@@ -20,6 +20,7 @@ OPCODES = (
     "EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS EMPTY_SET ADDITEMS FROZENSET GLOBAL "
     "STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE"
 ).split()
+BASE: dict[int, Any] = pickle._Unpickler.dispatch  # loader of each opcode
 COPIES = 1 << 22  # values and characters that the calls of a file may copy
 
 
@@ -48,28 +49,30 @@ def check_key(key: object) -> None:
 class SafeUnpickler(pickle._Unpickler):
     """Unpickler that subclasses give `find_class` and `persistent_load`."""
 
+    stack: list[Any]
+
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file, encoding="latin1")
         self._copied = 0
 
     def _set_item(self) -> None:
         check_key(self.stack[-2])
-        pickle._Unpickler.load_setitem(self)
+        BASE[pickle.SETITEM[0]](self)
 
     def _set_items(self) -> None:
         for key in self.stack[::2]:
             check_key(key)
-        pickle._Unpickler.load_setitems(self)
+        BASE[pickle.SETITEMS[0]](self)
 
     def _add_items(self) -> None:
         for key in self.stack:
             check_key(key)
-        pickle._Unpickler.load_additems(self)
+        BASE[pickle.ADDITEMS[0]](self)
 
     def _frozenset(self) -> None:
         for key in self.stack:
             check_key(key)
-        pickle._Unpickler.load_frozenset(self)
+        BASE[pickle.FROZENSET[0]](self)
 
     def _reduce(self) -> None:
         function, arguments = self.stack[-2:]
@@ -80,10 +83,10 @@ class SafeUnpickler(pickle._Unpickler):
                 self._copied += len(part) if isinstance(part, (str, bytes, tuple, list, set, frozenset)) else 1
         if self._copied > COPIES:
             raise pickle.UnpicklingError("its calls copy many times the size of the file")
-        pickle._Unpickler.load_reduce(self)
+        BASE[pickle.REDUCE[0]](self)
 
     dispatch: ClassVar[dict[int, Any]] = {
-        **{code: pickle._Unpickler.dispatch[code] for code in (getattr(pickle, name)[0] for name in OPCODES)},
+        **{code: BASE[code] for code in (getattr(pickle, name)[0] for name in OPCODES)},
         pickle.SETITEM[0]: _set_item,
         pickle.SETITEMS[0]: _set_items,
         pickle.ADDITEMS[0]: _add_items,

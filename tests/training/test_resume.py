@@ -13,6 +13,7 @@ from kill_and_resume import flatten
 import train
 from models.loading import load_model
 from utils.checkpoint import read_checkpoint
+from utils.training.resume import resumed_options
 
 KEPT = Path(__file__).resolve().parents[1] / "kept" / "interrupted-schema1.pt"  # after 75 of 300 epochs, schema 1
 
@@ -63,3 +64,13 @@ def test_a_checkpoint_of_an_earlier_version_is_a_model(capsys):
     assert model.names == {0: "dark", 1: "bright"}
     with torch.no_grad():
         assert model(torch.zeros(1, 3, 64, 64))[0].shape == (1, 252, 7)
+
+
+def test_a_file_from_elsewhere_chooses_no_folder(tmp_path):
+    """Folders that a file names count only for a run in its own folder."""
+    content = read_checkpoint(KEPT)
+    content["options"] |= {"project": str(tmp_path / "victim"), "name": ".", "exist_ok": True}
+    options = resumed_options(content, tmp_path / "downloads" / "last.pt", {})
+    assert (options.project, options.name, options.exist_ok) == ("runs/train", "exp", False)
+    typed = resumed_options(content, tmp_path / "downloads" / "last.pt", {"project": "mine", "exist_ok": True})
+    assert (typed.project, typed.name, typed.exist_ok) == ("mine", "exp", True)

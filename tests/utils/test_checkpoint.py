@@ -191,3 +191,27 @@ def test_a_file_of_a_newer_version_says_so(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="absent.pt: no such file"):
         read_checkpoint(tmp_path / "absent.pt")
+
+
+@pytest.mark.parametrize(
+    "part, value",
+    [
+        ("momentum_buffer", torch.zeros(3)),
+        ("momentum_buffer", torch.zeros(1)),
+        ("momentum_buffer", "zeros"),
+        ("momentum_buffer", None),
+        ("lr", "0.1"),
+        ("params", [0]),
+    ],
+)
+def test_an_optimizer_state_of_another_shape_is_refused(state, make_run, tiny_cfg, part, value):
+    """The fused step would read and write past its end."""
+    content = snapshot(state.state_dict())
+    if part == "momentum_buffer":
+        largest = max(content["optimizer"]["state"].values(), key=lambda entry: entry[part].numel())
+        largest.update({part: value} if value is not None else {"more": largest.pop(part)})
+    else:
+        content["optimizer"]["param_groups"][1][part] = value
+    fresh = make_run(tiny_cfg)
+    with pytest.raises(UserError, match="does not fit this run: the optimizer's"):
+        fresh.load_state_dict(content)
