@@ -188,7 +188,7 @@ def test_a_table_taken_away_during_a_search_is_written_again(tmp_path, capsys, e
     assert keys(CsvStore(tmp_path, NAMES).records()) == list(range(6))
     aside = tmp_path / "evolve_replaced.csv"
     if aside.exists():  # whatever it was, it is somebody's
-        assert aside.read_text() == before[0] and "was replaced by something else" in capsys.readouterr().err
+        assert aside.read_text() == before[0] and "was replaced by something else: it is" in capsys.readouterr().err
 
 
 def full_disk(*_):

@@ -205,6 +205,16 @@ def test_a_full_disk_neither_ends_a_search_nor_damages_its_journal(optuna, tmp_p
     assert keys(study(tmp_path / "exp.journal", tmp_path).records()) == [0, 1]
 
 
+def test_a_table_outlives_the_loss_of_its_database(optuna, tmp_path):
+    evolve(closeness, START, 2, store=study(tmp_path / "exp.journal", tmp_path))
+    before = (tmp_path / "evolve.csv").read_text()
+    evolve(closeness, START, 1, store=study(tmp_path / "exp.journal", tmp_path))  # the same study: nothing to keep
+    assert not (tmp_path / "evolve_replaced.csv").exists()
+    (tmp_path / "exp.journal").unlink()
+    evolve(closeness, START, 1, store=study(tmp_path / "exp.journal", tmp_path))
+    assert (tmp_path / "evolve_replaced.csv").read_text() == before
+
+
 def test_a_surplus_trial_is_no_generation(url, tmp_path):
     """Two machines claim the last generation at the same moment: the second trial is not needed."""
     store = study(url, tmp_path)

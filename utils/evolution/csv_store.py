@@ -181,21 +181,21 @@ def complete_table(file: Path, names: Sequence[str], records: Iterable[Generatio
     try:
         present = {record.key for record in read_table(file, names).records}
     except UserError:
-        aside = _first_free(file.with_name(f"{file.stem}_replaced{file.suffix}"))
-        file.rename(aside)
-        warn(f"{file} was replaced by something else, which is {aside} now. The table is written again.")
+        move_aside(file, "was replaced by something else")
         present = set()
     missing = [record for record in records if record.key not in present]
     if missing:
         append(file, names, *missing)
 
 
-def _first_free(file: Path) -> Path:
-    number, free = 1, file
+def move_aside(file: Path, reason: str) -> None:
+    """Rename a table that would be overwritten to the first free name, and say why."""
+    number, free = 1, file.with_name(f"{file.stem}_replaced{file.suffix}")
     while free.exists():
         number += 1
-        free = file.with_name(f"{file.stem}{number}{file.suffix}")
-    return free
+        free = file.with_name(f"{file.stem}_replaced{number}{file.suffix}")
+    file.rename(free)
+    warn(f"{file} {reason}: it is {free} now, and the table is written again.")
 
 
 def lock_folder(folder: Path) -> FolderLock:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from utils.addresses import remove_credentials
 from utils.console import warn
 from utils.errors import UserError
-from utils.evolution.csv_store import write_table
+from utils.evolution.csv_store import move_aside, read_table, write_table
 from utils.evolution.optuna_storage import load_optuna, open_storage, outage_errors
 from utils.evolve import GENES, KEEP_MODEL_ANCHORS, Generation, Key, Propose
 
@@ -86,6 +86,7 @@ class StudyStore:
                 f"--evolve-storage {remove_credentials(url)} does not answer ({type(error).__name__}): "
                 "type the same command when it does"
             ) from error
+        self._keep_unknown_rows()
         self.closed = threading.Event()
         threading.Thread(target=self._send_heartbeats, daemon=True, name="heartbeat").start()
 
@@ -109,6 +110,16 @@ class StudyStore:
                 f"the study {name} was begun with {key} {theirs.get(key)}, not {settings[key]}: "
                 "type the same command on every machine, or give another --name"
             )
+
+    def _keep_unknown_rows(self) -> None:
+        """Keep an evolve.csv with generations that the study lacks: its database may have been lost."""
+        try:
+            rows = {record.key for record in read_table(self.file, self.names).records}
+            lost = len(rows - {record.key for record in self.records()})
+        except UserError:
+            lost = 1
+        if lost:
+            move_aside(self.file, f"holds {lost} generations that --evolve-storage lacks")
 
     # ---- assigning generations
 
