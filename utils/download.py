@@ -7,9 +7,11 @@ import lzma
 import os
 import re
 import shutil
+import socket
 import stat
 import tarfile
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -17,7 +19,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.message import Message
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -134,6 +136,41 @@ class Stalled(OSError):
     """A connection brings next to nothing."""
 
 
+class _Deadline(http.client.HTTPConnection):
+    """HTTP connection whose answer has to begin within TIMEOUT_S, however many single bytes arrive in that time."""
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            with suppress(OSError, AttributeError):  # closed already
+                self.sock.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(TIMEOUT_S, give_up)
+        timer.start()
+        try:
+            return super().getresponse()
+        finally:
+            timer.cancel()
+            if late.is_set():
+                raise Stalled(f"no answer within {TIMEOUT_S} s")
+
+
+class _SecureDeadline(_Deadline, http.client.HTTPSConnection):
+    """HTTPS connection with the same deadline."""
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(_Deadline, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(_SecureDeadline, req)
+
+
 class _SameSchemes(urllib.request.HTTPRedirectHandler):
     """Redirects to http(s) addresses only, and from https to https only."""
 
@@ -141,7 +178,7 @@ class _SameSchemes(urllib.request.HTTPRedirectHandler):
         if not newurl.startswith(("https://",) if req.type == "https" else ("http://", "https://")):
             raise UserError(
                 f"{remove_credentials(req.full_url)} redirects to {remove_credentials(newurl)}: "
-                "only http:// and https:// addresses can be fetched"
+                "only http:// and https:// addresses are followed, from https only https"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -156,7 +193,7 @@ def _open(url: str, have: int) -> Any:
     if user_info:
         encoded = base64.b64encode(urllib.parse.unquote(user_info).encode()).decode()
         request.add_unredirected_header("Authorization", f"Basic {encoded}")
-    return urllib.request.build_opener(_SameSchemes).open(request, timeout=TIMEOUT_S)
+    return urllib.request.build_opener(_SameSchemes, _Http, _Https).open(request, timeout=TIMEOUT_S)
 
 
 def _transfer(url: str, part: Path, max_bytes: int | None, progress: bool) -> None:

@@ -8,6 +8,7 @@ import re
 import stat
 import tarfile
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -37,9 +38,22 @@ class Server:
         self.resumable = True
         self.status = 200
         self.say_length = True
-        self.redirect = ""
+        self.redirect, self.drip = "", False
         self.ranges: list[str | None] = []
         self.authorizations: list[str] = []
+
+
+def mislead(handler: BaseHTTPRequestHandler, plan: Server) -> None:
+    """Redirect, or send headers without end."""
+    handler.send_response(302 if plan.redirect else 200)
+    if plan.redirect:
+        handler.send_header("Location", plan.redirect)
+        return handler.end_headers()
+    handler.flush_headers()
+    with suppress(OSError):
+        while True:
+            handler.wfile.write(b"X-Wait: 1\r\n")
+            time.sleep(0.02)
 
 
 @pytest.fixture
@@ -55,10 +69,8 @@ def server(monkeypatch) -> Iterator[Server]:
             plan, wanted = self.server.plan, self.headers.get("Range")
             plan.ranges.append(wanted)
             plan.authorizations += [text for text in [self.headers.get("Authorization")] if text]
-            if plan.redirect and self.path == "/file.bin":
-                self.send_response(302)
-                self.send_header("Location", plan.redirect)
-                return self.end_headers()
+            if plan.drip or (plan.redirect and self.path == "/file.bin"):
+                return mislead(self, plan)
             if plan.status != 200:
                 return self.send_error(plan.status)
             start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and plan.resumable else 0
@@ -162,6 +174,15 @@ def test_a_connection_that_brings_next_to_nothing_is_given_up(server, tmp_path, 
     with pytest.raises(UserError, match="could not fetch .* bytes in -1 s"):
         fetch(server.url, tmp_path / "a", progress=False)
     assert len(server.ranges) == download.ATTEMPTS
+
+
+def test_an_answer_that_never_begins_is_given_up(server, tmp_path, monkeypatch):
+    """Each byte of its headers arrives in time, their end does not."""
+    monkeypatch.setattr(download, "TIMEOUT_S", 0.3)
+    server.drip = True
+    with pytest.raises(UserError, match="could not fetch .*no answer within 0.3 s"):
+        fetch(server.url, tmp_path / "a", progress=False)
+    assert len(server.ranges) == download.ATTEMPTS and list(tmp_path.iterdir()) == []
 
 
 def test_a_user_name_is_sent_but_never_shown(server, tmp_path, here):
