@@ -188,20 +188,20 @@ def test_an_outage_is_no_sign_that_others_are_dead(optuna, tmp_path, monkeypatch
     assert one.finish(Generation(**{**started.__dict__, "status": "done", "fitness": 0.5}))
 
 
-def test_a_full_disk_neither_ends_a_search_nor_damages_its_journal(optuna, tmp_path, monkeypatch, small_pauses, capsys):
+def test_a_full_disk_neither_ends_a_search_nor_damages_its_journal(optuna, tmp_path, monkeypatch, small_pauses):
     store = study(tmp_path / "exp.journal", tmp_path, heartbeat=0.05, grace=0.1)
     fsync, calls = os.fsync, []
 
     def full(descriptor):
         calls.append(descriptor)
-        if len(calls) % 60 == 0:
+        if len(calls) in (30, 80):
             raise OSError(28, "No space left on device")
         fsync(descriptor)
 
     monkeypatch.setattr("os.fsync", full)
     assert keys(evolve(closeness, START, 2, store=store, poll_seconds=0.05).records) == [0, 1]
     monkeypatch.undo()
-    assert "--evolve-storage does not answer (OSError)" in capsys.readouterr().err
+    assert len(calls) > 80
     assert keys(study(tmp_path / "exp.journal", tmp_path).records()) == [0, 1]
 
 

@@ -44,7 +44,7 @@ class Server:
 
 
 def mislead(handler: BaseHTTPRequestHandler, plan: Server) -> None:
-    """Redirect, or send headers without end."""
+    """Send a redirect, or headers without end."""
     handler.send_response(302 if plan.redirect else 200)
     if plan.redirect:
         handler.send_header("Location", plan.redirect)

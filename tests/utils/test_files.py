@@ -11,6 +11,7 @@ import pytest
 from utils.errors import UserError
 from utils.files import (
     SMALL_BYTES,
+    append_line,
     atomic_write,
     find_file,
     increment_path,
@@ -213,3 +214,22 @@ def test_errors_that_may_pass_are_retried(monkeypatch, number, tries):
 def test_a_missing_yaml_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_yaml(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize(
+    "before, line, after",
+    [(b"", "a\n", b"a\n"), (b"a\n", "b\nc\n", b"a\nb\nc\n"), (b"a\ncut", "b\n", b"a\ncut\nb\n")],
+    ids=["empty", "whole", "cut off by a power cut"],
+)
+def test_lines_are_appended_wholly_or_not_at_all(tmp_path, monkeypatch, before, line, after):
+    (tmp_path / "a").write_bytes(before)
+    append_line(tmp_path / "a", line)
+    assert (tmp_path / "a").read_bytes() == after
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        append_line(tmp_path / "a", line)
+    assert (tmp_path / "a").read_bytes() == after
