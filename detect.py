@@ -17,6 +17,7 @@ import numpy as np
 
 from models.loading import find_weights, is_own_checkpoint, load_ensemble
 from utils import console
+from utils.addresses import remove_credentials
 from utils.checkpoint import inference_checkpoint, read_checkpoint, write_checkpoint
 from utils.cli import detect_command, flag, read_flags
 from utils.detections import Detections
@@ -154,7 +155,7 @@ def build_predictor(options: DetectOptions, files: Sequence[Path]) -> Predictor:
     return Predictor(model, imgsz, options.nms, augment=options.augment, half=half, names=names)
 
 
-def build_outputs(options: DetectOptions, names: dict[int, str]) -> Outputs:
+def build_outputs(options: DetectOptions, names: dict[int, str], sources: Sequence[str]) -> Outputs:
     """Make the run folder and return the writer of the files that the options name."""
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
     return Outputs(
@@ -169,6 +170,7 @@ def build_outputs(options: DetectOptions, names: dict[int, str]) -> Outputs:
         line_width=options.line_thickness,
         hide_labels=options.hide_labels,
         hide_conf=options.hide_conf,
+        sources=sources,
     )
 
 
@@ -227,6 +229,8 @@ def summarise(outputs: Outputs, speed: MeanSpeed, source: str, options: DetectOp
         outputs.discard()
         raise UserError(f"--source {source}: nothing could be read; see the warnings above")
     console.result(str(speed))
+    if outputs.renamed.file.exists():
+        console.result(f"Results with other names than their sources are listed in {outputs.renamed.file}")
     if outputs.text:
         console.result(f"{outputs.label_files} labels saved to {outputs.folder / 'labels'}")
     if outputs.images or outputs.text or outputs.crops or outputs.table:
@@ -234,6 +238,12 @@ def summarise(outputs: Outputs, speed: MeanSpeed, source: str, options: DetectOp
         console.result(f"Next: look at them{other_outputs(outputs, options, source)}")
     else:
         console.result("Nothing was saved. Omit --nosave, or add --save-txt, --save-csv or --save-crop")
+
+
+def require_written(outputs: Outputs) -> None:
+    """Raise UserError if videos could not be written, after all the others were."""
+    if outputs.unwritten:
+        raise UserError(f"{len(outputs.unwritten)} videos could not be written, the first is {outputs.unwritten[0]}")
 
 
 def strip(file: Path) -> None:
@@ -250,19 +260,21 @@ def main(argv: Sequence[str] | None = None) -> Path:
     options, typed = parse_args(argv)
     require_writable(options.project)
     text = options.source if "source" in typed else default_source()
+    shown = remove_credentials(text)
     with open_source(text, vid_stride=options.vid_stride) as source:
         files = find_weights(options.weights, typed="weights" in typed)
         predictor = build_predictor(options, files)
-        outputs = build_outputs(options, dict(predictor.names))
+        outputs = build_outputs(options, dict(predictor.names), source.files)
         show = options.view_img and can_show_windows()
         if options.view_img and not show:
             console.warn("--view-img: no window can be opened here. Images are not shown")
         speed = detect(source, predictor, outputs, show=show)
-    summarise(outputs, speed, text, options)
+    summarise(outputs, speed, shown, options)
     if options.update:
         strip(files[0])
+    require_written(outputs)
     return outputs.folder
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, closes_files=True)

@@ -24,7 +24,7 @@ from utils.datasets.label_index import LabelIndex
 from utils.datasets.labels import load_index
 from utils.datasets.locate import locate_dataset
 from utils.datasets.spec import DatasetSpec
-from utils.detector import InferenceModel, device_of
+from utils.detector import InferenceModel, device_of, name_difference
 from utils.device import cores_for_loading, describe_device, select_device, set_current_device, tune_malloc
 from utils.download import fetch_typed
 from utils.errors import UserError
@@ -35,12 +35,13 @@ from utils.inference.nms_settings import VAL_NMS, NmsSettings
 from utils.inference.observer import EvaluationObserver
 from utils.inference.reporting import ConsoleTable, DetectionFiles, Drawings
 from utils.inference.speed import describe_speed
-from utils.loading.loader import Loader, LoadSettings, make_loader
+from utils.loading.loader import Loader, LoadSettings, explained_worker_errors, make_loader
 from utils.loading.sampler import BatchSettings
 from utils.metrics import Metrics
 from utils.output.plots import plot_study
 from utils.output.plotter import Plotter
-from utils.output.prediction_files import COCO_IDS, CocoWriter, TextWriter, unique_names
+from utils.output.prediction_files import COCO_IDS, CocoWriter, TextWriter
+from utils.output.result_names import unique_names
 
 STUDY_SIZES = range(256, 1536 + 1, 128)
 SPLITS = ("train", "val", "test")
@@ -148,6 +149,12 @@ def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.de
             f"{weights[0]} has {model.num_classes} classes, {spec.file} names {spec.num_classes}. "
             "Give the data set that the model was trained with: --data"
         )
+    difference = "" if options.single_cls else name_difference(model.names, spec.names)
+    if difference:
+        console.warn(
+            f"{weights[0]} and {spec.file} name their classes differently: {difference}. Each is measured as the class "
+            "of its number. Give the data set that the model was trained with: --data"
+        )
     index = load_index(
         sources,
         spec.num_classes,
@@ -167,7 +174,8 @@ def measure(options: ValOptions, subject: Subject, observers: Sequence[Evaluatio
         console.warn(f"--imgsz {options.imgsz} is not a multiple of the model's stride {multiple}; using {size}")
     verbose = options.verbose or len(subject.names) < FEW_CLASSES
     loader = open_loader(options, subject, size)
-    with closing(loader), advice_on_memory(options.batch_size, size, training=False):
+    memory = advice_on_memory(options.batch_size, size, training=False)
+    with closing(loader), memory, explained_worker_errors(loader.workers):
         if device.type == "cuda":
             warm_up(subject.model, size, device)
         metrics = evaluate(
@@ -222,6 +230,7 @@ def open_coco_writer(options: ValOptions, subject: Subject) -> CocoWriter:
     return CocoWriter(
         Path(options.annotations) if options.annotations else find_annotations(subject),
         subject.names,
+        subject.index.paths,
         single_cls=options.single_cls,
         coco=subject.spec.is_coco and subject.spec.num_classes == len(COCO_IDS),
     )
@@ -307,4 +316,4 @@ def main(argv: Sequence[str] | None = None) -> Metrics | list[Metrics]:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, closes_files=True)

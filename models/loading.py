@@ -14,6 +14,7 @@ from models.yolo import DetectionModel
 from models.yolov5_pickle import PickledObject, YOLOv5File
 from utils.checkpoint import is_own_checkpoint, read_checkpoint
 from utils.console import info
+from utils.detector import name_difference
 from utils.errors import UserError
 from utils.files import ROOT
 
@@ -214,8 +215,15 @@ def build_model_from(weights: WeightsFile, path: str | Path) -> DetectionModel:
 
 
 def load_model(weights: str | Path, device: str | torch.device = "cpu", fuse: bool = True) -> DetectionModel:
-    """Return the model of a weights file, float32, in evaluation mode, with batch norms folded in if `fuse`."""
-    model = build_model_from(read_weights(weights), weights).eval()
+    """Return the model of a weights file, float32, in evaluation mode, with batch norms folded in if `fuse`.
+
+    Raises UserError for NaN or infinity in the weights: such a model finds nothing, and says nothing.
+    """
+    content = read_weights(weights)
+    for name, value in content.state_dict.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UserError(f"{weights}: {name} has NaN or infinite values. Give an earlier checkpoint of that run")
+    model = build_model_from(content, weights).eval()
     return (model.fuse() if fuse else model).to(device).to(memory_format=torch.channels_last)
 
 
@@ -225,7 +233,8 @@ class Ensemble(nn.Module):
     def __init__(self, models: Sequence[DetectionModel]) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
-        self.names, self.yaml, self.num_classes = models[0].names, models[0].yaml, models[0].num_classes
+        named = next((model for model in models if any(n != str(i) for i, n in model.names.items())), models[0])
+        self.names, self.yaml, self.num_classes = named.names, models[0].yaml, models[0].num_classes
 
     @property
     def members(self) -> list[DetectionModel]:
@@ -251,7 +260,7 @@ def load_ensemble(
 ) -> DetectionModel | Ensemble:
     """Load all `weights` as one model, a single file as the model itself.
 
-    Raises UserError if the numbers of classes differ.
+    Raises UserError if the numbers or the names of classes differ.
     """
     if not weights:
         raise UserError("no weights given: use --weights FILE.pt")
@@ -262,6 +271,8 @@ def load_ensemble(
                 f"{file}: {model.num_classes} classes, but {weights[0]} has {models[0].num_classes}: "
                 "an ensemble needs the same classes"
             )
+        if other := name_difference(models[0].names, model.names):
+            raise UserError(f"{weights[0]} and {file}: {other}. An ensemble needs the same classes in the same order")
     return models[0] if len(models) == 1 else Ensemble(models)
 
 

@@ -2,6 +2,9 @@
 
 import functools
 import http.server
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +23,7 @@ from utils.checkpoint import describe_model, write_checkpoint
 from utils.cli import SuggestingParser, add_flags
 from utils.detections import Detections
 from utils.errors import UserError
+from utils.files import ROOT
 from utils.images.frames import Frame, Source
 from utils.metrics import Speed
 from utils.output.detection_files import Outputs
@@ -228,7 +232,8 @@ def test_all_outputs_end_to_end(weights, images, tmp_path, capsys):
     assert folder == tmp_path / "out" / "exp"
     written = [file for file in files_below(folder) if not file.startswith("crops")]
     texts = [f"labels/{stem}.txt" for stem in ("cat", "cat_2", "cat_3", "cat_4_1", "cat_4_2", "cat_4_3")]
-    assert written == sorted(["cat.jpg", "cat_2.jpg", "cat_3.png", "cat_4.mp4", "predictions.csv", *texts])
+    tables = ["predictions.csv", "renamed.csv"]
+    assert written == sorted(["cat.jpg", "cat_2.jpg", "cat_3.png", "cat_4.mp4", *tables, *texts])
     rows = np.array([line.split() for file in texts for line in (folder / file).read_text().splitlines()], dtype=float)
     assert rows.shape == (12, 6) and rows[:, 1:].min() >= 0 and rows[:, 1:].max() <= 1
     pixels = xywh_to_xyxy(rows[:, 1:5]) * [64, 48, 64, 48]
@@ -271,7 +276,7 @@ def test_running_again_into_the_folder_changes_nothing(weights, images, tmp_path
 
 def test_a_list_gets_annotated_images_too(weights, images, tmp_path):
     (tmp_path / "list.txt").write_text(f"{images}/a\n{images}/b/cat.png\n")
-    assert files_below(run(weights, tmp_path / "list.txt", tmp_path)) == ["cat.jpg", "cat_2.png"]
+    assert files_below(run(weights, tmp_path / "list.txt", tmp_path)) == ["cat.jpg", "cat_2.png", "renamed.csv"]
 
 
 def test_nosave_writes_nothing_and_says_so(weights, images, tmp_path, capsys):
@@ -375,7 +380,7 @@ def test_a_list_of_streams(weights, images, tmp_path, web, capsys):
     (tmp_path / "cameras.streams").write_text(f"{web}/one\n# off\n{web}/two\n")
     folder = run(weights, tmp_path / "cameras.streams", tmp_path)
     stem = web.replace(":", "_").replace("/", "_")
-    assert files_below(folder) == [f"{stem}_one.mp4", f"{stem}_two.mp4"]
+    assert files_below(folder) == [f"{stem}_one.mp4", f"{stem}_two.mp4", "renamed.csv"]
     lines = capsys.readouterr().out.splitlines()
     for i, name in enumerate(("one", "two")):
         assert 1 <= sum(line.startswith(f"{i}: {web}/{name}: 64x64 ") for line in lines) <= 6
@@ -401,3 +406,24 @@ def test_update_leaves_files_of_yolov5_as_they_are(reference, images, tmp_path, 
     folder = run(theirs, images / "a", tmp_path, "--update")
     assert theirs.read_bytes() == (reference / "weights" / "yolov5n.pt").read_bytes() and files_below(folder)
     assert f"--update: {theirs} stays as it is" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, code", [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_terminated_detection_keeps_its_results(weights, tmp_path, name, code):
+    video = cv2.VideoWriter(str(tmp_path / "long.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 25, (64, 48))
+    for _ in range(3000):
+        video.write(np.zeros((48, 64, 3), np.uint8))
+    video.release()
+    command = [sys.executable, str(ROOT / "detect.py"), "--weights", str(weights), "--source", "long.mp4", "--imgsz"]
+    flags = ["32", "--conf-thres", "0", "--max-det", "1", "--save-csv", "--project", "out"]
+    process = subprocess.Popen([*command, *flags], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    for line in process.stdout:
+        if "(9/" in line:
+            process.send_signal(getattr(signal, name))
+            break
+    process.communicate(timeout=60)
+    rows = (tmp_path / "out/exp/predictions.csv").read_text().splitlines()
+    assert process.returncode == code and len(rows) >= 10
+    assert cv2.VideoCapture(str(tmp_path / "out/exp/long.mp4")).read()[0]

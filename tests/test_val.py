@@ -233,3 +233,19 @@ def test_published_weights_on_coco128(reference, monkeypatch, tmp_path):
     )
     got = (metrics.precision, metrics.recall, metrics.map50, metrics.map)
     assert got == pytest.approx((0.586, 0.508, 0.568, 0.365), abs=0.002)
+
+
+def test_names_that_differ_are_said(val_args, tiny_data, tmp_path, capsys):
+    swapped = tiny_data.with_name("swapped.yaml")
+    swapped.write_text(tiny_data.read_text().replace("[dark, bright]", "[bright, dark]"))
+    val.main([*val_args, "--data", str(swapped)])
+    assert "name their classes differently: class 0 is 'dark' and 'bright'" in capsys.readouterr().err
+
+
+def test_a_killed_data_worker_is_one_line(val_args, monkeypatch):
+    def evaluate(*_, **__):
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    monkeypatch.setattr(val, "evaluate", evaluate)
+    with pytest.raises(UserError, match="one of . data workers was killed.*--workers"):
+        val.main(val_args)

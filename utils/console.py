@@ -17,6 +17,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from utils.errors import printable
+
 
 @dataclass
 class _Settings:
@@ -92,7 +94,13 @@ def _print(stream: TextIO | None, *lines: str) -> None:
     # A child process (data worker, helper) must not take tqdm's lock: if it is killed then, the bars would stop.
     shares_bars = shows_bars() and multiprocessing.parent_process() is None
     with tqdm.external_write_mode(file=stream) if shares_bars else nullcontext():
-        _write(stream, "\n".join(lines) + "\n")
+        _write(stream, "\n".join(map(_printable_line, lines)) + "\n")
+
+
+def _printable_line(text: str) -> str:
+    """Return `text` as one printable line. Line ends at its beginning are ours and stay: names have none there."""
+    line = text.lstrip("\n")
+    return text[: len(text) - len(line)] + printable(line)
 
 
 def _write(stream: TextIO, text: str) -> None:

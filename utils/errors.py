@@ -1,6 +1,8 @@
 """UserError, and the edge of a program where an error becomes one line."""
 
 import errno
+import os
+import re
 import signal
 import sys
 import threading
@@ -12,6 +14,12 @@ class UserError(ValueError):
     """Error in what the user gave. Its message is one line that says what is wrong, where, and what to type."""
 
 
+class Terminated(BaseException):
+    """SIGTERM or SIGHUP, raised in the main thread so that files are closed. Its argument is the signal's number."""
+
+
+UNPRINTABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+TERMINATION = ("SIGTERM", "SIGHUP")  # names, since Windows lacks the second
 MAX_LINE = 1000  # characters of a message, which may quote a value from a file
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
@@ -25,12 +33,23 @@ def one_line(text: str) -> str:
     return plain if len(plain) <= MAX_LINE else f"{plain[:MAX_LINE]} ... ({len(plain)} characters)"
 
 
+def printable(text: str) -> str:
+    """Return `text` with escapes in place of letters that a terminal obeys or cannot show.
+
+    These are control characters, also line ends, marks that turn the direction of text, and bytes that are no UTF-8.
+    """
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
 def explain(error: BaseException) -> tuple[str, int] | None:
     """Return the line and the exit code for Ctrl-C and for errors that users can fix, None for other errors."""
     if isinstance(error, UserError):
         return f"error: {one_line(str(error))}", 1
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"error: {one_line(f'{error.filename}: {error.strerror}')}; choose another folder", 1
+    if isinstance(error, Terminated):
+        number = error.args[0]
+        return f"\nStopped by {signal.Signals(number).name}. Files written so far are complete.", 128 + number
     if isinstance(error, KeyboardInterrupt):
         return "\nInterrupted. Saved checkpoints are intact.", 130  # 128 + SIGINT, as shells report it
     return None
@@ -45,16 +64,21 @@ def silence_ctrl_c_during_imports(name: str) -> None:
         _swap_ctrl_c_handler(signal.default_int_handler, signal.SIG_DFL)
 
 
-def run(main: Callable[[], object]) -> None:
-    """Call the `main` of a program. If it raises an error that the user can fix, print one line and exit."""
+def run(main: Callable[[], object], *, closes_files: bool = False) -> None:
+    """Call the `main` of a program. If it raises an error that the user can fix, print one line and exit.
+
+    closes_files: SIGTERM raises Terminated in `main`, as Ctrl-C raises KeyboardInterrupt.
+    """
     try:
         try:
             _swap_ctrl_c_handler(signal.SIG_DFL, signal.default_int_handler)
+            if closes_files:
+                _raise_terminated()
             main()
         finally:
             if sys.argv[0] in sys.orig_argv and not sys.flags.interactive:  # the process ends now: exit silently again
                 _swap_ctrl_c_handler(signal.default_int_handler, signal.SIG_DFL)
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Terminated) as error:
         explained = explain(error)
         if explained is None:
             raise
@@ -63,6 +87,28 @@ def run(main: Callable[[], object]) -> None:
         line, code = explained
         console.error(line)
         sys.exit(code)
+
+
+def _raise_terminated() -> None:
+    """Let the first signal of TERMINATION raise Terminated. Others are ignored then, so that files get closed.
+
+    Signals that are ignored at the start, as under nohup, stay ignored. Forked children end as before.
+    """
+    process = os.getpid()
+    numbers = [getattr(signal, name) for name in TERMINATION if hasattr(signal, name)]
+    numbers = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+
+    def end(number: int, _: FrameType | None) -> None:
+        mine = os.getpid() == process
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN if mine else signal.SIG_DFL)
+        if mine:
+            raise Terminated(number)
+        signal.raise_signal(number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers:
+            signal.signal(number, end)
 
 
 def _swap_ctrl_c_handler(expected: SignalAction, new: SignalAction) -> None:

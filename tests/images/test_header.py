@@ -179,3 +179,18 @@ def test_images_have_at_least_ten_pixels_a_side(tmp_path, height, width, usable)
     else:
         with pytest.raises(ValueError, match=f"{width}x{height} pixels"):
             image_shape(path)
+
+
+@pytest.mark.parametrize("scans, fits", [(19, True), (3000, False)])
+def test_a_jpeg_of_thousands_of_scans_is_refused(tmp_path, scans, fits):
+    """Refuse what a decoder would work on for minutes, in a call that no signal ends."""
+    image = np.zeros((2000, 2000, 3), np.uint8)
+    data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    last = data[data.rindex(b"\xff\xda") : -2]
+    (tmp_path / "x.jpg").write_bytes(data[:-2] + last * (scans - data.count(b"\xff\xda")) + b"\xff\xd9")
+    if fits:
+        assert image_shape(tmp_path / "x.jpg") == read_image(tmp_path / "x.jpg").shape[:2] == (2000, 2000)
+        return
+    for read, error in ((image_shape, ValueError), (read_image, UserError)):
+        with pytest.raises(error, match="a progressive JPEG with 3000 scans"):
+            read(tmp_path / "x.jpg")

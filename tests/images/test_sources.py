@@ -270,3 +270,19 @@ def test_screen_without_mss_says_what_to_install(monkeypatch):
 def test_file_source_is_a_source_of_files(tmp_path):
     write_image(tmp_path / "a.jpg")
     assert isinstance(open_source(tmp_path), FileSource) and open_source(tmp_path).kind == "files"
+
+
+def test_a_list_by_notepad_and_a_name_that_is_not_utf8(tmp_path):
+    (tmp_path / "\udce9.png").write_bytes(write_image(tmp_path / "a.png").read_bytes())
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfa.png\r\n\xe9.png\r\n")
+    assert files_of(tmp_path / "list.txt") == ["a.png", "\udce9.png"]
+    (tmp_path / "list.txt").write_bytes("a.png".encode("utf-16"))
+    with pytest.raises(UserError, match="not a text file in UTF-8"):
+        open_source(tmp_path / "list.txt")
+
+
+def test_a_stream_in_a_list_of_files(tmp_path):
+    (tmp_path / "cams.txt").write_text("rtsp://user:secret@127.0.0.1:1/x\n")
+    with pytest.raises(UserError, match=r"rtsp://127.0.0.1:1/x is a stream.*\.streams") as error:
+        open_source(tmp_path / "cams.txt")
+    assert "secret" not in str(error.value)

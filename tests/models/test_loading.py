@@ -238,6 +238,25 @@ def test_ensemble(tmp_path):
         load_ensemble([])
 
 
+def test_an_ensemble_of_other_names_is_an_error(tmp_path):
+    files = []
+    for number, names in enumerate((["0", "1", "2"], ["a", "b", "c"], ["a", "c", "b"])):
+        model = tiny_model()
+        model.names = dict(enumerate(names))
+        files.append(save_pickled(model, tmp_path / f"{number}.pt"))
+    assert load_ensemble(files[:2]).names == {0: "a", 1: "b", 2: "c"}  # numbers are no names
+    with pytest.raises(UserError, match="1.pt and .*2.pt: class 1 is 'b' and 'c'"):
+        load_ensemble(files[1:])
+
+
+def test_weights_with_nan_are_an_error(tmp_path):
+    model = tiny_model()
+    with torch.no_grad():
+        model.head.m[0].bias[0] = float("nan")
+    with pytest.raises(UserError, match="x.pt: model.*bias has NaN or infinite values"):
+        load_model(save_pickled(model, tmp_path / "x.pt"))
+
+
 def test_resolve_weights(tmp_path, monkeypatch):
     project, here = tmp_path / "project", tmp_path / "here"
     for folder in (project / "weights", here / "exp" / "weights"):

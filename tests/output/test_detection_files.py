@@ -9,7 +9,8 @@ import pytest
 
 from utils.errors import UserError
 from utils.images.frames import Frame
-from utils.output.detection_files import OutputNames, Outputs, VideoFile
+from utils.output.detection_files import Outputs, VideoFile, mpeg4_rate
+from utils.output.result_names import OutputNames
 
 NAMES = {0: "person", 1: "bus", 2: "wine glass/cup"}
 IMAGE = np.full((100, 200, 3), 120, dtype=np.uint8)
@@ -159,7 +160,7 @@ def test_streams_are_written_side_by_side(tmp_path):
         for path in ("rtsp://host/a?x=1", "0"):
             outputs.write(frame(path, "stream", number, fps=10.0), NOTHING)
     outputs.close()
-    assert files_below(tmp_path) == ["0.mp4", "rtsp___host_a_x_1.mp4"]
+    assert files_below(tmp_path) == ["0.mp4", "renamed.csv", "rtsp___host_a_x_1.mp4"]
     assert cv2.VideoCapture(str(tmp_path / "0.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
@@ -191,3 +192,79 @@ def test_sources_have_unique_names():
     stems["/a/x.mp4"] = names.stem(frame("/a/x.mp4", "video", 1))  # its frame 7 would be x_7 as well
     assert list(stems.values()) == ["cat", "cat_2", "cat_3", "cat_2_2", "x_7", "x_2"]
     assert names.stem(frame("/b/cat.jpg")) == "cat_2"
+
+
+@pytest.mark.parametrize(
+    "source, other", [("v.avi", "v.mp4"), ("x.dng", "x.jpg"), ("x.png", "labels/x.txt"), ("a.jpg", "crops/bus/a.jpg")]
+)
+def test_a_result_never_overwrites_another_source(tmp_path, source, other):
+    (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / other).write_bytes(b"a user's own")
+    kind = "video" if source == "v.avi" else "image"
+    outputs = Outputs(tmp_path, NAMES, text=True, crops=True, sources=[f"/a/{source}", str(tmp_path / other)])
+    with pytest.raises(UserError, match="overwrite another source"):
+        outputs.write(frame(f"/a/{source}", kind, int(kind == "video"), fps=5.0), ROWS[:1])
+    assert (tmp_path / other).read_bytes() == b"a user's own"
+
+
+def test_a_video_is_not_written_into_the_file_behind_a_link(tmp_path):
+    (tmp_path / "mine.mp4").write_bytes(b"a user's own")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "v.mp4").symlink_to(tmp_path / "mine.mp4")
+    outputs = Outputs(tmp_path / "run", NAMES)
+    outputs.write(frame("/a/v.avi", "video", 1, fps=5.0), NOTHING)
+    outputs.close()
+    assert (tmp_path / "mine.mp4").read_bytes() == b"a user's own" and not (tmp_path / "run" / "v.mp4").is_symlink()
+
+
+@pytest.mark.parametrize(
+    "fps, rate", [(25, 25), (30000 / 1001, 29.97), (119.88, 119.88), (999.97, 1000), (1e6, 65535), (1e-9, 0.01)]
+)
+def test_frame_rates_that_mp4_can_hold(tmp_path, fps, rate):
+    video = VideoFile(tmp_path / "x.mp4", fps, (48, 64))
+    assert mpeg4_rate(fps) == pytest.approx(rate)
+    video.write(IMAGE[:48, :64], 0.0)
+    assert video.close()
+
+
+@pytest.mark.parametrize("shape, written", [((16, 8192), (8190, 14)), ((9000, 18), (16, 8190))])
+def test_a_video_that_is_too_large_for_mp4_is_scaled(tmp_path, shape, written):
+    video = VideoFile(tmp_path / "x.mp4", 5.0, shape)
+    video.write(np.zeros((*shape, 3), np.uint8), 0.0)
+    assert video.close()
+    capture = cv2.VideoCapture(str(tmp_path / "x.mp4"))
+    assert (capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)) == written
+
+
+def test_a_video_that_cannot_be_written_costs_no_other(tmp_path, monkeypatch):
+    outputs = Outputs(tmp_path, NAMES)
+    with monkeypatch.context() as patch:
+        closed = {"__init__": lambda *_: None, "isOpened": lambda _: False, "fourcc": lambda *_: 0}
+        patch.setattr(cv2, "VideoWriter", type("Closed", (), closed))
+        outputs.write(frame("/a/one.avi", "video", 1, fps=5.0), NOTHING)
+        outputs.write(frame("/a/one.avi", "video", 2, fps=5.0), NOTHING)
+    outputs.write(frame("/a/two.avi", "video", 1, fps=5.0), NOTHING)
+    outputs.close()
+    assert files_below(tmp_path) == ["two.mp4"] and outputs.unwritten == [tmp_path / "one.mp4"]
+
+
+def test_a_gap_of_hours_is_not_filled(tmp_path):
+    video = VideoFile(tmp_path / "x.mp4", 5.0, (48, 64))
+    for time in (0.0, 0.2, 86_400.0, 86_400.2):
+        video.write(IMAGE[:48, :64], time)
+    assert video.close() and video._written == 3
+
+
+def test_rows_are_in_the_table_at_once(tmp_path):
+    outputs = Outputs(tmp_path, {0: "=1+1", 1: "a\nb"}, images=False, table=True)
+    outputs.write(frame("/a/caf\udce9.jpg"), ROWS)
+    lines = (tmp_path / "predictions.csv").read_text(encoding="utf-8").splitlines()  # before close()
+    assert lines[1:] == ["caf\\udce9.jpg,a b,0.50", "caf\\udce9.jpg,'=1+1,0.88"]
+    outputs.close()
+
+
+def test_classes_of_similar_names_have_folders_of_their_own(tmp_path):
+    outputs = Outputs(tmp_path, {0: "a/b", 1: "a:b"}, images=False, crops=True)
+    outputs.write(frame(), ROWS)
+    assert files_below(tmp_path) == ["crops/a_b/cat.jpg", "crops/a_b_2/cat.jpg", "renamed.csv"]
+    assert (tmp_path / "renamed.csv").read_text() == "Result,Source\ncrops/a_b_2,a:b\n"

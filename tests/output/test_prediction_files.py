@@ -10,7 +10,8 @@ import torch
 
 from utils.detections import Detections
 from utils.errors import UserError
-from utils.output.prediction_files import CocoWriter, TextWriter, unique_names
+from utils.output.prediction_files import CocoWriter, TextWriter
+from utils.output.result_names import unique_names
 
 NAMES = {0: "dark", 1: "bright"}
 SCORES = SimpleNamespace(map50=0.995, map=0.995)  # what finish() shows of the metrics
@@ -169,3 +170,32 @@ def test_annotations_that_do_not_fit(truth, tmp_path):
     truth.write_text(json.dumps(content))
     with pytest.raises(UserError, match="instances_val.json cannot be scored: KeyError: 'bbox'"):
         CocoWriter(truth, NAMES, single_cls=False)
+
+
+def test_images_never_share_an_id(tmp_path, capsys):
+    paths = ["/d/a/0001.jpg", "/d/a/1.jpg", "/d/b/0001.jpg", "/d/b/z.jpg", "/d/b/7.jpg"]
+    writer = CocoWriter(None, NAMES, paths, single_cls=False)
+    for path in paths:
+        writer.write(detections(path, torch.zeros(0, 6), (100, 200)))
+    assert writer.seen == ["a/0001.jpg", "a/1.jpg", "b/0001.jpg", "z", 7]
+    assert "3 images share an image_id (a/0001.jpg, a/1.jpg, ...)" in capsys.readouterr().err
+
+
+def test_annotated_images_of_one_name_keep_their_detections(truth):
+    content = json.loads(truth.read_text())
+    files = {1: "a/0.jpg", 2: "b/0.jpg", 3: "c.jpg"}
+    content["images"] = [{"id": number, "file_name": name} for number, name in files.items()]
+    truth.write_text(json.dumps(content))
+    writer = CocoWriter(truth, NAMES, single_cls=False)
+    for path in ("/x/b/0.jpg", "/x/a/0.jpg", "/x/a/c.jpg"):
+        writer.write(detections(path, torch.zeros(0, 6), (100, 200)))
+    assert writer.seen == [2, 1, 3]
+    with pytest.raises(UserError, match="2 images are called 0.jpg, none with the folders of /x/c/0.jpg"):
+        writer.write(detections("/x/c/0.jpg", torch.zeros(0, 6), (100, 200)))
+    with pytest.raises(UserError, match="one entry for /x/a/c.jpg and /x/b/c.jpg"):
+        writer.write(detections("/x/b/c.jpg", torch.zeros(0, 6), (100, 200)))
+
+
+def test_renamed_label_files_are_listed(tmp_path):
+    TextWriter(tmp_path, ["/d/a/0.jpg", "/d/b/0.jpg", "/d/b/1.jpg"], confidence=False)
+    assert (tmp_path / "renamed.csv").read_text() == "Result,Source\na_0_jpg,/d/a/0.jpg\nb_0_jpg,/d/b/0.jpg\n"

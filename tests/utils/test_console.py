@@ -217,3 +217,9 @@ def test_a_reader_that_has_gone_does_not_end_a_run_at_its_next_line():
     code = "import time; time.sleep(0.5); console.info('late'); console.info('later'); console.error('went on')"
     done = run_in_shell(f'"$0" -c "{WRITE}; {code}" | head -n 1')
     assert done.stdout == "one\n" and "went on\n" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_terminal_obeys_no_text(capsys):
+    console.begin_program()
+    console.info("\n\x1b[2Ja\nb\tc", "caf\udce9", "\u202egpj")
+    assert capsys.readouterr().out == "\n\\x1b[2Ja\\nb\tc\ncaf\\udce9\n\\u202egpj\n"

@@ -1,8 +1,9 @@
+import pytest
 import torch
 from torch import nn
 
 from models.yolo import DetectionModel
-from utils.detector import Detector, Head, as_module, device_of
+from utils.detector import Detector, Head, as_module, device_of, name_difference
 
 TINY = {
     "nc": 2, "depth_multiple": 1.0, "width_multiple": 0.25, "anchors": [[10, 13, 16, 30], [30, 61, 62, 45]],
@@ -44,3 +45,18 @@ def test_shapes_are_those_of_the_docstrings():
     assert len(raw) == L
     assert as_module(model) is model
     assert device_of(model) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "one, other, difference",
+    [
+        ([], [], ""),
+        (["a", "b"], ["a", "b"], ""),
+        (["a", "b"], ["A ", "b"], ""),  # spelling
+        (["0", "1"], ["a", "b"], ""),  # no names
+        (["a", "b"], ["b", "a"], "class 0 is 'a' and 'b'"),
+        (["a", "1"], ["a", "c"], "class 1 is '1' and 'c'"),
+    ],
+)
+def test_the_first_name_that_differs(one, other, difference):
+    assert name_difference(dict(enumerate(one)), dict(enumerate(other))) == difference

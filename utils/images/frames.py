@@ -1,7 +1,7 @@
 """Frames to detect on, the interface of the sources that yield them, and access to video captures."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -31,6 +31,7 @@ class Source:
     """
 
     kind = "files"
+    files: Sequence[str] = ()  # those that are read
 
     def __iter__(self) -> Iterator[Frame]:
         raise NotImplementedError
@@ -56,6 +57,29 @@ def next_image(capture: cv2.VideoCapture, stride: int) -> np.ndarray | None:
             return None
     ok, image = capture.retrieve()
     return image if ok and image is not None and image.size else None
+
+
+class FrameClock:
+    """Time of the frames of a capture, in seconds since the first one.
+
+    It is read from the file. Frames without a time, or with one that is not later, come one `interval` after the
+    frame before.
+    """
+
+    def __init__(self, interval: float):
+        self.interval = self.last_gap = interval
+        self.seconds = 0.0
+        self._position: float | None = None
+
+    def tick(self, capture: cv2.VideoCapture) -> float:
+        """Return the time of the frame that was just decoded."""
+        position = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+        if self._position is not None:
+            gap = position - self._position
+            self.last_gap = gap if math.isfinite(gap) and gap > 0 else self.interval
+            self.seconds += self.last_gap
+        self._position = position
+        return self.seconds
 
 
 def frame_rate(capture: cv2.VideoCapture) -> float:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 import cv2
-import numpy as np
 
 from utils.files import UnreadableFile, is_lasting, open_regular, retry_reading
+from utils.images.decode import decode_image
 
 MIN_SIDE = 10  # pixels
 MAX_PIXELS = 2**28  # of an image; decoded it takes 3 bytes per pixel, in every worker at once
 MAX_BYTES = 1 << 30  # of an image file
 MAX_PARTS = 10_000  # segments, chunks or stray bytes in a file; a file of nothing else would take minutes to walk
+USUAL_SCANS, MAX_SCANNED_PIXELS = 20, 2**31  # of a progressive JPEG; beyond both a decoder works for seconds
 UNREADABLE = "not an image that can be decoded"
 
 
@@ -81,7 +82,7 @@ def _decoded_shape(file: BinaryIO) -> tuple[int, int]:
     """Decode the image and return its height and width."""
     file.seek(0)
     try:
-        image = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)
+        image = decode_image(file.read())
     except MemoryError as error:
         raise UnreadableFile("cannot be decoded (out of memory)") from error
     except cv2.error as error:
@@ -134,12 +135,28 @@ def _jpeg_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
         if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):  # frame header: precision, height, width
             frame = file.read(body)
             height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
+            if code in (0xC2, 0xC6, 0xCA, 0xCE):
+                _check_progressive_work(file, height * width)
             return (width, height) if rotated else (height, width)
         if code == 0xE1:
             rotated = rotated or _exif_orientation(file.read(body)) >= 5
         else:
             file.seek(body, os.SEEK_CUR)
     return None
+
+
+def _check_progressive_work(file: BinaryIO, pixels: int) -> None:
+    """Raise ValueError if the scans of a progressive JPEG would take minutes to decode.
+
+    Each scan passes over all pixels, in a call that no signal ends. The reading position stays.
+    """
+    position, scans, last = file.tell(), 0, b""
+    while block := file.read(1 << 20):
+        scans += (last + block).count(b"\xff\xda")
+        last = block[-1:]
+    file.seek(position)
+    if scans > USUAL_SCANS and scans * pixels > MAX_SCANNED_PIXELS:
+        raise ValueError(f"a progressive JPEG with {scans} scans, which takes too long to decode: save it again")
 
 
 def find_jpeg_scan(data: bytes) -> tuple[int, int] | None:

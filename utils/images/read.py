@@ -10,6 +10,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import read_regular
+from utils.images.decode import decode_image
 from utils.images.header import MAX_BYTES, UNREADABLE, find_jpeg_scan, header_shape
 
 EXTRA_ROWS = 8  # the lowest rows of a truncated JPEG take colour from below, and resizing mixes two rows
@@ -20,7 +21,7 @@ MARKER = re.compile(rb"\xff[^\0]", re.DOTALL)  # in the scan of a JPEG, whose ow
 
 def read_image(path: str | Path) -> np.ndarray:
     """Decode an image: BGR uint8 (H, W, 3), rotated by its EXIF orientation. UserError if it cannot be read."""
-    return _read(path, lambda data, shape: _decode(data))
+    return _read(path, lambda data, shape: decode_image(data))
 
 
 def read_resized(path: str | Path, shape: tuple[int, int], *, smooth: bool, rows: int | None = None) -> np.ndarray:
@@ -34,7 +35,7 @@ def read_resized(path: str | Path, shape: tuple[int, int], *, smooth: bool, rows
         upper = None if smooth or rows is None else _upper_rows(data, original, shape, rows)
         if upper is not None:
             return upper
-        whole = _decode(data)
+        whole = decode_image(data)
         return None if whole is None else resize_to(whole, shape, smooth=smooth)
 
     return _read(path, resized)
@@ -54,11 +55,6 @@ def _read(path: str | Path, decode: Callable[[bytes, tuple[int, int]], np.ndarra
     return image
 
 
-def _decode(data: bytes | bytearray) -> np.ndarray | None:
-    # Not cv2.imread: on Windows it fails on names outside the code page.
-    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-
-
 def _upper_rows(data: bytes, original: tuple[int, int], shape: tuple[int, int], rows: int) -> np.ndarray | None:
     """Return the upper `rows` rows of a JPEG that is resized from `original` to `shape` (height, width).
 
@@ -72,7 +68,7 @@ def _upper_rows(data: bytes, original: tuple[int, int], shape: tuple[int, int], 
     if original != shape and (taken, width) == (round(taken * gain["fy"]), shape[1]):
         return None  # OpenCV would not resize at all, because the size would stay the same
     shortened = truncate_jpeg(data, taken)
-    image = None if shortened is None else _decode(shortened)
+    image = None if shortened is None else decode_image(shortened)
     if image is None or image.shape[:2] != (taken, width):
         return None
     return (image if original == shape else cv2.resize(image, None, **gain))[:rows]

@@ -1,5 +1,6 @@
 """Sources of images to detect on: files, folders, globs, lists, videos, URLs, cameras, streams, the screen."""
 
+import codecs
 import glob
 import itertools
 import re
@@ -16,8 +17,8 @@ from utils import console
 from utils.addresses import remove_credentials
 from utils.download import fetch
 from utils.errors import UserError
-from utils.files import retry_reading
-from utils.images.frames import Frame, Source, frame_count, frame_rate, next_image
+from utils.files import read_regular, retry_reading
+from utils.images.frames import Frame, FrameClock, Source, frame_count, frame_rate, next_image
 from utils.images.header import MAX_BYTES
 from utils.images.read import read_image
 from utils.images.streams import StreamSource
@@ -25,6 +26,7 @@ from utils.images.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 KNOWN = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 STREAM_SCHEMES = ("rtsp", "rtmp", "http", "https")
+MAX_LIST_BYTES = 1 << 30
 SCREEN_FPS = 10.0  # of the video that is written; detection on a CPU is seldom faster
 ACCEPTED = (
     "an image or video file, a folder, a glob such as 'images/*.jpg', a .txt list of those, an http(s) URL, "
@@ -74,9 +76,12 @@ class FileSource(Source):
             raise
         self.images = [file for file in files if _suffix(file) in IMAGE_SUFFIXES]
         self.videos = [file for file in files if _suffix(file) in VIDEO_SUFFIXES]
+        self.files = [*files, text]  # with the list itself, if it is one
         if not files:
             kinds = " ".join(sorted(IMAGE_SUFFIXES)), " ".join(sorted(VIDEO_SUFFIXES))
-            raise UserError(f"--source {text}: no image ({kinds[0]}) and no video ({kinds[1]}) found there")
+            raise UserError(
+                f"--source {remove_credentials(text)}: no image ({kinds[0]}) and no video ({kinds[1]}) found there"
+            )
 
     def __iter__(self) -> Iterator[Frame]:
         for i, path in enumerate(self.images, 1):
@@ -120,6 +125,10 @@ class FileSource(Source):
         """
         if urlsplit(text).scheme.lower() in ("http", "https") and not is_stream(text):
             return [self._download(text)]
+        if is_stream(text):
+            raise UserError(
+                f"{listed_in}: {remove_credentials(text)} is a stream; write streams into a list that ends in .streams"
+            )
         candidates = [Path(text).expanduser()] + ([listed_in.parent / text] if listed_in else [])
         for path in candidates:
             if path.is_dir():
@@ -150,12 +159,14 @@ class FileSource(Source):
                 return
             fps = frame_rate(capture) / self._vid_stride
             total = frame_count(capture) // self._vid_stride
-            number = 0
+            number, clock = 0, FrameClock(1 / fps)
             while (image := next_image(capture, self._vid_stride)) is not None:
                 number += 1
                 line = f"{prefix} ({number}/{total or '?'}) {path}: "
-                yield Frame(image, path, "video", line, number, fps, (number - 1) / fps)
-            if number < total:
+                yield Frame(image, path, "video", line, number, fps, clock.tick(capture))
+            # Some files store their length in seconds, and frames of different lengths make fewer than fps says.
+            missing = total / fps - clock.seconds - clock.last_gap
+            if number < total and (not number or missing > clock.last_gap / 2):
                 self._warn(f"{path} ends early: {number} of {total} frames could be decoded")
         finally:
             capture.release()
@@ -230,8 +241,11 @@ def _known_files(paths: Iterable[str | Path]) -> list[str]:
 def _read_list(file: Path) -> list[str]:
     """Return the lines of a list of sources, without blank ones and # comments."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "is not a text file"
-        raise UserError(f"--source {file}: {reason}; give a text file with one source a line") from error
+        data = read_regular(file, MAX_LIST_BYTES)
+    except OSError as error:
+        raise UserError(f"--source {file}: {error.strerror}; give a text file with one source a line") from error
+    if b"\0" in data:
+        raise UserError(f"--source {file}: is not a text file in UTF-8; give a text file with one source a line")
+    # Names that are not UTF-8 stay the bytes that they are. An editor may have put a mark at the start.
+    lines = data.removeprefix(codecs.BOM_UTF8).decode(errors="surrogateescape").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]

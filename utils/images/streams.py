@@ -3,6 +3,7 @@
 import itertools
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 from utils import console
 from utils.addresses import remove_credentials
 from utils.errors import UserError
-from utils.images.frames import Frame, Source, frame_count, frame_rate, next_image
+from utils.images.frames import Frame, FrameClock, Source, frame_count, frame_rate, next_image
 
 
 class FreshFrame(NamedTuple):
@@ -21,6 +22,7 @@ class FreshFrame(NamedTuple):
     stream: int
     decoded: int  # number of frames decoded so far
     image: np.ndarray
+    seconds: float  # since the first frame of the stream
 
 
 class StreamSource(Source):
@@ -64,10 +66,10 @@ class StreamSource(Source):
         yielded = [0] * len(self._readers)
         while fresh := self._wait_for_frames(seen):
             frames = []
-            for i, decoded, image in fresh:
+            for i, decoded, image, shown_at in fresh:
                 reader = self._readers[i]
                 seen[i] = decoded
-                line, shown_at = f"{i}: {reader.shown}: ", (decoded - 1) / reader.fps
+                line = f"{i}: {reader.shown}: "
                 frames.append(Frame(image, reader.shown, "stream", line, yielded[i], reader.fps, shown_at))
                 yielded[i] += 1
             yield frames
@@ -87,7 +89,7 @@ class StreamSource(Source):
 
         def fresh() -> list[FreshFrame]:
             return [
-                FreshFrame(i, reader.decoded, reader.image)
+                FreshFrame(i, reader.decoded, reader.image, reader.seconds)
                 for i, reader in enumerate(self._readers)
                 if reader.decoded > seen[i] and reader.image is not None
             ]
@@ -101,8 +103,8 @@ class StreamSource(Source):
 class _Reader(threading.Thread):
     """Thread that reads one stream.
 
-    Under the lock `changed`, `image` is the newest frame, `decoded` the number of frames, and `ended` True after the
-    last one.
+    Under the lock `changed`, `image` is the newest frame, `seconds` its time, `decoded` the number of frames, and
+    `ended` True after the last one. The time is that of the file, or of the arrival if the stream is live.
     """
 
     def __init__(
@@ -117,7 +119,7 @@ class _Reader(threading.Thread):
         super().__init__(daemon=True, name="stream")
         self._address, self.shown, self.stop = address, remove_credentials(address), threading.Event()
         self.image: np.ndarray | None = None
-        self.decoded, self.ended = 0, False
+        self.decoded, self.ended, self.seconds = 0, False, 0.0
         self._changed, self._stride, self._warn = changed, stride, warn
         self._retries, self._retry_pause = retries, retry_pause
         self._capture = _open_capture(address)
@@ -126,6 +128,7 @@ class _Reader(threading.Thread):
             raise UserError(f"--source: {what}; check that it runs (a web page is no stream: give the video's address)")
         self.fps = frame_rate(self._capture) / stride
         self._remaining: float = frame_count(self._capture) // stride or math.inf  # frames, infinite for a live stream
+        self._clock, self._first_at = FrameClock(1 / self.fps), 0.0
 
     def run(self) -> None:
         """Read frames until the stream ends, fails too often, or is stopped."""
@@ -133,6 +136,8 @@ class _Reader(threading.Thread):
         try:
             while self._remaining > 0 and not self.stop.is_set():
                 image = next_image(self._capture, self._stride)
+                if image is not None and failures and self._is_still(image):
+                    return
                 if image is not None:
                     self._publish(image)
                     failures = 0
@@ -155,12 +160,19 @@ class _Reader(threading.Thread):
 
     def _publish(self, image: np.ndarray) -> None:
         with self._changed:
+            live, now = math.isinf(self._remaining), time.monotonic()
+            self._first_at = self._first_at or now
+            self.seconds = now - self._first_at if live else self._clock.tick(self._capture)
             self.image = image
             self.decoded += 1
             self._changed.notify_all()
         self._remaining -= 1
         if math.isfinite(self._remaining):  # a served file could be read faster than it plays
             self.stop.wait(1 / self.fps)
+
+    def _is_still(self, image: np.ndarray) -> bool:
+        """Return True if the address, opened again after its only frame, gives that frame: a single image."""
+        return self.decoded == 1 and self.image is not None and np.array_equal(image, self.image)
 
     def _reopen(self, attempt: int) -> None:
         if attempt == 1:

@@ -5,8 +5,8 @@ import math
 import os
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -172,6 +172,16 @@ def explain_worker_error(error: Exception, workers: int) -> None:
         raise UserError(
             f"one of {workers} data workers was killed, probably out of memory: {fewer}, or train without --cache"
         ) from error
+
+
+@contextmanager
+def explained_worker_errors(workers: int) -> Generator[None]:
+    """Let `explain_worker_error` see the errors of a block, in which a worker's death may raise anywhere."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        explain_worker_error(error, workers)
+        raise
 
 
 def _keep_batch(batch: Batch) -> Batch:

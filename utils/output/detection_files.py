@@ -1,54 +1,38 @@
 """Files of a detection run: labels, a table, crops, images and videos, each source under a name of its own."""
 
 import csv
-import itertools
-import re
+import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
 import cv2
 import numpy as np
 
+from utils import console
 from utils.boxes import xyxy_to_xywh
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, shorten_name
 from utils.images.frames import Frame
 from utils.output.drawing import draw_boxes, save_image
+from utils.output.result_names import (
+    MAX_STEM_BYTES,
+    UNFIT_FOR_FILES,
+    OutputNames,
+    RenamedTable,
+    class_folders,
+    spreadsheet_cell,
+)
 
+MPEG4_SIDE, MPEG4_RATE = 8190, 65_535  # pixels; greatest number of a frame rate's fraction
+MAX_GAP = 60.0  # seconds
 WRITABLE = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())  # formats that OpenCV writes; others become .jpg
-UNFIT_FOR_FILES = re.compile(r"[^\w.\- ]")
-
-
-class OutputNames:
-    """Unique names for the outputs of sources: a/cat.jpg, b/cat.jpg and cat.png do not overwrite each other."""
-
-    def __init__(self) -> None:
-        self._by_path: dict[str, str] = {}
-        self._taken: set[str] = set()
-
-    def stem(self, frame: Frame) -> str:
-        """Return the source's own stem if it is still free, else with _2, _3, ... added."""
-        if frame.path not in self._by_path:
-            is_file = frame.kind in ("image", "video")
-            stem = Path(frame.path).stem if is_file else UNFIT_FOR_FILES.sub("_", frame.path)
-            candidates = itertools.chain([stem], (f"{stem}_{n}" for n in itertools.count(2)))
-            free = next(name for name in candidates if not self._clashes(name, frame.kind))
-            self._taken.add(free)
-            self._by_path[frame.path] = free
-        return self._by_path[frame.path]
-
-    def _clashes(self, stem: str, kind: str) -> bool:
-        """Return True if outputs of another source have this name.
-
-        Frame 7 of a video `a` has the label file a_7.txt, which an image `a_7` may have claimed.
-        """
-        frames = re.compile(re.escape(stem) + r"_\d+")
-        return stem in self._taken or (kind != "image" and any(frames.fullmatch(other) for other in self._taken))
 
 
 @dataclass
@@ -56,6 +40,7 @@ class Outputs:
     """Writer of the files that --save-* and --nosave select. write() takes one frame, close() finishes videos.
 
     names: of the classes. Rows (n, 6) = x1, y1, x2, y2 in whole pixels of the image, confidence, class.
+    sources: files that no result may replace. `unwritten` are the videos that could not be written.
     """
 
     folder: Path
@@ -69,16 +54,24 @@ class Outputs:
     line_width: int = 3
     hide_labels: bool = False
     hide_conf: bool = False
+    sources: Sequence[str] = ()
     label_files: int = 0
-    _stems: OutputNames = field(default_factory=OutputNames)
-    _videos: dict[str, "VideoFile"] = field(default_factory=dict)
+    unwritten: list[Path] = field(default_factory=list)
+    _videos: dict[str, "VideoFile | None"] = field(default_factory=dict)
     _crop_numbers: Counter = field(default_factory=Counter)
     _crop_files: set[Path] = field(default_factory=set)
+    _crop_folders: set[Path] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.renamed = RenamedTable(self.folder)
+        writes = self.images or self.text or self.table or self.crops
+        self._stems = OutputNames(self.renamed if writes else None)
+        self._class_folders = class_folders(self.names)
         self._table: IO[str] | None = None
         if self.table:  # written frame by frame: a stream may never end
-            self._table = open(self.folder / "predictions.csv", "w", newline="", encoding="utf-8")  # noqa: SIM115 close()
+            file = self.folder / "predictions.csv"
+            # A name that is not UTF-8 is written with \udc.. in place of such bytes.
+            self._table = open(file, "w", newline="", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 close()
             csv.writer(self._table).writerow(["Image Name", "Prediction", "Confidence"])
 
     def write(self, frame: Frame, rows: np.ndarray) -> None:
@@ -88,10 +81,11 @@ class Outputs:
             self._write_text(frame, stem, rows)
         if self._table:
             name = stem + (Path(frame.path).suffix if frame.kind in ("image", "video") else "")
-            cells = [[name, self.names[int(row[5])], f"{row[4]:.2f}"] for row in rows]
-            csv.writer(self._table).writerows(cells)
+            texts = [[spreadsheet_cell(name), spreadsheet_cell(self.names[int(row[5])])] for row in rows]
+            csv.writer(self._table).writerows([*cells, f"{row[4]:.2f}"] for cells, row in zip(texts, rows, strict=True))
+            self._table.flush()  # the process may be killed
         if self.crops:
-            self._write_crops(frame.image, stem, rows)
+            self._write_crops(frame, stem, rows)
         if self.images:
             self._write_image(frame, stem, self.draw(frame.image, rows))
 
@@ -121,6 +115,7 @@ class Outputs:
     def _write_text(self, frame: Frame, stem: str, rows: np.ndarray) -> None:
         """Write lines `class c1 c2 c3 c4 [confidence]`, coordinates in 0...1. Without detections there is no file."""
         file = self.folder / "labels" / f"{stem}{'' if frame.kind == 'image' else f'_{frame.number}'}.txt"
+        self._protect_sources(file, frame)
         if not len(rows):
             file.unlink(missing_ok=True)  # of an earlier run into the same folder
             return
@@ -136,17 +131,28 @@ class Outputs:
             stream.write("".join(lines).encode())
         self.label_files += 1
 
-    def _write_crops(self, image: np.ndarray, stem: str, rows: np.ndarray) -> None:
+    def _write_crops(self, frame: Frame, stem: str, rows: np.ndarray) -> None:
         """Write each object as crops/CLASS/STEM.jpg, STEM2.jpg, ..., with a margin of 1 % and 5 pixels on each side."""
-        height, width = image.shape[:2]
+        height, width = frame.image.shape[:2]
         for row in rows:
             x1, y1, x2, y2 = row[:4].astype(float)
             margin_x, margin_y = (x2 - x1) * 0.01 + 5, (y2 - y1) * 0.01 + 5
             left, top = max(int(x1 - margin_x), 0), max(int(y1 - margin_y), 0)
             right, bottom = min(int(x2 + margin_x), width), min(int(y2 + margin_y), height)
-            folder = self.folder / "crops" / (UNFIT_FOR_FILES.sub("_", self.names[int(row[5])]).strip(". ") or "_")
+            folder = self._crop_folder(self.names[int(row[5])])
+            file = self._crop_file(folder, shorten_name(stem, MAX_STEM_BYTES))
+            self._protect_sources(file, frame)
+            save_image(file, frame.image[top:bottom, left:right])
+
+    def _crop_folder(self, name: str) -> Path:
+        """Return the folder of a class, and make it if it is absent. A name that several classes share is listed."""
+        folder = self.folder / "crops" / self._class_folders[name]
+        if folder not in self._crop_folders:
             folder.mkdir(parents=True, exist_ok=True)
-            save_image(self._crop_file(folder, stem), image[top:bottom, left:right])
+            self._crop_folders.add(folder)
+            if folder.name != UNFIT_FOR_FILES.sub("_", name).strip(". "):
+                self.renamed.add(f"crops/{folder.name}", name)
+        return folder
 
     def _crop_file(self, folder: Path, stem: str) -> Path:
         """Return the first file that this run has not written yet. Those of earlier runs are replaced."""
@@ -161,51 +167,114 @@ class Outputs:
     def _write_image(self, frame: Frame, stem: str, drawn: np.ndarray) -> None:
         suffix = Path(frame.path).suffix if frame.kind == "image" else ".mp4"
         file = self.folder / (stem + (suffix if suffix.lower() in WRITABLE | {".mp4"} else ".jpg"))
-        if file.resolve() == Path(frame.path).resolve():
-            raise UserError(f"{file}: the result would overwrite its own source; choose another --name")
+        self._protect_sources(file, frame)
         if frame.kind == "image":
             save_image(file, drawn)
             return
         if frame.path not in self._videos:
             if frame.kind == "video":  # files come one after the other, streams all at once
                 self._finish_videos()
-            self._videos[frame.path] = VideoFile(file, frame.fps, drawn.shape[:2])
-        self._videos[frame.path].write(drawn, frame.time)
+            self._videos[frame.path] = self._open_video(file, frame.fps, drawn.shape[:2])
+        video = self._videos[frame.path]
+        if video:
+            video.write(drawn, frame.time)
+
+    def _protect_sources(self, file: Path, frame: Frame) -> None:
+        """Raise UserError if writing `file` would replace a source, under this name or behind a link."""
+        if (found := file_id(file)) is None:
+            return
+        own = found == file_id(frame.path)
+        if own or found in self._source_ids:
+            which = "its own source" if own else "another source"
+            raise UserError(f"{file}: the result would overwrite {which}; choose another --name")
+
+    @cached_property
+    def _source_ids(self) -> frozenset[tuple[int, int] | None]:
+        return frozenset(map(file_id, self.sources))
+
+    def _open_video(self, file: Path, fps: float, shape: tuple[int, int]) -> "VideoFile | None":
+        """Return the writer of a video, or None and a warning if OpenCV cannot write it: others may follow."""
+        try:
+            return VideoFile(file, fps, shape)
+        except UserError as error:
+            console.warn(f"{error}. Use --nosave with --save-txt or --save-crop")
+            self.unwritten.append(file)
+            return None
 
     def _finish_videos(self) -> None:
         for video in self._videos.values():
-            video.close()
+            if video and not video.close():
+                console.warn(f"{video.file}: the video is not complete. Make room on the disk and run again")
+                self.unwritten.append(video.file)
         self._videos.clear()
 
 
+def file_id(file: str | Path) -> tuple[int, int] | None:
+    """Return what identifies a file under all its names and links, or None if there is none."""
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
 class VideoFile:
-    """Writer of an mp4 video with the size of its first frame. It plays as long as its source took."""
+    """Writer of an mp4 video with the size of its first frame. It plays as long as its source took.
+
+    Frames larger than MPEG-4 allows are scaled down. UserError if OpenCV cannot write it.
+    """
 
     def __init__(self, file: Path, fps: float, shape: tuple[int, int]):
-        self._size, self._fps = (shape[1], shape[0]), fps
+        self.file, self._fps = file, mpeg4_rate(fps)
+        gain = min(1.0, MPEG4_SIDE / max(shape))
+        self._size = (max(1, int(shape[1] * gain)), max(1, int(shape[0] * gain)))
+        if gain < 1:
+            console.warn(f"{file}: {shape[1]}x{shape[0]} pixels are too many for mp4. Written at {self._size[0]} wide")
         self._previous: np.ndarray | None = None
-        self._written = 0
-        self._writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), fps, self._size)
+        self._written, self._time, self._skipped = 0, 0.0, 0.0
+        file.unlink(missing_ok=True)  # OpenCV would write into the file behind a link
+        self._writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, self._size)
         if not self._writer.isOpened():
-            raise UserError(f"{file}: this OpenCV cannot write mp4 videos; use --nosave with --save-txt or --save-crop")
+            size = f"{self._size[0]}x{self._size[1]}"
+            raise UserError(f"{file}: OpenCV cannot write this video ({size} pixels, {self._fps:g} frames a second)")
 
     def write(self, image: np.ndarray, time: float) -> None:
-        """Show an image from `time` (seconds) on. The one before fills the gap if frames were skipped."""
+        """Show an image from `time` (seconds) on. The one before fills the gap if frames were skipped.
+
+        A gap above MAX_GAP is not filled: a stream that stalled, or wrong times in a file.
+        """
         if (image.shape[1], image.shape[0]) != self._size:
             image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
-        due = round(time * self._fps)
+        if time - self._time > MAX_GAP:
+            self._skipped += time - self._time
+        self._time = time
+        due = round((time - self._skipped) * self._fps)
         while self._previous is not None and self._written < due:
             self._add(self._previous)
         if self._written <= due or self._previous is None:
             self._add(image)
         self._previous = image
 
-    def close(self) -> None:
+    def close(self) -> bool:
+        """Finish the file. Return False if it cannot be read: OpenCV reports no full disk."""
         self._writer.release()
+        capture = cv2.VideoCapture(str(self.file))
+        readable = capture.isOpened()
+        capture.release()
+        return readable
 
     def _add(self, image: np.ndarray) -> None:
         self._writer.write(image)
         self._written += 1
+
+
+def mpeg4_rate(fps: float) -> float:
+    """Return the nearest frame rate that MPEG-4 can hold: a fraction of whole numbers up to 65535."""
+    for digits in (3, 2, 1, 0):
+        rate = round(fps, digits)
+        if rate * 10**digits <= MPEG4_RATE:
+            break
+    return min(max(rate, 0.01), MPEG4_RATE)
 
 
 def can_show_windows() -> bool:

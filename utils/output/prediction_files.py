@@ -1,5 +1,6 @@
 """Files with the detections of a validation run: label files, and COCO results with the figures of COCO's own rule."""
 
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,8 @@ from utils.detections import Detections
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.metrics import Metrics
+from utils.output.result_names import RenamedTable, unique_names
 
-MAX_NAME = 80  # characters of a name with folders in it; a file name may have 255 bytes
 # Category ids of the 80 classes. The benchmark once had 91 categories, and some of them have no images.
 COCO_IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]
 
@@ -32,12 +33,17 @@ class TextWriter:
     """Label files FOLDER/<image>.txt with a line `class x y w h [confidence]` per detection.
 
     Coordinates are in 0…1, and the highest confidence is first. Files of an earlier run for the same images are
-    removed at the start. An image without detections has no file.
+    removed at the start. An image without detections has no file. Images of one stem get longer names, which
+    FOLDER/renamed.csv lists.
     """
 
     def __init__(self, folder: Path, paths: Sequence[str], *, confidence: bool):
         folder.mkdir(parents=True, exist_ok=True)
-        self.files = {path: folder / f"{name}.txt" for path, name in unique_names(paths).items()}
+        names, renamed = unique_names(paths), RenamedTable(folder)
+        for path, name in names.items():
+            if name != Path(path).stem:
+                renamed.add(name, path)
+        self.files = {path: folder / f"{name}.txt" for path, name in names.items()}
         self.confidence, self.num_files = confidence, 0
         for file in self.files.values():
             file.unlink(missing_ok=True)
@@ -57,59 +63,23 @@ class TextWriter:
         self.num_files += 1
 
 
-def unique_names(paths: Sequence[str]) -> dict[str, str]:
-    """Return a file name without suffix for each path.
-
-    It is the stem. If several paths share a stem, their names also have the last folders and the suffix, as in
-    exp2_weights_best_pt: as few folders as make the names different.
-    """
-    names: dict[str, str] = {}
-    by_stem: dict[str, list[str]] = {}  # strings, which take less memory than Paths: there may be a million
-    for path in map(Path, paths):
-        names[str(path)] = path.stem
-    for path, stem in names.items():
-        by_stem.setdefault(stem, []).append(path)
-    taken = {stem for stem, group in by_stem.items() if len(group) == 1}
-    for group in by_stem.values():
-        for path, name in zip(group, _disambiguate(group), strict=True) if len(group) > 1 else ():
-            while name in taken:
-                name += "_"
-            taken.add(name)
-            names[path] = name
-    return names
-
-
-def _disambiguate(paths: Sequence[str]) -> list[str]:
-    """Return names of paths that share a stem: folders, stem and suffix, joined by `_`.
-
-    The number of folders is the lowest that makes the names different, or 1 if longer names exceed MAX_NAME.
-    """
-    parts = [Path(path).parts for path in paths]
-    files = [f"{Path(path).stem}_{Path(path).suffix[1:]}" for path in paths]
-
-    def names(depth: int) -> list[str]:
-        return [
-            "_".join((*(part for part in folders[-1 - depth : -1] if os.sep not in part), file))
-            for folders, file in zip(parts, files, strict=True)
-        ]
-
-    for depth in range(1, max(map(len, parts))):
-        found = names(depth)
-        if max(map(len, found)) > MAX_NAME:
-            break
-        if len(set(found)) == len(found):
-            return found
-    return names(1)
-
-
 class CocoWriter:
     """COCO results file, with the image and category ids of `annotations`, a COCO ground truth file.
 
-    Without annotations an image id is the stem of its path, as a number if it is one. A category id is the class
-    number or, if `coco`, one of COCO_IDS. Raises UserError if the annotations cannot be read or lack a class.
+    Without annotations an image id is the stem of its path, as a number if it is one. Images that would share an id
+    get their path below the folder of all `paths`. A category id is the class number or, if `coco`, one of COCO_IDS.
+    Raises UserError if the annotations cannot be read or lack a class.
     """
 
-    def __init__(self, annotations: Path | None, names: Mapping[int, str], *, single_cls: bool, coco: bool = False):
+    def __init__(
+        self,
+        annotations: Path | None,
+        names: Mapping[int, str],
+        paths: Sequence[str] = (),
+        *,
+        single_cls: bool,
+        coco: bool = False,
+    ):
         self.annotations, self.single_cls = annotations, single_cls
         self.truth = read_annotations(annotations) if annotations else {}
         self.labels = GroundTruth.read(self.truth, str(annotations)) if annotations else None
@@ -117,10 +87,11 @@ class CocoWriter:
             self.categories = self._match_categories(names)
         else:
             self.categories = dict(enumerate(COCO_IDS)) if coco else {i: i for i in names}
-        images = {Path(entry["file_name"]): entry["id"] for entry in self.truth.get("images", ())}
-        self.images = {file.stem: i for file, i in images.items()} | {file.name: i for file, i in images.items()}
+        self.images = self._images_by_name()
+        self.own_ids = {} if annotations else ids_of_shared_stems(paths)
         self.rows: list[dict[str, Any]] = []
         self.seen: list[int | str] = []  # image ids
+        self.path_by_id: dict[int | str, str] = {}
 
     def _match_categories(self, names: Mapping[int, str]) -> dict[int, int]:
         ids = {entry["name"]: entry["id"] for entry in self.truth["categories"]}
@@ -131,20 +102,41 @@ class CocoWriter:
                 raise UserError(f"{self.annotations}: no category {name!r}{suggest(name, ids)}")
         return {i: ids[name] for i, name in names.items()}
 
+    def _images_by_name(self) -> dict[str, list[tuple[tuple[str, ...], int | str]]]:
+        """Return the parts of the path and the id of the annotated images, by file name and by stem."""
+        found: dict[str, list[tuple[tuple[str, ...], int | str]]] = {}
+        for entry in self.truth.get("images", ()):
+            file = Path(entry["file_name"])
+            for name in {file.name, file.stem}:
+                found.setdefault(name, []).append((file.parts, entry["id"]))
+        return found
+
     def _image_id(self, path: str) -> int | str:
+        """Return the id of the annotated image whose name agrees with the end of `path` in most folders."""
         file = Path(path)
         if self.annotations is None:
-            return int(file.stem) if file.stem.isascii() and file.stem.isdecimal() else file.stem
-        found = self.images.get(file.name, self.images.get(file.stem))
-        if found is None:
+            return self.own_ids.get(path, stem_id(file))
+        found = self.images.get(file.name) or self.images.get(file.stem)
+        if not found:
             raise UserError(
                 f"{self.annotations}: no image {file.name}. Give the file of this split: --annotations FILE"
             )
-        return found
+        folders = [(common_end(parts[:-1], file.parts[:-1]), i) for parts, i in found]
+        most = max(number for number, _ in folders)
+        best = {i for number, i in folders if number == most}
+        if len(best) > 1:
+            raise UserError(
+                f"{self.annotations}: {len(best)} images are called {file.name}, none with the folders of {path}. "
+                "Give their folders in file_name"
+            )
+        return best.pop()
 
     def write(self, detections: Detections) -> None:
         """Keep the detections of one image. Raise UserError if the annotations lack it."""
         image = self._image_id(detections.path)
+        other = self.path_by_id.setdefault(image, detections.path)
+        if other != detections.path:
+            raise UserError(f"{self.annotations}: one entry for {other} and {detections.path}. Give each its own")
         self.seen.append(image)
         for x1, y1, x2, y2, confidence, cls in detections.rows.tolist():
             box = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
@@ -165,6 +157,35 @@ class CocoWriter:
                 f"mAP50 {metrics.map50:.4f}, mAP50-95 {metrics.map:.4f} by our rule; "
                 f"{figures.ap50:.4f}, {figures.ap:.4f} by COCO's",
             )
+
+
+def stem_id(file: Path) -> int | str:
+    """Return the image id that the COCO server and other tools expect: the stem, as a number if it is one."""
+    return int(file.stem) if file.stem.isascii() and file.stem.isdecimal() else file.stem
+
+
+def ids_of_shared_stems(paths: Sequence[str]) -> dict[str, str]:
+    """Return the path below the common folder, as image id, for images that would share one. Warn if there are any."""
+    groups: dict[int | str, list[str]] = {}
+    for path in dict.fromkeys(paths):
+        groups.setdefault(stem_id(Path(path)), []).append(path)
+    shared = [group for group in groups.values() if len(group) > 1]
+    if not shared:
+        return {}
+    root = Path(os.path.commonpath([os.path.dirname(path) for path in paths]))
+    ids = {path: Path(path).relative_to(root).as_posix() for group in shared for path in group}
+    first, second, *_ = ids.values()
+    console.warn(
+        f"{len(ids)} images share an image_id ({first}, {second}, ...). Theirs is the path in the results file. "
+        "Give the ids: --annotations FILE"
+    )
+    return ids
+
+
+def common_end(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return the number of equal parts at the ends of two paths."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def read_annotations(file: Path) -> dict[str, Any]:
