@@ -9,6 +9,7 @@ import errno
 import io
 import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout, suppress
@@ -17,7 +18,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from utils.errors import printable
+UNPRINTABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass
@@ -101,6 +102,14 @@ def _printable_line(text: str) -> str:
     """Return `text` as one printable line. Line ends at its beginning are ours and stay: names have none there."""
     line = text.lstrip("\n")
     return text[: len(text) - len(line)] + printable(line)
+
+
+def printable(text: str) -> str:
+    """Return `text` with escapes in place of letters that a terminal obeys or cannot show.
+
+    These are control characters, also line ends, marks that turn the direction of text, and bytes that are no UTF-8.
+    """
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _write(stream: TextIO, text: str) -> None:

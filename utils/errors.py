@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import signal
 import sys
 import threading
@@ -18,7 +17,6 @@ class Terminated(BaseException):
     """SIGTERM or SIGHUP, raised in the main thread so that files are closed. Its argument is the signal's number."""
 
 
-UNPRINTABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 TERMINATION = ("SIGTERM", "SIGHUP")  # names, since Windows lacks the second
 MAX_LINE = 1000  # characters of a message, which may quote a value from a file
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
@@ -31,14 +29,6 @@ def one_line(text: str) -> str:
     """Return `text` without line ends and control characters, cut at MAX_LINE."""
     plain = "".join(letter if letter.isprintable() else " " for letter in text)
     return plain if len(plain) <= MAX_LINE else f"{plain[:MAX_LINE]} ... ({len(plain)} characters)"
-
-
-def printable(text: str) -> str:
-    """Return `text` with escapes in place of letters that a terminal obeys or cannot show.
-
-    These are control characters, also line ends, marks that turn the direction of text, and bytes that are no UTF-8.
-    """
-    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
