@@ -417,7 +417,9 @@ def test_a_terminated_detection_keeps_its_results(weights, tmp_path, name, code)
     video.release()
     command = [sys.executable, str(ROOT / "detect.py"), "--weights", str(weights), "--source", "long.mp4", "--imgsz"]
     flags = ["32", "--conf-thres", "0", "--max-det", "1", "--save-csv", "--project", "out"]
+    before = signal.signal(getattr(signal, name), signal.SIG_DFL)  # `nohup` ignores SIGHUP, and children inherit that
     process = subprocess.Popen([*command, *flags], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    signal.signal(getattr(signal, name), before)
     assert process.stdout
     for line in process.stdout:
         if "(9/" in line:

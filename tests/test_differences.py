@@ -34,6 +34,7 @@ THIRD_PARTIES = {
     "mss",
     "numpy",
     "optuna",
+    "sqlalchemy",  # comes with Optuna
     "pycocotools",
     "torch",
     "torchvision",

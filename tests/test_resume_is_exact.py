@@ -242,7 +242,7 @@ def test_the_latest_run_below_the_project_is_found(copy, tmp_path, capsys):
 def test_a_checkpoint_outside_a_run_starts_a_new_folder(copy, tmp_path):
     shutil.copy(copy / "weights" / "last.pt", tmp_path / "kept.pt")
     train.main(["--resume", str(tmp_path / "kept.pt"), "--epochs", "3", "--project", str(tmp_path / "new")])
-    assert state_of(tmp_path / "new" / "run")["epoch"] == 3 and state_of(copy)["epoch"] == 2
+    assert state_of(tmp_path / "new" / "exp")["epoch"] == 3 and state_of(copy)["epoch"] == 2
 
 
 def test_a_run_is_resumed_exactly_with_a_moved_data_set(copy, tiny_data, tmp_path, capsys):

@@ -141,12 +141,12 @@ def is_own_checkpoint(path: str | Path) -> bool:
 
 
 def check_depth(content: object) -> None:
-    """Raise ValueError if containers are nested deeper than in any real file."""
+    """Raise UnpicklingError if containers are nested deeper than in any real file."""
     level, depth = [content], 0
     while level := [part for value in level if isinstance(value, (dict, list, tuple)) for part in _parts(value)]:
         depth += 1
         if depth > MAX_DEPTH or len(level) > MAX_PARTS:
-            raise ValueError("nested too deep, or unpacks to many times its size")
+            raise pickle.UnpicklingError("nested too deep, or unpacks to many times its size")
 
 
 def _parts(value: dict | list | tuple) -> Iterable[object]:

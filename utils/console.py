@@ -83,9 +83,9 @@ def warn(text: str, *, all_ranks: bool = False) -> None:
         _print(sys.stderr, f"WARNING: {text}")
 
 
-def error(text: str) -> None:
-    """Print `text` on stderr, on every rank and also with `--quiet`."""
-    _print(sys.stderr, text)
+def error(*lines: str) -> None:
+    """Print lines on stderr, on every rank and also with `--quiet`."""
+    _print(sys.stderr, *lines)
 
 
 def _print(stream: TextIO | None, *lines: str) -> None:

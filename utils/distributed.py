@@ -168,7 +168,7 @@ class Distributed:
         """Print the error and end the process without cleaning up."""
         text, code = explain(error) or (explain_unexpected(error), 1)
         if not isinstance(error, Rank0Failed) or self.local_rank == 0:  # one line per machine is enough
-            console.error(text)
+            console.error(*text.splitlines())
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.flush()

@@ -4,6 +4,7 @@ It is written in Python: the unpickler in C allocates memory up to any memo inde
 """
 
 import io
+import itertools
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -21,6 +22,7 @@ OPCODES = (
     "STACK_GLOBAL REDUCE NEWOBJ BUILD BINPERSID BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE"
 ).split()
 BASE: dict[int, Any] = pickle._Unpickler.dispatch  # loader of each opcode
+MAX_KEY_PARTS = 1000  # of nested tuples in the key of a dict
 COPIES = 1 << 22  # values and characters that the calls of a file may copy
 
 
@@ -41,9 +43,15 @@ class AllowedCall:
 
 
 def check_key(key: object) -> None:
-    """Raise UnpicklingError for a nested tuple, whose hash may take 2^depth steps."""
-    if isinstance(key, (tuple, frozenset)) and any(isinstance(part, (tuple, frozenset)) for part in key):
-        raise pickle.UnpicklingError("a nested tuple as a key")
+    """Raise UnpicklingError for a key of many parts: the hash of nested tuples may take 2^depth steps."""
+    waiting, count = [key], 0
+    while waiting:
+        part = waiting.pop()
+        count += 1
+        if count > MAX_KEY_PARTS:
+            raise pickle.UnpicklingError("a nested tuple as a key")
+        if isinstance(part, (tuple, frozenset)):
+            waiting += itertools.islice(part, MAX_KEY_PARTS)
 
 
 class SafeUnpickler(pickle._Unpickler):
