@@ -80,14 +80,21 @@ def ap_per_class(tp: ArrayLike, conf: ArrayLike, pred_cls: ArrayLike, target_cls
     tp: (N, L) bool, correct at each IoU level. conf, pred_cls: (N,). target_cls: (M,) class of every label. N and M
     may be 0. Detections of a class without labels are ignored. AP is the area under the envelope of precision over
     recall, sampled at 101 recalls. The envelope falls to 0 at recall 1, so a perfect class has 0.995.
+
+    Detections by falling confidence keep their order. Others are sorted as in YOLOv5, by NumPy's default sort, whose
+    order of ties depends on the CPU. Validation never depends on it: `Metrics.from_statistics` sorts stably.
     """
+    tp, conf, pred_cls = np.asarray(tp), np.asarray(conf), np.asarray(pred_cls)
+    if (np.diff(conf) > 0).any():
+        order = np.argsort(-conf)
+        tp, conf, pred_cls = tp[order], conf[order], pred_cls[order]
     return metrics_and_curves(tp, conf, pred_cls, target_cls)[0]
 
 
 def metrics_and_curves(
     tp: ArrayLike, conf: ArrayLike, pred_cls: ArrayLike, target_cls: ArrayLike
 ) -> tuple[ClassMetrics, Curves]:
-    """Return the values of `ap_per_class`, and the curves at IoU 0.5 that they are read from."""
+    """Return the values of `ap_per_class`, ties in the given order, and the curves at IoU 0.5 they are read from."""
     tp, conf = np.asarray(tp, dtype=bool), np.asarray(conf)
     tp = tp.reshape(len(conf), -1 if tp.size else len(IOU_LEVELS))
     classes, labels = np.unique(np.asarray(target_cls).astype(np.int64), return_counts=True)
@@ -129,8 +136,8 @@ def smooth(curve: np.ndarray, width: int = SMOOTHING) -> np.ndarray:
 
 
 def _ranked_by_class(conf: np.ndarray, pred_cls: ArrayLike, classes: np.ndarray) -> list[np.ndarray]:
-    """Return the indices of each class's detections, highest confidence first, ties in the order of NumPy's sort."""
-    order = np.argsort(-conf)
+    """Return the indices of each class's detections, highest confidence first, ties in their order."""
+    order = np.argsort(-conf, kind="stable")
     ranked_cls = np.asarray(pred_cls).astype(np.int64)[order]
     by_class = np.argsort(ranked_cls, kind="stable")
     starts, ends = (np.searchsorted(ranked_cls[by_class], classes, side=side) for side in ("left", "right"))

@@ -107,13 +107,20 @@ def test_published_weights_start_a_training_of_other_classes(name, reference, ca
 
 @pytest.mark.parametrize("name", MODELS)
 def test_one_training_step(name):
-    """Each parameter has a finite gradient, and a step lowers the loss. The models are an eighth as wide."""
+    """Each parameter has a finite gradient, and a step lowers the loss as it says. The models are an eighth as wide.
+
+    The deepest level has 2 x 2 cells of 2 images: batch norm of two nearly equal values alone would multiply rounding
+    errors by thousands. A step of length 1e-4 lowers the loss by step x norm to first order. Curvature and detached
+    objectness targets take at most half of that.
+    """
     torch.manual_seed(0)
     model = DetectionModel(
         yaml.safe_load(find_cfg(name).read_text()) | {"width_multiple": 0.125, "depth_multiple": 0.1, "nc": 3}
     ).train()
-    loss, images = loss_of(model), image(2, 128)
+    side, step = max(128, 2 * int(model.stride.max())), 1e-4
+    loss, images = loss_of(model), image(2, side)
     targets = torch.tensor([[0, 0, 0.5, 0.5, 0.1, 0.1], [0, 1, 0.3, 0.4, 0.3, 0.4], [1, 2, 0.6, 0.5, 0.7, 0.8]])
+    targets[:, 4:] *= 128 / side  # of one size in pixels, that of the anchors
     before, _ = loss(model(images), targets)
     before.backward()
     gradients = [parameter.grad for parameter in model.parameters()]
@@ -121,9 +128,9 @@ def test_one_training_step(name):
     with torch.no_grad():
         norm = sum(gradient.square().sum() for gradient in gradients).sqrt()
         for parameter, gradient in zip(model.parameters(), gradients):
-            parameter -= 1e-3 * gradient / norm
+            parameter -= step * gradient / norm
         after, _ = loss(model(images), targets)
-    assert after < before
+    assert before - after > 0.5 * step * norm
 
 
 def loss_of(model: DetectionModel) -> DetectionLoss:

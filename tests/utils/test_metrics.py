@@ -289,6 +289,18 @@ def test_golden_ap_up_to_the_order_of_ties(golden):
     assert np.abs(best - worst).max() < 0.1
 
 
+def test_validation_ranks_ties_in_the_given_order_on_every_cpu(golden):
+    """NumPy's default sort, which YOLOv5 uses, orders ties by what instructions the CPU has."""
+    content = {name: golden[name] for name in ("tp", "conf", "pred_cls", "target_cls")}
+    found = Metrics.from_statistics(**content, num_classes=80, images=1, confusion=ConfusionMatrix(80))
+    wanted = golden_classes(golden, np.arange(len(golden["conf"]))).ap
+    assert np.array_equal(found.per_class.ap, wanted)
+    assert not np.allclose(wanted, golden["ap"], rtol=0, atol=1e-4), "the order of ties decides"
+    order = np.argsort(-golden["conf"], kind="stable")
+    sorted_before = {name: golden[name][order] for name in ("tp", "conf", "pred_cls")}
+    assert np.array_equal(ap_per_class(**sorted_before, target_cls=golden["target_cls"]).ap, wanted)
+
+
 def test_golden_ap(golden):
     if zlib.crc32(np.argsort(-golden["conf"]).astype("<i8").tobytes()) != ORDER_OF_TIES:
         pytest.skip("NumPy's sort orders ties otherwise on this machine than where the reference was measured")
