@@ -452,7 +452,7 @@ def main(argv: Sequence[str] | None = None) -> Metrics | Verdict | None:
     typed = parse_args(argv)
     if typed.get("evolve"):
         return evolve_main(typed)
-    with Distributed.join().session() as group:
+    with Distributed.join(typed).session() as group:
         launchers = group.gather(launch_token())
         launch = group.on_main(lambda: resolve_launch(typed, launchers))
         options = launch.options
@@ -534,7 +534,7 @@ def finish(run: Run, checkpoints: Checkpoints, signals: SignalHandler, *, plots:
 
 def evolve_main(typed: dict[str, Any]) -> Verdict:
     """Check the command line of a search as a training would, then search. Return the winner."""
-    with Distributed.join().session() as group:
+    with Distributed.join(typed).session() as group:
         group.on_main(lambda: reject_torchrun(group))
     typed = fetch_typed({key: value for key, value in typed.items() if key != "resume"})  # a search always resumes
     options = TrainOptions.from_typed(typed)

@@ -23,7 +23,6 @@ from utils.device import amp_dtype
 from utils.distributed import Distributed, launch_token
 from utils.errors import UserError
 from utils.training.ddp import wrap_model
-from utils.training.launch_record import find_restarted_run, write_launch_record
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKER = ROOT / "tests" / "distributed_worker.py"
@@ -304,6 +303,16 @@ def test_a_mistake_found_by_rank_0_ends_all_processes(tiny_cfg, tmp_path):
     assert "Error: --data" not in output.split("torch.distributed.elastic")[0]  # no traceback of ours
 
 
+def test_a_rank_with_other_flags_ends_all(tiny_data, tiny_cfg, tmp_path):
+    """A wrapper adds a flag on one rank, as two command lines on two machines would."""
+    wrapper = tmp_path / "wrapper.sh"
+    wrapper.write_text(f'#!/bin/bash\n[ $RANK = 1 ] && more="--evolve 2"\nexec {sys.executable} train.py "$@" $more\n')
+    wrapper.chmod(0o755)
+    words = options(tiny_data, tiny_cfg, tmp_path, "x", epochs=1)
+    output = launch(*TORCHRUN, *STANDALONE, "--nproc_per_node", 2, "--no-python", wrapper, *words, code=1)
+    assert output.count("error: rank 1 has --evolve 2, rank 0 has no --evolve: start all processes with") == 1
+
+
 def test_an_evolution_under_torchrun_is_one_clear_line(tmp_path):
     output = launch(
         *TORCHRUN, *STANDALONE, "--nproc_per_node", 2, "train.py", "--evolve", "--data", "absent.yaml", code=1
@@ -395,26 +404,6 @@ def test_a_killed_worker_is_restarted_and_the_run_is_exact(long_run, whole, proj
     output = finish(process)
     assert process.returncode == 0 and f"Restarted by torchrun: resuming {folder}" in output, output[-3000:]
     assert_same_run(whole, folder)
-
-
-def test_a_launch_finds_its_own_run_and_no_other(tmp_path):
-    for name, launchers in (("exp", ["a:1:5", "b:2:6"]), ("exp2", ["c:3:7"]), ("exp3", [""])):
-        (tmp_path / name).mkdir()
-        write_launch_record(tmp_path / name, launchers)
-    assert not (tmp_path / "exp3" / "launch.json").exists()  # without torchrun there is no record
-    # this process started the run itself, so it is a second run and not a restart
-    assert find_restarted_run(tmp_path, ["b:2:6", "d:4:8"]) is None
-    for record in tmp_path.rglob("launch.json"):
-        record.write_text(record.read_text().replace(f'"process": {os.getpid()}', '"process": 0'))
-    assert find_restarted_run(tmp_path, ["b:2:6", "d:4:8"]) == tmp_path / "exp"
-    assert (
-        find_restarted_run(tmp_path, ["b:2:9"])
-        is find_restarted_run(tmp_path, [""])
-        is find_restarted_run(tmp_path, [])
-        is None
-    )
-    (tmp_path / "exp2" / "launch.json").write_text("{")
-    assert find_restarted_run(tmp_path, ["c:3:7"]) is None
 
 
 # ---- Distributed -----------------------------------------------------------------------------------------------------

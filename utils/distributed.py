@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -21,11 +21,12 @@ from utils import console
 from utils.device import fall_back_to_cpu, select_device, set_current_device
 from utils.environment import variable
 from utils.errors import UserError, explain
+from utils.rendezvous import JOIN_SECONDS, describe_start, open_store, require_alike, required_number
 
 # For ranks that work side by side. A dead process is noticed at once, a dead machine only after this time.
 GROUP_TIMEOUT = timedelta(minutes=10)
 SLOW_TIMEOUT = timedelta(days=7)  # while rank 0 downloads, scans labels, fits anchors or writes
-PORT_KEY = "anchorage/port"  # entry of torchrun's store
+SIZES = (("WORLD_SIZE", 1), ("LOCAL_RANK", 0))  # environment variables and their values where they are not set
 LOST_CONTACT = ("Connection closed", "Connection reset", "Broken pipe", "gloo", "NCCL", "Socket")  # in messages
 
 T = TypeVar("T")
@@ -34,51 +35,21 @@ T = TypeVar("T")
 def launch_token() -> str:
     """Return a name for the launcher that started this process, "" without one. It survives restarts of workers.
 
-    It holds the host, the process number and the start time of torchrun's agent, since run ids and process numbers
-    are reused.
+    It is the folder, of a random name, in which torchrun's agent keeps what its workers report. The parent process
+    may be a wrapper (`--no-python`), a new one after each restart, and run ids are reused. Where the agent has no such
+    folder, the name is made of host, number and start time of the parent.
     """
     if variable("TORCHELASTIC_RUN_ID") is None:
         return ""
-    agent = os.getppid()
+    report = Path(variable("TORCHELASTIC_ERROR_FILE") or "")  # FOLDER/attempt_0/0/error.json
+    if len(report.parts) > 3 and report.parts[-3].startswith("attempt_"):
+        return str(report.parents[2])
+    parent = os.getppid()
     try:
-        started = Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[19]
+        started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         started = ""
-    return f"{socket.gethostname()}:{agent}:{started}"
-
-
-def rendezvous_store(rank: int) -> dist.Store:
-    """Return a new store through which the processes of a group find each other.
-
-    The store of torchrun's agent outlives a restart of the workers (in PyTorch 2.15). Entries of the dead processes
-    would block the new ones. So that store only holds the port of a store that rank 0 opens. The port of an earlier
-    rank 0 refuses connections.
-    """
-    host, port = _required("MASTER_ADDR"), int(_required("MASTER_PORT"))
-    if variable("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return dist.TCPStore(host, port, is_master=rank == 0, wait_for_workers=False, timeout=GROUP_TIMEOUT)
-    agent_store = dist.TCPStore(host, port, is_master=False, timeout=GROUP_TIMEOUT)
-    if rank == 0:
-        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=GROUP_TIMEOUT)
-        agent_store.set(PORT_KEY, str(store.port))
-        return store
-    deadline = time.monotonic() + GROUP_TIMEOUT.total_seconds()
-    while time.monotonic() < deadline:
-        port = int(agent_store.get(PORT_KEY))
-        try:
-            socket.create_connection((host, port), 5).close()
-            return dist.TCPStore(host, port, is_master=False, timeout=GROUP_TIMEOUT)
-        except (OSError, dist.DistError):
-            time.sleep(0.1)
-    raise UserError(f"no process of rank 0 answers at {host} within {GROUP_TIMEOUT}: start all processes again")
-
-
-def _required(name: str) -> str:
-    """Return the environment variable `name`, which launchers set together with RANK. UserError without it."""
-    value = variable(name)
-    if value is None:
-        raise UserError(f"RANK is set but {name} is not: start with torchrun --nproc_per_node N train.py ...")
-    return value
+    return f"{socket.gethostname()}:{parent}:{started}"
 
 
 @dataclass(frozen=True)
@@ -93,22 +64,27 @@ class Distributed:
     slow_group: dist.ProcessGroup | None = None  # group with SLOW_TIMEOUT
 
     @classmethod
-    def join(cls) -> "Distributed":
+    def join(cls, flags: Mapping[str, Any] | None = None) -> "Distributed":
         """Join the group that a launcher (torchrun) describes in the environment, or be a group of one.
 
-        The device is the CPU until `use` chooses it. Objects travel over gloo in any case, GPU tensors over NCCL.
+        Processes that differ in the typed `flags` end with a line that says how. The device is the CPU until `use`
+        chooses it. Objects travel over gloo in any case, GPU tensors over NCCL.
         """
         cpu = torch.device("cpu")
         if variable("RANK") is None:
             return cls(0, 1, cpu, (cpu,))
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-        rank, world_size, local_rank = (int(variable(name) or default) for name, default in zip(names, "010"))
+        rank = required_number("RANK")
+        world_size, local_rank = (required_number(name) if variable(name) else default for name, default in SIZES)
+        if rank < 0 or (rank > 0 and world_size <= 1):
+            raise UserError(f"RANK {rank} is beyond WORLD_SIZE {world_size}: ranks count from 0; start with torchrun")
         if world_size <= 1:
             return cls(0, 1, cpu, (cpu,), local_rank)
+        deadline = time.monotonic() + JOIN_SECONDS
+        store = open_store(rank, deadline)
+        require_alike(store, rank, world_size, describe_start(flags or {}), deadline)
+        store.set_timeout(GROUP_TIMEOUT)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(
-            backend, store=rendezvous_store(rank), rank=rank, world_size=world_size, timeout=GROUP_TIMEOUT
-        )
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=GROUP_TIMEOUT)
         slow_group = dist.new_group(backend="gloo", timeout=SLOW_TIMEOUT)
         assert isinstance(slow_group, dist.ProcessGroup)  # every rank is a member
         return cls(rank, world_size, cpu, (cpu,), local_rank, slow_group)
@@ -119,12 +95,23 @@ class Distributed:
             devices = tuple(select_device(device, batch_size))
         else:
             devices = (self._select_own_device(device, self.local_rank),)
+        if dist.is_initialized():
+            self._require_one_kind(devices[0].type)
         if batch_size is not None and batch_size % self.world_size and batch_size > 0:
             raise UserError(
                 f"--batch-size {batch_size} must be a multiple of the {self.world_size} processes: "
                 f"{max(batch_size // self.world_size, 1) * self.world_size}, for instance"
             )
         return replace(self, device=set_current_device(devices[0]), devices=devices)
+
+    def _require_one_kind(self, kind: str) -> None:
+        """Raise UserError unless all ranks have a device of this kind: a GPU and a CPU have no operation in common."""
+        kinds = self.gather(kind)
+        if len(set(kinds)) > 1:
+            odd = next(rank for rank, other in enumerate(kinds) if other != kinds[0])
+            raise UserError(
+                f"rank {odd} computes on {kinds[odd]}, rank 0 on {kinds[0]}: give --device cpu to all, or GPUs"
+            )
 
     @staticmethod
     def _select_own_device(text: str, local_rank: int) -> torch.device:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
 from utils.files import atomic_write
 
 RECORD = "launch.json"  # in the run folder
+THIS_PROCESS = secrets.token_hex(8)  # process numbers are reused, in each container from 1 on
 
 
 def write_launch_record(folder: Path, launchers: Sequence[str]) -> None:
@@ -18,7 +20,7 @@ def write_launch_record(folder: Path, launchers: Sequence[str]) -> None:
     names = sorted(set(filter(None, launchers)))
     if names:
         with atomic_write(folder / RECORD) as file:
-            file.write(json.dumps({"launchers": names, "process": os.getpid()}).encode())
+            file.write(json.dumps({"launchers": names, "process": os.getpid(), "id": THIS_PROCESS}).encode())
 
 
 def find_restarted_run(project: str | Path, launchers: Sequence[str]) -> Path | None:
@@ -36,6 +38,6 @@ def _is_of(record: Path, launchers: set[str]) -> bool:
     """Return True if one of `launchers` started the run in an earlier process, False also for a damaged record."""
     try:
         content = json.loads(record.read_text())
-        return bool(launchers & set(content["launchers"])) and content["process"] != os.getpid()
+        return bool(launchers & set(content["launchers"])) and content["id"] != THIS_PROCESS
     except (OSError, ValueError, KeyError, TypeError):
         return False
