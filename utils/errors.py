@@ -19,6 +19,14 @@ class Terminated(BaseException):
 
 TERMINATION = ("SIGTERM", "SIGHUP")  # names, since Windows lacks the second
 MAX_LINE = 1000  # characters of a message, which may quote a value from a file
+# What a machine or its limits can run out of -> what to type.
+SHORTAGES = {
+    errno.EMFILE: "too many open files; raise their limit (ulimit -n 4096), or use --workers 0",
+    errno.ENFILE: "too many open files on this machine; close other programs, or use --workers 0",
+    errno.EAGAIN: "too many processes or threads; raise their limit (ulimit -u), or use --workers 0",
+    errno.ENOMEM: "too little memory; free some, raise its limit (ulimit -v), or use a smaller --batch-size",
+}
+NO_MEMORY = ("allocate memory", "not enough memory", "Insufficient memory")  # in messages of PyTorch and OpenCV
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 # What signal.getsignal returns; signal.Handlers is SIG_DFL or SIG_IGN.
@@ -31,12 +39,23 @@ def one_line(text: str) -> str:
     return plain if len(plain) <= MAX_LINE else f"{plain[:MAX_LINE]} ... ({len(plain)} characters)"
 
 
+def find_shortage(error: BaseException) -> str | None:
+    """Return the entry of SHORTAGES for an error that means it, None for others."""
+    if isinstance(error, OSError):
+        return SHORTAGES.get(error.errno or 0)
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+        return SHORTAGES[errno.ENOMEM]
+    return SHORTAGES[errno.EAGAIN] if "can't start new thread" in str(error) else None
+
+
 def explain(error: BaseException) -> tuple[str, int] | None:
     """Return the line and the exit code for Ctrl-C and for errors that users can fix, None for other errors."""
     if isinstance(error, UserError):
         return f"error: {one_line(str(error))}", 1
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"error: {one_line(f'{error.filename}: {error.strerror}')}; choose another folder", 1
+    if shortage := find_shortage(error):
+        return f"error: {shortage} ({one_line(str(error))})", 1
     if isinstance(error, Terminated):
         number = error.args[0]
         return f"\nStopped by {signal.Signals(number).name}. Files written so far are complete.", 128 + number

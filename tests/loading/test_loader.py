@@ -1,9 +1,13 @@
 """Loader: workers, helpers, ranks and interruptions change no batch."""
 
+import errno
+import multiprocessing
 import os
 import sys
+import tempfile
 import threading
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ import train
 from utils.config import Hyperparameters
 from utils.datasets.label_index import LabelIndex
 from utils.datasets.labels import load_index
+from utils.errors import UserError
 from utils.loading import image_cache
 from utils.loading.dataset import DetectionDataset
 from utils.loss import DetectionLoss, scale_gains
@@ -107,6 +112,54 @@ def test_error_of_a_helper_is_raised(index, platform, monkeypatch):
     loader = loader_of(index, workers=1, cores=2)
     with pytest.raises(RuntimeError, match="of a helper"):
         epoch_of(loader, 0)
+
+
+# Worker processes share their memory by descriptors, which a thread hands over.
+@pytest.mark.parametrize("place", ["multiprocessing.reduction.DupFd", "multiprocessing.connection.Listener.accept"])
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (
+            OSError(errno.EMFILE, "Too many open files"),
+            "1 data workers(: too many open files; .*ulimit -n| failed, its own message)",
+        ),
+        (OSError(errno.EIO, "Input/output error"), "1 data workers failed, its own message"),
+    ],
+    ids=["limit", "other"],
+)
+def test_worker_that_cannot_hand_a_batch_over_is_an_error(index, place, error, message, monkeypatch):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(place, fail)  # the worker inherits it
+    with closing(loader_of(index, workers=1)) as loader, pytest.raises(UserError, match=message):
+        epoch_of(loader, 0)
+
+
+def test_workers_that_cannot_all_be_started_are_ended(index, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    begin, begun = multiprocessing.context.ForkProcess.start, []
+
+    def start(process):
+        if begun:
+            raise OSError(errno.EMFILE, "Too many open files")
+        begin(process)
+        begun.append(process)
+
+    loader = loader_of(index, workers=2, start_method="fork")
+    monkeypatch.setattr(multiprocessing.context.ForkProcess, "start", start)
+    with pytest.raises(UserError, match="2 data workers: too many open files"):
+        epoch_of(loader, 0)
+    assert len(begun) == 1 and begun[0].exitcode is not None
+
+
+def test_workers_outlive_a_long_name_of_the_temporary_folder(index, tmp_path, monkeypatch):
+    (tmp_path / ("x" * 150)).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("x" * 150)))
+    monkeypatch.delitem(multiprocessing.current_process()._config, "tempdir", raising=False)
+    loader = loader_of(index, workers=1)
+    assert_same(epoch_of(loader, 0), epoch_of(loader_of(index), 0))
+    loader.close()
 
 
 def test_abandoned_iteration_does_not_affect_the_next(index, monkeypatch):

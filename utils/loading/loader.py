@@ -1,25 +1,32 @@
 """Loader: iterates over the batches of one epoch after another, in data workers, with helpers, or alone."""
 
 import atexit
+import errno
 import math
+import multiprocessing
 import os
+import re
 import sys
+import tempfile
+import traceback
 import weakref
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from types import TracebackType
+from multiprocessing.queues import Queue
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from utils import console
 from utils.config import Hyperparameters
 from utils.datasets.label_index import LabelIndex
 from utils.environment import processes_on_this_machine
-from utils.errors import UserError
+from utils.errors import SHORTAGES, UserError
 from utils.images.augment import AugmentSettings
 from utils.loading.batch_helpers import IGNORED_SIGNALS
 from utils.loading.dataset import Batch, DetectionDataset
@@ -30,6 +37,8 @@ from utils.parallel_map import deferred_ctrl_c, init_worker
 
 # Parts of PyTorch's messages when /dev/shm is full: a worker was killed, or cannot create its file there.
 FULL_SHARED_MEMORY = ("Bus error", "shared memory", "No space left on device")
+MAX_SOCKET_FOLDER = 60  # letters; names of sockets are files in the temporary folder, and have at most 107
+LONG_SOCKET_NAME = "AF_UNIX path too long"
 
 
 @dataclass(frozen=True)
@@ -113,13 +122,28 @@ class Loader:
             # Registered after multiprocessing's own exit handler, so that it runs before.
             atexit.register(_close, weakref.ref(self))
             self._closes_at_exit = True
-        starts_workers = self.workers and self._loader._iterator is None
         try:
-            with deferred_ctrl_c() if starts_workers else nullcontext():
-                batches = iter(self._loader) if self.workers or not self.dataset.helpers else self._build_on_request()
-            yield from batches
-        except (RuntimeError, OSError) as error:
+            if self.workers and self._loader._iterator is None:
+                yield from self._start_workers()
+            else:
+                yield from self._build_on_request() if self.dataset.helpers else self._loader
+        except (RuntimeError, OSError, EOFError) as error:
             explain_worker_error(error, self.workers)
+            raise
+
+    def _start_workers(self) -> Iterator[Batch]:
+        """Start all data workers, or none. They ignore the signal by which Python would end them at its own end."""
+        others = multiprocessing.active_children()
+        try:
+            with deferred_ctrl_c():
+                return iter(self._loader)
+        except BaseException as error:
+            for process in set(multiprocessing.active_children()).difference(others):
+                process.kill()
+                process.join()
+            for frame, _ in traceback.walk_tb(error.__traceback__):
+                if isinstance(half_made := frame.f_locals.get("self"), _MultiProcessingDataLoaderIter):
+                    half_made._shutdown = True  # its end would fail in the parts that it lacks
             raise
 
     def _build_on_request(self) -> Iterator[Batch]:
@@ -158,16 +182,27 @@ def _close(reference: "weakref.ref[Loader]") -> None:
 
 
 def explain_worker_error(error: Exception, workers: int) -> None:
-    """Raise a UserError if `error` means that a data worker ran out of memory. Return for other errors.
+    """Raise a UserError if `error` means that a data worker ended, or lacks something. Return for other errors.
 
     A worker's death raises anywhere in the main process, not only where it reads batches.
     """
     fewer = f"use --workers {workers // 2}"
+    texts = f"{error} {error.__cause__ or ''}"
+    code = re.search(r"exit code (\d+)", texts)
+    shortage = SHORTAGES.get(int(code[1])) if code else SHORTAGES[errno.EMFILE] * ("Too many open files" in texts)
+    if workers and shortage:
+        raise UserError(f"{workers} data workers: {shortage}") from error
+    if workers and LONG_SOCKET_NAME in texts:
+        raise UserError(
+            "the folder of temporary files is too long for sockets; shorten TMPDIR, or use --workers 0"
+        ) from error
     if workers and any(words in str(error) for words in FULL_SHARED_MEMORY):
         raise UserError(
             f"too little shared memory for {workers} data workers: {fewer}, or give the container more of "
             "it (docker run --shm-size 8g, or --ipc host)"
         ) from error
+    if code or (workers and isinstance(error, (ConnectionError, EOFError))):  # it ended while it handed a batch over
+        raise UserError(f"one of {workers} data workers failed, its own message says why: try --workers 0") from error
     if "DataLoader worker" in str(error):
         raise UserError(
             f"one of {workers} data workers was killed, probably out of memory: {fewer}, or train without --cache"
@@ -191,13 +226,28 @@ def _keep_batch(batch: Batch) -> Batch:
 
 def _init_data_worker(worker: int) -> None:
     init_worker(*IGNORED_SIGNALS)
-    sys.excepthook = _print_own_error
+    if len(tempfile.gettempdir()) > MAX_SOCKET_FOLDER and os.path.isdir("/tmp"):
+        tempfile.tempdir = "/tmp"
+    # Both are called by threads that hand batches over.
+    sys.excepthook = lambda kind, error, trace: _end_worker(error)
+    feeding: Any = Queue
+    feeding._on_queue_feeder_error = staticmethod(lambda error, batch: _end_worker(error))
 
 
-def _print_own_error(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an error of the feeder thread, unless it means that the main process was killed."""
-    if not issubclass(kind, (ConnectionError, EOFError)):
-        sys.__excepthook__(kind, error, trace)
+def _end_worker(error: BaseException) -> None:
+    """End a data worker that cannot hand a batch over, for which the main process would wait forever.
+
+    The exit code is the number of the error. If the error means that the main process was killed, do nothing: the
+    worker ends by itself.
+    """
+    if isinstance(error, (ConnectionError, EOFError)):
+        return
+    number = error.errno if isinstance(error, OSError) else None
+    if number in SHORTAGES:
+        console.error(f"data worker: {error}")
+    else:
+        sys.__excepthook__(type(error), error, error.__traceback__)
+    os._exit(number or 1)
 
 
 def make_loader(
