@@ -110,24 +110,17 @@ def test_a_cache_written_by_several_processes_at_once_is_valid(own_data, monkeyp
 
 
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path):
-    holder = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from pathlib import Path; "
-            "from utils.training.run_folder import lock_folder; f = lock_folder(Path(sys.argv[1])); "
-            "print('held', flush=True); input()",
-            str(tmp_path),
-        ],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+    code = (
+        "import sys; from pathlib import Path; "
+        "from utils.training.run_folder import lock_folder; f = lock_folder(Path(sys.argv[1])); "
+        "print('held', flush=True); input()"
     )
-    assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another process is training in this folder"):
-        RunFolder(tmp_path)
-    holder.kill(), holder.wait()
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="another process is training in this folder"):
+            RunFolder(tmp_path)
+        holder.kill()
     with RunFolder(tmp_path):  # the lock ended with the process
         pass
 

@@ -264,6 +264,7 @@ def test_ranks_read_every_validation_image_once(index, world_size, rect):
     assert sorted(path for part in slices for batch in part for path in batch.paths) == index.paths
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # PyTorch sees the CPUs that are really here
 @pytest.mark.parametrize(
     "cpus, batch_size, workers, want", [(8, 4, 8, 4), (2, 16, 8, 2), (8, 1, 8, 0), (8, 16, 3, 3), (8, 16, 0, 0)]
 )
@@ -272,6 +273,7 @@ def test_number_of_workers(index, monkeypatch, cpus, batch_size, workers, want):
     assert loader_of(index, batch_size=batch_size, workers=workers).workers == want
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # PyTorch sees the CPUs that are really here
 @pytest.mark.parametrize("launched, evolving, want", [(1, 1, 8), (8, 1, 2), (4, 1, 4), (2, 2, 4), (32, 1, 1)])
 def test_processes_of_a_machine_share_its_cpus(index, monkeypatch, launched, evolving, want):
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
