@@ -1,5 +1,6 @@
 # make train   from nothing to a trained detector on the built-in data: environment, data, training, validation, detection
 # make test    the test suite; make test-fast skips the slow runs, make test-plain the speed tricks (utils/kernels.py)
+# make test-poor   the tests of numbers as on the oldest CPU, POORTESTS=tests all of them
 # make lint   style, types, spelling and dead code, by pyproject.toml; make format puts what it can into shape
 # make bench   all benchmarks, into benchmarks/RESULTS.md (half an hour with nothing else running); BENCH adds words
 PYTHON ?= python3
@@ -7,8 +8,14 @@ VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 RUN = runs/train/quickstart
+# One thread without AVX and FMA in every library: sums are rounded in another order, sorts place ties otherwise.
+POOREST = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem \
+	NPY_DISABLE_CPU_FEATURES="X86_V3 X86_V4 AVX512_ICL" OPENCV_CPU_DISABLE=AVX512-SKX,AVX2,FP16,AVX \
+	GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX,-AVX2,-FMA,-AVX512F
+POORTESTS = $(addprefix tests/utils/test_,$(addsuffix .py,autoanchor boxes ema goldens loss metrics nms optim trajectory)) \
+	tests/images/test_augment.py tests/images/test_letterbox.py tests/images/test_warp.py
 
-.PHONY: train test test-fast test-plain lint lint-style lint-types lint-spelling lint-dead-code format bench clean
+.PHONY: train test test-fast test-plain test-poor lint lint-style lint-types lint-spelling lint-dead-code format bench clean
 
 train: $(VENV)/ready
 	$(PY) train.py --cfg yolov5n.yaml --data data/shapes.yaml --imgsz 320 --epochs 24 --batch-size 16 --cos-lr \
@@ -31,6 +38,9 @@ test-fast: $(VENV)/ready-test
 
 test-plain: $(VENV)/ready-test
 	ANCHORAGE_PLAIN=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile
+
+test-poor: $(VENV)/ready-test
+	$(POOREST) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile $(POORTESTS)
 
 lint: lint-style lint-types lint-spelling lint-dead-code
 
