@@ -3,9 +3,12 @@
 import os
 import re
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
+
+from utils.errors import UserError
 
 
 class FolderInUse(Exception):
@@ -40,6 +43,14 @@ class FolderLock:
             self._stream.truncate(0)
             self._stream.write(holder)
             self._stream.flush()
+
+
+def lock_folder(file: Path, explain: Callable[[FolderInUse], str]) -> FolderLock:
+    """Lock a folder by a `file` in it. If another process has it, raise UserError with the message of `explain`."""
+    try:
+        return FolderLock(file)
+    except FolderInUse as error:
+        raise UserError(explain(error)) from error
 
 
 def _lock(stream: TextIO) -> bool | None:

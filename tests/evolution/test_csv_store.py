@@ -12,7 +12,7 @@ import pytest
 
 from utils.config import Hyperparameters
 from utils.errors import UserError
-from utils.evolution.csv_store import RESULTS, CsvStore, append, columns, lock_folder, read_individuals, read_table
+from utils.evolution.csv_store import RESULTS, CsvStore, append, columns, lock_search, read_individuals, read_table
 from utils.evolve import GENES, Generation, Outcome, Search, evolve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +74,20 @@ def test_a_table_that_a_spreadsheet_has_saved_is_read(tmp_path):
     records, messages = read_table(file, NAMES)
     assert [record.number for record in records] == [7, 8, 9] and messages == []
     assert list(read_individuals(file).values()) == [START]
+
+
+def test_a_search_resumes_from_a_table_with_semicolons_and_decimal_commas(tmp_path):
+    file = tmp_path / "evolve.csv"
+    evolve(closeness, START, 2, store=CsvStore(tmp_path, NAMES))
+    append(file, NAMES, Generation(2, START, 5, "child", status="done", fitness=0.5, results=(0.1,) * 7))
+    head, rows = file.read_text().replace(" ", "").split("\n", 1)
+    file.write_text(f"{head.replace(',', ';')}\n{rows.replace(',', ';').replace('.', ',')}")
+    assert START in read_individuals(file).values() and len(read_individuals(file)) == 3
+    store = CsvStore(tmp_path, NAMES)
+    assert (keys(store.records()), store.messages) == ([0, 1, 2], [])
+    evolve(closeness, START, 4, store=store)
+    assert keys(read_table(file, NAMES).records) == [0, 1, 2, 3]
+    assert (tmp_path / "evolve_replaced.csv").read_text().count(";") > 100
 
 
 def test_the_same_search_resumes(tmp_path):
@@ -188,7 +202,7 @@ def test_a_table_taken_away_during_a_search_is_written_again(tmp_path, capsys, e
     assert keys(CsvStore(tmp_path, NAMES).records()) == list(range(6))
     aside = tmp_path / "evolve_replaced.csv"
     if aside.exists():  # whatever it was, it is somebody's
-        assert aside.read_text() == before[0] and "was replaced by something else: it is" in capsys.readouterr().err
+        assert aside.read_text() == before[0] and ": it is" in capsys.readouterr().err
 
 
 def full_disk(*_):
@@ -234,14 +248,14 @@ def test_a_table_of_other_hyperparameters_is_refused(tmp_path):
 
 
 def test_a_second_process_in_the_folder_is_refused(tmp_path):
-    with closing(lock_folder(tmp_path)):
+    with closing(lock_search(tmp_path)):
         script = (
-            f"from pathlib import Path\nfrom utils.evolution.csv_store import lock_folder\n"
-            f"lock_folder(Path({str(tmp_path)!r})); print('in')"
+            f"from pathlib import Path\nfrom utils.evolution.csv_store import lock_search\n"
+            f"lock_search(Path({str(tmp_path)!r})); print('in')"
         )
         other = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
         assert "in\n" not in other.stdout and f"is being evolved by process {os.getpid()} on" in other.stderr
-    with closing(lock_folder(tmp_path)):  # free again
+    with closing(lock_search(tmp_path)):  # free again
         pass
 
 

@@ -57,3 +57,31 @@ def test_damaged_rows_are_skipped_with_a_warning(tmp_path, capsys, damage):
     write(ResultsFile(file), 3)
     assert [row[0] for row in rows_of(file)[1:]] == ["0", "2", "3"] and file.read_bytes().splitlines()[1] == GOOD
     assert "1 damaged rows skipped, 2 kept" in capsys.readouterr().err
+    assert damage in (tmp_path / "results_replaced.csv").read_bytes()  # nothing is thrown away
+
+
+@pytest.mark.parametrize(
+    "cell, save",
+    [
+        (lambda text: text.replace(".", ","), lambda text: text.replace("|", ";").encode()),
+        (lambda text: text.replace(".", ","), lambda text: text.replace("|", "\t").encode("utf-16")),
+        (lambda text: text, lambda text: text.replace("|", ";").replace("\n", "\r\n").encode("utf-8-sig")),
+    ],
+    ids=["semicolons", "UTF-16", "points"],
+)
+def test_a_table_that_a_spreadsheet_has_saved_is_read_and_kept(tmp_path, capsys, cell, save):
+    file = tmp_path / "results.csv"
+    results = ResultsFile(file)
+    for epoch, value in enumerate([1 / 3, 1e-7, 2000.0]):
+        write(results, epoch, value)
+    before = file.read_text()
+    lines = [[cell(word.strip()) for word in line.split(",")] for line in before.splitlines()]
+    file.write_bytes(save("\n".join("|".join(words) for words in lines) + "\n"))
+    saved = file.read_bytes()
+    for _ in range(2):  # as if killed before the next epoch's end
+        results = ResultsFile(file)
+    write(results, 3)
+    assert file.read_text().startswith(before) and len(rows_of(file)) == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.csv", "results_replaced.csv"]
+    assert (tmp_path / "results_replaced.csv").read_bytes() == saved
+    assert f"{file}: 3 kept. The file as it was is {tmp_path}/results_replaced.csv" in capsys.readouterr().err

@@ -15,9 +15,9 @@ from utils.console import warn
 from utils.errors import UserError
 from utils.evolve import GENES, Generation, Key, MemoryStore, Propose, check_hyp
 from utils.files import append_line, atomic_write, read_yaml
-from utils.folder_lock import FolderInUse, FolderLock
+from utils.folder_lock import FolderLock, lock_folder
 from utils.metrics import fitness
-from utils.results_csv import METRICS, RESULTS
+from utils.results_csv import METRICS, RESULTS, delimiter, split_table
 
 OWN_COLUMNS = tuple("generation repeat status fitness seed origin parents epochs seconds curve note".split())
 STATUSES = ("started", "done", "failed", "pruned")
@@ -118,27 +118,23 @@ def read_table(file: Path, names: Sequence[str]) -> Table:
     """
     records: dict[Key, Generation] = {}
     messages: list[str] = []
-    for number, line in enumerate(_read_lines(file) if file.is_file() else [], 1):
+    for number, cells in enumerate(split_table(file.read_bytes()) if file.is_file() else [], 1):
         if number == 1:
-            _check_header(file, line, names)
-        elif line.strip():
+            _check_header(file, cells, names)
+        elif cells:
             try:
-                record = from_cells(next(csv.reader([line], skipinitialspace=True)), names)
+                record = from_cells(cells, names)
                 check_hyp(record.hyp, f"generation {record.number}")
                 if record.key in records:
                     raise ValueError(f"generation {record.number} is there already")
                 records[record.key] = record
-            except (ValueError, csv.Error) as error:
+            except ValueError as error:
                 messages.append(f"{file}:{number}: skipped: {error}")
     return Table(list(records.values()), messages)
 
 
-def _read_lines(file: Path) -> list[str]:
-    return file.read_text(encoding="utf-8-sig", errors="replace").splitlines()  # spreadsheets add a byte-order mark
-
-
-def _check_header(file: Path, line: str, names: Sequence[str]) -> None:
-    found = [cell.strip() for cell in line.split(",")]
+def _check_header(file: Path, cells: Sequence[str], names: Sequence[str]) -> None:
+    found = [cell.strip() for cell in cells]
     if found == columns(names):
         return
     absent = ", ".join(sorted(set(columns(names)) - set(found))) or "nothing"
@@ -180,6 +176,9 @@ def complete_table(file: Path, names: Sequence[str], records: Iterable[Generatio
     """
     try:
         present = {record.key for record in read_table(file, names).records}
+        if file.is_file() and delimiter(file.read_bytes()) != ",":
+            move_aside(file, "was saved by another program")
+            present = set()
     except UserError:
         move_aside(file, "was replaced by something else")
         present = set()
@@ -198,15 +197,15 @@ def move_aside(file: Path, reason: str) -> None:
     warn(f"{file} {reason}: it is {free} now, and the table is written again.")
 
 
-def lock_folder(folder: Path) -> FolderLock:
+def lock_search(folder: Path) -> FolderLock:
     """Keep other processes out of `folder` until the lock is closed. Raise UserError if one holds it."""
-    try:
-        return FolderLock(folder / ".evolve.lock")
-    except FolderInUse as error:
-        raise UserError(
-            f"{folder} is being evolved by {error}: wait, give another --name, "
-            "or work on one search together with --evolve-storage"
-        ) from error
+    return lock_folder(
+        folder / ".evolve.lock",
+        lambda holder: (
+            f"{folder} is being evolved by {holder}: wait, give another --name, or work on one search together with "
+            "--evolve-storage"
+        ),
+    )
 
 
 class CsvStore(MemoryStore):
@@ -278,17 +277,16 @@ def read_individuals(file: Path, limit: int = 50) -> dict[str, dict[str, float]]
 
 def _read_best_rows(file: Path, count: int) -> dict[str, dict[str, float]]:
     """Read the hyperparameters of the best rows of a table, by this program or by YOLOv5."""
-    lines = _read_lines(file)
-    header = [cell.strip() for cell in lines[0].split(",")] if lines else []
+    lines = split_table(file.read_bytes())
+    header = [cell.strip() for cell in lines[0]] if lines else []
     rows = []
-    for number, line in enumerate(lines[1:], 2):
+    for number, cells in enumerate(lines[1:], 2):
         try:
-            cells = next(csv.reader([line], skipinitialspace=True), [])
             row = dict(zip(header, [cell.strip() for cell in cells], strict=True))
             if row.get("status", "done") == "done":
                 score = fitness(*(float(row[name]) for name in METRICS))
                 rows.append((score, number, {name: float(row[name]) for name in GENES if row.get(name)}))
-        except (ValueError, KeyError, csv.Error) as error:
+        except (ValueError, KeyError) as error:
             warn(f"{file}:{number}: skipped: {error}")
     if not rows:
         raise UserError(f"--resume_evolve {file}: no row with metrics and hyperparameters")

@@ -10,7 +10,7 @@ import torch
 
 from utils.console import info, result, warn
 from utils.errors import UserError
-from utils.evolution.csv_store import CsvStore, lock_folder
+from utils.evolution.csv_store import CsvStore, lock_search
 from utils.evolution.optuna_store import StudyStore
 from utils.evolution.plan import Plan, to_flags
 from utils.evolution.report import Report
@@ -58,7 +58,7 @@ def open_run(plan: Plan) -> Generator[EvolutionRun]:
     plan.folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         if not plan.options.evolve_storage:
-            stack.enter_context(closing(lock_folder(plan.folder)))
+            stack.enter_context(closing(lock_search(plan.folder)))
         check_same_settings(plan)
         report = stack.enter_context(Report(plan))
         try:

@@ -5,7 +5,6 @@ They keep no global state, so that a background thread may draw (see Plotter).
 Letters: C classes, M labels.
 """
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from utils.metrics import Curves
 from utils.output.drawing import PALETTE, Names, as_array, class_name
 from utils.output.figure import new_figure, save_figure
 from utils.output.fonts import choose_font
-from utils.results_csv import METRICS, TRAIN_LOSSES, VAL_LOSSES
+from utils.results_csv import METRICS, TRAIN_LOSSES, VAL_LOSSES, split_table
 
 if TYPE_CHECKING:  # importing matplotlib takes half a second; it is done when a chart is drawn, in the background
     from matplotlib.axes import Axes
@@ -258,8 +257,7 @@ def _on_white(index: int) -> tuple[float, float, float]:
 def _read_columns(csv_file: str | Path) -> dict[str, np.ndarray]:
     """Read the columns of a CSV file by their stripped names. A cell that is empty, absent or no number is nan."""
     try:
-        with open(csv_file, newline="", encoding="utf-8") as stream:
-            rows = [row for row in csv.reader(stream) if row]
+        rows = [row for row in split_table(Path(csv_file).read_bytes()) if row]
     except OSError as error:
         raise UserError(f"{csv_file}: cannot be read ({error.strerror}); give a training run's results.csv") from error
     if not rows:

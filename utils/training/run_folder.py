@@ -9,7 +9,7 @@ from typing import Any
 from utils.console import info
 from utils.errors import UserError
 from utils.files import increment_path, write_yaml
-from utils.folder_lock import FolderInUse, FolderLock
+from utils.folder_lock import FolderLock, lock_folder
 from utils.output.drawing import plot_batch
 from utils.output.plots import plot_label_correlogram, plot_labels, plot_results
 from utils.output.plotter import Plotter
@@ -30,7 +30,7 @@ class RunFolder(Observer):
     def __init__(self, path: Path, *, plots: bool = True, new_run: bool = False):
         self.path, self.plots, self.weights = path, plots, path / "weights"
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = lock_folder(path)
+        self._lock = lock_run(path)
         for folder in (path, self.weights):
             remove_temporary_files(folder)
         if new_run:
@@ -103,14 +103,14 @@ def keep_interrupted_run(path: Path) -> None:
     )
 
 
-def lock_folder(path: Path) -> FolderLock:
+def lock_run(path: Path) -> FolderLock:
     """Lock a run folder for this process until the lock is closed. Raise UserError if another has it."""
-    try:
-        return FolderLock(path / ".lock")
-    except FolderInUse as error:
-        raise UserError(
-            f"{path}: another process is training in this folder, {error}; wait for it, or give another --name"
-        ) from error
+    return lock_folder(
+        path / ".lock",
+        lambda holder: (
+            f"{path}: another process is training in this folder, {holder}; wait for it, or give another --name"
+        ),
+    )
 
 
 def remove_temporary_files(folder: Path) -> None:
