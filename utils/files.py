@@ -208,10 +208,10 @@ def atomic_write(path: str | Path, *, sync: bool = True) -> Generator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     if sync:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` durable by fsync. Ignore file systems that cannot sync a folder."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)

@@ -127,7 +127,7 @@ class Checkpoints:
         self._writer.wait()
         within = 0 < content["step"] < content["surroundings"]["steps_per_epoch"]  # no rollback after the last step
         if start is not None and within and self._start_written != start["iteration"]:
-            self._writer.submit(start, full=[self.folder / EPOCH_START_FILE], stripped=[])
+            self._writer.submit({**run.settings(), **start}, full=[self.folder / EPOCH_START_FILE], stripped=[])
             self._start_written = start["iteration"] if self.is_saved() else None
         best_file = self.folder / "best.pt"
         missing = finished >= 0 and not best_file.exists() and best_file not in self._writer.unwritten

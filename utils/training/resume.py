@@ -1,13 +1,17 @@
 """Resuming a run: which checkpoint, what the flags typed now change, and what is no longer exact because of it."""
 
+import hashlib
+import json
+import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import ForeignCheckpoint, read_checkpoint
 from utils.config import TrainOptions
-from utils.console import info
+from utils.console import info, warn
 from utils.errors import UserError
+from utils.files import read_yaml
 
 # Flags that do not change a byte of the weights. `epochs` does, by intention, so the user sees it.
 FLAGS_WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
@@ -15,6 +19,8 @@ FLAGS_WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
 )
 FLAGS_OF_THE_FOLDER = frozenset(("project", "name", "exist_ok"))  # without effect if a run continues in its own folder
 FLAGS_OF_THE_MODEL = ("cfg", "weights")  # cannot change: the model is in the checkpoint
+FLAGS_NEVER_EDITED = FLAGS_OF_THE_FOLDER | {*FLAGS_OF_THE_MODEL, "resume", "hyp"}  # in opt.yaml; hyp is a dict there
+UNEDITED = "unedited"  # key of opt.yaml with the digest of all others
 EPOCH_START_FILE = "epoch-start.pt"  # beside last.pt while a run is within an epoch
 LAST_HALF_FILE = "last-half.pt"  # beside last.pt when the run has ended
 
@@ -28,9 +34,10 @@ def find_checkpoint(resume: str | bool, project: str) -> Path:
             candidates = (path / "weights" / "last.pt", path / "last.pt")
             checkpoint = next((file for file in candidates if file.is_file()), candidates[0])
         if not checkpoint.is_file():
-            raise UserError(f"--resume {resume}: no checkpoint {checkpoint}")
+            raise UserError(f"--resume {resume}: no checkpoint {checkpoint}{offer_other_state(checkpoint)}")
         return checkpoint
-    candidates = list(Path(project).rglob("weights/last.pt"))
+    found = Path(project).rglob("weights/last.pt")
+    candidates = [file for file in found if not any(part[0] == "." for part in file.relative_to(project).parts)]
     if not candidates:
         raise UserError(f"--resume: no run with a checkpoint below {project}; name one: --resume {project}/exp")
     return max(candidates, key=lambda file: file.stat().st_mtime)
@@ -42,11 +49,35 @@ def run_folder_of(checkpoint: Path) -> Path | None:
     return checkpoint.parents[1] if checkpoint.parent.name == "weights" else None
 
 
+def offer_other_state(checkpoint: Path) -> str:
+    """Return a clause that names the newest other state of a run whose checkpoint is damaged or gone, "" if none is."""
+    weights = checkpoint.parent
+    found = []
+    for file in [
+        weights / EPOCH_START_FILE,
+        *weights.glob("epoch[0-9]*.pt"),
+        *weights.parent.glob("interrupted*/weights/last.pt"),
+    ]:
+        try:
+            content = read_checkpoint(file)
+        except UserError:
+            continue
+        epoch = content.get("epoch")
+        if file != checkpoint and content.get("kind") == "train" and "options" in content and isinstance(epoch, int):
+            found.append((epoch, file))
+    if not found:
+        return ""
+    epoch, file = max(found)
+    return f"; a state after {epoch} epochs is whole: --resume {shlex.quote(str(file))}"
+
+
 def read_run_state(checkpoint: Path) -> dict[str, Any]:
     """Return the whole state of a run. Raises UserError for a file of another kind, or one that lacks a part."""
     try:
         content = read_checkpoint(checkpoint)
     except ForeignCheckpoint as error:
+        if other := offer_other_state(checkpoint):
+            raise UserError(f"--resume {error}{other}") from error
         raise UserError(f"--resume {error}; a run of YOLOv5 can start a new one: --weights {checkpoint}") from error
     if content.get("kind") == "weights":
         raise UserError(f"--resume {checkpoint}: holds weights only; resume from last.pt, or start with --weights")
@@ -54,6 +85,52 @@ def read_run_state(checkpoint: Path) -> dict[str, Any]:
     if not all(isinstance(part, dict) for part in parts) or not isinstance(content["model"].get("yaml"), dict):
         raise UserError(f"--resume {checkpoint}: not the state of a run; start a new run with --weights {checkpoint}")
     return content
+
+
+# ---- settings
+
+
+def mark_unedited(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of opt.yaml: `settings` and a digest that shows whether they were edited later."""
+    return {**settings, UNEDITED: _digest(settings)}
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    values = {key: value for key, value in settings.items() if key != UNEDITED}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def edited_flags(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was edited in opt.yaml and hyp.yaml of a run, as if it was typed. `content` is its checkpoint."""
+    settings = _read_settings(folder / "opt.yaml")
+    stored = TrainOptions.from_dict(content["options"]).to_dict()
+    changes: dict[str, Any] = {}
+    if settings and settings.get(UNEDITED) != _digest(settings):
+        changes = {key: value for key, value in settings.items() if value != stored.get(key, value)}
+        unknown = settings.keys() - stored.keys() - {UNEDITED, "hyp", "save_dir"} - content["options"].keys()
+        ignored = sorted((changes.keys() & FLAGS_NEVER_EDITED - {"hyp"}) | unknown)
+        if settings.get("hyp") != content["hyp"]:
+            ignored.append("hyp (hyp.yaml counts)")
+        if ignored:
+            warn(f"{folder / 'opt.yaml'} was edited, but these are not taken: {', '.join(ignored)}.")
+        changes = {key: value for key, value in changes.items() if key not in FLAGS_NEVER_EDITED}
+        TrainOptions.from_dict({**stored, **changes}, str(folder / "opt.yaml"))
+        if changes:
+            info(f"resume: {folder / 'opt.yaml'} was edited, which counts like typed flags")
+    hyp = _read_settings(folder / "hyp.yaml")
+    if hyp and hyp != settings.get("hyp") and hyp != content["hyp"]:
+        info(f"resume: {folder / 'hyp.yaml'} was edited, which counts like --hyp")
+        changes["hyp"] = str(folder / "hyp.yaml")
+    return changes
+
+
+def _read_settings(file: Path) -> dict[str, Any]:
+    """Return the content of opt.yaml or hyp.yaml, {} without a file, or with a warning if it is damaged."""
+    try:
+        return read_yaml(file) if file.is_file() else {}
+    except UserError as error:
+        warn(f"{error}. The settings of the checkpoint count.")
+        return {}
 
 
 def resumed_options(content: Mapping[str, Any], checkpoint: Path, typed: Mapping[str, Any]) -> TrainOptions:

@@ -123,10 +123,16 @@ class Run:
         """Return the content of a checkpoint: the state, the settings and the last metrics."""
         return {
             **self.state_dict(),
+            **self.settings(),
+            "metrics": {} if metrics is None else {"map50": float(metrics.map50), "map": float(metrics.map)},
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """Return what a checkpoint holds besides state and metrics."""
+        return {
             "options": {**self.options.to_dict(), "resume": False},
             "hyp": self.hyp.to_dict(),
             "surroundings": self.environment,
-            "metrics": {} if metrics is None else {"map50": float(metrics.map50), "map": float(metrics.map)},
         }
 
     def weights(self) -> dict[str, Any]:

@@ -1,21 +1,23 @@
 """Folder of a run: settings, results.csv and images, with the checkpoints in `weights` below it."""
 
+import os
 import shlex
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from utils.console import info
 from utils.errors import UserError
-from utils.files import increment_path, write_yaml
+from utils.files import sync_folder, write_yaml
 from utils.folder_lock import FolderLock, lock_folder
 from utils.output.drawing import plot_batch
 from utils.output.plots import plot_label_correlogram, plot_labels, plot_results
 from utils.output.plotter import Plotter
 from utils.results_csv import ResultsFile
 from utils.training.observer import EpochReport, Observer, StepReport
-from utils.training.resume import EPOCH_START_FILE, epochs_of_interrupted_run
+from utils.training.resume import EPOCH_START_FILE, epochs_of_interrupted_run, mark_unedited
 from utils.training.run import Run
 
 NUM_BATCH_IMAGES = 3  # training batches that are drawn
@@ -49,7 +51,7 @@ class RunFolder(Observer):
         """Write the settings, and draw the labels (M, 5) = class, x, y, w, h."""
         hyp, labels = run.hyp.to_dict(), run.data.train.labels
         settings = {**run.options.to_dict(), "hyp": hyp, "resume": False, "save_dir": str(self.path)}
-        write_yaml(self.path / "opt.yaml", settings)
+        write_yaml(self.path / "opt.yaml", mark_unedited(settings))
         write_yaml(self.path / "hyp.yaml", hyp)
         self._draw(plot_labels, labels, run.data.names, self.path / "labels.jpg")
         self._draw(plot_label_correlogram, labels, self.path / "labels_correlogram.jpg")
@@ -79,28 +81,50 @@ class RunFolder(Observer):
 
 
 def keep_interrupted_run(path: Path) -> None:
-    """Move a run that was interrupted in the folder (`--exist-ok`) to a folder below, where it can still be resumed."""
-    weights = path / "weights"
+    """Move a run that was interrupted in the folder (`--exist-ok`) to a folder below, where it can still be resumed.
+
+    Whenever this process is killed, the run is whole in one of the two places.
+    """
+    last = path / "weights" / "last.pt"
     try:
-        epochs = epochs_of_interrupted_run(weights / "last.pt")
+        epochs = epochs_of_interrupted_run(last)
     except UserError:  # damaged: it cannot be resumed
         return
     if epochs is None:
         return
-    kept = increment_path(path / "interrupted")
-    (kept / "weights").mkdir()
-    for file in [
+    files = [
+        last,
         *(path / name for name in ("results.csv", "opt.yaml", "hyp.yaml")),
-        *(weights / name for name in ("best.pt", EPOCH_START_FILE)),
-        *weights.glob("epoch[0-9]*.pt"),
-        weights / "last.pt",  # last, so that a run killed in between is found again
-    ]:
-        if file.is_file():
-            file.rename(kept / file.relative_to(path))
+        *(path / "weights" / name for name in ("best.pt", EPOCH_START_FILE)),
+        *(path / "weights").glob("epoch[0-9]*.pt"),
+    ]
+    copies = [file.parents[1] for file in path.glob("interrupted*/weights/last.pt") if file.samefile(last)]
+    kept = copies[0] if copies else link_run(path, files)  # else a killed process has made it
+    for file in files:  # last.pt first: without it the rest is no run
+        file.unlink(missing_ok=True)
     info(
         f"{path} holds a run that was interrupted after {epochs} epochs: it is kept, resume it with "
         f"--resume {shlex.quote(str(kept))}"
     )
+
+
+def link_run(path: Path, files: Sequence[Path]) -> Path:
+    """Return a new folder below `path` with a second name, or a copy, of each of `files`. It is there at once."""
+    draft = path / ".interrupted.tmp"
+    (draft / "weights").mkdir(parents=True)
+    for file in filter(Path.is_file, files):
+        place = draft / file.relative_to(path)
+        try:
+            os.link(file, place)
+        except OSError:  # a file system without hard links
+            shutil.copy2(file, place)
+    number, kept = 1, path / "interrupted"
+    while kept.exists():
+        number += 1
+        kept = path / f"interrupted{number}"
+    draft.rename(kept)
+    sync_folder(path)
+    return kept
 
 
 def lock_run(path: Path) -> FolderLock:
@@ -117,4 +141,4 @@ def remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files of atomic_write that a killed process left in a folder that is now ours."""
     for file in folder.glob(".*.tmp"):
         with suppress(OSError):
-            file.unlink()
+            shutil.rmtree(file) if file.is_dir() else file.unlink()

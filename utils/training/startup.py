@@ -24,7 +24,14 @@ from utils.files import ROOT, increment_path, require_writable
 from utils.loading.sampler import steps_per_epoch
 from utils.schedule import NOMINAL, largest_size, nominal_batch
 from utils.training.launch_record import find_restarted_run
-from utils.training.resume import find_checkpoint, read_run_state, reject_finished_run, resumed_options, run_folder_of
+from utils.training.resume import (
+    edited_flags,
+    find_checkpoint,
+    read_run_state,
+    reject_finished_run,
+    resumed_options,
+    run_folder_of,
+)
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,8 @@ def resolve_launch(typed: Mapping[str, Any], launchers: Sequence[str]) -> Launch
         return Launch(TrainOptions.from_typed(typed), folder=folder)
     checkpoint = find_checkpoint(resume, project)
     content = read_run_state(checkpoint)
+    if own := run_folder_of(checkpoint):
+        typed = edited_flags(own, content) | typed
     options = resumed_options(content, checkpoint, typed)
     if folder is None:
         reject_finished_run(checkpoint, content.get("epoch"), options.epochs, typed)
