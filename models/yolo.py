@@ -30,6 +30,7 @@ from models.architecture import (
 )
 from models.common import Conv, resize_and_pad, use_activation
 from utils.errors import UserError
+from utils.machine import available_memory
 
 __all__ = ["Detect", "DetectionModel", "find_cfg"]
 
@@ -162,6 +163,7 @@ def check_size(arch: Architecture, max_parameters: int) -> None:
     with torch.random.fork_rng(devices=()), torch.device("meta"), torch.no_grad():
         layers = build_layers(arch)
         parameters = sum(parameter.numel() for parameter in layers.parameters())
+        max_parameters = min(max_parameters, available_memory() // 4)  # in float32
         if parameters > max_parameters:
             raise UserError(
                 f"{arch.source}: describes {parameters:,} parameters, more than the {max_parameters:,} "

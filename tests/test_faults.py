@@ -202,6 +202,24 @@ def test_errors_that_a_user_can_fix_are_one_line(handlers, capsys, error, code, 
     assert end.value.code == code and text in printed and len(printed.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "error, advice",
+    [
+        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+        (OSError(errno.ENFILE, "Too many open files in system"), "close other programs"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "ulimit -u"),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "ulimit -v"),
+        (MemoryError(), "ulimit -v"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "ulimit -v"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_shortages_of_the_machine_are_one_line(error, advice):
+    line, code = errors.explain(error)
+    assert code == 1 and line.startswith("error: too ") and advice in line and "\n" not in line
+
+
 def test_leftovers_of_a_killed_writer_are_removed(tiny_data, tiny_cfg, tmp_path):
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, epochs=1))
     leftover = tmp_path / "run" / "weights" / ".last.pt.0123abcd.tmp"
@@ -466,7 +484,8 @@ import ctypes, functools, os, sys
 signals = map(ctypes.CDLL(None)["raise"], [2])
 os.register_at_fork(after_in_parent=functools.partial(next, signals, None))
 import logging
-os.cpu_count = lambda: 2
+import utils.machine
+utils.machine.usable_cores = lambda: 2
 from utils.loading.loader import LoadSettings, make_loader
 from utils.errors import run
 from utils.datasets.labels import load_index

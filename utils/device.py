@@ -1,7 +1,6 @@
 """Devices, mixed precision, seeds and the memory allocator."""
 
 import ctypes
-import os
 import random
 import sys
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils import console
+from utils import console, machine
 from utils.environment import processes_on_this_machine, set_default
 from utils.errors import UserError
 
@@ -111,7 +110,7 @@ def cores_for_loading(device: torch.device) -> int | None:
     It leaves none free if its threads, over all processes that torchrun or an evolution runs on this machine, are as
     many as the processors. Hyper-threads count as processors.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = machine.usable_cores()
     processes = processes_on_this_machine()
     if device.type != "cpu" or torch.get_num_threads() * processes < cores:
         return None

@@ -17,7 +17,7 @@ class Terminated(BaseException):
     """SIGTERM or SIGHUP, raised in the main thread so that files are closed. Its argument is the signal's number."""
 
 
-TERMINATION = ("SIGTERM", "SIGHUP")  # names, since Windows lacks the second
+TERMINATION = ("SIGTERM", "SIGHUP", "SIGBREAK")  # names: Windows lacks the second, others the third
 MAX_LINE = 1000  # characters of a message, which may quote a value from a file
 # What a machine or its limits can run out of -> what to type.
 SHORTAGES = {

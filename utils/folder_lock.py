@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -95,6 +96,8 @@ def _is_running(pid: int) -> bool:
     """Return False if there is no such process on this machine, or it is this one: an earlier machine's number."""
     if pid == os.getpid():
         return False
+    if sys.platform == "win32":  # the call below would interrupt it
+        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

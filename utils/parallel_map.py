@@ -3,7 +3,6 @@
 import gc
 import math
 import multiprocessing
-import os
 import signal
 import sys
 import threading
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 import cv2
 
+from utils import machine
 from utils.errors import UserError
 from utils.timing import now_without_cpu_wait
 
@@ -39,7 +39,7 @@ def parallel_map(function: Callable[[A], B], chunks: Sequence[A], *, cpu_bound: 
     first = function(chunks[0])
     ratio = (now_without_cpu_wait() - start) / max(time.process_time() - cpu_start, MIN_BUSY)
     yield first
-    rest, cores = chunks[1:], min(MAX_WORKERS, os.cpu_count() or 1)
+    rest, cores = chunks[1:], min(MAX_WORKERS, machine.usable_cores())
     workers = min(max(cores, math.ceil(cores * ratio - 0.5)), MAX_WAITING, len(rest))
     if cpu_bound and workers > 1 and can_fork():
         yield from _map_in_processes(function, rest, workers)

@@ -261,3 +261,14 @@ def test_splits_of_one_labels_folder_have_caches_of_their_own(folder):
         assert (folder / f"{name}.cache").is_file()
     load_index([folder / "train.txt", folder / "val.txt"], 3, progress=False)
     assert len(list((folder / "labels").glob("train-*.cache"))) == 1
+
+
+def test_the_cache_of_a_user_without_a_home_folder(monkeypatch, tmp_path):
+    """In a container the user may have neither a variable HOME nor an entry."""
+
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert label_cache.user_cache_folder().parent == tmp_path

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small_splits import make_split, scan, write_image, write_labels
 
+from utils import machine
 from utils.datasets import image_files, labels
 from utils.datasets.labels import describe_absent_labels, load_index
 from utils.errors import UserError
@@ -91,7 +92,7 @@ def test_processes_find_what_threads_find(tmp_path, monkeypatch):
         write_image(tmp_path / f"set/images/{k:03}.png", 10 + k, 12)
         write_labels(tmp_path / f"set/labels/{k:03}.txt", "2 .1 .1 .3 .1 .3 .4\nbad\n" * (k % 3) + f"{k} .5 .5 .2 .2\n")
     write_labels(tmp_path / "set/images/007.png", "")
-    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 3)
     threads = load_index(tmp_path / "set/images", 150, progress=False)
     cache = (tmp_path / "set/labels.cache").read_bytes()
     monkeypatch.setattr(image_files, "MANY_IMAGES", 1)

@@ -1,13 +1,12 @@
 """Samples and batches: a batch is a function of (seed, epoch, number), and its boxes are on their objects."""
 
-import os
-
 import cv2
 import numpy as np
 import pytest
 import torch
 from small_split import HYP, assert_same, epoch_of, joined, loader_of, reads
 
+from utils import machine
 from utils.datasets.labels import load_index
 from utils.errors import UserError
 from utils.images.letterbox import Letterbox
@@ -178,7 +177,7 @@ def test_quad_is_four_tiles_or_the_first_image_enlarged():
 
 
 def test_quad_loader(index, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 8)
     loader = loader_of(index, hyp=HYP, quad=True, shuffle=True)
     batches = list(loader)
     assert len(loader) == 2 and [tuple(batch.images.shape) for batch in batches] == [(1, 3, 128, 128)] * 2

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small_split import HYP, assert_same, epoch_of, loader_of, reads
 
+from utils import machine
 from utils.datasets.label_index import LabelIndex
 from utils.datasets.labels import load_index
 from utils.errors import UserError
@@ -47,7 +48,7 @@ def test_image_deleted_after_the_scan_is_grey_with_one_warning(tmp_path, capsys,
 
 
 def test_workers_warn_once_together(tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 8)
     for k in range(8):
         cv2.imwrite(str(tmp_path / f"{k}.png"), np.zeros((64, 64, 3), np.uint8))
     index = load_index(tmp_path, 1, progress=False, cache=False)
@@ -75,7 +76,7 @@ TRAINING, VALIDATION = {"hyp": HYP, "shuffle": True}, {"rect": True, "pad": 0.5}
     ("disk", 0, None, TRAINING), ("disk", 2, "fork", TRAINING), ("disk", 2, "fork", VALIDATION),
 ])  # fmt: skip
 def test_caches_change_nothing(index, cache, workers, start_method, settings, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 8)
     uncached = loader_of(index, **settings)
     cached = loader_of(index, cache=cache, workers=workers, start_method=start_method, **settings)
     for epoch in (0, 1):
@@ -98,7 +99,7 @@ def photographs(tmp_path_factory) -> LabelIndex:
 
 @pytest.mark.parametrize("cache, workers", [("ram", 0), ("ram", 2), ("disk", 0), ("disk", 2)])
 def test_partly_read_images_equal_those_of_a_cache(photographs, cache, workers, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 8)
     settings = {"hyp": HYP | {"degrees": 0.0, "mosaic": 1.0}, "shuffle": True, "imgsz": 96}
     uncached = loader_of(photographs, workers=workers, **settings)
     cached = loader_of(photographs, workers=workers, cache=cache, **settings)

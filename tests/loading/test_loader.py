@@ -15,6 +15,7 @@ import torch
 from small_split import HYP, assert_same, epoch_of, joined, loader_of, reads
 
 import train
+from utils import machine
 from utils.config import Hyperparameters
 from utils.datasets.label_index import LabelIndex
 from utils.datasets.labels import load_index
@@ -26,7 +27,7 @@ from utils.loss import DetectionLoss, scale_gains
 
 @pytest.mark.parametrize("workers, start_method", [(1, None), (2, None), (2, "fork"), (2, "spawn")])
 def test_workers_change_nothing(index, workers, start_method, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 8)
     alone = loader_of(index, hyp=HYP, shuffle=True)
     shared = loader_of(index, hyp=HYP, shuffle=True, workers=workers, start_method=start_method)
     assert shared.workers == workers
@@ -39,7 +40,7 @@ def test_workers_change_nothing(index, workers, start_method, monkeypatch):
 @pytest.mark.parametrize("quad", [False, True])
 def test_helpers_change_nothing(index, workers, cores, hands, platform, kind, quad, monkeypatch):
     """Helpers and the main process are at most the cores. No process reads ahead."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 8)
     monkeypatch.setattr(sys, "platform", platform)
     settings = {"hyp": HYP, "shuffle": True, "batch_size": 8, "quad": quad}
     alone, shared = loader_of(index, **settings), loader_of(index, workers=workers, cores=cores, **settings)
@@ -52,7 +53,7 @@ def test_helpers_change_nothing(index, workers, cores, hands, platform, kind, qu
 
 
 def test_helpers_are_at_most_the_images_of_a_rank(index, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 64)
     loader = loader_of(index, batch_size=8, workers=8, cores=64, world_size=4)
     assert loader.dataset.helpers.count == 1
 
@@ -60,7 +61,7 @@ def test_helpers_are_at_most_the_images_of_a_rank(index, monkeypatch):
 @pytest.mark.parametrize("hyp", [HYP, HYP | {"mosaic": 0.5, "mixup": 0.0}, None], ids=["all", "no mixup", "validation"])
 @pytest.mark.parametrize("image_weights", [False, True])
 def test_files_of_the_next_batch_are_prefetched(index, hyp, image_weights, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
     monkeypatch.setattr(sys, "platform", "darwin")  # threads, whose calls are visible here
     loader = loader_of(
         index, hyp=hyp, shuffle=True, batch_size=3, workers=1, cores=2, image_weights=image_weights and hyp is not None
@@ -87,7 +88,7 @@ def test_files_of_the_next_batch_are_prefetched(index, hyp, image_weights, monke
 
 
 def test_no_file_is_prefetched_if_all_images_are_in_ram(index, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
     monkeypatch.setattr(sys, "platform", "darwin")
     loader, prefetched = loader_of(index, workers=1, cores=2, cache="ram"), []
     monkeypatch.setattr(image_cache, "prefetch_file", prefetched.append)
@@ -98,7 +99,7 @@ def test_no_file_is_prefetched_if_all_images_are_in_ram(index, monkeypatch):
 
 @pytest.mark.parametrize("platform", ["linux", "darwin"])
 def test_error_of_a_helper_is_raised(index, platform, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
     monkeypatch.setattr(sys, "platform", platform)
     original, here = DetectionDataset.load_letterboxed, os.getpid()
 
@@ -137,7 +138,7 @@ def test_worker_that_cannot_hand_a_batch_over_is_an_error(index, place, error, m
 
 
 def test_workers_that_cannot_all_be_started_are_ended(index, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 8)
     begin, begun = multiprocessing.context.ForkProcess.start, []
 
     def start(process):
@@ -163,7 +164,7 @@ def test_workers_outlive_a_long_name_of_the_temporary_folder(index, tmp_path, mo
 
 
 def test_abandoned_iteration_does_not_affect_the_next(index, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 8)
     loader = loader_of(index, hyp=HYP, shuffle=True, workers=2)
     loader.set_epoch(0)
     next(iter(loader))
@@ -178,7 +179,7 @@ def test_global_generator_of_torch_does_not_advance(index):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_epoch_can_resume_in_the_middle(index, workers, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 8)
     loader = loader_of(index, hyp=HYP, shuffle=True, workers=workers, batch_size=2)
     whole = epoch_of(loader, 2)
     assert_same(epoch_of(loader, 2, start_batch=4), whole[4:])
@@ -269,14 +270,14 @@ def test_ranks_read_every_validation_image_once(index, world_size, rect):
     "cpus, batch_size, workers, want", [(8, 4, 8, 4), (2, 16, 8, 2), (8, 1, 8, 0), (8, 16, 3, 3), (8, 16, 0, 0)]
 )
 def test_number_of_workers(index, monkeypatch, cpus, batch_size, workers, want):
-    monkeypatch.setattr(os, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(machine, "usable_cores", lambda: cpus)
     assert loader_of(index, batch_size=batch_size, workers=workers).workers == want
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # PyTorch sees the CPUs that are really here
 @pytest.mark.parametrize("launched, evolving, want", [(1, 1, 8), (8, 1, 2), (4, 1, 4), (2, 2, 4), (32, 1, 1)])
 def test_processes_of_a_machine_share_its_cpus(index, monkeypatch, launched, evolving, want):
-    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 16)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(launched))
     monkeypatch.setenv("ANCHORAGE_SIDE_BY_SIDE", str(evolving))
     assert loader_of(index, batch_size=11, workers=8).workers == want

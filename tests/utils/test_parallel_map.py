@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from utils import machine, timing
 from utils import parallel_map as module
-from utils import timing
 from utils.errors import UserError
 from utils.parallel_map import MAX_WAITING, MAX_WORKERS, deferred_ctrl_c, parallel_map
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(autouse=True)
 def four_processors(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
     monkeypatch.setattr(module, "MAX_WAITING", 4)  # on a busy machine a chunk may wait, too
 
 
@@ -36,7 +36,7 @@ def test_cpu_bound_work_is_done_by_several_processes(monkeypatch):
     found = set(parallel_map(lambda _: os.getpid(), range(20), cpu_bound=True))
     assert len(found) == 4 and os.getpid() in found  # it would be idle otherwise
     assert set(parallel_map(lambda _: os.getpid(), range(20), cpu_bound=False)) == {os.getpid()}
-    monkeypatch.setattr(os, "cpu_count", lambda: 100), monkeypatch.setattr(module, "MAX_WAITING", MAX_WORKERS)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 100), monkeypatch.setattr(module, "MAX_WAITING", MAX_WORKERS)
     assert len(set(parallel_map(lambda _: os.getpid(), range(50), cpu_bound=True))) == MAX_WORKERS
 
 
@@ -60,7 +60,7 @@ def test_work_that_waits_gets_more_workers_than_cores(tmp_path, monkeypatch):
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clocks["wall"]))
     monkeypatch.setattr(module, "time", SimpleNamespace(process_time=lambda: clocks["cores"]))
     monkeypatch.setattr(timing, "SCHEDULER", tmp_path / "schedstat")
-    monkeypatch.setattr(os, "cpu_count", lambda: 2), monkeypatch.setattr(module, "MAX_WAITING", MAX_WAITING)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 2), monkeypatch.setattr(module, "MAX_WAITING", MAX_WAITING)
     write_delay()
     assert workers(0, 0.02) == workers(0.004, 0.02) == 2
     assert workers(0.06, 0.02) == 8
@@ -148,7 +148,7 @@ def test_ctrl_c_is_deferred_while_a_process_is_forked(monkeypatch):
 
 KILLED = """
 import os, signal, utils.parallel_map as module
-os.cpu_count, module.MAX_WAITING = lambda: 4, 4
+module.machine.usable_cores, module.MAX_WAITING = lambda: 4, 4
 results = module.parallel_map(lambda k: (os.getpid(), bytes(1 << 20)), range(1000), cpu_bound=True)
 for number, (process, _) in enumerate(results):
     print(process, flush=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -130,7 +131,10 @@ def cache_places(sources: Sequence[str | Path], paths: list[str]) -> list[Path]:
 
 def user_cache_folder() -> Path:
     """Return the folder of derived files for data sets whose own folders are read-only."""
-    return Path.home() / ".cache" / "anchorage"
+    try:
+        return Path.home() / ".cache" / "anchorage"
+    except RuntimeError:  # neither a variable HOME nor an entry of the user, as in containers
+        return Path(tempfile.gettempdir()) / f"anchorage-{getattr(os, 'getuid', int)()}"
 
 
 def is_writable(folder: Path) -> bool:

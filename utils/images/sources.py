@@ -3,6 +3,7 @@
 import codecs
 import glob
 import itertools
+import os
 import re
 import tempfile
 import time
@@ -129,7 +130,7 @@ class FileSource(Source):
             raise UserError(
                 f"{listed_in}: {remove_credentials(text)} is a stream; write streams into a list that ends in .streams"
             )
-        candidates = [Path(text).expanduser()] + ([listed_in.parent / text] if listed_in else [])
+        candidates = [Path(os.path.expanduser(text))] + ([listed_in.parent / text] if listed_in else [])
         for path in candidates:
             if path.is_dir():
                 return _known_files(_list_folder(path))

@@ -6,20 +6,23 @@ Letter: N images of the split.
 import mmap
 import os
 import shutil
+import sys
 import tempfile
 import threading
+import uuid
 from contextlib import suppress
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from utils import console
+from utils import console, machine
 from utils.datasets.label_cache import digest, is_writable, user_cache_folder
 from utils.datasets.label_index import LabelIndex
 from utils.errors import UserError
 from utils.images.read import read_resized, resized_shapes
+from utils.machine import available_memory
 from utils.parallel_map import MAX_WORKERS
 
 AUTO_SHARE = 0.1  # of free memory; smaller splits are cached in RAM by default: a mosaic reads each image 4 x an epoch
@@ -31,30 +34,41 @@ NO_BYTES = np.zeros(0, np.uint8)
 class SharedBytes:
     """Block of memory that worker processes share, whether they are forked or spawned."""
 
+    file: IO[bytes] | None = None  # open as long as this; on Windows the name of the memory is enough
+
     def __init__(self, size: int) -> None:
+        if sys.platform == "win32":  # no process may open the temporary file of another there
+            self.path = f"anchorage-images-{uuid.uuid4().hex}"
+            self._map(size)
+            return
         if hasattr(os, "memfd_create"):  # ordinary memory: /dev/shm is often tiny in containers
             self.file = os.fdopen(os.memfd_create("anchorage-images"), "r+b")
             self.path = f"/proc/{os.getpid()}/fd/{self.file.fileno()}"
         else:
-            self.file = tempfile.NamedTemporaryFile(prefix="anchorage-images-")  # noqa: SIM115 (open as long as this)
+            self.file = tempfile.NamedTemporaryFile(prefix="anchorage-images-")  # noqa: SIM115 (see above)
             self.path = self.file.name
         self.file.truncate(max(size, 1))
         self._map(size)
 
     def _map(self, size: int) -> None:
         self.size = size
-        self.array = np.frombuffer(mmap.mmap(self.file.fileno(), max(size, 1)), np.uint8)
+        descriptor, name = (-1, {"tagname": self.path}) if self.file is None else (self.file.fileno(), {})
+        self.array = np.frombuffer(mmap.mmap(descriptor, max(size, 1), **name), np.uint8)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "size": self.size}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.path = state["path"]
+        if sys.platform == "win32":
+            self._map(state["size"])
+            return
         with open(self.path, "r+b") as self.file:
             self._map(state["size"])
 
     def __del__(self) -> None:
-        self.file.close()  # the memory itself lives as long as the array
+        if self.file is not None:
+            self.file.close()  # the memory itself lives as long as the array
 
 
 class ImageReader:
@@ -109,7 +123,7 @@ class RamCache(ImageReader):
         self.readable = np.zeros(len(index), bool)
         title = f"Caching images ({self.starts[-1] / 2**30:.1f}GB ram)"
         with (
-            ThreadPool(2 * min(MAX_WORKERS, os.cpu_count() or 1)) as pool,  # one thread reads while another decodes
+            ThreadPool(2 * min(MAX_WORKERS, machine.usable_cores())) as pool,  # one thread reads while another decodes
             console.progress_bar(total=len(index), desc=title, unit="image") as bar,
         ):
             for _ in pool.imap_unordered(self._fill, range(len(index)), chunksize=8):
@@ -234,26 +248,6 @@ def _load_bytes(file: Path) -> np.ndarray:
         return data if data.dtype == np.uint8 else NO_BYTES
     except Exception:  # numpy raises all kinds for a damaged file; the image itself is read instead
         return NO_BYTES
-
-
-def available_memory() -> int:
-    """Return the number of bytes that can be allocated without swapping, in the machine and in its container."""
-    try:
-        memory = _read_table("/proc/meminfo")
-        free = int(memory["MemAvailable:"]) * 1024
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    try:
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        cached = int(_read_table("/sys/fs/cgroup/memory.stat")["inactive_file"])  # page cache, freed on demand
-        return min(free, limit - used + cached)
-    except (OSError, KeyError, ValueError):  # no container, or one without a limit ("max")
-        return free
-
-
-def _read_table(path: str) -> dict[str, str]:
-    """Return the first word of each line -> the second."""
-    return {words[0]: words[1] for words in map(str.split, Path(path).read_text().splitlines()) if len(words) > 1}
 
 
 def open_images(index: LabelIndex, size: int, *, smooth: bool, cache: str | None, copies: int) -> ImageReader:

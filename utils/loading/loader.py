@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from utils import console
+from utils import console, machine
 from utils.config import Hyperparameters
 from utils.datasets.label_index import LabelIndex
 from utils.environment import processes_on_this_machine
@@ -37,6 +37,7 @@ from utils.parallel_map import deferred_ctrl_c, init_worker
 
 # Parts of PyTorch's messages when /dev/shm is full: a worker was killed, or cannot create its file there.
 FULL_SHARED_MEMORY = ("Bus error", "shared memory", "No space left on device")
+WORKER_BYTES = 256 << 20  # of memory that a data worker or helper may take
 MAX_SOCKET_FOLDER = 60  # letters; names of sockets are files in the temporary folder, and have at most 107
 LONG_SOCKET_NAME = "AF_UNIX path too long"
 
@@ -76,7 +77,7 @@ class Loader:
             batch_size=sampler.batch_size,
             world_size=sampler.world_size,
             workers=settings.workers,
-            cpus=(os.cpu_count() or 1) // processes_on_this_machine(),
+            cpus=min(machine.usable_cores(), machine.available_memory() // WORKER_BYTES) // processes_on_this_machine(),
             cores=settings.cores,
         )
         self.workers = plan.workers

@@ -7,8 +7,8 @@ from types import FrameType
 
 from utils.errors import SignalAction
 
-# Ctrl-C, schedulers, a terminal that closed, a limit of processor time. Windows lacks some of them.
-NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGXCPU")
+# Ctrl-C, schedulers, a terminal that closed, a limit of processor time, a window that closed. No system has all.
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP", "SIGXCPU", "SIGBREAK")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 EXIT_CODE = 75  # of a run that was stopped, saved and can be resumed; a crash has 1
 LAUNCHER_SECONDS = 3.0  # time within which a launcher repeats a signal that its processes have received themselves
