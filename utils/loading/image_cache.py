@@ -52,8 +52,9 @@ class SharedBytes:
 
     def _map(self, size: int) -> None:
         self.size = size
-        descriptor, name = (-1, {"tagname": self.path}) if self.file is None else (self.file.fileno(), {})
-        self.array = np.frombuffer(mmap.mmap(descriptor, max(size, 1), **name), np.uint8)
+        settings: dict[str, Any] = {"tagname": self.path} if self.file is None else {}
+        descriptor = -1 if self.file is None else self.file.fileno()
+        self.array = np.frombuffer(mmap.mmap(descriptor, max(size, 1), **settings), np.uint8)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "size": self.size}
