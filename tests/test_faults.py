@@ -273,14 +273,14 @@ def test_a_second_signal_stops_at_once(tmp_path):
         "import time\nfrom utils.training.signals import SignalHandler\nwith SignalHandler():\n"
         "    print('ready', flush=True)\n    time.sleep(1)\n    time.sleep(60)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "ready\n"
-    started = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    time.sleep(0.2)
-    assert process.poll() is None  # the first signal is only recorded
-    process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 128 + signal.SIGINT and time.monotonic() - started < 10
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "ready\n"
+        started = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert process.poll() is None  # the first signal is only recorded
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 128 + signal.SIGINT and time.monotonic() - started < 10
 
 
 @pytest.mark.slow

@@ -15,7 +15,9 @@ import pytest
 
 from utils.config import Hyperparameters
 from utils.errors import UserError
+from utils.evolution import optuna_store
 from utils.evolution.csv_store import read_table
+from utils.evolution.optuna_storage import open_storage
 from utils.evolution.optuna_store import StudyStore
 from utils.evolve import Generation, Outcome, Search, evolve
 
@@ -233,6 +235,16 @@ def test_other_settings_are_refused(url, tmp_path):
         study(url, tmp_path, settings={"data": "a.yaml", "epochs": 5})
 
 
+@pytest.mark.slow
+def test_a_refused_study_leaves_no_connection_open(optuna, tmp_path, monkeypatch):
+    url, opened = f"sqlite:///{tmp_path}/exp.db", []
+    study(url, tmp_path, settings={"epochs": 3})
+    monkeypatch.setattr(optuna_store, "open_storage", lambda url: opened.append(open_storage(url)) or opened[-1])
+    with pytest.raises(UserError, match="begun with epochs 3"):
+        study(url, tmp_path, settings={"epochs": 5})
+    assert opened[0].engine.pool.checkedin() == opened[0].engine.pool.checkedout() == 0
+
+
 @pytest.mark.parametrize(
     "bad, message",
     [
@@ -264,6 +276,8 @@ import sys, time
 from pathlib import Path
 from utils.config import Hyperparameters
 from utils.evolve import Outcome, evolve
+from utils.evolution import optuna_store
+from utils.evolution.optuna_storage import open_storage
 from utils.evolution.optuna_store import StudyStore
 
 url, folder, other = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
@@ -337,7 +351,9 @@ def test_two_processes_on_postgresql_one_killed_count_every_generation_once(post
             process.wait()
     rows, messages = read_table(folders[1] / "evolve.csv", NAMES)
     assert sorted(keys(rows)) == list(range(16)) and not messages and {row.status for row in rows} == {"done"}
-    trials = optuna.load_study(study_name="exp", storage=postgres.replace("postgresql:", "postgresql+psycopg:")).trials
+    storage = open_storage(postgres)
+    trials = optuna.load_study(study_name="exp", storage=storage).trials
+    storage.remove_session(), storage.engine.dispose()
     assert sum(trial.state.name == "COMPLETE" for trial in trials) == 16
     assert sum(trial.state.name == "FAIL" for trial in trials) >= 2  # the trials of the dead one
     begun, done = ([int(word) for word in file.read_text().split()] for file in calls)

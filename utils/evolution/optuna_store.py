@@ -70,9 +70,19 @@ class StudyStore:
         self.heartbeat, self.signs = heartbeat, itertools.count(1)
         self.lock = threading.Lock()
         self.outages = outage_errors()
-        self.storage = open_storage(url)
+        self.storage, self.closed = open_storage(url), threading.Event()
         try:
-            self.study: Study = self.optuna.create_study(
+            self.study = self._open_study(url, name, {**(settings or {}), "hyperparameters": self.names})
+            self._keep_unknown_rows()
+        except BaseException:
+            self.close()
+            raise
+        threading.Thread(target=self._send_heartbeats, daemon=True, name="heartbeat").start()
+
+    def _open_study(self, url: str, name: str, settings: dict[str, Any]) -> "Study":
+        """Create or load the study. Raise UserError if the storage does not answer or has other settings."""
+        try:
+            study = self.optuna.create_study(
                 storage=self.storage,
                 study_name=name,
                 direction="maximize",
@@ -80,15 +90,13 @@ class StudyStore:
                 load_if_exists=True,
                 pruner=self.optuna.pruners.NopPruner(),
             )
-            self._check_same_settings(name, {**(settings or {}), "hyperparameters": self.names})
+            _check_same_settings(study, settings)
         except self.outages as error:
             raise UserError(
                 f"--evolve-storage {remove_credentials(url)} does not answer ({type(error).__name__}): "
                 "type the same command when it does"
             ) from error
-        self._keep_unknown_rows()
-        self.closed = threading.Event()
-        threading.Thread(target=self._send_heartbeats, daemon=True, name="heartbeat").start()
+        return study
 
     def close(self) -> None:
         """Stop the heartbeats, and close the connections to a database."""
@@ -98,18 +106,6 @@ class StudyStore:
             with suppress(*self.outages):
                 self.storage.remove_session()
                 engine.dispose()
-
-    def _check_same_settings(self, name: str, settings: dict[str, Any]) -> None:
-        """Raise UserError if the study began with other settings: its fitness means something else."""
-        theirs = self.study.user_attrs.get("settings")
-        if theirs is None:
-            self.study.set_user_attr("settings", settings)
-        elif other := [key for key in settings if settings[key] != theirs.get(key)]:
-            key = other[0]
-            raise UserError(
-                f"the study {name} was begun with {key} {theirs.get(key)}, not {settings[key]}: "
-                "type the same command on every machine, or give another --name"
-            )
 
     def _keep_unknown_rows(self) -> None:
         """Keep an evolve.csv with generations that the study lacks: its database may have been lost."""
@@ -380,6 +376,19 @@ def _no_warnings() -> Generator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+def _check_same_settings(study: "Study", settings: dict[str, Any]) -> None:
+    """Raise UserError if the study began with other settings: its fitness means something else."""
+    theirs = study.user_attrs.get("settings")
+    if theirs is None:
+        study.set_user_attr("settings", settings)
+    elif other := [key for key in settings if settings[key] != theirs.get(key)]:
+        key = other[0]
+        raise UserError(
+            f"the study {study.study_name} was begun with {key} {theirs.get(key)}, not {settings[key]}: "
+            "type the same command on every machine, or give another --name"
+        )
 
 
 def _position_of(number: int, attempts: "list[list[FrozenTrial]]") -> int:
