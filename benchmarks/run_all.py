@@ -24,6 +24,7 @@ RESULTS = ROOT / "benchmarks" / "RESULTS.md"
 NAMES = (
     "step",
     "update",
+    "muon",
     "sample",
     "epoch",
     "nms",

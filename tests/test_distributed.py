@@ -161,18 +161,21 @@ def pretrained(tiny_cfg, project) -> Path:
     return project / "pretrained" / "weights" / "best.pt"
 
 
-def test_two_processes_train_as_one_does(pretrained, tiny_cfg, project):
+@pytest.mark.parametrize("optimizer", ["SGD", "Muon"])
+def test_two_processes_train_as_one_does(pretrained, tiny_cfg, project, optimizer):
     """Learning rates are low, because large steps would destroy the weights and make all metrics noise again."""
-    rates = {"lr0": 0.001, "warmup_bias_lr": 0.001}
+    rates = {"lr0": 0.001, "warmup_bias_lr": 0.001, "muon_lr": 0.001}
     (project / "gentle.yaml").write_text(yaml.safe_dump({**Hyperparameters().to_dict(), **rates}))
 
     def words(name):
         flags = ["--weights", pretrained, "--device", "cpu", "--hyp", project / "gentle.yaml"]
+        flags += ["--optimizer", optimizer]
         return options("data/shapes.yaml", tiny_cfg, project, name, *flags, epochs=2, batch=64)
 
-    launch(sys.executable, WORKER, "keep", *words("one"))
-    launch(*TORCHRUN, *STANDALONE, "--nproc_per_node", 2, WORKER, "keep", *words("two"))
-    one, two = read_rows(project / "one"), read_rows(project / "two")
+    names = f"one {optimizer}", f"two {optimizer}"
+    launch(sys.executable, WORKER, "keep", *words(names[0]))
+    launch(*TORCHRUN, *STANDALONE, "--nproc_per_node", 2, WORKER, "keep", *words(names[1]))
+    one, two = (read_rows(project / name) for name in names)
     assert len(one) == len(two) == 2 and one[-1]["metrics/mAP_0.5"] > 0.01
     for a, b in zip(one, two):
         assert b == pytest.approx(a, abs=1e-4), a["epoch"]

@@ -112,6 +112,7 @@ def copy(finished, tmp_path) -> Path:
     [
         ["--optimizer", "AdamW", "--cache"],
         ["--rect", "--cos-lr", "--freeze", "3"],
+        ["--optimizer", "Muon", "--freeze", "2"],
         ["--quad"],
         ["--amp", "bf16", "--patience", "1"],
         ["--noval", "--nosave"],

@@ -210,7 +210,7 @@ def test_the_optional_values_of_flags():
         "--evolve": 300,
     }
     assert known["--cache"].choices == ["ram", "disk", "val", "off"]
-    assert known["--optimizer"].choices == ["SGD", "Adam", "AdamW"]
+    assert known["--optimizer"].choices == ["SGD", "Adam", "AdamW", "Muon"]
     tasks = add_flags(SuggestingParser(), ValOptions)._option_string_actions["--task"].choices
     assert tasks == ["train", "val", "test", "speed", "study"]
 

@@ -60,6 +60,12 @@ GENES = {
     "mixup": Gene(1, 0.0, 1.0),
     "copy_paste": Gene(1, 0.0, 1.0),
 }
+MUON_GENES = {  # only in a search with --optimizer Muon
+    "muon_lr": Gene(1, 1e-4, 0.2, log=True),
+    "muon_momentum": Gene(0.3, 0.6, 0.98),
+    "muon_decay": Gene(1, 0.0, 0.1),
+}
+ALL_GENES = GENES | MUON_GENES
 KEEP_MODEL_ANCHORS = 0.0  # value of `anchors` that keeps the model's own; allowed although it is below the lower bound
 FIRST_ANCHORS = 3.0  # value from which the first mutation away from KEEP_MODEL_ANCHORS is made
 
@@ -131,9 +137,9 @@ def check_hyp(hyp: Hyp, source: str) -> None:
             "data/hyps/hyp.scratch-low.yaml has them all"
         )
     for key, value in hyp.items():
-        if key not in GENES:
+        if key not in ALL_GENES:
             raise UserError(f"{source}: {key} is no hyperparameter that evolution knows")
-        low, high = GENES[key].low, GENES[key].high
+        low, high = ALL_GENES[key].low, ALL_GENES[key].high
         if not low <= value <= high and (key, value) != ("anchors", KEEP_MODEL_ANCHORS):
             raise UserError(f"{source}: {key}: {value} is outside the bounds of evolution, {low} to {high}")
 
@@ -153,7 +159,7 @@ def mutate(hyp: Hyp, rng: np.random.Generator) -> dict[str, float]:
 
     Each step is normally distributed and scaled by the gene's gain. One random factor scales all steps.
     """
-    movable = np.array([GENES[key].gain > 0 for key in hyp])
+    movable = np.array([ALL_GENES[key].gain > 0 for key in hyp])
     if not movable.any():
         return dict(hyp)
     child = dict(hyp)
@@ -169,7 +175,7 @@ def mutate(hyp: Hyp, rng: np.random.Generator) -> dict[str, float]:
 
 def _step(key: str, value: float, step: float) -> float:
     """Move `value` of gene `key` by `step` gains of its range and clip it to the bounds."""
-    gain, low, high, log = GENES[key]
+    gain, low, high, log = ALL_GENES[key]
     if key == "anchors" and value == KEEP_MODEL_ANCHORS:
         value = FIRST_ANCHORS
     moved = value * (high / low) ** (gain * step) if log else value + (high - low) * gain * step

@@ -191,11 +191,17 @@ def fused_setting(parameters: Iterable[Tensor]) -> dict[str, bool]:
     return {"fused": True} if FAST and len(devices) == 1 and devices <= {"cpu", "cuda"} else {}
 
 
-def build_sgd(groups: list[dict[str, Any]], *, lr: float, momentum: float) -> torch.optim.SGD:
-    """Return SGD with Nesterov momentum over groups of parameters (`params`). The twin is torch.optim.SGD."""
+def build_sgd(
+    groups: list[dict[str, Any]],
+    *,
+    lr: float,
+    momentum: float,
+    kinds: tuple[type[FusedSGD], type[torch.optim.SGD]] = (FusedSGD, torch.optim.SGD),
+) -> torch.optim.SGD:
+    """Return SGD with Nesterov momentum over groups of parameters (`params`). `kinds` are the fast one and its twin."""
     parameters = [parameter for group in groups for parameter in group["params"]]
     fused = fused_setting(parameters)
-    kind = FusedSGD if fused and len({parameter.dtype for parameter in parameters}) == 1 else torch.optim.SGD
+    kind = kinds[0] if fused and len({parameter.dtype for parameter in parameters}) == 1 else kinds[1]
     return kind(groups, lr=lr, momentum=momentum, nesterov=True, **fused)
 
 

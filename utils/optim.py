@@ -1,7 +1,7 @@
-"""Optimizers over three groups of parameters, and their weight decay."""
+"""Optimizers over named groups of parameters, and their weight decay."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,21 @@ from torch import Tensor, nn
 from utils.cli import suggest
 from utils.errors import UserError
 from utils.kernels import build_sgd, can_skip_on_device, fused_setting, step_unless_skipped
+from utils.muon import KERNELS, FusedMuon, Muon, find_kernels
 from utils.schedule import Rates
+
+# Entries of a group that the settings of a run determine, not its progress.
+GROUP_SETTINGS = ("weight_decay", "lr_ratio", "momentum_shift")
+MAX_MOMENTUM = 0.9999
+
+
+class MuonSettings(NamedTuple):
+    """Settings of the kernels that Muon orthogonalises, after warm-up."""
+
+    lr: float = 0.02
+    momentum: float = 0.937
+    weight_decay: float = 5e-4  # decoupled
+    products: torch.dtype = torch.float32  # type of the larger matrix products
 
 
 def scaled_weight_decay(weight_decay: float, batch_size: int, accumulate: int, nominal: int = 64) -> float:
@@ -37,17 +51,25 @@ def _is_torch_norm(module: nn.Module) -> bool:
 
 
 def build_optimizer(
-    model: nn.Module, name: str = "SGD", lr: float = 0.01, momentum: float = 0.937, weight_decay: float = 5e-4
+    model: nn.Module,
+    name: str = "SGD",
+    lr: float = 0.01,
+    momentum: float = 0.937,
+    weight_decay: float = 5e-4,
+    muon: MuonSettings | None = None,
 ) -> torch.optim.Optimizer:
     """Return an optimizer with groups named bias, weight and norm, in this order. Only the second has weight decay.
 
-    SGD uses Nesterov momentum; for Adam and AdamW `momentum` is the first beta. Raises UserError for an unknown name.
+    SGD uses Nesterov momentum; for Adam and AdamW `momentum` is the first beta. Muon is SGD with a fourth group, named
+    kernel, whose settings `muon` default to twice `lr` and the same momentum and weight decay. Raises UserError for an
+    unknown name.
     """
     fused, betas = fused_setting(model.parameters()), (momentum, 0.999)
     builders: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
         "SGD": lambda groups: build_sgd(groups, lr=lr, momentum=momentum),
         "Adam": lambda groups: torch.optim.Adam(groups, lr=lr, betas=betas, **fused),
         "AdamW": lambda groups: torch.optim.AdamW(groups, lr=lr, betas=betas, **fused),
+        "Muon": lambda groups: build_sgd(groups, lr=lr, momentum=momentum, kinds=(FusedMuon, Muon)),
         "RMSProp": lambda groups: torch.optim.RMSprop(groups, lr=lr, momentum=momentum),
     }
     if name not in builders:
@@ -55,7 +77,39 @@ def build_optimizer(
         raise UserError(f"--optimizer {name}: not one of {', '.join(builders)}{hint}")
     decay = {"bias": 0.0, "weight": weight_decay, "norm": 0.0}
     groups = parameter_groups(model)
-    return builders[name]([{"params": groups[key], "weight_decay": decay[key], "name": key} for key in groups])
+    settings = [{"params": groups[key], "weight_decay": decay[key], "name": key} for key in groups]
+    if name != "Muon":
+        return builders[name](settings)
+    muon = muon or MuonSettings(2 * lr, momentum, weight_decay)
+    optimizer = builders[name](split_kernels(settings, model, muon, lr=lr, momentum=momentum))
+    assert isinstance(optimizer, Muon)
+    optimizer.products = muon.products
+    return optimizer
+
+
+def split_kernels(
+    groups: list[dict[str, Any]], model: nn.Module, muon: MuonSettings, *, lr: float, momentum: float
+) -> list[dict[str, Any]]:
+    """Return `groups` without the kernels of `model` that Muon orthogonalises, and these as a group of their own.
+
+    Its rate stays in proportion to that of the weights, and its momentum at a constant distance, so both follow the
+    same schedule. SGD itself has no momentum there.
+    """
+    kernels = find_kernels(model)
+    taken = {id(kernel) for kernel in kernels}
+    others = [{**group, "params": [entry for entry in group["params"] if id(entry) not in taken]} for group in groups]
+    own = {
+        "params": kernels,
+        "name": KERNELS,
+        "lr": muon.lr,
+        "lr_ratio": muon.lr / lr,
+        "momentum": 0.0,
+        "nesterov": False,
+        "muon_momentum": muon.momentum,
+        "momentum_shift": muon.momentum - momentum,
+        "weight_decay": muon.weight_decay,
+    }
+    return [*others, own]
 
 
 def take_step(optimizer: torch.optim.Optimizer, allowed: bool | Tensor) -> None:
@@ -69,9 +123,13 @@ def take_step(optimizer: torch.optim.Optimizer, allowed: bool | Tensor) -> None:
 def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
     """Set learning rates from `rates.lr_<group name>`, and `rates.momentum` in groups that have a momentum.
 
-    Adam's betas stay the same, also during warm-up.
+    Adam's betas stay the same, also during warm-up. Muon's kernels follow the rate of weights and the momentum.
     """
     for group in optimizer.param_groups:
+        if group["name"] == KERNELS:
+            group["lr"] = rates.lr_weight * group["lr_ratio"]
+            group["muon_momentum"] = min(max(rates.momentum + group["momentum_shift"], 0.0), MAX_MOMENTUM)
+            continue
         group["lr"] = getattr(rates, f"lr_{group['name']}")
         if "momentum" in group:
             group["momentum"] = rates.momentum

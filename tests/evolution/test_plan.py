@@ -6,6 +6,7 @@ import torch
 
 from utils.config import TrainOptions
 from utils.evolution.plan import format_command, make_plan, to_flags
+from utils.evolve import GENES, MUON_GENES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,6 +34,18 @@ def test_options_become_flags():
 def test_anchors_are_a_gene_unless_noautoanchor_is_given():
     assert plan().start["anchors"] == 0 and "anchors" not in plan(noautoanchor=True).start
     assert plan(hyp="hyp.VOC.yaml").start["anchors"] == 3.412
+
+
+def test_those_of_muon_are_genes_only_with_it(tmp_path):
+    file = tmp_path / "hyp.yaml"
+    file.write_text((ROOT / "data" / "hyps" / "hyp.scratch-low.yaml").read_text() + "muon_lr: 0.05\n")
+    assert not set(MUON_GENES) & set(plan(hyp=str(file)).start)
+    assert all(set(individual) == set(GENES) for individual in plan(hyp=str(file)).population)
+    start = plan(optimizer="Muon", hyp=str(file)).start
+    assert list(start) == [*GENES, *MUON_GENES]
+    assert [start[key] for key in MUON_GENES] == [0.05, 0.937, 0.0005]
+    assert plan(optimizer="Muon").start["muon_lr"] == 0.02
+    assert {individual["muon_lr"] for individual in plan(optimizer="Muon", hyp=str(file)).population} == {0.05}
 
 
 def test_the_population_is_a_few_of_the_projects_files_or_all_of_a_typed_folder():

@@ -39,7 +39,7 @@ from utils.training.nan_guard import PATIENCE, NanGuard
 
 pytestmark = pytest.mark.usefixtures("fast_kernels")  # their plain twins may sync
 
-OPTIMIZERS = pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+OPTIMIZERS = pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Muon"])
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ class Reads(TorchDispatchMode):
 
 @OPTIMIZERS
 def test_the_optimizer_step_reads_no_tensor(name):
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
     guard, ema, optimizer = NanGuard(model, is_async=True), ModelEMA(model), build_optimizer(model, name)
     model(torch.rand(2, 3, 8, 8)).sum().backward()
     with Reads() as reads:
@@ -164,7 +164,7 @@ def test_color_flips_read_nothing_from_the_device():
 def test_a_step_decided_on_the_device_equals_the_plain_one(name, bad):
     """Skip step number `bad`. Skipping the first one must not leave SGD with a momentum that was never written."""
     torch.manual_seed(0)
-    plain = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3))
+    plain = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1))
     plain[1].bias.requires_grad = False
     other = copy.deepcopy(plain)
     optimizers = [build_optimizer(model, name, weight_decay=0.1) for model in (plain, other)]

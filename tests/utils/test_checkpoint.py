@@ -202,6 +202,7 @@ def test_a_missing_file_is_named(tmp_path):
         ("momentum_buffer", None),
         ("lr", "0.1"),
         ("params", [0]),
+        ("name", "kernel"),
     ],
 )
 def test_an_optimizer_state_of_another_shape_is_refused(state, make_run, tiny_cfg, part, value):

@@ -94,6 +94,15 @@ def test_hyperparameters_default_to_scratch_low():
     assert list(Hyperparameters().to_dict()) == list(file)
 
 
+def test_optional_hyperparameters_are_written_if_they_differ_from_their_defaults():
+    changed = Hyperparameters(muon_lr=0.01, anchors=3.0)
+    assert changed.to_dict() == {**Hyperparameters().to_dict(), "anchors": 3.0, "muon_lr": 0.01}
+    assert Hyperparameters.from_dict(changed.to_dict()) == changed
+    assert set(Hyperparameters.OPTIONAL) == {entry.name for entry in fields(Hyperparameters)} - {
+        *Hyperparameters().to_dict()
+    }
+
+
 @pytest.mark.parametrize(
     "values, message",
     [

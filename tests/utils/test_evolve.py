@@ -3,6 +3,7 @@
 import statistics
 import threading
 import time
+from dataclasses import asdict, fields
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from benchmarks import evolve_search
 from utils.config import Hyperparameters
 from utils.errors import UserError
 from utils.evolve import (
+    ALL_GENES,
     GENES,
     MAX_START_TRIES,
     Generation,
@@ -46,6 +48,7 @@ def record(number, fitness, status="done", origin="child", **rest):
 
 def test_every_hyperparameter_is_a_gene_and_the_start_lies_inside_the_bounds():
     assert set(GENES) == set(START)
+    assert set(ALL_GENES) == {entry.name for entry in fields(Hyperparameters)}
     check_hyp(START, "start")
 
 
@@ -69,14 +72,14 @@ def test_a_start_that_lacks_keys_is_named():
 
 
 def test_mutations_stay_in_bounds_and_change_only_genes_with_a_gain():
-    rng, children = np.random.default_rng(0), []
+    rng, start, children = np.random.default_rng(0), asdict(Hyperparameters()), []
     for _ in range(500):
-        children.append(mutate(START, rng))
+        children.append(mutate(start, rng))
         check_hyp(children[-1], "child")
-    for name, gene in GENES.items():
-        moved = [child[name] for child in children if child[name] != START[name]]
+    for name, gene in ALL_GENES.items():
+        moved = [child[name] for child in children if child[name] != start[name]]
         assert (0.05 < len(moved) / 500 < 0.4) == (gene.gain > 0), name
-    assert all(child != START for child in children)
+    assert all(child != start for child in children)
 
 
 def test_a_gene_of_zero_can_leave_zero():

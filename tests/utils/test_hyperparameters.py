@@ -13,8 +13,10 @@ from utils import autoanchor
 from utils.config import Hyperparameters, TrainOptions
 from utils.datasets.labels import load_index
 from utils.distributed import Distributed
+from utils.errors import UserError
 from utils.images.augment import AugmentSettings, multiply_hsv, sample_color_flip
 from utils.loading.loader import LoadSettings, make_loader
+from utils.optim import set_rates
 from utils.schedule import Schedule
 
 SIDE, MIDDLE = 128, 64
@@ -76,6 +78,35 @@ def check_warmup_bias_lr():
     first, _, middle, _ = rates(warmup_bias_lr=0.4)
     assert (first.lr_bias, first.lr_weight, first.lr_norm) == (0.4, 0.0, 0.0)
     assert middle == rates()[2]
+
+
+def kernel_group(**changes) -> dict:
+    """Return the group that Muon orthogonalises, at the rates of epoch 5."""
+    found = optimizer(name="Muon", **changes)
+    set_rates(found, rates(**changes)[2])
+    return found.param_groups[-1]
+
+
+def check_muon_lr():
+    usual, twice = kernel_group(), kernel_group(muon_lr=0.04)
+    assert usual["lr"] == pytest.approx(2 * rates()[2].lr_weight) and twice["lr"] == pytest.approx(2 * usual["lr"])
+    assert kernel_group(lr0=0.001)["lr"] == pytest.approx(usual["lr"])  # another key sets the rate of the others
+
+
+def check_muon_momentum():
+    assert kernel_group()["muon_momentum"] == pytest.approx(0.937)
+    assert kernel_group(muon_momentum=0.8)["muon_momentum"] == pytest.approx(0.8)
+    assert kernel_group(momentum=0.5)["muon_momentum"] == pytest.approx(0.937)
+
+
+def check_muon_decay():
+    groups = optimizer(name="Muon", muon_decay=0.05).param_groups
+    assert [group["weight_decay"] for group in groups] == pytest.approx([0, 5e-4, 0, 0.05])
+
+
+def test_muon_needs_a_rate_to_follow():
+    with pytest.raises(UserError, match="lr0: 0: --optimizer Muon follows its schedule"):
+        optimizer(name="Muon", lr0=0.0)
 
 
 def optimizer(name: str = "SGD", **changes) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from utils.console import warn
 from utils.errors import UserError
-from utils.evolve import GENES, Generation, Key, MemoryStore, Propose, check_hyp
+from utils.evolve import ALL_GENES, Generation, Key, MemoryStore, Propose, check_hyp
 from utils.files import append_line, atomic_write, read_yaml
 from utils.folder_lock import FolderLock, lock_folder
 from utils.metrics import fitness
@@ -285,7 +285,7 @@ def _read_best_rows(file: Path, count: int) -> dict[str, dict[str, float]]:
             row = dict(zip(header, [cell.strip() for cell in cells], strict=True))
             if row.get("status", "done") == "done":
                 score = fitness(*(float(row[name]) for name in METRICS))
-                rows.append((score, number, {name: float(row[name]) for name in GENES if row.get(name)}))
+                rows.append((score, number, {name: float(row[name]) for name in ALL_GENES if row.get(name)}))
         except (ValueError, KeyError) as error:
             warn(f"{file}:{number}: skipped: {error}")
     if not rows:

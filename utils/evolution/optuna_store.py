@@ -26,7 +26,7 @@ from utils.console import warn
 from utils.errors import UserError
 from utils.evolution.csv_store import move_aside, read_table, write_table
 from utils.evolution.optuna_storage import load_optuna, open_storage, outage_errors
-from utils.evolve import GENES, KEEP_MODEL_ANCHORS, Generation, Key, Propose
+from utils.evolve import ALL_GENES, KEEP_MODEL_ANCHORS, Generation, Key, Propose
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -410,8 +410,8 @@ def _valid_trial(trials: "Sequence[FrozenTrial]") -> "FrozenTrial | None":
 
 
 def _bounds(name: str) -> tuple[float, float]:
-    low = KEEP_MODEL_ANCHORS if name == "anchors" else GENES[name].low
-    return low, GENES[name].high
+    low = KEEP_MODEL_ANCHORS if name == "anchors" else ALL_GENES[name].low
+    return low, ALL_GENES[name].high
 
 
 def _make_sampler(store: StudyStore) -> "BaseSampler":

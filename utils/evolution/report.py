@@ -14,7 +14,7 @@ from utils.errors import UserError
 from utils.evolution.plan import Plan
 from utils.evolution.plots import plot_evolve, plot_evolve_progress
 from utils.evolution.verdict import Verdict
-from utils.evolve import GENES, KEEP_MODEL_ANCHORS, PARENTS, Generation, Hyp, Key, best_first
+from utils.evolve import ALL_GENES, KEEP_MODEL_ANCHORS, PARENTS, Generation, Hyp, Key, best_first
 from utils.files import atomic_write, write_yaml
 from utils.output.plotter import Plotter
 from utils.results_csv import RESULTS
@@ -179,7 +179,7 @@ class Report:
             self.folder / "evolve.png",
             start=start,
             best=next(k for k, record in enumerate(done) if record.number == best),
-            logarithmic=[name for name in names if GENES[name].log],
+            logarithmic=[name for name in names if ALL_GENES[name].log],
         )
         ended = [record for record in records if record.status != "started"]
         self.plotter.submit(

@@ -38,7 +38,7 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
     """
     groups = optimizer.state_dict()["param_groups"]
     for own, given in zip(groups, state["param_groups"], strict=True):
-        if own["params"] != given["params"]:
+        if own["params"] != given["params"] or own["name"] != given.get("name", own["name"]):
             raise ValueError("the optimizer's groups are those of another model")
         for name, value in own.items():
             found = given.get(name, value)

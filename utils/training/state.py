@@ -9,7 +9,7 @@ from utils.config import Hyperparameters, TrainOptions
 from utils.console import warn
 from utils.detector import Detector, as_module
 from utils.errors import UserError
-from utils.optim import build_optimizer, scaled_weight_decay
+from utils.optim import GROUP_SETTINGS, MuonSettings, build_optimizer, scaled_weight_decay
 from utils.schedule import accumulation
 from utils.training.nan_guard import PATIENCE, SEARCHING_PATIENCE, NanGuard
 from utils.training.reproducibility import report_differences
@@ -18,13 +18,25 @@ from utils.training.run import Run
 from utils.training.startup import Launch
 
 
-def make_optimizer(model: Detector, options: TrainOptions, hyp: Hyperparameters) -> torch.optim.Optimizer:
-    """Return the optimizer of a run, with weight decay scaled to the images of an optimizer step."""
+def make_optimizer(
+    model: Detector, options: TrainOptions, hyp: Hyperparameters, autocast: torch.dtype | None = None
+) -> torch.optim.Optimizer:
+    """Return the optimizer of a run, with weight decay scaled to the images of an optimizer step.
+
+    Raises UserError for Muon with an lr0 of 0, since its rate follows that of the weights.
+    """
     accumulate = accumulation(options.batch_size, options.nbs)
-    decay = scaled_weight_decay(hyp.weight_decay, options.batch_size, accumulate, options.nbs)
-    if options.optimizer != "SGD" and hyp.lr0 >= 0.01:
+    decay, muon_decay = (
+        scaled_weight_decay(value, options.batch_size, accumulate, options.nbs)
+        for value in (hyp.weight_decay, hyp.muon_decay)
+    )
+    if options.optimizer == "Muon" and not hyp.lr0:
+        raise UserError("lr0: 0: --optimizer Muon follows its schedule; give a small one, such as 1e-6")
+    if options.optimizer in ("Adam", "AdamW") and hyp.lr0 >= 0.01:
         warn(f"--optimizer {options.optimizer} with lr0 {hyp.lr0}: 0.001 is usual; set lr0 in the --hyp file")
-    return build_optimizer(as_module(model), options.optimizer, hyp.lr0, hyp.momentum, decay)
+    products = torch.bfloat16 if autocast == torch.bfloat16 else torch.float32
+    muon = MuonSettings(hyp.muon_lr, hyp.muon_momentum, muon_decay, products)
+    return build_optimizer(as_module(model), options.optimizer, hyp.lr0, hyp.momentum, decay, muon)
 
 
 def make_nan_guard(model: Detector, scaler: torch.amp.GradScaler) -> NanGuard:
@@ -39,10 +51,11 @@ def restore(run: Run, launch: Launch) -> None:
     """
     checkpoint = launch.checkpoint
     assert checkpoint is not None
-    decays = [group["weight_decay"] for group in run.optimizer.param_groups]
+    groups = run.optimizer.param_groups
+    settings = [{key: group[key] for key in GROUP_SETTINGS if key in group} for group in groups]
     run.load_state_dict(fitting_state(checkpoint, run))
-    for group, decay in zip(run.optimizer.param_groups, decays):  # flags may have changed it
-        group["weight_decay"] = decay
+    for group, values in zip(run.optimizer.param_groups, settings):  # flags may have changed them
+        group.update(values)
     run.epoch_start = run.distributed.on_main(lambda: check_resume(run, launch, checkpoint))
     progress, steps = run.progress, len(run.train_loader)
     before = previous_steps_per_epoch(checkpoint)
