@@ -1,9 +1,9 @@
 """Muon: SGD that replaces the gradients of convolution kernels by their orthogonalised momentum.
 
-The method is that of K. Jordan et al. (Muon, 2024). A kernel's Nesterov momentum is a matrix D = U S V^T of outputs by
-inputs. Its polar factor U V^T takes its place, so all directions of the matrix learn at one rate. Decoupled weight decay
-and the scale follow Liu et al. (arXiv 2502.16982). Polar Express (Amsel et al., arXiv 2505.16932) approximates the polar
-factor by six odd polynomials of degree 5, whose coefficients depend on the step.
+The method is that of K. Jordan et al. (Muon, 2024). A kernel's Nesterov momentum is a matrix D = U S V^T of outputs
+by inputs. Its polar factor U V^T takes its place, so all directions of the matrix learn at one rate. Decoupled weight
+decay and the scale follow Liu et al. (arXiv 2502.16982). Polar Express (Amsel et al., arXiv 2505.16932) approximates
+the polar factor by six odd polynomials of degree 5, whose coefficients depend on the step.
 
 Letters in shapes: N kernels of one shape, O outputs, I inputs (of a group, in a grouped convolution). As a matrix, a
 kernel has R = O rows and C = I * kh * kw columns.
