@@ -8,6 +8,9 @@ VENV ?= .venv
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check
 RUN = runs/train/quickstart
+# One test process per core, each with one thread: two that share the cores would only wait for each other. In the order
+# of the files the long ones come in the middle; xdist would put those of few tests last, where they keep one core busy.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 # One thread without AVX and FMA in every library: sums are rounded in another order, sorts place ties otherwise.
 POOREST = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem \
 	NPY_DISABLE_CPU_FEATURES="X86_V3 X86_V4 AVX512_ICL" OPENCV_CPU_DISABLE=AVX512-SKX,AVX2,FP16,AVX \
@@ -29,18 +32,17 @@ train: $(VENV)/ready
 	@echo "Look at:  $(RUN)/results.png  $(RUN)/val_batch0_pred.jpg  runs/detect/quickstart/"
 	@echo "Next:     $(PY) train.py --data YOUR.yaml --cos-lr      (README.md: a first data set of your own)"
 
-# One test process per core, each with one thread: two that share the cores would only wait for each other.
 test: $(VENV)/ready-test
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile --durations 15
+	$(PYTEST) --durations 15
 
 test-fast: $(VENV)/ready-test
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-plain: $(VENV)/ready-test
-	ANCHORAGE_PLAIN=1 OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile
+	ANCHORAGE_PLAIN=1 $(PYTEST)
 
 test-poor: $(VENV)/ready-test
-	$(POOREST) OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile $(POORTESTS)
+	$(POOREST) $(PYTEST) $(POORTESTS)
 
 lint: lint-style lint-types lint-spelling lint-dead-code
 
