@@ -469,16 +469,21 @@ def main(argv: Sequence[str] | None = None) -> Metrics | Verdict | None:
         saves = not options.score_only
         new_run = saves and run.progress.iteration == 0
         with RunFolder(open_run_folder(launch), plots=not options.noplots, new_run=new_run) as folder:
-            write_launch_record(folder.path, launchers)
+            folder.place.keep(lambda path: write_launch_record(path, launchers))
             with closing(
                 Checkpoints(
-                    folder.weights if saves else None, save_minutes=options.save_minutes, period=options.save_period
+                    folder.weights if saves else None,
+                    save_minutes=options.save_minutes,
+                    period=options.save_period,
+                    locate=lambda: folder.weights,
                 )
             ) as checkpoints:
-                return train_and_finish(run, Observers([folder, RunLog(folder.path)]), checkpoints, folder.path)
+                return train_and_finish(run, Observers([folder, RunLog(lambda: folder.path)]), checkpoints, folder)
 
 
-def train_and_finish(run: Run, watch: Observer, checkpoints: Checkpoints, folder: Path | None = None) -> Metrics | None:
+def train_and_finish(
+    run: Run, watch: Observer, checkpoints: Checkpoints, folder: RunFolder | None = None
+) -> Metrics | None:
     """Train and finish, or stop after a signal or without GPU memory. Return the metrics of the last validation."""
     group, options = run.distributed, run.options
     echo = 0.0 if group.local_rank is None else LAUNCHER_SECONDS
@@ -496,14 +501,14 @@ def train_and_finish(run: Run, watch: Observer, checkpoints: Checkpoints, folder
             metrics = train(run, watch, checkpoints, signals)
             if not options.score_only:
                 watch.on_trained(run)
-                finish(run, checkpoints, signals, plots=None if options.noplots else folder)
+                finish(run, checkpoints, signals, plots=folder.path if folder and folder.plots else None)
                 watch.on_end(run)
                 checkpoints.mark_finished(run)  # from here on a signal is too late to interrupt the run
             return metrics
     except Interrupted as signal:
         if folder is None:
             raise SystemExit(EXIT_CODE) from None
-        raise SystemExit(print_resume_command(str(signal), folder, saved=checkpoints.is_saved())) from None
+        raise SystemExit(print_resume_command(str(signal), folder.path, saved=checkpoints.is_saved())) from None
     except RuntimeError as error:
         explain_worker_error(error, run.train_loader.workers)
         raise

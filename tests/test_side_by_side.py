@@ -112,7 +112,7 @@ def test_a_cache_written_by_several_processes_at_once_is_valid(own_data, monkeyp
 def test_a_second_training_in_the_same_folder_is_refused(tmp_path):
     code = (
         "import sys; from pathlib import Path; "
-        "from utils.training.run_folder import lock_run; f = lock_run(Path(sys.argv[1])); "
+        "from utils.training.open_folder import lock_run; f = lock_run(Path(sys.argv[1])); "
         "print('held', flush=True); input()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

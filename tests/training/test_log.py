@@ -28,7 +28,7 @@ class Batches:
 
 
 def log_an_epoch(run, folder) -> None:
-    log, batch = RunLog(folder), SimpleNamespace(targets=torch.zeros(57, 6))
+    log, batch = RunLog(lambda: folder), SimpleNamespace(targets=torch.zeros(57, 6))
     log.on_start(run)
     log.on_epoch_start(run)
     for step in range(3):
@@ -65,7 +65,10 @@ def test_quiet_leaves_warnings_and_the_results(run, tmp_path, capsys):
 
 
 def test_skipped_steps_are_reported_once_per_epoch(run, tmp_path, capsys):
-    log, report = RunLog(tmp_path), EpochReport(0, [0.0] * 3, None, Schedule(run.hyp.to_dict(), 100, 3, 16).at(0))
+    log, report = (
+        RunLog(lambda: tmp_path),
+        EpochReport(0, [0.0] * 3, None, Schedule(run.hyp.to_dict(), 100, 3, 16).at(0)),
+    )
     log.on_start(run)
     run.nan_guard.load_state_dict({"skipped": 2, "in_a_row": 0, "returns": 0, "rate": 1.0})
     log.on_epoch(run, report), log.on_epoch(run, report)

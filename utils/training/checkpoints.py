@@ -1,6 +1,7 @@
 """Checkpoints of a run: last, best and periodic files, and when they are due."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,14 @@ class CheckpointWriter:
             self._held = dict.fromkeys(stripped, snapshot(inference_checkpoint(content)))
             self.unwritten |= self._held
 
+    def move(self, folder: Path) -> None:
+        """Write to `folder` from here on, also what is still held."""
+        self.wait()
+        for kept in (self.unwritten, self._held):
+            moved = {folder / path.name: weights for path, weights in kept.items()}
+            kept.clear()
+            kept.update(moved)
+
     def wait(self) -> None:
         """Wait until everything submitted is on the disk, or has `failed`."""
         if self._pending or self._stripped:
@@ -86,10 +95,18 @@ class Checkpoints:
     """Checkpoints of a run in the folder `weights`, written by a thread of their own.
 
     Without a folder, as on ranks other than 0, nothing is saved. `period` is that of `--save-period`, in epochs.
+    `locate` returns where the folder is now, if it may be renamed or removed.
     """
 
-    def __init__(self, folder: Path | None = None, *, save_minutes: float = 0.0, period: int = -1):
-        self.folder, self.period = folder, period
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        save_minutes: float = 0.0,
+        period: int = -1,
+        locate: Callable[[], Path] | None = None,
+    ):
+        self.folder, self.period, self._locate = folder, period, locate
         self._timer, self._writer = SaveTimer(save_minutes), CheckpointWriter()
         self._start_written: int | None = None  # iteration of the epoch start that is on the disk
         if folder is not None:
@@ -106,6 +123,17 @@ class Checkpoints:
                 file.unlink(missing_ok=True)
         self.save(run)
 
+    def _follow_folder(self) -> None:
+        """Find the folder again. It may have been renamed, or removed and made again."""
+        if self._locate is None or self.folder is None:
+            return
+        folder = self._locate()
+        if folder != self.folder:
+            self._writer.move(folder)
+            self.folder = folder
+        if not (folder / EPOCH_START_FILE).exists():
+            self._start_written = None
+
     def is_due(self) -> bool:
         """Return True if it is time for a save within the epoch."""
         return self._timer.is_due()
@@ -119,6 +147,7 @@ class Checkpoints:
         self._timer.reset()
         if self.folder is None:
             return
+        self._follow_folder()
         content, start = run.checkpoint(metrics), run.epoch_start
         finished = content["epoch"] - 1 if content["step"] == 0 else -1  # number of the epoch that has just ended
         full = [self.folder / "last.pt"]
@@ -147,6 +176,7 @@ class Checkpoints:
         """Wait for the disk and return best.pt, the weights of the best epoch for inference."""
         assert self.folder is not None, "only rank 0 has checkpoints"
         self._writer.wait()
+        self._follow_folder()
         return self.folder / "best.pt"
 
     def mark_finished(self, run: Run) -> None:
@@ -155,6 +185,7 @@ class Checkpoints:
         The run is over, including its final validation.
         """
         if self.folder is not None:
+            self._follow_folder()
             (self.folder / EPOCH_START_FILE).unlink(missing_ok=True)
             self._writer.submit(snapshot(run.state_dict()), full=[], stripped=[self.folder / LAST_HALF_FILE])
 

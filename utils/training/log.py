@@ -2,6 +2,7 @@
 
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from utils import console
@@ -13,10 +14,10 @@ from utils.training.signals import EXIT_CODE
 
 
 class RunLog(Observer):
-    """Log of a run in the folder `path` on the console."""
+    """Log of a run on the console. `locate` returns the path of its folder, which may be renamed."""
 
-    def __init__(self, path: Path):
-        self.path, self._started = path, time.monotonic()
+    def __init__(self, locate: Callable[[], Path]):
+        self.locate, self._started = locate, time.monotonic()
         self._first_epoch = self._skipped = 0  # of this part of the run
         self._bar: console.ProgressBar | None = None
 
@@ -27,7 +28,7 @@ class RunLog(Observer):
         console.info(
             f"Image size {run.options.imgsz}, batch {run.options.batch_size}, {run.train_loader.readers}, "
             f"mixed precision {amp}",
-            f"Logging to {self.path}",
+            f"Logging to {self.locate()}",
             f"Training for {run.options.epochs} epochs...",
         )
 
@@ -71,8 +72,9 @@ class RunLog(Observer):
 
     def on_end(self, run: Run) -> None:
         """Print where the results are, and what to type next."""
-        command = detect_command([self.path / "weights" / "best.pt"], [run.options.imgsz])
-        console.result(f"Results saved to {self.path}", f"Next: {command}")
+        path = self.locate()
+        command = detect_command([path / "weights" / "best.pt"], [run.options.imgsz])
+        console.result(f"Results saved to {path}", f"Next: {command}")
 
     def close(self) -> None:
         """Close the progress bar, finished or not, so that a message can follow on a line of its own."""

@@ -11,12 +11,12 @@ from typing import Any
 from utils.console import info
 from utils.errors import UserError
 from utils.files import sync_folder, write_yaml
-from utils.folder_lock import FolderLock, lock_folder
 from utils.output.drawing import plot_batch
 from utils.output.plots import plot_label_correlogram, plot_labels, plot_results
 from utils.output.plotter import Plotter
 from utils.results_csv import ResultsFile
 from utils.training.observer import EpochReport, Observer, StepReport
+from utils.training.open_folder import OpenFolder
 from utils.training.resume import EPOCH_START_FILE, epochs_of_interrupted_run, mark_unedited
 from utils.training.run import Run
 
@@ -30,10 +30,8 @@ class RunFolder(Observer):
     """
 
     def __init__(self, path: Path, *, plots: bool = True, new_run: bool = False):
-        self.path, self.plots, self.weights = path, plots, path / "weights"
-        path.mkdir(parents=True, exist_ok=True)
-        self._lock = lock_run(path)
-        for folder in (path, self.weights):
+        self.plots, self.place = plots, OpenFolder(path)
+        for folder in (path, path / "weights"):
             remove_temporary_files(folder)
         if new_run:
             keep_interrupted_run(path)
@@ -45,14 +43,27 @@ class RunFolder(Observer):
     def __exit__(self, *_: object) -> None:
         """Finish the images that are being drawn, and unlock the folder."""
         self._plotter.close()
-        self._lock.close()
+        self.place.close()
+
+    @property
+    def path(self) -> Path:
+        """Path where the folder is now: somebody may have renamed or removed it."""
+        return self.place.path
+
+    @property
+    def weights(self) -> Path:
+        """Folder of the checkpoints, which is made if it is absent."""
+        weights = self.path / "weights"
+        with suppress(OSError):  # what is written next fails, with a warning
+            weights.mkdir(exist_ok=True)
+        return weights
 
     def on_start(self, run: Run) -> None:
         """Write the settings, and draw the labels (M, 5) = class, x, y, w, h."""
         hyp, labels = run.hyp.to_dict(), run.data.train.labels
         settings = {**run.options.to_dict(), "hyp": hyp, "resume": False, "save_dir": str(self.path)}
-        write_yaml(self.path / "opt.yaml", mark_unedited(settings))
-        write_yaml(self.path / "hyp.yaml", hyp)
+        self.place.keep(lambda path: write_yaml(path / "opt.yaml", mark_unedited(settings)))
+        self.place.keep(lambda path: write_yaml(path / "hyp.yaml", hyp))
         self._draw(plot_labels, labels, run.data.names, self.path / "labels.jpg")
         self._draw(plot_label_correlogram, labels, self.path / "labels_correlogram.jpg")
 
@@ -69,11 +80,12 @@ class RunFolder(Observer):
         scores = [0.0] * 4 if metrics is None else [metrics.precision, metrics.recall, metrics.map50, metrics.map]
         val_losses = [0.0] * 3 if metrics is None else list(metrics.losses)
         rates_of_groups = [rates.lr_bias, rates.lr_weight, rates.lr_norm]
+        self._results.path = self.path / "results.csv"
         self._results.write(report.epoch, report.losses, scores, val_losses, rates_of_groups)
 
     def on_trained(self, run: Run) -> None:
         """Draw results.png."""
-        self._draw(plot_results, self._results.path, self.path / "results.png")
+        self._draw(plot_results, self.path / "results.csv", self.path / "results.png")
 
     def _draw(self, function: Callable[..., None], *args: Any, **named: Any) -> None:
         if self.plots:
@@ -125,16 +137,6 @@ def link_run(path: Path, files: Sequence[Path]) -> Path:
     draft.rename(kept)
     sync_folder(path)
     return kept
-
-
-def lock_run(path: Path) -> FolderLock:
-    """Lock a run folder for this process until the lock is closed. Raise UserError if another has it."""
-    return lock_folder(
-        path / ".lock",
-        lambda holder: (
-            f"{path}: another process is training in this folder, {holder}; wait for it, or give another --name"
-        ),
-    )
 
 
 def remove_temporary_files(folder: Path) -> None:
