@@ -129,3 +129,18 @@ def make_run():
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def leave_behind():
+    """Return a function that makes the temporary file, or folder, for a path as a killed process leaves it."""
+    from utils.temporary_files import temporary_path
+
+    def leave(path: Path, *, folder: bool = False) -> Path:
+        name = temporary_path(path)
+        left = name.with_name(name.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"))  # no process has this number
+        left.parent.mkdir(parents=True, exist_ok=True)
+        (left / "images").mkdir(parents=True) if folder else left.write_bytes(b"half")
+        return left
+
+    return leave

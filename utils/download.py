@@ -10,7 +10,6 @@ import shutil
 import socket
 import stat
 import tarfile
-import tempfile
 import threading
 import time
 import urllib.error
@@ -29,6 +28,7 @@ from utils import console
 from utils.addresses import remove_credentials, remove_credentials_from
 from utils.errors import UserError
 from utils.files import MAX_YAML_BYTES
+from utils.temporary_files import draft_folder
 
 CHUNK = 1 << 20
 ATTEMPTS = 3  # consecutive connections that bring nothing
@@ -334,7 +334,7 @@ def unpack(archives: str | Path | Sequence[Path], folder: str | Path, *, own: st
     folder, archives = Path(folder), [Path(archives)] if isinstance(archives, str | Path) else archives
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".unpack-", dir=folder) as staging:
+        with draft_folder(folder / "unpack") as staging:
             for archive in archives:
                 with _open_archive(archive) as members:
                     needed, free = sum(member.size for member in members), shutil.disk_usage(folder).free
@@ -342,8 +342,8 @@ def unpack(archives: str | Path | Sequence[Path], folder: str | Path, *, own: st
                         raise UserError(
                             f"{archive} unpacks to {_format_mb(needed)}, but {folder} has {_format_mb(free)} free"
                         )
-                    _write_members(members, Path(staging))
-            _move_entries(Path(staging), folder, own)
+                    _write_members(members, staging)
+            _move_entries(staging, folder, own)
     except (*ARCHIVE_ERRORS, OSError) as error:
         raise UserError(f"could not unpack {', '.join(map(str, archives))} into {folder}: {error}") from None
     return folder

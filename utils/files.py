@@ -4,7 +4,6 @@ import codecs
 import errno
 import io
 import os
-import secrets
 import stat
 import time
 import zipfile
@@ -17,6 +16,7 @@ import yaml
 
 from utils.environment import variable
 from utils.errors import UserError
+from utils.temporary_files import temporary_path
 
 ROOT = Path(__file__).resolve().parents[1]  # the project folder
 
@@ -178,13 +178,6 @@ def check_archive(path: str | Path, *, contents: bool = False) -> None:
         raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
-def shorten_name(name: str, max_bytes: int) -> str:
-    """Return the first letters of a file name that fit into `max_bytes` as the system encodes it."""
-    while len(os.fsencode(name)) > max_bytes:
-        name = name[: min(len(name) - 1, max_bytes)]
-    return name
-
-
 @contextmanager
 def atomic_write(path: str | Path, *, sync: bool = True) -> Generator[BinaryIO]:
     """Yield a binary file that replaces `path` at the end of the block, and is removed if the block raises.
@@ -194,7 +187,7 @@ def atomic_write(path: str | Path, *, sync: bool = True) -> Generator[BinaryIO]:
     files that are easily made again.
     """
     path = Path(path)
-    temporary = path.with_name(f".{shorten_name(path.name, 200)}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_path(path)
     # With the access rights of the umask, unlike a file of tempfile.
     file = open(temporary, "xb")  # noqa: SIM115 (closed below)
     try:

@@ -3,13 +3,13 @@
 import os
 import re
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from utils.errors import UserError
+from utils.machine import is_running
 
 
 class FolderInUse(Exception):
@@ -87,21 +87,11 @@ def _check_holder(holder: str, file: Path, *, locks_work: bool) -> None:
     if locks_work:
         raise FolderInUse(holder or "another process")
     found = re.fullmatch(r"process (\d+) on (.+)", holder)
-    if found is None or (found[2] == socket.gethostname() and not _is_running(int(found[1]))):
+    if found is None or (found[2] == socket.gethostname() and _has_ended(int(found[1]))):
         return
     raise FolderInUse(f"{holder} (there are no locks here: delete {file} if that has ended)")
 
 
-def _is_running(pid: int) -> bool:
-    """Return False if there is no such process on this machine, or it is this one: an earlier machine's number."""
-    if pid == os.getpid():
-        return False
-    if sys.platform == "win32":  # the call below would interrupt it
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is another user's
-        return True
-    return True
+def _has_ended(process: int) -> bool:
+    """Return True also for the number of this process: an earlier one had it, before a restart of the machine."""
+    return process == os.getpid() or not is_running(process)

@@ -139,3 +139,16 @@ def _read_number(path: Path) -> int:
 def _read_table(path: Path) -> dict[str, str]:
     """Return the first word of each line -> the second."""
     return {words[0]: words[1] for words in map(str.split, path.read_text().splitlines()) if len(words) > 1}
+
+
+def is_running(process: int) -> bool:
+    """Return False if no process of this machine has this number, True also where that cannot be known."""
+    if sys.platform == "win32":  # the call below would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True

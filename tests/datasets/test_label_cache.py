@@ -272,3 +272,9 @@ def test_the_cache_of_a_user_without_a_home_folder(monkeypatch, tmp_path):
     monkeypatch.setattr(Path, "home", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert label_cache.user_cache_folder().parent == tmp_path
+
+
+def test_what_a_killed_process_left_beside_the_labels_is_removed(folder, leave_behind):
+    left, other = leave_behind(folder / "labels/train.cache"), leave_behind(folder / "labels/val.cache")
+    scan(folder)
+    assert not left.exists() and other.exists() and (folder / "labels/train.cache").is_file()

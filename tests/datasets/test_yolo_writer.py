@@ -55,6 +55,13 @@ def test_names_below_the_folder_are_kept(name, expected):
     assert safe_name(name) == expected
 
 
+def test_a_folder_that_a_killed_process_left_is_removed(tmp_path, leave_behind):
+    left = leave_behind(tmp_path / "out", folder=True)
+    with new_folder(tmp_path / "out") as draft:
+        assert [*tmp_path.iterdir()] == [draft]
+    assert not left.exists() and [*tmp_path.iterdir()] == [tmp_path / "out"]
+
+
 def test_folder_appears_when_whole(tmp_path):
     def interrupt() -> None:
         with new_folder(tmp_path / "out") as draft:

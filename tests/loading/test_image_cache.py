@@ -259,3 +259,12 @@ def test_small_splits_are_cached_by_default(index, monkeypatch):
     for free, kind in ((11 * need, image_cache.RamCache), (9 * need, image_cache.ImageReader)):
         monkeypatch.setattr(image_cache, "available_memory", lambda free=free: free)
         assert type(loader_of(index, cache="auto").dataset.images) is kind
+
+
+def test_what_a_killed_process_left_in_the_cache_on_disk_is_removed(tmp_path, leave_behind):
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), np.zeros((64, 32, 3), np.uint8))
+    left = leave_behind(tmp_path / "images.npy_cache" / "a.png.64.npy")
+    index = load_index(tmp_path / "images", 1, progress=False, cache=False)
+    image_cache.DiskCache(index, 64, smooth=False).read(0)
+    assert not left.exists() and [path.name for path in left.parent.iterdir()] == ["a.png.64.npy"]

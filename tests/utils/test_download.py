@@ -405,6 +405,14 @@ ENTRIES = [
 WANTED = {"set/images/a.jpg": b"image", "set/labels/a.txt": b"0 .5 .5 1 1", "set/ä b..c.txt": b"", "top.txt": b"top"}
 
 
+def test_what_a_killed_process_left_of_an_archive_is_removed(tmp_path, leave_behind):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("images/a.txt", "a")
+    leave_behind(tmp_path / "data" / "unpack", folder=True)
+    unpack(tmp_path / "a.zip", tmp_path / "data")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["images"]
+
+
 @pytest.mark.parametrize("kind", ["zip", "w", "w:gz", "w:bz2", "w:xz"])
 def test_archives_unpack(tmp_path, kind):
     make = make_zip if kind == "zip" else lambda path, entries: make_tar(path, entries, kind)

@@ -17,6 +17,7 @@ from utils.datasets.label_index import ARRAYS, Counts, LabelIndex, keep_paths
 from utils.datasets.string_array import StringArray
 from utils.files import atomic_write, check_archive, open_regular
 from utils.parallel_map import MAX_WORKERS
+from utils.temporary_files import remove_stale
 
 CACHE_FORMAT = 3  # raise it when the parser or the layout changes: caches with another number are not read
 MAX_CACHE_BYTES = 8 << 30
@@ -81,6 +82,7 @@ class LabelCache:
         for place in self.places:
             try:
                 place.parent.mkdir(parents=True, exist_ok=True)
+                remove_stale(place.parent, place.name)
                 with atomic_write(place, sync=False) as file:  # a damaged cache is detected and written again
                     np.savez(file, **content)
                 return True

@@ -6,7 +6,6 @@ the same bytes for the same OpenCV build. The folder appears under its name when
 
 import json
 import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import cv2
 from utils.console import info, progress_bar
 from utils.datasets.shapes_drawing import DrawnImage, draw_image
 from utils.errors import UserError
+from utils.temporary_files import draft_folder
 
 VERSION = 4  # of the drawing; raise it when the same seed gives other images
 JPEG_QUALITY = 90
@@ -83,13 +83,9 @@ def make_shapes(folder: str | Path, *, seed: int = 0, train: int = 640, val: int
             info(f"{folder} is complete already: nothing to do")
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-unfinished-", dir=folder.parent))
-    try:
+    with draft_folder(folder) as draft:
         write_images(draft, {"train": train, "val": val}, seed=seed, progress=progress)
         (draft / RECORD).write_text(json.dumps(record) + "\n")
-        draft.chmod(0o755)  # mkdtemp gives permissions to the owner only
         if not is_complete(folder, record):
             draft.replace(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return folder

@@ -6,7 +6,6 @@ The inputs are only read. The output folder appears under its name when it is co
 import math
 import os
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from utils.console import progress_bar
 from utils.errors import UserError
 from utils.files import write_yaml
 from utils.images.header import image_shape
+from utils.temporary_files import draft_folder
 
 SPLITS = ("train", "val", "test")
 MAX_EXAMPLES = 3  # that the summary names for each reason
@@ -183,13 +183,9 @@ def new_folder(folder: Path) -> Generator[Path]:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is not empty: give another --output, or delete it first")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-unfinished-", dir=folder.parent))
-    try:
+    with draft_folder(folder) as draft:
         yield draft
-        draft.chmod(0o755)  # mkdtemp gives permissions to the owner only
         draft.replace(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def link_or_copy(image: Path, target: Path, *, copy: bool) -> None:

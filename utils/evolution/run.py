@@ -19,6 +19,7 @@ from utils.evolution.verdict import Repeats, Verdict, candidates, judge
 from utils.evolve import Generation, Hyp, falls_behind, run_generations, run_seed
 from utils.files import read_yaml, write_yaml
 from utils.schedule import EarlyStopping
+from utils.temporary_files import remove_stale
 
 REPEATS = 2  # further seeds for each of the best
 MAX_REPEATED = 4  # the best three and the start
@@ -59,6 +60,7 @@ def open_run(plan: Plan) -> Generator[EvolutionRun]:
     with ExitStack() as stack:
         if not plan.options.evolve_storage:
             stack.enter_context(closing(lock_search(plan.folder)))
+            remove_stale(plan.folder)
         check_same_settings(plan)
         report = stack.enter_context(Report(plan))
         try:

@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
 import uuid
 from contextlib import suppress
 from multiprocessing.pool import ThreadPool
@@ -24,6 +23,7 @@ from utils.errors import UserError
 from utils.images.read import read_resized, resized_shapes
 from utils.machine import available_memory
 from utils.parallel_map import MAX_WORKERS
+from utils.temporary_files import remove_stale, temporary_path
 
 AUTO_SHARE = 0.1  # of free memory; smaller splits are cached in RAM by default: a mosaic reads each image 4 x an epoch
 RAM_MARGIN, DISK_MARGIN = 1.1, 1.1  # a cache must fit with this factor
@@ -161,6 +161,8 @@ class DiskCache(ImageReader):
         self.folders = {
             folder: self._cache_folder(folder) for folder in {os.path.dirname(path) for path in index.paths}
         }
+        for folder in self.folders.values():
+            remove_stale(folder)
 
     @staticmethod
     def _cache_folder(folder: str) -> Path:
@@ -199,7 +201,7 @@ class DiskCache(ImageReader):
 
     def _write(self, file: Path, data: np.ndarray) -> None:
         """Write a temporary file, fsync and rename it. The header of half a file would pass for that of a whole one."""
-        temporary = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+        temporary = temporary_path(file)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             with open(temporary, "wb") as stream:

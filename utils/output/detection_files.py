@@ -18,7 +18,7 @@ import numpy as np
 from utils import console
 from utils.boxes import xyxy_to_xywh
 from utils.errors import UserError
-from utils.files import atomic_write, shorten_name
+from utils.files import atomic_write
 from utils.images.frames import Frame
 from utils.output.drawing import draw_boxes, save_image
 from utils.output.result_names import (
@@ -29,6 +29,7 @@ from utils.output.result_names import (
     class_folders,
     spreadsheet_cell,
 )
+from utils.temporary_files import shorten_name
 
 MPEG4_SIDE, MPEG4_RATE = 8190, 65_535  # pixels; greatest number of a frame rate's fraction
 MAX_GAP = 60.0  # seconds

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from utils.files import shorten_name
 from utils.images.frames import Frame
+from utils.temporary_files import shorten_name
 
 MAX_NAME = 80  # characters of a name with folders in it
 MAX_STEM_BYTES = 235  # of the 255 of a file name: the rest is for numbers, `.`, suffix
