@@ -15,10 +15,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from models.loading import find_weights, is_own_checkpoint, load_ensemble
+from models.loading import find_weights, load_ensemble
 from utils import console
 from utils.addresses import remove_credentials
-from utils.checkpoint import inference_checkpoint, read_checkpoint, write_checkpoint
+from utils.checkpoint import inference_checkpoint, own_outline, read_checkpoint, write_checkpoint
 from utils.cli import detect_command, flag, read_flags
 from utils.detections import Detections
 from utils.detector import InferenceModel
@@ -248,8 +248,8 @@ def require_written(outputs: Outputs) -> None:
 
 def strip(file: Path) -> None:
     """Strip the training state from one of our checkpoints. Leave other files alone."""
-    if is_own_checkpoint(file):
-        write_checkpoint(file, inference_checkpoint(read_checkpoint(file)), kind="weights")
+    if outline := own_outline(file):
+        write_checkpoint(file, inference_checkpoint(read_checkpoint(file, outline)), kind="weights")
         console.result(f"{file}: stripped of its training state")
     else:
         console.result(f"--update: {file} stays as it is, only checkpoints of this project are rewritten")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.pickled_modules import Module, fit_description, read_modules
 from models.yolo import DetectionModel
 from models.yolov5_pickle import PickledObject, YOLOv5File
-from utils.checkpoint import is_own_checkpoint, read_checkpoint
+from utils.checkpoint import own_outline, read_checkpoint
 from utils.console import info
 from utils.detector import name_difference
 from utils.errors import UserError
@@ -55,12 +55,13 @@ def read_weights(path: str | Path) -> WeightsFile:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a .pt file")
-    return read_own_checkpoint(path) if is_own_checkpoint(path) else read_yolov5(path)
+    outline = own_outline(path)
+    return read_yolov5(path) if outline is None else read_own_checkpoint(path, outline)
 
 
-def read_own_checkpoint(path: Path) -> WeightsFile:
+def read_own_checkpoint(path: Path, outline: dict[str, Any]) -> WeightsFile:
     """Read one of our own checkpoints. Raises UserError if a part is missing."""
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, outline)
     try:
         model = content["model"]
         state = content["ema"]["state_dict"] if content.get("ema") else model["state_dict"]

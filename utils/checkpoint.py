@@ -105,15 +105,16 @@ def try_write_checkpoint(path: Path, content: dict[str, Any], kind: str) -> bool
         return False
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, outline: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the dict of one of our own checkpoints, on the CPU, upgraded to the present schema.
 
     Nothing in the file is executed, and it cannot unpack to more than its size. Any other file raises UserError.
+    `outline` is that of `own_outline`, if it was read already.
     """
     if not Path(path).exists():
         raise UserError(f"{path}: no such file")
     try:
-        outline = read_outline(path)
+        outline = outline or read_outline(path)
         check_archive(path, contents=True)
         check_depth(outline)
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -131,13 +132,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def is_own_checkpoint(path: str | Path) -> bool:
-    """Return True if the file is plain data with our key. It is not unpacked for that."""
+def own_outline(path: str | Path) -> dict[str, Any] | None:
+    """Return what the file holds, without its tensors, if it is plain data with our key. None for any other file."""
     try:
         content = read_outline(path)
     except READ_ERRORS:
-        return False
-    return isinstance(content, dict) and "anchorage" in content
+        return None
+    return content if isinstance(content, dict) and "anchorage" in content else None
 
 
 def check_depth(content: object) -> None:

@@ -264,7 +264,7 @@ def test_splits_of_one_labels_folder_have_caches_of_their_own(folder):
 
 
 def test_the_cache_of_a_user_without_a_home_folder(monkeypatch, tmp_path):
-    """In a container the user may have neither a variable HOME nor an entry."""
+    """Remove HOME and the entry of the user, as some containers do."""
 
     def fail():
         raise RuntimeError("Could not determine home directory.")

@@ -16,6 +16,7 @@ from models import loading
 from models.loading import Ensemble, load_ensemble, load_model, read_weights, resolve_weights, transfer
 from models.yolo import DetectionModel
 from models.yolov5_pickle import YOLOv5File
+from utils import checkpoint
 from utils.checkpoint import describe_model, inference_checkpoint, read_checkpoint, write_checkpoint
 from utils.errors import UserError
 
@@ -122,6 +123,14 @@ def test_names_that_do_not_fit_are_filled_up(tmp_path):
     model = tiny_model()
     model.names = {0: "a", 7: "x", 2: 5}
     assert read_weights(save_pickled(model, tmp_path / "m.pt")).names == {0: "a", 1: "1", 2: "2"}
+
+
+def test_the_outline_of_an_own_checkpoint_is_read_once(tmp_path, monkeypatch):
+    model, calls = tiny_model(), []
+    write_checkpoint(tmp_path / "last.pt", {"model": describe_model(model)})
+    read_outline = checkpoint.read_outline
+    monkeypatch.setattr(checkpoint, "read_outline", lambda path: calls.append(path) or read_outline(path))
+    assert read_weights(tmp_path / "last.pt").names == model.names and len(calls) == 1
 
 
 def test_own_checkpoints(tmp_path):
