@@ -37,7 +37,7 @@ from utils.device import amp_dtype, cores_for_loading, describe_device, seed_eve
 from utils.distributed import Distributed, launch_token
 from utils.download import fetch_typed
 from utils.ema import ModelEMA
-from utils.errors import UserError
+from utils.errors import UnreadableData, UserError
 from utils.errors import run as run_command
 from utils.evolution.plan import Plan, make_plan
 from utils.evolution.run import open_run
@@ -60,7 +60,7 @@ from utils.training.checkpoints import Checkpoints
 from utils.training.compile import compile_if_faster
 from utils.training.ddp import wrap_model
 from utils.training.launch_record import write_launch_record
-from utils.training.log import RunLog, print_resume_command
+from utils.training.log import RunLog, print_stop
 from utils.training.nan_guard import propagate_nan
 from utils.training.observer import EpochReport, Observer, Observers, StepReport
 from utils.training.progress import Progress
@@ -281,6 +281,10 @@ def train(run: Run, watch: Observer, checkpoints: Checkpoints, signals: SignalHa
         except NonFiniteError:
             run.roll_back()
             continue
+        except UnreadableData:
+            run.drop_pending()
+            checkpoints.save(run)
+            raise
         epoch, improved = run.progress.epoch, False
         if epoch + 1 == run.options.epochs or not run.options.noval:
             metrics = validate(run, checkpoints, signals)
@@ -303,9 +307,11 @@ def train_one_epoch(run: Run, watch: Observer, checkpoints: Checkpoints, signals
     run.optimizer.zero_grad(set_to_none=True)
     means = progress.losses(group.device)  # (3,)
     pending = 0  # batches whose gradients wait for an optimizer step
-    for step, batch in enumerate(prefetch(loader, group.device), start=progress.step):
+    for step, batch in enumerate(group.in_step(prefetch(loader, group.device)), start=progress.step):
         rates = run.rates(progress.iteration)
         set_rates(run.optimizer, rates)
+        if not pending:
+            run.begin_step(batches=rates.accumulate)
         images = prepare_images(run, batch.images)  # (B, 3, H, W)
         steps_now = pending + 1 >= rates.accumulate or step + 1 == len(loader)  # an epoch leaves no gradients behind
         with group.exchange_gradients(run.wrapped, now=steps_now):
@@ -410,7 +416,7 @@ def save_after_epoch(
 def validate(run: Run, checkpoints: Checkpoints, signals: SignalHandler) -> Metrics:
     """Return metrics of the EMA weights on the validation split.
 
-    If a signal interrupts it, the resumed run repeats the validation.
+    If a signal or unreadable data interrupts it, the resumed run repeats the validation.
     """
     if run.distributed.world_size > 1 and not run.options.nosave:  # launchers wait less than a validation may take
         checkpoints.save(run)
@@ -427,7 +433,7 @@ def validate(run: Run, checkpoints: Checkpoints, signals: SignalHandler) -> Metr
             distributed=run.distributed,
             observers=[*stop_hook(run, signals), ConsoleTable(run.data.names)],
         )
-    except Interrupted:
+    except (Interrupted, UnreadableData):
         checkpoints.save(run)
         raise
 
@@ -484,7 +490,7 @@ def main(argv: Sequence[str] | None = None) -> Metrics | Verdict | None:
 def train_and_finish(
     run: Run, watch: Observer, checkpoints: Checkpoints, folder: RunFolder | None = None
 ) -> Metrics | None:
-    """Train and finish, or stop after a signal or without GPU memory. Return the metrics of the last validation."""
+    """Train and finish, or stop after a signal, without data or GPU memory. Return the last validation's metrics."""
     group, options = run.distributed, run.options
     echo = 0.0 if group.local_rank is None else LAUNCHER_SECONDS
     try:
@@ -505,10 +511,11 @@ def train_and_finish(
                 watch.on_end(run)
                 checkpoints.mark_finished(run)  # from here on a signal is too late to interrupt the run
             return metrics
-    except Interrupted as signal:
+    except (Interrupted, UnreadableData) as reason:
         if folder is None:
             raise SystemExit(EXIT_CODE) from None
-        raise SystemExit(print_resume_command(str(signal), folder.path, saved=checkpoints.is_saved())) from None
+        resumed = None if options.score_only else folder.path
+        raise SystemExit(print_stop(reason, resumed, saved=checkpoints.is_saved())) from None
     except RuntimeError as error:
         explain_worker_error(error, run.train_loader.workers)
         raise

@@ -16,7 +16,9 @@ from models.yolo import DetectionModel
 from utils.config import Hyperparameters
 from utils.datasets.labels import load_index
 from utils.distributed import Distributed
+from utils.errors import UserError
 from utils.inference.evaluate import evaluate
+from utils.loading.image_cache import ImageReader
 from utils.loading.loader import LoadSettings, make_loader
 from utils.loading.sampler import BatchSettings
 from utils.loss import DetectionLoss, scale_gains
@@ -122,7 +124,7 @@ def measure(out: str, cfg: str, weights: str, images: str) -> None:
 
 
 def fail(kind: str) -> None:
-    """Cause a failure of some kind in the third batch of a training."""
+    """Cause a failure of some kind in the third batch of a training. `data` is noticed in the fourth."""
     rank = int(os.environ["RANK"])
     prepare, calls = train.prepare_images, []
 
@@ -135,7 +137,12 @@ def fail(kind: str) -> None:
             raise LookupError("what a bug raises")
         if len(calls) == 3 and kind == "disk" and rank == 0:
             raise OSError(errno.ENOSPC, "No space left on device", "results.csv")
+        if len(calls) == 3 and kind == "data" and rank == 1:
+            ImageReader._read_file = lose_image
         return images
+
+    def lose_image(self, i, rows):
+        raise UserError(f"{self.index.paths[i]}: gone")
 
     train.prepare_images = prepare_or_fail
 

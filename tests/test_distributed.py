@@ -347,6 +347,15 @@ def test_a_process_that_fails_ends_all(tiny_data, tiny_cfg, tmp_path, kind, expe
     assert "lost contact with another process" in output
 
 
+def test_an_image_that_one_process_cannot_read_ends_all_with_the_state_saved(tiny_data, tiny_cfg, tmp_path):
+    words = options(tiny_data, tiny_cfg, tmp_path, "x", "--cache", "off", epochs=50)
+    output = launch(*TORCHRUN, *STANDALONE, "--nproc_per_node", 2, WORKER, "data", *words, code=1)
+    assert len(re.findall(r"error: .+png: gone; the state is saved. Resume with: ", output)) == 1
+    assert "exitcode  : 75 " in output and "lost contact" not in output
+    saved = read_checkpoint(tmp_path / "x" / "weights" / "last.pt")
+    assert (saved["epoch"], saved["step"], saved["iteration"]) == (1, 1, 3)
+
+
 def test_a_killed_process_ends_all(long_run, project):
     process = Started([*TORCHRUN, *STANDALONE, "--nproc_per_node", 2, ROOT / "train.py", *long_run("ended")])
     wait_until(lambda: len(read_rows(project / "ended")) >= 2, process)  # the state is saved after the row of the epoch

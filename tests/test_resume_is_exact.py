@@ -146,6 +146,64 @@ def test_interrupted_in_the_validation(tiny_data, tiny_cfg, tmp_path, monkeypatc
     assert find_differences(tmp_path / "whole" / "run", tmp_path / "part" / "run") == []
 
 
+# ---- the data goes away during a run
+
+
+def stop_without_images(monkeypatch, data: Path, split: str, argv: list[str], *, after: str, iteration: int) -> str:
+    """Train until the images of a split go away as train.`after` is called in an iteration. Return what it printed.
+
+    Then they are there again.
+    """
+    original, folder, elsewhere = getattr(train, after), data.parent / "images" / split, data.parent / "elsewhere"
+    printed: list[str] = []
+
+    def take_away(run_or_model, *args, **named):
+        run = args[0] if after == "evaluate" else run_or_model
+        if after == "evaluate" or run.progress.iteration == iteration:
+            folder.rename(elsewhere)
+        return original(run_or_model, *args, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, after, take_away)
+        patch.setattr("utils.loading.image_cache.RETRY_SECONDS", 0.01)
+        patch.setattr("utils.training.log.console.error", printed.append)
+        with pytest.raises(SystemExit) as end:
+            train.main(argv)
+    elsewhere.rename(folder)
+    assert end.value.code == 75 and len(printed) == 1
+    return printed[0]
+
+
+@pytest.fixture
+def own_data(tiny_data, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_data.parent, tmp_path / "data")) / tiny_data.name
+
+
+@pytest.mark.parametrize("nbs, position", [(8, (1, 1, 4)), (64, (1, 0, 3))], ids=["each batch a step", "accumulation"])
+def test_a_run_whose_images_go_away_is_saved_at_its_last_step(own_data, tiny_cfg, tmp_path, monkeypatch, nbs, position):
+    """No batch of grey images is trained. The statistics of batches that wait for a step are not saved either."""
+    flags = ["--nbs", str(nbs), "--cache", "off"]
+    train.main(arguments(own_data, tiny_cfg, tmp_path / "whole", *flags))
+    words = arguments(own_data, tiny_cfg, tmp_path / "part", *flags)
+    line = stop_without_images(monkeypatch, own_data, "train", words, after="prepare_images", iteration=3)
+    assert line.startswith(f"error: {own_data.parent}/images/train/") and "23 of 23 other images cannot be" in line
+    assert line.endswith(f"the state is saved. Resume with: python train.py --resume {tmp_path}/part/run")
+    saved = state_of(tmp_path / "part" / "run")
+    assert (saved["epoch"], saved["step"], saved["iteration"]) == position
+    train.main(["--resume", str(tmp_path / "part" / "run"), "--project", str(tmp_path / "whole")])
+    assert find_differences(tmp_path / "whole" / "run", tmp_path / "part" / "run") == []
+
+
+def test_a_validation_whose_images_go_away_is_repeated(own_data, tiny_cfg, tmp_path, monkeypatch):
+    train.main(arguments(own_data, tiny_cfg, tmp_path / "whole", "--cache", "off"))
+    words = arguments(own_data, tiny_cfg, tmp_path / "part", "--cache", "off")
+    line = stop_without_images(monkeypatch, own_data, "val", words, after="evaluate", iteration=2)
+    assert line.startswith(f"error: {own_data.parent}/images/val/") and "the state is saved" in line
+    assert state_of(tmp_path / "part" / "run")["step"] == 3 and not (tmp_path / "part/run/results.csv").exists()
+    train.main(["--resume", str(tmp_path / "part" / "run"), "--project", str(tmp_path / "whole")])
+    assert find_differences(tmp_path / "whole" / "run", tmp_path / "part" / "run") == []
+
+
 def test_interrupted_after_the_last_epoch_only_the_final_steps_are_repeated(copy, capsys):
     (copy / "weights" / "last-half.pt").unlink()
     before = state_of(copy)

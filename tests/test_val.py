@@ -1,6 +1,8 @@
 """val.py: the command line from flags to files."""
 
 import json
+import os
+import shutil
 
 import cv2
 import numpy as np
@@ -10,7 +12,7 @@ import torch
 import val
 from models.yolo import DetectionModel
 from utils.checkpoint import describe_model, write_checkpoint
-from utils.errors import UserError
+from utils.errors import UnreadableData, UserError
 
 NAMES = {0: "dark", 1: "bright"}
 
@@ -240,6 +242,21 @@ def test_names_that_differ_are_said(val_args, tiny_data, tmp_path, capsys):
     swapped.write_text(tiny_data.read_text().replace("[dark, bright]", "[bright, dark]"))
     val.main([*val_args, "--data", str(swapped)])
     assert "name their classes differently: class 0 is 'dark' and 'bright'" in capsys.readouterr().err
+
+
+def test_an_image_that_goes_away_is_an_error(val_args, tiny_data, tmp_path, monkeypatch):
+    shutil.copytree(tiny_data.parent, tmp_path / "data")
+    original = val.load_index
+
+    def load_index(*args, **named):
+        index = original(*args, **named)
+        os.remove(index.paths[0])
+        return index
+
+    monkeypatch.setattr(val, "load_index", load_index)
+    monkeypatch.setattr("utils.loading.image_cache.RETRY_SECONDS", 0)
+    with pytest.raises(UnreadableData, match=r"images/val/0.png: cannot be read: No such file or directory$"):
+        val.main([*val_args, "--data", str(tmp_path / "data" / tiny_data.name)])
 
 
 def test_a_killed_data_worker_is_one_line(val_args, monkeypatch):

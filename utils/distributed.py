@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -20,7 +20,7 @@ import torch.distributed as dist
 from utils import console
 from utils.device import fall_back_to_cpu, select_device, set_current_device
 from utils.environment import variable
-from utils.errors import UserError, explain
+from utils.errors import UnreadableData, UserError, explain
 from utils.rendezvous import JOIN_SECONDS, describe_start, open_store, require_alike, required_number
 
 # For ranks that work side by side. A dead process is noticed at once, a dead machine only after this time.
@@ -212,11 +212,39 @@ class Distributed:
 
     def any(self, flag: bool) -> bool:
         """Return True on all processes if `flag` is true on any of them."""
+        return bool(self._max(int(flag)))
+
+    def _max(self, value: int) -> int:
+        """Return the largest `value` of all processes."""
         if self.world_size == 1:
-            return flag
-        vote = torch.tensor([int(flag)])  # on the CPU: a GPU tensor would force a sync
+            return value
+        vote = torch.tensor([value])  # on the CPU: a GPU tensor would force a sync
         dist.all_reduce(vote, dist.ReduceOp.MAX)
-        return bool(vote.item())
+        return int(vote.item())
+
+    def in_step(self, entries: Iterable[T]) -> Iterator[T]:
+        """Yield this rank's entries. If one is UnreadableData on any rank, raise that on every rank, at the same entry.
+
+        Ranks may have different numbers of entries. Those that have fewer wait for the others.
+        """
+        if self.world_size == 1:
+            yield from entries
+            return
+        ended, ready, failed = range(3)
+        iterator = iter(entries)
+        while True:
+            entry, message = None, ""
+            try:
+                entry = next(iterator, None)
+            except UnreadableData as error:
+                message = str(error)
+            state = self._max(failed if message else ended if entry is None else ready)
+            if state == failed:
+                raise UnreadableData(next(filter(None, self.gather(message))))
+            if state == ended:
+                return
+            if entry is not None:
+                yield entry
 
     def share_buffers(self, module: torch.nn.Module) -> None:
         """Copy rank 0's buffers (batch statistics) to every process, in place."""

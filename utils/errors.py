@@ -13,6 +13,10 @@ class UserError(ValueError):
     """Error in what the user gave. Its message is one line that says what is wrong, where, and what to type."""
 
 
+class UnreadableData(UserError):
+    """Data that was there when a run began and is gone, damaged or changed. What the run did before it is valid."""
+
+
 class Terminated(BaseException):
     """SIGTERM or SIGHUP, raised in the main thread so that files are closed. Its argument is the signal's number."""
 

@@ -55,7 +55,8 @@ def test_the_cache_gives_the_same_index_and_is_the_only_file_written(folder, mon
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
 
-@pytest.mark.parametrize("number, scans", [(3, 0), (2, 8)])  # format 2 held rows that are now read otherwise
+# Format 2 held rows, and format 3 sizes of images, that are now read otherwise.
+@pytest.mark.parametrize("number, scans", [(4, 0), (3, 8), (2, 8)])
 def test_kept_caches_of_each_format(tmp_path, monkeypatch, number, scans):
     """The kept files were written for these images by earlier versions. Their stamps are of other files."""
     monkeypatch.chdir(tmp_path)

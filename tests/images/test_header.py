@@ -50,6 +50,41 @@ def test_size_is_that_of_the_rotated_image(tmp_path, orientation, order):
     assert cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).shape[:2] == image_shape(path)
 
 
+XMP = b"http://ns.adobe.com/xap/1.0/\0<x/>"
+SIX = exif(6, "little")
+SEGMENTS = {
+    "upright, then rotated": [exif(1, "little"), SIX],
+    "rotated, then upright": [SIX, exif(1, "big")],
+    "upside down, then rotated": [exif(3, "big"), SIX],
+    "no such orientation, then rotated": [exif(9, "big"), SIX],
+    "XMP, then rotated": [XMP, SIX],
+    "truncated, then rotated": [SIX[:-9], SIX],
+    "without the tag, then rotated": [b"Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0", SIX],
+    "another name": [b"Nope\0\0" + SIX[6:]],
+    "another magic number": [SIX.replace(b"II*", b"II+")],
+    "another byte order": [exif(6, "big").replace(b"MM", b"MX")],
+    "a long number": [SIX.replace(b"\x12\x01\3\0", b"\x12\x01\4\0")],
+}
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["before the frame header", "behind it"])
+@pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS)
+def test_segments_that_disagree_have_the_size_that_they_decode_to(tmp_path, segments, behind):
+    data = write_image(tmp_path / "x.jpg", 20, 30).read_bytes()
+    position = data.index(b"\xff\xc4" if behind else b"\xff\xdb")  # the tables of codes, or of quantization
+    added = b"".join(struct.pack(">BBH", 0xFF, 0xE1, len(payload) + 2) + payload for payload in segments)
+    path = write(tmp_path / "x.jpg", data[:position] + added + data[position:])
+    decoded = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).shape[:2]
+    assert image_shape(path) == decoded == read_image(path).shape[:2]
+
+
+def test_usual_jpegs_are_not_decoded(tmp_path, monkeypatch):
+    data = write_image(tmp_path / "x.jpg", 20, 30).read_bytes()
+    path = write(tmp_path / "x.jpg", with_segment(with_segment(data, 0xE1, XMP), 0xE1, SIX))
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
+    assert image_shape(path) == (30, 20)
+
+
 def test_rotated_png_has_the_size_that_it_decodes_to(tmp_path):
     path = write_image(tmp_path / "x.png", 20, 30)
     chunk = b"eXIf" + exif(6, "big")[6:]

@@ -1,6 +1,8 @@
 """Images read from their files: whole, resized, and their upper rows alone."""
 
+import errno
 import os
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -69,6 +71,30 @@ def test_read_image_names_unreadable_files(tmp_path, data):
         path.write_bytes(data)
     with pytest.raises(UserError, match="x.png"):
         read_image(path)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+@pytest.mark.parametrize("rows", [None, 5])
+def test_an_image_of_another_size_is_an_error_not_a_squeeze(tmp_path, suffix, rows):
+    path = tmp_path / f"x{suffix}"
+    cv2.imwrite(str(path), np.zeros((60, 40, 3), np.uint8))
+    read = partial(read_resized, path, (30, 20), smooth=False, rows=rows)
+    assert read(original=(60, 40)).shape[1:] == (20, 3)
+    with pytest.raises(UserError, match=f"x{suffix}: has 40x60 pixels, not 60x40 as before"):
+        read(original=(40, 60))
+
+
+def test_a_read_error_that_passes_is_tried_again(tmp_path, monkeypatch):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((20, 30, 3), 7, np.uint8))
+    errors, original = [OSError(errno.EIO, "Input/output error"), OSError(errno.EMFILE, "Too many open files")], os.open
+
+    def open_or_fail(*args):
+        if errors:
+            raise errors.pop()
+        return original(*args)
+
+    monkeypatch.setattr("utils.files.os.open", open_or_fail)
+    assert (read_image(tmp_path / "a.png") == 7).all() and not errors
 
 
 # ---- the upper rows alone

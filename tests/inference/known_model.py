@@ -68,6 +68,9 @@ class Share:
     def __init__(self, rank, notes, complete):
         self.rank, self.notes, self.complete, self.calls, self.is_main = rank, notes, complete, 0, rank == 0
 
+    def in_step(self, entries):
+        return entries
+
     def gather(self, value):
         self.calls += 1
         if self.complete:

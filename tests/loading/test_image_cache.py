@@ -1,7 +1,12 @@
 """Image reader and its caches: the same pixels, never stale, and one warning per problem."""
 
+import errno
 import os
+import sys
+import time
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,7 +16,7 @@ from small_split import HYP, assert_same, epoch_of, loader_of, reads
 from utils import machine
 from utils.datasets.label_index import LabelIndex
 from utils.datasets.labels import load_index
-from utils.errors import UserError
+from utils.errors import UnreadableData, UserError
 from utils.images.warp import GREY
 from utils.loading import image_cache
 from utils.loading.image_cache import SharedBytes
@@ -31,40 +36,120 @@ def test_absent_files_and_pipes_can_be_prefetched(index, folder, cache, tmp_path
     assert not image_cache.prefetch_file(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("settings", [{"hyp": {"mosaic": 0.0}}, {"hyp": {"mosaic": 1.0}}, {}, {"cache": "disk"}])
-def test_image_deleted_after_the_scan_is_grey_with_one_warning(tmp_path, capsys, settings):
-    for name in "ab":
-        cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((64, 64, 3), np.uint8))
-        (tmp_path / f"{name}.txt").write_text("0 .5 .5 .5 .5")
-    index = load_index(tmp_path, 1, progress=False, cache=False)
-    assert len(index.labels) == 2
-    os.remove(index.paths[1])
-    loader = loader_of(index, batch_size=2, **settings)
-    for epoch in range(2):
-        [batch] = epoch_of(loader, epoch)
-        if settings.get("hyp", {}).get("mosaic") != 1.0:
-            assert (batch.images[1] == GREY).all() and not (batch.targets[:, 0] == 1).any()
-    assert capsys.readouterr().err.count("WARNING: ") == 1
+def write_set(folder: Path, count: int) -> LabelIndex:
+    """Write grey PNGs 0.png, 1.png, ... of 64 x 64 pixels, each with a label."""
+    for k in range(count):
+        cv2.imwrite(str(folder / f"{k}.png"), np.full((64, 64, 3), 10 * k, np.uint8))
+        (folder / f"{k}.txt").write_text("0 .5 .5 .5 .5")
+    return load_index(folder, 1, progress=False, cache=False)
 
 
-def test_workers_warn_once_together(tmp_path, capfd, monkeypatch):
+def damage(path: str) -> None:
+    """Overwrite the middle of a PNG, which a scan of labels does not notice."""
+    with open(path, "r+b") as file:
+        file.seek(os.path.getsize(path) // 2)
+        file.write(b"damage")
+
+
+@pytest.fixture(autouse=True)
+def no_delay(monkeypatch):
+    monkeypatch.setattr(image_cache, "RETRY_SECONDS", 0.01)
+
+
+READERS = {
+    "the process itself": {},
+    "mosaics": {"hyp": {"mosaic": 1.0}},
+    "data workers": {"workers": 2},
+    "helpers": {"workers": 2, "cores": 3},
+    "--cache disk": {"cache": "disk"},
+    "--cache disk, data workers": {"cache": "disk", "workers": 2},
+}
+CHANGES = {
+    "gone": (os.remove, "cannot be read: No such file or directory"),
+    "emptied": (lambda path: open(path, "wb").close(), "the file is empty"),
+    "damaged": (damage, "not an image that can be decoded"),
+    "of another size": (lambda path: cv2.imwrite(path, np.zeros((20, 90, 3), np.uint8)), "has 90x20 pixels, not 64x64"),
+}
+
+
+@pytest.mark.parametrize("settings", READERS.values(), ids=READERS)
+@pytest.mark.parametrize("change, reason", CHANGES.values(), ids=CHANGES)
+def test_an_image_that_changes_during_a_run_is_an_error(tmp_path, monkeypatch, settings, change, reason):
     monkeypatch.setattr(machine, "usable_cores", lambda: 8)
-    for k in range(8):
-        cv2.imwrite(str(tmp_path / f"{k}.png"), np.zeros((64, 64, 3), np.uint8))
-    index = load_index(tmp_path, 1, progress=False, cache=False)
-    os.remove(index.paths[0])
-    loader = loader_of(index, hyp={"mosaic": 1.0}, workers=2, batch_size=2)
-    for epoch in range(3):
-        assert len(epoch_of(loader, epoch)) == 4
-    assert capfd.readouterr().err.count("0.png: cannot be read: No such file or directory. A grey") == 1
+    index = write_set(tmp_path, 4)
+    with closing(loader_of(index, batch_size=2, **settings)) as loader:
+        assert len(epoch_of(loader, 0)) == 2
+        change(index.paths[3])
+        with pytest.raises(UnreadableData) as error:
+            epoch_of(loader, 1)
+    assert str(error.value).startswith(f"{index.paths[3]}: {reason}") and "\n" not in str(error.value)
 
 
-def test_image_replaced_by_one_of_another_size_is_resized(tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((64, 32, 3), np.uint8))
-    index = load_index(tmp_path, 1, progress=False, cache=False)
-    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((20, 90, 3), np.uint8))
-    [batch] = loader_of(index)
-    assert batch.images.shape == (1, 3, 64, 64) and (batch.images[0, 0] == 0).sum() == 64 * 32
+def test_the_line_of_a_spawned_worker_is_the_same(tmp_path):
+    index = write_set(tmp_path, 4)
+    os.remove(index.paths[3])
+    loader = loader_of(index, batch_size=2, workers=1, start_method="spawn")
+    with closing(loader), pytest.raises(UnreadableData) as error:
+        list(loader)
+    assert str(error.value) == f"{index.paths[3]}: cannot be read: No such file or directory"
+
+
+@pytest.mark.parametrize("threads", ["linux", "darwin"], ids=["processes", "threads"])
+def test_helpers_count_the_images_that_are_gone(tmp_path, monkeypatch, threads):
+    monkeypatch.setattr(machine, "usable_cores", lambda: 8)
+    monkeypatch.setattr(sys, "platform", threads)
+    (tmp_path / "set").mkdir()
+    index = write_set(tmp_path / "set", 5)
+    with closing(loader_of(index, batch_size=4, workers=2, cores=3)) as loader:
+        (tmp_path / "set").rename(tmp_path / "elsewhere")
+        with pytest.raises(
+            UnreadableData, match="png: cannot .* directory; 4 of 4 other images cannot be opened either"
+        ):
+            list(loader)
+
+
+def test_an_image_that_is_back_in_a_moment_is_read(tmp_path, monkeypatch):
+    index = write_set(tmp_path, 2)
+    loader = loader_of(index, cache="disk")
+    os.rename(index.paths[1], tmp_path / "away")
+    monkeypatch.setattr(time, "sleep", lambda _: os.rename(tmp_path / "away", index.paths[1]))
+    [batch] = loader
+    assert (batch.images[1] == 10).all() and batch.targets[:, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("settings", READERS.values(), ids=READERS)
+def test_an_image_damaged_before_the_run_is_grey_with_one_warning(tmp_path, capfd, monkeypatch, settings):
+    monkeypatch.setattr(machine, "usable_cores", lambda: 8)
+    index = write_set(tmp_path, 4)
+    damage(index.paths[3])
+    monkeypatch.setattr(image_cache, "CLOCK_TICK_NS", -1)
+    with closing(loader_of(index, batch_size=2, **settings)) as loader:
+        for epoch in range(2):
+            last = epoch_of(loader, epoch)[-1]
+            if "hyp" not in settings:
+                assert (last.images[1] == GREY).all() and last.targets[:, 0].tolist() == [0]
+    warning = f"WARNING: {index.paths[3]}: not an image that can be decoded. A grey image without labels is used"
+    assert capfd.readouterr().err.count(warning) == 1
+
+
+def test_a_read_error_is_never_cached(tmp_path, monkeypatch):
+    """The cache in RAM is filled at the start, that on disk during the first epoch."""
+    index, original, failing = write_set(tmp_path, 4), os.open, []
+
+    def open_or_fail(path, *args, **named):
+        if path == index.paths[2] and failing:
+            raise OSError(errno.EIO, "Input/output error")
+        return original(path, *args, **named)
+
+    monkeypatch.setattr("utils.files.os.open", open_or_fail)
+    monkeypatch.setattr("utils.files.RETRY_DELAYS", ())
+    for cache in ("ram", "disk"):
+        failing.append(True)
+        with pytest.raises(UnreadableData, match="2.png: cannot be read: Input/output error$"):
+            list(loader_of(index, cache=cache))
+        failing.clear()
+        [batch] = loader_of(index, cache=cache)
+        assert batch.images[:, 0, 0, 0].tolist() == [0, 10, 20, 30] and len(batch.targets) == 4
 
 
 TRAINING, VALIDATION = {"hyp": HYP, "shuffle": True}, {"rect": True, "pad": 0.5}

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from utils import console
+from utils.errors import UnreadableData
 from utils.schedule import Schedule
-from utils.training.log import RunLog, print_resume_command
+from utils.training.log import RunLog, print_stop
 from utils.training.observer import EpochReport, StepReport
+from utils.training.signals import Interrupted
 
 
 @pytest.fixture
@@ -79,7 +81,17 @@ def test_skipped_steps_are_reported_once_per_epoch(run, tmp_path, capsys):
 
 @pytest.mark.parametrize("saved, code", [(True, 75), (False, 1)])
 def test_the_command_to_resume(tmp_path, capsys, saved, code):
-    assert print_resume_command("SIGTERM", tmp_path / "a b", saved=saved) == code
+    assert print_stop(Interrupted("SIGTERM"), tmp_path / "a b", saved=saved) == code
     said = capsys.readouterr().out
     assert said.startswith("\nInterrupted (SIGTERM), ") and ("could NOT be saved" in said) is not saved
     assert said.endswith(f"Resume with: python train.py --resume '{tmp_path}/a b'\n")
+    assert print_stop(UnreadableData("a.jpg: gone"), tmp_path, saved=saved) == code
+    said = capsys.readouterr().err
+    assert said.startswith("error: a.jpg: gone; the state ") and ("could NOT be saved" in said) is not saved
+    assert said.endswith(f"Resume with: python train.py --resume {tmp_path}\n") and said.count("\n") == 1
+
+
+def test_a_run_that_saves_nothing_names_no_command(capsys):
+    for reason in (Interrupted("SIGTERM"), UnreadableData("a.jpg: gone")):
+        assert print_stop(reason, None, saved=False) == 1
+    assert "".join(capsys.readouterr()).count("--score-only saves no state") == 2

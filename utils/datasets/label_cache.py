@@ -19,7 +19,7 @@ from utils.files import atomic_write, check_archive, open_regular
 from utils.parallel_map import MAX_WORKERS
 from utils.temporary_files import remove_stale
 
-CACHE_FORMAT = 3  # raise it when the parser or the layout changes: caches with another number are not read
+CACHE_FORMAT = 4  # raise it when the parser or the layout changes: caches with another number are not read
 MAX_CACHE_BYTES = 8 << 30
 
 

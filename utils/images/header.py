@@ -15,8 +15,10 @@ MIN_SIDE = 10  # pixels
 MAX_PIXELS = 2**28  # of an image; decoded it takes 3 bytes per pixel, in every worker at once
 MAX_BYTES = 1 << 30  # of an image file
 MAX_PARTS = 10_000  # segments, chunks or stray bytes in a file; a file of nothing else would take minutes to walk
+MAX_TABLES = 4096  # bytes between the frame header and the first scan of a usual JPEG
 USUAL_SCANS, MAX_SCANNED_PIXELS = 20, 2**31  # of a progressive JPEG; beyond both a decoder works for seconds
 UNREADABLE = "not an image that can be decoded"
+ORIENTATION_TAG, ANY_ORIENTATION = 0x0112, frozenset(range(1, 9))  # of Exif
 
 
 def image_shape(path: str | Path) -> tuple[int, int]:
@@ -122,8 +124,11 @@ def _tiff_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
-    """Walk the segments up to the frame header. Return None if they do not follow each other as they should."""
-    rotated = False
+    """Walk the segments up to the frame header. Return None if they do not follow each other as they should.
+
+    Decode the image if its segments leave open whether it is rotated: which of them counts is the decoder's rule.
+    """
+    orientations: set[int] = set()
     file.seek(2)
     for _ in range(MAX_PARTS):
         code = _next_marker(file)
@@ -137,12 +142,26 @@ def _jpeg_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
             height, width = int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")
             if code in (0xC2, 0xC6, 0xCA, 0xCE):
                 _check_progressive_work(file, height * width)
-            return (width, height) if rotated else (height, width)
+            rotated = {orientation >= 5 for orientation in orientations}
+            if 0 < height * width <= MAX_PIXELS and (len(rotated) > 1 or not _tables_follow(file)):
+                position = file.tell()
+                height, width = _decoded_shape(file)
+                file.seek(position)
+                return height, width
+            return (width, height) if True in rotated else (height, width)
         if code == 0xE1:
-            rotated = rotated or _exif_orientation(file.read(body)) >= 5
+            orientations |= _exif_orientations(file.read(body))
         else:
             file.seek(body, os.SEEK_CUR)
     return None
+
+
+def _tables_follow(file: BinaryIO) -> bool:
+    """Return whether the first scan is near and no Exif precedes it. The reading position stays."""
+    position = file.tell()
+    tables, scan, _ = file.read(MAX_TABLES).partition(b"\xff\xda")
+    file.seek(position)
+    return bool(scan) and b"\xff\xe1" not in tables
 
 
 def _check_progressive_work(file: BinaryIO, pixels: int) -> None:
@@ -173,10 +192,8 @@ def find_jpeg_scan(data: bytes) -> tuple[int, int] | None:
             return None
         if code in (b"\xc0", b"\xc1"):
             height_at = position + 5  # behind the precision
-        elif code == b"\xe1":  # some decoders read it as Exif, whatever its name
-            exif = b"Exif\0\0" + data[position + 10 : position + 2 + length]
-            if _exif_orientation(exif) != 1:
-                return None
+        elif code == b"\xe1" and _exif_orientations(data[position + 4 : position + 2 + length]) - {1}:
+            return None
         position += 2 + length
         if code == b"\xda":
             return None if height_at is None else (height_at, position)
@@ -200,21 +217,27 @@ def _next_marker(file: BinaryIO) -> int:
     return 0
 
 
-def _exif_orientation(segment: bytes) -> int:
-    """Return the orientation 1…8 in a JPEG's Exif segment, or 1 if it has none."""
-    tiff = segment[6:] if segment.startswith(b"Exif\0\0") else b""
-    if tiff[:2] not in (b"II", b"MM"):
-        return 1
+def _exif_orientations(segment: bytes) -> set[int]:
+    """Return the orientations 1…8 that decoders may find in a segment of a JPEG.
+
+    There is none without the tag, one in a usual segment, and all in an unusual one.
+    """
+    tiff, is_exif = segment[6:], segment.startswith(b"Exif\0\0")
+    if tiff[:2] not in (b"II", b"MM"):  # some decoders read the numbers all the same
+        return set(ANY_ORIENTATION) if is_exif and tiff[2:4] in (b"*\0", b"\0*") else set()
     order: Literal["little", "big"] = "little" if tiff.startswith(b"II") else "big"
-    table = int.from_bytes(tiff[4:8], order)
+    one_short = (3).to_bytes(2, order) + (1).to_bytes(4, order)  # type and count
+    usual = is_exif and int.from_bytes(tiff[2:4], order) == 42
+    table, found = int.from_bytes(tiff[4:8], order), set()
     for k in range(int.from_bytes(tiff[table : table + 2], order)):
         entry = tiff[table + 2 + 12 * k : table + 14 + 12 * k]
-        if int.from_bytes(entry[:2], order) == 0x0112:
-            value = int.from_bytes(entry[8:10], order)
-            return value if 1 <= value <= 8 else 1
         if len(entry) < 12:
-            break
-    return 1
+            return set(ANY_ORIENTATION)
+        if int.from_bytes(entry[:2], order) == ORIENTATION_TAG:
+            value = int.from_bytes(entry[8:10], order)
+            found.add(value if value in ANY_ORIENTATION else 1)
+            usual = usual and entry[2:8] == one_short
+    return found if usual or not found else set(ANY_ORIENTATION)
 
 
 def _png_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:

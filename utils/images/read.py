@@ -3,13 +3,14 @@
 import io
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import read_regular
+from utils.files import UnreadableFile, read_regular, retry_reading
 from utils.images.decode import decode_image
 from utils.images.header import MAX_BYTES, UNREADABLE, find_jpeg_scan, header_shape
 
@@ -19,39 +20,61 @@ MAX_SHARE = 0.85  # of the rows: beyond it, truncating a file takes as long as i
 MARKER = re.compile(rb"\xff[^\0]", re.DOTALL)  # in the scan of a JPEG, whose own 0xFF bytes are followed by 0
 
 
+class DamagedImage(UserError):
+    """A file that was read, but is no image that can be used."""
+
+
 def read_image(path: str | Path) -> np.ndarray:
     """Decode an image: BGR uint8 (H, W, 3), rotated by its EXIF orientation. UserError if it cannot be read."""
     return _read(path, lambda data, shape: decode_image(data))
 
 
-def read_resized(path: str | Path, shape: tuple[int, int], *, smooth: bool, rows: int | None = None) -> np.ndarray:
+def read_resized(
+    path: str | Path,
+    shape: tuple[int, int],
+    *,
+    smooth: bool,
+    rows: int | None = None,
+    original: tuple[int, int] | None = None,
+) -> np.ndarray:
     """Read an image and resize it to `shape` (H, W), or only its upper `rows` (1 or more) if that is faster.
 
     The result equals that of read_image and resize_to. A JPEG stores its rows from top to bottom, so that rows below
-    those needed cost nothing.
+    those needed cost nothing. UserError if the image does not have the height and width `original`, where given.
     """
 
-    def resized(data: bytes, original: tuple[int, int]) -> np.ndarray | None:
-        upper = None if smooth or rows is None else _upper_rows(data, original, shape, rows)
+    def resized(data: bytes, stored: tuple[int, int]) -> np.ndarray | None:
+        fits = original is None or stored == original
+        upper = _upper_rows(data, stored, shape, rows) if fits and rows is not None and not smooth else None
         if upper is not None:
             return upper
         whole = decode_image(data)
-        return None if whole is None else resize_to(whole, shape, smooth=smooth)
+        if whole is None:
+            return None
+        height, width = whole.shape[:2]
+        if original is not None and original != (height, width):
+            raise UserError(f"{path}: has {width}x{height} pixels, not {original[1]}x{original[0]} as before")
+        return resize_to(whole, shape, smooth=smooth)
 
     return _read(path, resized)
 
 
 def _read(path: str | Path, decode: Callable[[bytes, tuple[int, int]], np.ndarray | None]) -> np.ndarray:
-    """Return the result of `decode` for a file's bytes and the (height, width) in its header. UserError for None."""
+    """Return the result of `decode` for a file's bytes and the (height, width) in its header.
+
+    DamagedImage for None and for a header that is refused, UserError if the file cannot be read.
+    """
     try:
-        data = read_regular(path, MAX_BYTES)
+        data = retry_reading(partial(read_regular, path, MAX_BYTES))
         image = decode(data, header_shape(io.BytesIO(data)))  # checks the size before the decoder allocates it
-    except (OSError, cv2.error, MemoryError) as error:
+    except (OSError, cv2.error, MemoryError, UnreadableFile) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except UserError:
+        raise
     except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise DamagedImage(f"{path}: {error}") from error
     if image is None:
-        raise UserError(f"{path}: {UNREADABLE}")
+        raise DamagedImage(f"{path}: {UNREADABLE}")
     return image
 
 

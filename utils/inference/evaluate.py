@@ -55,7 +55,8 @@ def evaluate(
 
     names: class names; the model's if None. single_cls: ignore classes. autocast: type to run the model in, None for
     float32. loss: adds the validation losses, means over the batches. distributed: the processes that share the
-    images; each of them gets the metrics of all images. observers: watch on rank 0.
+    images; each of them gets the metrics of all images. observers: watch on rank 0. UnreadableData of one process is
+    raised on all.
     """
     device = device_of(model)
     group = distributed or Distributed(0, 1, device)
@@ -66,7 +67,7 @@ def evaluate(
     )
     with evaluation_mode(model), EvaluationObservers(observers if group.is_main else ()) as watching:
         watching.on_start(operator.length_hint(loader) or None)
-        for number, batch in enumerate(prefetch(loader, device)):
+        for number, batch in enumerate(group.in_step(prefetch(loader, device))):
             watching.before_batch()
             watching.on_batch(evaluation.add(number, batch))
         speed = speed_per_image(evaluation.watch.seconds, evaluation.num_images)

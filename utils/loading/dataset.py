@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from utils.datasets.label_index import LabelIndex
+from utils.errors import UserError
 from utils.images.augment import (
     AugmentSettings,
     ColorFlip,
@@ -67,7 +68,7 @@ class BuiltSample(NamedTuple):
     color_flip: ColorFlip | None
 
 
-class DetectionDataset(Dataset[Batch]):
+class DetectionDataset(Dataset[Batch | UserError]):
     """Map-style data set from BatchKey to Batch.
 
     augment: settings, or None to read for validation, without randomness. mosaics: False rules mosaics out.
@@ -99,18 +100,22 @@ class DetectionDataset(Dataset[Batch]):
             count, self._build_sample, self._prefetch_files, max_images=max_images, slot_bytes=slot_bytes
         )
 
-    def __getitem__(self, index: BatchKey) -> Batch:
-        """Return the batch of a key. A worker's batch is in shared memory already.
+    def __getitem__(self, index: BatchKey) -> Batch | UserError:
+        """Return the batch of a key, or in a worker, the UserError that it ends in: PyTorch would add a traceback.
 
-        If shared memory is full, this raises here. PyTorch's feeder thread, which hands batches over, would swallow
-        the error, and training would hang.
+        A worker's batch is in shared memory already. If that is full, this raises here. PyTorch's feeder thread, which
+        hands batches over, would swallow the error, and training would hang.
         """
-        batch = self._batch(index)
-        if get_worker_info() is not None:
-            for part in (batch.images, batch.targets, batch.color_flips):
-                if part is not None:
-                    part.share_memory_()
-            free_shared_cache()
+        if get_worker_info() is None:
+            return self._batch(index)
+        try:
+            batch = self._batch(index)
+        except UserError as error:
+            return error
+        for part in (batch.images, batch.targets, batch.color_flips):
+            if part is not None:
+                part.share_memory_()
+        free_shared_cache()
         return batch
 
     def _batch(self, key: BatchKey) -> Batch:

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import uuid
 from contextlib import suppress
 from multiprocessing.pool import ThreadPool
@@ -19,8 +20,8 @@ import numpy as np
 from utils import console, machine
 from utils.datasets.label_cache import digest, is_writable, user_cache_folder
 from utils.datasets.label_index import LabelIndex
-from utils.errors import UserError
-from utils.images.read import read_resized, resized_shapes
+from utils.errors import UnreadableData, UserError
+from utils.images.read import DamagedImage, read_resized, resized_shapes
 from utils.machine import available_memory
 from utils.parallel_map import MAX_WORKERS
 from utils.temporary_files import remove_stale, temporary_path
@@ -28,6 +29,9 @@ from utils.temporary_files import remove_stale, temporary_path
 AUTO_SHARE = 0.1  # of free memory; smaller splits are cached in RAM by default: a mosaic reads each image 4 x an epoch
 RAM_MARGIN, DISK_MARGIN = 1.1, 1.1  # a cache must fit with this factor
 DISK_FORMAT = 2  # increase it whenever the content of a --cache disk file changes, or the way images are resized
+RETRY_SECONDS = 1.0  # a file may be about to be replaced, or a network drive to come back
+CLOCK_TICK_NS = 100_000_000  # file systems stamp files with a clock that lags behind by a tick
+MAX_TRIED = 1000  # other images that are looked for after one could not be read
 NO_BYTES = np.zeros(0, np.uint8)
 
 
@@ -83,7 +87,8 @@ class ImageReader:
     def __init__(self, index: LabelIndex, size: int, *, smooth: bool) -> None:
         self.index, self.size, self.smooth = index, size, smooth
         self.shapes = resized_shapes(index.shapes, size).astype(np.int32)  # (N, 2) height, width
-        self.reported = SharedBytes(len(index))  # a flag per image, so that only one worker warns of it, and once
+        self.damaged = SharedBytes(len(index))  # a flag per image, so that only one worker warns of it, and once
+        self.opened_at = time.time_ns() - CLOCK_TICK_NS
 
     def shape(self, i: int) -> tuple[int, int]:
         """Return height and width of image i."""
@@ -93,15 +98,41 @@ class ImageReader:
     def read(self, i: int, rows: int | None = None) -> np.ndarray | None:
         """Return BGR image i, or at least its upper `rows` rows. It must not be written to.
 
-        Return None, with one warning, if it cannot be read.
+        Return None, with one warning, if the image was damaged before this reader was opened: a scan of labels sees
+        not all of that. Raise UnreadableData if it is gone, damaged or changed since then, after another try.
         """
-        try:
-            return read_resized(self.index.paths[i], self.shape(i), smooth=self.smooth, rows=rows)
-        except UserError as error:
-            if not self.reported.array[i]:
-                self.reported.array[i] = 1
-                console.warn(f"{error}. A grey image without labels is used instead.", all_ranks=True)
+        if self.damaged.array[i]:
             return None
+        try:
+            return self._read_file(i, rows)
+        except UserError as error:
+            if isinstance(error, DamagedImage) and self._is_unchanged(i):
+                self.damaged.array[i] = 1
+                console.warn(f"{error}. A grey image without labels is used instead.", all_ranks=True)
+                return None
+        time.sleep(RETRY_SECONDS)
+        try:
+            return self._read_file(i, rows)
+        except UserError as error:
+            raise UnreadableData(f"{error}{self._describe_others(i)}") from error
+
+    def _read_file(self, i: int, rows: int | None) -> np.ndarray:
+        height, width = self.index.shapes[i].tolist()
+        return read_resized(self.index.paths[i], self.shape(i), smooth=self.smooth, rows=rows, original=(height, width))
+
+    def _is_unchanged(self, i: int) -> bool:
+        """Return True if the file of image i is older than this reader."""
+        try:
+            status = os.stat(self.index.paths[i])
+        except OSError:
+            return False
+        return max(status.st_mtime_ns, status.st_ctime_ns) < self.opened_at
+
+    def _describe_others(self, i: int) -> str:
+        """Return how many other images of the split cannot be opened, "" for none. Not all of many are tried."""
+        tried = set(np.linspace(0, len(self.index) - 1, min(len(self.index), MAX_TRIED), dtype=int).tolist()) - {i}
+        absent = sum(not os.access(self.index.paths[k], os.R_OK) for k in tried)
+        return f"; {absent} of {len(tried)} other images cannot be opened either" if absent else ""
 
     def prefetch(self, i: int) -> None:
         """Ask the OS to read the file of image i ahead, without waiting for it."""
@@ -140,7 +171,7 @@ class RamCache(ImageReader):
             self.readable[i] = True
 
     def read(self, i: int, rows: int | None = None) -> np.ndarray | None:
-        """Return BGR image i, read-only, or None if it could not be read."""
+        """Return BGR image i, read-only, or None if it was damaged before."""
         if not self.readable[i]:
             return None
         view = self._view(i)
@@ -187,7 +218,7 @@ class DiskCache(ImageReader):
         try:
             status = os.stat(self.index.paths[i])
         except OSError:
-            return super().read(i)  # warns
+            return super().read(i)  # tries again
         header = np.array(
             [DISK_FORMAT, status.st_size, status.st_mtime_ns, status.st_ctime_ns, height, width], np.int64
         ).view(np.uint8)
@@ -218,9 +249,10 @@ class DiskCache(ImageReader):
 
     def disk_space_needed(self) -> int:
         """Return the number of bytes still to be written."""
-        cached = sum(
-            entry.stat().st_size for folder in self.folders.values() if folder.is_dir() for entry in os.scandir(folder)
-        )
+        cached = 0
+        for folder in self.folders.values():
+            with suppress(OSError), os.scandir(folder) as entries:  # absent, or cleared by another process meanwhile
+                cached += sum(entry.stat().st_size for entry in entries)
         return max(0, self.bytes_needed() - cached)
 
     def disk_space_free(self) -> int:

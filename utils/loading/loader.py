@@ -10,7 +10,7 @@ import sys
 import tempfile
 import traceback
 import weakref
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
@@ -124,15 +124,20 @@ class Loader:
             atexit.register(_close, weakref.ref(self))
             self._closes_at_exit = True
         try:
-            if self.workers and self._loader._iterator is None:
-                yield from self._start_workers()
-            else:
-                yield from self._build_on_request() if self.dataset.helpers else self._loader
+            for batch in self._batches():
+                if isinstance(batch, UserError):
+                    raise batch
+                yield batch
         except (RuntimeError, OSError, EOFError) as error:
             explain_worker_error(error, self.workers)
             raise
 
-    def _start_workers(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterable[Batch | UserError]:
+        if self.workers and self._loader._iterator is None:
+            return self._start_workers()
+        return self._build_on_request() if self.dataset.helpers else self._loader
+
+    def _start_workers(self) -> Iterator[Batch | UserError]:
         """Start all data workers, or none. They ignore the signal by which Python would end them at its own end."""
         others = multiprocessing.active_children()
         try:
@@ -147,7 +152,7 @@ class Loader:
                     half_made._shutdown = True  # its end would fail in the parts that it lacks
             raise
 
-    def _build_on_request(self) -> Iterator[Batch]:
+    def _build_on_request(self) -> Iterator[Batch | UserError]:
         """Yield each batch when it is requested, and let the OS read the files of the next one ahead."""
         keys = iter(self.sampler)
         key = next(keys, None)
@@ -220,7 +225,7 @@ def explained_worker_errors(workers: int) -> Generator[None]:
         raise
 
 
-def _keep_batch(batch: Batch) -> Batch:
+def _keep_batch(batch: Batch | UserError) -> Batch | UserError:
     """Return the batch as it is: collate function for data sets that return whole batches."""
     return batch
 

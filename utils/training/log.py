@@ -7,6 +7,7 @@ from pathlib import Path
 
 from utils import console
 from utils.cli import detect_command
+from utils.errors import UserError, one_line
 from utils.training.observer import EpochReport, Observer, StepReport
 from utils.training.progress_table import header, memory_used, progress_line
 from utils.training.run import Run
@@ -82,10 +83,19 @@ class RunLog(Observer):
             self._bar.close()
 
 
-def print_resume_command(signal: str, folder: Path, *, saved: bool) -> int:
-    """Print how to resume the run in `folder` after `signal`. Return the exit code."""
-    state = "the state is saved" if saved else "the state could NOT be saved, only that of an earlier save is there"
-    console.result(
-        "", f"Interrupted ({signal}), {state}. Resume with: python train.py --resume {shlex.quote(str(folder))}"
-    )
-    return EXIT_CODE if saved else 1
+def print_stop(reason: Exception, folder: Path | None, *, saved: bool) -> int:
+    """Print why a run stopped and how to resume it in `folder`. Return the exit code.
+
+    `reason` is Interrupted by a signal, or UnreadableData. Without a folder (`--score-only`) nothing can be resumed.
+    """
+    if folder is None:
+        end, code = "--score-only saves no state", 1
+    else:
+        state = "the state is saved" if saved else "the state could NOT be saved, only that of an earlier save is there"
+        command = f"python train.py --resume {shlex.quote(str(folder))}"
+        end, code = f"{state}. Resume with: {command}", EXIT_CODE if saved else 1
+    if isinstance(reason, UserError):
+        console.error(f"error: {one_line(str(reason))}; {end}")
+    else:
+        console.result("", f"Interrupted ({reason}), {end}")
+    return code

@@ -1,6 +1,6 @@
 """Run: everything that the training loop needs, and everything that a checkpoint must hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +10,7 @@ from utils.checkpoint import describe_model, snapshot
 from utils.config import Hyperparameters, TrainOptions
 from utils.console import warn
 from utils.datasets.splits import Splits
-from utils.detector import Detector
+from utils.detector import Detector, as_module
 from utils.device import get_rng_state, set_rng_state
 from utils.distributed import Distributed
 from utils.ema import ModelEMA
@@ -88,6 +88,7 @@ class Run:
     autocast: torch.dtype | None
     environment: dict[str, Any]  # what else the bytes of the weights depend on
     epoch_start: dict[str, Any] | None = None  # snapshot of the state at the start of the epoch, for `roll_back`
+    _statistics: list[Tensor] = field(default_factory=list)  # buffers of the model before pending batches
 
     def members(self) -> dict[str, Stateful]:
         """Return the members that have a state of their own, by their key in a checkpoint."""
@@ -170,6 +171,18 @@ class Run:
         """Take a snapshot of the state at the start of the epoch, unless there is one already."""
         if self.epoch_start is None or self.epoch_start["epoch"] != self.progress.epoch:
             self.epoch_start = snapshot(self.state_dict())
+
+    def begin_step(self, *, batches: int) -> None:
+        """Keep the batch statistics before an optimizer step of several batches, for `drop_pending`."""
+        self._statistics = [buffer.clone() for buffer in as_module(self.model).buffers()] if batches > 1 else []
+
+    @torch.no_grad()
+    def drop_pending(self) -> None:
+        """Return to the last optimizer step. The batches after it are trained again by a resumed run."""
+        progress = self.progress
+        progress.iteration = progress.epoch * len(self.train_loader) + progress.step
+        for buffer, before in zip(as_module(self.model).buffers(), self._statistics):
+            buffer.copy_(before)
 
     def roll_back(self) -> None:
         """Return to the start of the epoch, or to where the run was resumed, with lower learning rates."""
