@@ -91,10 +91,11 @@ def test_a_training_outlives_a_jump_of_every_clock(tmp_path, monkeypatch):
     [(signal.SIGSTOP, "took longer than"), (signal.SIGKILL, "its supervisor was killed by signal 9: Training")],
 )
 def test_a_stopped_or_killed_supervisor_costs_one_generation(tmp_path, signal_number, note):
-    code = "import os, time; open('PID', 'w').write(str(os.getpid())); print('Training', flush=True); time.sleep(97)"
     pid_file = tmp_path / "pid"
-    code = code.replace("PID", str(pid_file))
-
+    code = (
+        f"import os, pathlib, time; pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid())); "
+        "print('Training', flush=True); time.sleep(97)"
+    )
     started = []
     trainings = Trainings(lambda *a: [sys.executable, "-c", code], tmp_path, devices=["cpu"], limit=2.0)
     start = trainings._start
