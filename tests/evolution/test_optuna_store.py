@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -233,6 +234,16 @@ def test_other_settings_are_refused(url, tmp_path):
     study(url, tmp_path, settings={"data": "a.yaml", "epochs": 3})
     with pytest.raises(UserError, match="the study exp was begun with epochs 3, not 5"):
         study(url, tmp_path, settings={"data": "a.yaml", "epochs": 5})
+
+
+def test_closing_waits_for_a_heartbeat_on_its_way(optuna, tmp_path, monkeypatch):
+    """The connection of a heartbeat that comes back after the others were closed would stay open."""
+    began, ended = threading.Event(), threading.Event()
+    monkeypatch.setattr(StudyStore, "_watch_others", lambda self: (began.set(), time.sleep(0.3), ended.set()))
+    store = study(tmp_path / "exp.journal", tmp_path, heartbeat=0.01)
+    assert began.wait(30)
+    store.close()
+    assert ended.is_set()
 
 
 @pytest.mark.slow

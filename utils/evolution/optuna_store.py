@@ -39,6 +39,7 @@ T = TypeVar("T")
 RETRY = "retry of"  # user attribute of a trial that replaces a lost one: the position of its generation
 HEARTBEAT = 30  # seconds
 GRACE = 120  # seconds of heartbeats of others without a sign of life, after which a machine counts as dead
+LAST_HEARTBEAT = 5  # seconds to wait at the end for one that is being sent
 OUTAGE_PAUSES = (1, 5, 15, 30, 60, 120, 180, 180)  # seconds between tries when the storage does not answer
 
 
@@ -71,13 +72,14 @@ class StudyStore:
         self.lock = threading.Lock()
         self.outages = outage_errors()
         self.storage, self.closed = open_storage(url), threading.Event()
+        self.heart = threading.Thread(target=self._send_heartbeats, daemon=True, name="heartbeat")
         try:
             self.study = self._open_study(url, name, {**(settings or {}), "hyperparameters": self.names})
             self._keep_unknown_rows()
         except BaseException:
             self.close()
             raise
-        threading.Thread(target=self._send_heartbeats, daemon=True, name="heartbeat").start()
+        self.heart.start()
 
     def _open_study(self, url: str, name: str, settings: dict[str, Any]) -> "Study":
         """Create or load the study. Raise UserError if the storage does not answer or has other settings."""
@@ -101,6 +103,8 @@ class StudyStore:
     def close(self) -> None:
         """Stop the heartbeats, and close the connections to a database."""
         self.closed.set()
+        if self.heart.is_alive():
+            self.heart.join(LAST_HEARTBEAT)  # it may hold a connection
         engine = getattr(self.storage, "engine", None)
         if engine is not None:
             with suppress(*self.outages):
