@@ -22,7 +22,7 @@ from utils.environment import variable
 from utils.errors import UserError
 from utils.files import ROOT
 
-JOIN_SECONDS = 50.0  # a rank that has not come by then ends the others
+JOIN_SECONDS = 40.0  # a rank that has not come by then ends the others
 READ_SECONDS = 5.0  # for the other ranks to read why rank 0 ends
 FLAGS_OF_ONE_RANK = frozenset(("device", "local_rank"))
 PORT_KEY = "anchorage/port"  # entry of torchrun's store; the others are of the group's own

@@ -32,7 +32,7 @@ def arrive(rank, world_size=2, **changes):
         ([arrive(0), arrive(1, world_size=3)], "rank 1 has WORLD_SIZE 3, rank 0 has 2: "),
         ([arrive(0), arrive(2)], "RANK 2 is beyond WORLD_SIZE 2: ranks count from 0 to 1"),
         ([arrive(1), arrive(1)], "two processes have RANK 1: "),
-        ([arrive(0)], "no process of rank 1 has come within 50 seconds: "),
+        ([arrive(0)], "no process of rank 1 has come within 40 seconds: "),
     ],
     ids="alike order value more fewer version size beyond twice missing".split(),
 )
@@ -103,7 +103,7 @@ def test_a_rank_0_that_never_answers_is_one_line(monkeypatch, kind):
         monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid" if kind == "bad host" else "localhost")
         monkeypatch.setenv("MASTER_PORT", str(port))
         monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
-        with pytest.raises(UserError, match=f"no process of rank 0 at .*:{port} within 50 seconds .*: see what"):
+        with pytest.raises(UserError, match=f"no process of rank 0 at .*:{port} within 40 seconds .*: see what"):
             open_store(1, time.monotonic() + 1)
 
 
@@ -123,4 +123,4 @@ def test_numbers_of_ranks_that_cannot_be(monkeypatch, rank, world_size, expected
 
 
 def test_a_minute_is_enough():
-    assert rendezvous.JOIN_SECONDS + rendezvous.READ_SECONDS < 60
+    assert rendezvous.JOIN_SECONDS + rendezvous.READ_SECONDS < 50  # the imports take the rest
