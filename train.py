@@ -78,6 +78,7 @@ from utils.training.startup import (
     resolve_launch,
 )
 from utils.training.state import make_nan_guard, make_optimizer, restore
+from utils.training.threads import Threads
 
 MAX_GRADIENT_NORM = 10.0
 
@@ -465,6 +466,7 @@ def main(argv: Sequence[str] | None = None) -> Metrics | Verdict | None:
         distributed = group.use(options.device, options.batch_size)
         seed_everything(options.seed)
         tune_malloc()
+        threads = Threads(options, distributed, resumed=launch.checkpoint is not None)
         device = describe_device(distributed.device)
         console.info(f"train: {device} x {distributed.world_size}, torch {torch.__version__}")
         with advice_on_memory(options.batch_size, options.imgsz, num_replicas(distributed)):
@@ -484,7 +486,8 @@ def main(argv: Sequence[str] | None = None) -> Metrics | Verdict | None:
                     locate=lambda: folder.weights,
                 )
             ) as checkpoints:
-                return train_and_finish(run, Observers([folder, RunLog(lambda: folder.path)]), checkpoints, folder)
+                observers = Observers([folder, RunLog(lambda: folder.path), threads])
+                return train_and_finish(run, observers, checkpoints, folder)
 
 
 def train_and_finish(

@@ -135,6 +135,7 @@ ADDED = {
         "--amp": ("str", "auto"),
         "--compile": ("flag", ""),
         "--nbs": ("int", "0"),
+        "--threads": ("number_or_auto", "0"),
         "--evolve-workers": ("int", "0"),
         "--evolve-storage": ("str", ""),
         "--evolve-prune": ("flag", ""),

@@ -12,6 +12,13 @@ from utils.cli import flag, shorten, suggest
 from utils.errors import UserError
 from utils.files import find_file, read_yaml
 
+EACH_EPOCH = -1  # value of `--threads auto`
+
+
+def number_or_auto(text: str) -> int:
+    """Return the number of threads in a text, EACH_EPOCH for `auto`."""
+    return EACH_EPOCH if text == "auto" else int(text)
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -76,6 +83,13 @@ class TrainOptions:
     sync_bn: bool = flag(False, "batch statistics over all processes (several GPUs)", group="devices")
     workers: int = flag(
         8, "most data loading processes per device; threads if the model uses all cores", group="devices"
+    )
+    threads: int = flag(
+        0,
+        "CPU threads of the model; 0 chooses at the start by what is free, auto again at each epoch",
+        type=number_or_auto,
+        metavar="N",
+        group="devices",
     )
     project: str = flag("runs/train", "results go to PROJECT/NAME", group="output")
     name: str = flag("exp", "results go to PROJECT/NAME; `cfg` takes the model's name", group="output")
@@ -142,6 +156,7 @@ class TrainOptions:
             (self.nbs >= 0, f"--nbs {self.nbs}: at least 1, or 0 to let the run's length decide"),
             (self.imgsz >= 1, f"--imgsz {self.imgsz}: at least 32"),
             (self.workers >= 0, f"--workers {self.workers}: 0 or more"),
+            (self.threads >= EACH_EPOCH, f"--threads {self.threads}: at least 1, or auto"),
             (0 <= self.label_smoothing <= 1, f"--label-smoothing {self.label_smoothing}: 0 to 1"),
             (self.patience >= 0, f"--patience {self.patience}: 0 or more"),
             (0 <= self.seed < 2**63, f"--seed {self.seed}: 0 or more, below 2^63"),

@@ -25,6 +25,11 @@ def processes_on_this_machine() -> int:
     return int(variable("LOCAL_WORLD_SIZE") or 1) * int(variable(NUM_TRAININGS_ENV) or 1)
 
 
+def threads_requested() -> bool:
+    """Return whether the user has set a number of threads for PyTorch."""
+    return bool(variable("OMP_NUM_THREADS") or variable("MKL_NUM_THREADS"))
+
+
 def plain_twins_requested() -> bool:
     """Return whether ANCHORAGE_PLAIN turns the speed tricks of utils/kernels.py off."""
     return (variable("ANCHORAGE_PLAIN") or "0") != "0"

@@ -30,7 +30,8 @@ SHORTAGES = {
     errno.EAGAIN: "too many processes or threads; raise their limit (ulimit -u), or use --workers 0",
     errno.ENOMEM: "too little memory; free some, raise its limit (ulimit -v), or use a smaller --batch-size",
 }
-NO_MEMORY = ("allocate memory", "not enough memory", "Insufficient memory")  # in messages of PyTorch and OpenCV
+# In messages of PyTorch, OpenCV and oneDNN.
+NO_MEMORY = ("allocate memory", "not enough memory", "Insufficient memory", "could not create a primitive")
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 # What signal.getsignal returns; signal.Handlers is SIG_DFL or SIG_IGN.
@@ -57,7 +58,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, UserError):
         return f"error: {one_line(str(error))}", 1
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        return f"error: {one_line(f'{error.filename}: {error.strerror}')}; choose another folder", 1
+        file, advice = (f"{error.filename}: ", "; choose another folder") if error.filename else ("", "")
+        return f"error: {one_line(file + str(error.strerror))}{advice}", 1
     if shortage := find_shortage(error):
         return f"error: {shortage} ({one_line(str(error))})", 1
     if isinstance(error, Terminated):

@@ -54,7 +54,7 @@ def usable_cores() -> int:
 
     Hyper-threads count as processors.
     """
-    quotas = [len(cores) for cores in [_affinity()] if cores] or [os.cpu_count() or 1]
+    quotas = [_count_cores()]
     for version, folder in _control_groups("cpu"):
         with suppress(OSError, ValueError):
             if version == 1:
@@ -64,6 +64,11 @@ def usable_cores() -> int:
             if quota > 0 and period > 0:
                 quotas.append(math.ceil(quota / period))
     return min(quotas)
+
+
+def measure_free_threads() -> int:
+    """Return the number of threads for a model by what other processes leave free now."""
+    return min(usable_cores(), free_threads(_count_cores(), busy_cores()))
 
 
 def busy_cores(seconds: float = 0.2) -> float:
@@ -99,6 +104,11 @@ def _busy_seconds() -> float | None:
         return sum(ticks for name, ticks in busy.items() if name in names) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, AttributeError):
         return None
+
+
+def _count_cores() -> int:
+    """Return the number of processors that this process may run on."""
+    return len(_affinity()) or os.cpu_count() or 1
 
 
 def _affinity() -> set[int]:

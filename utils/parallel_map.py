@@ -8,9 +8,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from multiprocessing.pool import ThreadPool
 from typing import Any, TypeVar
 
 import cv2
@@ -44,8 +44,8 @@ def parallel_map(function: Callable[[A], B], chunks: Sequence[A], *, cpu_bound: 
     if cpu_bound and workers > 1 and can_fork():
         yield from _map_in_processes(function, rest, workers)
     elif rest:
-        with ThreadPool(workers) as pool:
-            yield from pool.imap(function, rest)
+        with ThreadPoolExecutor(workers) as pool:  # that of multiprocessing needs /dev/shm
+            yield from pool.map(function, rest)
 
 
 def can_fork() -> bool:

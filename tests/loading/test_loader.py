@@ -137,19 +137,23 @@ def test_worker_that_cannot_hand_a_batch_over_is_an_error(index, place, error, m
         epoch_of(loader, 0)
 
 
-def test_workers_that_cannot_all_be_started_are_ended(index, monkeypatch):
+@pytest.mark.parametrize(
+    "number, message",
+    [(errno.EMFILE, "2 data workers: too many open files"), (errno.EROFS, "cannot start 2 data workers .*/dev/shm")],
+)
+def test_workers_that_cannot_all_be_started_are_ended(index, monkeypatch, number, message):
     monkeypatch.setattr(machine, "usable_cores", lambda: 8)
     begin, begun = multiprocessing.context.ForkProcess.start, []
 
     def start(process):
         if begun:
-            raise OSError(errno.EMFILE, "Too many open files")
+            raise OSError(number, "as the system says")
         begin(process)
         begun.append(process)
 
     loader = loader_of(index, workers=2, start_method="fork")
     monkeypatch.setattr(multiprocessing.context.ForkProcess, "start", start)
-    with pytest.raises(UserError, match="2 data workers: too many open files"):
+    with pytest.raises(UserError, match=message):
         epoch_of(loader, 0)
     assert len(begun) == 1 and begun[0].exitcode is not None
 

@@ -48,4 +48,6 @@ def test_options_are_completed_in_one_place(monkeypatch):
     typed = TrainOptions.from_typed({"imgsz": 70, "batch_size": -1, "epochs": 1000})
     final = completed(typed, num_images=10**6, world_size=2)
     assert final == typed.replace(weights="w.pt", cfg="c.yaml", imgsz=96, batch_size=24, nbs=64)
-    assert final.typed == {"imgsz", "batch_size", "epochs"} and completed(final, num_images=10**6) == final
+    assert (
+        final.typed == {"imgsz", "batch_size", "epochs"} and completed(final, num_images=10**6, world_size=2) == final
+    )

@@ -1,5 +1,6 @@
 """Results come in order and errors are passed on, from threads and from processes."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -104,6 +105,16 @@ def test_a_process_that_cannot_be_started_is_named_and_ends_the_others(monkeypat
     with pytest.raises(BlockingIOError, match="no more processes"):
         list(parallel_map(lambda k: k, range(20), cpu_bound=True))
     assert len(begun) == 1 and begun[0].exitcode is not None
+
+
+def test_threads_need_no_shared_memory(monkeypatch):
+    """Containers may have no /dev/shm, which the locks of multiprocessing need."""
+
+    def fail(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", fail)
+    assert list(parallel_map(lambda k: -k, range(9), cpu_bound=False)) == [-k for k in range(9)]
 
 
 def is_alive(process: int) -> bool:

@@ -25,7 +25,7 @@ PER_TRAINING_FLAGS = frozenset(
     """.split()
 )
 # Flags that may differ when an evolution is resumed, or between machines: they do not change the meaning of fitness.
-FLAGS_THAT_MAY_CHANGE = PER_TRAINING_FLAGS - {"hyp", "seed"} | {"cache", "local_rank"}
+FLAGS_THAT_MAY_CHANGE = PER_TRAINING_FLAGS - {"hyp", "seed"} | {"cache", "local_rank", "threads"}
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def build_trainings(plan: Plan, store: FileStore, report: Report, *, validated: 
 
 
 def threads_per_training(devices: Sequence[str]) -> int:
-    """Return the number of threads for each of several trainings on the CPU, or 0 to let PyTorch choose."""
-    if len(devices) == 1 or devices[0] != "cpu":
+    """Return the number of threads of each training on the CPU, the same for all, or 0 to let PyTorch choose."""
+    if devices[0] != "cpu":
         return 0
     return max(1, torch.get_num_threads() // len(devices))

@@ -10,8 +10,8 @@ import sys
 import tempfile
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,6 +32,7 @@ DISK_FORMAT = 2  # increase it whenever the content of a --cache disk file chang
 RETRY_SECONDS = 1.0  # a file may be about to be replaced, or a network drive to come back
 CLOCK_TICK_NS = 100_000_000  # file systems stamp files with a clock that lags behind by a tick
 MAX_TRIED = 1000  # other images that are looked for after one could not be read
+PART = 8  # images that a thread caches at a time
 NO_BYTES = np.zeros(0, np.uint8)
 
 
@@ -155,20 +156,25 @@ class RamCache(ImageReader):
         self.readable = np.zeros(len(index), bool)
         title = f"Caching images ({self.starts[-1] / 2**30:.1f}GB ram)"
         with (
-            ThreadPool(2 * min(MAX_WORKERS, machine.usable_cores())) as pool,  # one thread reads while another decodes
+            ThreadPoolExecutor(
+                2 * min(MAX_WORKERS, machine.usable_cores())
+            ) as pool,  # one thread reads while another decodes
             console.progress_bar(total=len(index), desc=title, unit="image") as bar,
         ):
-            for _ in pool.imap_unordered(self._fill, range(len(index)), chunksize=8):
-                bar.update()
+            parts = [range(k, min(k + PART, len(index))) for k in range(0, len(index), PART)]
+            for part in pool.map(self._fill, parts):
+                bar.update(len(part))
 
     def _view(self, i: int) -> np.ndarray:
         return self.block.array[self.starts[i] : self.starts[i + 1]].reshape(*self.shape(i), 3)
 
-    def _fill(self, i: int) -> None:
-        image = super().read(i)
-        if image is not None:
-            self._view(i)[:] = image
-            self.readable[i] = True
+    def _fill(self, part: range) -> range:
+        for i in part:
+            image = super().read(i)
+            if image is not None:
+                self._view(i)[:] = image
+                self.readable[i] = True
+        return part
 
     def read(self, i: int, rows: int | None = None) -> np.ndarray | None:
         """Return BGR image i, read-only, or None if it was damaged before."""

@@ -150,6 +150,11 @@ class Loader:
             for frame, _ in traceback.walk_tb(error.__traceback__):
                 if isinstance(half_made := frame.f_locals.get("self"), _MultiProcessingDataLoaderIter):
                     half_made._shutdown = True  # its end would fail in the parts that it lacks
+            if isinstance(error, OSError) and error.errno not in SHORTAGES:
+                raise UserError(
+                    f"cannot start {self.workers} data workers ({error}): use --workers 0, or "
+                    "give the container /dev/shm"
+                ) from error
             raise
 
     def _build_on_request(self) -> Iterator[Batch | UserError]:
@@ -195,7 +200,8 @@ def explain_worker_error(error: Exception, workers: int) -> None:
     fewer = f"use --workers {workers // 2}"
     texts = f"{error} {error.__cause__ or ''}"
     code = re.search(r"exit code (\d+)", texts)
-    shortage = SHORTAGES.get(int(code[1])) if code else SHORTAGES[errno.EMFILE] * ("Too many open files" in texts)
+    number = int(code[1]) if code else error.errno if isinstance(error, OSError) else None
+    shortage = SHORTAGES.get(errno.EMFILE if "Too many open files" in texts else number or 0)
     if workers and shortage:
         raise UserError(f"{workers} data workers: {shortage}") from error
     if workers and LONG_SOCKET_NAME in texts:

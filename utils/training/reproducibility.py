@@ -59,7 +59,7 @@ def environment_fingerprint(
 REASONS = {
     "processes": "same batches, but sums round in another order, and batch statistics are of other parts of a batch",
     "device": "other kernels round differently",
-    "threads": "sums round in another order; OMP_NUM_THREADS sets it",
+    "threads": "sums round in another order; --threads sets it",
     "torch": "another version may round differently",
     "data": "other images or labels than before, so another order of images",
     "polygons": "other outlines than before",

@@ -122,7 +122,7 @@ def complete_options(
     distributed: Distributed,
     autocast: torch.dtype | None,
 ) -> TrainOptions:
-    """Return the final options, with weights, cfg, imgsz, batch_size and nbs filled in.
+    """Return the final options, with weights, cfg, imgsz, batch_size, nbs and threads filled in.
 
     `weights` and `cfg` are what the model was built from, `num_images` is the size of the training split.
     """
@@ -133,7 +133,10 @@ def complete_options(
         batch_size = find_batch_of_each(model, largest, autocast, distributed.device) * num_replicas(distributed)
     steps = steps_per_epoch(num_images, batch_size, quad=options.quad, world_size=distributed.world_size)
     nbs = options.nbs or choose_nominal_batch(batch_size, options.epochs * steps)
-    return options.replace(weights=weights, cfg=cfg, imgsz=imgsz, batch_size=batch_size, nbs=nbs)
+    threads = options.threads
+    if not options.resume and distributed.world_size == 1 and distributed.device.type == "cpu":
+        threads = threads or torch.get_num_threads()  # so that a resumed run computes with as many
+    return options.replace(weights=weights, cfg=cfg, imgsz=imgsz, batch_size=batch_size, nbs=nbs, threads=threads)
 
 
 def find_batch_of_each(model: Detector, imgsz: int, autocast: torch.dtype | None, device: torch.device) -> int:
