@@ -14,9 +14,8 @@ from utils.training.run import Run
 class Threads(Observer):
     """Number of threads that the model computes with.
 
-    A number that is typed, or stored in a resumed run, counts first, then OMP_NUM_THREADS, then what is free. A run on
-    a GPU, one that shares the machine with others of its group, and one of a checkpoint that stores no number keep
-    PyTorch's, unless a number is typed.
+    A number that is typed, or stored in a resumed run, counts first, then OMP_NUM_THREADS, then what is free. PyTorch's
+    number stays on a GPU, if several processes share the machine, and for a checkpoint that stores none.
     """
 
     def __init__(self, options: TrainOptions, group: Distributed, *, resumed: bool):
