@@ -53,7 +53,7 @@ from utils.loading.loader import Loader, LoadSettings, explain_worker_error, mak
 from utils.loading.prefetch import prefetch
 from utils.loading.sampler import BatchSettings, class_weights, image_weights
 from utils.loss import DetectionLoss, Losses, scale_gains
-from utils.metrics import Metrics
+from utils.metrics import Fitness, Metrics
 from utils.optim import set_rates, take_step
 from utils.schedule import EarlyStopping, Schedule, multi_scale_size
 from utils.training.checkpoints import Checkpoints
@@ -250,7 +250,7 @@ def build_run(launch: Launch, distributed: Distributed) -> Run:
         optimizer=make_optimizer(model, options, hyp, autocast),
         ema=ModelEMA(as_module(model)),
         scaler=scaler,
-        early_stop=EarlyStopping(options.patience),
+        early_stop=EarlyStopping(options.patience, options.min_delta),
         nan_guard=make_nan_guard(model, scaler),
         progress=Progress(class_maps=[0.0] * model.num_classes),
         autocast=autocast,
@@ -424,7 +424,7 @@ def validate(run: Run, checkpoints: Checkpoints, signals: SignalHandler) -> Metr
     run.distributed.share_buffers(run.ema.ema)  # batch statistics differ by process; rank 0's are saved
     try:
         is_coarse = run.autocast == torch.bfloat16  # 8 bits of precision are too few to measure boxes
-        return evaluate(
+        metrics = evaluate(
             as_detector(run.ema.ema),
             run.val_loader,
             names=run.data.names,
@@ -434,6 +434,7 @@ def validate(run: Run, checkpoints: Checkpoints, signals: SignalHandler) -> Metr
             distributed=run.distributed,
             observers=[*stop_hook(run, signals), ConsoleTable(run.data.names)],
         )
+        return replace(metrics, measure=Fitness.parse(run.options.fitness))
     except (Interrupted, UnreadableData):
         checkpoints.save(run)
         raise

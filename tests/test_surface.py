@@ -142,6 +142,8 @@ ADDED = {
         "--evolve-fraction": ("float", "1.0"),
         "--evolve-timeout": ("float", "0.0"),
         "--score-only": ("flag", ""),
+        "--fitness": ("str", "0.1,0.9"),
+        "--min-delta": ("float", "0.0"),
     },
     "val": {"--annotations": ("str", "")},
     "detect": {},

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -276,6 +277,40 @@ def test_best_is_the_best_epoch_even_with_nosave(tiny_data, tiny_cfg, tmp_path, 
         train.main(["--resume", str(weights)])
     best, last = (read_checkpoint(weights / name) for name in ("best.pt", "last.pt"))
     assert (best["epoch"], best["metrics"]["map50"], best["kind"], last["epoch"]) == (2, 0.4, "weights", 4)
+
+
+@pytest.mark.parametrize("fitness, best", [("0.1,0.9", 2), ("map50", 1), ("f1", 0)])
+def test_fitness_chooses_the_best_epoch_and_another_one_begins_again(
+    tiny_data, tiny_cfg, tmp_path, monkeypatch, fitness, best
+):
+    """The best by F1 is epoch 0, by mAP50 epoch 1, by both mAPs epoch 2. Epoch 3 is the worst by all."""
+    names = ("precision", "recall", "map50", "map")
+    rows = [(0.9, 0.8, 0.1, 0.1), (0.1, 0.1, 0.8, 0.2), (0.2, 0.2, 0.5, 0.4), (0.0, 0.0, 0.01, 0.01)]
+    measure, epoch = train.evaluate, 0
+
+    def evaluate(*args, **settings):
+        return replace(measure(*args, **settings), **dict(zip(names, rows[min(epoch, 3)], strict=True)))
+
+    def validate(run, *rest):
+        nonlocal epoch
+        epoch = run.progress.epoch
+        return plain(run, *rest)
+
+    plain = train.validate
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr(train, "validate", validate)
+    folder = run(tiny_data, tiny_cfg, tmp_path, "--noplots", "--fitness", fitness, epochs=3)
+    weights = folder / "weights"
+    best_file, last = read_checkpoint(weights / "best.pt"), read_checkpoint(weights / "last.pt")
+    score = {"0.1,0.9": 0.41, "map50": 0.8, "f1": 2 * 0.9 * 0.8 / 1.7}[fitness]
+    assert last["stopper"] == pytest.approx({"best_epoch": best, "best_fitness": score})
+    assert best_file["epoch"] == best + 1 and last["best_fitness"] == pytest.approx(score)
+    train.main(["--resume", str(folder), "--epochs", "4"])
+    assert read_checkpoint(weights / "last.pt")["best_fitness"] == last["best_fitness"]
+    other = "map" if fitness != "map" else "f1"
+    train.main(["--resume", str(folder), "--epochs", "5", "--fitness", other])
+    changed = read_checkpoint(weights / "last.pt")
+    assert changed["best_fitness"] == 0.01 and changed["stopper"] == {"best_epoch": 4, "best_fitness": 0.01}
 
 
 @pytest.mark.parametrize(

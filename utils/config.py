@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from utils.cli import flag, shorten, suggest
 from utils.errors import UserError
 from utils.files import find_file, read_yaml
+from utils.metrics import DEFAULT_FITNESS, Fitness
 
 EACH_EPOCH = -1  # value of `--threads auto`
 
@@ -98,6 +99,14 @@ class TrainOptions:
     cos_lr: bool = flag(False, "cosine instead of linear decay of the learning rate", group="optimisation")
     label_smoothing: float = flag(0.0, "label smoothing, 0 to 1", group="optimisation")
     patience: int = flag(100, "epochs without improvement before stopping, 0 never stops", group="optimisation")
+    fitness: str = flag(
+        DEFAULT_FITNESS,
+        "best by: map, map50, f1, or weights of mAP50 and mAP50-95; for best.pt, early stop and evolution",
+        group="optimisation",
+    )
+    min_delta: float = flag(
+        0.0, "smaller gains of fitness are no improvement for --patience", names=["--min-delta"], group="optimisation"
+    )
     freeze: list = flag(
         [0], "freeze the first N layers, or exactly the listed ones", type=int, nargs="+", group="model"
     )
@@ -159,6 +168,7 @@ class TrainOptions:
             (self.threads >= EACH_EPOCH, f"--threads {self.threads}: at least 1, or auto"),
             (0 <= self.label_smoothing <= 1, f"--label-smoothing {self.label_smoothing}: 0 to 1"),
             (self.patience >= 0, f"--patience {self.patience}: 0 or more"),
+            (self.min_delta >= 0, f"--min-delta {self.min_delta}: 0 or more"),
             (0 <= self.seed < 2**63, f"--seed {self.seed}: 0 or more, below 2^63"),
             (self.save_minutes >= 0, f"--save-minutes {self.save_minutes}: 0 or more"),
             (all(layer >= 0 for layer in self.freeze), f"--freeze {' '.join(map(str, self.freeze))}: 0 or more"),
@@ -171,6 +181,7 @@ class TrainOptions:
         for holds, message in checks:
             if not holds:
                 raise UserError(message)
+        Fitness.parse(self.fitness)  # raises UserError
 
     @classmethod
     def from_typed(cls, typed: Mapping[str, Any]) -> "TrainOptions":

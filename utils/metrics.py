@@ -46,9 +46,47 @@ class Curves(NamedTuple):
     best_confidence: float  # where the smoothed mean F1 is highest
 
 
-def fitness(p: float, r: float, map50: float, map: float) -> float:
-    """Return the number that decides which model is better. Precision and recall have no weight in it."""
-    return 0.1 * map50 + 0.9 * map
+@dataclass(frozen=True)
+class Fitness:
+    """Weighted sum of metrics that decides which model is better."""
+
+    map50: float = 0.1
+    map: float = 0.9
+    f1: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Fitness":
+        """Return the fitness that `--fitness` names: map, map50, f1, or weights of mAP50 and mAP50-95 such as 0.1,0.9.
+
+        Raises UserError for anything else.
+        """
+        if text in ("map50", "map", "f1"):
+            return cls(**{"map50": 0.0, "map": 0.0, text: 1.0})
+        try:
+            weights = [float(word) for word in text.split(",")]
+        except ValueError:
+            weights = []
+        if len(weights) != 2 or not all(0 <= weight < np.inf for weight in weights) or not any(weights):
+            raise UserError(
+                f"--fitness {text}: expected map, map50, f1, or weights of mAP50 and mAP50-95 such as {DEFAULT_FITNESS}"
+            )
+        return cls(*weights)
+
+    def __call__(self, p: float, r: float, map50: float, map: float) -> float:
+        """Return the fitness of mean precision and recall and both mAPs. F1 is that of the two means."""
+        value = self.map50 * map50 + self.map * map
+        return value + self.f1 * 2 * p * r / max(p + r, TINY) if self.f1 else value
+
+    def __str__(self) -> str:
+        """Return the formula, for charts."""
+        parts = {"mAP@0.5": self.map50, "mAP@0.5:0.95": self.map, "F1": self.f1}
+        return " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in parts.items() if weight)
+
+
+DEFAULT_FITNESS = "0.1,0.9"
+
+
+fitness = Fitness()  # the default; precision and recall have no weight in it
 
 
 def match_detections(detections: ArrayLike, labels: ArrayLike, levels: ArrayLike = IOU_LEVELS) -> np.ndarray:
@@ -233,10 +271,11 @@ class Metrics:
     best_confidence: float
     losses: tuple[float, float, float] = (0.0, 0.0, 0.0)  # box, objectness, class
     speed: Speed = field(default_factory=Speed)
+    measure: Fitness = fitness  # by `--fitness`
 
     @property
     def fitness(self) -> float:
-        return fitness(self.precision, self.recall, self.map50, self.map)
+        return self.measure(self.precision, self.recall, self.map50, self.map)
 
     @classmethod
     def from_statistics(

@@ -97,16 +97,19 @@ class Schedule:
 
 
 class EarlyStopping:
-    """Early stopping if the fitness (higher is better) has not improved for `patience` epochs. 0 never stops."""
+    """Early stopping if the fitness (higher is better) has not improved for `patience` epochs. 0 never stops.
 
-    def __init__(self, patience: int = 100):
-        self.patience = patience
+    An improvement is one by more than `min_delta` over the last improvement.
+    """
+
+    def __init__(self, patience: int = 100, min_delta: float = 0.0):
+        self.patience, self.min_delta = patience, min_delta
         self.best_fitness = -math.inf
         self.best_epoch = 0
 
     def update(self, epoch: int, fitness: float) -> bool:
         """Record the fitness of `epoch` and return whether to stop after it. NaN is never an improvement."""
-        if fitness > self.best_fitness:
+        if fitness > self.best_fitness + self.min_delta:
             self.best_fitness, self.best_epoch = float(fitness), epoch
         return self.is_over(epoch)
 
@@ -118,7 +121,7 @@ class EarlyStopping:
         return {"best_fitness": self.best_fitness, "best_epoch": self.best_epoch}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Restore the recorded values. The patience stays as constructed, so that a resumed run may change it."""
+        """Restore the recorded values. The settings stay as constructed, so that a resumed run may change them."""
         self.best_fitness, self.best_epoch = float(state["best_fitness"]), int(state["best_epoch"])
 
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from utils.config import Hyperparameters
 from utils.errors import UserError
 from utils.evolution.csv_store import RESULTS, CsvStore, append, columns, lock_search, read_individuals, read_table
 from utils.evolve import GENES, Generation, Outcome, Search, evolve
+from utils.metrics import Fitness
 
 ROOT = Path(__file__).resolve().parents[2]
 START = {**Hyperparameters().to_dict(), "anchors": 0.0}
@@ -317,6 +319,16 @@ def test_individuals_are_the_best_rows_of_a_table(tmp_path):
         )
     append(tmp_path / "evolve.csv", NAMES, Generation(3, START, 0, "child", status="failed"))
     assert [values["lr0"] for values in read_individuals(tmp_path / "evolve.csv").values()] == [0.02, 0.03, 0.01]
+
+
+def test_the_best_rows_of_a_table_are_so_by_the_fitness_of_the_search(tmp_path):
+    for number, (map50, map95) in enumerate(((0.9, 0.1), (0.5, 0.4))):
+        results = (0, 0, map50, map95, 0, 0, 0)
+        record = Generation(number, dict(START, lr0=0.01 * (number + 1)), 0, "child", status="done", fitness=0.1)
+        append(tmp_path / "evolve.csv", NAMES, replace(record, results=results))
+    for text, expected in (("0.1,0.9", [0.02, 0.01]), ("map50", [0.01, 0.02])):
+        found = read_individuals(tmp_path / "evolve.csv", measure=Fitness.parse(text)).values()
+        assert [values["lr0"] for values in found] == expected
 
 
 def test_individuals_of_a_table_by_another_program(tmp_path):

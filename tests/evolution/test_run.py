@@ -419,6 +419,17 @@ def test_results_are_complete_with_the_last_epoch_or_an_early_stop(validated, pa
     assert trainings.is_complete(fitnesses) is complete
 
 
+def test_trainings_are_judged_by_the_fitness_of_the_command_line(tmp_path):
+    plan = make_plan(TrainOptions.from_typed({"device": "cpu", "fitness": "map50", "min_delta": 0.2}), STUB)
+    assert "--fitness=map50" in plan.training_flags and plan.settings["fitness"] == "map50"
+    trainings = build_trainings(plan, MemoryStore(), SimpleNamespace(records=[]), validated=True)
+    (tmp_path / "results.csv").write_text("epoch, metrics/mAP_0.5, metrics/mAP_0.5:0.95\n99, 0.5, 0.25\n")
+    is_complete = trainings.is_complete
+    trainings.is_complete = lambda fitnesses: True
+    assert trainings._outcome(tmp_path, "").fitness == 0.5
+    assert is_complete([0.1] + [0.2] * 100)  # 100 epochs without a gain above 0.2
+
+
 # ---- real trainings
 
 

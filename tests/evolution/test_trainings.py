@@ -21,6 +21,7 @@ from utils.evolution.trainings import (
     strip_progress_bars,
     to_curve,
 )
+from utils.metrics import Fitness
 
 
 @pytest.mark.parametrize(
@@ -196,6 +197,7 @@ def test_rows_are_read_as_far_as_they_are_written(tmp_path):
     )
     rows = read_rows(tmp_path / "results.csv")
     assert len(rows) == 2 and to_curve(rows) == (0.275, 0.0)
+    assert to_curve(rows, Fitness.parse("map50")) == (0.5, 0.0)
 
 
 def test_a_supervised_command_dies_with_the_parent(tmp_path):

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from utils.config import TrainOptions
 from utils.errors import UserError
 from utils.metrics import (
     GRID,
     IOU_LEVELS,
     ConfusionMatrix,
+    Fitness,
     Metrics,
     ap_per_class,
     average_precision,
@@ -246,6 +248,30 @@ def test_metrics():
     assert metrics.maps == pytest.approx([map0, map1, metrics.map, metrics.map], abs=1e-4)
     assert metrics.fitness == fitness(metrics.precision, metrics.recall, metrics.map50, metrics.map)
     assert metrics.instances == 5 and metrics.best_confidence in GRID and metrics.losses == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "text, expected, formula",
+    [
+        ("0.1,0.9", 0.1 * 0.4 + 0.9 * 0.3, "0.1 mAP@0.5 + 0.9 mAP@0.5:0.95"),  # the default
+        ("map", 0.3, "mAP@0.5:0.95"),
+        ("map50", 0.4, "mAP@0.5"),
+        ("f1", 2 * 0.8 * 0.2 / (0.8 + 0.2), "F1"),
+        ("1, 0.5", 0.55, "mAP@0.5 + 0.5 mAP@0.5:0.95"),
+    ],
+)
+def test_fitness_is_what_its_text_says(text, expected, formula):
+    measure = Fitness.parse(text)
+    assert measure(0.8, 0.2, 0.4, 0.3) == pytest.approx(expected) and str(measure) == formula
+    assert measure(0, 0, 0, 0) == 0
+
+
+@pytest.mark.parametrize("text", ["", "mAP", "0.5", "0.1,0.2,0.7", "0,0", "-1,2", "nan,1", "inf,1", "f1,map"])
+def test_a_fitness_that_is_none_is_one_line(text):
+    with pytest.raises(UserError, match=r"--fitness .*expected map, map50, f1, or weights .* such as 0.1,0.9$"):
+        Fitness.parse(text)
+    with pytest.raises(UserError, match="--fitness"):
+        TrainOptions(fitness=text)
 
 
 def test_metrics_of_nothing():

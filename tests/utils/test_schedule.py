@@ -138,6 +138,22 @@ def test_early_stopping(patience, scores, expected):
     assert stops(patience, scores)[0] == [bool(e) for e in expected]
 
 
+@pytest.mark.parametrize(
+    "min_delta, scores, best_epoch",
+    [
+        (0.1, [0.1, 0.15, 0.19, 0.21], 3),  # over the last improvement, however small the steps
+        (0.1, [0.1, 0.15, 0.19, 0.2], 0),
+        (0.0, [0.1, 0.1, 0.1001], 2),
+        (0.5, [0.0, 0.4], 0),  # the first value always is one
+    ],
+)
+def test_small_gains_are_no_improvement(min_delta, scores, best_epoch):
+    stopper = EarlyStopping(3, min_delta)
+    stopped = [stopper.update(epoch, fitness) for epoch, fitness in enumerate(scores)]
+    assert stopper.best_epoch == best_epoch and stopper.best_fitness == scores[best_epoch]
+    assert any(stopped) == (len(scores) > 3 and best_epoch == 0)
+
+
 def test_early_stopping_continues_after_resume():
     _, stopper = stops(3, [0.1, 0.3, 0.2])
     again = EarlyStopping(3)

@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.evolve import ALL_GENES, Generation, Key, MemoryStore, Propose, check_hyp
 from utils.files import append_line, atomic_write, read_yaml
 from utils.folder_lock import FolderLock, lock_folder
-from utils.metrics import fitness
+from utils.metrics import Fitness, fitness
 from utils.results_csv import METRICS, RESULTS, delimiter, split_table
 
 OWN_COLUMNS = tuple("generation repeat status fitness seed origin parents epochs seconds curve note".split())
@@ -259,7 +259,7 @@ class CsvStore(MemoryStore):
 # ---- individuals of --resume_evolve
 
 
-def read_individuals(file: Path, limit: int = 50) -> dict[str, dict[str, float]]:
+def read_individuals(file: Path, limit: int = 50, measure: Fitness = fitness) -> dict[str, dict[str, float]]:
     """Read sets of hyperparameters by name, from a population YAML or from the best rows of an evolve.csv.
 
     A population YAML holds {name: {key: value}}.
@@ -267,7 +267,7 @@ def read_individuals(file: Path, limit: int = 50) -> dict[str, dict[str, float]]
     if not file.is_file():
         raise UserError(f"--resume_evolve {file}: no such file; expected an evolve_population.yaml or an evolve.csv")
     if file.suffix.lower() == ".csv":
-        return _read_best_rows(file, 6)
+        return _read_best_rows(file, 6, measure)
     found = {f"{file}: {name}": values for name, values in read_yaml(file).items()}
     for name, values in found.items():
         if not isinstance(values, dict):
@@ -275,7 +275,7 @@ def read_individuals(file: Path, limit: int = 50) -> dict[str, dict[str, float]]
     return dict(list(found.items())[:limit])
 
 
-def _read_best_rows(file: Path, count: int) -> dict[str, dict[str, float]]:
+def _read_best_rows(file: Path, count: int, measure: Fitness) -> dict[str, dict[str, float]]:
     """Read the hyperparameters of the best rows of a table, by this program or by YOLOv5."""
     lines = split_table(file.read_bytes())
     header = [cell.strip() for cell in lines[0]] if lines else []
@@ -284,7 +284,7 @@ def _read_best_rows(file: Path, count: int) -> dict[str, dict[str, float]]:
         try:
             row = dict(zip(header, [cell.strip() for cell in cells], strict=True))
             if row.get("status", "done") == "done":
-                score = fitness(*(float(row[name]) for name in METRICS))
+                score = measure(*(float(row[name]) for name in METRICS))
                 rows.append((score, number, {name: float(row[name]) for name in ALL_GENES if row.get(name)}))
         except (ValueError, KeyError) as error:
             warn(f"{file}:{number}: skipped: {error}")

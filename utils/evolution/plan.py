@@ -14,6 +14,7 @@ from utils.errors import UserError
 from utils.evolution.csv_store import read_individuals
 from utils.evolve import ALL_GENES, GENES, KEEP_MODEL_ANCHORS, MUON_GENES, Hyp, check_hyp
 from utils.files import ROOT, read_yaml
+from utils.metrics import Fitness
 
 PROJECT = "runs/evolve"
 POPULATION_SHARE = 8  # one generation in 8 tries one of the project's own hyperparameter files by default
@@ -120,7 +121,7 @@ def read_start(options: TrainOptions) -> dict[str, float]:
 def read_population(options: TrainOptions, start: Hyp) -> list[dict[str, float]]:
     """Read hyperparameters to try first besides the start: from `--resume_evolve`, else `--evolve_population`."""
     if options.resume_evolve:
-        individuals = read_individuals(Path(options.resume_evolve))
+        individuals = read_individuals(Path(options.resume_evolve), measure=Fitness.parse(options.fitness))
     elif not options.evolve_population:
         return []
     else:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from utils.metrics import Fitness
+from utils.metrics import fitness as default_fitness
 from utils.output.figure import new_figure, save_figure
 
 if TYPE_CHECKING:  # imported when a chart is drawn, as in utils.output.plots
@@ -31,6 +33,7 @@ def plot_evolve(
     best: int,
     start: int | None = None,
     logarithmic: Sequence[str] = (),
+    measure: Fitness = default_fitness,
 ) -> None:
     """Draw a panel per hyperparameter: fitness (N,) against its values (N, K), late generations darker.
 
@@ -54,7 +57,7 @@ def plot_evolve(
         panel.grid(alpha=0.25)
     for panel in list(figure.axes)[len(names) :]:
         panel.set_axis_off()
-    title = "fitness = 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95"
+    title = f"fitness = {measure}"
     if floor > fitness.min():
         title += f" (lower ones are drawn at {floor:.3g})"
     figure.supylabel(title, fontsize=12)

@@ -16,6 +16,7 @@ from utils.evolution.plots import plot_evolve, plot_evolve_progress
 from utils.evolution.verdict import Verdict
 from utils.evolve import ALL_GENES, KEEP_MODEL_ANCHORS, PARENTS, Generation, Hyp, Key, best_first
 from utils.files import atomic_write, write_yaml
+from utils.metrics import Fitness
 from utils.output.plotter import Plotter
 from utils.results_csv import RESULTS
 
@@ -180,6 +181,7 @@ class Report:
             start=start,
             best=next(k for k, record in enumerate(done) if record.number == best),
             logarithmic=[name for name in names if ALL_GENES[name].log],
+            measure=Fitness.parse(self.plan.options.fitness),
         )
         ended = [record for record in records if record.status != "started"]
         self.plotter.submit(

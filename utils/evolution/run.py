@@ -18,6 +18,7 @@ from utils.evolution.trainings import Trainings
 from utils.evolution.verdict import Repeats, Verdict, candidates, judge
 from utils.evolve import Generation, Hyp, falls_behind, run_generations, run_seed
 from utils.files import read_yaml, write_yaml
+from utils.metrics import Fitness
 from utils.schedule import EarlyStopping
 from utils.temporary_files import remove_stale
 
@@ -156,7 +157,7 @@ def build_trainings(plan: Plan, store: FileStore, report: Report, *, validated: 
         return hyp != plan.start and falls_behind(curve, others, options.epochs)
 
     def is_complete(fitnesses: Sequence[float]) -> bool:
-        early_stop = EarlyStopping(options.patience if validated else 0)
+        early_stop = EarlyStopping(options.patience if validated else 0, options.min_delta)
         stopped = [early_stop.update(epoch, fitness) for epoch, fitness in enumerate(fitnesses)]
         return len(fitnesses) >= options.epochs or stopped[-1]
 
@@ -180,7 +181,7 @@ def build_trainings(plan: Plan, store: FileStore, report: Report, *, validated: 
         }
         return [sys.executable, str(plan.script), *plan.training_flags, *to_flags(own)]
 
-    return Trainings(
+    trainings = Trainings(
         command,
         plan.folder / "generations",
         devices=plan.devices,
@@ -192,6 +193,8 @@ def build_trainings(plan: Plan, store: FileStore, report: Report, *, validated: 
         stop=stop,
         on_epoch=on_epoch,
     )
+    trainings.measure = Fitness.parse(options.fitness)
+    return trainings
 
 
 def threads_per_training(devices: Sequence[str]) -> int:

@@ -21,7 +21,7 @@ from utils.environment import NUM_TRAININGS_ENV, child_environment
 from utils.evolution.supervise import kill_group
 from utils.evolve import Hyp, Key, Outcome, do_nothing
 from utils.files import atomic_write, write_yaml
-from utils.metrics import fitness
+from utils.metrics import Fitness, fitness
 from utils.results_csv import RESULTS
 
 T = TypeVar("T")
@@ -50,6 +50,8 @@ class Trainings:
     threads: CPU threads of each training; 0 lets PyTorch choose.
     on_epoch: called with number, repeat, epochs done, seconds and fitness after every epoch.
     """
+
+    measure: Fitness = fitness  # of a row
 
     def __init__(
         self,
@@ -170,7 +172,7 @@ class Trainings:
             seconds = watch.tick()
             if len(rows) > reported:
                 reported = len(rows)
-                curve = to_curve(rows)
+                curve = to_curve(rows, self.measure)
                 self.on_epoch(*key, reported, seconds, curve[-1] if self.validated else None)
                 if self.validated and self.stop(hyp, curve):
                     return "pruned"
@@ -192,17 +194,17 @@ class Trainings:
     def _outcome(self, folder: Path, reason: str) -> Outcome:
         """Read the results of a training that ended with `reason`."""
         rows = read_rows(folder / "results.csv")
-        curve = to_curve(rows) if self.validated else ()
+        curve = to_curve(rows, self.measure) if self.validated else ()
         log = f"log: {folder / 'train.log'}"
         if reason == "pruned":
             return Outcome(curve[-1], "pruned", results_of(rows[-1]), len(rows), curve, log)
         if not reason and not rows:
             reason = f"no results.csv: {last_error_line(folder / 'train.log')}"
-        if not reason and not self.is_complete(to_curve(rows)):
+        if not reason and not self.is_complete(to_curve(rows, self.measure)):
             reason = f"results.csv ends after {len(rows)} epochs: the last row is missing"
         if reason:
             return Outcome(None, "failed", (), len(rows), curve, f"{reason}; {log}")
-        return Outcome(fitness_of(rows[-1]), "done", results_of(rows[-1]), len(rows), curve)
+        return Outcome(fitness_of(rows[-1], self.measure), "done", results_of(rows[-1]), len(rows), curve)
 
 
 class Stopwatch:
@@ -256,13 +258,14 @@ def results_of(row: Row) -> tuple[float, ...]:
     return tuple(row.get(name, 0.0) for name in RESULTS)
 
 
-def to_curve(rows: Sequence[Row]) -> tuple[float, ...]:
+def to_curve(rows: Sequence[Row], measure: Fitness = fitness) -> tuple[float, ...]:
     """Return the fitness after each epoch, 0 if it is not finite."""
-    return tuple(value if math.isfinite(value) else 0.0 for value in map(fitness_of, rows))
+    values = [fitness_of(row, measure) for row in rows]
+    return tuple(value if math.isfinite(value) else 0.0 for value in values)
 
 
-def fitness_of(row: Row) -> float:
-    return round(fitness(*results_of(row)[:4]), 6)
+def fitness_of(row: Row, measure: Fitness) -> float:
+    return round(measure(*results_of(row)[:4]), 6)
 
 
 def sign_of_life(folder: Path) -> list[tuple[int, int] | None]:

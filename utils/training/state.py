@@ -9,6 +9,7 @@ from utils.config import Hyperparameters, TrainOptions
 from utils.console import warn
 from utils.detector import Detector, as_module
 from utils.errors import UserError
+from utils.metrics import DEFAULT_FITNESS
 from utils.optim import GROUP_SETTINGS, MuonSettings, build_optimizer, scaled_weight_decay
 from utils.schedule import accumulation
 from utils.training.nan_guard import PATIENCE, SEARCHING_PATIENCE, NanGuard
@@ -63,10 +64,12 @@ def restore(run: Run, launch: Launch) -> None:
 
 
 def fitting_state(checkpoint: dict[str, Any], run: Run) -> dict[str, Any]:
-    """Return `checkpoint` with fresh state for another optimizer, or for a precision with or without a scaler."""
-    fresh = {}
+    """Return `checkpoint` with fresh state for another optimizer, fitness, or precision with or without a scaler."""
+    fresh: dict[str, Any] = {}
     if checkpoint["options"].get("optimizer") != run.options.optimizer:
         fresh["optimizer"] = run.optimizer.state_dict()
+    if checkpoint["options"].get("fitness", DEFAULT_FITNESS) != run.options.fitness:  # the best so far is of another
+        fresh |= {"stopper": run.early_stop.state_dict(), "best_fitness": run.progress.best_fitness}
     if bool(checkpoint.get("scaler")) != run.scaler.is_enabled():
         fresh["scaler"] = run.scaler.state_dict()
     return {**checkpoint, **fresh}
