@@ -15,7 +15,7 @@ PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --dist loadfile --no-loads
 POOREST = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE OPENBLAS_CORETYPE=Nehalem \
 	NPY_DISABLE_CPU_FEATURES="X86_V3 X86_V4 AVX512_ICL" OPENCV_CPU_DISABLE=AVX512-SKX,AVX2,FP16,AVX \
 	GLIBC_TUNABLES=glibc.cpu.hwcaps=-AVX,-AVX2,-FMA,-AVX512F
-POORTESTS = $(addprefix tests/utils/test_,$(addsuffix .py,autoanchor boxes ema goldens loss metrics nms optim trajectory)) \
+POORTESTS = $(addprefix tests/utils/test_,$(addsuffix .py,autoanchor boxes ema goldens loss metrics muon nms optim trajectory)) \
 	tests/images/test_augment.py tests/images/test_letterbox.py tests/images/test_warp.py
 
 .PHONY: train test test-fast test-plain test-poor lint lint-style lint-types lint-spelling lint-dead-code format bench clean
