@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from utils import rendezvous
@@ -124,3 +125,12 @@ def test_numbers_of_ranks_that_cannot_be(monkeypatch, rank, world_size, expected
 
 def test_a_minute_is_enough():
     assert rendezvous.JOIN_SECONDS + rendezvous.READ_SECONDS < 50  # the imports take the rest
+
+
+def test_a_gpu_and_a_cpu_in_one_group_are_one_line(monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(Distributed, "gather", lambda _, kind: ["cuda", kind])
+    with pytest.raises(UserError, match="rank 1 computes on cpu, rank 0 on cuda: give --device cpu to all, or GPUs"):
+        Distributed(1, 2, torch.device("cpu"), local_rank=0).use("cpu", 4)
+    monkeypatch.setattr(Distributed, "gather", lambda _, kind: [kind, kind])
+    assert Distributed(1, 2, torch.device("cpu"), local_rank=0).use("cpu", 4).device.type == "cpu"
