@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -26,6 +26,7 @@ from utils.rendezvous import JOIN_SECONDS, describe_start, open_store, require_a
 # For ranks that work side by side. A dead process is noticed at once, a dead machine only after this time.
 GROUP_TIMEOUT = timedelta(minutes=10)
 SLOW_TIMEOUT = timedelta(days=7)  # while rank 0 downloads, scans labels, fits anchors or writes
+RUN_ID = "TORCHELASTIC_RUN_ID"  # environment variable of the workers, not of torchrun's agent
 SIZES = (("WORLD_SIZE", 1), ("LOCAL_RANK", 0))  # environment variables and their values where they are not set
 LOST_CONTACT = ("Connection closed", "Connection reset", "Broken pipe", "gloo", "NCCL", "Socket")  # in messages
 
@@ -35,21 +36,34 @@ T = TypeVar("T")
 def launch_token() -> str:
     """Return a name for the launcher that started this process, "" without one. It survives restarts of workers.
 
-    It is the folder, of a random name, in which torchrun's agent keeps what its workers report. The parent process
-    may be a wrapper (`--no-python`), a new one after each restart, and run ids are reused. Where the agent has no such
-    folder, the name is made of host, number and start time of the parent.
+    It is the folder, of a random name, in which torchrun's agent keeps what its workers report: run ids and process
+    numbers are reused. Where the agent has no such folder, the name is made of its host, number and start time.
     """
-    if variable("TORCHELASTIC_RUN_ID") is None:
+    if variable(RUN_ID) is None:
         return ""
     report = Path(variable("TORCHELASTIC_ERROR_FILE") or "")  # FOLDER/attempt_0/0/error.json
     if len(report.parts) > 3 and report.parts[-3].startswith("attempt_"):
         return str(report.parents[2])
-    parent = os.getppid()
+    agent = _find_agent()
+    return f"{socket.gethostname()}:{agent}:{_read_status(agent).get('started', '')}"
+
+
+def _find_agent() -> int:
+    """Return the nearest ancestor that torchrun did not start. Between it and this process may be wrappers."""
+    process = os.getppid()
+    with suppress(OSError, KeyError):
+        while f"{RUN_ID}=".encode() in Path(f"/proc/{process}/environ").read_bytes():
+            process = int(_read_status(process)["parent"])
+    return process
+
+
+def _read_status(process: int) -> dict[str, str]:
+    """Return the parent and the start time of a process, {} where the system does not show them."""
     try:
-        started = Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return {"parent": fields[1], "started": fields[19]}
     except (OSError, IndexError):
-        started = ""
-    return f"{socket.gethostname()}:{parent}:{started}"
+        return {}
 
 
 @dataclass(frozen=True)

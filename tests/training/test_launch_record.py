@@ -1,5 +1,9 @@
 """Launch record: processes that torchrun restarts find the run that they started, and no other."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from utils.distributed import launch_token
@@ -54,3 +58,18 @@ def test_a_launcher_is_known_behind_a_wrapper(monkeypatch, first, second, same):
         monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", report)
         tokens.append(launch_token())
     assert all(tokens) and (tokens[0] == tokens[1]) == same
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_an_agent_without_a_folder_is_found_above_its_wrappers(monkeypatch):
+    """Let a process with torchrun's variables be the wrapper. This process, which started it, is the agent."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    tokens = []
+    for _ in range(2):
+        with subprocess.Popen(["sleep", "60"], env={**os.environ, "TORCHELASTIC_RUN_ID": "none"}) as wrapper:
+            monkeypatch.setattr("os.getppid", lambda process=wrapper.pid: process)
+            with monkeypatch.context() as worker:
+                worker.setenv("TORCHELASTIC_RUN_ID", "none"), worker.setenv("TORCHELASTIC_ERROR_FILE", "")
+                tokens.append(launch_token())
+            wrapper.kill()
+    assert tokens[0] == tokens[1] and f":{os.getpid()}:" in tokens[0]
