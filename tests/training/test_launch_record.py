@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +69,8 @@ def test_an_agent_without_a_folder_is_found_above_its_wrappers(monkeypatch):
     tokens = []
     for _ in range(2):
         with subprocess.Popen(["sleep", "60"], env={**os.environ, "TORCHELASTIC_RUN_ID": "none"}) as wrapper:
+            while not Path(f"/proc/{wrapper.pid}/environ").read_bytes():  # the kernel is still starting it
+                time.sleep(0.01)
             monkeypatch.setattr("os.getppid", lambda process=wrapper.pid: process)
             with monkeypatch.context() as worker:
                 worker.setenv("TORCHELASTIC_RUN_ID", "none"), worker.setenv("TORCHELASTIC_ERROR_FILE", "")
