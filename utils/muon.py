@@ -31,7 +31,6 @@ COEFFICIENTS = (  # of x, x^3 and x^5 in each step
     (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
 )
 STEPS = tuple((a / MARGIN, b / MARGIN**3, c / MARGIN**5) for a, b, c in COEFFICIENTS)
-MIN_BF16_ROWS = 128  # smaller matrices are faster in float32 on a CPU
 
 
 def find_kernels(model: nn.Module) -> list[nn.Parameter]:
@@ -71,29 +70,27 @@ def polar_factor(matrix: Tensor) -> Tensor:
     return x
 
 
-def polar_factors(matrices: Tensor, products: torch.dtype = torch.float32) -> Tensor:
+def polar_factors(matrices: Tensor) -> Tensor:
     """Return the polar factors of matrices (N, R, C), at least in float32. Those of zeros are zeros.
 
-    The matrix products of larger float32 matrices are made in `products`. Singular values that are above a thousandth
-    of the matrix's Frobenius norm end between 0.99 and 1.01, in bfloat16 between 0.95 and 1.05. Smaller ones end lower.
+    Singular values that are above a thousandth of the matrix's Frobenius norm end between 0.99 and 1.01. Smaller ones
+    end lower.
     """
     if matrices.shape[1] > matrices.shape[2]:
-        return polar_factors(matrices.mT, products).mT
+        return polar_factors(matrices.mT).mT
     x = matrices if matrices.dtype == torch.float64 else matrices.float()
     x = x / (MARGIN * torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
-    result = x.dtype
-    if x.dtype == torch.float32 and x.shape[1] >= MIN_BF16_ROWS:
-        x = x.to(products)
     for steps in (STEPS[:3], STEPS[3:]):
         x = _apply_steps(x, steps)
-    return x.to(result)
+    return x
 
 
 def _apply_steps(x: Tensor, steps: tuple[tuple[float, float, float], ...]) -> Tensor:
     """Apply the steps to x (N, R, C), R <= C, by products of R x R matrices alone.
 
     Each step multiplies x by a polynomial P of its Gram matrix, which becomes P gram P. With more than three steps at
-    a time, rounding would be seen: a Gram matrix has the squares of the singular values.
+    a time, rounding would be seen: a Gram matrix has the squares of the singular values. In bfloat16, rounding makes
+    those of the nearly singular matrices of real gradients negative, and the steps then diverge.
     """
     gram, product = x @ x.mT, None
     for number, (a, b, c) in enumerate(steps, 1):
@@ -115,11 +112,8 @@ class Muon(torch.optim.SGD):
     """SGD, and Muon in the group named `kernel`, one kernel at a time as in the paper.
 
     That group's momentum `muon_momentum` averages gradients: M <- m M + (1 - m) G. Its orthogonalised Nesterov
-    direction becomes the gradient of SGD without momentum, whose weight decay is thereby decoupled. `products` is the
-    type of the matrix products in FusedMuon.
+    direction becomes the gradient of SGD without momentum, whose weight decay is thereby decoupled.
     """
-
-    products = torch.float32
 
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)
@@ -173,7 +167,7 @@ class FusedMuon(Muon, FusedSGD):
             by_shape[kernel.shape].append(index)
         for shape, indices in by_shape.items():
             matrices = torch.stack([to_matrix(directions[index]) for index in indices])  # (N, R, C)
-            updates = polar_factors(matrices, self.products) * update_scale(shape)
+            updates = polar_factors(matrices) * update_scale(shape)
             torch._foreach_copy_(
                 [gradients[index] for index in indices], [to_kernel(update, shape) for update in updates]
             )

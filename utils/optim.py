@@ -23,7 +23,6 @@ class MuonSettings(NamedTuple):
     lr: float = 0.02
     momentum: float = 0.937
     weight_decay: float = 5e-4  # decoupled
-    products: torch.dtype = torch.float32  # type of the larger matrix products
 
 
 def scaled_weight_decay(weight_decay: float, batch_size: int, accumulate: int, nominal: int = 64) -> float:
@@ -81,10 +80,7 @@ def build_optimizer(
     if name != "Muon":
         return builders[name](settings)
     muon = muon or MuonSettings(2 * lr, momentum, weight_decay)
-    optimizer = builders[name](split_kernels(settings, model, muon, lr=lr, momentum=momentum))
-    assert isinstance(optimizer, Muon)
-    optimizer.products = muon.products
-    return optimizer
+    return builders[name](split_kernels(settings, model, muon, lr=lr, momentum=momentum))
 
 
 def split_kernels(

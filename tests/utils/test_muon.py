@@ -114,23 +114,19 @@ def test_batches_equal_single_matrices(shape):
         torch.testing.assert_close(found, polar_factor(matrix), rtol=0, atol=1e-4)
 
 
-def test_bfloat16_products_stay_near_the_polar_factor():
+@pytest.mark.parametrize("rows, columns", [(64, 64), (128, 576), (256, 256)])
+@pytest.mark.parametrize("rank, noise", [(1, 0.0), (3, 1e-9), (3, 1e-6)])
+def test_nearly_singular_matrices_stay_bounded(rows, columns, rank, noise):
+    """The momentum of real gradients is often nearly singular. Rounding must not make its small directions explode."""
     torch.manual_seed(0)
-    matrices = torch.stack([matrix_with(torch.linspace(1, 0.05, 128), 256) for _ in range(2)]).float()
-    found = polar_factors(matrices, torch.bfloat16)
-    assert found.dtype == torch.float32 and not torch.equal(found, polar_factors(matrices))
-    for one, matrix in zip(found, matrices, strict=True):
-        singular = torch.linalg.svdvals(one)
-        assert singular.min() > 0.95 and singular.max() < 1.05
-        assert torch.linalg.matrix_norm(one.double() - svd_polar_factor(matrix), 2) < 0.1
-    small = torch.randn(1, 64, 256)
-    assert torch.equal(polar_factors(small, torch.bfloat16), polar_factors(small))
+    matrix = torch.randn(rows, rank) @ torch.randn(rank, columns) + noise * torch.randn(rows, columns)
+    singular = torch.linalg.svdvals(polar_factors(matrix[None])[0].double())
+    assert singular.max() < 1.01 and singular[rank - 1] > 0.99
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 9), (2, 128, 130), (1, 9, 4)])
-@pytest.mark.parametrize("products", [torch.float32, torch.bfloat16])
-def test_zeros_give_zeros(shape, products):
-    assert torch.equal(polar_factors(torch.zeros(shape), products), torch.zeros(shape))
+def test_zeros_give_zeros(shape):
+    assert torch.equal(polar_factors(torch.zeros(shape)), torch.zeros(shape))
     assert torch.equal(polar_factor(torch.zeros(shape[1:])), torch.zeros(shape[1:]))
 
 

@@ -19,9 +19,7 @@ from utils.training.run import Run
 from utils.training.startup import Launch
 
 
-def make_optimizer(
-    model: Detector, options: TrainOptions, hyp: Hyperparameters, autocast: torch.dtype | None = None
-) -> torch.optim.Optimizer:
+def make_optimizer(model: Detector, options: TrainOptions, hyp: Hyperparameters) -> torch.optim.Optimizer:
     """Return the optimizer of a run, with weight decay scaled to the images of an optimizer step.
 
     Raises UserError for Muon with an lr0 of 0, since its rate follows that of the weights.
@@ -35,8 +33,7 @@ def make_optimizer(
         raise UserError("lr0: 0: --optimizer Muon follows its schedule; give a small one, such as 1e-6")
     if options.optimizer in ("Adam", "AdamW") and hyp.lr0 >= 0.01:
         warn(f"--optimizer {options.optimizer} with lr0 {hyp.lr0}: 0.001 is usual; set lr0 in the --hyp file")
-    products = torch.bfloat16 if autocast == torch.bfloat16 else torch.float32
-    muon = MuonSettings(hyp.muon_lr, hyp.muon_momentum, muon_decay, products)
+    muon = MuonSettings(hyp.muon_lr, hyp.muon_momentum, muon_decay)
     return build_optimizer(as_module(model), options.optimizer, hyp.lr0, hyp.momentum, decay, muon)
 
 
