@@ -179,8 +179,9 @@ def read_older_copy(file):
         lambda file: file.write_text(file.read_text()[:-30]),
         lambda file: file.write_text(file.read_text().replace(",", ";")),  # a spreadsheet
         lambda file: file.write_text("\n"),
+        lambda file: shutil.rmtree(file.parent, ignore_errors=True),
     ],
-    ids=["deleted", "emptied", "older copy", "cut off", "other separators", "blank line"],
+    ids=["deleted", "emptied", "older copy", "cut off", "other separators", "blank line", "with its folder"],
 )
 @pytest.mark.parametrize("at", [2, 5])
 def test_a_table_taken_away_during_a_search_is_written_again(tmp_path, capsys, edit, at):

@@ -249,6 +249,9 @@ class CsvStore(MemoryStore):
     def _save(self, file: Path, records: Iterable[Generation]) -> OSError | None:
         """Bring a table up to date. If that fails, warn: the search continues, and the next call tries again."""
         try:
+            if not file.parent.exists():
+                file.parent.mkdir(parents=True)
+                warn(f"{file.parent} was removed: it is made again, with the rows of all generations.")
             complete_table(file, self.names, records)
         except OSError as error:
             warn(f"{file} could not be written: {error.strerror}. The search continues and tries again.")
