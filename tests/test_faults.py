@@ -212,6 +212,8 @@ def test_errors_that_a_user_can_fix_are_one_line(handlers, capsys, error, code, 
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "ulimit -v"),
         (MemoryError(), "ulimit -v"),
         (RuntimeError("could not create a primitive"), "ulimit -v"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "ulimit -v"),
+        (ImportError("x.so: cannot open shared object file: Too many open files"), "ulimit -n"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "ulimit -v"),
     ],
     ids=lambda value: type(value).__name__,
@@ -219,6 +221,17 @@ def test_errors_that_a_user_can_fix_are_one_line(handlers, capsys, error, code, 
 def test_shortages_of_the_machine_are_one_line(error, advice):
     line, code = errors.explain(error)
     assert code == 1 and line.startswith("error: too ") and advice in line and "\n" not in line
+
+
+def test_errors_of_the_imports_are_one_line():
+    """A limit of the address space that the libraries do not fit in, and no folder for temporary files."""
+    code = "import tempfile; tempfile._candidate_tempdir_list = lambda: [];"
+    code += "from utils.errors import silence_ctrl_c_during_imports as silence; silence('__main__'); "
+    for fails, advice in (("tempfile.gettempdir()", "set TMPDIR"), ("raise MemoryError", "ulimit -v")):
+        done = subprocess.run(
+            [sys.executable, "-c", code + fails], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1 and advice in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tiny_data, tiny_cfg, tmp_path):

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from types import FrameType
+from types import FrameType, TracebackType
 
 
 class UserError(ValueError):
@@ -30,8 +30,17 @@ SHORTAGES = {
     errno.EAGAIN: "too many processes or threads; raise their limit (ulimit -u), or use --workers 0",
     errno.ENOMEM: "too little memory; free some, raise its limit (ulimit -v), or use a smaller --batch-size",
 }
-# In messages of PyTorch, OpenCV and oneDNN.
-NO_MEMORY = ("allocate memory", "not enough memory", "Insufficient memory", "could not create a primitive")
+# In messages of libraries, also of the loader of shared libraries.
+WORDS_OF_SHORTAGES = {
+    "allocate memory": errno.ENOMEM,
+    "not enough memory": errno.ENOMEM,
+    "Insufficient memory": errno.ENOMEM,
+    "could not create a primitive": errno.ENOMEM,
+    "failed to map segment": errno.ENOMEM,
+    "can't start new thread": errno.EAGAIN,
+    "Too many open files": errno.EMFILE,
+}
+NO_TEMPORARY_FOLDER = "No usable temporary directory"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 # What signal.getsignal returns; signal.Handlers is SIG_DFL or SIG_IGN.
@@ -48,9 +57,9 @@ def find_shortage(error: BaseException) -> str | None:
     """Return the entry of SHORTAGES for an error that means it, None for others."""
     if isinstance(error, OSError):
         return SHORTAGES.get(error.errno or 0)
-    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+    if isinstance(error, MemoryError):
         return SHORTAGES[errno.ENOMEM]
-    return SHORTAGES[errno.EAGAIN] if "can't start new thread" in str(error) else None
+    return next((SHORTAGES[number] for words, number in WORDS_OF_SHORTAGES.items() if words in str(error)), None)
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
@@ -60,6 +69,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         file, advice = (f"{error.filename}: ", "; choose another folder") if error.filename else ("", "")
         return f"error: {one_line(file + str(error.strerror))}{advice}", 1
+    if isinstance(error, OSError) and NO_TEMPORARY_FOLDER in str(error):
+        return "error: no folder for temporary files can be written to; set TMPDIR to one", 1
     if shortage := find_shortage(error):
         return f"error: {shortage} ({one_line(str(error))})", 1
     if isinstance(error, Terminated):
@@ -73,10 +84,23 @@ def explain(error: BaseException) -> tuple[str, int] | None:
 def silence_ctrl_c_during_imports(name: str) -> None:
     """Exit silently on Ctrl-C during the imports, which take seconds. `run` ends this.
 
-    `name` is the `__name__` of a program, which does so only when it runs, not when it is imported.
+    An error there that `explain` knows is one line too. `name` is the `__name__` of a program, which does so only when
+    it runs, not when it is imported.
     """
     if name == "__main__":
         _swap_ctrl_c_handler(signal.default_int_handler, signal.SIG_DFL)
+        sys.excepthook = _print_explained
+
+
+def _print_explained(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the line of an error that ends the program, its traceback if there is no line."""
+    explained = explain(error)
+    if explained is None:
+        sys.__excepthook__(kind, error, trace)
+        return
+    from utils import console
+
+    console.error(explained[0])
 
 
 def run(main: Callable[[], object], *, closes_files: bool = False) -> None:

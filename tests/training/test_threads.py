@@ -59,7 +59,7 @@ def test_what_decides_on_the_threads(
 
 def test_the_choice_is_said_with_what_fixes_it(machine, capsys):
     Threads(TrainOptions(), group(), resumed=False)
-    assert capsys.readouterr().out == "5 of 8 threads by what other programs leave free; --threads 8 fixes it\n"
+    assert capsys.readouterr().out == "5 of 8 threads: others use the processors too (--threads 8 takes all)\n"
     machine.threads = machine.free = 8
     Threads(TrainOptions(), group(), resumed=False)
     assert capsys.readouterr().out == ""

@@ -33,7 +33,7 @@ class Threads(Observer):
         threads = min(self.most, measure_free_threads())
         if threads != torch.get_num_threads():
             torch.set_num_threads(threads)
-            info(f"{threads} of {self.most} threads by what other programs leave free; --threads {self.most} fixes it")
+            info(f"{threads} of {self.most} threads: others use the processors too (--threads {self.most} takes all)")
 
     def on_epoch_start(self, run: Run) -> None:
         """Choose again with `--threads auto`."""
