@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from kill_and_resume import find_differences, flatten
 from tiny_training import train_flags
 
 import train
 from utils.checkpoint import read_checkpoint, write_checkpoint
+from utils.config import Hyperparameters
 from utils.datasets.labels import load_index
 from utils.errors import UserError
 from utils.training.reproducibility import dataset_fingerprints
@@ -312,6 +314,17 @@ def test_a_run_is_resumed_exactly_with_a_moved_data_set(copy, tiny_data, tmp_pat
     assert "no longer exact" not in capsys.readouterr().out
     found = find_differences(copy, other)
     assert found and all(line.endswith("/options/data") for line in found)
+
+
+def test_a_hyp_file_typed_now_changes_the_settings_of_muon(tiny_data, tiny_cfg, tmp_path):
+    train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--optimizer", "Muon", "--nbs", "8", "--noplots"))
+    before = state_of(tmp_path / "run")["optimizer"]["param_groups"][-1]
+    assert (before["lr_ratio"], before["momentum_shift"], before["weight_decay"]) == pytest.approx((2, 0, 5e-4))
+    hyp = Hyperparameters(muon_lr=0.04, muon_momentum=0.9, muon_decay=0.01)
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(hyp.to_dict()))
+    train.main(["--resume", str(tmp_path / "run"), "--epochs", "3", "--hyp", str(tmp_path / "other.yaml")])
+    after = state_of(tmp_path / "run")["optimizer"]["param_groups"][-1]
+    assert (after["lr_ratio"], after["momentum_shift"], after["weight_decay"]) == pytest.approx((4, -0.037, 0.01))
 
 
 def test_changes_are_listed_and_those_that_make_the_run_inexact(copy, capsys):

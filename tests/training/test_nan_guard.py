@@ -169,7 +169,7 @@ def test_consecutive_non_finite_steps_roll_the_run_back(tiny_data, tiny_cfg, tmp
     assert_finite(tmp_path)
 
 
-@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW", "Muon"])
 def test_training_does_not_change_the_snapshot_of_a_rollback(tiny_data, tiny_cfg, tmp_path, monkeypatch, optimizer):
     """Take a copy, since the run may have to roll back once more."""
     kept, plain = [], train.Run.roll_back
