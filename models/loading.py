@@ -186,7 +186,8 @@ def described_model(weights: WeightsFile, path: str | Path) -> dict[str, Any]:
 
 def reject_leftovers(model: nn.Module, weights: WeightsFile, path: str | Path) -> None:
     """Raise UserError if the file holds a tensor that the model lacks: one of its blocks is another than here."""
-    if left := [name for name in weights.state_dict if name not in model.state_dict()]:
+    known = model.state_dict().keys()
+    if left := [name for name in weights.state_dict if name not in known]:
         raise UserError(
             f"{path}: does not fit its own description: the model has no {left[0]} ({len(left)} such tensors). "
             "A fork changed that block"
