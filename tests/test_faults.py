@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +26,7 @@ from models.yolo import DetectionModel
 from utils import errors
 from utils.autobatch import advice_on_memory
 from utils.checkpoint import read_checkpoint
+from utils.config import TrainOptions
 from utils.datasets.labels import load_index
 from utils.distributed import explain_unexpected
 from utils.errors import UserError
@@ -309,13 +310,20 @@ def test_ctrl_c_under_torchrun_saves_the_run(tiny_data, tiny_cfg, tmp_path):
     assert "Interrupted (SIGINT), the state is saved" in process.log.read_text() and state_of(tmp_path)["iteration"] > 0
 
 
+@dataclass
+class Measured:
+    """Stand-in for Metrics."""
+
+    measure: object = None
+
+
 @pytest.mark.parametrize(
     "processes, extra, expected", [(1, [], ["evaluate"]), (2, [], ["save", "evaluate"]), (2, ["nosave"], ["evaluate"])]
 )
 def test_several_processes_save_before_they_validate(monkeypatch, processes, extra, expected):
     """torchrun kills them half a minute after a signal, and a validation may take longer."""
     seen = []
-    options = SimpleNamespace(nosave="nosave" in extra, single_cls=False)
+    options = SimpleNamespace(nosave="nosave" in extra, single_cls=False, fitness=TrainOptions.fitness)
     group = SimpleNamespace(world_size=processes, share_buffers=lambda _: None)
     run = SimpleNamespace(
         distributed=group,
@@ -326,7 +334,12 @@ def test_several_processes_save_before_they_validate(monkeypatch, processes, ext
         loss=None,
         data=SimpleNamespace(names={}),
     )
-    monkeypatch.setattr(train, "evaluate", lambda *_, **__: seen.append("evaluate"))
+
+    def evaluate(*_, **__):
+        seen.append("evaluate")
+        return Measured()
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
     train.validate(run, SimpleNamespace(save=lambda _: seen.append("save")), SignalHandler())
     assert seen == expected
 
@@ -369,13 +382,14 @@ def test_a_signal_ends_a_validation_between_two_batches(tiny_data, tiny_cfg, tmp
             seen.append(batch)
             os.kill(os.getpid(), signal.SIGTERM) if batch == 1 else None
             seen.append("read")
+        return Measured()
 
     monkeypatch.setattr(train, "evaluate", evaluate)
     monkeypatch.setattr(train, "load_model", lambda _: torch.nn.Identity())
     group = SimpleNamespace(
         world_size=processes, is_main=True, device="cpu", share_buffers=lambda _: None, on_main=lambda work: work()
     )
-    options = SimpleNamespace(nosave=False, single_cls=False, noplots=True)
+    options = SimpleNamespace(nosave=False, single_cls=False, noplots=True, fitness=TrainOptions.fitness)
     run = SimpleNamespace(
         distributed=group,
         options=options,
