@@ -66,7 +66,7 @@ from utils.training.observer import EpochReport, Observer, Observers, StepReport
 from utils.training.progress import Progress
 from utils.training.reproducibility import dataset_fingerprints, environment_fingerprint
 from utils.training.run import Run
-from utils.training.run_folder import RunFolder
+from utils.training.run_folder import RunFolder, require_whole
 from utils.training.signals import EXIT_CODE, LAUNCHER_SECONDS, Interrupted, SignalHandler
 from utils.training.startup import (
     Launch,
@@ -511,9 +511,10 @@ def train_and_finish(
             metrics = train(run, watch, checkpoints, signals)
             if not options.score_only:
                 watch.on_trained(run)
-                finish(run, checkpoints, signals, plots=folder.path if folder and folder.plots else None)
-                watch.on_end(run)
+                finish(run, checkpoints, signals, folder)
                 checkpoints.mark_finished(run)  # from here on a signal is too late to interrupt the run
+            group.on_main(lambda: require_whole(folder, checkpoints.unwritten()))
+            watch.on_end(run)
             return metrics
     except (Interrupted, UnreadableData) as reason:
         if folder is None:
@@ -525,18 +526,18 @@ def train_and_finish(
         raise
 
 
-def finish(run: Run, checkpoints: Checkpoints, signals: SignalHandler, *, plots: Path | None) -> None:
-    """Validate best.pt with all processes, and draw images and curves into the folder `plots`."""
+def finish(run: Run, checkpoints: Checkpoints, signals: SignalHandler, folder: RunFolder | None) -> None:
+    """Validate best.pt with all processes, and draw images and curves into the run folder."""
 
     def load_best() -> DetectionModel:
-        best = checkpoints.written_best()
+        best = checkpoints.written_best(run)
         console.info(f"Validating {best}...")
         return load_model(best)
 
     model = run.distributed.on_main(load_best)  # other machines may not see the file
     observers = [*stop_hook(run, signals), ConsoleTable(run.data.names, verbose=True, final=True)]
-    if plots:
-        observers.append(Drawings(plots, run.data.names))
+    if folder and folder.plots:
+        observers.append(Drawings(folder.path, run.data.names, folder.plotter))
     evaluate(
         model.to(run.distributed.device),
         run.val_loader,

@@ -42,6 +42,7 @@ from utils.output.plots import plot_study
 from utils.output.plotter import Plotter
 from utils.output.prediction_files import COCO_IDS, CocoWriter, TextWriter
 from utils.output.result_names import unique_names
+from utils.pending_files import require_written
 
 STUDY_SIZES = range(256, 1536 + 1, 128)
 SPLITS = ("train", "val", "test")
@@ -244,11 +245,13 @@ def validate(options: ValOptions, subject: Subject) -> Metrics:
     if options.save_txt:
         text = TextWriter(folder / "labels", subject.index.paths, confidence=options.save_conf)
     writers = [writer for writer in (text, coco) if writer]
-    metrics = measure(options, subject, [Drawings(folder, subject.names), DetectionFiles(writers)])
+    drawings = Drawings(folder, subject.names)
+    metrics = measure(options, subject, [drawings, DetectionFiles(writers)])
     if coco:
         coco.finish(folder / f"{subject.weights[0].stem}_predictions.json", metrics)
     if text:
         console.result(f"{text.num_files} labels saved to {folder / 'labels'}")
+    require_written(drawings.plotter.unwritten)
     console.result(f"Results saved to {folder}")
     return metrics
 
@@ -284,6 +287,7 @@ def compare_sizes(options: ValOptions, weights: Sequence[Path], device: torch.de
         found += metrics
     with Plotter() as plotter:
         plotter.submit(plot_study, tables, STUDY_SIZES, folder / "study.png")
+    require_written(plotter.unwritten)
     console.result(f"Results saved to {folder}")
     return found
 

@@ -96,7 +96,7 @@ def test_a_full_quota_is_one_line_and_training_continues(tiny_data, tiny_cfg, tm
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert seen == [1, 1] and state_of(tmp_path)["epoch"] == 3  # the old file stayed, later ones were written
     lines = [line for line in capfd.readouterr().err.splitlines() if "could not be written" in line]
-    message = "last.pt could not be written: File too large. Training continues, and the previous file is kept."
+    message = "last.pt could not be written: File too large. The previous file is kept, and it is tried again."
     assert len(lines) in (1, 2) and message in lines[-1]
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -155,6 +155,84 @@ def test_a_disk_that_is_full_while_a_checkpoint_is_written(tiny_data, tiny_cfg, 
     train.main(arguments(tiny_data, tiny_cfg, tmp_path))
     assert state_of(tmp_path)["epoch"] == 3
     assert "last.pt could not be written: No space left on device" in capfd.readouterr().err
+
+
+def fill_disk_for(monkeypatch, *names: str) -> list[str]:
+    """Let no file of these names be written, while they are in the list that is returned."""
+    full, original = list(names), os.replace
+
+    def replace(source, target):
+        if Path(target).name in full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    return full
+
+
+FILES = ("last.pt", "best.pt", "epoch0.pt", "results.csv", "opt.yaml", "hyp.yaml", "labels.jpg", "train_batch0.jpg")
+
+
+def test_what_could_not_be_written_is_written_once_there_is_room(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd):
+    full, trained, begin = fill_disk_for(monkeypatch, *FILES), train.RunFolder.on_trained, train.Checkpoints.begin
+    made = []
+
+    def on_trained(self, run):
+        assert not made[0].is_saved() and self.plotter.finish()  # all has been tried
+        full.clear()
+        trained(self, run)
+
+    monkeypatch.setattr(train.Checkpoints, "begin", lambda self, run: made.append(self) or begin(self, run))
+    monkeypatch.setattr(train.RunFolder, "on_trained", on_trained)
+    train.main(train_flags(tiny_data, tiny_cfg, tmp_path, "--save-period", "1", epochs=1))
+    run, (out, err) = tmp_path / "run", capfd.readouterr()
+    assert all((run / name).exists() or (run / "weights" / name).exists() for name in FILES)
+    assert state_of(tmp_path)["epoch"] == 1 and len((run / "results.csv").read_text().splitlines()) == 2
+    assert f"Results saved to {run}" in out and err.count("could not be written") == len(FILES)
+
+
+@pytest.mark.parametrize(
+    "missing, resumed",
+    [(["last.pt", "results.csv", "hyp.yaml"], True), (["best.pt"], True), (["results.csv"], False)],
+    ids=["several", "the best", "a table"],
+)
+def test_what_is_missing_at_the_end_is_an_error(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd, missing, resumed):
+    full, begin = fill_disk_for(monkeypatch, *missing[2:]), train.Checkpoints.begin
+
+    def begin_then_fill(self, run):
+        begin(self, run)
+        self.is_saved()
+        full.extend(missing)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Checkpoints, "begin", begin_then_fill)
+        with pytest.raises(UserError) as error:
+            train.main(arguments(tiny_data, tiny_cfg, tmp_path, epochs=1))
+    line, run = str(error.value), tmp_path / "run"
+    assert all(f"{name}" in line for name in missing) and line.count(str(run)) == len(missing) + resumed
+    assert "could not be written, also at the end: No space left on device. Make room on the disk" in line
+    assert "Results saved" not in capfd.readouterr().out
+    full.clear()
+    if resumed:
+        assert line.endswith(f", then type python train.py --resume {run}")
+        train.main(["--resume", str(run)])
+        assert state_of(tmp_path)["epoch"] == 1 and (run / "weights" / "best.pt").exists()
+        assert f"Results saved to {run}" in capfd.readouterr().out
+
+
+def test_the_last_row_is_written_when_a_signal_stops_the_run(tiny_data, tiny_cfg, tmp_path, monkeypatch):
+    full, original = fill_disk_for(monkeypatch, "results.csv"), train.prepare_images
+
+    def prepare(run, images):
+        if run.progress.iteration == 4:
+            full.clear()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(run, images)
+
+    monkeypatch.setattr(train, "prepare_images", prepare)
+    with pytest.raises(SystemExit) as end:
+        train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--nbs", "8"))
+    assert end.value.code == 75 and len((tmp_path / "run" / "results.csv").read_text().splitlines()) == 2
 
 
 def test_a_signal_is_not_reported_as_saved_if_the_disk_is_full(tiny_data, tiny_cfg, tmp_path, monkeypatch, capfd):
@@ -401,7 +479,7 @@ def test_a_signal_ends_a_validation_between_two_batches(tiny_data, tiny_cfg, tmp
     )
     checkpoints = SimpleNamespace(save=lambda _: seen.append("save"), written_best=str)
     with SignalHandler() as interruption, suppress(Interrupted):
-        (partial(train.finish, plots=None) if ending else train.validate)(run, checkpoints, interruption)
+        (partial(train.finish, folder=None) if ending else train.validate)(run, checkpoints, interruption)
     assert interruption.signal_name == "SIGTERM"
     batches = [entry for entry in seen if entry != "save"]
     assert batches == [0, "read", 1, "read", *([2, "read"] if processes == 2 else [])]

@@ -245,7 +245,7 @@ def test_the_last_validation_on_coco_uses_the_published_iou(monkeypatch, coco, i
         SimpleNamespace(distributed=group, options=options, val_loader=None, data=data),
         SimpleNamespace(written_best=str),
         SimpleNamespace(raise_if_signalled=None),
-        plots=None,
+        None,
     )
     assert used == [iou]
 

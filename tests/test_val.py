@@ -1,5 +1,6 @@
 """val.py: the command line from flags to files."""
 
+import errno
 import json
 import os
 import shutil
@@ -242,6 +243,21 @@ def test_names_that_differ_are_said(val_args, tiny_data, tmp_path, capsys):
     swapped.write_text(tiny_data.read_text().replace("[dark, bright]", "[bright, dark]"))
     val.main([*val_args, "--data", str(swapped)])
     assert "name their classes differently: class 0 is 'dark' and 'bright'" in capsys.readouterr().err
+
+
+def test_a_chart_that_cannot_be_written_is_an_error(val_args, monkeypatch, capsys):
+    original = os.replace
+
+    def replace(source, target):
+        if str(target).endswith("confusion_matrix.png"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(UserError, match="confusion_matrix.png could not be written, also at the end: No space left"):
+        val.main(val_args)
+    out = capsys.readouterr().out
+    assert "mAP50-95" in out and "Results saved" not in out
 
 
 def test_an_image_that_goes_away_is_an_error(val_args, tiny_data, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ inference, in float16).
 """
 
 import copy
+import errno
 import itertools
 import pickle
 import struct
@@ -16,7 +17,6 @@ from typing import Any
 
 import torch
 
-from utils import console
 from utils.detector import Detector
 from utils.errors import UserError
 from utils.files import atomic_write, check_archive
@@ -89,20 +89,14 @@ def is_finite(content: dict[str, Any]) -> bool:
 
 def write_checkpoint(path: str | Path, content: dict[str, Any], kind: str = "train") -> None:
     """Write `content` with schema and kind, atomically. Raise OSError if that fails (disk full, no access)."""
-    with atomic_write(path) as file:
-        torch.save({"anchorage": SCHEMA, "kind": kind, **content}, file)
-
-
-def try_write_checkpoint(path: Path, content: dict[str, Any], kind: str) -> bool:
-    """Write `content` like `write_checkpoint`. Return False after a warning if that fails."""
     try:
-        write_checkpoint(path, content, kind)
-        return True
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        reason = getattr(error.__context__ if isinstance(error.__context__, OSError) else error, "strerror", None)
+        with atomic_write(path) as file:
+            torch.save({"anchorage": SCHEMA, "kind": kind, **content}, file)
+    except RuntimeError as error:  # torch's own for a full disk
+        cause = error.__context__
+        number, reason = (cause.errno, cause.strerror) if isinstance(cause, OSError) else (None, None)
         reason = reason or (str(error) or type(error).__name__).splitlines()[0]
-        console.warn(f"{path} could not be written: {reason}. Training continues, and the previous file is kept.")
-        return False
+        raise OSError(number or errno.EIO, reason, str(path)) from error
 
 
 def read_checkpoint(path: str | Path, outline: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -188,20 +188,33 @@ def atomic_write(path: str | Path, *, sync: bool = True) -> Generator[BinaryIO]:
     """
     path = Path(path)
     temporary = temporary_path(path)
-    # With the access rights of the umask, unlike a file of tempfile.
-    file = open(temporary, "xb")  # noqa: SIM115 (closed below)
-    try:
-        with file:
-            yield file
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with named_errors(path, temporary):
+        # With the access rights of the umask, unlike a file of tempfile.
+        file = open(temporary, "xb")  # noqa: SIM115 (closed below)
+        try:
+            with file:
+                yield file
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
     if sync:
         sync_folder(path.parent)
+
+
+@contextmanager
+def named_errors(path: str | Path, temporary: str | Path = "") -> Generator[None]:
+    """Let OSErrors of the block name `path`. Those of a write name no file, and a temporary one says nothing."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename) == str(temporary):
+            error.filename = str(path)
+        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -224,7 +237,7 @@ def append_line(path: str | Path, line: str) -> None:
     A line before them that a power cut left incomplete is ended first. If the write fails, as on a full disk, the file
     stays as it was.
     """
-    with open(path, "r+b", buffering=0) as file:
+    with named_errors(path), open(path, "r+b", buffering=0) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - 1, 0))
         content = (b"" if file.read(1) in (b"\n", b"") else b"\n") + line.encode()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from utils import console
 from utils.files import atomic_write
+from utils.pending_files import PendingFiles
 
 TRAIN_LOSSES = ("train/box_loss", "train/obj_loss", "train/cls_loss")
 METRICS = ("metrics/precision", "metrics/recall", "metrics/mAP_0.5", "metrics/mAP_0.5:0.95")
@@ -21,8 +22,8 @@ COLUMNS = ("epoch", *TRAIN_LOSSES, *RESULTS, *LEARNING_RATES)
 class ResultsFile:
     """A results.csv that is complete on the disk after each epoch."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, pending: PendingFiles | None = None):
+        self.path, self.pending = path, PendingFiles() if pending is None else pending
         self.rows = _read_rows(path)
 
     def write(
@@ -35,19 +36,17 @@ class ResultsFile:
     ) -> None:
         """Add the row of `epoch`. It replaces rows of this and later epochs that an interrupted run left.
 
-        Warn if the file cannot be written. The next epoch writes all rows again.
+        If the file cannot be written it is `pending`. The next epoch writes all rows again.
         """
         values = [*train_losses, *metrics, *val_losses, *learning_rates]
         cells = [f"{epoch:>20}"] + [f"{value:20.5g}" for value in values]
         self.rows = [row for row in self.rows if int(row[0]) < epoch] + [cells]
+        self.pending.write(self.path, self._write_rows)
+
+    def _write_rows(self, path: Path) -> None:
         text = "\n".join(",".join(row) for row in [[f"{name:>20}" for name in COLUMNS], *self.rows])
-        try:
-            with atomic_write(self.path) as file:
-                file.write((text + "\n").encode())
-        except OSError as error:
-            console.warn(
-                f"{self.path} could not be written: {error.strerror}. Training continues, the next epoch tries again."
-            )
+        with atomic_write(path) as file:
+            file.write((text + "\n").encode())
 
 
 def _read_rows(path: Path) -> list[list[str]]:

@@ -68,6 +68,16 @@ def test_a_full_disk_keeps_the_earlier_text(tmp_path, monkeypatch):
     assert files_below(tmp_path) == ["labels/cat.txt"] and (tmp_path / "labels/cat.txt").read_text() == before
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_names_the_table(tmp_path):
+    (tmp_path / "predictions.csv").symlink_to("/dev/full")
+    outputs = Outputs(tmp_path, NAMES, table=True, images=False)
+    for work in (lambda: outputs.write(frame(), ROWS), outputs.close):
+        with pytest.raises(OSError, match="No space left") as error:
+            work()
+        assert error.value.filename == str(tmp_path / "predictions.csv")
+
+
 def test_table(tmp_path):
     for _ in range(2):  # the second run replaces the file
         outputs = Outputs(tmp_path, NAMES | {1: 'a "bus", red'}, table=True, images=False)

@@ -1,5 +1,7 @@
 """Checkpoints of a run: which files are written when, also where nothing is to be saved."""
 
+import errno
+import os
 import time
 
 import pytest
@@ -47,6 +49,30 @@ def test_which_files_are_written_when(run, tmp_path):
     checkpoints.close()
     assert names(weights) == {"last.pt", "last-half.pt", "best.pt", "epoch0.pt"}
     assert read_checkpoint(weights / "best.pt")["epoch"] == 1 and read_checkpoint(weights / "last.pt")["epoch"] == 2
+
+
+def test_a_full_disk_keeps_few_snapshots_in_memory_and_names_all(run, tmp_path, monkeypatch):
+    """Check that a run that lacks one of its checkpoints is not marked as finished, so that it can be resumed."""
+    checkpoints, original = Checkpoints(tmp_path / "weights", period=1), os.replace
+    checkpoints.begin(run)
+
+    def replace(source, target):
+        if target.name.startswith("epoch"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(source, target)
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "replace", replace)
+        for _ in range(4):
+            run.progress.finish_epoch()
+            checkpoints.save(run)
+        assert not checkpoints.is_saved()
+        assert [path.name for path in checkpoints.unwritten()] == [f"epoch{number}.pt" for number in range(4)]
+    checkpoints.mark_finished(run)
+    assert [path.name for path in checkpoints.unwritten()] == ["epoch0.pt"]
+    checkpoints.close()
+    assert names(tmp_path / "weights") == {"last.pt", "best.pt", "epoch1.pt", "epoch2.pt", "epoch3.pt"}
+    assert read_checkpoint(tmp_path / "weights/epoch2.pt")["epoch"] == 3
 
 
 def test_without_a_folder_nothing_is_saved(run, tmp_path, monkeypatch):

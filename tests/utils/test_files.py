@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.errors import UserError
+from utils.errors import UserError, explain
 from utils.files import (
     SMALL_BYTES,
     append_line,
@@ -214,6 +214,21 @@ def test_errors_that_may_pass_are_retried(monkeypatch, number, tries):
 def test_a_missing_yaml_is_named(tmp_path):
     with pytest.raises(UserError, match="cannot be read"):
         read_yaml(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("write", [lambda path: write_yaml(path, {"a": 1}), lambda path: append_line(path, "a")])
+def test_an_error_of_a_full_disk_names_the_file(tmp_path, monkeypatch, write):
+    """Python names none in an error of write() or fsync(), and a temporary file says nothing to a user."""
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "a.yaml").touch()
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left on device") as error:
+        write(tmp_path / "a.yaml")
+    assert explain(error.value) == (f"error: {tmp_path}/a.yaml: No space left on device; choose another folder", 1)
+    assert explain(OSError(errno.ENOSPC, "No space left")) == ("error: No space left", 1)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import numpy as np
 import yaml
 
 from utils.console import info, progress_bar, result, shows_bars, warn
-from utils.errors import UserError
 from utils.evolution.plan import Plan
 from utils.evolution.plots import plot_evolve, plot_evolve_progress
 from utils.evolution.verdict import Verdict
@@ -18,6 +17,7 @@ from utils.evolve import ALL_GENES, KEEP_MODEL_ANCHORS, PARENTS, Generation, Hyp
 from utils.files import atomic_write, write_yaml
 from utils.metrics import Fitness
 from utils.output.plotter import Plotter
+from utils.pending_files import require_written
 from utils.results_csv import RESULTS
 
 DRAW_EVERY = 60.0  # seconds
@@ -201,7 +201,7 @@ class Report:
     def finish(self, verdict: Verdict, records: Sequence[Generation], repeats: Sequence[Generation]) -> None:
         """Write the winner, draw the charts, and print the result and the command that trains with it.
 
-        Raise UserError after that if the winner could not be written.
+        Raise UserError instead of the latter if a file could not be written.
         """
         summary = summary_line(verdict)
         failure = self._write(verdict.winner, records, summary)
@@ -213,13 +213,13 @@ class Report:
         result(
             f"{len(records)} generations ({ends}) and {len(repeats)} repeats, {format_duration(seconds)} of training",
             summary,
+        )
+        missing = {self.best_file: str(failure.strerror)} if failure else {}
+        require_written(missing | self.plotter.unwritten, ", then type the same command")
+        result(
             f"Results saved to {self.folder}",
             f"Train with it: {self.plan.training_command} --hyp {shlex.quote(str(self.best_file))}",
         )
-        if failure:
-            raise UserError(
-                f"{self.best_file} could not be written: {failure.strerror}; make room, then type the same command"
-            )
 
 
 def summary_line(verdict: Verdict) -> str:

@@ -51,11 +51,13 @@ class ConsoleTable(EvaluationObserver):
 class Drawings(EvaluationObserver):
     """Labels and detections of the first batches, curves and confusion matrix, drawn into `folder`.
 
-    Drawing happens in the background. The end of the evaluation waits for it, unless there is an error.
+    Drawing happens in the background. The end of the evaluation waits for it, unless there is an error. If a `plotter`
+    is given, its owner waits for it.
     """
 
-    def __init__(self, folder: str | Path, names: Mapping[int, str]):
-        self.folder, self.names, self.plotter = Path(folder), names, Plotter()
+    def __init__(self, folder: str | Path, names: Mapping[int, str], plotter: Plotter | None = None):
+        self.folder, self.names, self.plotter = Path(folder), names, plotter or Plotter()
+        self._owns_plotter = plotter is None
 
     def on_batch(self, evaluated: EvaluatedBatch) -> None:
         if evaluated.number < DRAWN_BATCHES:
@@ -67,7 +69,8 @@ class Drawings(EvaluationObserver):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.plotter.__exit__(kind, error, trace)
+        if self._owns_plotter:
+            self.plotter.__exit__(kind, error, trace)
 
 
 class DetectionFiles(EvaluationObserver):

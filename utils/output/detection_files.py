@@ -18,7 +18,7 @@ import numpy as np
 from utils import console
 from utils.boxes import xyxy_to_xywh
 from utils.errors import UserError
-from utils.files import atomic_write
+from utils.files import atomic_write, named_errors
 from utils.images.frames import Frame
 from utils.output.drawing import draw_boxes, save_image
 from utils.output.result_names import (
@@ -81,14 +81,18 @@ class Outputs:
         if self.text:
             self._write_text(frame, stem, rows)
         if self._table:
-            name = stem + (Path(frame.path).suffix if frame.kind in ("image", "video") else "")
-            texts = [[spreadsheet_cell(name), spreadsheet_cell(self.names[int(row[5])])] for row in rows]
-            csv.writer(self._table).writerows([*cells, f"{row[4]:.2f}"] for cells, row in zip(texts, rows, strict=True))
-            self._table.flush()  # the process may be killed
+            with named_errors(self._table.name):
+                self._write_table(self._table, frame, stem, rows)
         if self.crops:
             self._write_crops(frame, stem, rows)
         if self.images:
             self._write_image(frame, stem, self.draw(frame.image, rows))
+
+    def _write_table(self, table: IO[str], frame: Frame, stem: str, rows: np.ndarray) -> None:
+        name = stem + (Path(frame.path).suffix if frame.kind in ("image", "video") else "")
+        texts = [[spreadsheet_cell(name), spreadsheet_cell(self.names[int(row[5])])] for row in rows]
+        csv.writer(table).writerows([*cells, f"{row[4]:.2f}"] for cells, row in zip(texts, rows, strict=True))
+        table.flush()  # the process may be killed
 
     def draw(self, image: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return a copy of the image with its detections."""
@@ -98,7 +102,8 @@ class Outputs:
     def close(self) -> None:
         self._finish_videos()
         if self._table:
-            self._table.close()
+            with named_errors(self._table.name):
+                self._table.close()
 
     def discard(self) -> None:
         """Remove the folder after close() if no frame was written. One with files of an earlier run stays."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
+from utils.files import named_errors
 from utils.images.frames import Frame
 from utils.temporary_files import shorten_name
 
@@ -56,7 +57,10 @@ class RenamedTable:
         """Append a row at once: a run that is killed needs it too."""
         is_new = not self.file.exists()
         # A name that is not UTF-8 is written with \udc.. in place of such bytes.
-        with self.file.open("a", newline="", encoding="utf-8", errors="backslashreplace") as stream:
+        with (
+            named_errors(self.file),
+            self.file.open("a", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+        ):
             rows = [["Result", "Source"]] if is_new else []
             csv.writer(stream).writerows([*rows, [spreadsheet_cell(result), spreadsheet_cell(source)]])
 

@@ -3,76 +3,87 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import inference_checkpoint, is_finite, snapshot, try_write_checkpoint
+from utils.checkpoint import inference_checkpoint, is_finite, snapshot, write_checkpoint
 from utils.console import warn
 from utils.metrics import Metrics
-from utils.training.resume import EPOCH_START_FILE, LAST_HALF_FILE
+from utils.pending_files import PendingFiles, require_written
+from utils.training.resume import EPOCH_START_FILE, LAST_HALF_FILE, resume_advice
 from utils.training.run import Run
+
+MAX_PENDING = 2  # files epoch<k>.pt that are kept in memory because they could not be written
 
 
 class CheckpointWriter:
     """Thread that writes snapshots one after the other, so that training does not wait for the disk.
 
-    A file that cannot be written (disk full, read-only folder) costs one warning, and the file before it stays.
+    A file that cannot be written (disk full, read-only folder) costs one warning. The file before it stays, and each
+    later submission tries again.
     """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: list[Future] = []
-        self._stripped: dict[Path, tuple[dict[str, Any], Future]] = {}
-        self.unwritten: dict[Path, dict[str, Any]] = {}  # weights that still have to be written; known after `wait`
-        self._held: dict[Path, dict[str, Any]] = {}  # those of `unwritten` that were never tried
+        self._tasks: list[Future] = []
+        self.pending = PendingFiles()  # what still has to be written; known after `wait`
         self.failed = False  # True if a part of the last submission could not be written; known after `wait`
 
     def submit(self, content: dict[str, Any], *, full: list[Path], stripped: list[Path]) -> None:
         """Write the weights of `content` for inference to the files `stripped`, then all of it to `full`, in order.
 
-        Weights for inference that could not be written before are tried again: no later epoch may be as good.
-        Non-finite weights are never written. At most one earlier snapshot is kept waiting in memory.
+        What could not be written before is tried again first: no later epoch may be as good. Non-finite weights are
+        never written. At most one earlier snapshot is kept waiting in memory, besides what could not be written.
         """
         self.wait()
         if not is_finite(content):
             warn("not saved: the weights hold NaN or infinity. The checkpoints before stay.")
             self.failed = True
             return
-        self._held = {}
+        for path in [*stripped, *full]:
+            self.pending.drop(path)
+        for path in [path for path in self.pending if path.match("epoch[0-9]*.pt")][:-MAX_PENDING]:
+            self.pending.give_up(path)
+        self._tasks = [self._thread.submit(self.pending.retry)]
         for path in stripped:
-            self.unwritten[path] = inference_checkpoint(content)
-        for path, weights in self.unwritten.items():
-            self._stripped[path] = weights, self._thread.submit(try_write_checkpoint, path, weights, "weights")
-        self._pending = [self._thread.submit(try_write_checkpoint, path, content, "train") for path in full]
+            self._write(path, inference_checkpoint(content), "weights")
+        for path in full:
+            self._write(path, content, "train")
+
+    def _write(self, path: Path, content: dict[str, Any], kind: str) -> None:
+        write = partial(write_checkpoint, content=content, kind=kind)
+        self._tasks.append(self._thread.submit(self.pending.write, path, write))
 
     def hold(self, content: dict[str, Any], stripped: list[Path]) -> None:
         """Keep weights for inference in memory, for the next submission to write."""
         self.wait()
         if is_finite(content):
-            self._held = dict.fromkeys(stripped, snapshot(inference_checkpoint(content)))
-            self.unwritten |= self._held
+            weights = snapshot(inference_checkpoint(content))
+            for path in stripped:
+                self.pending.add(path, partial(write_checkpoint, content=weights, kind="weights"))
 
     def move(self, folder: Path) -> None:
         """Write to `folder` from here on, also what is still held."""
         self.wait()
-        for kept in (self.unwritten, self._held):
-            moved = {folder / path.name: weights for path, weights in kept.items()}
-            kept.clear()
-            kept.update(moved)
+        self.pending.move(folder)
 
     def wait(self) -> None:
         """Wait until everything submitted is on the disk, or has `failed`."""
-        if self._pending or self._stripped:
-            written = [task.result() for task in self._pending]
-            self.unwritten = {path: weights for path, (weights, task) in self._stripped.items() if not task.result()}
-            self.failed = not all(written) or bool(self.unwritten)
-        self._pending, self._stripped = [], {}
+        if self._tasks:
+            for task in self._tasks:
+                task.result()
+            self._tasks, self.failed = [], bool(self.pending)
+
+    def retry(self) -> dict[Path, str]:
+        """Wait, then write what is held or could not be written. Return what is still missing, with the reasons."""
+        self.wait()
+        return self._thread.submit(self.pending.retry).result() if self.pending else {}
 
     def close(self) -> None:
-        """Wait, write what is still held, and end the thread."""
-        self.wait()
-        for path, weights in self._held.items():  # the run has ended without another save
-            try_write_checkpoint(path, weights, "weights")
+        """Wait, write what is not written yet, and end the thread."""
+        self.retry()
         self._thread.shutdown()
 
 
@@ -156,10 +167,13 @@ class Checkpoints:
         self._writer.wait()
         within = 0 < content["step"] < content["surroundings"]["steps_per_epoch"]  # no rollback after the last step
         if start is not None and within and self._start_written != start["iteration"]:
-            self._writer.submit({**run.settings(), **start}, full=[self.folder / EPOCH_START_FILE], stripped=[])
-            self._start_written = start["iteration"] if self.is_saved() else None
+            start_file = self.folder / EPOCH_START_FILE
+            self._writer.submit({**run.settings(), **start}, full=[start_file], stripped=[])
+            self._writer.wait()
+            self._start_written = None if start_file in self._writer.pending else start["iteration"]
+            self._writer.pending.drop(start_file)
         best_file = self.folder / "best.pt"
-        missing = finished >= 0 and not best_file.exists() and best_file not in self._writer.unwritten
+        missing = finished >= 0 and not best_file.exists() and best_file not in self._writer.pending
         self._writer.submit(snapshot(content), full=full, stripped=[best_file] if best or missing else [])
 
     def keep_best_in_memory(self, run: Run, metrics: Metrics) -> None:
@@ -172,21 +186,34 @@ class Checkpoints:
         self._writer.wait()
         return not self._writer.failed
 
-    def written_best(self) -> Path:
-        """Wait for the disk and return best.pt, the weights of the best epoch for inference."""
-        assert self.folder is not None, "only rank 0 has checkpoints"
-        self._writer.wait()
+    def unwritten(self) -> dict[Path, str]:
+        """Write again what could not be written. Return the files that are still missing, with the reasons."""
         self._follow_folder()
-        return self.folder / "best.pt"
+        return self._writer.retry()
+
+    def written_best(self, run: Run) -> Path:
+        """Wait for the disk and return best.pt, the weights of the best epoch for inference.
+
+        If it is gone, the last weights take its place. UserError if it cannot be written.
+        """
+        assert self.folder is not None, "only rank 0 has checkpoints"
+        missing, best = self.unwritten(), self.folder / "best.pt"
+        if best in missing:
+            require_written(missing, resume_advice(self.folder.parent))
+        if not best.exists():
+            self.save(run)
+            require_written(self.unwritten(), resume_advice(self.folder.parent))
+        return best
 
     def mark_finished(self, run: Run) -> None:
         """Write last-half.pt, the last weights for inference, and remove what only resuming needs.
 
-        The run is over, including its final validation.
+        The run is over, including its final validation. While another checkpoint is missing, it is not: resuming it
+        repeats its end.
         """
-        if self.folder is not None:
-            self._follow_folder()
-            (self.folder / EPOCH_START_FILE).unlink(missing_ok=True)
+        if self.folder is not None and not self.unwritten():
+            with suppress(OSError):
+                (self.folder / EPOCH_START_FILE).unlink(missing_ok=True)
             self._writer.submit(snapshot(run.state_dict()), full=[], stripped=[self.folder / LAST_HALF_FILE])
 
     def close(self) -> None:

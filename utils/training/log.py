@@ -73,6 +73,8 @@ class RunLog(Observer):
 
     def on_end(self, run: Run) -> None:
         """Print where the results are, and what to type next."""
+        if run.options.score_only:
+            return
         path = self.locate()
         command = detect_command([path / "weights" / "best.pt"], [run.options.imgsz])
         console.result(f"Results saved to {path}", f"Next: {command}")

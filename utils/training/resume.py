@@ -71,6 +71,11 @@ def offer_other_state(checkpoint: Path) -> str:
     return f"; a state after {epoch} epochs is whole: --resume {shlex.quote(str(file))}"
 
 
+def resume_advice(folder: Path) -> str:
+    """Return the end of a message about checkpoints that are missing."""
+    return f", then type python train.py --resume {shlex.quote(str(folder))}"
+
+
 def read_run_state(checkpoint: Path) -> dict[str, Any]:
     """Return the whole state of a run. Raises UserError for a file of another kind, or one that lacks a part."""
     try:

@@ -3,8 +3,9 @@
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from utils.files import sync_folder, write_yaml
 from utils.output.drawing import plot_batch
 from utils.output.plots import plot_label_correlogram, plot_labels, plot_results
 from utils.output.plotter import Plotter
+from utils.pending_files import PendingFiles, require_written
 from utils.results_csv import ResultsFile
 from utils.training.observer import EpochReport, Observer, StepReport
 from utils.training.open_folder import OpenFolder
-from utils.training.resume import EPOCH_START_FILE, epochs_of_interrupted_run, mark_unedited
+from utils.training.resume import EPOCH_START_FILE, epochs_of_interrupted_run, mark_unedited, resume_advice
 from utils.training.run import Run
 
 NUM_BATCH_IMAGES = 3  # training batches that are drawn
@@ -35,14 +37,15 @@ class RunFolder(Observer):
             remove_temporary_files(folder)
         if new_run:
             keep_interrupted_run(path)
-        self._results, self._plotter = ResultsFile(path / "results.csv"), Plotter()
+        self._pending = PendingFiles()
+        self._results, self.plotter = ResultsFile(path / "results.csv", self._pending), Plotter()
 
     def __enter__(self) -> "RunFolder":
         return self
 
     def __exit__(self, *_: object) -> None:
         """Finish the images that are being drawn, and unlock the folder."""
-        self._plotter.close()
+        self.plotter.close()
         self.place.close()
 
     @property
@@ -62,10 +65,13 @@ class RunFolder(Observer):
         """Write the settings, and draw the labels (M, 5) = class, x, y, w, h."""
         hyp, labels = run.hyp.to_dict(), run.data.train.labels
         settings = {**run.options.to_dict(), "hyp": hyp, "resume": False, "save_dir": str(self.path)}
-        self.place.keep(lambda path: write_yaml(path / "opt.yaml", mark_unedited(settings)))
-        self.place.keep(lambda path: write_yaml(path / "hyp.yaml", hyp))
+        self.place.keep(partial(self._write_settings, "opt.yaml", mark_unedited(settings)))
+        self.place.keep(partial(self._write_settings, "hyp.yaml", hyp))
         self._draw(plot_labels, labels, run.data.names, self.path / "labels.jpg")
         self._draw(plot_label_correlogram, labels, self.path / "labels_correlogram.jpg")
+
+    def _write_settings(self, name: str, content: dict[str, Any], folder: Path) -> None:
+        self._pending.write(folder / name, partial(write_yaml, content=content))
 
     def on_batch(self, run: Run, report: StepReport) -> None:
         """Draw the first batches as train_batch<number>.jpg."""
@@ -80,6 +86,7 @@ class RunFolder(Observer):
         scores = [0.0] * 4 if metrics is None else [metrics.precision, metrics.recall, metrics.map50, metrics.map]
         val_losses = [0.0] * 3 if metrics is None else list(metrics.losses)
         rates_of_groups = [rates.lr_bias, rates.lr_weight, rates.lr_norm]
+        self._pending.move(self.path)
         self._results.path = self.path / "results.csv"
         self._results.write(report.epoch, report.losses, scores, val_losses, rates_of_groups)
 
@@ -89,7 +96,25 @@ class RunFolder(Observer):
 
     def _draw(self, function: Callable[..., None], *args: Any, **named: Any) -> None:
         if self.plots:
-            self._plotter.submit(function, *args, **named)
+            self.plotter.submit(function, *args, **named)
+
+    def close(self) -> None:
+        """Write again what could not be written: a resumed run lacks the rows of its earlier part."""
+        self._retry()
+
+    def _retry(self) -> dict[Path, str]:
+        self._pending.move(self.path)
+        return self._pending.retry()
+
+
+def require_whole(folder: RunFolder | None, checkpoints: Mapping[Path, str]) -> None:
+    """Write again what could not be written. Raise UserError that names what is missing, `checkpoints` first.
+
+    Without a folder, as on ranks other than 0, do nothing.
+    """
+    if folder:
+        missing = {**checkpoints, **folder._retry(), **folder.plotter.finish()}
+        require_written(missing, resume_advice(folder.path) if checkpoints else "")
 
 
 def keep_interrupted_run(path: Path) -> None:
