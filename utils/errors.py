@@ -42,6 +42,7 @@ WORDS_OF_SHORTAGES = {
 }
 NO_TEMPORARY_FOLDER = "No usable temporary directory"
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+GONE_ERRORS = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 # What signal.getsignal returns; signal.Handlers is SIG_DFL or SIG_IGN.
 SignalAction = Callable[[int, FrameType | None], object] | int | None
@@ -69,6 +70,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         file, advice = (f"{error.filename}: ", "; choose another folder") if error.filename else ("", "")
         return f"error: {one_line(file + str(error.strerror))}{advice}", 1
+    if isinstance(error, OSError) and error.errno in GONE_ERRORS and error.filename:
+        return f"error: {one_line(f'{error.filename}: {error.strerror}')}; was its folder removed meanwhile?", 1
     if isinstance(error, OSError) and NO_TEMPORARY_FOLDER in str(error):
         return "error: no folder for temporary files can be written to; set TMPDIR to one", 1
     if shortage := find_shortage(error):

@@ -1,13 +1,14 @@
 """Files of a detection run: their names, their content, and a second run into the same folder."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from utils.errors import UserError
+from utils.errors import UserError, explain
 from utils.images.frames import Frame
 from utils.output.detection_files import Outputs, VideoFile, mpeg4_rate
 from utils.output.result_names import OutputNames
@@ -76,6 +77,19 @@ def test_a_full_disk_names_the_table(tmp_path):
         with pytest.raises(OSError, match="No space left") as error:
             work()
         assert error.value.filename == str(tmp_path / "predictions.csv")
+
+
+@pytest.mark.parametrize("kinds", [{"text": True}, {"images": True}, {"table": True}], ids="-".join)
+def test_a_folder_that_is_removed_is_named_in_one_line(tmp_path, kinds):
+    folder = tmp_path / "exp"
+    folder.mkdir()
+    outputs = Outputs(folder, NAMES, **{"images": False, **kinds})
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError) as error:
+        outputs.write(frame(), ROWS)
+        outputs.close()
+    line, code = explain(error.value)
+    assert code == 1 and line.startswith(f"error: {folder}") and "removed" in line
 
 
 def test_table(tmp_path):

@@ -104,6 +104,7 @@ class Outputs:
         if self._table:
             with named_errors(self._table.name):
                 self._table.close()
+                os.stat(self._table.name)  # raises if the folder was removed, where writing goes on unseen
 
     def discard(self) -> None:
         """Remove the folder after close() if no frame was written. One with files of an earlier run stays."""
