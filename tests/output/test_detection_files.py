@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import cv2
@@ -85,9 +86,8 @@ def test_a_folder_that_is_removed_is_named_in_one_line(tmp_path, kinds):
     folder.mkdir()
     outputs = Outputs(folder, NAMES, **{"images": False, **kinds})
     shutil.rmtree(folder)
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(FileNotFoundError) as error, closing(outputs):
         outputs.write(frame(), ROWS)
-        outputs.close()
     line, code = explain(error.value)
     assert code == 1 and line.startswith(f"error: {folder}") and "removed" in line
 
