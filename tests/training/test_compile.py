@@ -95,6 +95,7 @@ def arguments(data, cfg, folder, *extra):
 
 @pytest.mark.slow
 @needs_compiler
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # PyTorch's compiler reads it
 def test_a_compiled_run_is_the_plain_one_within_float_noise(tiny_data, tiny_cfg, tmp_path, always, capsys):
     for name, extra in (("plain", []), ("compiled", ["--compile"])):
         # One epoch: after more steps the last digits have grown, and the plain run itself differs by thread count.
