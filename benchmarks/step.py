@@ -20,7 +20,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.timing import InOwnProcess, Row, compare, print_rows, row
+from benchmarks.timing import InOwnProcess, Row, Timing, compare, print_rows, row
 from models.yolo import DetectionModel
 from utils.config import Hyperparameters
 from utils.device import amp_dtype, tune_malloc
@@ -97,18 +97,28 @@ def new_model(size: str) -> DetectionModel:
 
 def measure(size: str, imgsz: int, batch: int, amp: str, pairs: int) -> Row:
     sides = InOwnProcess(plain_step, size, imgsz, batch), InOwnProcess(our_step, size, imgsz, batch, amp)
-    timing = compare(*sides, pairs=pairs)
-    for side in sides:
-        side.close()
+    timing = compare_and_close(*sides, pairs=pairs)
     return row(f"training step, yolov5{size}, {imgsz}, batch {batch}, --amp {amp}", timing, at_least=AT_LEAST[amp])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def compare_and_close(baseline: InOwnProcess, ours: InOwnProcess, *, pairs: int) -> Timing:
+    """Compare two steps, each in a process of its own, and end the processes."""
+    timing = compare(baseline, ours, pairs=pairs)
+    for side in (baseline, ours):
+        side.close()
+    return timing
+
+
+def print_sizes(measure: Callable[..., Row], description: str, *, batch: int, pairs: int) -> None:
+    """Measure each size of model and --amp in the command line, and print the rows.
+
+    `batch` and `pairs` are the defaults of their flags.
+    """
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--sizes", nargs="+", default=["n", "s"])
     parser.add_argument("--imgsz", type=int, default=640)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--pairs", type=int, default=pairs)
     options = parser.parse_args()
     rows = [
         measure(size, options.imgsz, options.batch, amp, options.pairs)
@@ -119,4 +129,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print_sizes(measure, __doc__.splitlines()[0], batch=8, pairs=7)
