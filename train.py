@@ -28,12 +28,11 @@ from utils.autobatch import advice_on_memory
 from utils.checkpoint import is_finite
 from utils.cli import read_flags
 from utils.config import Hyperparameters, TrainOptions
-from utils.datasets.label_index import LabelIndex
 from utils.datasets.locate import find_dataset_yaml, locate_images
 from utils.datasets.spec import DatasetYaml, read_dataset_yaml
 from utils.datasets.splits import class_names, label_sizes, load_splits, require_images
 from utils.detector import Detector, as_detector, as_module
-from utils.device import amp_dtype, cores_for_loading, describe_device, seed_everything, select_device, tune_malloc
+from utils.device import amp_dtype, describe_device, seed_everything, select_device, tune_malloc
 from utils.distributed import Distributed, launch_token
 from utils.download import fetch_typed
 from utils.ema import ModelEMA
@@ -49,9 +48,9 @@ from utils.inference.observer import EvaluationObserver, StopHook
 from utils.inference.preprocess import to_network_input
 from utils.inference.reporting import ConsoleTable, Drawings
 from utils.loading.dataset import Batch
-from utils.loading.loader import Loader, LoadSettings, explain_worker_error, make_loader
+from utils.loading.loader import explain_worker_error
 from utils.loading.prefetch import prefetch
-from utils.loading.sampler import BatchSettings, class_weights, image_weights
+from utils.loading.sampler import class_weights, image_weights
 from utils.loss import DetectionLoss, Losses, scale_gains
 from utils.metrics import Fitness, Metrics
 from utils.optim import set_rates, take_step
@@ -60,6 +59,7 @@ from utils.training.checkpoints import Checkpoints
 from utils.training.compile import compile_if_faster
 from utils.training.ddp import wrap_model
 from utils.training.launch_record import write_launch_record
+from utils.training.loaders import build_loaders
 from utils.training.log import RunLog, print_stop
 from utils.training.nan_guard import propagate_nan
 from utils.training.observer import EpochReport, Observer, Observers, StepReport
@@ -148,57 +148,6 @@ def build_loss(model: Detector, options: TrainOptions, hyp: Hyperparameters, dis
     )
     counts = distributed.sum if distributed.world_size > 1 else None
     return DetectionLoss(model.head.anchors, model.stride, model.num_classes, gains, sum_over_processes=counts)
-
-
-def warn_about_image_weights(options: TrainOptions, index: LabelIndex) -> None:
-    """Warn of what `--image-weights` leaves without effect, and of the images that it never draws."""
-    if not options.image_weights:
-        return
-    if options.rect:
-        console.warn("--rect has no effect with --image-weights, which samples images of any shape")
-    backgrounds = int((np.diff(index.offsets) == 0).sum())
-    if backgrounds:
-        console.warn(
-            f"--image-weights never draws backgrounds: {backgrounds} of {len(index)} images have no labels. Train "
-            "without the flag to use them"
-        )
-
-
-def build_loaders(setup: Setup, distributed: Distributed) -> tuple[Loader, Loader]:
-    """Return the training and the validation loader of this process."""
-    options = setup.options
-    shared = {
-        "imgsz": options.imgsz,
-        "stride": setup.model.size_multiple,
-        "seed": options.seed,
-        "rank": distributed.rank,
-        "world_size": distributed.world_size,
-    }
-    on_gpu = distributed.device.type == "cuda"
-    loading = LoadSettings(
-        workers=options.workers, cores=cores_for_loading(distributed.device), pin_memory=on_gpu, defer_color_flip=on_gpu
-    )
-    warn_about_image_weights(options, setup.data.train)
-    modes = {None: ("auto", "auto"), "off": (None, None), "val": (None, "ram")}
-    for_train, for_val = modes.get(options.cache, (options.cache, options.cache))
-    train_loader = make_loader(
-        setup.data.train,
-        batch_size=options.batch_size,
-        hyp=setup.hyp,
-        batches=BatchSettings(
-            rect=options.rect, shuffle=not options.rect, image_weights=options.image_weights, quad=options.quad
-        ),
-        loading=replace(loading, cache=for_train),
-        **shared,
-    )
-    val_loader = make_loader(
-        setup.data.val,
-        batch_size=2 * options.batch_size,
-        batches=BatchSettings(rect=True, pad=0.5),
-        loading=replace(loading, cache=None if options.noval else for_val),
-        **shared,
-    )
-    return train_loader, val_loader
 
 
 # ---------------------------------------------------------------------------------------------------------------------

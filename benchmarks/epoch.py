@@ -21,6 +21,7 @@ from benchmarks.batches import BatchesInMemory
 from benchmarks.timing import Row, compare, format_spread, print_rows
 from utils.device import tune_malloc
 from utils.distributed import Distributed
+from utils.training import loaders
 from utils.training.signals import SignalHandler
 
 WORDS = "--cfg yolov5n.yaml --imgsz 320 --batch-size 16 --workers 1 --epochs 100 --device cpu --noautoanchor".split()
@@ -36,7 +37,7 @@ def epoch(run: train.Run) -> None:
 
 def measure(words: list[str], cache: str, pairs: int, ahead: bool) -> Row:
     group = Distributed.join().use("cpu", None)
-    with mock.patch.object(train, "cores_for_loading", return_value=None) if ahead else nullcontext():
+    with mock.patch.object(loaders, "cores_for_loading", return_value=None) if ahead else nullcontext():
         run = train.build_run(train.resolve_launch(train.parse_args([*WORDS, *words, "--cache", cache]), []), group)
     alone = dataclasses.replace(run, train_loader=BatchesInMemory(run.train_loader))
     timing = compare(lambda: epoch(alone), lambda: epoch(run), pairs=pairs)

@@ -31,6 +31,7 @@ import train
 from benchmarks.process_memory import memory_of, reset_peak, workers_of
 from benchmarks.scale import NUM_FILES, make_images, write_spec
 from benchmarks.timing import Row, machine, print_rows
+from utils.training import loaders
 
 READERS = ("helpers", "workers")
 
@@ -128,7 +129,7 @@ def train_and_watch(readers: str, epochs: int, count: int, words: list[str]) -> 
     with (
         tempfile.TemporaryDirectory() as name,
         Watch() as watch,
-        mock.patch.object(train, "cores_for_loading", return_value=2 if readers == "helpers" else None),
+        mock.patch.object(loaders, "cores_for_loading", return_value=2 if readers == "helpers" else None),
     ):
         folder = Path(name)
         make_images(folder, np.random.default_rng(0))

@@ -36,7 +36,7 @@ from utils.inference.observer import StopHook
 from utils.inference.reporting import ConsoleTable
 from utils.loading.loader import LoadSettings, make_loader
 from utils.schedule import multi_scale_size
-from utils.training import startup
+from utils.training import loaders, startup
 from utils.training.signals import EXIT_CODE, SIGNALS, Interrupted, SignalHandler
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -790,7 +790,7 @@ def test_a_killed_worker_is_one_line(tiny_data, tiny_cfg, tmp_path, monkeypatch,
         return original(run, images)
 
     monkeypatch.setattr(train, "prepare_images", prepare)
-    monkeypatch.setattr(train, "cores_for_loading", lambda device: None)
+    monkeypatch.setattr(loaders, "cores_for_loading", lambda device: None)
     monkeypatch.setattr("utils.console._is_terminal", lambda stream: True)
     with pytest.raises(UserError, match="data workers was killed, probably out of memory: use --workers 1"):
         train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--workers", "2"))

@@ -19,6 +19,7 @@ from utils.datasets.labels import load_index
 from utils.errors import UserError
 from utils.loading.image_cache import RamCache
 from utils.loading.loader import LoadSettings, make_loader
+from utils.training import loaders
 from utils.training.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -191,7 +192,7 @@ def test_memory_is_flat_over_epochs(tiny_data, tiny_cfg, tmp_path, monkeypatch):
         sizes.append([resident(pid) for pid in (os.getpid(), *(worker.pid for worker in iterator._workers))])
 
     monkeypatch.setattr(train.RunLog, "on_epoch", on_epoch)
-    monkeypatch.setattr(train, "cores_for_loading", lambda device: None)
+    monkeypatch.setattr(loaders, "cores_for_loading", lambda device: None)
     train.main(arguments(tiny_data, tiny_cfg, tmp_path, "--epochs", "40", "--workers", "2", "--cache", "--multi-scale"))
     sizes = np.array(sizes)  # (epochs, processes)
     assert sizes.shape == (40, 3)

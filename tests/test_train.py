@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -22,8 +21,6 @@ from models.loading import load_model
 from models.yolo import DetectionModel
 from utils.checkpoint import read_checkpoint
 from utils.config import TrainOptions
-from utils.console import begin_program
-from utils.datasets.labels import load_index
 from utils.device import cores_for_loading
 from utils.errors import UserError
 from utils.training.resume import find_checkpoint
@@ -362,18 +359,6 @@ def test_initial_weights_of_a_run_without_weights(tiny_data, tiny_cfg, tmp_path,
     (tmp_path / "yolov5s.pt").touch()
     network = train.build_network(launch)
     assert (network.weights, network.cfg) == ("yolov5s.pt", "")
-
-
-def test_image_weights_say_that_backgrounds_are_never_drawn(tmp_path, capsys):
-    for name, row in (("a", "0 .5 .5 .2 .2"), ("b", ""), ("c", "")):
-        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((24, 32, 3), 90, np.uint8))
-        (tmp_path / f"{name}.txt").write_text(row)
-    index = load_index(tmp_path, 1, cache=False, progress=False)
-    for options, said in ((TrainOptions(image_weights=True), True), (TrainOptions(), False)):
-        begin_program()
-        train.warn_about_image_weights(options, index)
-        text = "WARNING: --image-weights never draws backgrounds: 2 of 3 images have no labels"
-        assert (text in capsys.readouterr().err) is said
 
 
 def test_rect_with_image_weights_is_reported_as_useless(tiny_data, tiny_cfg, tmp_path, capsys):
