@@ -401,14 +401,15 @@ def stop_hook(run: Run, signals: SignalHandler) -> list[EvaluationObserver]:
 # The program
 
 
-def main(argv: Sequence[str] | None = None) -> Metrics | Verdict | None:
+def main(argv: Sequence[str] | None = None, observers: Sequence[object] = ()) -> Metrics | Verdict | None:
     """Train as the command line `argv` says. Return the metrics of the last validation.
 
+    `observers` have methods of utils.training.observer.Observer. One that raises is reported and dropped.
     Raises SystemExit with signals.EXIT_CODE if a signal stopped the run and its state is saved.
     """
     typed = parse_args(argv)
     if typed.get("evolve"):
-        return evolve_main(typed)
+        return evolve_main(typed, observers)
     with Distributed.join(typed).session() as group:
         launchers = group.gather(launch_token())
         launch = group.on_main(lambda: resolve_launch(typed, launchers))
@@ -436,8 +437,9 @@ def main(argv: Sequence[str] | None = None) -> Metrics | Verdict | None:
                     locate=lambda: folder.weights,
                 )
             ) as checkpoints:
-                observers = Observers([folder, RunLog(lambda: folder.path), threads])
-                return train_and_finish(run, observers, checkpoints, folder)
+                watch = Observers([folder, RunLog(lambda: folder.path), threads], observers)
+                checkpoints.observer = watch
+                return train_and_finish(run, watch, checkpoints, folder)
 
 
 def train_and_finish(
@@ -498,8 +500,10 @@ def finish(run: Run, checkpoints: Checkpoints, signals: SignalHandler, folder: R
     )
 
 
-def evolve_main(typed: dict[str, Any]) -> Verdict:
+def evolve_main(typed: dict[str, Any], observers: Sequence[object] = ()) -> Verdict:
     """Check the command line of a search as a training would, then search. Return the winner."""
+    if observers:
+        raise UserError("observers watch one training, and evolve starts many in other processes: omit one of the two")
     with Distributed.join(typed).session() as group:
         group.on_main(lambda: reject_torchrun(group))
     typed = fetch_typed({key: value for key, value in typed.items() if key != "resume"})  # a search always resumes

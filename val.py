@@ -32,7 +32,7 @@ from utils.errors import run as run_command
 from utils.files import atomic_write, increment_path, require_writable
 from utils.inference.evaluate import evaluate
 from utils.inference.nms_settings import VAL_NMS, NmsSettings
-from utils.inference.observer import EvaluationObserver
+from utils.inference.observer import EvaluationObserver, GuardedObservers
 from utils.inference.reporting import ConsoleTable, DetectionFiles, Drawings
 from utils.inference.speed import describe_speed
 from utils.loading.loader import Loader, LoadSettings, explained_worker_errors, make_loader
@@ -237,7 +237,7 @@ def open_coco_writer(options: ValOptions, subject: Subject) -> CocoWriter:
     )
 
 
-def validate(options: ValOptions, subject: Subject) -> Metrics:
+def validate(options: ValOptions, subject: Subject, observers: Sequence[EvaluationObserver] = ()) -> Metrics:
     """Measure, and write drawings and the files that the options name into a new folder."""
     coco = open_coco_writer(options, subject) if options.save_json else None
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
@@ -246,7 +246,7 @@ def validate(options: ValOptions, subject: Subject) -> Metrics:
         text = TextWriter(folder / "labels", subject.index.paths, confidence=options.save_conf)
     writers = [writer for writer in (text, coco) if writer]
     drawings = Drawings(folder, subject.names)
-    metrics = measure(options, subject, [drawings, DetectionFiles(writers)])
+    metrics = measure(options, subject, [drawings, DetectionFiles(writers), *observers])
     if coco:
         coco.finish(folder / f"{subject.weights[0].stem}_predictions.json", metrics)
     if text:
@@ -256,14 +256,16 @@ def validate(options: ValOptions, subject: Subject) -> Metrics:
     return metrics
 
 
-def study(options: ValOptions, subject: Subject, file: Path) -> tuple[list[Metrics], np.ndarray]:
+def study(
+    options: ValOptions, subject: Subject, file: Path, observers: Sequence[EvaluationObserver] = ()
+) -> tuple[list[Metrics], np.ndarray]:
     """Measure at all sizes and write a table into `file`. Return the metrics and the table (S, 10).
 
     A row has P, R, mAP50, mAP50-95, three losses (0) and three times in ms. S is the number of sizes.
     """
     found, rows = [], []
     for size in STUDY_SIZES:
-        found.append(measure(replace(options, imgsz=size), subject))
+        found.append(measure(replace(options, imgsz=size), subject, observers))
         m, s = found[-1], found[-1].speed
         rows.append((m.precision, m.recall, m.map50, m.map, *m.losses, s.preprocess, s.inference, s.nms))
     with atomic_write(file) as stream:
@@ -271,19 +273,24 @@ def study(options: ValOptions, subject: Subject, file: Path) -> tuple[list[Metri
     return found, np.array(rows)
 
 
-def compare_speed(options: ValOptions, weights: Sequence[Path], device: torch.device) -> list[Metrics]:
+def compare_speed(
+    options: ValOptions, weights: Sequence[Path], device: torch.device, observers: Sequence[EvaluationObserver] = ()
+) -> list[Metrics]:
     """Measure each model by itself, with the thresholds that detect.py uses."""
     options = replace(options, conf_thres=0.25, iou_thres=0.45)
-    return [measure(options, build_subject(options, [file], device)) for file in weights]
+    return [measure(options, build_subject(options, [file], device), observers) for file in weights]
 
 
-def compare_sizes(options: ValOptions, weights: Sequence[Path], device: torch.device) -> list[Metrics]:
+def compare_sizes(
+    options: ValOptions, weights: Sequence[Path], device: torch.device, observers: Sequence[EvaluationObserver] = ()
+) -> list[Metrics]:
     """Measure each model by itself at all sizes. Write a table per model and a chart of all."""
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
     found, tables = [], {}
     for path, name in unique_names(list(map(str, weights))).items():
         subject = build_subject(options, [Path(path)], device)
-        metrics, tables[name] = study(options, subject, folder / f"study_{subject.spec.file.stem}_{name}.txt")
+        file = folder / f"study_{subject.spec.file.stem}_{name}.txt"
+        metrics, tables[name] = study(options, subject, file, observers)
         found += metrics
     with Plotter() as plotter:
         plotter.submit(plot_study, tables, STUDY_SIZES, folder / "study.png")
@@ -292,10 +299,11 @@ def compare_sizes(options: ValOptions, weights: Sequence[Path], device: torch.de
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> Metrics | list[Metrics]:
+def main(argv: Sequence[str] | None = None, observers: Sequence[object] = ()) -> Metrics | list[Metrics]:
     """Measure as the command line `argv` says.
 
-    Return the metrics; for the tasks speed and study, a list of those of each weights file and size.
+    Return the metrics; for the tasks speed and study, a list of those of each weights file and size. `observers` have
+    methods of utils.inference.observer.EvaluationObserver. One that raises is reported and dropped.
     """
     options, weights_typed = parse_args(argv)
     if options.task != "speed":  # which writes no files
@@ -309,12 +317,13 @@ def main(argv: Sequence[str] | None = None) -> Metrics | list[Metrics]:
         console.warn("--half needs a GPU. Running in float32")
         options = replace(options, half=False)
     console.info(f"val: {describe_device(device)}, torch {torch.__version__}, {', '.join(map(str, weights))}")
+    watching = [GuardedObservers(observers)]
     if options.task == "speed":
-        metrics = compare_speed(options, weights, device)
+        metrics = compare_speed(options, weights, device, watching)
     elif options.task == "study":
-        metrics = compare_sizes(options, weights, device)
+        metrics = compare_sizes(options, weights, device, watching)
     else:
-        metrics = validate(options, build_subject(options, weights, device))
+        metrics = validate(options, build_subject(options, weights, device), watching)
     console.result(f"Next: {detect_command(weights, [options.imgsz])}")
     return metrics
 

@@ -1,6 +1,6 @@
 """Observers of `evaluate()`: what prints, draws, writes or stops watches it, and it knows none of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -10,6 +10,7 @@ from torch import Tensor
 from utils.detections import Detections
 from utils.loading.dataset import Batch
 from utils.metrics import Metrics
+from utils.user_observers import UserObservers
 
 
 @dataclass(frozen=True)
@@ -94,3 +95,22 @@ class StopHook(EvaluationObserver):
 
     def before_batch(self) -> None:
         self.function()
+
+
+class GuardedObservers(EvaluationObserver):
+    """Observers of a user's program. One that raises is reported once and dropped, and the evaluation continues."""
+
+    def __init__(self, observers: Iterable[object]):
+        self._users = UserObservers(observers)
+
+    def on_start(self, num_batches: int | None) -> None:
+        self._users.call("on_start", num_batches)
+
+    def before_batch(self) -> None:
+        self._users.call("before_batch")
+
+    def on_batch(self, evaluated: EvaluatedBatch) -> None:
+        self._users.call("on_batch", evaluated)
+
+    def on_end(self, metrics: Metrics) -> None:
+        self._users.call("on_end", metrics)

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from utils.checkpoint import inference_checkpoint, is_finite, snapshot, write_ch
 from utils.console import warn
 from utils.metrics import Metrics
 from utils.pending_files import PendingFiles, require_written
+from utils.training.observer import CheckpointReport, Observer
 from utils.training.resume import EPOCH_START_FILE, LAST_HALF_FILE, resume_advice
 from utils.training.run import Run
 
@@ -28,6 +28,7 @@ class CheckpointWriter:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._tasks: list[Future] = []
+        self._written: list[CheckpointReport] = []
         self.pending = PendingFiles()  # what still has to be written; known after `wait`
         self.failed = False  # True if a part of the last submission could not be written; known after `wait`
 
@@ -53,8 +54,22 @@ class CheckpointWriter:
             self._write(path, content, "train")
 
     def _write(self, path: Path, content: dict[str, Any], kind: str) -> None:
-        write = partial(write_checkpoint, content=content, kind=kind)
-        self._tasks.append(self._thread.submit(self.pending.write, path, write))
+        self._tasks.append(self._thread.submit(self.pending.write, path, self._writer_of(content, kind)))
+
+    def _writer_of(self, content: dict[str, Any], kind: str) -> Callable[[Path], None]:
+        """Return a function that writes a checkpoint and notes it."""
+
+        def write(path: Path) -> None:
+            write_checkpoint(path, content, kind=kind)
+            self._written.append(CheckpointReport(path, content["epoch"]))
+
+        return write
+
+    def take_written(self) -> list[CheckpointReport]:
+        """Wait, then return what was written since the last call."""
+        self.wait()
+        written, self._written = self._written, []
+        return written
 
     def hold(self, content: dict[str, Any], stripped: list[Path]) -> None:
         """Keep weights for inference in memory, for the next submission to write."""
@@ -62,7 +77,7 @@ class CheckpointWriter:
         if is_finite(content):
             weights = snapshot(inference_checkpoint(content))
             for path in stripped:
-                self.pending.add(path, partial(write_checkpoint, content=weights, kind="weights"))
+                self.pending.add(path, self._writer_of(weights, "weights"))
 
     def move(self, folder: Path) -> None:
         """Write to `folder` from here on, also what is still held."""
@@ -106,7 +121,7 @@ class Checkpoints:
     """Checkpoints of a run in the folder `weights`, written by a thread of their own.
 
     Without a folder, as on ranks other than 0, nothing is saved. `period` is that of `--save-period`, in epochs.
-    `locate` returns where the folder is now, if it may be renamed or removed.
+    `locate` returns where the folder is now, if it may be renamed or removed. `observer` watches what is written.
     """
 
     def __init__(
@@ -119,6 +134,7 @@ class Checkpoints:
     ):
         self.folder, self.period, self._locate = folder, period, locate
         self._timer, self._writer = SaveTimer(save_minutes), CheckpointWriter()
+        self.observer = Observer()
         self._start_written: int | None = None  # iteration of the epoch start that is on the disk
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -164,7 +180,7 @@ class Checkpoints:
         full = [self.folder / "last.pt"]
         if self.period > 0 and finished >= 0 and finished % self.period == 0:
             full.insert(0, self.folder / f"epoch{finished}.pt")
-        self._writer.wait()
+        self._report_written(run)
         within = 0 < content["step"] < content["surroundings"]["steps_per_epoch"]  # no rollback after the last step
         if start is not None and within and self._start_written != start["iteration"]:
             start_file = self.folder / EPOCH_START_FILE
@@ -175,6 +191,12 @@ class Checkpoints:
         best_file = self.folder / "best.pt"
         missing = finished >= 0 and not best_file.exists() and best_file not in self._writer.pending
         self._writer.submit(snapshot(content), full=full, stripped=[best_file] if best or missing else [])
+
+    def _report_written(self, run: Run) -> None:
+        """Wait for the disk, and report to the observer what was written."""
+        for report in self._writer.take_written():
+            if report.file.name not in (EPOCH_START_FILE, LAST_HALF_FILE):
+                self.observer.on_checkpoint(run, report)
 
     def keep_best_in_memory(self, run: Run, metrics: Metrics) -> None:
         """Keep the weights of the best epoch in memory, for the next `save` to write as best.pt."""
@@ -211,7 +233,9 @@ class Checkpoints:
         The run is over, including its final validation. While another checkpoint is missing, it is not: resuming it
         repeats its end.
         """
-        if self.folder is not None and not self.unwritten():
+        missing = self.unwritten()
+        self._report_written(run)
+        if self.folder is not None and not missing:
             with suppress(OSError):
                 (self.folder / EPOCH_START_FILE).unlink(missing_ok=True)
             self._writer.submit(snapshot(run.state_dict()), full=[], stripped=[self.folder / LAST_HALF_FILE])

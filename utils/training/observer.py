@@ -1,6 +1,7 @@
 """Observers of a training: printing, drawing and writing watch the loop, which knows none of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
@@ -9,6 +10,7 @@ from utils.loading.dataset import Batch
 from utils.metrics import Metrics
 from utils.schedule import Rates
 from utils.training.run import Run
+from utils.user_observers import UserObservers
 
 
 class StepReport(NamedTuple):
@@ -29,8 +31,18 @@ class EpochReport(NamedTuple):
     rates: Rates  # of the last batch
 
 
+class CheckpointReport(NamedTuple):
+    """A checkpoint that is on the disk."""
+
+    file: Path  # last.pt, best.pt or epoch<k>.pt
+    epoch: int  # number of finished epochs in it
+
+
 class Observer:
-    """Watcher of a training that does nothing. A subclass overrides the methods that it needs."""
+    """Watcher of a training that does nothing. A subclass overrides the methods that it needs.
+
+    It is called on rank 0 only, and must leave `run` as it is.
+    """
 
     def on_start(self, run: Run) -> None:
         """Handle the start, before anything is saved."""
@@ -44,6 +56,9 @@ class Observer:
     def on_epoch(self, run: Run, report: EpochReport) -> None:
         """Handle the end of an epoch and its validation, before it is saved."""
 
+    def on_checkpoint(self, run: Run, report: CheckpointReport) -> None:
+        """Handle a checkpoint that a background thread has written: at the next save, or at the end of the run."""
+
     def on_trained(self, run: Run) -> None:
         """Handle the end of the last epoch, when everything is saved."""
 
@@ -55,35 +70,39 @@ class Observer:
 
 
 class Observers(Observer):
-    """Several observers as one, called in order. On ranks other than 0 there are none."""
+    """Several observers as one, called in order: ours, whose exceptions end the run, then the user's.
 
-    def __init__(self, observers: Sequence[Observer] = ()):
-        self.observers = observers
+    On ranks other than 0 there are none.
+    """
+
+    def __init__(self, observers: Sequence[Observer] = (), users: Iterable[object] = ()):
+        self.observers, self._users = observers, UserObservers(users)
+
+    def _call(self, event: str, *args: object) -> None:
+        for observer in self.observers:
+            getattr(observer, event)(*args)
+        self._users.call(event, *args)
 
     def on_start(self, run: Run) -> None:
-        for observer in self.observers:
-            observer.on_start(run)
+        self._call("on_start", run)
 
     def on_epoch_start(self, run: Run) -> None:
-        for observer in self.observers:
-            observer.on_epoch_start(run)
+        self._call("on_epoch_start", run)
 
     def on_batch(self, run: Run, report: StepReport) -> None:
-        for observer in self.observers:
-            observer.on_batch(run, report)
+        self._call("on_batch", run, report)
 
     def on_epoch(self, run: Run, report: EpochReport) -> None:
-        for observer in self.observers:
-            observer.on_epoch(run, report)
+        self._call("on_epoch", run, report)
+
+    def on_checkpoint(self, run: Run, report: CheckpointReport) -> None:
+        self._call("on_checkpoint", run, report)
 
     def on_trained(self, run: Run) -> None:
-        for observer in self.observers:
-            observer.on_trained(run)
+        self._call("on_trained", run)
 
     def on_end(self, run: Run) -> None:
-        for observer in self.observers:
-            observer.on_end(run)
+        self._call("on_end", run)
 
     def close(self) -> None:
-        for observer in self.observers:
-            observer.close()
+        self._call("close")
