@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,12 +20,13 @@ from models.loading import find_weights, load_ensemble
 from utils import console
 from utils.addresses import remove_credentials
 from utils.checkpoint import inference_checkpoint, own_outline, read_checkpoint, write_checkpoint
-from utils.cli import detect_command, flag, read_flags
+from utils.cli import Arguments, Flags, detect_command, flag, parse_flags, read_flags
 from utils.detections import Detections
 from utils.detector import InferenceModel
 from utils.device import describe_device, select_device, set_current_device
 from utils.download import fetch_typed
-from utils.errors import UserError, run
+from utils.errors import UserError
+from utils.errors import run as run_command
 from utils.files import ROOT, datasets_folders, find_file, increment_path, read_yaml, require_writable
 from utils.images.frames import Frame, Source
 from utils.images.sources import open_source
@@ -32,6 +34,9 @@ from utils.inference.nms_settings import NmsSettings
 from utils.inference.predictor import Predictor
 from utils.inference.speed import MeanSpeed
 from utils.output.detection_files import Outputs, can_show_windows
+from utils.process_state import unchanged_process
+
+PROGRAM = {"prog": "detect.py", "description": "Find objects in images, videos and streams."}
 
 # Function from images (H, W, 3) BGR uint8 and their paths to their detections.
 Predict = Callable[[Sequence[np.ndarray], Sequence[str]], Sequence[Detections]]
@@ -100,10 +105,14 @@ class DetectOptions:
         return NmsSettings(self.conf_thres, self.iou_thres, self.max_det, self.classes, self.agnostic_nms)
 
 
-def parse_args(argv: Sequence[str] | None = None) -> tuple[DetectOptions, frozenset[str]]:
+def parse_opt() -> Flags:
+    """Return all flags of the command line, for `main`."""
+    return parse_flags(DetectOptions, **PROGRAM)
+
+
+def parse_args(argv: Arguments = None) -> tuple[DetectOptions, frozenset[str]]:
     """Return the options, and the names of those that the user typed."""
-    description = "Find objects in images, videos and streams."
-    typed = fetch_typed(read_flags(DetectOptions, argv, prog="detect.py", description=description))
+    typed = fetch_typed(read_flags(DetectOptions, argv, **PROGRAM))
     return DetectOptions(**typed), frozenset(typed)
 
 
@@ -255,7 +264,16 @@ def strip(file: Path) -> None:
         console.result(f"--update: {file} stays as it is, only checkpoints of this project are rewritten")
 
 
-def main(argv: Sequence[str] | None = None) -> Path:
+def run(weights: Any = None, source: str | Path | int | None = None, **flags: Any) -> Path:
+    """Detect with flags as keywords (`conf_thres=0.4`), from a program. Return the folder with the results.
+
+    Raises UserError, also for mistakes in the keywords.
+    """
+    with unchanged_process():
+        return main({"weights": weights, "source": source, **flags})
+
+
+def main(argv: Arguments = None) -> Path:
     """Run the command line `argv`. Return the folder with the results."""
     options, typed = parse_args(argv)
     require_writable(options.project)
@@ -277,4 +295,4 @@ def main(argv: Sequence[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    run(main, closes_files=True)
+    run_command(main, closes_files=True)

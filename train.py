@@ -26,7 +26,7 @@ from utils import console
 from utils.autoanchor import check_anchors
 from utils.autobatch import advice_on_memory
 from utils.checkpoint import is_finite
-from utils.cli import read_flags
+from utils.cli import Arguments, Flags, parse_flags, read_flags
 from utils.config import Hyperparameters, TrainOptions
 from utils.datasets.locate import find_dataset_yaml, locate_images
 from utils.datasets.spec import DatasetYaml, read_dataset_yaml
@@ -54,6 +54,7 @@ from utils.loading.sampler import class_weights, image_weights
 from utils.loss import DetectionLoss, Losses, scale_gains
 from utils.metrics import Fitness, Metrics
 from utils.optim import set_rates, take_step
+from utils.process_state import unchanged_process
 from utils.schedule import EarlyStopping, Schedule, multi_scale_size
 from utils.training.checkpoints import Checkpoints
 from utils.training.compile import compile_if_faster
@@ -65,6 +66,7 @@ from utils.training.nan_guard import propagate_nan
 from utils.training.observer import EpochReport, Observer, Observers, StepReport
 from utils.training.progress import Progress
 from utils.training.reproducibility import dataset_fingerprints, environment_fingerprint
+from utils.training.result import TrainResult
 from utils.training.run import Run
 from utils.training.run_folder import RunFolder, require_whole
 from utils.training.signals import EXIT_CODE, LAUNCHER_SECONDS, Interrupted, SignalHandler
@@ -80,12 +82,18 @@ from utils.training.startup import (
 from utils.training.state import make_nan_guard, make_optimizer, restore
 from utils.training.threads import Threads
 
+PROGRAM = {"prog": "train.py", "description": "Train a detector."}
 MAX_GRADIENT_NORM = 10.0
 
 
-def parse_args(argv: Sequence[str] | None = None) -> dict[str, Any]:
+def parse_opt(known: bool = False) -> Flags:
+    """Return all flags of the command line, for `main`. `known`: ignore words that are no flags."""
+    return parse_flags(TrainOptions, **PROGRAM, known=known)
+
+
+def parse_args(argv: Arguments = None) -> dict[str, Any]:
     """Return the options that were typed, by name."""
-    typed = read_flags(TrainOptions, argv, prog="train.py", description="Train a detector.")
+    typed = read_flags(TrainOptions, argv, **PROGRAM)
     typed.pop("local_rank", None)  # launchers pass it; the environment says the same
     return typed
 
@@ -401,15 +409,28 @@ def stop_hook(run: Run, signals: SignalHandler) -> list[EvaluationObserver]:
 # The program
 
 
-def main(argv: Sequence[str] | None = None, observers: Sequence[object] = ()) -> Metrics | Verdict | None:
+def main(argv: Arguments = None, observers: Sequence[object] = ()) -> Metrics | Verdict | None:
     """Train as the command line `argv` says. Return the metrics of the last validation.
 
     `observers` have methods of utils.training.observer.Observer. One that raises is reported and dropped.
     Raises SystemExit with signals.EXIT_CODE if a signal stopped the run and its state is saved.
     """
     typed = parse_args(argv)
-    if typed.get("evolve"):
-        return evolve_main(typed, observers)
+    return evolve_main(typed, observers) if typed.get("evolve") else start(typed, observers).metrics
+
+
+def run(*, observers: Sequence[object] = (), **flags: Any) -> TrainResult | Verdict:
+    """Train with flags as keywords (`data="my.yaml", epochs=3`), from a program. Raises UserError, also for mistakes.
+
+    With `evolve=N` return the winner of the search.
+    """
+    with unchanged_process():
+        typed = parse_args(flags)
+        return evolve_main(typed, observers) if typed.get("evolve") else start(typed, observers)
+
+
+def start(typed: dict[str, Any], observers: Sequence[object] = ()) -> TrainResult:
+    """Train with the options `typed`, as one of the processes that a launcher started."""
     with Distributed.join(typed).session() as group:
         launchers = group.gather(launch_token())
         launch = group.on_main(lambda: resolve_launch(typed, launchers))
@@ -424,7 +445,8 @@ def main(argv: Sequence[str] | None = None, observers: Sequence[object] = ()) ->
             run = build_run(launch, distributed)
         options = run.options
         if not distributed.is_main:
-            return train_and_finish(run, Observers(), Checkpoints(save_minutes=options.save_minutes))
+            others = Checkpoints(save_minutes=options.save_minutes)
+            return TrainResult(options, train_and_finish(run, Observers(), others), None)
         saves = not options.score_only
         new_run = saves and run.progress.iteration == 0
         with RunFolder(open_run_folder(launch), plots=not options.noplots, new_run=new_run) as folder:
@@ -439,7 +461,8 @@ def main(argv: Sequence[str] | None = None, observers: Sequence[object] = ()) ->
             ) as checkpoints:
                 watch = Observers([folder, RunLog(lambda: folder.path), threads], observers)
                 checkpoints.observer = watch
-                return train_and_finish(run, watch, checkpoints, folder)
+                metrics = train_and_finish(run, watch, checkpoints, folder)
+                return TrainResult(options, metrics, folder.path)
 
 
 def train_and_finish(

@@ -8,10 +8,11 @@ from utils.errors import silence_ctrl_c_during_imports
 silence_ctrl_c_during_imports(__name__)
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ import torch
 from models.loading import find_weights, load_ensemble
 from utils import console
 from utils.autobatch import advice_on_memory
-from utils.cli import detect_command, flag, read_flags
+from utils.cli import Arguments, Flags, detect_command, flag, parse_flags, read_flags
 from utils.datasets.label_index import LabelIndex
 from utils.datasets.labels import load_index
 from utils.datasets.locate import locate_dataset
@@ -43,7 +44,9 @@ from utils.output.plotter import Plotter
 from utils.output.prediction_files import COCO_IDS, CocoWriter, TextWriter
 from utils.output.result_names import unique_names
 from utils.pending_files import require_written
+from utils.process_state import unchanged_process
 
+PROGRAM = {"prog": "val.py", "description": "Measure a detector."}
 STUDY_SIZES = range(256, 1536 + 1, 128)
 SPLITS = ("train", "val", "test")
 FEW_CLASSES = 50  # with fewer, each class has a row in the table
@@ -117,9 +120,32 @@ class Subject:
     names: Mapping[int, str]
 
 
-def parse_args(argv: Sequence[str] | None = None) -> tuple[ValOptions, bool]:
+@dataclass(frozen=True)
+class ValResult:
+    """Result of a validation. It unpacks as `(P, R, mAP50, mAP50-95, box, obj, cls), maps, (ms, ms, ms)`."""
+
+    metrics: Metrics
+    save_dir: Path
+
+    def __iter__(self) -> Iterator[tuple[float, ...] | np.ndarray]:
+        """Yield the summary, the mAP50-95 of each class (C,), and the milliseconds per image of the three parts."""
+        m, speed = self.metrics, self.metrics.speed
+        yield (m.precision, m.recall, m.map50, m.map, *m.losses)
+        yield m.maps
+        yield (speed.preprocess, speed.inference, speed.nms)
+
+    def __getitem__(self, index: int) -> tuple[float, ...] | np.ndarray:
+        return tuple(self)[index]
+
+
+def parse_opt() -> Flags:
+    """Return all flags of the command line, for `main`."""
+    return parse_flags(ValOptions, **PROGRAM)
+
+
+def parse_args(argv: Arguments = None) -> tuple[ValOptions, bool]:
     """Return the options, and True if the user typed the weights: only then they are ever downloaded."""
-    typed = fetch_typed(read_flags(ValOptions, argv, prog="val.py", description="Measure a detector."))
+    typed = fetch_typed(read_flags(ValOptions, argv, **PROGRAM))
     options = ValOptions(**typed)
     wants_json = options.save_json or bool(options.annotations) or Path(options.data).name == "coco.yaml"
     options = replace(options, save_txt=options.save_txt or options.save_hybrid, save_json=wants_json)
@@ -237,7 +263,7 @@ def open_coco_writer(options: ValOptions, subject: Subject) -> CocoWriter:
     )
 
 
-def validate(options: ValOptions, subject: Subject, observers: Sequence[EvaluationObserver] = ()) -> Metrics:
+def validate(options: ValOptions, subject: Subject, observers: Sequence[EvaluationObserver] = ()) -> ValResult:
     """Measure, and write drawings and the files that the options name into a new folder."""
     coco = open_coco_writer(options, subject) if options.save_json else None
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
@@ -253,7 +279,7 @@ def validate(options: ValOptions, subject: Subject, observers: Sequence[Evaluati
         console.result(f"{text.num_files} labels saved to {folder / 'labels'}")
     require_written(drawings.plotter.unwritten)
     console.result(f"Results saved to {folder}")
-    return metrics
+    return ValResult(metrics, folder)
 
 
 def study(
@@ -299,13 +325,28 @@ def compare_sizes(
     return found
 
 
-def main(argv: Sequence[str] | None = None, observers: Sequence[object] = ()) -> Metrics | list[Metrics]:
+def main(argv: Arguments = None, observers: Sequence[object] = ()) -> Metrics | list[Metrics]:
     """Measure as the command line `argv` says.
 
     Return the metrics; for the tasks speed and study, a list of those of each weights file and size. `observers` have
     methods of utils.inference.observer.EvaluationObserver. One that raises is reported and dropped.
     """
-    options, weights_typed = parse_args(argv)
+    found = measure_models(*parse_args(argv), observers)
+    return found.metrics if isinstance(found, ValResult) else found
+
+
+def run(
+    data: str | Path | None = None, weights: Any = None, *, observers: Sequence[object] = (), **flags: Any
+) -> ValResult | list[Metrics]:
+    """Measure with flags as keywords (`imgsz=320, half=True`), from a program. Raises UserError, also for mistakes."""
+    with unchanged_process():
+        return measure_models(*parse_args({"data": data, "weights": weights, **flags}), observers)
+
+
+def measure_models(
+    options: ValOptions, weights_typed: bool, observers: Sequence[object] = ()
+) -> ValResult | list[Metrics]:
+    """Measure as the options say. The tasks speed and study give a list: metrics of each weights file and size."""
     if options.task != "speed":  # which writes no files
         require_writable(options.project)
     tune_malloc()
@@ -319,13 +360,13 @@ def main(argv: Sequence[str] | None = None, observers: Sequence[object] = ()) ->
     console.info(f"val: {describe_device(device)}, torch {torch.__version__}, {', '.join(map(str, weights))}")
     watching = [GuardedObservers(observers)]
     if options.task == "speed":
-        metrics = compare_speed(options, weights, device, watching)
+        found: ValResult | list[Metrics] = compare_speed(options, weights, device, watching)
     elif options.task == "study":
-        metrics = compare_sizes(options, weights, device, watching)
+        found = compare_sizes(options, weights, device, watching)
     else:
-        metrics = validate(options, build_subject(options, weights, device), watching)
+        found = validate(options, build_subject(options, weights, device), watching)
     console.result(f"Next: {detect_command(weights, [options.imgsz])}")
-    return metrics
+    return found
 
 
 if __name__ == "__main__":

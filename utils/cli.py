@@ -5,12 +5,13 @@ import difflib
 import reprlib
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
 from utils import console
+from utils.errors import UserError
 
 # Themes of `--help`, in the order in which it lists them.
 GROUPS = ("data", "model", "optimisation", "augmentation", "detection", "devices", "output", "evolution")
@@ -38,21 +39,70 @@ def detect_command(weights: Iterable[str | Path], imgsz: Sequence[int], source: 
     return shlex.join(["python", "detect.py", "--weights", *map(str, weights), "--source", source, *size])
 
 
+class Flags(argparse.Namespace):
+    """All flags of a program as attributes, those that were not typed with their defaults."""
+
+    __slots__ = ("typed",)  # no attribute in vars(), which programs take for the flags
+
+    def __init__(self, typed: Mapping[str, Any], defaults: Mapping[str, Any]):
+        super().__init__(**{**defaults, **typed})
+        self.typed = frozenset(typed)
+
+
+# Command line of a program: words (None: those of this process), the Namespace of its parse_opt(), or keywords.
+Arguments = Sequence[str] | argparse.Namespace | Mapping[str, Any] | None
+
+
 class SuggestingParser(argparse.ArgumentParser):
-    """Argument parser that takes `_` and `-` as the same in flags and suggests the flag nearest to an unknown one."""
+    """Argument parser that takes `_` and `-` as the same in flags and suggests the flag nearest to an unknown one.
+
+    `exits`: a mistake ends the program with code 2, otherwise it raises UserError.
+    """
+
+    exits, ignores_unknown = True, False
 
     def error(self, message: str) -> NoReturn:
         """Exit with code 2 and `message` in one line."""
-        self.exit(2, f"error: {message} (python {self.prog} --help lists all flags)\n")
+        advice = f"(python {self.prog} --help lists all flags)"
+        if not self.exits:
+            raise UserError(f"{message} {advice}")
+        self.exit(2, f"error: {message} {advice}\n")
 
     # pyrefly: ignore[bad-override]  # argparse declares overloads; this signature covers them all
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
         """Return the namespace of the flags typed, or exit with code 2 if one is unknown."""
         words = [self._canonical(word) for word in (sys.argv[1:] if args is None else args)]
         parsed, unknown = self.parse_known_args(words, namespace)
-        if unknown:
-            self.error("; ".join(map(self._complain, [word for word in unknown if word[0] == "-"] or unknown[:1])))
+        if unknown and not self.ignores_unknown:
+            self.error("; ".join(map(self._complain, [word for word in unknown if word[:1] == "-"] or unknown[:1])))
         return parsed
+
+    def words_of(self, keywords: Mapping[str, Any]) -> list[str]:
+        """Return the command line for keywords such as `batch_size=8, exist_ok=True`. None means the default.
+
+        Raises UserError for an unknown keyword, with the nearest known one.
+        """
+        actions = {name[2:].replace("-", "_"): action for name, action in self._option_string_actions.items()}
+        actions = {name: action for name, action in actions.items() if len(name) > 1 and name != "help"}
+        words = []
+        for name, value in keywords.items():
+            if f"__{name}" in NOT_OFFERED and value is not None:
+                self.error(self._complain(f"--{name}"))
+            elif name not in actions and value is not None:
+                self.error(f"unknown keyword {name}{suggest(name, actions)}")
+            elif value is not None:
+                words += self._words_of_flag(f"--{name}", value, actions[name])
+        return words
+
+    def _words_of_flag(self, flag: str, value: Any, action: argparse.Action) -> list[str]:
+        if action.nargs in (0, "?") and isinstance(value, bool):
+            return [flag] * value
+        if action.nargs == 0 or isinstance(value, bool):
+            expected = "True or False" if action.nargs == 0 else "a value"
+            self.error(f"{flag[2:]}={shorten(value)}: expected {expected}")
+        if action.nargs == "+" and not isinstance(value, str) and isinstance(value, Iterable):
+            return [flag, *map(str, value)]
+        return [f"{flag}={value}"]
 
     def _complain(self, word: str) -> str:
         flag = word.partition("=")[0]
@@ -107,7 +157,7 @@ def add_flags(parser: argparse.ArgumentParser, options: type) -> argparse.Argume
 def _add_flag(group: argparse._ActionsContainer, entry: Field) -> None:
     settings = {key: value for key, value in entry.metadata.items() if key != "group"}
     names = settings.pop("names") or (f"--{entry.name.replace('_', '-')}",)
-    default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+    default = _default_of(entry)
     value_type = settings.pop("type")
     if default is False and "nargs" not in settings:
         settings["action"] = "store_true"
@@ -119,15 +169,51 @@ def _add_flag(group: argparse._ActionsContainer, entry: Field) -> None:
     group.add_argument(*names, dest=entry.name, default=argparse.SUPPRESS, **settings)
 
 
-def read_flags(options: type, argv: Sequence[str] | None, *, prog: str, description: str) -> dict[str, Any]:
-    """Return the values typed for the flags of the dataclass `options`, by field.
-
-    `--quiet` takes effect here. `argv` None reads the command line of this process.
-    """
-    parser = add_flags(SuggestingParser(prog=prog, description=description), options)
+def build_parser(options: type, *, prog: str, description: str) -> SuggestingParser:
+    """Return the parser of the dataclass `options`, with `--quiet`."""
+    parser = SuggestingParser(prog=prog, description=description)
+    add_flags(parser, options)
     parser.add_argument(
         "-q", "--quiet", action="store_true", help="print only warnings, errors and the results at the end"
     )
+    return parser
+
+
+def read_flags(options: type, argv: Arguments, *, prog: str, description: str) -> dict[str, Any]:
+    """Return the values typed for the flags of the dataclass `options`, by field.
+
+    `--quiet` takes effect here. Wrong words end the program. Wrong keywords and namespaces raise UserError.
+    """
+    parser = build_parser(options, prog=prog, description=description)
+    if isinstance(argv, argparse.Namespace | Mapping):
+        parser.exits = False
+        argv = parser.words_of(argv if isinstance(argv, Mapping) else _changed_flags(argv, options))
     typed = vars(parser.parse_args(argv))
     console.begin_program(quiet=typed.pop("quiet"))
     return typed
+
+
+def parse_flags(options: type, *, prog: str, description: str, known: bool = False) -> Flags:
+    """Return all flags of this process's command line. `known`: ignore words that are no flags."""
+    parser = build_parser(options, prog=prog, description=description)
+    parser.ignores_unknown = known
+    return Flags(vars(parser.parse_args()), default_flags(options))
+
+
+def default_flags(options: type) -> dict[str, Any]:
+    """Return the default of each flag of the dataclass `options`, by field."""
+    return {entry.name: _default_of(entry) for entry in flag_fields(options)}
+
+
+def _default_of(entry: Field) -> Any:
+    return entry.default if entry.default_factory is MISSING else entry.default_factory()
+
+
+def _changed_flags(namespace: argparse.Namespace, options: type) -> dict[str, Any]:
+    """Return the attributes that differ from the defaults, or that were typed."""
+    defaults, typed = default_flags(options), getattr(namespace, "typed", frozenset())
+    return {
+        name: value
+        for name, value in vars(namespace).items()
+        if name in typed or name not in defaults or value != defaults[name]
+    }

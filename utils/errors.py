@@ -17,6 +17,10 @@ class UnreadableData(UserError):
     """Data that was there when a run began and is gone, damaged or changed. What the run did before it is valid."""
 
 
+class Stopped(UserError):
+    """End of a run that a program called, by a signal or by unreadable data. The message says how to resume."""
+
+
 class Terminated(BaseException):
     """SIGTERM or SIGHUP, raised in the main thread so that files are closed. Its argument is the signal's number."""
 

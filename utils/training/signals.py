@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from types import FrameType
 
@@ -19,7 +20,9 @@ class Interrupted(Exception):
 
 
 class SignalHandler:
-    """Handler of the signals of Ctrl-C, schedulers and pre-emption while used as a context.
+    """Handler of the signals of Ctrl-C, schedulers and pre-emption while used as a context in the main thread.
+
+    In another thread it handles none, because Python delivers signals to the main thread only.
 
     `signal_name` is the name of the first signal, "" before. A second signal ends the process at once, but not
     within `echo_seconds` of the first. Launchers repeat signals, sometimes when the context is already left.
@@ -33,7 +36,7 @@ class SignalHandler:
         self._previous: dict[int, SignalAction] = {}
 
     def __enter__(self) -> "SignalHandler":
-        for number in SIGNALS:
+        for number in SIGNALS if threading.current_thread() is threading.main_thread() else ():
             if not (number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN):  # nohup
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
@@ -46,7 +49,8 @@ class SignalHandler:
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: installed by C code, and Python cannot set it again
+                signal.signal(number, handler)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         """Record the first signal only. An exception raised here could leave a data worker with half an answer."""
