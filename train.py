@@ -35,7 +35,6 @@ from utils.detector import Detector, as_detector, as_module
 from utils.device import amp_dtype, describe_device, seed_everything, select_device, tune_malloc
 from utils.distributed import Distributed, launch_token
 from utils.download import fetch_typed
-from utils.ema import ModelEMA
 from utils.errors import UnreadableData, UserError
 from utils.errors import run as run_command
 from utils.evolution.plan import Plan, make_plan
@@ -55,7 +54,7 @@ from utils.loss import DetectionLoss, Losses, scale_gains
 from utils.metrics import Fitness, Metrics
 from utils.optim import set_rates, take_step
 from utils.process_state import unchanged_process
-from utils.schedule import EarlyStopping, Schedule, multi_scale_size
+from utils.schedule import EarlyStopping, Schedule, multi_scale_size, progressive_size
 from utils.training.checkpoints import Checkpoints
 from utils.training.compile import compile_if_faster
 from utils.training.ddp import wrap_model
@@ -79,7 +78,7 @@ from utils.training.startup import (
     read_hyperparameters,
     resolve_launch,
 )
-from utils.training.state import make_nan_guard, make_optimizer, restore
+from utils.training.state import make_ema, make_nan_guard, make_optimizer, restore
 from utils.training.threads import Threads
 
 PROGRAM = {"prog": "train.py", "description": "Train a detector."}
@@ -134,6 +133,12 @@ def build_network(launch: Launch) -> Network:
     return Network(model, freeze_layers(model, options.freeze), hyp, dataset, weights, cfg)
 
 
+def checks_anchors(options: TrainOptions, hyp: Hyperparameters, *, weights: str) -> bool:
+    """Return True if a new run fits its anchors to the data where those of the model are bad."""
+    keeps_those_of_weights = bool(weights) and not hyp.anchor_fit and not hyp.anchors
+    return not options.noautoanchor and not keeps_those_of_weights
+
+
 def fit_anchors(model: Detector, sizes: np.ndarray, threshold: float, seed: int) -> bool:
     """Keep the model's anchors if they recall 98 % of the labels, or fit new ones if those are better.
 
@@ -170,7 +175,7 @@ def prepare_on_rank0(launch: Launch, distributed: Distributed, autocast: torch.d
     final = complete_options(
         options, model, weights=weights, cfg=cfg, num_images=len(data.train), distributed=distributed, autocast=autocast
     )
-    if launch.checkpoint is None and not options.noautoanchor:
+    if launch.checkpoint is None and checks_anchors(options, hyp, weights=weights):
         replaced = fit_anchors(model, label_sizes(data.train, final.imgsz), hyp.anchor_t, options.seed)
         if replaced and weights and "weights" in options.typed:
             console.info(
@@ -205,7 +210,7 @@ def build_run(launch: Launch, distributed: Distributed) -> Run:
         loss=build_loss(model, options, hyp, distributed),
         schedule=Schedule(hyp.to_dict(), options.epochs, steps, options.batch_size, options.cos_lr, options.nbs),
         optimizer=make_optimizer(model, options, hyp),
-        ema=ModelEMA(as_module(model)),
+        ema=make_ema(model, hyp),
         scaler=scaler,
         early_stop=EarlyStopping(options.patience, options.min_delta),
         nan_guard=make_nan_guard(model, scaler),
@@ -289,18 +294,29 @@ def train_one_epoch(run: Run, watch: Observer, checkpoints: Checkpoints, signals
 
 
 def prepare_images(run: Run, images: Tensor) -> Tensor:
-    """Convert uint8 (B, 3, H, W) to 0…1 on the device, resized to this iteration's size with `--multi-scale`."""
-    if not run.options.multi_scale:
-        return to_network_input(images, run.distributed.device, run.autocast)
-    images = to_network_input(images, run.distributed.device)
-    multiple = run.model.size_multiple
-    rng = np.random.default_rng([run.options.seed, run.progress.iteration])
-    factor = multi_scale_size(rng, run.options.imgsz, multiple) / max(images.shape[2:])
+    """Convert uint8 (B, 3, H, W) to 0…1 on the device, resized to the size of this epoch or iteration."""
+    factor = resize_factor(run, max(images.shape[2:]))
     if factor == 1:
-        return images
+        return to_network_input(images, run.distributed.device, run.autocast)
+    images, multiple = to_network_input(images, run.distributed.device), run.model.size_multiple
     shape = [int(np.ceil(side * factor / multiple)) * multiple for side in images.shape[2:]]
     images = F.interpolate(images, size=shape, mode="bilinear", align_corners=False)
     return images.contiguous(memory_format=torch.channels_last)
+
+
+def resize_factor(run: Run, side: int) -> float:
+    """Return the factor that brings images, whose longer side is `side`, to the size of this epoch or iteration.
+
+    The sizes of epochs follow the hyperparameters. With `--multi-scale` each iteration draws one around it.
+    """
+    options, hyp, multiple = run.options, run.hyp, run.model.size_multiple
+    size = progressive_size(
+        run.progress.epoch, options.epochs, options.imgsz, stride=multiple, start=hyp.size_start, share=hyp.size_epochs
+    )
+    if not options.multi_scale:
+        return size / options.imgsz
+    rng = np.random.default_rng([options.seed, run.progress.iteration])
+    return multi_scale_size(rng, size, multiple) / side
 
 
 def forward_backward(run: Run, images: Tensor, batch: Batch) -> Losses:

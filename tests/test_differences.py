@@ -17,7 +17,7 @@ from models import loading
 from models.setup import resolve_initial_weights
 from utils.autobatch import MEMORY_SHARE, TRIED, extrapolate
 from utils.checkpoint import read_checkpoint
-from utils.config import TrainOptions
+from utils.config import Hyperparameters, TrainOptions
 from utils.datasets.locate import locate_dataset
 from utils.datasets.spec import read_dataset_yaml
 from utils.device import select_device
@@ -104,7 +104,9 @@ def test_varying_sizes_are_the_same_on_every_process():
             options=TrainOptions(multi_scale=True, imgsz=128),
             model=SimpleNamespace(size_multiple=32),
             distributed=SimpleNamespace(device=torch.device("cpu")),
-            progress=SimpleNamespace(iteration=0),
+            progress=SimpleNamespace(iteration=0, epoch=0),
+            hyp=Hyperparameters(),
+            autocast=None,
         )
         found = []
         for run.progress.iteration in range(12):

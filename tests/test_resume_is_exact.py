@@ -131,6 +131,25 @@ def test_interrupted_within_an_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch,
     assert find_differences(tmp_path / "whole" / "run", tmp_path / "part" / "run") == []
 
 
+@pytest.fixture
+def levers(tmp_path) -> Path:
+    """Write a hyperparameter file with all schedules of image sizes, mosaics and averages."""
+    file = tmp_path / "levers.yaml"
+    values = {"size_start": 0.5, "size_epochs": 0.5, "close_mosaic": 2, "ema_decay": 0.9, "ema_tau": 10, "mixup": 0.5}
+    file.write_text(yaml.safe_dump({**Hyperparameters().to_dict(), **values}))
+    return file
+
+
+@pytest.mark.parametrize("iteration", [4, 8, 10])  # before, in and after the epoch in which sizes and mosaics change
+def test_interrupted_with_sizes_and_mosaics_by_epoch(tiny_data, tiny_cfg, tmp_path, monkeypatch, levers, iteration):
+    words = ["--nbs", "8", "--imgsz", "128", "--hyp", str(levers)]
+    train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole", *words, epochs=4))
+    stop_at(monkeypatch, iteration, arguments(tiny_data, tiny_cfg, tmp_path / "part", *words, epochs=4))
+    train.main(["--resume", str(tmp_path / "part" / "run")])
+    assert find_differences(tmp_path / "whole" / "run", tmp_path / "part" / "run") == []
+    assert state_of(tmp_path / "part" / "run")["hyp"]["close_mosaic"] == 2
+
+
 def test_interrupted_in_the_validation(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole"))
     original = train.evaluate

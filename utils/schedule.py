@@ -1,6 +1,6 @@
-"""Schedules over the iterations of a run: learning rates, momentum, accumulation and image size. Early stopping.
+"""Schedules over a run: learning rates, momentum, accumulation, image size and mosaics. Early stopping.
 
-Every value is a pure function of the iteration (or of a generator argument), so a resumed run continues exactly.
+Every value is a pure function of the iteration or epoch, or of a generator argument, so a resumed run is exact.
 """
 
 import math
@@ -123,6 +123,24 @@ class EarlyStopping:
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         """Restore the recorded values. The settings stay as constructed, so that a resumed run may change them."""
         self.best_fitness, self.best_epoch = float(state["best_fitness"]), int(state["best_epoch"])
+
+
+def mosaic_epochs(epochs: int, close_mosaic: float) -> int:
+    """Return the number of first epochs with mosaics: all but `close_mosaic`, a share below 1 and else a number."""
+    closed = round(close_mosaic * epochs) if close_mosaic < 1 else round(close_mosaic)
+    return max(epochs - closed, 0)
+
+
+def progressive_size(epoch: int, epochs: int, imgsz: int, *, stride: int, start: float, share: float) -> int:
+    """Return the image side of an epoch, a multiple of `stride` from about start * imgsz to imgsz.
+
+    It rises by steps over the first `share` of the epochs, and is at least two strides (see multi_scale_size).
+    """
+    rising = round(share * epochs)
+    if start >= 1 or epoch >= rising:
+        return imgsz
+    side = imgsz * (start + (1 - start) * epoch / rising)
+    return min(max(int(side // stride), 2) * stride, imgsz)
 
 
 def largest_size(imgsz: int, stride: int) -> int:

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from utils.config import TrainOptions
 from utils.evolution.plan import format_command, make_plan, to_flags
-from utils.evolve import GENES, MUON_GENES
+from utils.evolve import GENES, MUON_GENES, mutate
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +47,17 @@ def test_those_of_muon_are_genes_only_with_it(tmp_path):
     assert [start[key] for key in MUON_GENES] == [0.05, 0.937, 0.0005]
     assert plan(optimizer="Muon").start["muon_lr"] == 0.02
     assert {individual["muon_lr"] for individual in plan(optimizer="Muon", hyp=str(file)).population} == {0.05}
+
+
+def test_schedules_that_the_file_sets_are_constants_of_the_search(tmp_path):
+    file = tmp_path / "hyp.yaml"
+    file.write_text(
+        (ROOT / "data" / "hyps" / "hyp.scratch-low.yaml").read_text() + "close_mosaic: 0.2\nema_tau: 2000\n"
+    )
+    found = plan(hyp=str(file))
+    assert list(found.start) == [*GENES, "close_mosaic"]  # ema_tau has its default
+    assert {individual["close_mosaic"] for individual in found.population} == {0.2}
+    assert {mutate(found.start, np.random.default_rng(seed))["close_mosaic"] for seed in range(5)} == {0.2}
 
 
 def test_the_population_is_a_few_of_the_projects_files_or_all_of_a_typed_folder():

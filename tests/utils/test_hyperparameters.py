@@ -1,6 +1,7 @@
 """Keys of a hyperparameter file: each does what its name says, and nothing else."""
 
 from dataclasses import fields
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,6 +19,8 @@ from utils.images.augment import AugmentSettings, multiply_hsv, sample_color_fli
 from utils.loading.loader import LoadSettings, make_loader
 from utils.optim import set_rates
 from utils.schedule import Schedule
+from utils.training.loaders import build_loaders
+from utils.training.state import make_ema
 
 SIDE, MIDDLE = 128, 64
 BOX = (76, 88, 108, 104)  # x1, y1, x2, y2 of the red marker; its centre is 28 right of and 32 below the middle
@@ -102,6 +105,66 @@ def check_muon_momentum():
 def check_muon_decay():
     groups = optimizer(name="Muon", muon_decay=0.05).param_groups
     assert [group["weight_decay"] for group in groups] == pytest.approx([0, 5e-4, 0, 0.05])
+
+
+def check_ema_decay():
+    assert make_ema(TINY_MODEL, Hyperparameters(ema_decay=0.5)).decay_at(10**9) == 0.5
+    assert make_ema(TINY_MODEL, Hyperparameters()).decay_at(10**9) == 0.9999
+
+
+def check_ema_tau():
+    found = [make_ema(TINY_MODEL, Hyperparameters(ema_tau=tau)).decay_at(100) for tau in (100.0, 2000.0)]
+    assert found == pytest.approx([0.9999 * 0.6321206, 0.9999 * 0.0487706])
+
+
+def check_close_mosaic():
+    """Read epochs 0 … 9 of the training loader of a run of 10 epochs."""
+    plain = trained_images(10)
+    for value, closed in ((0.0, []), (0.3, [7, 8, 9]), (4.0, [6, 7, 8, 9])):
+        found = trained_images(10, mosaic=1.0, mixup=0.5, close_mosaic=value)
+        assert [k for k in range(10) if np.array_equal(found[k], plain[k])] == closed
+
+
+def trained_images(epochs: int, **changes) -> list[np.ndarray]:
+    """Return the image of each epoch of a run, without augmentation but `changes`."""
+    setup = SimpleNamespace(
+        options=TrainOptions(imgsz=SIDE, batch_size=1, epochs=epochs, workers=0, cfg="tiny.yaml"),
+        hyp=Hyperparameters(**(STILL | changes)),
+        data=SimpleNamespace(train=image.index, val=image.index),
+        model=SimpleNamespace(size_multiple=32),
+    )
+    loader, _ = build_loaders(setup, Distributed.join())
+    found = []
+    for epoch in range(epochs):
+        loader.set_epoch(epoch)
+        found.append(next(iter(loader)).images[0].numpy().copy())
+    return found
+
+
+def check_size_start():
+    assert sizes() == [128] * 10
+    assert sizes(size_start=0.5) == [64, 64, 64, 64, 96, 96, 96, 128, 128, 128]
+
+
+def check_size_epochs():
+    assert sizes(size_start=0.5, size_epochs=0.2) == [64, 96, *[128] * 8]
+    assert sizes(size_epochs=0.2) == [128] * 10
+
+
+def sizes(**changes) -> list[int]:
+    """Return the size of the images of each of ten epochs of a run at 128 pixels."""
+    run = SimpleNamespace(
+        options=TrainOptions(imgsz=128, epochs=10),
+        hyp=Hyperparameters(**changes),
+        model=SimpleNamespace(size_multiple=32),
+        distributed=SimpleNamespace(device=torch.device("cpu")),
+        autocast=None,
+    )
+    images, found = torch.zeros(1, 3, 128, 128, dtype=torch.uint8), []
+    for epoch in range(10):
+        run.progress = SimpleNamespace(epoch=epoch, iteration=100 * epoch)
+        found.append(train.prepare_images(run, images).shape[-1])
+    return found
 
 
 def test_muon_needs_a_rate_to_follow():
@@ -192,6 +255,15 @@ def check_anchors():
         assert model.head.num_anchors == count
         train.fit_anchors(model, np.random.default_rng(0).uniform(5, 60, (200, 2)), 4.0, 0)
         assert model.head.anchors.shape == (3, count, 2) and (model.head.anchors > 0).all()
+
+
+def check_anchor_fit():
+    fitted = [
+        train.checks_anchors(TrainOptions(), Hyperparameters(anchor_fit=value, anchors=count), weights=weights)
+        for value, count, weights in ((1, 0, "a.pt"), (0, 0, "a.pt"), (0, 0, ""), (0, 3, "a.pt"))
+    ]
+    assert fitted == [True, False, True, True]  # from scratch, or in another number, they must be fitted
+    assert not train.checks_anchors(TrainOptions(noautoanchor=True), Hyperparameters(), weights="")
 
 
 def check_iou_t():

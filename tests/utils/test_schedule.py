@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from utils import schedule
-from utils.schedule import EarlyStopping, Schedule, accumulation, lr_factor, multi_scale_size, nominal_batch
+from utils.schedule import (
+    EarlyStopping,
+    Schedule,
+    accumulation,
+    lr_factor,
+    mosaic_epochs,
+    multi_scale_size,
+    nominal_batch,
+    progressive_size,
+)
 
 HYP = {
     "lr0": 0.01, "lrf": 0.01, "momentum": 0.937, "warmup_epochs": 3.0, "warmup_momentum": 0.8, "warmup_bias_lr": 0.1,
@@ -160,6 +169,30 @@ def test_early_stopping_continues_after_resume():
     again.load_state_dict(json.loads(json.dumps(stopper.state_dict())))
     assert (again.best_fitness, again.best_epoch) == (0.3, 1)
     assert [again.update(3, 0.3), again.update(4, 0.3)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    "close_mosaic, expected",
+    [(0, 60), (0.1, 54), (0.999, 0), (1, 59), (10, 50), (10.4, 50), (100, 0)],  # below 1 a share, else a number
+)
+def test_the_last_epochs_have_no_mosaics(close_mosaic, expected):
+    assert mosaic_epochs(60, close_mosaic) == expected
+
+
+@pytest.mark.parametrize(
+    "imgsz, start, share, expected",
+    [
+        (320, 1.0, 0.7, [320] * 10),  # off
+        (320, 0.5, 0.0, [320] * 10),
+        (320, 0.5, 0.7, [160, 160, 192, 224, 224, 256, 288, 320, 320, 320]),
+        (320, 0.5, 1.0, [160, 160, 192, 192, 224, 224, 256, 256, 288, 288]),  # equal steps
+        (320, 0.1, 0.3, [64, 128, 224, *[320] * 7]),  # at least two strides
+        (64, 0.5, 0.7, [64] * 10),
+    ],
+)
+def test_sizes_rise_by_strides(imgsz, start, share, expected):
+    found = [progressive_size(epoch, 10, imgsz, stride=32, start=start, share=share) for epoch in range(10)]
+    assert found == expected
 
 
 def test_multi_scale_sizes():

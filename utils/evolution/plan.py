@@ -12,7 +12,7 @@ from utils.console import info
 from utils.device import select_device
 from utils.errors import UserError
 from utils.evolution.csv_store import read_individuals
-from utils.evolve import ALL_GENES, GENES, KEEP_MODEL_ANCHORS, MUON_GENES, Hyp, check_hyp
+from utils.evolve import CONSTANTS, GENES, KEEP_MODEL_ANCHORS, MUON_GENES, Hyp, check_hyp
 from utils.files import ROOT, read_yaml
 from utils.metrics import Fitness
 
@@ -108,13 +108,15 @@ def assign_devices(options: TrainOptions) -> list[str]:
 def read_start(options: TrainOptions) -> dict[str, float]:
     """Read the value of every gene from `--hyp`.
 
-    `anchors` is a gene unless `--noautoanchor` is given. Those of Muon are genes with `--optimizer Muon` only.
+    `anchors` is a gene unless `--noautoanchor` is given. Those of Muon are genes with `--optimizer Muon` only. The
+    schedules that the file sets stay as they are in all generations.
     """
     file = Hyperparameters.find(options.hyp, ROOT, ROOT / "data" / "hyps")
     given = read_yaml(file)
     values = asdict(Hyperparameters.from_dict(given, str(file)))
     check_hyp({key: value for key, value in values.items() if key in given}, str(file))
-    genes = ALL_GENES if options.optimizer == "Muon" else GENES
+    constants = [key for key in CONSTANTS if values[key] != getattr(Hyperparameters, key)]
+    genes = [*GENES, *(MUON_GENES if options.optimizer == "Muon" else ()), *constants]
     return {key: values[key] for key in genes if key != "anchors" or not options.noautoanchor}
 
 
@@ -138,7 +140,7 @@ def read_population(options: TrainOptions, start: Hyp) -> list[dict[str, float]]
 def _complete_individual(source: str, values: dict[str, Any], start: Hyp, start_file: str) -> dict[str, float]:
     """Check the hyperparameters of one individual and take missing ones from the start."""
     Hyperparameters.from_dict(values, source)
-    absent = [key for key in start if key not in values and key not in {"anchors", *MUON_GENES}]
+    absent = [key for key in start if key not in values and key not in {"anchors", *MUON_GENES, *CONSTANTS}]
     if absent:
         info(f"{source}: lacks {', '.join(absent)}; taken from {start_file}")
     complete = {**start, "anchors": KEEP_MODEL_ANCHORS, **values}

@@ -71,7 +71,7 @@ class BuiltSample(NamedTuple):
 class DetectionDataset(Dataset[Batch | UserError]):
     """Map-style data set from BatchKey to Batch.
 
-    augment: settings, or None to read for validation, without randomness. mosaics: False rules mosaics out.
+    augment: settings, or None to read for validation, without randomness. mosaic_epochs: first epoch without mosaics.
     quad: merge each four images. defer_color_flip: sample colour shifts and flips, but leave their pixels to the GPU.
     """
 
@@ -81,13 +81,14 @@ class DetectionDataset(Dataset[Batch | UserError]):
         images: ImageReader,
         *,
         augment: AugmentSettings | None,
-        mosaics: bool,
+        mosaic_epochs: float,
         seed: int,
         quad: bool = False,
         defer_color_flip: bool = False,
     ) -> None:
         self.index, self.images, self.augment = index, images, augment
-        self.mosaics, self.seed, self.quad, self.defer_color_flip = mosaics, seed, quad, defer_color_flip
+        self.mosaic_epochs, self.seed, self.quad = mosaic_epochs, seed, quad
+        self.defer_color_flip = defer_color_flip
         self.helpers: HelperProcesses | HelperThreads | None = None
 
     def start_helpers(self, count: int, *, max_images: int, max_shape: tuple[int, int]) -> None:
@@ -142,7 +143,8 @@ class DetectionDataset(Dataset[Batch | UserError]):
             sample = self.load_letterboxed(i, key.shape)
         else:
             rng = random_stream(self.seed, key.epoch, i, key.occurrences[k])
-            sample = self.load_augmented(i, key.shape, rng=rng, mosaic_indices=key.mosaic_indices_of(k))
+            others = self._mosaic_indices(rng, key.epoch, key.mosaic_indices_of(k))
+            sample = self.load_augmented(i, key.shape, rng=rng, others=others)
         cv2.split(sample.image, list(planes)[::-1])  # BGR rows of pixels -> R, G, B planes, in place
         boxes = sample.boxes[:0] if key.is_padding else sample.boxes
         return BuiltSample(_targets(boxes, k, *key.shape), sample.letterbox, sample.color_flip)
@@ -165,16 +167,18 @@ class DetectionDataset(Dataset[Batch | UserError]):
         sources = []
         for k, (i, occurrence) in enumerate(zip(key.indices, key.occurrences)):
             rng = random_stream(self.seed, key.epoch, i, occurrence)
-            others = self._mosaic_indices(rng, key.mosaic_indices_of(k))
+            others = self._mosaic_indices(rng, key.epoch, key.mosaic_indices_of(k))
             sources += [i, *(others or [])[:3]]
         return sources
 
-    def _mosaic_indices(self, rng: np.random.Generator, given: Sequence[int] | None) -> Sequence[int] | None:
+    def _mosaic_indices(
+        self, rng: np.random.Generator, epoch: int, given: Sequence[int] | None
+    ) -> Sequence[int] | None:
         """Return the other images of a sample's mosaic and of one to mix in, or None if it is no mosaic.
 
         They are `given`, or else drawn.
         """
-        if self.augment is None or not self.mosaics or rng.random() >= self.augment.mosaic:
+        if self.augment is None or epoch >= self.mosaic_epochs or rng.random() >= self.augment.mosaic:
             return None
         if given is not None:
             return given
@@ -201,11 +205,10 @@ class DetectionDataset(Dataset[Batch | UserError]):
         return Sample(image, place_labels(labels, [], gain=gain, pad=box.pad)[0], whole)
 
     def load_augmented(
-        self, i: int, shape: tuple[int, int], *, rng: np.random.Generator, mosaic_indices: Sequence[int] | None = None
+        self, i: int, shape: tuple[int, int], *, rng: np.random.Generator, others: Sequence[int] | None
     ) -> Sample:
-        """Return image i in a mosaic or alone, warped, with its colours shifted, flipped."""
+        """Return image i in a mosaic with `others`, or alone, warped, with its colours shifted, flipped."""
         settings = self._augment_settings()
-        others = self._mosaic_indices(rng, mosaic_indices)
         if others is None:
             scene = self._warped(i, shape, rng)
         else:

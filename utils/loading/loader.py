@@ -298,7 +298,7 @@ def make_loader(
         index,
         open_images(index, imgsz, smooth=not training, cache=loading.cache, copies=world_size),
         augment=None if hyp is None else AugmentSettings.from_hyp(hyp),
-        mosaics=not batches.has_rect_shapes,
+        mosaic_epochs=batches.has_mosaics_until,
         seed=seed,
         quad=batches.quad,
         defer_color_flip=loading.defer_color_flip and training and not batches.quad,

@@ -33,11 +33,17 @@ class BatchSettings:
     shuffle: bool = False
     image_weights: bool = False  # draw images by weight; overrides rect
     quad: bool = False  # merge each four images into one of twice the size
+    mosaic_epochs: float = math.inf  # number of first epochs with mosaics
 
     @property
     def has_rect_shapes(self) -> bool:
         """True if batches have shapes of their own."""
         return self.rect and not self.image_weights
+
+    @property
+    def has_mosaics_until(self) -> float:
+        """First epoch without mosaics."""
+        return 0 if self.has_rect_shapes else self.mosaic_epochs
 
 
 IN_ORDER = BatchSettings()

@@ -34,7 +34,7 @@ def compile_if_faster(run: Run, forward_backward: ForwardBackward) -> Run:
         return run
     run.train_loader.set_epoch(run.progress.epoch)
     batches = list(islice(prefetch(run.train_loader, run.distributed.device), BATCHES))
-    varying = run.options.multi_scale or run.options.rect
+    varying = run.options.multi_scale or run.options.rect or run.hyp.size_start < 1
     model = as_module(run.model)
     compiled = compile_model(model, batch_size=len(batches[0].images), varying=varying)
     trial = replace(run, wrapped=compiled, loss=copy.copy(run.loss))  # a copy, as the loss updates its level weights

@@ -11,6 +11,7 @@ from utils.device import cores_for_loading
 from utils.distributed import Distributed
 from utils.loading.loader import Loader, LoadSettings, make_loader
 from utils.loading.sampler import BatchSettings
+from utils.schedule import mosaic_epochs
 from utils.training.startup import Setup
 
 
@@ -50,7 +51,11 @@ def build_loaders(setup: Setup, distributed: Distributed) -> tuple[Loader, Loade
         batch_size=options.batch_size,
         hyp=setup.hyp,
         batches=BatchSettings(
-            rect=options.rect, shuffle=not options.rect, image_weights=options.image_weights, quad=options.quad
+            rect=options.rect,
+            shuffle=not options.rect,
+            image_weights=options.image_weights,
+            quad=options.quad,
+            mosaic_epochs=mosaic_epochs(options.epochs, setup.hyp.close_mosaic),
         ),
         loading=replace(loading, cache=for_train),
         **shared,

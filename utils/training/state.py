@@ -8,6 +8,7 @@ import torch
 from utils.config import Hyperparameters, TrainOptions
 from utils.console import warn
 from utils.detector import Detector, as_module
+from utils.ema import ModelEMA
 from utils.errors import UserError
 from utils.metrics import DEFAULT_FITNESS
 from utils.optim import GROUP_SETTINGS, MuonSettings, build_optimizer, scaled_weight_decay
@@ -35,6 +36,11 @@ def make_optimizer(model: Detector, options: TrainOptions, hyp: Hyperparameters)
         warn(f"--optimizer {options.optimizer} with lr0 {hyp.lr0}: 0.001 is usual; set lr0 in the --hyp file")
     muon = MuonSettings(hyp.muon_lr, hyp.muon_momentum, muon_decay)
     return build_optimizer(as_module(model), options.optimizer, hyp.lr0, hyp.momentum, decay, muon)
+
+
+def make_ema(model: Detector, hyp: Hyperparameters) -> ModelEMA:
+    """Return the EMA of a run's weights, which starts as a copy of them."""
+    return ModelEMA(as_module(model), hyp.ema_decay, hyp.ema_tau)
 
 
 def make_nan_guard(model: Detector, scaler: torch.amp.GradScaler) -> NanGuard:
