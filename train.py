@@ -61,6 +61,7 @@ from utils.training.ddp import wrap_model
 from utils.training.launch_record import write_launch_record
 from utils.training.loaders import build_loaders
 from utils.training.log import RunLog, print_stop
+from utils.training.loggers import Loggers, installed_tools
 from utils.training.nan_guard import propagate_nan
 from utils.training.observer import EpochReport, Observer, Observers, StepReport
 from utils.training.progress import Progress
@@ -475,7 +476,8 @@ def start(typed: dict[str, Any], observers: Sequence[object] = ()) -> TrainResul
                     locate=lambda: folder.weights,
                 )
             ) as checkpoints:
-                watch = Observers([folder, RunLog(lambda: folder.path), threads], observers)
+                ours = [folder, RunLog(lambda: folder.path), threads, Loggers(lambda: folder.path)]
+                watch = Observers(ours, observers)
                 checkpoints.observer = watch
                 metrics = train_and_finish(run, watch, checkpoints, folder)
                 return TrainResult(options, metrics, folder.path)
@@ -550,6 +552,7 @@ def evolve_main(typed: dict[str, Any], observers: Sequence[object] = ()) -> Verd
     network = build_network(Launch(options))  # mistakes show before the search begins
     amp_dtype(options.amp, select_device(options.device)[0])
     load_splits(locate_images(network.dataset), single_cls=options.single_cls)
+    installed_tools(options.log)  # the line for those that are not; the trainings log
     return search_hyperparameters(make_plan(options, script=Path(__file__)))
 
 

@@ -53,6 +53,20 @@ class Flags(argparse.Namespace):
 Arguments = Sequence[str] | argparse.Namespace | Mapping[str, Any] | None
 
 
+def to_flags(values: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command line: True is a bare flag, a list several words. False and None are skipped."""
+    words: list[str] = []
+    for name, value in values.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, list | tuple):
+            words += [flag, *map(str, value)]
+        elif value is not False and value is not None:
+            words.append(f"{flag}={value}")
+    return words
+
+
 class SuggestingParser(argparse.ArgumentParser):
     """Argument parser that takes `_` and `-` as the same in flags and suggests the flag nearest to an unknown one.
 
@@ -100,7 +114,7 @@ class SuggestingParser(argparse.ArgumentParser):
         if action.nargs == 0 or isinstance(value, bool):
             expected = "True or False" if action.nargs == 0 else "a value"
             self.error(f"{flag[2:]}={shorten(value)}: expected {expected}")
-        if action.nargs == "+" and not isinstance(value, str) and isinstance(value, Iterable):
+        if action.nargs in ("+", "*") and not isinstance(value, str) and isinstance(value, Iterable):
             return [flag, *map(str, value)]
         return [f"{flag}={value}"]
 

@@ -13,6 +13,7 @@ from utils.errors import UserError
 from utils.files import find_file, read_yaml
 from utils.metrics import DEFAULT_FITNESS, Fitness
 
+LOGGERS = ("tensorboard", "mlflow", "wandb", "clearml", "comet", "trackio")
 EACH_EPOCH = -1  # value of `--threads auto`
 
 
@@ -156,6 +157,17 @@ class TrainOptions:
     score_only: bool = flag(
         False, "write only results.csv: no checkpoints, no final validation of the best", group="evolution"
     )
+    log: list = flag(
+        [],
+        "also log to these, if they are installed: tensorboard mlflow wandb clearml comet trackio",
+        type=str,
+        nargs="*",
+        choices=LOGGERS,
+        metavar="TOOL",
+        group="output",
+    )
+    log_project: str = flag("", "project or experiment there; '' leaves it to the tool's settings", group="output")
+    log_weights: bool = flag(False, "also keep best.pt and last.pt there, at the end", group="output")
     typed: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -176,6 +188,10 @@ class TrainOptions:
             (self.evolve_workers >= 0, f"--evolve-workers {self.evolve_workers}: at least 1"),
             (self.evolve_timeout >= 0, f"--evolve-timeout {self.evolve_timeout}: 0 or more minutes"),
             (0 < self.evolve_fraction <= 1, f"--evolve-fraction {self.evolve_fraction}: above 0, at most 1"),
+            (
+                set(self.log) <= set(LOGGERS),
+                f"--log {' '.join(map(str, self.log))}: one or more of {' '.join(LOGGERS)}",
+            ),
             (self.cfg or self.weights, "--weights '' needs a --cfg, for instance --cfg yolov5n.yaml"),
         ]
         for holds, message in checks:
@@ -217,7 +233,10 @@ def _has_type_of(value: Any, default: Any) -> bool:
     wanted = kinds.get(type(default), (type(default),))
     if isinstance(value, bool) != isinstance(default, bool):  # a bool is also an int
         return False
-    return isinstance(value, wanted) and (not isinstance(value, list) or all(type(entry) is int for entry in value))
+    if isinstance(value, list) and isinstance(default, list):
+        entry_type = type(default[0]) if default else str
+        return all(type(entry) is entry_type for entry in value)
+    return isinstance(value, wanted)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from utils.cli import to_flags
 from utils.config import TrainOptions
-from utils.evolution.plan import format_command, make_plan, to_flags
+from utils.evolution.plan import format_command, make_plan
 from utils.evolve import GENES, MUON_GENES, mutate
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,10 +15,11 @@ import pytest
 import yaml
 
 import train
+from utils.cli import to_flags
 from utils.config import Hyperparameters, TrainOptions
 from utils.errors import UserError
 from utils.evolution.csv_store import read_table
-from utils.evolution.plan import make_plan, to_flags
+from utils.evolution.plan import make_plan
 from utils.evolution.run import build_trainings
 from utils.evolve import GENES, MemoryStore
 

@@ -50,7 +50,14 @@ def test_an_interrupted_run_of_an_earlier_version_is_resumed(kept_data, tmp_path
     assert (old["epoch"], new["epoch"], new["iteration"]) == (75, 77, 154)
     assert new["ema"]["updates"] == old["ema"]["updates"] + 4  # a step per batch, two batches per epoch
     assert new.keys() == old.keys()
-    assert new["options"].keys() - old["options"].keys() == {"threads", "fitness", "min_delta"}
+    assert new["options"].keys() - old["options"].keys() == {
+        "threads",
+        "fitness",
+        "min_delta",
+        "log",
+        "log_project",
+        "log_weights",
+    }
     assert new["options"]["threads"] == 0  # as many as PyTorch chooses, as before
     assert new["best_fitness"] >= old["best_fitness"]
 

@@ -1,12 +1,13 @@
 """Plan of an evolution: the command line, checked and resolved before anything is written."""
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from utils.addresses import remove_credentials
+from utils.cli import to_flags
 from utils.config import Hyperparameters, TrainOptions
 from utils.console import info
 from utils.device import select_device
@@ -22,11 +23,11 @@ POPULATION_SHARE = 8  # one generation in 8 tries one of the project's own hyper
 PER_TRAINING_FLAGS = frozenset(
     """
     hyp seed device workers project name exist_ok resume nosave noval noplots save_period score_only evolve
-    evolve_population resume_evolve evolve_workers evolve_storage evolve_timeout evolve_prune
+    evolve_population resume_evolve evolve_workers evolve_storage evolve_timeout evolve_prune log_project
     """.split()
 )
 # Flags that may differ when an evolution is resumed, or between machines: they do not change the meaning of fitness.
-FLAGS_THAT_MAY_CHANGE = PER_TRAINING_FLAGS - {"hyp", "seed"} | {"cache", "local_rank", "threads"}
+FLAGS_THAT_MAY_CHANGE = PER_TRAINING_FLAGS - {"hyp", "seed"} | {"cache", "local_rank", "threads", "log", "log_weights"}
 
 
 @dataclass(frozen=True)
@@ -53,24 +54,15 @@ class Plan:
         return to_flags({name: getattr(self.options, name) for name in sorted(self.options.typed - PER_TRAINING_FLAGS)})
 
     @property
+    def log_project(self) -> str:
+        """Project of the experiment trackers in which each training is a run."""
+        return self.options.log_project or f"{self.folder.parent.name}-{self.folder.name}"
+
+    @property
     def training_command(self) -> str:
         """Command line that trains like the generations did, on all images. It lacks only `--hyp`."""
         names = self.options.typed - PER_TRAINING_FLAGS - {"evolve_fraction"}
         return format_command(self.options, names, self.script)
-
-
-def to_flags(values: Mapping[str, Any]) -> list[str]:
-    """Return the words of a command line: True is a bare flag, a list several words. False and None are skipped."""
-    words: list[str] = []
-    for name, value in values.items():
-        flag = f"--{name.replace('_', '-')}"
-        if value is True:
-            words.append(flag)
-        elif isinstance(value, list | tuple):
-            words += [flag, *map(str, value)]
-        elif value is not False and value is not None:
-            words.append(f"{flag}={value}")
-    return words
 
 
 def format_command(options: TrainOptions, names: Iterable[str], script: Path) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
+from utils.cli import to_flags
 from utils.console import info, result, warn
 from utils.errors import UserError
 from utils.evolution.csv_store import CsvStore, lock_search
 from utils.evolution.optuna_store import StudyStore
-from utils.evolution.plan import Plan, to_flags
+from utils.evolution.plan import Plan
 from utils.evolution.report import Report
 from utils.evolution.trainings import Trainings
 from utils.evolution.verdict import Repeats, Verdict, candidates, judge
@@ -178,6 +179,7 @@ def build_trainings(plan: Plan, store: FileStore, report: Report, *, validated: 
             "score_only": True,
             "noval": not validated,
             "workers": -(-options.workers // plan.devices.count(device)),
+            "log_project": plan.log_project if options.log else None,
         }
         return [sys.executable, str(plan.script), *plan.training_flags, *to_flags(own)]
 

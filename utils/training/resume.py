@@ -15,7 +15,9 @@ from utils.files import read_yaml
 
 # Flags that do not change a byte of the weights. `epochs` does, by intention, so the user sees it.
 FLAGS_WITHOUT_EFFECT_ON_WEIGHTS = frozenset(
-    "data workers cache save_minutes save_period nosave noplots project name exist_ok".split()
+    """
+    data workers cache save_minutes save_period nosave noplots project name exist_ok log log_project log_weights
+    """.split()
 )
 FLAGS_OF_THE_FOLDER = frozenset(("project", "name", "exist_ok"))  # without effect if a run continues in its own folder
 FLAGS_OF_THE_MODEL = ("cfg", "weights")  # cannot change: the model is in the checkpoint

@@ -134,6 +134,7 @@ def keep_interrupted_run(path: Path) -> None:
         *(path / name for name in ("results.csv", "opt.yaml", "hyp.yaml")),
         *(path / "weights" / name for name in ("best.pt", EPOCH_START_FILE)),
         *(path / "weights").glob("epoch[0-9]*.pt"),
+        *path.glob("log-*.json"),
     ]
     copies = [file.parents[1] for file in path.glob("interrupted*/weights/last.pt") if file.samefile(last)]
     kept = copies[0] if copies else link_run(path, files)  # else a killed process has made it
