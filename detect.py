@@ -28,10 +28,14 @@ from utils.download import fetch_typed
 from utils.errors import UserError
 from utils.errors import run as run_command
 from utils.files import ROOT, datasets_folders, find_file, increment_path, read_yaml, require_writable
+from utils.formats import format_of
 from utils.images.frames import Frame, Source
 from utils.images.sources import open_source
+from utils.inference.exported_model import ExportedModel
 from utils.inference.nms_settings import NmsSettings
+from utils.inference.open_model import open_model
 from utils.inference.predictor import Predictor
+from utils.inference.runtime import RuntimeSettings
 from utils.inference.speed import MeanSpeed
 from utils.output.detection_files import Outputs, can_show_windows
 from utils.process_state import unchanged_process
@@ -55,11 +59,15 @@ class DetectOptions:
         [640], "input: side, or h w", type=int, nargs="+", names=["--imgsz", "--img", "--img-size"], group="data"
     )
     weights: list[str] = flag(
-        ["yolov5s.pt"], "model file; several form an ensemble", type=str, nargs="+", group="model"
+        ["yolov5s.pt"],
+        "model file of any format; several .pt files form an ensemble",
+        type=str,
+        nargs="+",
+        group="model",
     )
     augment: bool = flag(False, "run each image at three scales (slower)", group="model")
     half: bool = flag(False, "half precision (GPU)", group="model")
-    dnn: bool = flag(False, "not offered: reads ONNX files in YOLOv5", group="model")
+    dnn: bool = flag(False, "run ONNX files with OpenCV", group="model")
     update: bool = flag(False, "afterwards strip the training state from the weights file", group="model")
     conf_thres: float = flag(0.25, "lowest confidence", group="detection")
     iou_thres: float = flag(0.45, "NMS threshold: boxes that overlap more are one object", group="detection")
@@ -88,8 +96,6 @@ class DetectOptions:
     exist_ok: bool = flag(False, "use an existing PROJECT/NAME", group="output")
 
     def __post_init__(self) -> None:
-        if self.dnn:
-            raise UserError("--dnn reads ONNX files, and only PyTorch weights are read: omit it and give a .pt file")
         if len(self.imgsz) > 2 or min(self.imgsz) < 1:
             typed = " ".join(map(str, self.imgsz))
             raise UserError(f"--imgsz {typed}: expected one side or height and width, as in --imgsz 640 480")
@@ -151,16 +157,20 @@ def describe(frame: Frame, found: Detections, names: Mapping[int, str]) -> str:
 def build_predictor(options: DetectOptions, files: Sequence[Path]) -> Predictor:
     """Load the model and return it with the settings of `options`."""
     device = set_current_device(select_device(options.device)[0])
-    model = load_ensemble(files, device)
+    settings = RuntimeSettings(device, dnn=options.dnn, half=options.half)
+    model = open_model(files, settings, load_networks=lambda networks: load_ensemble(networks, device))
     half = options.half and device.type == "cuda"
-    if options.half and not half:
+    if options.half and not half and not isinstance(model, ExportedModel):
         console.warn(f"--half needs a GPU. Running in float32 on {device.type}")
     for index in options.classes or []:
         if not 0 <= index < model.num_classes:
             raise UserError(f"--classes {index}: this model has classes 0 to {model.num_classes - 1}")
     console.info(f"{', '.join(file.name for file in files)} on {describe_device(device)}")
-    imgsz = input_size(options.imgsz, model.size_multiple)
+    imgsz = model.fixed_shape or input_size(options.imgsz, model.size_multiple)
     names = class_names(model, options.data)
+    if isinstance(model, ExportedModel):
+        model.check_choices(augment=options.augment)
+        require_names(names, model, options.data)
     return Predictor(model, imgsz, options.nms, augment=options.augment, half=half, names=names)
 
 
@@ -204,6 +214,15 @@ def class_names(model: InferenceModel, data: str) -> dict[int, str]:
         return names
     console.info(f"the model names no classes; the names of {file} are used (another --data gives others)")
     return {i: str(listed[i]) for i in names}
+
+
+def require_names(names: Mapping[int, str], model: ExportedModel, data: str) -> None:
+    """Raise UserError if neither the metadata of an exported file nor the --data YAML names its classes."""
+    if not model.metadata.names and all(name == str(index) for index, name in names.items()):
+        raise UserError(
+            f"{model.path}: names no classes, and --data {data} has no {len(names)} names: give the data set that the "
+            "model was trained with: --data"
+        )
 
 
 def default_source() -> str:
@@ -257,7 +276,7 @@ def require_written(outputs: Outputs) -> None:
 
 def strip(file: Path) -> None:
     """Strip the training state from one of our checkpoints. Leave other files alone."""
-    if outline := own_outline(file):
+    if format_of(file) is None and (outline := own_outline(file)):
         write_checkpoint(file, inference_checkpoint(read_checkpoint(file, outline)), kind="weights")
         console.result(f"{file}: stripped of its training state")
     else:
@@ -280,7 +299,7 @@ def main(argv: Arguments = None) -> Path:
     text = options.source if "source" in typed else default_source()
     shown = remove_credentials(text)
     with open_source(text, vid_stride=options.vid_stride) as source:
-        files = find_weights(options.weights, typed="weights" in typed)
+        files = find_weights(options.weights, typed="weights" in typed, exported=True)
         predictor = build_predictor(options, files)
         outputs = build_outputs(options, dict(predictor.names), source.files)
         show = options.view_img and can_show_windows()

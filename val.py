@@ -25,16 +25,20 @@ from utils.datasets.label_index import LabelIndex
 from utils.datasets.labels import load_index
 from utils.datasets.locate import locate_dataset
 from utils.datasets.spec import DatasetSpec
-from utils.detector import InferenceModel, device_of, name_difference
+from utils.detector import InferenceModel, name_difference
 from utils.device import cores_for_loading, describe_device, select_device, set_current_device, tune_malloc
 from utils.download import fetch_typed
 from utils.errors import UserError
 from utils.errors import run as run_command
 from utils.files import atomic_write, increment_path, require_writable
+from utils.formats import format_of
 from utils.inference.evaluate import evaluate
+from utils.inference.exported_model import ExportedModel
 from utils.inference.nms_settings import VAL_NMS, NmsSettings
 from utils.inference.observer import EvaluationObserver, GuardedObservers
+from utils.inference.open_model import open_model
 from utils.inference.reporting import ConsoleTable, DetectionFiles, Drawings
+from utils.inference.runtime import RuntimeSettings
 from utils.inference.speed import describe_speed
 from utils.loading.loader import Loader, LoadSettings, explained_worker_errors, make_loader
 from utils.loading.sampler import BatchSettings
@@ -65,11 +69,15 @@ class ValOptions:
     workers: int = flag(8, "most data loading processes; threads where the model uses all cores", group="data")
     single_cls: bool = flag(False, "treat all classes as one", group="data")
     weights: list[str] = flag(
-        ["yolov5s.pt"], "model file; several form an ensemble", type=str, nargs="+", group="model"
+        ["yolov5s.pt"],
+        "model file of any format; several .pt files form an ensemble",
+        type=str,
+        nargs="+",
+        group="model",
     )
     augment: bool = flag(False, "run each image at three scales (slower)", group="model")
     half: bool = flag(False, "half precision (GPU)", group="model")
-    dnn: bool = flag(False, "not offered: reads ONNX files in YOLOv5", group="model")
+    dnn: bool = flag(False, "run ONNX files with OpenCV", group="model")
     conf_thres: float = flag(VAL_NMS.conf_thres, "lowest confidence", group="detection")
     iou_thres: float = flag(
         VAL_NMS.iou_thres, "NMS threshold: boxes that overlap more are one object", group="detection"
@@ -93,8 +101,6 @@ class ValOptions:
         for name, value in (("--batch-size", self.batch_size), ("--imgsz", self.imgsz), ("--max-det", self.max_det)):
             if value < 1:
                 raise UserError(f"{name} {value}: at least 1")
-        if self.dnn:
-            raise UserError("--dnn needs an ONNX model, and only PyTorch weights are read: omit it")
         if self.annotations and not Path(self.annotations).is_file():
             raise UserError(f"--annotations {self.annotations}: no such file")
 
@@ -168,7 +174,11 @@ def parse_args(argv: Arguments = None) -> tuple[ValOptions, bool]:
 
 def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.device) -> Subject:
     """Load model and label index. Raise UserError if their numbers of classes differ."""
-    model = load_ensemble(weights, device)  # first: damaged weights cost no download
+    settings = RuntimeSettings(device, dnn=options.dnn, half=options.half)
+    model = open_model(weights, settings, load_networks=lambda files: load_ensemble(files, device))
+    if isinstance(model, ExportedModel):
+        model.check_choices(augment=options.augment, sizes=options.task == "study")
+    # The model is first: damaged weights cost no download.
     spec = locate_dataset(options.data)
     sources = spec.sources(options.split)
     if model.num_classes != spec.num_classes and not options.single_cls:
@@ -195,16 +205,13 @@ def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.de
 
 def measure(options: ValOptions, subject: Subject, observers: Sequence[EvaluationObserver] = ()) -> Metrics:
     """Evaluate as the options say, and print the table and the speed."""
-    device, multiple = device_of(subject.model), subject.model.size_multiple
-    size = math.ceil(options.imgsz / multiple) * multiple
-    if size != options.imgsz:
-        console.warn(f"--imgsz {options.imgsz} is not a multiple of the model's stride {multiple}; using {size}")
-    verbose = options.verbose or len(subject.names) < FEW_CLASSES
+    device, shape = subject.model.device, input_shape(options, subject.model)
+    verbose, size = options.verbose or len(subject.names) < FEW_CLASSES, max(shape)
     loader = open_loader(options, subject, size)
     memory = advice_on_memory(options.batch_size, size, training=False)
     with closing(loader), memory, explained_worker_errors(loader.workers):
         if device.type == "cuda":
-            warm_up(subject.model, size, device)
+            warm_up(subject.model, shape)
         metrics = evaluate(
             subject.model,
             loader,
@@ -212,29 +219,44 @@ def measure(options: ValOptions, subject: Subject, observers: Sequence[Evaluatio
             names=subject.names,
             single_cls=options.single_cls,
             augment=options.augment,
-            autocast=torch.float16 if options.half else None,
+            autocast=torch.float16 if options.half and device.type == "cuda" else None,
             observers=[ConsoleTable(subject.names, verbose=verbose, final=True), *observers],
         )
     batch = min(options.batch_size, len(subject.index))
-    console.result(describe_speed(metrics.speed, (batch, 3, size, size)))
+    console.result(describe_speed(metrics.speed, (batch, 3, *shape)))
     return metrics
 
 
+def input_shape(options: ValOptions, model: InferenceModel) -> tuple[int, int]:
+    """Return the largest height and width of the input: those of a file with a fixed one, else --imgsz rounded up."""
+    if model.fixed_shape:
+        height, width = model.fixed_shape
+        if options.imgsz not in (640, max(model.fixed_shape)):
+            console.warn(f"--imgsz {options.imgsz} is ignored: this file has a fixed input of {height} x {width}")
+        return model.fixed_shape
+    multiple = model.size_multiple
+    size = math.ceil(options.imgsz / multiple) * multiple
+    if size != options.imgsz:
+        console.warn(f"--imgsz {options.imgsz} is not a multiple of the model's stride {multiple}; using {size}")
+    return size, size
+
+
 @torch.no_grad()
-def warm_up(model: InferenceModel, size: int, device: torch.device) -> None:
+def warm_up(model: InferenceModel, shape: tuple[int, int]) -> None:
     """Run the model once: the first pass on a GPU is slow and must not be timed."""
-    model(torch.zeros(1, 3, size, size, device=device))
+    model(torch.zeros(1, 3, *shape, device=model.device))
 
 
 def open_loader(options: ValOptions, subject: Subject, size: int) -> Loader:
-    """Return the loader of a split, of rectangular batches unless the speed is measured."""
-    device, square = device_of(subject.model), options.task == "speed"
+    """Return the loader of a split, of rectangular batches unless the speed is measured or the input is fixed."""
+    device, fixed = subject.model.device, subject.model.fixed_shape
+    square = options.task == "speed" or fixed is not None
     return make_loader(
         subject.index,
         imgsz=size,
         batch_size=options.batch_size,
         stride=subject.model.size_multiple,
-        batches=BatchSettings(rect=not square, pad=0.0 if square else 0.5),
+        batches=BatchSettings(rect=not square, pad=0.0 if square else 0.5, shape=fixed),
         loading=LoadSettings(
             workers=options.workers, cores=cores_for_loading(device), pin_memory=device.type == "cuda"
         ),
@@ -351,10 +373,10 @@ def measure_models(
         require_writable(options.project)
     tune_malloc()
     device = set_current_device(select_device(options.device)[0])
-    weights = find_weights(options.weights, typed=weights_typed)
+    weights = find_weights(options.weights, typed=weights_typed, exported=True)
     if options.task in ("speed", "study"):
         options = replace(options, half=device.type == "cuda")
-    elif options.half and device.type != "cuda":
+    elif options.half and device.type != "cuda" and format_of(weights[0]) is None:
         console.warn("--half needs a GPU. Running in float32")
         options = replace(options, half=False)
     console.info(f"val: {describe_device(device)}, torch {torch.__version__}, {', '.join(map(str, weights))}")

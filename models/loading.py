@@ -17,6 +17,7 @@ from utils.console import info
 from utils.detector import name_difference
 from utils.errors import UserError
 from utils.files import ROOT
+from utils.formats import format_of
 
 RELEASE_URL = "https://github.com/ultralytics/yolov5/releases/download/v7.0/"
 PUBLISHED = tuple(f"yolov5{size}{level}.pt" for level in ("", "6") for size in "nsmlx")
@@ -24,7 +25,6 @@ SHA256 = {
     "yolov5n.pt": "4f180cf23ba0717ada0badd6c685026d73d48f184d00fc159c2641284b2ac0a3",
     "yolov5s.pt": "8b3b748c1e592ddd8868022e8732fde20025197328490623cc16c6f24d0782ee",
 }
-OTHER_FORMATS = (".onnx", ".torchscript", ".engine", ".xml", ".mlmodel", ".mlpackage", ".pb", ".tflite", ".param")
 MAX_DEPTH = 20  # of lists within lists in a description
 MAX_DESCRIPTION = 100_000  # values in a model's description, and classes of a model
 
@@ -232,6 +232,8 @@ def load_model(weights: str | Path, device: str | torch.device = "cpu", fuse: bo
 class Ensemble(nn.Module):
     """Several models of the same classes as one: their decoded rows concatenated (B, N1 + N2 + ..., 5+C)."""
 
+    fixed_shape, is_suppressed = None, False  # as in utils.detector.InferenceModel
+
     def __init__(self, models: Sequence[DetectionModel]) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
@@ -247,6 +249,11 @@ class Ensemble(nn.Module):
     def stride(self) -> Tensor:
         """Strides (L,) of the model with the largest stride."""
         return max((model.stride for model in self.members), key=lambda stride: float(stride.max()))
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return self.members[0].device
 
     @property
     def size_multiple(self) -> int:
@@ -278,21 +285,22 @@ def load_ensemble(
     return models[0] if len(models) == 1 else Ensemble(models)
 
 
-def resolve_weights(name: str | Path, *, allow_download: bool) -> Path:
+def resolve_weights(name: str | Path, *, allow_download: bool, exported: bool = False) -> Path:
     """Return the file of `name`: as typed, or in the project folder or its weights/.
 
     Published names (yolov5n.pt ... yolov5x6.pt) that are not there are downloaded if that is allowed. Raises UserError
-    otherwise, with the place to put the file.
+    otherwise, with the place to put the file. `exported` allows files and folders that export.py wrote.
     """
     file = Path(name)
     if file.suffix.lower() in (".yaml", ".yml"):
         raise UserError(f"{file}: a model YAML has no weights: give a .pt file")
-    if file.suffix.lower() in OTHER_FORMATS:
-        raise UserError(f"{file}: {file.suffix} files are not supported yet: give a .pt file")
+    kind = format_of(file)
+    if kind and not exported:
+        raise UserError(f"{file}: {kind.title} holds no weights that can be trained or exported: give the .pt file")
     if not file.suffix and f"{file.name}.pt" in PUBLISHED:
         file = file.with_name(f"{file.name}.pt")
     for candidate in (file, ROOT / file, ROOT / "weights" / file.name):
-        if candidate.is_file():
+        if candidate.is_file() or (kind and candidate.is_dir()):
             return candidate
         if candidate.is_dir():
             raise UserError(f"{candidate}: a folder: give the .pt file in it, such as {example_in(candidate)}")
@@ -311,10 +319,13 @@ def example_in(folder: Path) -> Path:
     return found[0] if found else folder / ("best.pt" if folder.name == "weights" else "weights/best.pt")
 
 
-def find_weights(names: Sequence[str], *, typed: bool) -> list[Path]:
-    """Return the files of --weights. Published ones are downloaded only if the user `typed` their name."""
+def find_weights(names: Sequence[str], *, typed: bool, exported: bool = False) -> list[Path]:
+    """Return the files of --weights. Published ones are downloaded only if the user `typed` their name.
+
+    `exported` allows files and folders that export.py wrote.
+    """
     try:
-        return [resolve_weights(name, allow_download=typed) for name in names]
+        return [resolve_weights(name, allow_download=typed, exported=exported) for name in names]
     except UserError as error:
         if typed:
             raise

@@ -291,6 +291,8 @@ class DetectionModel(nn.Module):
     `.yaml` is the description as used, `.names` {int: str}, `.stride` (L,) pixels, `.head` the Detect module.
     """
 
+    fixed_shape, is_suppressed = None, False  # as in utils.detector.InferenceModel
+
     def __init__(
         self,
         cfg: str | Path | Mapping[str, Any],
@@ -359,6 +361,11 @@ class DetectionModel(nn.Module):
     @property
     def num_classes(self) -> int:
         return self.head.num_classes
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.parameters()).device
 
     def forward(self, x: Tensor, augment: bool = False) -> list[Tensor] | tuple[Tensor, list[Tensor] | None]:
         """Run the network on images (B, channels, H, W) in 0...1, H and W multiples of the largest stride.

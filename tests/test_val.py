@@ -183,7 +183,7 @@ def test_speed_shows_classes_and_says_what_it_ignores(val_args, capsys):
 @pytest.mark.parametrize(
     "extra, message",
     [
-        (["--dnn"], "--dnn needs an ONNX model"),
+        (["--dnn"], "--dnn reads ONNX files, and .*tiny.pt is none"),
         (["--conf-thres", "2"], "--conf-thres 2.0: 0 to 1"),
         (["--batch-size", "0"], "--batch-size 0: at least 1"),
         (["--task", "test"], "no `test:` images"),

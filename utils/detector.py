@@ -19,6 +19,11 @@ class Head(Protocol):
     num_anchors: int  # per level
 
     @property
+    def convolutions(self) -> list[nn.Conv2d]:
+        """The convolution of each level."""
+        ...
+
+    @property
     def anchors(self) -> Tensor:
         """Widths and heights (L, A, 2) in grid cells of their level."""
         ...
@@ -30,7 +35,7 @@ class Head(Protocol):
 
 
 class InferenceModel(Protocol):
-    """The part of a network that inference reads: one Detector, or several as one (an ensemble)."""
+    """The part of a network that inference reads: one Detector, several as one (an ensemble), or an exported file."""
 
     names: dict[int, str]  # class names
 
@@ -42,13 +47,24 @@ class InferenceModel(Protocol):
         """Pixels that both sides of an input image are multiples of."""
         ...
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return (decoded, raw) in evaluation mode, as a Detector does."""
+    @property
+    def device(self) -> torch.device:
+        """Device of the images that it takes and of what it returns."""
         ...
 
-    def eval(self) -> "InferenceModel": ...
-    def modules(self) -> Iterator[nn.Module]: ...
-    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+    @property
+    def fixed_shape(self) -> tuple[int, int] | None:
+        """Height and width that every input has, None if any multiples of `size_multiple` will do."""
+        ...
+
+    @property
+    def is_suppressed(self) -> bool:
+        """True if overlapping boxes are suppressed already, so that they must not be again."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return (decoded, raw) in evaluation mode, as a Detector does. An exported file has no raw levels: None."""
+        ...
 
 
 class Detector(Protocol):
@@ -73,6 +89,21 @@ class Detector(Protocol):
     @property
     def size_multiple(self) -> int:
         """Pixels that both sides of an input image are multiples of: the largest stride, at least 32."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        ...
+
+    @property
+    def fixed_shape(self) -> tuple[int, int] | None:
+        """None: a network takes any multiples of `size_multiple`."""
+        ...
+
+    @property
+    def is_suppressed(self) -> bool:
+        """False: a network returns all rows."""
         ...
 
     def fuse(self) -> "Detector":
@@ -125,6 +156,6 @@ def as_detector(module: nn.Module) -> Detector:
     return cast(Detector, module)
 
 
-def device_of(model: InferenceModel | nn.Module) -> torch.device:
+def device_of(model: Detector | nn.Module) -> torch.device:
     """Return the device of the first parameter. All others are on the same one."""
     return next(model.parameters()).device

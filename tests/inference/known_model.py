@@ -19,6 +19,7 @@ class Answers(nn.Module):
     """
 
     names, num_classes = NAMES, 2
+    device, fixed_shape, is_suppressed = torch.device("cpu"), None, False
 
     def __init__(self, rows):
         super().__init__()

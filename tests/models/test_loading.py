@@ -284,9 +284,9 @@ def test_resolve_weights(tmp_path, monkeypatch):
         ("exp", "a folder: give the .pt file in it"),
         ("exp/weights", "such as exp/weights/best.pt"),
         ("yolov5n.yaml", "a model YAML has no weights: give a .pt file"),
-        ("m.onnx", ".onnx files are not supported yet: give a .pt file"),
-        ("m.torchscript", "not supported yet"),
-        ("m.engine", "not supported yet"),
+        ("m.onnx", "ONNX holds no weights that can be trained or exported: give the .pt file"),
+        ("m.torchscript", "TorchScript holds no weights"),
+        ("m.engine", "TensorRT holds no weights"),
         ("yolov5n.pt", f"put the file at {project / 'weights' / 'yolov5n.pt'}"),
     ):
         with pytest.raises(UserError, match=message):

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.detections import Detections
-from utils.detector import InferenceModel, device_of
+from utils.detector import InferenceModel
 from utils.distributed import Distributed
 from utils.inference.batch_statistics import (
     BatchStatistics,
@@ -58,10 +58,10 @@ def evaluate(
     images; each of them gets the metrics of all images. observers: watch on rank 0. UnreadableData of one process is
     raised on all.
     """
-    device = device_of(model)
+    device = model.device
     group = distributed or Distributed(0, 1, device)
     names = names or model.names
-    nms = replace(nms, agnostic=nms.agnostic or single_cls)
+    nms = replace(nms.fit(model), agnostic=nms.agnostic or single_cls)
     evaluation = _Evaluation(
         model, device, nms, names, single_cls=single_cls, augment=augment, autocast=autocast, loss=loss
     )
@@ -78,7 +78,13 @@ def evaluate(
 
 @contextmanager
 def evaluation_mode(model: InferenceModel) -> Generator[None]:
-    """Put the model into evaluation mode, and afterwards every module of it into the mode it had."""
+    """Put the model into evaluation mode, and afterwards every module of it into the mode it had.
+
+    An exported file has no modes.
+    """
+    if not isinstance(model, nn.Module):
+        yield
+        return
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from utils.detector import InferenceModel
 from utils.nms import non_max_suppression
 
 
@@ -19,6 +20,13 @@ class NmsSettings:
     agnostic: bool = False  # boxes of different classes suppress each other too
     multi_label: bool = False  # a box may have several classes
     hybrid: bool = False  # labels join the candidates with confidence 1, where the labels are known
+
+    def fit(self, model: InferenceModel) -> "NmsSettings":
+        """Return the settings for what this model returns: suppressed boxes are not suppressed again.
+
+        At an IoU threshold of 1 no box suppresses another. Thresholds of confidence and classes still hold.
+        """
+        return replace(self, iou_thres=1.0) if model.is_suppressed else self
 
     def apply(self, prediction: Tensor, labels: Sequence[Tensor] | None = None) -> list[Tensor]:
         """Return the boxes of each image that remain (n, 6), as `non_max_suppression` does.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from utils.detections import Detections
-from utils.detector import InferenceModel, device_of
+from utils.detector import InferenceModel
 from utils.images.letterbox import Letterbox, letterbox
 from utils.inference.nms_settings import NmsSettings
 from utils.inference.preprocess import to_network_input
@@ -33,7 +33,7 @@ class Predictor:
     """Function from images to their Detections."""
 
     model: InferenceModel
-    imgsz: tuple[int, int]  # height, width that images are fitted into, multiples of `model.size_multiple`
+    imgsz: tuple[int, int]  # height, width that images are fitted into; a model of fixed shape overrides it
     nms: NmsSettings = field(default_factory=NmsSettings)
     augment: bool = False  # three passes per image, at several scales
     half: bool = False  # run the network in float16
@@ -41,6 +41,8 @@ class Predictor:
 
     def __post_init__(self) -> None:
         self.names = self.names or self.model.names
+        self.nms = self.nms.fit(self.model)
+        self.imgsz = self.model.fixed_shape or self.imgsz
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray], paths: Sequence[str] | None = None) -> list[Detections]:
@@ -48,7 +50,7 @@ class Predictor:
 
         Images that get the same input shape run as one batch. Otherwise they run one after the other.
         """
-        watch = Stopwatch(device_of(self.model))
+        watch = Stopwatch(self.model.device)
         with watch("preprocess"):
             boxed = [self._letterbox(image, path) for image, path in zip(images, paths or [""] * len(images))]
         seconds = watch.seconds["preprocess"] / max(len(images), 1)
@@ -56,11 +58,12 @@ class Predictor:
         return [found for batch in batches for found in self._predict_batch(batch, seconds)]
 
     def _letterbox(self, image: np.ndarray, path: str) -> LetterboxedImage:
-        return LetterboxedImage(*letterbox(image, self.imgsz, stride=self.model.size_multiple), path)
+        auto = self.model.fixed_shape is None
+        return LetterboxedImage(*letterbox(image, self.imgsz, auto=auto, stride=self.model.size_multiple), path)
 
     def _predict_batch(self, boxed: Sequence[LetterboxedImage], seconds: float) -> list[Detections]:
         """Return the detections of images of one shape. `seconds`: time that each of them has taken so far."""
-        device = device_of(self.model)
+        device = self.model.device
         watch = Stopwatch(device)
         watch.seconds["preprocess"] = seconds * len(boxed)
         with watch("preprocess"):

@@ -30,6 +30,7 @@ class BatchSettings:
 
     rect: bool = False  # images of similar aspect share a batch, whose shape fits them; no mosaics
     pad: float = 0.0  # strides added to each side of a rect shape
+    shape: tuple[int, int] | None = None  # height, width of all batches; None: square, or rect shapes
     shuffle: bool = False
     image_weights: bool = False  # draw images by weight; overrides rect
     quad: bool = False  # merge each four images into one of twice the size
@@ -118,7 +119,7 @@ class GlobalBatchSampler(Sampler[BatchKey]):
         self.rect_order, self.shapes = (
             rect_shapes(shapes, batch_size, imgsz=imgsz, stride=stride, pad=settings.pad)
             if settings.has_rect_shapes
-            else (None, [(imgsz, imgsz)] * math.ceil(self.num_images / batch_size))
+            else (None, [settings.shape or (imgsz, imgsz)] * math.ceil(self.num_images / batch_size))
         )
 
     def __len__(self) -> int:

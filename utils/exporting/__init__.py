@@ -1,0 +1,1 @@
+"""Export: from a network to files that other programs run."""

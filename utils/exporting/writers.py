@@ -1,0 +1,78 @@
+"""Writers of all formats: one function each, in one table, behind checks and an atomic rename."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from utils.detector import Detector
+from utils.errors import UserError
+from utils.exporting.metadata import describe_export
+from utils.exporting.onnx_writer import check_onnx, write_onnx
+from utils.exporting.request import ExportRequest
+from utils.exporting.torchscript_writer import check_torchscript, write_torchscript
+from utils.formats import Format
+from utils.inference.model_metadata import ModelMetadata
+from utils.temporary_files import remove_stale, temporary_path
+
+
+class Writer(NamedTuple):
+    """Functions of a format."""
+
+    check: Callable[[ExportRequest, Detector], None]  # raises UserError for what the format cannot hold
+    write: Callable[[Detector, ExportRequest, ModelMetadata, Path], None]  # into a path that does not exist yet
+
+
+# A new format is one row here and one in utils/formats.py.
+WRITERS: dict[str, Writer] = {
+    "torchscript": Writer(check_torchscript, write_torchscript),
+    "onnx": Writer(check_onnx, write_onnx),
+}
+# Formats of YOLOv5 that are not written, and the reason.
+NOT_OFFERED = {
+    "saved_model": "TensorFlow's formats are not written; --include tflite is for devices, --include onnx for servers",
+    "pb": "TensorFlow's formats are not written; --include tflite is for devices, --include onnx for servers",
+    "edgetpu": "needs Google's compiler: export with --include tflite --int8, then type edgetpu_compiler best.tflite",
+    "tfjs": "TensorFlow's formats are not written; for browsers type --include onnx (docs: onnxruntime-web)",
+    "paddle": "not written: PaddlePaddle reads ONNX, type --include onnx and convert it with paddle2onnx's counterpart",
+}
+
+
+def check_request(formats: Sequence[Format], request: ExportRequest, network: Detector) -> None:
+    """Raise UserError, before anything is written, for a format that is not offered or cannot do what is requested."""
+    for kind in formats:
+        if kind.name not in WRITERS:
+            reason = NOT_OFFERED.get(kind.name, "not written by this version")
+            raise UserError(f"--include {kind.name}: {reason}. Formats: {', '.join(WRITERS)}")
+        WRITERS[kind.name].check(request, network)
+
+
+def write_format(kind: Format, network: Detector, weights: Path, request: ExportRequest) -> Path:
+    """Write the export of a weights file beside it, whole or not at all. Return its path.
+
+    An older export of that name is replaced. Raises UserError where something else has the name.
+    """
+    path = kind.path_beside(weights)
+    if path.is_dir() != kind.is_folder and path.exists():
+        raise UserError(f"{path}: is no {kind.title} export: rename or remove it")
+    remove_stale(path.parent, path.name)
+    draft = temporary_path(path).with_suffix(".tmp")
+    try:
+        WRITERS[kind.name].write(network, request, describe_export(network, weights, request), draft)
+        _replace(draft, path)
+    finally:
+        with suppress(OSError):
+            shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+    return path
+
+
+def _replace(draft: Path, path: Path) -> None:
+    """Rename a draft to its path. A folder that is there is renamed first, as folders cannot be replaced."""
+    if not path.is_dir():
+        draft.replace(path)
+        return
+    old = temporary_path(path)
+    path.rename(old)
+    draft.rename(path)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,55 @@
+"""TorchScript files run by PyTorch."""
+
+import json
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError, one_line
+from utils.inference.runtime import InputShape, RuntimeSettings
+
+CONFIG = "config.txt"  # extra file in the archive, with JSON
+
+
+class TorchScriptRuntime:
+    """Runtime of .torchscript files."""
+
+    def __init__(self, path: Path, settings: RuntimeSettings):
+        self.device = settings.device
+        extra = {CONFIG: ""}
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the loader is deprecated, its files are not
+                self.module = torch.jit.load(str(path), map_location=settings.device, _extra_files=extra).eval()
+        except (RuntimeError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path}: PyTorch cannot load it as TorchScript: {one_line(str(error))}") from error
+        self.title = f"TorchScript, PyTorch {torch.__version__} ({settings.device.type})"
+        self.properties, shape = read_config(extra[CONFIG], path)
+        self.input_shape = InputShape(shape)
+        self.dtype = next((part.dtype for part in self.module.parameters()), torch.float32)
+
+    @torch.inference_mode()
+    def run(self, images: Tensor) -> list[Tensor]:
+        outputs = self.module(images)
+        return [output.float() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+
+
+def read_config(text: str | bytes, path: Path) -> tuple[dict[str, str], tuple[int | None, int | None, int | None]]:
+    """Return the properties as text and the shape of the input (B, H, W) of a config.txt.
+
+    A file without one may have been traced at any shape, so its shape is unknown.
+    """
+    if not text:
+        return {}, (None, None, None)
+    try:
+        content = json.loads(text)
+        properties = {
+            str(key): value if isinstance(value, str) else json.dumps(value) for key, value in content.items()
+        }
+        batch, _, height, width = content["shape"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: {CONFIG} in it cannot be read") from error
+    return properties, (None, None, None) if content.get("dynamic") is True else (batch, height, width)
