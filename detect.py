@@ -38,6 +38,7 @@ from utils.inference.predictor import Predictor
 from utils.inference.runtime import RuntimeSettings
 from utils.inference.speed import MeanSpeed
 from utils.output.detection_files import Outputs, can_show_windows
+from utils.output.json_documents import describe_frame, to_line
 from utils.process_state import unchanged_process
 
 PROGRAM = {"prog": "detect.py", "description": "Find objects in images, videos and streams."}
@@ -91,6 +92,7 @@ class DetectOptions:
     line_thickness: int = flag(3, "thickness of boxes in pixels", group="output")
     hide_labels: bool = flag(False, "draw boxes only", group="output")
     hide_conf: bool = flag(False, "draw class names without confidence", group="output")
+    json: bool = flag(False, "print a line of JSON per image on stdout, and messages on stderr", group="output")
     project: str = flag("runs/detect", "results go to PROJECT/NAME", group="output")
     name: str = flag("exp", "results go to PROJECT/NAME; a number is added if it exists", group="output")
     exist_ok: bool = flag(False, "use an existing PROJECT/NAME", group="output")
@@ -122,7 +124,9 @@ def parse_args(argv: Arguments = None) -> tuple[DetectOptions, frozenset[str]]:
     return DetectOptions(**typed), frozenset(typed)
 
 
-def detect(source: Source, predict: Predict, outputs: Outputs, *, show: bool = False) -> MeanSpeed:
+def detect(
+    source: Source, predict: Predict, outputs: Outputs, *, show: bool = False, as_json: bool = False
+) -> MeanSpeed:
     """Run over all frames, print a line for each and write outputs. Ctrl-C, or q in a window, ends early."""
     speed = MeanSpeed()
     try:
@@ -132,6 +136,8 @@ def detect(source: Source, predict: Predict, outputs: Outputs, *, show: bool = F
                 rows = found.rounded().rows[::-1]  # lowest confidence first: the highest is drawn on top
                 outputs.write(frame, rows)
                 console.info(describe(frame, found, outputs.names))
+                if as_json:
+                    console.data(to_line(describe_frame(frame, found, outputs.names)))
                 speed.add(found)
                 if show:
                     cv2.imshow(frame.path, outputs.draw(frame.image, rows))
@@ -305,7 +311,7 @@ def main(argv: Arguments = None) -> Path:
         show = options.view_img and can_show_windows()
         if options.view_img and not show:
             console.warn("--view-img: no window can be opened here. Images are not shown")
-        speed = detect(source, predictor, outputs, show=show)
+        speed = detect(source, predictor, outputs, show=show, as_json=options.json)
     summarise(outputs, speed, shown, options)
     if options.update:
         strip(files[0])

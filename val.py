@@ -43,6 +43,7 @@ from utils.inference.speed import describe_speed
 from utils.loading.loader import Loader, LoadSettings, explained_worker_errors, make_loader
 from utils.loading.sampler import BatchSettings
 from utils.metrics import Metrics
+from utils.output.json_documents import describe_validation, to_line
 from utils.output.plots import plot_study
 from utils.output.plotter import Plotter
 from utils.output.prediction_files import COCO_IDS, CocoWriter, TextWriter
@@ -90,6 +91,7 @@ class ValOptions:
     save_conf: bool = flag(False, "add the confidence to labels/*.txt", group="output")
     save_json: bool = flag(False, "write a COCO results file, and score it by COCO's rule", group="output")
     annotations: str = flag("", "COCO ground truth of the split, for --save-json", group="output")
+    json: bool = flag(False, "print the results as a JSON document on stdout, and messages on stderr", group="output")
     project: str = flag("runs/val", "results go to PROJECT/NAME", group="output")
     name: str = flag("exp", "results go to PROJECT/NAME; a number is added if it exists", group="output")
     exist_ok: bool = flag(False, "use an existing PROJECT/NAME", group="output")
@@ -388,7 +390,23 @@ def measure_models(
     else:
         found = validate(options, build_subject(options, weights, device), watching)
     console.result(f"Next: {detect_command(weights, [options.imgsz])}")
+    if options.json:
+        console.data(to_line(describe_results(found, options, weights)))
     return found
+
+
+def describe_results(
+    found: ValResult | list[Metrics], options: ValOptions, weights: Sequence[Path]
+) -> dict[str, object]:
+    """Return the document of `--json`: a result for each measurement, with its weights and size."""
+    sizes = STUDY_SIZES if options.task == "study" else [options.imgsz]
+    if isinstance(found, ValResult):
+        folder, measured = str(found.save_dir), [(weights, options.imgsz, found.metrics)]
+    else:
+        settings = [([file], size) for file in weights for size in sizes]
+        folder, measured = None, [(*setting, metrics) for setting, metrics in zip(settings, found, strict=True)]
+    results = [describe_validation(files, options.data, options.split, *rest) for files, *rest in measured]
+    return {"program": "val", "task": options.task, "save_dir": folder, "results": results}
 
 
 if __name__ == "__main__":

@@ -148,8 +148,8 @@ ADDED = {
         "--log-project": ("str", ""),
         "--log-weights": ("flag", ""),
     },
-    "val": {"--annotations": ("str", "")},
-    "detect": {},
+    "val": {"--annotations": ("str", ""), "--json": ("flag", "")},
+    "detect": {"--json": ("flag", "")},
 }
 PROGRAMS = {"train": (TRAIN, TrainOptions), "val": (VAL, ValOptions), "detect": (DETECT, DetectOptions)}
 

@@ -203,7 +203,7 @@ def read_flags(options: type, argv: Arguments, *, prog: str, description: str) -
         parser.exits = False
         argv = parser.words_of(argv if isinstance(argv, Mapping) else _changed_flags(argv, options))
     typed = vars(parser.parse_args(argv))
-    console.begin_program(quiet=typed.pop("quiet"))
+    console.begin_program(quiet=typed.pop("quiet"), data_only=typed.get("json", False))
     return typed
 
 

@@ -2,6 +2,7 @@
 
 Messages go to stdout; warnings, errors and bars go to stderr. Of several ranks only rank 0 writes, except errors and
 warnings about a rank's own data (`as_rank`). `--quiet` leaves warnings, errors and the last lines (`begin_program`).
+With `--json` stdout holds `data` alone.
 """
 
 import atexit
@@ -18,6 +19,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from utils.errors import UserError
+
 UNPRINTABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -26,6 +29,7 @@ class _Settings:
     """Settings of this process."""
 
     quiet: bool = False
+    data_only: bool = False  # on stdout
     rank: int = 0
     warned: set[str] = field(default_factory=set)  # warnings printed so far
     full: list[TextIO] = field(default_factory=list)  # streams on a disk that was full
@@ -34,12 +38,12 @@ class _Settings:
 _settings = _Settings()
 
 
-def begin_program(*, quiet: bool = False) -> None:
+def begin_program(*, quiet: bool = False, data_only: bool = False) -> None:
     """Start the output of a program, in which each warning appears once.
 
-    With `quiet` only warnings, errors and results are written.
+    With `quiet` only warnings, errors and results are written. With `data_only` all but `data` goes to stderr.
     """
-    _settings.quiet = quiet
+    _settings.quiet, _settings.data_only = quiet, data_only
     _settings.warned.clear()
 
 
@@ -70,7 +74,22 @@ def info(*lines: str) -> None:
 def result(*lines: str) -> None:
     """Print lines on stdout, also with `--quiet`: final metrics, where results are, what to type next."""
     if _settings.rank == 0:
-        _print(sys.stdout, *lines)
+        _print(sys.stderr if _settings.data_only else sys.stdout, *lines)
+
+
+def data(line: str) -> None:
+    """Write a line for another program on stdout. Unlike a message it has to arrive.
+
+    Raise UserError if nothing reads it any more, and OSError if it cannot be written.
+    """
+    if sys.stdout is None:
+        raise UserError("--json writes to standard output, which is closed: redirect it to a file")
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output(sys.stdout)
+        raise UserError("--json: the program that reads the results has ended") from None
 
 
 def warn(text: str, *, all_ranks: bool = False) -> None:

@@ -4,6 +4,7 @@ Letters in shapes: n detections of an image, m labels of it, N detections of all
 C classes, K classes with labels, L = 10 IoU levels.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -272,6 +273,7 @@ class Metrics:
     losses: tuple[float, float, float] = (0.0, 0.0, 0.0)  # box, objectness, class
     speed: Speed = field(default_factory=Speed)
     measure: Fitness = fitness  # by `--fitness`
+    names: Mapping[int, str] = field(default_factory=dict)  # of the classes
 
     @property
     def fitness(self) -> float:

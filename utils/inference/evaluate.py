@@ -72,6 +72,7 @@ def evaluate(
             watching.on_batch(evaluation.add(number, batch))
         speed = speed_per_image(evaluation.watch.seconds, evaluation.num_images)
         metrics = compute_metrics(group, evaluation.statistics, evaluation.confusion, loss, speed)
+        metrics = replace(metrics, names=names)
         watching.on_end(metrics)
     return metrics
 
