@@ -401,11 +401,13 @@ def describe_results(
     """Return the document of `--json`: a result for each measurement, with its weights and size."""
     sizes = STUDY_SIZES if options.task == "study" else [options.imgsz]
     if isinstance(found, ValResult):
-        folder, measured = str(found.save_dir), [(weights, options.imgsz, found.metrics)]
+        settings, folder, measured = [(list(weights), options.imgsz)], str(found.save_dir), [found.metrics]
     else:
-        settings = [([file], size) for file in weights for size in sizes]
-        folder, measured = None, [(*setting, metrics) for setting, metrics in zip(settings, found, strict=True)]
-    results = [describe_validation(files, options.data, options.split, *rest) for files, *rest in measured]
+        settings, folder, measured = [([file], size) for file in weights for size in sizes], None, found
+    results = [
+        describe_validation(files, size, metrics, data=options.data, split=options.split)
+        for (files, size), metrics in zip(settings, measured, strict=True)
+    ]
     return {"program": "val", "task": options.task, "save_dir": folder, "results": results}
 
 

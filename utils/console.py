@@ -19,8 +19,6 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from utils.errors import UserError
-
 UNPRINTABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -78,18 +76,15 @@ def result(*lines: str) -> None:
 
 
 def data(line: str) -> None:
-    """Write a line for another program on stdout. Unlike a message it has to arrive.
-
-    Raise UserError if nothing reads it any more, and OSError if it cannot be written.
-    """
+    """Write a line for another program on stdout. Unlike a message it has to arrive, and raises OSError otherwise."""
     if sys.stdout is None:
-        raise UserError("--json writes to standard output, which is closed: redirect it to a file")
+        raise BrokenPipeError(errno.EPIPE, "standard output is closed; redirect it to a file", "--json")
     try:
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         _discard_output(sys.stdout)
-        raise UserError("--json: the program that reads the results has ended") from None
+        raise BrokenPipeError(errno.EPIPE, "the program that reads the results has ended", "--json") from None
 
 
 def warn(text: str, *, all_ranks: bool = False) -> None:

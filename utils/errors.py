@@ -74,6 +74,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         file, advice = (f"{error.filename}: ", "; choose another folder") if error.filename else ("", "")
         return f"error: {one_line(file + str(error.strerror))}{advice}", 1
+    if isinstance(error, BrokenPipeError) and error.filename:  # of console.data
+        return f"error: {error.filename}: {error.strerror}", 1
     if isinstance(error, OSError) and error.errno in GONE_ERRORS and error.filename:
         return f"error: {one_line(f'{error.filename}: {error.strerror}')}; was its folder removed meanwhile?", 1
     if isinstance(error, OSError) and NO_TEMPORARY_FOLDER in str(error):

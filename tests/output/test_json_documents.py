@@ -123,8 +123,9 @@ def test_a_reader_that_has_ended_is_one_line(monkeypatch, tmp_path):
     os.close(read)
     with open(write, "w") as stream:
         monkeypatch.setattr("sys.stdout", stream)
-        with pytest.raises(UserError, match="the program that reads the results has ended"):
+        with pytest.raises(BrokenPipeError) as caught:
             console.data("{}")
+    assert errors.explain(caught.value) == ("error: --json: the program that reads the results has ended", 1)
 
 
 # ---- results.csv and exit codes

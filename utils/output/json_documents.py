@@ -44,7 +44,9 @@ def describe_frame(frame: Frame, found: Detections, names: Mapping[int, str]) ->
     }
 
 
-def describe_validation(weights: Sequence[Path], data: str, split: str, imgsz: int, metrics: Metrics) -> dict[str, Any]:
+def describe_validation(
+    weights: Sequence[Path], imgsz: int, metrics: Metrics, *, data: str, split: str
+) -> dict[str, Any]:
     """Return one result of val.py: the metrics of all classes together and of each class that has labels."""
     per_class = metrics.per_class
     classes = [
