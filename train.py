@@ -65,6 +65,7 @@ from utils.training.loggers import Loggers, installed_tools
 from utils.training.nan_guard import propagate_nan
 from utils.training.observer import EpochReport, Observer, Observers, StepReport
 from utils.training.progress import Progress
+from utils.training.recipe import apply_recipe, settle_search
 from utils.training.reproducibility import dataset_fingerprints, environment_fingerprint
 from utils.training.result import TrainResult
 from utils.training.run import Run
@@ -173,6 +174,8 @@ def prepare_on_rank0(launch: Launch, distributed: Distributed, autocast: torch.d
     options = launch.options
     model, frozen, hyp, dataset, weights, cfg = build_network(launch)
     data = load_splits(locate_images(dataset), single_cls=options.single_cls, fraction=options.evolve_fraction)
+    if launch.checkpoint is None:
+        options, hyp = apply_recipe(options, hyp, weights=weights, num_images=len(data.train))
     final = complete_options(
         options, model, weights=weights, cfg=cfg, num_images=len(data.train), distributed=distributed, autocast=autocast
     )
@@ -551,9 +554,10 @@ def evolve_main(typed: dict[str, Any], observers: Sequence[object] = ()) -> Verd
     options = TrainOptions.from_typed(typed)
     network = build_network(Launch(options))  # mistakes show before the search begins
     amp_dtype(options.amp, select_device(options.device)[0])
-    load_splits(locate_images(network.dataset), single_cls=options.single_cls)
+    data = load_splits(locate_images(network.dataset), single_cls=options.single_cls, fraction=options.evolve_fraction)
+    options, hyp = settle_search(options, network.hyp, weights=network.weights, num_images=len(data.train))
     installed_tools(options.log)  # the line for those that are not; the trainings log
-    return search_hyperparameters(make_plan(options, script=Path(__file__)))
+    return search_hyperparameters(make_plan(options, script=Path(__file__), hyp=hyp))
 
 
 def search_hyperparameters(plan: Plan) -> Verdict:

@@ -143,6 +143,7 @@ ADDED = {
         "--evolve-timeout": ("float", "0.0"),
         "--score-only": ("flag", ""),
         "--fitness": ("str", "0.1,0.9"),
+        "--recipe": ("str", "yolov5"),
         "--min-delta": ("float", "0.0"),
         "--log": ("str*", "[]"),
         "--log-project": ("str", ""),

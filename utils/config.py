@@ -37,6 +37,11 @@ class TrainOptions:
         "hyperparameter YAML: optimisation, losses, augmentation",
         group="optimisation",
     )
+    recipe: str = flag(
+        "yolov5",
+        "optimizer and hyperparameters that --hyp and typed flags leave open: yolov5 (none), small, auto, or a file",
+        group="optimisation",
+    )
     epochs: int = flag(100, "total epochs", group="optimisation")
     batch_size: int = flag(
         16, "total batch over all devices, -1 finds the largest", names=["--batch-size"], group="optimisation"

@@ -73,12 +73,15 @@ def format_command(options: TrainOptions, names: Iterable[str], script: Path) ->
     return shlex.join(["python", script.name, *to_flags(values)])
 
 
-def make_plan(options: TrainOptions, script: Path) -> Plan:
-    """Check and resolve the options of an evolution. Raise UserError for any mistake. Nothing is written."""
+def make_plan(options: TrainOptions, script: Path, hyp: Hyperparameters | None = None) -> Plan:
+    """Check and resolve the options of an evolution. Raise UserError for any mistake. Nothing is written.
+
+    It starts from `hyp`, or else from the file `--hyp`.
+    """
     if options.batch_size == -1:
         raise UserError("--batch-size -1 with --evolve: every generation would find another one; give a number")
     name = Path(options.cfg or options.weights or "exp").stem if options.name == "cfg" else options.name
-    start = read_start(options)
+    start = read_start(options, hyp)
     devices = assign_devices(options)
     return Plan(
         options=options.replace(name=name),
@@ -97,17 +100,18 @@ def assign_devices(options: TrainOptions) -> list[str]:
     return [words[number % len(words)] for number in range(options.evolve_workers or len(words))]
 
 
-def read_start(options: TrainOptions) -> dict[str, float]:
-    """Read the value of every gene from `--hyp`.
+def read_start(options: TrainOptions, hyp: Hyperparameters | None = None) -> dict[str, float]:
+    """Return the value of every gene in `hyp`, or else in `--hyp`.
 
     `anchors` is a gene unless `--noautoanchor` is given. Those of Muon are genes with `--optimizer Muon` only. The
     schedules that the file sets stay as they are in all generations.
     """
     file = Hyperparameters.find(options.hyp, ROOT, ROOT / "data" / "hyps")
     given = read_yaml(file)
-    values = asdict(Hyperparameters.from_dict(given, str(file)))
-    check_hyp({key: value for key, value in values.items() if key in given}, str(file))
-    constants = [key for key in CONSTANTS if values[key] != getattr(Hyperparameters, key)]
+    values = asdict(hyp or Hyperparameters.from_dict(given, str(file)))
+    changed = {key for key, value in values.items() if value != getattr(Hyperparameters, key)}
+    check_hyp({key: value for key, value in values.items() if key in {*given, *changed}}, str(file))
+    constants = [key for key in CONSTANTS if key in changed]
     genes = [*GENES, *(MUON_GENES if options.optimizer == "Muon" else ()), *constants]
     return {key: values[key] for key in genes if key != "anchors" or not options.noautoanchor}
 
