@@ -1,5 +1,6 @@
 # make train   from nothing to a trained detector on the built-in data: environment, data, training, validation, detection
 # make test    the test suite; make test-fast skips the slow runs, make test-plain the speed tricks (utils/kernels.py)
+# make test-long   matrices of formats, layouts and heads, which take hours; LONGTESTS=tests/exporting some of them
 # make test-poor   the tests of numbers as on the oldest CPU, POORTESTS=tests all of them
 # make lint   style, types, spelling and dead code, by pyproject.toml; make format puts what it can into shape
 # make bench   all benchmarks, into benchmarks/RESULTS.md (half an hour with nothing else running); BENCH adds words
@@ -18,7 +19,7 @@ POOREST = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIB
 POORTESTS = $(addprefix tests/utils/test_,$(addsuffix .py,autoanchor boxes ema goldens loss metrics muon nms optim trajectory)) \
 	tests/images/test_augment.py tests/images/test_letterbox.py tests/images/test_warp.py
 
-.PHONY: train test test-fast test-plain test-poor lint lint-style lint-types lint-spelling lint-dead-code format bench clean
+.PHONY: train test test-fast test-long test-plain test-poor lint lint-style lint-types lint-spelling lint-dead-code format bench clean
 
 train: $(VENV)/ready
 	$(PY) train.py --cfg yolov5n.yaml --data data/shapes.yaml --imgsz 320 --epochs 24 --batch-size 16 --cos-lr \
@@ -36,7 +37,10 @@ test: $(VENV)/ready-test
 	$(PYTEST) --durations 15
 
 test-fast: $(VENV)/ready-test
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m "not slow and not long"
+
+test-long: $(VENV)/ready-test
+	$(PY) -m pytest -q -m long --durations 15 $(LONGTESTS)
 
 test-plain: $(VENV)/ready-test
 	ANCHORAGE_PLAIN=1 $(PYTEST)

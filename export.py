@@ -10,6 +10,7 @@ silence_ctrl_c_during_imports(__name__)
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -21,12 +22,17 @@ from utils.device import describe_device, select_device, set_current_device
 from utils.download import fetch_typed
 from utils.errors import UserError
 from utils.errors import run as run_command
+from utils.exporting.proof import Proof, ProofFile, prove
+from utils.exporting.proof_images import ProofImages, open_proof_images
+from utils.exporting.proof_report import proof_table, write_report
 from utils.exporting.request import ExportRequest, NmsInside
 from utils.exporting.writers import check_request, write_format
 from utils.formats import FORMATS
 from utils.inference.model_metadata import LAYOUTS
 from utils.inference.open_model import open_exported
 from utils.inference.runtime import RuntimeSettings
+
+DIFFERENT = 3  # exit code if an export differs from PyTorch
 
 
 @dataclass(frozen=True)
@@ -70,12 +76,14 @@ class ExportOptions:
     iou_thres: float = flag(0.45, "NMS threshold, for --nms", group="detection")
     conf_thres: float = flag(0.25, "lowest confidence, for --nms", group="detection")
     no_verify: bool = flag(False, "do not compare the exports with PyTorch", group="output")
+    verify_images: int = flag(32, "images of --data to compare them on; 0 takes all", group="output")
 
     def __post_init__(self) -> None:
         typed = " ".join(map(str, self.imgsz))
         checks = [
             (1 <= len(self.imgsz) <= 2 and min(self.imgsz) >= 1, f"--imgsz {typed}: expected one side or height width"),
             (1 <= self.batch_size <= 4096, f"--batch-size {self.batch_size}: 1 to 4096"),
+            (self.verify_images >= 0, f"--verify-images {self.verify_images}: 0 or more"),
             (self.calibration_images >= 1, f"--calibration-images {self.calibration_images}: at least 1"),
             (self.topk_all >= 1, f"--topk-all {self.topk_all}: at least 1"),
             (self.topk_per_class >= 1, f"--topk-per-class {self.topk_per_class}: at least 1"),
@@ -130,8 +138,15 @@ def input_size(imgsz: Sequence[int], multiple: int) -> tuple[int, int]:
     return height, width
 
 
-def export_weights(options: ExportOptions, weights: Path, device: torch.device) -> list[Path]:
-    """Write all formats of one weights file. Return the files and folders."""
+class Exports(NamedTuple):
+    """Files and folders written, and whether one of them differs from PyTorch."""
+
+    paths: list[Path]
+    differs: bool = False
+
+
+def export_weights(options: ExportOptions, weights: Path, device: torch.device, *, data_typed: bool) -> Exports:
+    """Write all formats of one weights file, and compare them with it."""
     network: Detector = load_model(weights, device)
     request = options.request(input_size(options.imgsz, network.size_multiple))
     formats = [FORMATS[name] for name in options.include]
@@ -141,42 +156,47 @@ def export_weights(options: ExportOptions, weights: Path, device: torch.device) 
         path = write_format(kind, network, weights, request)
         console.result(f"{kind.title}: {path}")
         written.append(path)
-    if not options.no_verify:
-        verify(network, written, request)
-    for path in written:
-        console.result(f"Run it: {detect_command([path], request.size)}")
-    return written
+    if options.no_verify:
+        console.result(*(f"Run it: {detect_command([path], request.size)}" for path in written))
+        return Exports(written)
+    images = open_proof_images(
+        options.data, typed=data_typed, names=network.names, shape=request.size, count=options.verify_images
+    )
+    files = [ProofFile.from_request(path, request) for path in written]
+    return Exports(written, verify(network, weights, files, images).differs)
 
 
-def verify(network: Detector, written: Sequence[Path], request: ExportRequest) -> None:
-    """Run each export that has a runtime here, and print its largest difference from the network.
-
-    The seam of the proof: it has the network, the files and the request, and may raise or exit.
-    """
-    images = torch.rand(request.batch, 3, *request.size, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        expected = network(images.to(network.device))[0].cpu()
-    for path in written:
-        model = open_exported(path, RuntimeSettings(network.device))
-        rows = model(images.to(model.device))[0].cpu()
-        if rows.shape == expected.shape:
-            console.result(f"{path}: largest difference from PyTorch {float((rows - expected).abs().max()):.2g}")
+def verify(network: Detector, weights: Path, files: Sequence[ProofFile], images: ProofImages) -> Proof:
+    """Compare the exports of a weights file with its network. Print the table and write it as JSON beside them."""
+    settings = RuntimeSettings(network.device)
+    proof = prove(network, files, images, lambda path: open_exported(path, settings))
+    report = weights.with_name(f"{weights.stem}_export.json")
+    write_report(report, proof, weights)
+    console.result(*proof_table(proof, weights), f"Report: {report}")
+    return proof
 
 
-def run_export(options: ExportOptions, typed: frozenset[str] = frozenset({"weights"})) -> list[Path]:
-    """Export as the options say. Return the files and folders, in the order of --weights and --include."""
+def run_export(options: ExportOptions, typed: frozenset[str] = frozenset({"weights"})) -> Exports:
+    """Export as the options say. The files and folders are in the order of --weights and --include."""
     for name in options.include:
         if name not in FORMATS:
             raise UserError(f"--include {name}: no such format: give some of {', '.join(FORMATS)}")
     device = set_current_device(select_device(options.device)[0])
     files = find_weights(options.weights, typed="weights" in typed)
     console.info(f"export: {describe_device(device)}, torch {torch.__version__}, {', '.join(map(str, files))}")
-    return [path for file in files for path in export_weights(options, file, device)]
+    parts = [export_weights(options, file, device, data_typed="data" in typed) for file in files]
+    return Exports([path for part in parts for path in part.paths], any(part.differs for part in parts))
 
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:
-    """Export as the command line `argv` says. Return the files and folders written."""
-    return run_export(*parse_args(argv))
+    """Export as the command line `argv` says. Return the files and folders written.
+
+    Raises SystemExit with code 3 if one of them differs from PyTorch.
+    """
+    exports = run_export(*parse_args(argv))
+    if exports.differs:
+        raise SystemExit(DIFFERENT)
+    return exports.paths
 
 
 if __name__ == "__main__":

@@ -28,16 +28,17 @@ from utils.datasets.spec import DatasetSpec
 from utils.detector import InferenceModel, name_difference
 from utils.device import cores_for_loading, describe_device, select_device, set_current_device, tune_malloc
 from utils.download import fetch_typed
-from utils.errors import UserError
+from utils.errors import UserError, explain, one_line
 from utils.errors import run as run_command
 from utils.files import atomic_write, increment_path, require_writable
 from utils.formats import format_of
+from utils.inference.comparison import ComparedModel, comparison_table, write_comparison
 from utils.inference.evaluate import evaluate
 from utils.inference.exported_model import ExportedModel
 from utils.inference.nms_settings import VAL_NMS, NmsSettings
 from utils.inference.observer import EvaluationObserver, GuardedObservers
 from utils.inference.open_model import open_model
-from utils.inference.reporting import ConsoleTable, DetectionFiles, Drawings
+from utils.inference.reporting import ConsoleTable, DetectionFiles, Drawings, ValidationBar
 from utils.inference.runtime import RuntimeSettings
 from utils.inference.speed import describe_speed
 from utils.loading.loader import Loader, LoadSettings, explained_worker_errors, make_loader
@@ -63,7 +64,10 @@ class ValOptions:
 
     data: str = flag("data/shapes.yaml", "data set YAML", group="data")
     task: str = flag(
-        "val", "split to measure on, or speed, or study (all sizes)", choices=[*SPLITS, "speed", "study"], group="data"
+        "val",
+        "split to measure on, or speed, study (all sizes), compare (files of several formats side by side)",
+        choices=[*SPLITS, "speed", "study", "compare"],
+        group="data",
     )
     batch_size: int = flag(32, "images per batch", group="data")
     imgsz: int = flag(640, "network input size in pixels", names=["--imgsz", "--img", "--img-size"], group="data")
@@ -108,7 +112,7 @@ class ValOptions:
 
     @property
     def split(self) -> str:
-        """Split to measure on. The tasks speed and study take `val`."""
+        """Split to measure on. The other tasks take `val`."""
         return self.task if self.task in SPLITS else "val"
 
     @property
@@ -166,7 +170,7 @@ def parse_args(argv: Arguments = None) -> tuple[ValOptions, bool]:
                 "Use --conf-thres 0.001"
             )
         return options, "weights" in typed
-    fixed = ("conf_thres", "iou_thres") if options.task == "speed" else ("imgsz",)
+    fixed = {"speed": ("conf_thres", "iou_thres"), "study": ("imgsz",)}.get(options.task, ())
     for name in (*fixed, "save_txt", "save_json", "save_hybrid", "save_conf", "annotations"):
         if name in typed:
             reason = f"has its own {name}" if name in fixed else "writes no detections"
@@ -207,14 +211,24 @@ def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.de
 
 def measure(options: ValOptions, subject: Subject, observers: Sequence[EvaluationObserver] = ()) -> Metrics:
     """Evaluate as the options say, and print the table and the speed."""
+    verbose = options.verbose or len(subject.names) < FEW_CLASSES
+    metrics = evaluate_subject(options, subject, [ConsoleTable(subject.names, verbose=verbose, final=True), *observers])
+    shape = input_shape(options, subject.model)
+    batch = min(options.batch_size, len(subject.index))
+    console.result(describe_speed(metrics.speed, (batch, 3, *shape)))
+    return metrics
+
+
+def evaluate_subject(options: ValOptions, subject: Subject, observers: Sequence[EvaluationObserver]) -> Metrics:
+    """Evaluate as the options say. Only the observers print."""
     device, shape = subject.model.device, input_shape(options, subject.model)
-    verbose, size = options.verbose or len(subject.names) < FEW_CLASSES, max(shape)
+    size = max(shape)
     loader = open_loader(options, subject, size)
     memory = advice_on_memory(options.batch_size, size, training=False)
     with closing(loader), memory, explained_worker_errors(loader.workers):
         if device.type == "cuda":
             warm_up(subject.model, shape)
-        metrics = evaluate(
+        return evaluate(
             subject.model,
             loader,
             nms=options.nms,
@@ -222,11 +236,8 @@ def measure(options: ValOptions, subject: Subject, observers: Sequence[Evaluatio
             single_cls=options.single_cls,
             augment=options.augment,
             autocast=torch.float16 if options.half and device.type == "cuda" else None,
-            observers=[ConsoleTable(subject.names, verbose=verbose, final=True), *observers],
+            observers=observers,
         )
-    batch = min(options.batch_size, len(subject.index))
-    console.result(describe_speed(metrics.speed, (batch, 3, *shape)))
-    return metrics
 
 
 def input_shape(options: ValOptions, model: InferenceModel) -> tuple[int, int]:
@@ -250,9 +261,9 @@ def warm_up(model: InferenceModel, shape: tuple[int, int]) -> None:
 
 
 def open_loader(options: ValOptions, subject: Subject, size: int) -> Loader:
-    """Return the loader of a split, of rectangular batches unless the speed is measured or the input is fixed."""
+    """Return the loader of a split, of rectangular batches unless speeds are compared or the input is fixed."""
     device, fixed = subject.model.device, subject.model.fixed_shape
-    square = options.task == "speed" or fixed is not None
+    square = options.task in ("speed", "compare") or fixed is not None
     return make_loader(
         subject.index,
         imgsz=size,
@@ -349,6 +360,38 @@ def compare_sizes(
     return found
 
 
+def compare_formats(
+    options: ValOptions, device: torch.device, *, weights_typed: bool, observers: Sequence[EvaluationObserver]
+) -> list[Metrics]:
+    """Measure each file by itself, and print and write a table of all. One that fails has its reason there."""
+    locate_dataset(options.data)  # its errors are no model's
+    folder = increment_path(Path(options.project) / options.name, options.exist_ok)
+    models = [compare_one(options, name, device, weights_typed, observers) for name in options.weights]
+    file = folder / "compare.json"
+    write_comparison(file, models, {"data": options.data, "split": options.split, "batch_size": options.batch_size})
+    console.result(*comparison_table(models), f"Results saved to {file}")
+    found = [model.metrics for model in models if model.metrics]
+    if not found:
+        raise UserError(f"none of the models could be measured; the first: {models[0].reason}")
+    return found
+
+
+def compare_one(
+    options: ValOptions, name: str, device: torch.device, typed: bool, observers: Sequence[EvaluationObserver]
+) -> ComparedModel:
+    """Load and measure one file."""
+    try:
+        path = find_weights([name], typed=typed, exported=True)[0]
+        subject = build_subject(options, [path], device)
+        shape = input_shape(options, subject.model)
+        metrics = evaluate_subject(options, subject, [ValidationBar(path.name), *observers])
+    except Exception as error:  # of any runtime: the other files are measured all the same
+        explained = explain(error)
+        reason = explained[0].removeprefix("error: ") if explained else f"{type(error).__name__}: {error}"
+        return ComparedModel(name, reason=one_line(reason))
+    return ComparedModel(str(path), shape, metrics)
+
+
 def main(argv: Arguments = None, observers: Sequence[object] = ()) -> Metrics | list[Metrics]:
     """Measure as the command line `argv` says.
 
@@ -375,6 +418,9 @@ def measure_models(
         require_writable(options.project)
     tune_malloc()
     device = set_current_device(select_device(options.device)[0])
+    if options.task == "compare":
+        watching = [GuardedObservers(observers)]
+        return compare_formats(options, device, weights_typed=weights_typed, observers=watching)
     weights = find_weights(options.weights, typed=weights_typed, exported=True)
     if options.task in ("speed", "study"):
         options = replace(options, half=device.type == "cuda")

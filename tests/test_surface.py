@@ -219,7 +219,7 @@ def test_the_optional_values_of_flags():
     assert known["--cache"].choices == ["ram", "disk", "val", "off"]
     assert known["--optimizer"].choices == ["SGD", "Adam", "AdamW", "Muon"]
     tasks = add_flags(SuggestingParser(), ValOptions)._option_string_actions["--task"].choices
-    assert tasks == ["train", "val", "test", "speed", "study"]
+    assert tasks == ["train", "val", "test", "speed", "study", "compare"]
 
 
 def test_every_row_names_tests_that_exist():

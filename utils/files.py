@@ -231,6 +231,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def size_on_disk(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
 def append_line(path: str | Path, line: str) -> None:
     """Add a line, or several, to an existing file. They are on disk on return.
 

@@ -54,6 +54,10 @@ def format_of(path: str | Path) -> Format | None:
     return FORMATS[inner] if inner else next((entry for entry in longest_first if name.endswith(entry.suffix)), None)
 
 
+class RuntimeAbsent(UserError):
+    """Error of a package or machine that is absent here. It says nothing about any file."""
+
+
 def import_extra(module: str, extra: str, purpose: str) -> ModuleType:
     """Return an optional package. Raise UserError with the command that installs it if it is absent.
 
@@ -63,8 +67,9 @@ def import_extra(module: str, extra: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
-            raise UserError(f"{purpose}: the package {module} lacks {error.name}: pip install {error.name}") from error
-        raise UserError(
+            problem = f"{purpose}: the package {module} lacks {error.name}"
+            raise RuntimeAbsent(f"{problem}: pip install {error.name}") from error
+        raise RuntimeAbsent(
             f'{purpose} needs the package {module}: pip install ".[{extra}]" in the folder of this project'
         ) from error
 

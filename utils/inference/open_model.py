@@ -6,7 +6,7 @@ from pathlib import Path
 from utils import console
 from utils.detector import InferenceModel
 from utils.errors import UserError
-from utils.formats import FORMATS, format_of
+from utils.formats import FORMATS, RuntimeAbsent, format_of
 from utils.inference.exported_model import ExportedModel
 from utils.inference.onnx_runtime import OnnxRuntime
 from utils.inference.opencv_runtime import OpenCVRuntime
@@ -43,7 +43,7 @@ def open_exported(path: Path, settings: RuntimeSettings) -> ExportedModel:
     kind = format_of(path)
     if kind is None or kind.name not in RUNTIMES:
         title = kind.title if kind else f"{path.suffix} files"
-        raise UserError(
+        raise RuntimeAbsent(
             f"{path}: {title} is not run here: give a {', '.join(FORMATS[name].title for name in RUNTIMES)}"
             " export or the .pt file"
         )

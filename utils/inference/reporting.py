@@ -14,19 +14,15 @@ from utils.output.validation_report import HEADER, draw_batch, draw_curves, metr
 DRAWN_BATCHES = 3  # batches that are drawn into the run folder
 
 
-class ConsoleTable(EvaluationObserver):
-    """A progress bar, then a table of the metrics: all classes together and, if `verbose`, a row per class.
+class ValidationBar(EvaluationObserver):
+    """A progress bar over the batches."""
 
-    With `final` the table is a result of the program, which is printed also with `--quiet`.
-    """
-
-    def __init__(self, names: Mapping[int, str], *, verbose: bool = False, final: bool = False):
-        self.names, self.verbose = names, verbose
-        self.print = console.result if final else console.info
+    def __init__(self, text: str = "Validating"):
+        self.text = text
         self.bar: console.ProgressBar | None = None
 
     def on_start(self, num_batches: int | None) -> None:
-        self.bar = console.progress_bar(desc="Validating", total=num_batches, leave=False)
+        self.bar = console.progress_bar(desc=self.text, total=num_batches, leave=False)
 
     def on_batch(self, evaluated: EvaluatedBatch) -> None:
         if self.bar is not None:
@@ -34,9 +30,6 @@ class ConsoleTable(EvaluationObserver):
 
     def on_end(self, metrics: Metrics) -> None:
         self._close_bar()
-        self.print(HEADER, *metrics_table(metrics, self.names, verbose=self.verbose))
-        if metrics.instances == 0:
-            console.warn("these images have no labels, so there is nothing to measure. Give a labelled split: --data")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -46,6 +39,24 @@ class ConsoleTable(EvaluationObserver):
     def _close_bar(self) -> None:
         if self.bar is not None:
             self.bar.close()
+
+
+class ConsoleTable(ValidationBar):
+    """A progress bar, then a table of the metrics: all classes together and, if `verbose`, a row per class.
+
+    With `final` the table is a result of the program, which is printed also with `--quiet`.
+    """
+
+    def __init__(self, names: Mapping[int, str], *, verbose: bool = False, final: bool = False):
+        super().__init__()
+        self.names, self.verbose = names, verbose
+        self.print = console.result if final else console.info
+
+    def on_end(self, metrics: Metrics) -> None:
+        super().on_end(metrics)
+        self.print(HEADER, *metrics_table(metrics, self.names, verbose=self.verbose))
+        if metrics.instances == 0:
+            console.warn("these images have no labels, so there is nothing to measure. Give a labelled split: --data")
 
 
 class Drawings(EvaluationObserver):

@@ -1,0 +1,109 @@
+"""Every format, layout, head and input shape of an export agrees with PyTorch, or is refused with a reason.
+
+The whole matrix is long (`make test-long`). Part of it runs in the default suite, with a tiny model.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from benchmarks.export_matrix import MODELS, VARIANTS, prove_model, random_model, sample_images, spread_head
+from models.loading import load_model
+from models.yolo import DetectionModel
+from utils.exporting.proof_images import open_proof_images
+from utils.exporting.writers import WRITERS
+
+ROOT = Path(__file__).resolve().parents[2]
+FLOAT = [variant for variant in VARIANTS if variant != "half"]
+# What a format cannot hold: (format, variant) -> part of the reason.
+REFUSED: dict[tuple[str, str], str] = {}
+COCO128 = "path: {root}/datasets/coco128\ntrain: images/train2017\nval: images/train2017\nnames: {names}\n"
+
+
+def require_agreement(rows, *, least_found):
+    """Assert that each file agrees, has found objects, and that only the expected ones are refused."""
+    assert rows
+    for row in rows:
+        expected = REFUSED.get((row.format, row.variant))
+        if expected or row.proof is None:
+            assert expected and row.proof is None and expected in row.refused, row.cells()
+            continue
+        assert row.proof.verdict == "agrees", row.cells()
+        assert row.proof.pairing.reference >= least_found, row.cells()
+
+
+@pytest.fixture(scope="module")
+def coco128(reference, tmp_path_factory):
+    """Write a YAML of coco128 and return it."""
+    names = yaml.safe_load((ROOT / "data" / "coco128.yaml").read_text())["names"]
+    file = tmp_path_factory.mktemp("data") / "coco128.yaml"
+    file.write_text(COCO128.format(root=reference, names=names))
+    return file
+
+
+def open_images(data, model, imgsz, count):
+    return open_proof_images(str(data), typed=True, names=model.names, shape=(imgsz, imgsz), count=count)
+
+
+@pytest.mark.parametrize("kind, variants", [
+    ("onnx", ["yolov5", "nms"]),
+    ("torchscript", ["raw", "deepstream"]),
+    pytest.param("onnx", FLOAT, marks=pytest.mark.long),
+    pytest.param("torchscript", FLOAT, marks=pytest.mark.long),
+])  # fmt: skip
+def test_files_of_a_tiny_model_agree(kind, variants, tiny_cfg, tiny_data, tmp_path):
+    torch.manual_seed(0)
+    model = DetectionModel(tiny_cfg, num_classes=2).eval()
+    model.names = {0: "dark", 1: "bright"}
+    model = spread_head(model, sample_images(str(tiny_data), 64)).fuse()
+    images = open_images(tiny_data, model, 64, 0)
+    rows = prove_model(model, "tiny", images, formats=[kind], variants=variants, folder=tmp_path)
+    require_agreement(rows, least_found=3)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("kind", WRITERS)
+def test_yolov5n_agrees_on_coco128(kind, reference, coco128, tmp_path):
+    model = load_model(reference / "weights" / "yolov5n.pt")
+    images = open_images(coco128, model, 640, 0)
+    rows = prove_model(model, "yolov5n", images, formats=[kind], variants=list(VARIANTS), folder=tmp_path)
+    require_agreement(rows, least_found=400)
+    assert all(row.proof.observation.metrics is not None for row in rows if row.proof)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("name", MODELS)
+def test_other_heads_agree(name, kind, coco128, tmp_path):
+    imgsz = 320
+    model = random_model(name, sample_images(str(coco128), imgsz))
+    images = open_images(coco128, model, imgsz, 16)
+    variants = FLOAT if name == "yolov5s" else ["yolov5", "raw", "nms"]
+    rows = prove_model(model, name, images, formats=[kind], variants=variants, folder=tmp_path)
+    require_agreement(rows, least_found=16)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_trained_model_agrees(kind, trained, tiny_data, tmp_path):
+    model = load_model(trained)
+    images = open_images(tiny_data, model, 64, 0)
+    rows = prove_model(model, "trained", images, formats=[kind], variants=FLOAT, folder=tmp_path)
+    require_agreement(rows, least_found=3)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_data, tiny_cfg, tmp_path_factory):
+    """Train a tiny model until it finds most boxes of the tiny data. Return its weights."""
+    from tiny_training import train_flags
+
+    import train
+
+    project = tmp_path_factory.mktemp("trained")
+    train.main(train_flags(tiny_data, tiny_cfg, project, "--noplots", epochs=60))
+    return project / "run" / "weights" / "best.pt"
