@@ -28,11 +28,11 @@ from utils.datasets.spec import DatasetSpec
 from utils.detector import InferenceModel, name_difference
 from utils.device import cores_for_loading, describe_device, select_device, set_current_device, tune_malloc
 from utils.download import fetch_typed
-from utils.errors import UserError, explain, one_line
+from utils.errors import UserError
 from utils.errors import run as run_command
 from utils.files import atomic_write, increment_path, require_writable
 from utils.formats import format_of
-from utils.inference.comparison import ComparedModel, comparison_table, write_comparison
+from utils.inference.comparison import ComparedModel, compare_models, report_comparison, require_measured
 from utils.inference.evaluate import evaluate
 from utils.inference.exported_model import ExportedModel
 from utils.inference.nms_settings import VAL_NMS, NmsSettings
@@ -364,32 +364,21 @@ def compare_formats(
     options: ValOptions, device: torch.device, *, weights_typed: bool, observers: Sequence[EvaluationObserver]
 ) -> list[Metrics]:
     """Measure each file by itself, and print and write a table of all. One that fails has its reason there."""
+
+    def measure_one(name: str) -> ComparedModel:
+        path = find_weights([name], typed=weights_typed, exported=True)[0]
+        subject = build_subject(options, [path], device)
+        metrics = evaluate_subject(options, subject, [ValidationBar(path.name), *observers])
+        return ComparedModel(str(path), input_shape(options, subject.model), metrics)
+
     locate_dataset(options.data)  # its errors are no model's
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
-    models = [compare_one(options, name, device, weights_typed, observers) for name in options.weights]
-    file = folder / "compare.json"
-    write_comparison(file, models, {"data": options.data, "split": options.split, "batch_size": options.batch_size})
-    console.result(*comparison_table(models), f"Results saved to {file}")
-    found = [model.metrics for model in models if model.metrics]
-    if not found:
-        raise UserError(f"none of the models could be measured; the first: {models[0].reason}")
-    return found
-
-
-def compare_one(
-    options: ValOptions, name: str, device: torch.device, typed: bool, observers: Sequence[EvaluationObserver]
-) -> ComparedModel:
-    """Load and measure one file."""
-    try:
-        path = find_weights([name], typed=typed, exported=True)[0]
-        subject = build_subject(options, [path], device)
-        shape = input_shape(options, subject.model)
-        metrics = evaluate_subject(options, subject, [ValidationBar(path.name), *observers])
-    except Exception as error:  # of any runtime: the other files are measured all the same
-        explained = explain(error)
-        reason = explained[0].removeprefix("error: ") if explained else f"{type(error).__name__}: {error}"
-        return ComparedModel(name, reason=one_line(reason))
-    return ComparedModel(str(path), shape, metrics)
+    models = compare_models(options.weights, measure_one)
+    settings = {"data": options.data, "split": options.split, "batch_size": options.batch_size}
+    content = report_comparison(folder / "compare.json", models, settings)
+    if options.json:
+        console.data(to_line({"program": "val", "task": options.task, "save_dir": str(folder), **content}))
+    return require_measured(models)
 
 
 def main(argv: Arguments = None, observers: Sequence[object] = ()) -> Metrics | list[Metrics]:
@@ -418,8 +407,8 @@ def measure_models(
         require_writable(options.project)
     tune_malloc()
     device = set_current_device(select_device(options.device)[0])
+    watching = [GuardedObservers(observers)]
     if options.task == "compare":
-        watching = [GuardedObservers(observers)]
         return compare_formats(options, device, weights_typed=weights_typed, observers=watching)
     weights = find_weights(options.weights, typed=weights_typed, exported=True)
     if options.task in ("speed", "study"):
@@ -428,7 +417,6 @@ def measure_models(
         console.warn("--half needs a GPU. Running in float32")
         options = replace(options, half=False)
     console.info(f"val: {describe_device(device)}, torch {torch.__version__}, {', '.join(map(str, weights))}")
-    watching = [GuardedObservers(observers)]
     if options.task == "speed":
         found: ValResult | list[Metrics] = compare_speed(options, weights, device, watching)
     elif options.task == "study":

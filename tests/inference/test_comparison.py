@@ -10,7 +10,7 @@ import val
 from models.yolo import DetectionModel
 from utils.checkpoint import describe_model, write_checkpoint
 from utils.errors import UserError
-from utils.inference.comparison import ComparedModel, comparison_table, write_comparison
+from utils.inference.comparison import ComparedModel, comparison_table, report_comparison
 from utils.metrics import ConfusionMatrix, Metrics, Speed
 
 
@@ -37,7 +37,7 @@ def test_table(models):
 
 
 def test_json(models, tmp_path):
-    write_comparison(tmp_path / "compare.json", models, {"split": "val"})
+    report_comparison(tmp_path / "compare.json", models, {"split": "val"})
     content = json.loads((tmp_path / "compare.json").read_text())
     assert (content["schema"], content["split"]) == (1, "val")
     first, second = content["models"]
@@ -77,5 +77,5 @@ def test_a_wrong_data_set_ends_a_comparison_once(tiny_weights, tmp_path):
 
 
 def test_nothing_measured_is_an_error(tiny_data, tmp_path):
-    with pytest.raises(UserError, match="none of the models could be measured; the first: .*no such file"):
+    with pytest.raises(UserError, match="none of the models could be measured; .*absent.pt: no such file"):
         compare([tmp_path / "absent.pt"], tiny_data, tmp_path)

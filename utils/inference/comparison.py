@@ -1,10 +1,12 @@
 """Comparison of models of any format on one split: size of the file, mAP and milliseconds an image."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from utils import console
+from utils.errors import UserError, explain, one_line
 from utils.files import atomic_write, size_on_disk
 from utils.inference.speed import PARTS
 from utils.metrics import Metrics
@@ -37,6 +39,27 @@ class ComparedModel(NamedTuple):
         yield from (f"{value:.1f}" for value in self.milliseconds)
 
 
+def compare_models(names: Sequence[str], measure: Callable[[str], ComparedModel]) -> list[ComparedModel]:
+    """Measure each model by itself. One that fails, by any error of its runtime, has the reason."""
+    models = []
+    for name in names:
+        try:
+            models.append(measure(name))
+        except Exception as error:
+            explained = explain(error)
+            reason = explained[0].removeprefix("error: ") if explained else f"{type(error).__name__}: {error}"
+            models.append(ComparedModel(name, reason=one_line(reason).removeprefix(f"{name}: ")))
+    return models
+
+
+def require_measured(models: Sequence[ComparedModel]) -> list[Metrics]:
+    """Return the metrics of the models that have some. Raise UserError if none has."""
+    found = [model.metrics for model in models if model.metrics]
+    if not found:
+        raise UserError(f"none of the models could be measured; {models[0].path}: {models[0].reason}")
+    return found
+
+
 def comparison_table(models: Sequence[ComparedModel]) -> Iterator[str]:
     """Yield a line for each model below a line of titles."""
     width = max(len(model.path) for model in models)
@@ -46,11 +69,16 @@ def comparison_table(models: Sequence[ComparedModel]) -> Iterator[str]:
         yield f"{model.path:<{width}}{cells}"
 
 
-def write_comparison(file: Path, models: Sequence[ComparedModel], settings: dict[str, Any]) -> None:
-    """Write the comparison as JSON (docs/export.md), atomically. settings: data, split and batch size."""
+def report_comparison(file: Path, models: Sequence[ComparedModel], settings: dict[str, Any]) -> dict[str, Any]:
+    """Print the table, and write the comparison as JSON (docs/export.md), atomically. Return its content.
+
+    settings: data, split and batch size.
+    """
     content = {"schema": SCHEMA, **settings, "models": [_model_content(model) for model in models]}
     with atomic_write(file) as stream:
         stream.write(json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
+    console.result(*comparison_table(models), f"Results saved to {file}")
+    return content
 
 
 def _model_content(model: ComparedModel) -> dict[str, Any]:
