@@ -1,4 +1,4 @@
-"""Every format, layout, head and input shape of an export agrees with PyTorch, or is refused with a reason.
+"""Matrix of exports: formats, layouts, heads and input shapes agree with PyTorch, or are refused with a reason.
 
 The whole matrix is long (`make test-long`). Part of it runs in the default suite, with a tiny model.
 """
