@@ -12,6 +12,7 @@ from models.yolo import DetectionModel
 from utils.errors import UserError
 from utils.exporting.latency import Latency
 from utils.exporting.observation import DETECT_NMS, PLAIN, Suppression, observe
+from utils.exporting.operators import Operators
 from utils.exporting.proof import ProofFile, prove
 from utils.exporting.proof_images import open_proof_images
 from utils.exporting.proof_report import proof_table, write_report
@@ -54,9 +55,10 @@ def images(tiny_data):
 
 @pytest.fixture(autouse=True)
 def no_measurements(monkeypatch):
-    """Replace the measured latencies by given ones: these tests are about detections."""
+    """Replace measured latencies, and operators of files, by given ones: these tests are about detections."""
     latencies = [Latency(size, 1.0, 10.0, 2.0, 3) for size in (1, 16)]
     monkeypatch.setattr("utils.exporting.proof.measure_latency", lambda *_: latencies)
+    monkeypatch.setattr("utils.exporting.proof.read_operators", lambda _: Operators("17", {"Conv": 1}))
 
 
 def shift_boxes(pixels):
@@ -205,6 +207,21 @@ def test_the_report_is_json_of_the_documented_keys(model, images, tmp_path):
     assert same["tolerance"] == {
         "iou": 0.99, "confidence": 0.01, "matched": 0.995, "map_loss": 0.001, "map_gain": 0.001, "box": 1, "score": 0.01
     }  # fmt: skip
+
+
+def test_operators_are_in_the_report(model, images, tmp_path):
+    proof = prove_copies(model, images, tmp_path, {"same": Copy(model)})
+    listed = [
+        replace(proof.files[0], operators=operators)
+        for operators in (
+            Operators("17", {"Conv": 2, "Mul": 1}),
+            Operators("opset8", {"Add": 1}),
+            Operators("", {"a": 1}),
+        )
+    ]
+    lines = list(proof_table(replace(proof, files=listed), tmp_path / "same.onnx"))
+    assert "same.onnx: opset 17: Conv 2, Mul 1" in lines and "same.onnx: opset 8: Add 1" in lines
+    assert "same.onnx: operators: a 1" in lines
 
 
 def test_an_int8_file_that_is_not_faster_is_reported(model, images, tmp_path):

@@ -13,6 +13,7 @@ from utils.errors import UserError, one_line
 from utils.exporting.detection_pairs import Pairing, PairRule, pair_detections, sum_pairings
 from utils.exporting.latency import BATCH_SIZES, Latency, measure_latency
 from utils.exporting.observation import PLAIN, Observation, RawDifference, Suppression, observe, raw_difference
+from utils.exporting.operators import Operators, read_operators
 from utils.exporting.proof_images import ProofImages
 from utils.exporting.request import ExportRequest
 from utils.formats import RuntimeAbsent, format_of
@@ -89,6 +90,7 @@ class FileProof:
     raw: RawDifference | None = None
     pairing: Pairing = field(default_factory=Pairing)
     latencies: Sequence[Latency] = ()
+    operators: Operators | None = None  # None for a format whose files do not list them
     differences: Sequence[str] = ()  # what is outside tolerance
     unproved: str = ""  # reason why nothing was compared
 
@@ -147,17 +149,16 @@ def prove_file(
         model = open_file(file.path)
         found = observe(model, images, [file.suppression], progress=f"Proof: {file.path.name}")[file.suppression]
         latencies = measure_latency(model, originals, images.shape, file.suppression.detect)
+        operators = read_operators(file.path)
     except RuntimeAbsent as error:
         return FileProof(file, expected, unproved=str(error))
     except Exception as error:  # of any runtime: that the file cannot be run is the finding
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         return FileProof(file, expected, differences=[f"cannot be run: {kind}{one_line(str(error))}"])
-    return compare(file, expected, found, images, latencies)
+    return replace(compare(file, expected, found, images), latencies=latencies, operators=operators)
 
 
-def compare(
-    file: ProofFile, expected: Observation, found: Observation, images: ProofImages, latencies: Sequence[Latency] = ()
-) -> FileProof:
+def compare(file: ProofFile, expected: Observation, found: Observation, images: ProofImages) -> FileProof:
     """Compare two observations within the tolerance of the file's precision."""
     tolerance = TOLERANCES[file.precision]
     raw = None if file.inside else raw_difference(expected.outputs, found.outputs, best_class=file.best_class)
@@ -180,7 +181,7 @@ def compare(
             f"{pairing.share:.1%} of the detections have a partner, {tolerance.matched:.1%} must "
             f"(in {Path(images.index.paths[first]).name} finds {example})",
         )
-    return FileProof(file, expected, found, raw, pairing, latencies, differences)
+    return FileProof(file, expected, found, raw, pairing, differences=differences)
 
 
 def _describe_first(who: str, rows: Tensor, images: ProofImages) -> str:

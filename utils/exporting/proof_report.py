@@ -12,7 +12,7 @@ import torch
 from utils.cli import detect_command
 from utils.exporting.latency import BATCH_SIZES, Latency
 from utils.exporting.observation import RawDifference
-from utils.exporting.operators import read_operators
+from utils.exporting.operators import Operators
 from utils.exporting.proof import TOLERANCES, FileProof, Proof, Tolerance
 from utils.files import atomic_write, size_on_disk
 from utils.inference.speed import PARTS
@@ -59,8 +59,17 @@ def proof_table(proof: Proof, weights: Path) -> Iterator[str]:
         yield (f"{row.name:<{width}}" + "".join(f"{cell:>10}" for cell in row.cells()) + f"  {row.verdict}").rstrip()
     yield from _remarks(proof)
     for one in proof.files:
+        if one.operators:
+            yield f"{one.file.path.name}: {describe_operators(one.operators)}"
+    for one in proof.files:
         if one.observation:
             yield f"Run it: {run_command(one, proof)}"
+
+
+def describe_operators(operators: Operators) -> str:
+    """Return the version of the operator set and the number of each operator, such as `opset 17: Conv 60, Mul 57`."""
+    counts = ", ".join(f"{name} {count}" for name, count in operators.counts.items())
+    return f"opset {operators.opset.removeprefix('opset')}: {counts}" if operators.opset else f"operators: {counts}"
 
 
 def run_command(one: FileProof, proof: Proof) -> str:
@@ -137,7 +146,7 @@ def report_content(proof: Proof, weights: Path) -> dict[str, Any]:
 
 
 def _file_content(one: FileProof, proof: Proof) -> dict[str, Any]:
-    operators = read_operators(one.file.path)
+    operators = one.operators
     return {
         "file": str(one.file.path),
         "format": one.file.format,
