@@ -13,7 +13,9 @@ import torch
 
 from utils.detector import Detector
 from utils.errors import UserError, one_line
+from utils.exporting.calibration import choose_images
 from utils.exporting.network import ExportNetwork, output_names
+from utils.exporting.onnx_int8 import quantize_onnx
 from utils.exporting.onnx_nms import append_nms
 from utils.exporting.request import ExportRequest
 from utils.files import atomic_write
@@ -38,7 +40,8 @@ def check_onnx(request: ExportRequest, network: Detector) -> None:
         other = "; --dynamo writes later ones" if not request.dynamo and request.opset > known[-1] else ""
         raise UserError(f"--opset {request.opset}: {known[0]} to {known[-1]} can be written{other}")
     if request.int8:
-        raise UserError("--int8 is not offered for ONNX yet: omit it")
+        import_extra("onnxruntime", "export", "--int8")
+        choose_images(request, "--int8")
 
 
 def write_onnx(network: Detector, request: ExportRequest, metadata: ModelMetadata, path: Path) -> None:
@@ -73,6 +76,8 @@ def build_onnx(network: Detector, request: ExportRequest) -> "ModelProto":
         )
     if request.simplify:
         model = _simplify(model)
+    if request.int8:
+        model = quantize_onnx(model, choose_images(request, "--int8"), per_tensor=request.per_tensor)
     if request.nms:
         model = append_nms(model, request.nms, network.num_classes)
     return model

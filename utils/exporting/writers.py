@@ -2,19 +2,20 @@
 
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from utils.detector import Detector
 from utils.errors import UserError
 from utils.exporting.metadata import describe_export
+from utils.exporting.ncnn_writer import check_ncnn, write_ncnn
 from utils.exporting.onnx_writer import check_onnx, write_onnx
+from utils.exporting.openvino_writer import check_openvino, write_openvino
 from utils.exporting.request import ExportRequest
 from utils.exporting.torchscript_writer import check_torchscript, write_torchscript
 from utils.formats import Format
 from utils.inference.model_metadata import ModelMetadata
-from utils.temporary_files import remove_stale, temporary_path
+from utils.temporary_files import draft_folder, temporary_path
 
 
 class Writer(NamedTuple):
@@ -28,6 +29,8 @@ class Writer(NamedTuple):
 WRITERS: dict[str, Writer] = {
     "torchscript": Writer(check_torchscript, write_torchscript),
     "onnx": Writer(check_onnx, write_onnx),
+    "ncnn": Writer(check_ncnn, write_ncnn),
+    "openvino": Writer(check_openvino, write_openvino),
 }
 # Formats of YOLOv5 that are not written, and the reason.
 NOT_OFFERED = {
@@ -56,14 +59,10 @@ def write_format(kind: Format, network: Detector, weights: Path, request: Export
     path = kind.path_beside(weights)
     if path.is_dir() != kind.is_folder and path.exists():
         raise UserError(f"{path}: is no {kind.title} export: rename or remove it")
-    remove_stale(path.parent, path.name)
-    draft = temporary_path(path).with_suffix(".tmp")
-    try:
+    with draft_folder(path) as folder:
+        draft = folder / path.name
         WRITERS[kind.name].write(network, request, describe_export(network, weights, request), draft)
         _replace(draft, path)
-    finally:
-        with suppress(OSError):
-            shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
     return path
 
 

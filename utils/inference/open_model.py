@@ -8,13 +8,20 @@ from utils.detector import InferenceModel
 from utils.errors import UserError
 from utils.formats import FORMATS, RuntimeAbsent, format_of
 from utils.inference.exported_model import ExportedModel
+from utils.inference.ncnn_runtime import NcnnRuntime
 from utils.inference.onnx_runtime import OnnxRuntime
 from utils.inference.opencv_runtime import OpenCVRuntime
+from utils.inference.openvino_runtime import OpenVINORuntime
 from utils.inference.runtime import Runtime, RuntimeSettings
 from utils.inference.torchscript_runtime import TorchScriptRuntime
 
 # Runtime of each format that can be run here, by the format's name. A new runtime is one row.
-RUNTIMES: dict[str, type[Runtime]] = {"torchscript": TorchScriptRuntime, "onnx": OnnxRuntime}
+RUNTIMES: dict[str, type[Runtime]] = {
+    "torchscript": TorchScriptRuntime,
+    "onnx": OnnxRuntime,
+    "ncnn": NcnnRuntime,
+    "openvino": OpenVINORuntime,
+}
 
 
 def open_model(
