@@ -39,9 +39,11 @@ def quantize_onnx(model: "ModelProto", images: CalibrationImages, *, per_tensor:
     onnx = import_extra("onnx", "export", "--int8")
     ort = import_extra(PACKAGE, "export", "--int8")
     prepare = import_extra(f"{PACKAGE}.shape_inference", "export", "--int8").quant_pre_process
-    with tempfile.TemporaryDirectory() as folder, console.progress_bar(
-        desc="Calibrating", total=len(images), leave=False
-    ) as bar, quiet_libraries():
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        console.progress_bar(desc="Calibrating", total=len(images), leave=False) as bar,
+        quiet_libraries(),
+    ):
         source, prepared, target = (str(Path(folder, name)) for name in ("float.onnx", "prepared.onnx", "int8.onnx"))
         onnx.save_model(model, source)
         prepare(source, prepared, skip_symbolic_shape=True)

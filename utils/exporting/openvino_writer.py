@@ -5,6 +5,7 @@ OpenVINO's telemetry stays off: its converter, which reports, is not called, and
 
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from utils import console
@@ -59,7 +60,7 @@ def convert_to_openvino(network: Detector, request: ExportRequest) -> "Model":
         raise UserError(f"{PURPOSE}: OpenVINO cannot convert this model: {one_line(str(error))}") from error
 
 
-def _import_nncf():  # noqa: ANN202 (a module)
+def _import_nncf() -> ModuleType:
     set_default("NNCF_CI", "1")  # NNCF reports its use to its makers unless this is set before it is imported
     with quiet_libraries():
         return import_extra("nncf", "openvino", f"{PURPOSE} --int8")

@@ -14,7 +14,7 @@ from utils.inference.onnx_runtime import image_shape
 from utils.inference.runtime import RuntimeSettings
 
 if TYPE_CHECKING:
-    from openvino import Core
+    from openvino import ConstOutput, Core, Model
 
 
 class OpenVINORuntime:
@@ -52,7 +52,7 @@ def choose_precision(core: "Core") -> str:
     return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
 
 
-def _images(model, path: Path):  # noqa: ANN001, ANN202 (types of OpenVINO)
+def _images(model: "Model", path: Path) -> "ConstOutput":
     if len(model.inputs) != 1 or model.inputs[0].partial_shape.rank.is_dynamic:
         raise UserError(f"{path}: takes {len(model.inputs)} inputs, not one of images (batch, 3, height, width)")
     return model.inputs[0]
