@@ -1,6 +1,6 @@
 """Loggers of `--log`: what they are sent, once each, and that none of them costs a training.
 
-tests/test_trackers.py has the real services.
+tests/output/test_trackers.py has the real services.
 """
 
 import json

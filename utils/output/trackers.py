@@ -12,6 +12,7 @@ No file of this project is imported, so that the process is small.
 import csv
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -182,7 +183,9 @@ class ClearML(Tracker):
 
     def __init__(self, start: Start, record: "Record"):
         from clearml import Task
+        from clearml.utilities.check_updates import CheckPackageUpdates
 
+        CheckPackageUpdates._package_version_checked = True  # a request to its makers, also with a server of one's own
         self._task = Task.init(
             project_name=start.project or OWN_PROJECT,
             task_name=start.name,
@@ -411,6 +414,7 @@ class Inbox(threading.Thread):
 
 def main() -> int:
     """Send until the training ends. Return 0 if the tracker has everything."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training, which ends this process
     output = os.dup(1)
     os.dup2(2, 1)  # what the tracker prints belongs into the log
 

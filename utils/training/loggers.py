@@ -20,6 +20,7 @@ from utils.cli import to_flags
 from utils.environment import child_environment, variable
 from utils.output import trackers
 from utils.training.observer import EpochReport, Observer
+from utils.training.resume import run_folder_of
 from utils.training.run import Run
 
 PACKAGES = {"comet": "comet_ml"}  # whose names are not those of the tools
@@ -55,7 +56,7 @@ class Loggers(Observer):
     def on_start(self, run: Run) -> None:
         """Start a process for each tool that is installed."""
         options, folder = run.options, self._locate().absolute()
-        resumed = bool(options.resume)
+        resumed = bool(options.resume) and run_folder_of(Path(str(options.resume))) == folder.resolve()
         for tool in installed_tools(options.log):
             start = trackers.Start(
                 tool=tool,
@@ -109,9 +110,10 @@ class LoggerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
                 env=child_environment(**settings),
-                start_new_session=True,  # Ctrl-C is for the training, which ends this process
+                start_new_session=True,
             )
         self._thread = threading.Thread(target=self._print, name=f"log-{start.tool}", daemon=True)
         self._thread.start()
