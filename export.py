@@ -7,10 +7,14 @@ from utils.errors import silence_ctrl_c_during_imports
 
 silence_ctrl_c_during_imports(__name__)
 
+import json
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -27,10 +31,12 @@ from utils.exporting.proof_images import ProofImages, open_proof_images
 from utils.exporting.proof_report import proof_table, write_report
 from utils.exporting.request import ExportRequest, NmsInside
 from utils.exporting.writers import check_request, write_format
+from utils.files import size_on_disk
 from utils.formats import FORMATS
 from utils.inference.model_metadata import LAYOUTS
 from utils.inference.open_model import open_exported
 from utils.inference.runtime import RuntimeSettings
+from utils.output.json_documents import to_line
 
 DIFFERENT = 3  # exit code if an export differs from PyTorch
 
@@ -75,6 +81,7 @@ class ExportOptions:
     topk_all: int = flag(100, "most detections of an image, for --nms", group="detection")
     iou_thres: float = flag(0.45, "NMS threshold, for --nms", group="detection")
     conf_thres: float = flag(0.25, "lowest confidence, for --nms", group="detection")
+    json: bool = flag(False, "print the results as a JSON document on stdout, and messages on stderr", group="output")
     no_verify: bool = flag(False, "do not compare the exports with PyTorch", group="output")
     verify_images: int = flag(32, "images of --data to compare them on; 0 takes all", group="output")
 
@@ -139,10 +146,11 @@ def input_size(imgsz: Sequence[int], multiple: int) -> tuple[int, int]:
 
 
 class Exports(NamedTuple):
-    """Files and folders written, and whether one of them differs from PyTorch."""
+    """Files and folders written, whether one of them differs from PyTorch, and the reports of the comparisons."""
 
     paths: list[Path]
     differs: bool = False
+    reports: Sequence[Path] = ()
 
 
 def export_weights(options: ExportOptions, weights: Path, device: torch.device, *, data_typed: bool) -> Exports:
@@ -163,14 +171,14 @@ def export_weights(options: ExportOptions, weights: Path, device: torch.device, 
         options.data, typed=data_typed, names=network.names, shape=request.size, count=options.verify_images
     )
     files = [ProofFile.from_request(path, request) for path in written]
-    return Exports(written, verify(network, weights, files, images).differs)
+    report = weights.with_name(f"{weights.stem}_export.json")
+    return Exports(written, verify(network, weights, files, images, report).differs, [report])
 
 
-def verify(network: Detector, weights: Path, files: Sequence[ProofFile], images: ProofImages) -> Proof:
-    """Compare the exports of a weights file with its network. Print the table and write it as JSON beside them."""
+def verify(network: Detector, weights: Path, files: Sequence[ProofFile], images: ProofImages, report: Path) -> Proof:
+    """Compare the exports of a weights file with its network. Print the table and write it as JSON into `report`."""
     settings = RuntimeSettings(network.device)
     proof = prove(network, files, images, lambda path: open_exported(path, settings))
-    report = weights.with_name(f"{weights.stem}_export.json")
     write_report(report, proof, weights)
     console.result(*proof_table(proof, weights), f"Report: {report}")
     return proof
@@ -185,7 +193,26 @@ def run_export(options: ExportOptions, typed: frozenset[str] = frozenset({"weigh
     files = find_weights(options.weights, typed="weights" in typed)
     console.info(f"export: {describe_device(device)}, torch {torch.__version__}, {', '.join(map(str, files))}")
     parts = [export_weights(options, file, device, data_typed="data" in typed) for file in files]
-    return Exports([path for part in parts for path in part.paths], any(part.differs for part in parts))
+    return Exports(
+        [path for part in parts for path in part.paths],
+        any(part.differs for part in parts),
+        [path for part in parts for path in part.reports],
+    )
+
+
+def describe_exports(options: ExportOptions, exports: Exports) -> dict[str, Any]:
+    """Return the document of `--json`: the files, and the reports of the comparisons with PyTorch."""
+    files = [
+        {"format": name, "file": str(path), "bytes": size_on_disk(path)}
+        for name, path in zip(cycle(options.include), exports.paths)
+    ]
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in exports.reports]
+    return {
+        "program": "export",
+        "agrees": None if options.no_verify else not exports.differs,
+        "files": files,
+        "reports": reports,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> list[Path]:
@@ -193,7 +220,11 @@ def main(argv: Sequence[str] | None = None) -> list[Path]:
 
     Raises SystemExit with code 3 if one of them differs from PyTorch.
     """
-    exports = run_export(*parse_args(argv))
+    options, typed = parse_args(argv)
+    with redirect_stdout(sys.stderr) if options.json else nullcontext():  # exporters print, too
+        exports = run_export(options, typed)
+    if options.json:
+        console.data(to_line(describe_exports(options, exports)))
     if exports.differs:
         raise SystemExit(DIFFERENT)
     return exports.paths

@@ -14,6 +14,7 @@ import pytest
 from tiny_training import train_flags
 
 import detect
+import export
 import train
 import val
 from utils import console, errors
@@ -102,6 +103,30 @@ def test_the_lines_of_detect_are_the_ones_described(weights, tiny_data, tmp_path
     assert "image 1/8" in printed.err
     detect.main([*flags, "--source", str(images / "0.png"), "--conf-thres", "1"])
     assert json.loads(capsys.readouterr().out)["detections"] == []
+
+
+def test_the_document_of_export_is_the_one_described(weights, tiny_data, tmp_path, capsys):
+    copy = tmp_path / "copy.pt"
+    copy.write_bytes(Path(weights).read_bytes())
+    flags = f"--weights {copy} --include torchscript --imgsz 64 --verify-images 2 --json --data".split()
+    export.main([*flags, str(tiny_data)])
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    reports = document.pop("reports")
+    assert table("export.py").pop("reports[]") == "list" and len(reports) == 1
+    assert {path for path, _ in leaves(document)} == table("export.py").keys() - {"reports[]"}
+    assert document["agrees"] is True and reports[0]["agrees"] is True
+    assert document["files"] == [
+        {
+            "format": "torchscript",
+            "file": str(copy.with_suffix(".torchscript")),
+            "bytes": reports[0]["files"][0]["bytes"],
+        }
+    ]
+    assert "Run it" in printed.err
+    export.main([*flags, str(tiny_data), "--no-verify"])
+    document = json.loads(capsys.readouterr().out)
+    assert document["agrees"] is None and document["reports"] == []
 
 
 def test_a_frame_without_credentials_and_without_nan():
