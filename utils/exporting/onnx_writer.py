@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 OPSETS = range(12, 21)  # that PyTorch's exporter by tracing writes
 FIRST_DYNAMO_OPSET = 17
+INPUT_AXES = {0: "batch", 2: "height", 3: "width"}  # that --dynamic frees
 MAX_BYTES = 2**31 - 1  # of a protobuf message: more needs a second file
 
 
@@ -80,6 +81,8 @@ def build_onnx(network: Detector, request: ExportRequest) -> "ModelProto":
         model = quantize_onnx(model, choose_images(request, "--int8"), per_tensor=request.per_tensor)
     if request.nms:
         model = append_nms(model, request.nms, network.num_classes)
+    if request.dynamic:
+        _name_axes(model, request, width=network.num_classes + (4 if request.layout == "yolov8" else 5))
     return model
 
 
@@ -87,9 +90,7 @@ def _export_by_tracing(
     module: ExportNetwork, images: torch.Tensor, request: ExportRequest, outputs: list[str]
 ) -> "ModelProto":
     onnx = import_extra("onnx", "export", "--include onnx")
-    axes = None
-    if request.dynamic:
-        axes = {"images": {0: "batch", 2: "height", 3: "width"}, **{name: _output_axes(request) for name in outputs}}
+    axes = {name: _output_axes(request) for name in outputs} | {"images": INPUT_AXES} if request.dynamic else None
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder, "traced.onnx"))
         torch.onnx.export(
@@ -109,10 +110,7 @@ def _export_by_tracing(
 def _export_by_dynamo(
     module: ExportNetwork, images: torch.Tensor, request: ExportRequest, outputs: list[str]
 ) -> "ModelProto":
-    shapes = None
-    if request.dynamic:
-        dim = torch.export.Dim
-        shapes = ({0: dim.DYNAMIC, 2: dim.DYNAMIC, 3: dim.DYNAMIC},)
+    shapes = (dict.fromkeys(INPUT_AXES, torch.export.Dim.DYNAMIC),) if request.dynamic else None
     program = torch.onnx.export(
         module,
         (images,),
@@ -132,6 +130,25 @@ def _output_axes(request: ExportRequest) -> dict[int, str]:
     if request.layout == "raw":
         return {0: "batch", 2: "rows", 3: "columns"}
     return {0: "batch", 2 if request.layout == "yolov8" else 1: "anchors"}
+
+
+def _name_axes(model: "ModelProto", request: ExportRequest, *, width: int) -> None:
+    """Name the dynamic axes, which the exporter by torch.export numbers, and fix the size of the last one.
+
+    The tracing exporter loses the size of an output of rows, which is `width`.
+    """
+    ports = [(port, INPUT_AXES) for port in model.graph.input]
+    ports += [(port, _output_axes(request)) for port in model.graph.output]
+    for port, axes in ports:
+        for axis, name in axes.items():
+            dim = port.type.tensor_type.shape.dim[axis]
+            if not dim.HasField("dim_value"):
+                dim.dim_param = name
+    for port in model.graph.output:
+        dims = port.type.tensor_type.shape.dim
+        for axis in range(1, len(dims)):
+            if axis not in _output_axes(request) and not dims[axis].HasField("dim_value"):
+                dims[axis].dim_value = width
 
 
 def _simplify(model: "ModelProto") -> "ModelProto":

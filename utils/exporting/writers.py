@@ -34,11 +34,13 @@ WRITERS: dict[str, Writer] = {
 }
 # Formats of YOLOv5 that are not written, and the reason.
 NOT_OFFERED = {
+    "engine": "needs TensorRT and its GPU: export ONNX here, then type trtexec --onnx=best.onnx --saveEngine=best.engine",
+    "coreml": "needs Apple's coremltools, which this version does not call: export TorchScript or ONNX and convert it",
     "saved_model": "TensorFlow's formats are not written; --include tflite is for devices, --include onnx for servers",
     "pb": "TensorFlow's formats are not written; --include tflite is for devices, --include onnx for servers",
     "edgetpu": "needs Google's compiler: export with --include tflite --int8, then type edgetpu_compiler best.tflite",
     "tfjs": "TensorFlow's formats are not written; for browsers type --include onnx (docs: onnxruntime-web)",
-    "paddle": "not written: PaddlePaddle reads ONNX, type --include onnx and convert it with paddle2onnx's counterpart",
+    "paddle": "not written; for servers type --include onnx",
 }
 
 

@@ -106,7 +106,7 @@ class _Reader:
             if len(text) > MAX_CHARACTERS:
                 raise ValueError("too long")
             return convert(_parse(text))
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, AttributeError) as error:
+        except (ValueError, TypeError, SyntaxError, LookupError, OverflowError, RecursionError, MemoryError) as error:
             raise UserError(f"{self.source}: metadata: {key}: {shorten(text)} cannot be read") from error
 
 

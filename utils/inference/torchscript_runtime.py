@@ -29,12 +29,15 @@ class TorchScriptRuntime:
         self.title = f"TorchScript, PyTorch {torch.__version__} ({settings.device.type})"
         self.properties, shape = read_config(extra[CONFIG], path)
         self.input_shape = InputShape(shape)
-        self.dtype = next((part.dtype for part in self.module.parameters()), torch.float32)
+        dtype = next((part.dtype for part in self.module.parameters()), torch.float32)
+        # A file of YOLOv5 with weights in float16 takes images in float16 too. Ours converts them itself.
+        self.dtype = dtype if "layout" not in self.properties else torch.float32
 
     @torch.inference_mode()
     def run(self, images: Tensor) -> list[Tensor]:
-        outputs = self.module(images)
-        return [output.float() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+        outputs = self.module(images.to(self.dtype))
+        found = [outputs] if isinstance(outputs, Tensor) else outputs
+        return [output.float() for output in found if isinstance(output, Tensor)]
 
 
 def read_config(text: str | bytes, path: Path) -> tuple[dict[str, str], tuple[int | None, int | None, int | None]]:
