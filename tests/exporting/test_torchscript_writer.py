@@ -7,6 +7,7 @@ import torch
 from small_models import image
 
 from utils.errors import UserError
+from utils.exporting import torchscript_writer
 from utils.exporting.request import ExportRequest, NmsInside
 from utils.exporting.torchscript_writer import check_torchscript
 from utils.exporting.writers import write_format
@@ -47,9 +48,9 @@ def test_rows_are_those_of_the_network(export, network, properties, count):
 
 def test_optimize_needs_xnnpack(network, monkeypatch):
     request = ExportRequest(SIZE, optimize=True)
-    monkeypatch.setattr(torch.backends.xnnpack, "enabled", True, raising=False)
+    monkeypatch.setattr(torchscript_writer, "has_xnnpack", lambda: True)
     check_torchscript(request, network)
-    monkeypatch.setattr(torch.backends.xnnpack, "enabled", False, raising=False)
+    monkeypatch.setattr(torchscript_writer, "has_xnnpack", lambda: False)
     with pytest.raises(UserError, match="--optimize needs XNNPACK"):
         check_torchscript(request, network)
 

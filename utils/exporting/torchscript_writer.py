@@ -23,8 +23,15 @@ def check_torchscript(request: ExportRequest, network: Detector) -> None:
         raise UserError("--int8 is not offered for TorchScript: use --include openvino or onnx, or omit --int8")
     if request.optimize and (network.device.type != "cpu" or request.half):
         raise UserError("--optimize is for float32 on mobile CPUs: use --device cpu, and omit --half")
-    if request.optimize and not torch.backends.xnnpack.enabled:
+    if request.optimize and not has_xnnpack():
         raise UserError("--optimize needs XNNPACK, which this build of PyTorch lacks: omit it, or use another build")
+
+
+def has_xnnpack() -> bool:
+    """Return whether this build of PyTorch has the library that `optimize_for_mobile` needs."""
+    from torch.backends import xnnpack
+
+    return bool(xnnpack.enabled)  # type: ignore
 
 
 class _Traced(nn.Module):

@@ -34,7 +34,7 @@ WRITERS: dict[str, Writer] = {
 }
 # Formats of YOLOv5 that are not written, and the reason.
 NOT_OFFERED = {
-    "engine": "needs TensorRT and its GPU: export ONNX here, then type trtexec --onnx=best.onnx --saveEngine=best.engine",
+    "engine": "needs TensorRT and its GPU: export ONNX here, then type trtexec --onnx=best.onnx",
     "coreml": "needs Apple's coremltools, which this version does not call: export TorchScript or ONNX and convert it",
     "saved_model": "TensorFlow's formats are not written; --include tflite is for devices, --include onnx for servers",
     "pb": "TensorFlow's formats are not written; --include tflite is for devices, --include onnx for servers",
