@@ -79,30 +79,30 @@ def test_polar_factors_are_those_of_the_svd(shape, scale):
     matrix = matrix if shape[0] <= shape[1] else matrix.T
     expected = svd_polar_factor(matrix)
     for found in (polar_factor(matrix.float()), polar_factors(matrix.float()[None])[0]):
-        assert torch.linalg.matrix_norm(found.double() - expected, 2) < 0.02
+        assert torch.linalg.matrix_norm(found.double() - expected, 2) < 0.05
 
 
-@pytest.mark.parametrize("smallest", [0.1, 0.01, 0.002])
+@pytest.mark.parametrize("smallest", [0.1, 0.01, 0.004])
 @pytest.mark.parametrize("rows, columns", [(12, 12), (12, 60), (128, 256)])
-def test_singular_values_above_a_thousandth_of_the_norm_become_one(smallest, rows, columns):
+def test_singular_values_above_a_five_hundredth_of_the_norm_become_nearly_one(smallest, rows, columns):
     torch.manual_seed(0)
     values = torch.logspace(0, math.log10(smallest), rows)
-    assert smallest == 0.002 or values[-1] > 1e-3 * values.norm()
     matrix = matrix_with(values, columns)
     found = polar_factors(matrix.float()[None])[0].double()
     singular = torch.linalg.svdvals(found)
-    above = values > 1.1e-3 * values.norm()
-    assert singular.max() < 1.01 and singular[: int(above.sum())].min() > 0.99
+    above = values > 2.1e-3 * values.norm()
+    assert above.double().mean() > 0.5 and singular.max() < 1.03 and singular[: int(above.sum())].min() > 0.95
+    assert (singular > 0.25).all()  # smaller ones end lower
     # rounding is that of float32: the same polynomials in float64 give the same matrix
     assert (found - polar_factor(matrix)).abs().max() < 1e-4
 
 
 def test_one_large_singular_value_does_not_hide_the_small_ones_in_rounding():
     torch.manual_seed(0)
-    values = torch.full((16,), 2e-3)
+    values = torch.full((16,), 4e-3)
     values[0] = 1.0
     matrix = matrix_with(values, 108)
-    assert (polar_factors(matrix.float()[None])[0].double() - svd_polar_factor(matrix)).abs().max() < 0.01
+    assert (polar_factors(matrix.float()[None])[0].double() - svd_polar_factor(matrix)).abs().max() < 0.03
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 27), (2, 27, 8), (2, 16, 16), (4, 1, 1), (1, 64, 288), (1, 9, 1)])
@@ -121,7 +121,7 @@ def test_nearly_singular_matrices_stay_bounded(rows, columns, rank, noise):
     torch.manual_seed(0)
     matrix = torch.randn(rows, rank) @ torch.randn(rank, columns) + noise * torch.randn(rows, columns)
     singular = torch.linalg.svdvals(polar_factors(matrix[None])[0].double())
-    assert singular.max() < 1.01 and singular[rank - 1] > 0.99
+    assert singular.max() < 1.03 and singular[rank - 1] > 0.95
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 9), (2, 128, 130), (1, 9, 4)])
@@ -209,8 +209,8 @@ def test_steps_follow_the_formula_in_float64(net, memory_format):
         take_step(optimizer, True)
         for name, kernel in kernels.items():
             found = kernel.detach().double().flatten(1)
-            # 1 percent of an update: singular values end between 0.993 and 1.002
-            assert torch.linalg.matrix_norm(found - weights[name], 2) < (step + 1) * 0.01 * 0.05 * 3, name
+            # 5 percent of an update: singular values end between 0.95 and 1.03
+            assert torch.linalg.matrix_norm(found - weights[name], 2) < (step + 1) * 0.05 * 0.05 * 3, name
             weights[name] = found
             buffer = optimizer.state[kernel]["momentum_buffer"].double().flatten(1)
             torch.testing.assert_close(buffer, averages[name], rtol=1e-5, atol=1e-6)
