@@ -13,7 +13,7 @@ from tiny_training import train_flags
 
 import train
 from utils.config import LOGGERS
-from utils.output import trackers
+from utils.output import tracker_process, trackers
 from utils.results_csv import COLUMNS
 from utils.training import loggers
 
@@ -52,9 +52,9 @@ def make_sender(tmp_path, monkeypatch):
     """Return a function that makes the sender of a run in tmp_path to Notes."""
     monkeypatch.setitem(trackers.TRACKERS, "mlflow", Notes)
 
-    def make(*, resumed=False, stale=None) -> trackers.Sender:
+    def make(*, resumed=False, stale=None) -> tracker_process.Sender:
         start = trackers.Start("mlflow", str(tmp_path), "run", "", {}, resumed, stale or {}, 1.0)
-        return trackers.Sender(start, lambda place: None)
+        return tracker_process.Sender(start, lambda place: None)
 
     return make
 
@@ -132,7 +132,7 @@ def read_scalars(folder: Path) -> dict[str, list[int]]:
 
 
 def test_a_run_is_logged_once_and_its_continuation_too(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(trackers, "LAST_SECONDS", 60.0)  # on a busy machine
+    monkeypatch.setattr(tracker_process, "LAST_SECONDS", 60.0)  # on a busy machine
     train.main(train_flags(tiny_data, tiny_cfg, tmp_path, "--noplots", "--log", "tensorboard"))
     folder = tmp_path / "run"
     assert f"Logging to tensorboard: tensorboard --logdir {folder}" in capsys.readouterr().out
@@ -170,7 +170,7 @@ def test_what_is_absent_fails_or_hangs_costs_a_line(tiny_data, tiny_cfg, tmp_pat
     found = {"mlflow": object(), "clearml": object()}
     monkeypatch.setattr(loggers, "find_spec", found.get)
     monkeypatch.setattr(loggers, "SECONDS", 3.0)
-    monkeypatch.setattr(trackers, "LAST_SECONDS", 1.0)
+    monkeypatch.setattr(tracker_process, "LAST_SECONDS", 1.0)
     flags = train_flags(tiny_data, tiny_cfg, tmp_path, "--noplots", "--log", "mlflow", "clearml", "wandb", epochs=1)
     assert train.main(flags) is not None
     lines = capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""Experiment trackers of `--log`: a process each sends what is new in the run folder (utils/output/trackers.py)."""
+"""Experiment trackers of `--log`: a process each sends what is new in the run folder (tracker_process.py)."""
 
 import json
 import platform
@@ -18,7 +18,9 @@ from utils import console
 from utils.addresses import remove_credentials
 from utils.cli import to_flags
 from utils.environment import child_environment, variable
-from utils.output import trackers
+from utils.files import ROOT
+from utils.output import tracker_process
+from utils.output.trackers import Start, list_files
 from utils.training.observer import EpochReport, Observer
 from utils.training.resume import run_folder_of
 from utils.training.run import Run
@@ -31,6 +33,8 @@ NO_TELEMETRY = {
     "COMET_ERROR_TRACKING_ENABLE": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+# This project is where Python first looks for modules, not the current folder, which may have others of these names.
+LAUNCH = f"import sys; sys.path[0] = {str(ROOT)!r}; from utils.output.tracker_process import main; sys.exit(main())"
 SECONDS = 60.0  # that a tracker may take after the end of a run
 BYTES_PER_SECOND = 1e6  # at which weights are uploaded at least
 
@@ -58,14 +62,14 @@ class Loggers(Observer):
         options, folder = run.options, self._locate().absolute()
         resumed = bool(options.resume) and run_folder_of(Path(str(options.resume))) == folder.resolve()
         for tool in installed_tools(options.log):
-            start = trackers.Start(
+            start = Start(
                 tool=tool,
                 folder=str(folder),
                 name=folder.name,
                 project=options.log_project,
                 config=describe(run),
                 resumed=resumed,
-                stale={} if resumed else trackers.list_files(folder),
+                stale={} if resumed else list_files(folder),
                 seconds=SECONDS + self._weights_seconds(run),
             )
             self._processes.append(LoggerProcess(start))
@@ -101,12 +105,12 @@ class Loggers(Observer):
 class LoggerProcess:
     """Process that sends a run to one tool. No method of it waits, except `wait`."""
 
-    def __init__(self, start: trackers.Start):
+    def __init__(self, start: Start):
         self.start, self._folder = start, start.folder
         settings = {name: variable(name) or value for name, value in NO_TELEMETRY.items()}
         with open(Path(start.folder) / f"log-{start.tool}.txt", "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, trackers.__file__],
+                [sys.executable, "-c", LAUNCH],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -150,9 +154,9 @@ class LoggerProcess:
 
     def wait(self, *, complain: bool) -> None:
         """Wait for the end of the process, and kill it after its deadline. Warn if it has not sent everything."""
-        limit = self.start.seconds if complain else trackers.LAST_SECONDS
+        limit = self.start.seconds if complain else tracker_process.LAST_SECONDS
         try:
-            status = self._process.wait(limit + trackers.LAST_SECONDS)
+            status = self._process.wait(limit + tracker_process.LAST_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             status = self._process.wait()
