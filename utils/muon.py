@@ -3,8 +3,8 @@
 The method is that of K. Jordan et al. (Muon, 2024). A kernel's Nesterov momentum is a matrix D = U S V^T of outputs
 by inputs. Its polar factor U V^T takes its place, so all directions of the matrix learn at one rate. Decoupled weight
 decay and the scale follow Liu et al. (arXiv 2502.16982). Polar Express (Amsel et al., arXiv 2505.16932) approximates
-the polar factor by odd polynomials of degree 5, each the best one for the range that the singular values are in by
-then. Here they are five, for singular values from 0.002 of the Frobenius norm.
+the polar factor by odd polynomials of degree 5. Each is the best one for the range of the singular values before it.
+Here they are five, for singular values from 0.002 of the Frobenius norm.
 
 Letters in shapes: N kernels of one shape, O outputs, I inputs (of a group, in a grouped convolution). As a matrix, a
 kernel has R = O rows and C = I * kh * kw columns.
