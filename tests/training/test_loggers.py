@@ -183,6 +183,14 @@ def test_what_is_absent_fails_or_hangs_costs_a_line(tiny_data, tiny_cfg, tmp_pat
     assert (tmp_path / "run" / "weights" / "best.pt").is_file()
 
 
+def test_an_installed_tool_is_not_used_unless_it_is_named(make_run, tiny_cfg, tmp_path, monkeypatch):
+    monkeypatch.setattr(loggers, "find_spec", lambda package: object())
+    watch = loggers.Loggers(lambda: tmp_path)
+    watch.on_start(make_run(tiny_cfg))
+    watch.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_credentials_are_not_logged(tmp_path, make_run, tiny_cfg):
     run = make_run(tiny_cfg)
     run.options = run.options.replace(data="https://me:secret@host/a.yaml", typed=frozenset(["data"]))
