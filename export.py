@@ -189,6 +189,8 @@ def run_export(options: ExportOptions, typed: frozenset[str] = frozenset({"weigh
     for name in options.include:
         if name not in FORMATS:
             raise UserError(f"--include {name}: no such format: give some of {', '.join(FORMATS)}")
+    if options.inplace:
+        console.warn("--inplace changes nothing: exports are decoded by a function of their own. Omit it")
     device = set_current_device(select_device(options.device)[0])
     files = find_weights(options.weights, typed="weights" in typed)
     console.info(f"export: {describe_device(device)}, torch {torch.__version__}, {', '.join(map(str, files))}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from detect import DetectOptions
+from export import ExportOptions
 from utils.cli import SuggestingParser, add_flags
 from utils.config import TrainOptions
 from val import ValOptions
@@ -115,6 +116,35 @@ DETECT = """
 --dnn                 flag
 --vid-stride          int    1
 """
+EXPORT = """
+--data                str    data/coco128.yaml
+--weights             str+   yolov5s.pt
+--imgsz               int+   [640, 640]
+--img                 int+   [640, 640]
+--img-size            int+   [640, 640]
+--batch-size          int    1
+--device              str    cpu
+--half                flag
+--inplace             flag
+--keras               flag
+--optimize            flag
+--int8                flag
+--per-tensor          flag
+--dynamic             flag
+--cache               str
+--simplify            flag
+--mlmodel             flag
+--opset               int    17
+--verbose             flag
+--workspace           int    4
+--nms                 flag
+--agnostic-nms        flag
+--topk-per-class      int    100
+--topk-all            int    100
+--iou-thres           float  0.45
+--conf-thres          float  0.25
+--include             str+   torchscript
+"""
 # Differences from the tables above, each with a row in the README's table.
 DIFFERENT = {
     "train": {
@@ -128,6 +158,7 @@ DIFFERENT = {
     },
     "val": {"--data": ("str", "data/shapes.yaml")},
     "detect": {},
+    "export": {},
 }
 ADDED = {
     "train": {
@@ -151,13 +182,26 @@ ADDED = {
     },
     "val": {"--annotations": ("str", ""), "--json": ("flag", "")},
     "detect": {"--json": ("flag", "")},
+    "export": {
+        "--layout": ("str", "yolov5"),
+        "--calibration-images": ("int", "300"),
+        "--dynamo": ("flag", ""),
+        "--no-verify": ("flag", ""),
+        "--verify-images": ("int", "32"),
+        "--json": ("flag", ""),
+    },
 }
-PROGRAMS = {"train": (TRAIN, TrainOptions), "val": (VAL, ValOptions), "detect": (DETECT, DetectOptions)}
+PROGRAMS = {
+    "train": (TRAIN, TrainOptions),
+    "val": (VAL, ValOptions),
+    "detect": (DETECT, DetectOptions),
+    "export": (EXPORT, ExportOptions),
+}
 
 
 def published(table: str) -> dict[str, tuple[str, str]]:
     rows = (line.split() for line in table.strip().splitlines())
-    return {row[0]: (row[1], "".join(row[2:])) for row in rows}
+    return {row[0]: (row[1], " ".join(row[2:])) for row in rows}
 
 
 def our_flags(options: type) -> dict[str, tuple[str, str]]:
