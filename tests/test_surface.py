@@ -177,6 +177,7 @@ ADDED = {
         "--recipe": ("str", "yolov5"),
         "--min-delta": ("float", "0.0"),
         "--log": ("str*", "[]"),
+        "--loggers": ("str*", "[]"),
         "--log-project": ("str", ""),
         "--log-weights": ("flag", ""),
     },

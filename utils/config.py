@@ -168,6 +168,7 @@ class TrainOptions:
         type=str,
         nargs="*",
         choices=LOGGERS,
+        names=["--log", "--loggers"],
         metavar="TOOL",
         group="output",
     )
