@@ -23,7 +23,7 @@ from utils.timing import Stopwatch
 class LetterboxedImage(NamedTuple):
     """An image in the shape of the network's input."""
 
-    image: np.ndarray  # (H, W, 3) BGR uint8
+    image: np.ndarray  # (H, W, 3) RGB uint8
     letterbox: Letterbox
     path: str
 
@@ -55,20 +55,22 @@ class Predictor:
             boxed = [self._letterbox(image, path) for image, path in zip(images, paths or [""] * len(images))]
         seconds = watch.seconds["preprocess"] / max(len(images), 1)
         batches = [boxed] if len({one.image.shape for one in boxed}) == 1 else [[one] for one in boxed]
-        return [found for batch in batches for found in self._predict_batch(batch, seconds)]
+        return [found for batch in batches for found in self.predict_batch(batch, seconds)]
 
     def _letterbox(self, image: np.ndarray, path: str) -> LetterboxedImage:
         auto = self.model.fixed_shape is None
-        return LetterboxedImage(*letterbox(image, self.imgsz, auto=auto, stride=self.model.size_multiple), path)
+        boxed, box = letterbox(image, self.imgsz, auto=auto, stride=self.model.size_multiple)
+        return LetterboxedImage(cv2.cvtColor(boxed, cv2.COLOR_BGR2RGB), box, path)
 
-    def _predict_batch(self, boxed: Sequence[LetterboxedImage], seconds: float) -> list[Detections]:
-        """Return the detections of images of one shape. `seconds`: time that each of them has taken so far."""
+    @torch.inference_mode()
+    def predict_batch(self, boxed: Sequence[LetterboxedImage], seconds: float) -> list[Detections]:
+        """Return the detections of images of one shape (1 or more). `seconds`: time that each has taken so far."""
         device = self.model.device
         watch = Stopwatch(device)
         watch.seconds["preprocess"] = seconds * len(boxed)
         with watch("preprocess"):
-            stacked = np.stack([cv2.cvtColor(one.image, cv2.COLOR_BGR2RGB) for one in boxed])  # (B, H, W, 3)
-            batch = to_network_input(torch.from_numpy(stacked).permute(0, 3, 1, 2), device)  # (B, 3, H, W)
+            stacked = torch.from_numpy(np.stack([one.image for one in boxed]))  # (B, H, W, 3)
+            batch = to_network_input(stacked.permute(0, 3, 1, 2), device)  # (B, 3, H, W)
         with watch("inference"), torch.autocast(device.type, torch.float16, enabled=self.half):
             decoded = self.model(batch, augment=self.augment)[0]  # (B, N, 5+C)
         with watch("nms"):

@@ -20,7 +20,7 @@ from utils.boxes import xyxy_to_xywh
 from utils.errors import UserError
 from utils.files import atomic_write, named_errors
 from utils.images.frames import Frame
-from utils.output.drawing import draw_boxes, save_image
+from utils.output.drawing import crop_with_margin, draw_boxes, save_image
 from utils.output.result_names import (
     MAX_STEM_BYTES,
     UNFIT_FOR_FILES,
@@ -140,16 +140,11 @@ class Outputs:
 
     def _write_crops(self, frame: Frame, stem: str, rows: np.ndarray) -> None:
         """Write each object as crops/CLASS/STEM.jpg, STEM2.jpg, ..., with a margin of 1 % and 5 pixels on each side."""
-        height, width = frame.image.shape[:2]
         for row in rows:
-            x1, y1, x2, y2 = row[:4].astype(float)
-            margin_x, margin_y = (x2 - x1) * 0.01 + 5, (y2 - y1) * 0.01 + 5
-            left, top = max(int(x1 - margin_x), 0), max(int(y1 - margin_y), 0)
-            right, bottom = min(int(x2 + margin_x), width), min(int(y2 + margin_y), height)
             folder = self._crop_folder(self.names[int(row[5])])
             file = self._crop_file(folder, shorten_name(stem, MAX_STEM_BYTES))
             self._protect_sources(file, frame)
-            save_image(file, frame.image[top:bottom, left:right])
+            save_image(file, crop_with_margin(frame.image, row[:4]))
 
     def _crop_folder(self, name: str) -> Path:
         """Return the folder of a class, and make it if it is absent. A name that several classes share is listed."""

@@ -13,7 +13,7 @@ from utils import console
 from utils.boxes import xyxy_to_xywh
 from utils.cli import suggest
 from utils.coco_eval import GroundTruth, evaluate_coco
-from utils.detections import Detections
+from utils.detections import Detections, stem_id
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.metrics import Metrics
@@ -138,10 +138,7 @@ class CocoWriter:
         if other != detections.path:
             raise UserError(f"{self.annotations}: one entry for {other} and {detections.path}. Give each its own")
         self.seen.append(image)
-        for x1, y1, x2, y2, confidence, cls in detections.rows.tolist():
-            box = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
-            category, score = self.categories[int(cls)], round(confidence, 5)
-            self.rows.append({"image_id": image, "category_id": category, "bbox": box, "score": score})
+        self.rows += detections.to_coco(image, self.categories)
 
     def finish(self, file: Path, metrics: Metrics) -> None:
         """Write the file, and print COCO's figures of the images seen, the first two beside ours."""
@@ -157,11 +154,6 @@ class CocoWriter:
                 f"mAP50 {metrics.map50:.4f}, mAP50-95 {metrics.map:.4f} by our rule; "
                 f"{figures.ap50:.4f}, {figures.ap:.4f} by COCO's",
             )
-
-
-def stem_id(file: Path) -> int | str:
-    """Return the image id that the COCO server and other tools expect: the stem, as a number if it is one."""
-    return int(file.stem) if file.stem.isascii() and file.stem.isdecimal() else file.stem
 
 
 def ids_of_shared_stems(paths: Sequence[str]) -> dict[str, str]:

@@ -1,0 +1,98 @@
+"""Model that `torch.hub.load` returns: a function from images, in any form that programs have them, to Results.
+
+Legend: B images of a call, H W rows and columns.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.detector import InferenceModel
+from utils.errors import UserError
+from utils.images.inputs import read_input
+from utils.images.letterbox import letterbox
+from utils.inference.evaluate import evaluation_mode
+from utils.inference.nms_settings import NmsSettings
+from utils.inference.predictor import LetterboxedImage, Predictor
+from utils.inference.results import Results
+from utils.timing import Stopwatch
+
+
+class HubModel(nn.Module):
+    """Network with preprocessing and non-maximum suppression.
+
+    Attributes to set: conf and iou (thresholds), agnostic, multi_label, classes (ids to keep), max_det, amp (float16 on
+    GPUs). To read: names, stride (pixels that sides are multiples of), yaml (the model's description).
+    """
+
+    def __init__(self, model: InferenceModel):
+        super().__init__()
+        self.model = model
+        self.conf, self.iou, self.max_det = 0.25, 0.45, 1000
+        self.agnostic = self.multi_label = self.amp = False
+        self.classes: Sequence[int] | int | None = None
+        self.names, self.stride, self.yaml = dict(model.names), model.size_multiple, getattr(model, "yaml", None)
+
+    def forward(
+        self, ims: Any, size: int | Sequence[int] = 640, augment: bool = False, profile: bool = False
+    ) -> Results | Any:
+        """Return the Results of one image or of a list; for a tensor (B, C, H, W) in 0…1 the network's own output.
+
+        ims: what `read_input` accepts. size: longest side in pixels that images are fitted to. augment: three passes
+        per image, at several scales. profile: accepted, as times are always measured.
+        """
+        with evaluation_mode(self.model):
+            if isinstance(ims, Tensor) and ims.ndim == 4:
+                return self._run_network(ims, augment)
+            watch = Stopwatch(self.model.device)
+            with watch("preprocess"):
+                read = [read_input(one) for one in (ims if isinstance(ims, (list, tuple)) else [ims])]
+                if not read:
+                    return Results([], [], (0, 3, 0, 0))
+                shape = self._input_shape([one.image for one in read], size)
+                boxed = [
+                    LetterboxedImage(*letterbox(one.image, shape, auto=False), one.path or f"image{number}")
+                    for number, one in enumerate(read)
+                ]
+            found = self._predictor(shape, augment).predict_batch(boxed, watch.seconds["preprocess"] / len(read))
+            return Results([one.image for one in read], found, (len(read), 3, *shape))
+
+    @torch.no_grad()
+    def _run_network(self, images: Tensor, augment: bool) -> Any:
+        """Return the network's own output for images (B, C, H, W) in 0…1."""
+        first = next(self.parameters(), images)
+        images = images.to(first.device, first.dtype)
+        with torch.autocast(first.device.type, torch.float16) if self._runs_in_half() else nullcontext():
+            return self.model(images, augment=augment)
+
+    def _runs_in_half(self) -> bool:
+        first = next(self.parameters(), None)
+        return first is not None and (first.dtype == torch.float16 or (self.amp and first.is_cuda))
+
+    def _input_shape(self, images: Sequence[np.ndarray], size: int | Sequence[int]) -> tuple[int, int]:
+        """Return the height and width that hold every image, scaled so that its longer side is `size`.
+
+        They are rounded up to multiples of the stride.
+        """
+        sides = list(size) if isinstance(size, Sequence) else [size]
+        if not 1 <= len(sides) <= 2 or not all(isinstance(side, Integral) and side > 0 for side in sides):
+            raise UserError(f"size={size}: expected pixels, such as 640, or a height and a width")
+        if self.model.fixed_shape:
+            return self.model.fixed_shape
+        longest, shapes = max(sides), [image.shape[:2] for image in images]
+        height, width = (
+            self.stride * max(math.ceil(shape[axis] * longest / (max(shape) * self.stride)) for shape in shapes)
+            for axis in (0, 1)
+        )
+        return height, width
+
+    def _predictor(self, shape: tuple[int, int], augment: bool) -> Predictor:
+        classes = [self.classes] if isinstance(self.classes, int) else self.classes
+        nms = NmsSettings(self.conf, self.iou, self.max_det, classes, self.agnostic, self.multi_label)
+        return Predictor(self.model, shape, nms, augment=augment, half=self._runs_in_half(), names=self.names)
