@@ -140,16 +140,11 @@ def _entry(name):
 
 def _finish(model, autoshape, title):
     """Return the network, or the callable around it, and print `title` if there is one."""
-    from models.loading import Ensemble
-    from models.yolo import DetectionModel
     from utils import console
-    from utils.detections import Detections
     from utils.device import describe_device
     from utils.inference.hub_model import HubModel
-    from utils.inference.results import Results
 
-    for kind in (HubModel, Results, Detections, DetectionModel, Ensemble):
-        copyreg.pickle(kind, _reduce)
+    _register_pickling()
     if title:
         console.info(f"{title} on {describe_device(model.device)}")
     return HubModel(model) if autoshape else model
@@ -162,6 +157,18 @@ yolov5n6, yolov5s6, yolov5m6, yolov5l6, yolov5x6 = (_entry(f"yolov5{size}6") for
 # ---- pickles, which other processes can read that have not loaded this file
 
 
+def _register_pickling():
+    """Let pickles of our objects rebuild them by `_rebuild`."""
+    from models.loading import Ensemble
+    from models.yolo import DetectionModel
+    from utils.detections import Detections
+    from utils.inference.hub_model import HubModel
+    from utils.inference.results import Results
+
+    for kind in (HubModel, Results, Detections, DetectionModel, Ensemble):
+        copyreg.pickle(kind, _reduce)
+
+
 def _reduce(found):
     """Return how to rebuild an object, by a function that every process has."""
     import torch
@@ -171,6 +178,7 @@ def _reduce(found):
 
 
 def _rebuild(data):
+    _register_pickling()
     kind, state = pickle.loads(data)
     rebuilt = kind.__new__(kind)
     vars(rebuilt).update(state)

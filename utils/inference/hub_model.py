@@ -18,6 +18,7 @@ from utils.errors import UserError
 from utils.images.inputs import read_input
 from utils.images.letterbox import letterbox
 from utils.inference.evaluate import evaluation_mode
+from utils.inference.exported_model import ExportedModel
 from utils.inference.nms_settings import NmsSettings
 from utils.inference.predictor import LetterboxedImage, Predictor
 from utils.inference.results import Results
@@ -47,6 +48,8 @@ class HubModel(nn.Module):
         ims: what `read_input` accepts. size: longest side in pixels that images are fitted to. augment: three passes
         per image, at several scales. profile: accepted, as times are always measured.
         """
+        if augment and isinstance(self.model, ExportedModel):
+            self.model.check_choices(augment=True)
         with evaluation_mode(self.model):
             if isinstance(ims, Tensor) and ims.ndim == 4:
                 return self._run_network(ims, augment)
