@@ -1,8 +1,8 @@
 """Entry points of torch.hub: `torch.hub.load(FOLDER, "custom", path="best.pt", source="local")`.
 
 The packages `models` and `utils` are imported under a private name, by their own import statements too. So a program
-may have packages, or a `train.py`, of the same names: neither side sees the other's. torch.hub runs this file again at
-each load, and lists its public functions.
+may have packages of these names, and neither side sees the other's. torch.hub runs this file again at each load, and
+lists its public functions.
 """
 
 import builtins
@@ -94,8 +94,8 @@ __builtins__ = _BUILTINS  # for the functions below, whose imports are of this p
 def custom(path="path/to/model.pt", autoshape=True, _verbose=True, device=None):
     """Return the model of a weights file, of a list of them (an ensemble), or of a file that export.py wrote.
 
-    path: also an address, or a published name such as yolov5s.pt, which is downloaded if it is not here. autoshape:
-    False returns the bare network of a .pt file, not fused. device: None is the first GPU, or the CPU.
+    path: file, address, or a published name such as yolov5s.pt, which is downloaded if it is not here.
+    autoshape: False returns the bare network of a .pt file, not fused. device: None is the first GPU, or the CPU.
     """
     from models.loading import find_weights, load_ensemble
     from utils.device import select_device

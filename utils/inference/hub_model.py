@@ -41,11 +41,11 @@ class HubModel(nn.Module):
         self.names, self.stride, self.yaml = dict(model.names), model.size_multiple, getattr(model, "yaml", None)
 
     def forward(
-        self, ims: Any, size: int | Sequence[int] = 640, augment: bool = False, profile: bool = False
+        self, ims: object, size: int | Sequence[int] = 640, augment: bool = False, profile: bool = False
     ) -> Results | Any:
-        """Return the Results of one image or of a list; for a tensor (B, C, H, W) in 0…1 the network's own output.
+        """Return the Results of one image or of a list. A tensor (B, C, H, W) gives the network's own output.
 
-        ims: what `read_input` accepts. size: longest side in pixels that images are fitted to. augment: three passes
+        ims: what `read_input` accepts, or that tensor in 0…1. size: longest side in pixels that images are fitted to. augment: three passes
         per image, at several scales. profile: accepted, as times are always measured.
         """
         if augment and isinstance(self.model, ExportedModel):

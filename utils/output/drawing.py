@@ -73,7 +73,7 @@ def draw_boxes(
 
 
 def crop_with_margin(image: np.ndarray, box_xyxy: Sequence[float]) -> np.ndarray:
-    """Return a copy of the part of an image in a box in pixels, with a margin of 1 % and 5 pixels on each side."""
+    """Return a copy of an image's part in a box in pixels, with a margin of 1 % and 5 pixels on each side."""
     height, width = image.shape[:2]
     x1, y1, x2, y2 = map(float, box_xyxy)
     margin_x, margin_y = (x2 - x1) * 0.01 + 5, (y2 - y1) * 0.01 + 5
