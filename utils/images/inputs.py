@@ -58,7 +58,8 @@ def _read_bgr(text: str) -> np.ndarray:
 def to_rgb(array: np.ndarray) -> np.ndarray:
     """Return an image as (H, W, 3) RGB uint8.
 
-    It may be (H, W), or have 1, 3 or 4 channels in its first or last dimension, of which the fourth is dropped. Floats are 0…1, or 0…255 if one is above 1. The array itself is returned if it has the right form already.
+    It may be (H, W), or have 1, 3 or 4 channels in its first or last dimension, of which the fourth is dropped.
+    Floats are 0…1, or 0…255 if one is above 1. The array itself is returned if it has the right form already.
     """
     if array.ndim == 3 and array.shape[2] not in CHANNELS and array.shape[0] in CHANNELS:
         array = array.transpose(1, 2, 0)

@@ -45,8 +45,8 @@ class HubModel(nn.Module):
     ) -> Results | Any:
         """Return the Results of one image or of a list. A tensor (B, C, H, W) gives the network's own output.
 
-        ims: what `read_input` accepts, or that tensor in 0…1. size: longest side in pixels that images are fitted to. augment: three passes
-        per image, at several scales. profile: accepted, as times are always measured.
+        ims: what `read_input` accepts, or that tensor in 0…1. size: longest side in pixels that images are fitted to.
+        augment: three passes per image, at several scales. profile: accepted, as times are always measured.
         """
         if augment and isinstance(self.model, ExportedModel):
             self.model.check_choices(augment=True)
