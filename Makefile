@@ -1,6 +1,6 @@
 # make train   from nothing to a trained detector on the built-in data: environment, data, training, validation, detection
 # make test    the test suite; make test-fast skips the slow runs, make test-plain the speed tricks (utils/kernels.py)
-# make test-long   matrices of formats, layouts and heads, which take hours; LONGTESTS=tests/exporting some of them
+# make test-long   matrices of formats and heads, programs of other people: hours; LONGTESTS=tests/exporting some of them
 # make test-poor   the tests of numbers as on the oldest CPU, POORTESTS=tests all of them
 # make lint   style, types, spelling and dead code, by pyproject.toml; make format puts what it can into shape
 # make bench   all benchmarks, into benchmarks/RESULTS.md (half an hour with nothing else running); BENCH adds words
@@ -39,8 +39,8 @@ test: $(VENV)/ready-test
 test-fast: $(VENV)/ready-test
 	$(PYTEST) -m "not slow and not long"
 
-test-long: $(VENV)/ready-test
-	$(PY) -m pytest -q -m long --durations 15 $(LONGTESTS)
+test-long: $(VENV)/ready-long
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m long --durations 15 $(LONGTESTS)
 
 test-plain: $(VENV)/ready-test
 	ANCHORAGE_PLAIN=1 $(PYTEST)
@@ -77,6 +77,10 @@ $(VENV)/ready: requirements.txt
 
 $(VENV)/ready-test: $(VENV)/ready tests/requirements.txt
 	$(PIP) -r tests/requirements.txt
+	touch $@
+
+$(VENV)/ready-long: $(VENV)/ready-test tests/requirements-long.txt
+	$(PIP) -r tests/requirements-long.txt
 	touch $@
 
 # Of datasets/ only what was drawn here: users keep their own data there.

@@ -31,8 +31,12 @@ import torch
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from onnx import helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it runs as a program too
+sys.path.insert(1, str(Path(__file__).resolve().parent / "inference"))
+
+from onnx_files import known_graph, make_model
 
 from models.loading import load_model, read_weights
 from models.yolo import DetectionModel
@@ -47,6 +51,7 @@ from utils.errors import UserError, one_line
 from utils.files import read_yaml
 from utils.images.header import MAX_PIXELS, MIN_SIDE, image_shape
 from utils.images.read import read_image, read_resized, resize_to
+from utils.inference.onnx_file import read_onnx
 
 INPUTS = 60  # per reader in the test suite
 SECONDS = 30
@@ -351,6 +356,15 @@ def valid_images() -> list[bytes]:
     return [cv2.imencode(suffix, pixels, options)[1].tobytes() for suffix, options in formats]
 
 
+def valid_onnx() -> bytes:
+    """Return a small ONNX detector with metadata, weights, and a graph in an attribute."""
+    graph = known_graph({"output0": np.ones((1, 12, 7))})
+    graph.node.append(helper.make_node("Constant", [], ["size"], value_ints=[1, 3, 2, 2]))
+    graph.node.append(helper.make_node("Expand", ["images", "size"], ["large"]))
+    graph.node.append(helper.make_node("If", ["images"], ["x"], then_branch=graph, else_branch=graph))
+    return make_model(graph, {"stride": "32", "names": "{0: 'a', 1: 'b'}"}).SerializeToString()
+
+
 IMAGE_HEADERS = [
     b"\xff\xd8\xff", b"\xff\xd8\xff\xe1\0\x20Exif\0\0II*\0\x08\0\0\0", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"BM",
     b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"II+\0\x08\0\0\0", b"RIFF\x20\0\0\0WEBPVP8X", b"RIFF\x20\0\0\0WEBPVP8L",
@@ -388,6 +402,13 @@ def check_image(path: Path) -> None:
         shape, rows = (-(-2 * height // 3), -(-2 * width // 3)), -(-height // 3)
         upper = read_resized(path, shape, smooth=False, rows=rows)[:rows]
         assert np.array_equal(upper, resize_to(whole, shape, smooth=False)[:rows])
+
+
+def check_onnx(path: Path) -> None:
+    """Read the outline of an ONNX file and check that what passes is the input and the output of a detector."""
+    outline = read_onnx(path)
+    assert len(outline.inputs) == 1 and len(outline.inputs[0].shape) == 4 and outline.outputs and outline.operators
+    assert all(math.prod(side or 1 for side in tensor.shape or ()) <= 1 << 28 for tensor in outline.outputs)
 
 
 def check_labels(data: bytes) -> None:
@@ -441,11 +462,13 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
     damaged_cache = st.builds(mutate, st.just(cache_file.read_bytes()), seed, changes)
     damaged_images = st.builds(mutate, st.sampled_from(valid_images()), seed, changes)
     images = damaged_images | st.builds(operator.add, st.sampled_from(IMAGE_HEADERS), st.binary(max_size=200))
+    damaged_onnx = st.builds(mutate, st.just(valid_onnx()), seed, changes) | st.binary(max_size=200)
     return {
         "checkpoint, damaged": (damaged, from_file(file, read_weights)),
         "checkpoint, our reader": (damaged, from_file(file, read_checkpoint)),
         "checkpoint, hostile pickle": (hostile, from_file(file, read_weights)),
         "checkpoint to model": (damaged, from_file(file, load_model)),
+        "ONNX file": (damaged_onnx, from_file(folder / "input.onnx", check_onnx)),
         "label file": (LABELS, lambda data: partial(check_labels, data)),
         "label cache": (damaged_cache, from_file(cache_file, cache_reader(cache, cache_file))),
         "image header": (images, from_file(image, check_image)),
@@ -458,7 +481,8 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
 
 NAMES_OF_READERS = (
     "checkpoint, damaged", "checkpoint, our reader", "checkpoint, hostile pickle", "checkpoint to model",
-    "label file", "label cache", "image header", "YAML", "hyperparameter YAML", "data set YAML", "model YAML",
+    "ONNX file", "label file", "label cache", "image header", "YAML", "hyperparameter YAML", "data set YAML",
+    "model YAML",
 )  # fmt: skip
 
 

@@ -15,7 +15,13 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SKIPPED = {"__pycache__", "golden", "kept", "RESULTS.md"}  # the last holds names of rows of the benchmarks
+SKIPPED = {
+    "__pycache__",
+    "node_modules",
+    "golden",
+    "kept",
+    "RESULTS.md",
+}  # the last holds names of rows of the benchmarks
 MAX_WORDS = 25  # in a sentence of a docstring
 
 # (pattern of words to avoid, the word to use). A space in a pattern also matches a line break, or `_` in a name.

@@ -10,8 +10,8 @@ const MAX_DETECTIONS = 1000;
 export class Detector {
   /** Open a model from the bytes of its file. */
   static async open(bytes) {
-    const session = await ort.InferenceSession.create(bytes);
-    return new Detector(session, readMetadata(bytes));
+    const metadata = readMetadata(bytes);
+    return new Detector(await ort.InferenceSession.create(bytes), metadata);
   }
 
   constructor(session, metadata) {

@@ -4,6 +4,7 @@ Legend: B images of a batch, H W rows and columns, N predictions, C classes, L l
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from utils.boxes import xyxy_to_xywh
 from utils.cli import shorten
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.inference.model_metadata import ModelMetadata
 from utils.inference.runtime import Runtime
 
@@ -28,7 +29,11 @@ class ExportedModel:
     def __init__(self, path: Path, runtime: Runtime):
         self.path, self.runtime = path, runtime
         self.metadata = ModelMetadata.from_properties(runtime.properties, str(path))
-        self.num_classes = self._count_classes()
+        outputs = self._probe()
+        if "layout" not in runtime.properties:
+            self.metadata = replace(self.metadata, layout=infer_layout(outputs[0].shape, len(self.metadata.names)))
+        self._require_shape(outputs, len(self.metadata.names) or None)
+        self.num_classes = len(self.metadata.names) or self._count_classes(outputs[0].shape)
         self.names: dict[int, str] = {i: self.metadata.names.get(i, str(i)) for i in range(self.num_classes)}
 
     @property
@@ -69,32 +74,49 @@ class ExportedModel:
         """Return the outputs of a batch of any size."""
         batch = self.runtime.input_shape.batch
         if batch is None or len(images) == batch:
-            return self.runtime.run(images)
+            return self._call(images)
         parts = []
         for part in images.split(batch):
             missing = batch - len(part)
             filled = torch.cat((part, part.new_zeros(missing, *part.shape[1:]))) if missing else part
-            parts.append([output[: len(part)] for output in self.runtime.run(filled)])
+            parts.append([output[: len(part)] for output in self._call(filled)])
         return [torch.cat(outputs) for outputs in zip(*parts, strict=True)]
 
-    def _count_classes(self) -> int:
-        """Return the number of classes by the metadata or, without names, by the output for a blank image."""
-        if self.metadata.names:
-            return len(self.metadata.names)
+    def _call(self, images: Tensor) -> list[Tensor]:
+        """Return the outputs of a batch that fits the file. Raises UserError if the runtime fails."""
+        try:
+            return self.runtime.run(images)
+        except UserError:
+            raise
+        except Exception as error:  # of classes that some libraries do not export
+            where = f"{self.runtime.title} cannot run it on images {tuple(images.shape)}"
+            raise UserError(f"{self.path}: {where}: {one_line(str(error))}") from error
+
+    def _probe(self) -> list[Tensor]:
+        """Return the outputs for blank images, which show what the file is before real ones are read."""
         batch, height, width = self.runtime.input_shape
-        blank = torch.zeros(batch or 1, 3, height or PROBE_SIDE, width or PROBE_SIDE, device=self.device)
-        outputs = self.runtime.run(blank)
-        self._require_shape(outputs, None)
-        return outputs[0].shape[2] - 5
+        images = torch.zeros(batch or 1, 3, height or PROBE_SIDE, width or PROBE_SIDE, device=self.device)
+        outputs = self._call(images)
+        if not outputs:
+            raise UserError(f"{self.path}: gives no output: a detector gives boxes")
+        return outputs
+
+    def _count_classes(self, shape: Sequence[int]) -> int:
+        """Return the number of classes that an output has columns for. Raises UserError for a layout without them."""
+        if self.metadata.layout not in ("yolov5", "yolov8"):
+            raise UserError(f"{self.path}: its metadata names no classes: export the model again")
+        return shape[1] - 4 if self.metadata.layout == "yolov8" else shape[2] - 5
 
     def _require_shape(self, outputs: Sequence[Tensor], num_classes: int | None) -> None:
         """Raise UserError if outputs are not those of the layout. num_classes: None accepts any."""
         layout, shapes = self.metadata.layout, [tuple(output.shape) for output in outputs]
-        found, first = f"{self.path}: its output has the shape {shorten(shapes)}", shapes[0] if shapes else ()
+        found, first = f"{self.path}: its output has the shape {shorten(shapes)}", shapes[0]
+        if other := other_task(shapes, layout):
+            raise UserError(f"{found}: {other}")
         if layout == "raw":
             if len(outputs) != len(self.metadata.anchors) or len(outputs) != len(self.metadata.strides):
                 raise UserError(f"{found}, which does not fit the anchors and strides in its metadata")
-            width = [len(level) // 2 * (5 + self.num_classes) for level in self.metadata.anchors]
+            width = [len(level) // 2 * (5 + len(self.metadata.names)) for level in self.metadata.anchors]
             if [shape[1:2] for shape in shapes] != [(one,) for one in width]:
                 raise UserError(f"{found}, expected {shorten(width)} channels")
             return
@@ -122,6 +144,32 @@ class ExportedModel:
         classes = found[..., 5].long().clamp(0, self.num_classes - 1)
         one_hot = torch.nn.functional.one_hot(classes, self.num_classes).to(found.dtype)
         return torch.cat((xyxy_to_xywh(found[..., :4]), found[..., 4:5], one_hot), dim=2)
+
+
+def infer_layout(shape: Sequence[int], num_classes: int) -> str:
+    """Return the layout of a file that does not say it, from the shape of its output.
+
+    num_classes: 0 if the file names none. Then the longer side is that of the predictions.
+    """
+    if len(shape) != 3:
+        return "yolov5"
+    if num_classes:
+        return "yolov8" if shape[1] == 4 + num_classes and shape[2] != 5 + num_classes else "yolov5"
+    return "yolov8" if shape[1] < shape[2] else "yolov5"
+
+
+def other_task(shapes: Sequence[Sequence[int]], layout: str) -> str:
+    """Return what a model with outputs of these shapes is instead of a detector of `layout`, "" if it may be one."""
+    ranks = [len(shape) for shape in shapes]
+    if layout == "raw":
+        return ""
+    if ranks[0] == 3 and 4 in ranks:
+        return "boxes and masks of a segmentation model: only models that detect are run"
+    if ranks[0] == 2:
+        return "classes of whole images: only models that detect are run"
+    if len(shapes) > 1 and ranks[0] in (4, 5):
+        return "raw levels, without the anchors to decode them: export the model with its decoding"
+    return ""
 
 
 def decode_levels(levels: Sequence[Tensor], anchors: Sequence[Sequence[float]], strides: Sequence[int]) -> Tensor:

@@ -14,6 +14,10 @@ LETTERBOX_RULE = "fit into height x width at equal aspect, pad both sides alike 
 MAX_CHARACTERS = 1 << 22  # of a property: the names of 100,000 classes
 MAX_CLASSES = 100_000
 MAX_NAME = 1000  # characters
+# Errors of a parser, and of values of other types, too long, too deep or not finite.
+READ_ERRORS = (
+    ValueError, TypeError, SyntaxError, LookupError, AttributeError, OverflowError, RecursionError, MemoryError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class _Reader:
             if len(text) > MAX_CHARACTERS:
                 raise ValueError("too long")
             return convert(_parse(text))
-        except (ValueError, TypeError, SyntaxError, LookupError, OverflowError, RecursionError, MemoryError) as error:
+        except READ_ERRORS as error:
             raise UserError(f"{self.source}: metadata: {key}: {shorten(text)} cannot be read") from error
 
 

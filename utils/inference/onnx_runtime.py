@@ -8,7 +8,8 @@ from torch import Tensor
 
 from utils.errors import UserError, one_line
 from utils.formats import import_extra
-from utils.inference.runtime import InputShape, RuntimeSettings
+from utils.inference.onnx_file import read_onnx
+from utils.inference.runtime import RuntimeSettings
 
 ERRORS_ONLY = 3  # level of ONNX Runtime's log
 
@@ -17,6 +18,7 @@ class OnnxRuntime:
     """Runtime of .onnx files."""
 
     def __init__(self, path: Path, settings: RuntimeSettings):
+        outline = read_onnx(path)
         ort = import_extra("onnxruntime", "export", str(path))
         options = ort.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
@@ -25,13 +27,14 @@ class OnnxRuntime:
         try:
             self.session = ort.InferenceSession(str(path), options, providers=choose_providers(ort, settings.device))
         except Exception as error:  # of classes that the library does not export
-            raise UserError(f"{path}: ONNX Runtime cannot load it: {one_line(str(error))}") from error
+            raise UserError(
+                f"{path}: ONNX Runtime {ort.__version__} cannot load it (opset {outline.opset}): {one_line(str(error))}"
+            ) from error
         self.title = f"ONNX Runtime {ort.__version__} ({self.session.get_providers()[0]})"
-        self.properties = dict(self.session.get_modelmeta().custom_metadata_map)
+        self.properties, self.input_shape = outline.properties, outline.input_shape
         self.device = torch.device("cpu")
         entry = self.session.get_inputs()[0]
         self.name, self.dtype = entry.name, np.float16 if "float16" in entry.type else np.float32
-        self.input_shape = image_shape(entry.shape, path)
 
     def run(self, images: Tensor) -> list[Tensor]:
         outputs = self.session.run(None, {self.name: images.numpy().astype(self.dtype, copy=False)})
@@ -46,10 +49,3 @@ def choose_providers(ort: object, device: torch.device) -> list:
             raise UserError("ONNX Runtime has no GPU support here: pip install onnxruntime-gpu, or use --device cpu")
         return [("CUDAExecutionProvider", {"device_id": device.index or 0}), "CPUExecutionProvider"]
     return ["CPUExecutionProvider"]
-
-
-def image_shape(dims: list, path: Path) -> InputShape:
-    """Return the input shape of dimensions (B, 3, H, W), of which text and None are dynamic."""
-    if len(dims) != 4 or dims[1] not in (3, None):
-        raise UserError(f"{path}: takes an input of shape {dims}, not images (batch, 3, height, width)")
-    return InputShape(side if isinstance(side, int) and side > 0 else None for side in (dims[0], *dims[2:]))

@@ -8,6 +8,7 @@ from utils.detector import InferenceModel
 from utils.errors import UserError
 from utils.formats import FORMATS, RuntimeAbsent, format_of
 from utils.inference.exported_model import ExportedModel
+from utils.inference.memory_limit import limited_memory
 from utils.inference.ncnn_runtime import NcnnRuntime
 from utils.inference.onnx_runtime import OnnxRuntime
 from utils.inference.opencv_runtime import OpenCVRuntime
@@ -56,7 +57,8 @@ def open_exported(path: Path, settings: RuntimeSettings) -> ExportedModel:
         )
     if settings.dnn and kind.name != "onnx":
         raise UserError(f"--dnn reads ONNX files, and {path} is none: omit it")
-    runtime = OpenCVRuntime(path, settings) if settings.dnn else RUNTIMES[kind.name](path, settings)
-    model = ExportedModel(path, runtime)
+    with limited_memory():  # what a file allocates is known only when it runs
+        runtime = OpenCVRuntime(path, settings) if settings.dnn else RUNTIMES[kind.name](path, settings)
+        model = ExportedModel(path, runtime)
     console.info(f"{path.name}: {runtime.title}")
     return model

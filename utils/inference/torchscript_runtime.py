@@ -2,7 +2,6 @@
 
 import json
 import warnings
-import zipfile
 from pathlib import Path
 
 import torch
@@ -10,8 +9,10 @@ from torch import Tensor
 
 from utils.errors import UserError, one_line
 from utils.inference.runtime import InputShape, RuntimeSettings
+from utils.inference.torchscript_file import read_torchscript
 
 CONFIG = "config.txt"  # extra file in the archive, with JSON
+MAX_SIDE = 1 << 16
 
 
 class TorchScriptRuntime:
@@ -19,12 +20,12 @@ class TorchScriptRuntime:
 
     def __init__(self, path: Path, settings: RuntimeSettings):
         self.device = settings.device
-        extra = {CONFIG: ""}
+        checked, extra = read_torchscript(path), {CONFIG: ""}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the loader is deprecated, its files are not
-                self.module = torch.jit.load(str(path), map_location=settings.device, _extra_files=extra).eval()
-        except (RuntimeError, ValueError, zipfile.BadZipFile) as error:
+                self.module = torch.jit.load(checked, map_location=settings.device, _extra_files=extra).eval()
+        except (RuntimeError, ValueError) as error:
             raise UserError(f"{path}: PyTorch cannot load it as TorchScript: {one_line(str(error))}") from error
         self.title = f"TorchScript, PyTorch {torch.__version__} ({settings.device.type})"
         self.properties, shape = read_config(extra[CONFIG], path)
@@ -53,6 +54,8 @@ def read_config(text: str | bytes, path: Path) -> tuple[dict[str, str], tuple[in
             str(key): value if isinstance(value, str) else json.dumps(value) for key, value in content.items()
         }
         batch, _, height, width = content["shape"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: {CONFIG} in it cannot be read") from error
+        if not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in (batch, height, width)):
+            raise ValueError("no shape of images")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: {CONFIG} in it cannot be read ({one_line(str(error))})") from error
     return properties, (None, None, None) if content.get("dynamic") is True else (batch, height, width)
