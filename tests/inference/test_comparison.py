@@ -65,7 +65,7 @@ def test_a_file_that_fails_is_a_row(tiny_weights, tiny_data, tmp_path, capsys):
     assert [metrics.images for metrics in found] == [8]
     rows = [line for line in capsys.readouterr().out.splitlines() if "not measured" in line or "64x64" in line]
     assert len(rows) == 3 and "64x64" in rows[1]
-    assert "cannot load it as TorchScript" in rows[0] and "no such file" in rows[2]
+    assert "not a TorchScript file" in rows[0] and "no such file" in rows[2]
     content = json.loads((tmp_path / "exp" / "compare.json").read_text())
     assert [("map" in model) for model in content["models"]] == [False, True, False]
 
