@@ -10,8 +10,8 @@ from torch import Tensor
 from utils.errors import UserError, one_line
 from utils.formats import import_extra
 from utils.inference.metadata_file import find_model_file, read_metadata_file
-from utils.inference.onnx_runtime import image_shape
-from utils.inference.runtime import RuntimeSettings
+from utils.inference.openvino_file import check_openvino
+from utils.inference.runtime import RuntimeSettings, image_shape
 
 if TYPE_CHECKING:
     from openvino import ConstOutput, Core, Model
@@ -23,6 +23,7 @@ class OpenVINORuntime:
     def __init__(self, path: Path, settings: RuntimeSettings):
         ov = import_extra("openvino", "openvino", str(path))
         file = find_model_file(path, ".xml")
+        check_openvino(file)
         self.properties, self.device = read_metadata_file(file.parent), torch.device("cpu")
         core = ov.Core()
         core.set_property({"ENABLE_MMAP": False})  # the file may be replaced while it is used

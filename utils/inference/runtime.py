@@ -3,12 +3,15 @@
 Legend: B batch, H W rows and columns.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from utils.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -50,3 +53,10 @@ class Runtime(Protocol):
     def run(self, images: Tensor) -> list[Tensor]:
         """Return the outputs, float32, for images (B, 3, H, W) float32 RGB in 0…1 that fit `input_shape`."""
         ...
+
+
+def image_shape(dims: Sequence[int | None], path: Path) -> InputShape:
+    """Return the input shape of dimensions (B, 3, H, W), of which None are dynamic. Raises UserError for others."""
+    if len(dims) != 4 or dims[1] not in (3, None):
+        raise UserError(f"{path}: takes an input of shape {list(dims)}, not images (batch, 3, height, width)")
+    return InputShape((dims[0], dims[2], dims[3]))
