@@ -36,15 +36,16 @@ def images(*values):
 
 
 def test_batches_are_split_and_filled_for_a_static_file():
+    """The first call is that of the blank images."""
     model = open_answer(ROWS, shape=(2, 32, 64))
     found, raw = model(images(1, 2, 3, 4, 5))
-    assert raw is None and model.runtime.sizes == [2, 2, 2] and model.fixed_shape == (32, 64)
+    assert raw is None and model.runtime.sizes == [2, 2, 2, 2] and model.fixed_shape == (32, 64)
     assert torch.equal(found, torch.stack([ROWS * value for value in (1, 2, 3, 4, 5)]))
 
 
 def test_a_dynamic_file_gets_the_batch_as_it_is():
     model = open_answer(ROWS)
-    assert model(images(1, 1, 1))[0].shape == (3, 2, 7) and model.runtime.sizes == [3] and model.fixed_shape is None
+    assert model(images(1, 1, 1))[0].shape == (3, 2, 7) and model.runtime.sizes == [1, 3] and model.fixed_shape is None
 
 
 @pytest.mark.parametrize("layout, output", [
@@ -71,7 +72,7 @@ def test_without_metadata_the_output_counts_the_classes():
 @pytest.mark.parametrize("output, properties", [
     (ROWS[0], NAMES),  # one axis less
     (ROWS[:, :6], NAMES),  # one class less
-    (ROWS.T, {}),  # YOLOv8's, without metadata that says so
+    (ROWS.T, {}),  # too few columns
     (torch.zeros(2, 4), {}),
     ([torch.zeros(14, 4, 4)], {**NAMES, "layout": "raw", "anchors": "[[1,2,3,4],[5,6,7,8]]", "strides": "[8,16]"}),
     ([torch.zeros(13, 4, 4)], {**NAMES, "layout": "raw", "anchors": "[[1,2,3,4]]", "strides": "[8]"}),

@@ -155,7 +155,7 @@ def infer_layout(shape: Sequence[int], num_classes: int) -> str:
         return "yolov5"
     if num_classes:
         return "yolov8" if shape[1] == 4 + num_classes and shape[2] != 5 + num_classes else "yolov5"
-    return "yolov8" if shape[1] < shape[2] else "yolov5"
+    return "yolov8" if 4 < shape[1] < shape[2] else "yolov5"
 
 
 def other_task(shapes: Sequence[Sequence[int]], layout: str) -> str:
