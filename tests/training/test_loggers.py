@@ -3,10 +3,12 @@
 tests/output/test_trackers.py has the real services.
 """
 
+import io
 import json
 import os
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from tiny_training import train_flags
@@ -189,6 +191,36 @@ def test_an_installed_tool_is_not_used_unless_it_is_named(make_run, tiny_cfg, tm
     watch.on_start(make_run(tiny_cfg))
     watch.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_cannot_start_costs_a_line(make_run, tiny_cfg, tmp_path, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise OSError(11, "too many processes")
+
+    monkeypatch.setattr(loggers, "find_spec", lambda package: object())
+    monkeypatch.setattr(loggers.subprocess, "Popen", refuse)
+    run, watch = make_run(tiny_cfg), loggers.Loggers(lambda: tmp_path)
+    run.options = run.options.replace(log=["mlflow"])
+    watch.on_start(run)
+    watch.close()
+    assert "--log mlflow: no process can be started" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "lines, finished",
+    [("", False), ('{"fol', False), ('{"end": "interrupted", "weights": []}\n', False),
+     ('{"folder": "b"}\n{"end": "finished", "weights": ["c"]}\n', True)],
+)  # fmt: skip
+def test_a_process_ends_with_its_training(monkeypatch, lines, finished):
+    """The end of the pipe, also in the middle of a line, is that of a training that was killed."""
+    timers = []
+    monkeypatch.setattr(tracker_process.threading, "Timer", lambda seconds, *_: timers.append(seconds) or Mock())
+    monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+    inbox = tracker_process.Inbox(trackers.Start("mlflow", "a", "run", "", {}, False, {}, 60.0))
+    inbox.run()
+    assert inbox.ended.is_set() and inbox.finished is finished
+    assert timers == [60.0 if finished else tracker_process.LAST_SECONDS]
+    assert (inbox.folder, inbox.weights) == (("b", ("c",)) if finished else ("a", ()))
 
 
 def test_credentials_are_not_logged(tmp_path, make_run, tiny_cfg):

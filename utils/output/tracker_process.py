@@ -84,12 +84,13 @@ class Inbox(threading.Thread):
 
     def run(self) -> None:
         """Read until the end. From then on this process has a deadline."""
-        for line in sys.stdin:
-            message = json.loads(line)
-            self.folder = message.get("folder", self.folder)
-            if "end" in message:
-                self.finished, self.weights = message["end"] == "finished", tuple(message["weights"])
-                break
+        with suppress(ValueError):  # the training was killed in the middle of a line
+            for line in sys.stdin:
+                message = json.loads(line)
+                self.folder = message.get("folder", self.folder)
+                if "end" in message:
+                    self.finished, self.weights = message["end"] == "finished", tuple(message["weights"])
+                    break
         timer = threading.Timer(self.start_message.seconds if self.finished else LAST_SECONDS, os._exit, [1])
         timer.daemon = True
         timer.start()

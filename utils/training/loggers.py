@@ -72,7 +72,10 @@ class Loggers(Observer):
                 stale={} if resumed else list_files(folder),
                 seconds=SECONDS + self._weights_seconds(run),
             )
-            self._processes.append(LoggerProcess(start))
+            try:
+                self._processes.append(LoggerProcess(start))
+            except OSError as error:
+                console.warn(f"--log {tool}: no process can be started ({error}). The training continues without it")
 
     def _weights_seconds(self, run: Run) -> float:
         """Return how long the upload of two weights files may take, with the state of the optimizer and the EMA."""
