@@ -65,7 +65,7 @@ from utils.training.loggers import Loggers, installed_tools
 from utils.training.nan_guard import propagate_nan
 from utils.training.observer import EpochReport, Observer, Observers, StepReport
 from utils.training.progress import Progress
-from utils.training.recipe import apply_recipe, settle_search
+from utils.training.recipe import settle_search
 from utils.training.reproducibility import dataset_fingerprints, environment_fingerprint
 from utils.training.result import TrainResult
 from utils.training.run import Run
@@ -78,10 +78,12 @@ from utils.training.startup import (
     num_replicas,
     open_run_folder,
     read_hyperparameters,
+    reject_time_conflicts,
     resolve_launch,
 )
 from utils.training.state import make_ema, make_nan_guard, make_optimizer, restore
 from utils.training.threads import Threads
+from utils.training.time_budget import settle_run
 
 PROGRAM = {"prog": "train.py", "description": "Train a detector."}
 MAX_GRADIENT_NORM = 10.0
@@ -175,7 +177,9 @@ def prepare_on_rank0(launch: Launch, distributed: Distributed, autocast: torch.d
     model, frozen, hyp, dataset, weights, cfg = build_network(launch)
     data = load_splits(locate_images(dataset), single_cls=options.single_cls, fraction=options.evolve_fraction)
     if launch.checkpoint is None:
-        options, hyp = apply_recipe(options, hyp, weights=weights, num_images=len(data.train))
+        options, hyp = settle_run(
+            options, hyp, model, data, weights=weights, distributed=distributed, autocast=autocast
+        )
     final = complete_options(
         options, model, weights=weights, cfg=cfg, num_images=len(data.train), distributed=distributed, autocast=autocast
     )
@@ -552,6 +556,7 @@ def evolve_main(typed: dict[str, Any], observers: Sequence[object] = ()) -> Verd
         group.on_main(lambda: reject_torchrun(group))
     typed = fetch_typed({key: value for key, value in typed.items() if key != "resume"})  # a search always resumes
     options = TrainOptions.from_typed(typed)
+    reject_time_conflicts(options)
     network = build_network(Launch(options))  # mistakes show before the search begins
     amp_dtype(options.amp, select_device(options.device)[0])
     data = load_splits(locate_images(network.dataset), single_cls=options.single_cls, fraction=options.evolve_fraction)

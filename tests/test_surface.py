@@ -175,6 +175,7 @@ ADDED = {
         "--score-only": ("flag", ""),
         "--fitness": ("str", "0.1,0.9"),
         "--recipe": ("str", "yolov5"),
+        "--time": ("float", "0.0"),
         "--min-delta": ("float", "0.0"),
         "--log": ("str*", "[]"),
         "--loggers": ("str*", "[]"),

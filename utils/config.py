@@ -3,6 +3,7 @@
 The names of flags and YAML keys are those of YOLOv5. Each becomes a dataclass field here and nowhere else.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -43,6 +44,9 @@ class TrainOptions:
         group="optimisation",
     )
     epochs: int = flag(100, "total epochs", group="optimisation")
+    time: float = flag(
+        0.0, "hours that training may take; settles the number of epochs at the start, 0 is off", group="optimisation"
+    )
     batch_size: int = flag(
         16, "total batch over all devices, -1 finds the largest", names=["--batch-size"], group="optimisation"
     )
@@ -180,6 +184,7 @@ class TrainOptions:
         checks = [
             (self.epochs >= 1, f"--epochs {self.epochs}: at least 1"),
             (self.batch_size >= 1 or self.batch_size == -1, f"--batch-size {self.batch_size}: at least 1, or -1"),
+            (0 <= self.time < math.inf, f"--time {self.time}: 0 (off) or more hours"),
             (self.nbs >= 0, f"--nbs {self.nbs}: at least 1, or 0 to let the run's length decide"),
             (self.imgsz >= 1, f"--imgsz {self.imgsz}: at least 32"),
             (self.workers >= 0, f"--workers {self.workers}: 0 or more"),

@@ -150,6 +150,10 @@ def resumed_options(content: Mapping[str, Any], checkpoint: Path, typed: Mapping
     else:  # a file from elsewhere never chooses a folder to write into
         stored = stored.replace(**{key: getattr(TrainOptions, key) for key in FLAGS_OF_THE_FOLDER})
     changed = {key: value for key, value in changes.items() if getattr(stored, key) != value}
+    if "time" in changed:
+        raise UserError(
+            f"--resume keeps the {stored.epochs} epochs that {checkpoint} was settled to: omit --time, or give --epochs"
+        )
     if "recipe" in changed:
         raise UserError(
             f"--resume keeps what the recipe of {checkpoint} settled: omit --recipe, and type the flags to change"

@@ -71,7 +71,9 @@ def resolve_launch(typed: Mapping[str, Any], launchers: Sequence[str]) -> Launch
         info(f"Restarted by torchrun: resuming {folder}")
     if not resume:
         require_writable(project)
-        return Launch(TrainOptions.from_typed(typed), folder=folder)
+        options = TrainOptions.from_typed(typed)
+        reject_time_conflicts(options)
+        return Launch(options, folder=folder)
     checkpoint = find_checkpoint(resume, project)
     content = read_run_state(checkpoint)
     if own := run_folder_of(checkpoint):
@@ -82,6 +84,16 @@ def resolve_launch(typed: Mapping[str, Any], launchers: Sequence[str]) -> Launch
     if "device" not in typed and not any(launchers):
         require_device(options.device)
     return Launch(options, content, folder)
+
+
+def reject_time_conflicts(options: TrainOptions) -> None:
+    """Raise UserError for flags of a new run that `--time` excludes."""
+    if options.time and "epochs" in options.typed:
+        raise UserError(f"--time {options.time:g} settles the number of epochs: omit it, or --epochs {options.epochs}")
+    if options.time and options.evolve:
+        raise UserError(
+            "--time with --evolve: trainings of different lengths cannot be compared; give --epochs instead"
+        )
 
 
 def require_device(device: str) -> None:
