@@ -20,6 +20,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from onnx import TensorProto, helper
+from onnx_files import known_graph, make_model, save
 from tiny_training import train_flags
 
 import train
@@ -33,6 +35,8 @@ from utils.datasets.spec import read_dataset_yaml
 from utils.errors import UserError, one_line
 from utils.files import read_yaml
 from utils.images.read import read_image
+from utils.inference.open_model import open_exported
+from utils.inference.runtime import RuntimeSettings
 
 SPARE_MEMORY = 1 << 30
 SECONDS = 60
@@ -298,6 +302,25 @@ def test_a_hyperparameter_of_a_wrong_type_is_named(tmp_path, value):
     file.write_text(yaml.safe_dump({"lr0": value}))
     message = run_contained(lambda: Hyperparameters.load(file))
     assert f"{file}" in message and not message.startswith(("went", "ESCAPED", "ENDED")), message
+
+
+# ---- exported models
+
+
+@pytest.mark.parametrize(
+    "claim", [{"dims": [1 << 40]}, {"dims": [1 << 20, 1 << 20], "raw_data": bytes(8)}, {}], ids=str
+)
+def test_an_exported_file_allocates_nothing_of_what_it_claims(tmp_path, canary, claim):
+    graph = known_graph({"output0": np.ones((1, 12, 7))})
+    if claim:
+        graph.initializer.append(TensorProto(name="large", data_type=TensorProto.FLOAT, **claim))
+    else:
+        graph.node.append(helper.make_node("Constant", [], ["size"], value_ints=[1 << 20, 1 << 20]))
+        graph.node.append(helper.make_node("ConstantOfShape", ["size"], ["large"]))
+    names = f"__import__('os').system('touch {canary}')"
+    file = save(tmp_path / "a.onnx", make_model(graph, {"names": names}))
+    message = run_contained(lambda: open_exported(file, RuntimeSettings()))
+    assert "a.onnx: " in message and not message.startswith(("went", "ESCAPED", "ENDED")), message
 
 
 # ---- labels and images
