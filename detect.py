@@ -27,6 +27,7 @@ from utils.device import describe_device, select_device, set_current_device
 from utils.download import fetch_typed
 from utils.errors import UserError
 from utils.errors import run as run_command
+from utils.exporting.cpu_runtime import RUNTIMES, convert_for_cpu
 from utils.files import ROOT, datasets_folders, find_file, increment_path, read_yaml, require_writable
 from utils.formats import format_of
 from utils.images.frames import Frame, Source
@@ -69,6 +70,9 @@ class DetectOptions:
     augment: bool = flag(False, "run each image at three scales (slower)", group="model")
     half: bool = flag(False, "half precision (GPU)", group="model")
     dnn: bool = flag(False, "run ONNX files with OpenCV", group="model")
+    runtime: str = flag(
+        "pytorch", "library that runs .pt files on a CPU; auto: the fastest here", choices=RUNTIMES, group="model"
+    )
     update: bool = flag(False, "afterwards strip the training state from the weights file", group="model")
     conf_thres: float = flag(0.25, "lowest confidence", group="detection")
     iou_thres: float = flag(0.45, "NMS threshold: boxes that overlap more are one object", group="detection")
@@ -164,7 +168,11 @@ def build_predictor(options: DetectOptions, files: Sequence[Path]) -> Predictor:
     """Load the model and return it with the settings of `options`."""
     device = set_current_device(select_device(options.device)[0])
     settings = RuntimeSettings(device, dnn=options.dnn, half=options.half)
-    model = open_model(files, settings, load_networks=lambda networks: load_ensemble(networks, device))
+
+    def load(networks: Sequence[Path]) -> InferenceModel:
+        return convert_for_cpu(load_ensemble(networks, device), networks, options.runtime, augment=options.augment)
+
+    model = open_model(files, settings, load_networks=load)
     half = options.half and device.type == "cuda"
     if options.half and not half and not isinstance(model, ExportedModel):
         console.warn(f"--half needs a GPU. Running in float32 on {device.type}")

@@ -30,6 +30,7 @@ from utils.device import cores_for_loading, describe_device, select_device, set_
 from utils.download import fetch_typed
 from utils.errors import UserError
 from utils.errors import run as run_command
+from utils.exporting.cpu_runtime import RUNTIMES, convert_for_cpu
 from utils.files import atomic_write, increment_path, require_writable
 from utils.formats import format_of
 from utils.inference.comparison import ComparedModel, compare_models, report_comparison, require_measured
@@ -83,6 +84,9 @@ class ValOptions:
     augment: bool = flag(False, "run each image at three scales (slower)", group="model")
     half: bool = flag(False, "half precision (GPU)", group="model")
     dnn: bool = flag(False, "run ONNX files with OpenCV", group="model")
+    runtime: str = flag(
+        "pytorch", "library that runs .pt files on a CPU; auto: the fastest here", choices=RUNTIMES, group="model"
+    )
     conf_thres: float = flag(VAL_NMS.conf_thres, "lowest confidence", group="detection")
     iou_thres: float = flag(
         VAL_NMS.iou_thres, "NMS threshold: boxes that overlap more are one object", group="detection"
@@ -181,7 +185,11 @@ def parse_args(argv: Arguments = None) -> tuple[ValOptions, bool]:
 def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.device) -> Subject:
     """Load model and label index. Raise UserError if their numbers of classes differ."""
     settings = RuntimeSettings(device, dnn=options.dnn, half=options.half)
-    model = open_model(weights, settings, load_networks=lambda files: load_ensemble(files, device))
+
+    def load(files: Sequence[Path]) -> InferenceModel:
+        return convert_for_cpu(load_ensemble(files, device), files, options.runtime, augment=options.augment)
+
+    model = open_model(weights, settings, load_networks=load)
     if isinstance(model, ExportedModel):
         model.check_choices(augment=options.augment, sizes=options.task == "study")
     # The model is first: damaged weights cost no download.

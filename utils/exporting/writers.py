@@ -12,6 +12,7 @@ from utils.exporting.ncnn_writer import check_ncnn, write_ncnn
 from utils.exporting.onnx_writer import check_onnx, write_onnx
 from utils.exporting.openvino_writer import check_openvino, write_openvino
 from utils.exporting.request import ExportRequest
+from utils.exporting.tflite_writer import check_tflite, write_tflite
 from utils.exporting.torchscript_writer import check_torchscript, write_torchscript
 from utils.formats import Format
 from utils.inference.model_metadata import ModelMetadata
@@ -30,6 +31,7 @@ WRITERS: dict[str, Writer] = {
     "torchscript": Writer(check_torchscript, write_torchscript),
     "onnx": Writer(check_onnx, write_onnx),
     "ncnn": Writer(check_ncnn, write_ncnn),
+    "tflite": Writer(check_tflite, write_tflite),
     "openvino": Writer(check_openvino, write_openvino),
 }
 # Formats of YOLOv5 that are not written, and the reason.

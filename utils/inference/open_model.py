@@ -14,6 +14,7 @@ from utils.inference.onnx_runtime import OnnxRuntime
 from utils.inference.opencv_runtime import OpenCVRuntime
 from utils.inference.openvino_runtime import OpenVINORuntime
 from utils.inference.runtime import Runtime, RuntimeSettings
+from utils.inference.tflite_runtime import TfliteRuntime
 from utils.inference.torchscript_runtime import TorchScriptRuntime
 
 # Runtime of each format that can be run here, by the format's name. A new runtime is one row.
@@ -21,6 +22,7 @@ RUNTIMES: dict[str, type[Runtime]] = {
     "torchscript": TorchScriptRuntime,
     "onnx": OnnxRuntime,
     "ncnn": NcnnRuntime,
+    "tflite": TfliteRuntime,
     "openvino": OpenVINORuntime,
 }
 
