@@ -4,9 +4,11 @@ The input is (1, H, W, 3), as programs for it expect. Metadata is a JSON file in
 programs for TensorFlow Lite look for such files.
 """
 
+import io
 import json
 import zipfile
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ def write_tflite(network: Detector, request: ExportRequest, metadata: ModelMetad
     try:
         with torch.no_grad(), quiet_libraries():
             litert.convert(module, (images,)).export(str(path))
-    except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"{PURPOSE}: litert-torch cannot convert this model: {one_line(str(error))}") from error
     if request.int8:
         _quantize(path, choose_images(request, "--int8"))
@@ -82,20 +84,29 @@ class _ChannelsLast(nn.Module):
         return self.network(images.permute(0, 3, 1, 2))
 
 
+class _Samples:
+    """Calibration inputs, which ai-edge-quantizer iterates over several times."""
+
+    def __init__(self, images: CalibrationImages):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for batch in self.images:
+            yield {INPUT: np.ascontiguousarray(batch.transpose(0, 2, 3, 1))}
+
+
 def _quantize(path: Path, images: CalibrationImages) -> None:
     """Give the model in `path` 8-bit layers, except for the last convolutions, whose outputs are decoded."""
     package, recipes = _import_litert("ai_edge_quantizer"), _import_litert("ai_edge_quantizer.recipe")
     rules = [rule | {"regex": LAYERS} for rule in recipes.static_wi8_ai8()]
-    with quiet_libraries(), console.progress_bar(desc="Calibrating", total=len(images), leave=False) as bar:
-        quantizer = package.Quantizer(str(path))
+    console.info(f"Calibrating on {len(images.paths)} images")
+    with quiet_libraries(), redirect_stderr(io.StringIO()):  # its progress bars are about operators
+        quantizer = package.quantizer.Quantizer(str(path))
         quantizer.load_quantization_recipe(rules)
-
-        def samples() -> Iterator[dict[str, np.ndarray]]:
-            for batch in images:
-                bar.update()
-                yield {INPUT: np.ascontiguousarray(batch.transpose(0, 2, 3, 1))}
-
-        found = quantizer.calibrate({SIGNATURE: samples()})
+        found = quantizer.calibrate({SIGNATURE: _Samples(images)})
         quantizer.quantize(found).export_model(str(path), overwrite=True)
 
 
