@@ -26,8 +26,8 @@ def convert_for_cpu(
 ) -> InferenceModel:
     """Return the model of the weights `files` in the runtime that the user named, and print which one runs.
 
-    `auto` chooses the fastest that is installed, in 16 bits where the CPU computes in them, and stays with PyTorch
-    where no other can run the model. Others are float32, and raise UserError instead.
+    `auto` chooses the fastest that is installed, in 16 bits where the CPU computes in them. It stays with PyTorch where
+    no other can run the model. Others are float32, and raise UserError instead.
     """
     if runtime == "pytorch":
         return model
