@@ -27,7 +27,7 @@ from utils.device import describe_device, select_device, set_current_device
 from utils.download import fetch_typed
 from utils.errors import UserError
 from utils.errors import run as run_command
-from utils.exporting.cpu_runtime import RUNTIMES, convert_for_cpu
+from utils.exporting.cpu_runtime import convert_after, runtime_flag
 from utils.files import ROOT, datasets_folders, find_file, increment_path, read_yaml, require_writable
 from utils.formats import format_of
 from utils.images.frames import Frame, Source
@@ -61,18 +61,12 @@ class DetectOptions:
         [640], "input: side, or h w", type=int, nargs="+", names=["--imgsz", "--img", "--img-size"], group="data"
     )
     weights: list[str] = flag(
-        ["yolov5s.pt"],
-        "model file of any format; several .pt files form an ensemble",
-        type=str,
-        nargs="+",
-        group="model",
+        ["yolov5s.pt"], "model file; several .pt files form an ensemble", type=str, nargs="+", group="model"
     )
     augment: bool = flag(False, "run each image at three scales (slower)", group="model")
     half: bool = flag(False, "half precision (GPU)", group="model")
     dnn: bool = flag(False, "run ONNX files with OpenCV", group="model")
-    runtime: str = flag(
-        "pytorch", "library that runs .pt files on a CPU; auto: the fastest here", choices=RUNTIMES, group="model"
-    )
+    runtime: str = runtime_flag()
     update: bool = flag(False, "afterwards strip the training state from the weights file", group="model")
     conf_thres: float = flag(0.25, "lowest confidence", group="detection")
     iou_thres: float = flag(0.45, "NMS threshold: boxes that overlap more are one object", group="detection")
@@ -168,10 +162,7 @@ def build_predictor(options: DetectOptions, files: Sequence[Path]) -> Predictor:
     """Load the model and return it with the settings of `options`."""
     device = set_current_device(select_device(options.device)[0])
     settings = RuntimeSettings(device, dnn=options.dnn, half=options.half)
-
-    def load(networks: Sequence[Path]) -> InferenceModel:
-        return convert_for_cpu(load_ensemble(networks, device), networks, options.runtime, augment=options.augment)
-
+    load = convert_after(lambda networks: load_ensemble(networks, device), options.runtime, augment=options.augment)
     model = open_model(files, settings, load_networks=load)
     half = options.half and device.type == "cuda"
     if options.half and not half and not isinstance(model, ExportedModel):

@@ -30,7 +30,7 @@ from utils.device import cores_for_loading, describe_device, select_device, set_
 from utils.download import fetch_typed
 from utils.errors import UserError
 from utils.errors import run as run_command
-from utils.exporting.cpu_runtime import RUNTIMES, convert_for_cpu
+from utils.exporting.cpu_runtime import convert_after, runtime_flag
 from utils.files import atomic_write, increment_path, require_writable
 from utils.formats import format_of
 from utils.inference.comparison import ComparedModel, compare_models, report_comparison, require_measured
@@ -75,18 +75,12 @@ class ValOptions:
     workers: int = flag(8, "most data loading processes; threads where the model uses all cores", group="data")
     single_cls: bool = flag(False, "treat all classes as one", group="data")
     weights: list[str] = flag(
-        ["yolov5s.pt"],
-        "model file of any format; several .pt files form an ensemble",
-        type=str,
-        nargs="+",
-        group="model",
+        ["yolov5s.pt"], "model file; several .pt files form an ensemble", type=str, nargs="+", group="model"
     )
     augment: bool = flag(False, "run each image at three scales (slower)", group="model")
     half: bool = flag(False, "half precision (GPU)", group="model")
     dnn: bool = flag(False, "run ONNX files with OpenCV", group="model")
-    runtime: str = flag(
-        "pytorch", "library that runs .pt files on a CPU; auto: the fastest here", choices=RUNTIMES, group="model"
-    )
+    runtime: str = runtime_flag()
     conf_thres: float = flag(VAL_NMS.conf_thres, "lowest confidence", group="detection")
     iou_thres: float = flag(
         VAL_NMS.iou_thres, "NMS threshold: boxes that overlap more are one object", group="detection"
@@ -185,10 +179,7 @@ def parse_args(argv: Arguments = None) -> tuple[ValOptions, bool]:
 def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.device) -> Subject:
     """Load model and label index. Raise UserError if their numbers of classes differ."""
     settings = RuntimeSettings(device, dnn=options.dnn, half=options.half)
-
-    def load(files: Sequence[Path]) -> InferenceModel:
-        return convert_for_cpu(load_ensemble(files, device), files, options.runtime, augment=options.augment)
-
+    load = convert_after(lambda files: load_ensemble(files, device), options.runtime, augment=options.augment)
     model = open_model(weights, settings, load_networks=load)
     if isinstance(model, ExportedModel):
         model.check_choices(augment=options.augment, sizes=options.task == "study")

@@ -182,8 +182,8 @@ ADDED = {
         "--log-project": ("str", ""),
         "--log-weights": ("flag", ""),
     },
-    "val": {"--annotations": ("str", ""), "--json": ("flag", "")},
-    "detect": {"--json": ("flag", "")},
+    "val": {"--runtime": ("str", "pytorch"), "--annotations": ("str", ""), "--json": ("flag", "")},
+    "detect": {"--runtime": ("str", "pytorch"), "--json": ("flag", "")},
     "export": {
         "--layout": ("str", "yolov5"),
         "--calibration-images": ("int", "300"),

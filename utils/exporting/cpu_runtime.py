@@ -1,11 +1,12 @@
 """Conversion of a loaded network for a faster runtime on the CPU (`--runtime`). It leaves no file behind."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
 from utils import console
+from utils.cli import flag
 from utils.detector import Detector, InferenceModel
 from utils.errors import UserError
 from utils.exporting.request import ExportRequest
@@ -19,6 +20,18 @@ RUNTIMES = ("pytorch", "auto", "openvino", "onnx")  # values of --runtime
 # Formats by the speed of their runtimes (benchmarks/runtimes.py), the fastest first, and the packages of each.
 PACKAGES = {"openvino": ("openvino", "onnx"), "onnx": ("onnxruntime", "onnx")}
 TRACED_CELLS = 10  # sides of the traced image in cells of the coarsest level; the converted network takes any size
+
+
+def runtime_flag() -> str:
+    """Return the field of the flag `--runtime`, as `flag` does."""
+    return flag("pytorch", "library that runs .pt files on a CPU; auto: the fastest", choices=RUNTIMES, group="model")
+
+
+def convert_after(
+    load: Callable[[Sequence[Path]], InferenceModel], runtime: str, *, augment: bool
+) -> Callable[[Sequence[Path]], InferenceModel]:
+    """Return a loader of .pt files that hands what `load` returns to `convert_for_cpu`."""
+    return lambda files: convert_for_cpu(load(files), files, runtime, augment=augment)
 
 
 def convert_for_cpu(

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError, one_line
-from utils.formats import import_extra
-from utils.inference.onnx_runtime import image_shape
-from utils.inference.runtime import RuntimeSettings
+from utils.formats import import_extra, package_version
+from utils.inference.runtime import RuntimeSettings, image_shape
 
 METADATA = "metadata.json"  # in the archive behind the model
 MAX_BYTES = 1 << 24  # of it
@@ -22,9 +21,8 @@ class TfliteRuntime:
     """Runtime of .tflite files. Quantised inputs and outputs are converted."""
 
     def __init__(self, path: Path, settings: RuntimeSettings):
+        self.properties, self.device = read_archive(path), torch.device("cpu")
         litert = import_extra("ai_edge_litert.interpreter", "tflite", str(path))
-        self.path, self.device = path, torch.device("cpu")
-        self.properties = read_archive(path)
         try:
             self.interpreter = litert.Interpreter(model_path=str(path), num_threads=settings.threads or None)
             self.interpreter.allocate_tensors()
@@ -38,7 +36,8 @@ class TfliteRuntime:
         dims = [int(side) for side in self.input["shape"]]
         self.channels_last = dims[3] == 3
         self.input_shape = image_shape([dims[0], dims[3], *dims[1:3]] if self.channels_last else dims, path)
-        self.title = f"LiteRT (CPU, {'8 bits' if 'int8' in json.dumps(self.properties.get('int8')) else 'float32'})"
+        precision = "8 bits" if self.properties.get("int8") == "true" else "float32"
+        self.title = f"LiteRT {package_version('ai-edge-litert')} (CPU, {precision})"
 
     def run(self, images: Tensor) -> list[Tensor]:
         batch = images.permute(0, 2, 3, 1) if self.channels_last else images
