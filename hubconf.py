@@ -1,8 +1,7 @@
 """Entry points of torch.hub: `torch.hub.load(FOLDER, "custom", path="best.pt", source="local")`.
 
-The packages `models` and `utils` are imported under a private name, by their own import statements too. A program
-may have packages of these names itself, since neither side sees the other's. torch.hub runs this file again at each load, and
-lists its public functions.
+The packages `models` and `utils` are imported under a private name, by their own import statements too, because a
+program may have packages of these names itself. This file runs again at each load.
 """
 
 import builtins

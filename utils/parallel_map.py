@@ -24,6 +24,7 @@ MAX_WAITING = 16  # in all, if they mostly wait for a disk
 MIN_BUSY = 1e-3  # seconds of CPU time; less does not show how much of the work is waiting
 A = TypeVar("A")
 B = TypeVar("B")
+_main_module_lock = threading.Lock()
 
 
 def parallel_map(function: Callable[[A], B], chunks: Sequence[A], *, cpu_bound: bool) -> Iterator[B]:
@@ -72,6 +73,23 @@ def deferred_ctrl_c() -> Generator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if received:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def hidden_main_module() -> Generator[None]:
+    """Hide the main module from processes that start in the meantime.
+
+    A spawned process runs the caller's program again, up to its call of a training, unless that is guarded by
+    `if __name__`. Ours need nothing of it.
+    """
+    main = vars(sys.modules["__main__"])
+    with _main_module_lock:
+        hidden = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+        main["__spec__"] = None
+        try:
+            yield
+        finally:
+            main.update(hidden)
 
 
 def init_worker(*ignore_signals: str) -> None:

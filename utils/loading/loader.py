@@ -33,7 +33,7 @@ from utils.loading.dataset import Batch, DetectionDataset
 from utils.loading.image_cache import open_images
 from utils.loading.reading_plan import plan_reading
 from utils.loading.sampler import IN_ORDER, BatchSettings, GlobalBatchSampler
-from utils.parallel_map import deferred_ctrl_c, init_worker
+from utils.parallel_map import deferred_ctrl_c, hidden_main_module, init_worker
 
 # Parts of PyTorch's messages when /dev/shm is full: a worker was killed, or cannot create its file there.
 FULL_SHARED_MEMORY = ("Bus error", "shared memory", "No space left on device")
@@ -141,7 +141,7 @@ class Loader:
         """Start all data workers, or none. They ignore the signal by which Python would end them at its own end."""
         others = multiprocessing.active_children()
         try:
-            with deferred_ctrl_c():
+            with deferred_ctrl_c(), hidden_main_module():
                 return iter(self._loader)
         except BaseException as error:
             for process in set(multiprocessing.active_children()).difference(others):
