@@ -20,7 +20,7 @@ import torch
 
 from models.loading import find_weights, load_model
 from utils import console
-from utils.cli import detect_command, flag, read_flags
+from utils.cli import Arguments, Flags, detect_command, flag, parse_flags, read_flags
 from utils.detector import Detector
 from utils.device import describe_device, select_device, set_current_device
 from utils.download import fetch_typed
@@ -37,6 +37,9 @@ from utils.inference.model_metadata import LAYOUTS
 from utils.inference.open_model import open_exported
 from utils.inference.runtime import RuntimeSettings
 from utils.output.json_documents import to_line
+from utils.process_state import unchanged_process
+
+PROGRAM = {"prog": "export.py", "description": "Export a model to other formats."}
 
 DIFFERENT = 3  # exit code if an export differs from PyTorch
 
@@ -129,11 +132,14 @@ class ExportOptions:
         )
 
 
-def parse_args(argv: Sequence[str] | None = None) -> tuple[ExportOptions, frozenset[str]]:
+def parse_opt(known: bool = False) -> Flags:
+    """Return all flags of the command line, for `main`. `known`: ignore words that are no flags."""
+    return parse_flags(ExportOptions, **PROGRAM, known=known)
+
+
+def parse_args(argv: Arguments = None) -> tuple[ExportOptions, frozenset[str]]:
     """Return the options, and the names of those that the user typed."""
-    typed = fetch_typed(
-        read_flags(ExportOptions, argv, prog="export.py", description="Export a model to other formats.")
-    )
+    typed = fetch_typed(read_flags(ExportOptions, argv, **PROGRAM))
     return ExportOptions(**typed), frozenset(typed)
 
 
@@ -217,7 +223,16 @@ def describe_exports(options: ExportOptions, exports: Exports) -> dict[str, Any]
     }
 
 
-def main(argv: Sequence[str] | None = None) -> list[Path]:
+def run(**flags: Any) -> list[Path]:
+    """Export with flags as keywords (`weights="best.pt", include=["onnx"]`), from a program.
+
+    Return the files and folders written. Raises UserError, also for mistakes in the keywords.
+    """
+    with unchanged_process():
+        return run_export(*parse_args(flags)).paths
+
+
+def main(argv: Arguments = None) -> list[Path]:
     """Export as the command line `argv` says. Return the files and folders written.
 
     Raises SystemExit with code 3 if one of them differs from PyTorch.

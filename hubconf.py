@@ -1,7 +1,7 @@
 """Entry points of torch.hub: `torch.hub.load(FOLDER, "custom", path="best.pt", source="local")`.
 
-The packages `models` and `utils` are imported under a private name, by their own import statements too, because a
-program may have packages of these names itself. This file runs again at each load.
+The packages `models` and `utils` are imported under a private name, because a program may have packages of these names
+itself. This file runs again at each load.
 """
 
 import builtins

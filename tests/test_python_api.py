@@ -7,6 +7,7 @@ import json
 import locale
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import pytest
 import torch
 
 import detect
+import export
 import train
 import val
 from utils.cli import SuggestingParser, add_flags
@@ -103,11 +105,27 @@ def test_a_validation_unpacks_as_programs_expect(trained, tmp_path):
 def test_a_detection_returns_its_folder(trained, tmp_path):
     settings, result = trained
     folder = detect.run(
-        weights=str(result.best), source=images_of(settings), imgsz=(64, 96), conf_thres=0.001, max_det=2, classes=[0, 1],
-        save_txt=True, nosave=True, exist_ok=True, device=torch.device("cpu"), project=str(tmp_path), name="found",
+        weights=str(result.best), source=images_of(settings), imgsz=(64, 96), conf_thres=0.001, max_det=2,
+        classes=[0, 1], save_txt=True, nosave=True, exist_ok=True, device=torch.device("cpu"), project=str(tmp_path),
+        name="found",
     )  # fmt: skip
     assert folder == tmp_path / "found" and not list(folder.glob("*.png"))
     assert len(list((folder / "labels").glob("*.txt"))) == 8
+
+
+def test_an_export_returns_its_files(trained, tmp_path, monkeypatch):
+    settings, result = trained
+    monkeypatch.chdir(tmp_path)
+    weights = shutil.copy(result.best, tmp_path / "tiny.pt")
+    paths = export.run(weights=weights, imgsz=(64, 64), include=["torchscript"], data=settings["data"])
+    assert paths == [tmp_path / "tiny.torchscript"] and paths[0].is_file()
+    model = torch.hub.load(str(ROOT), "custom", path=paths[0], source="local", device="cpu")
+    reference = torch.hub.load(str(ROOT), "custom", path=weights, source="local", device="cpu")
+    model.conf = reference.conf = 1e-5
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    found, expected = model(image).xyxy[0], reference(image, size=64).xyxy[0]
+    assert len(found) == len(expected) > 0 and torch.allclose(found[:, 4], expected[:, 4], atol=1e-4)
+    assert model.names == {0: "dark", 1: "bright"} and export.parse_opt.__module__ == "export"
 
 
 @pytest.mark.parametrize("run, keywords, message", [
@@ -122,6 +140,7 @@ def test_a_detection_returns_its_folder(trained, tmp_path):
     (train.run, {"data": "missing.yaml", "cfg": "yolov5n.yaml"}, "missing.yaml"),
     (val.run, {"conf": 0.1}, "unknown keyword conf"),
     (val.run, {"weights": "missing.pt"}, "missing.pt: no such file"),
+    (export.run, {"includes": ["onnx"]}, "unknown keyword includes; did you mean include?"),
     (detect.run, {"imgsz": (1, 2, 3)}, "--imgsz 1 2 3: expected one side or height and width"),
     (detect.run, {"source": "missing.jpg", "weights": "missing.pt"}, "missing"),
 ])  # fmt: skip

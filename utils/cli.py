@@ -188,7 +188,11 @@ def build_parser(options: type, *, prog: str, description: str) -> SuggestingPar
     parser = SuggestingParser(prog=prog, description=description)
     add_flags(parser, options)
     parser.add_argument(
-        "-q", "--quiet", action="store_true", help="print only warnings, errors and the results at the end"
+        "-q",
+        "--quiet",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print only warnings, errors and the results at the end",
     )
     return parser
 
@@ -203,7 +207,7 @@ def read_flags(options: type, argv: Arguments, *, prog: str, description: str) -
         parser.exits = False
         argv = parser.words_of(argv if isinstance(argv, Mapping) else _changed_flags(argv, options))
     typed = vars(parser.parse_args(argv))
-    console.begin_program(quiet=typed.pop("quiet"), data_only=typed.get("json", False))
+    console.begin_program(quiet=typed.pop("quiet", False), data_only=typed.get("json", False))
     return typed
 
 
@@ -211,7 +215,7 @@ def parse_flags(options: type, *, prog: str, description: str, known: bool = Fal
     """Return all flags of this process's command line. `known`: ignore words that are no flags."""
     parser = build_parser(options, prog=prog, description=description)
     parser.ignores_unknown = known
-    return Flags(vars(parser.parse_args()), default_flags(options))
+    return Flags(vars(parser.parse_args()), {**default_flags(options), "quiet": False})
 
 
 def default_flags(options: type) -> dict[str, Any]:
