@@ -171,7 +171,7 @@ def build_predictor(options: DetectOptions, files: Sequence[Path]) -> Predictor:
         if not 0 <= index < model.num_classes:
             raise UserError(f"--classes {index}: this model has classes 0 to {model.num_classes - 1}")
     console.info(f"{', '.join(file.name for file in files)} on {describe_device(device)}")
-    imgsz = model.fixed_shape or input_size(options.imgsz, model.size_multiple)
+    imgsz = input_size(options.imgsz, model)
     names = class_names(model, options.data)
     if isinstance(model, ExportedModel):
         model.check_choices(augment=options.augment)
@@ -198,8 +198,14 @@ def build_outputs(options: DetectOptions, names: dict[int, str], sources: Sequen
     )
 
 
-def input_size(imgsz: Sequence[int], multiple: int) -> tuple[int, int]:
-    """Return height and width of --imgsz, rounded up to multiples of `multiple`."""
+def input_size(imgsz: Sequence[int], model: InferenceModel) -> tuple[int, int]:
+    """Return height and width of the input: those of a file with a fixed one, else --imgsz rounded up."""
+    if model.fixed_shape:
+        if (imgsz[0], imgsz[-1]) not in ((640, 640), model.fixed_shape):
+            typed, (height, width) = " ".join(map(str, imgsz)), model.fixed_shape
+            console.warn(f"--imgsz {typed} is ignored: this file has a fixed input of {height} x {width}")
+        return model.fixed_shape
+    multiple = model.size_multiple
     height, width = (-(-side // multiple) * multiple for side in (imgsz[0], imgsz[-1]))
     if (height, width) != (imgsz[0], imgsz[-1]):
         console.info(f"--imgsz rounded up to {height} {width}: multiples of the model's stride {multiple}")

@@ -125,7 +125,8 @@ def test_log_line(classes, text):
     "imgsz, expected", [([640], (640, 640)), ([480, 640], (480, 640)), ([100, 33], (128, 64)), ([1], (32, 32))]
 )
 def test_input_size(imgsz, expected):
-    assert detect.input_size(imgsz, 32) == expected
+    model = SimpleNamespace(fixed_shape=None, size_multiple=32)
+    assert detect.input_size(imgsz, model) == expected
 
 
 def test_a_model_of_stride_16_gets_images_of_sides_of_32(tmp_path):

@@ -115,6 +115,8 @@ def test_fixed_sizes_and_choices_that_an_export_cannot_follow(exported, source, 
         val.main([*file, "--data", str(tiny_data), "--task", "study", *project])
     val.main([*file, "--data", str(tiny_data), "--imgsz", "128", "--workers", "0", *project])
     assert "--imgsz 128 is ignored: this file has a fixed input of 64 x 96" in capsys.readouterr().err
+    boxes_of(file[1], source, tmp_path / "runs", "--imgsz", "128")
+    assert "--imgsz 128 is ignored: this file has a fixed input of 64 x 96" in capsys.readouterr().err
 
 
 def test_dnn_needs_onnx(exported, source, tmp_path):
