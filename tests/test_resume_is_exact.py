@@ -150,6 +150,21 @@ def test_interrupted_with_sizes_and_mosaics_by_epoch(tiny_data, tiny_cfg, tmp_pa
     assert state_of(tmp_path / "part" / "run")["hyp"]["close_mosaic"] == 2
 
 
+def test_interrupted_with_a_slower_body(finished, tiny_data, tiny_cfg, tmp_path, monkeypatch):
+    (tmp_path / "body.yaml").write_text(yaml.safe_dump({**Hyperparameters().to_dict(), "lr_body": 0.1}))
+    words = ["--weights", str(finished / "weights" / "best.pt"), "--optimizer", "Muon", "--nbs", "8"]
+    words += ["--hyp", str(tmp_path / "body.yaml")]
+    train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole", *words))
+    stop_at(monkeypatch, 4, arguments(tiny_data, tiny_cfg, tmp_path / "part", *words))
+    part = tmp_path / "part" / "run"
+    with pytest.raises(UserError, match="lr_body cannot change from or to 1"):
+        train.main(["--resume", str(part), "--hyp", "hyp.scratch-low.yaml"])
+    train.main(["--resume", str(part)])
+    assert find_differences(tmp_path / "whole" / "run", part) == []
+    factors = {(group["name"], group["lr_factor"]) for group in state_of(part)["optimizer"]["param_groups"]}
+    assert factors >= {("bias", 1.0), ("bias", 0.1), ("weight", 1.0), ("norm", 0.1), ("kernel", 0.1)}
+
+
 def test_interrupted_in_the_validation(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     train.main(arguments(tiny_data, tiny_cfg, tmp_path / "whole"))
     original = train.evaluate

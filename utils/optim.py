@@ -13,7 +13,7 @@ from utils.muon import KERNELS, FusedMuon, Muon, find_kernels
 from utils.schedule import Rates
 
 # Entries of a group that the settings of a run determine, not its progress.
-GROUP_SETTINGS = ("weight_decay", "lr_ratio", "momentum_shift")
+GROUP_SETTINGS = ("weight_decay", "lr_ratio", "momentum_shift", "lr_factor")
 MAX_MOMENTUM = 0.9999
 
 
@@ -56,11 +56,13 @@ def build_optimizer(
     momentum: float = 0.937,
     weight_decay: float = 5e-4,
     muon: MuonSettings | None = None,
+    body_factor: float = 1.0,
 ) -> torch.optim.Optimizer:
     """Return an optimizer with groups named bias, weight and norm, in this order. Only the second has weight decay.
 
     SGD uses Nesterov momentum; for Adam and AdamW `momentum` is the first beta. Muon is SGD with a fourth group, named
-    kernel, whose settings `muon` default to twice `lr` and the same momentum and weight decay. Raises UserError for an
+    kernel, whose settings `muon` default to twice `lr` and the same momentum and weight decay. A `body_factor`
+    other than 1 multiplies the rates outside `model.head`. Each group is two of its name then. Raises UserError for an
     unknown name.
     """
     fused, betas = fused_setting(model.parameters()), (momentum, 0.999)
@@ -77,10 +79,10 @@ def build_optimizer(
     decay = {"bias": 0.0, "weight": weight_decay, "norm": 0.0}
     groups = parameter_groups(model)
     settings = [{"params": groups[key], "weight_decay": decay[key], "name": key} for key in groups]
-    if name != "Muon":
-        return builders[name](settings)
-    muon = muon or MuonSettings(2 * lr, momentum, weight_decay)
-    return builders[name](split_kernels(settings, model, muon, lr=lr, momentum=momentum))
+    if name == "Muon":
+        muon = muon or MuonSettings(2 * lr, momentum, weight_decay)
+        settings = split_kernels(settings, model, muon, lr=lr, momentum=momentum)
+    return builders[name](split_body(settings, model, body_factor))
 
 
 def split_kernels(
@@ -108,6 +110,20 @@ def split_kernels(
     return [*others, own]
 
 
+def split_body(groups: list[dict[str, Any]], model: nn.Module, factor: float) -> list[dict[str, Any]]:
+    """Return `groups`, each split into the parameters of `model.head` and all others, whose rates have a `factor`."""
+    head = getattr(model, "head", None)
+    if factor == 1 or not isinstance(head, nn.Module):
+        return groups
+    inside = {id(parameter) for parameter in head.parameters()}
+    split = []
+    for group in groups:
+        for of_head, own in ((True, 1.0), (False, factor)):
+            members = [entry for entry in group["params"] if (id(entry) in inside) == of_head]
+            split.append({**group, "params": members, "lr_factor": own})
+    return [group for group in split if group["params"]]
+
+
 def take_step(optimizer: torch.optim.Optimizer, allowed: bool | Tensor) -> None:
     """Take a step if `allowed`. As a 0-dim tensor it needs no sync, except for RMSProp."""
     if isinstance(allowed, Tensor) and can_skip_on_device(optimizer):
@@ -123,9 +139,9 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
     """
     for group in optimizer.param_groups:
         if group["name"] == KERNELS:
-            group["lr"] = rates.lr_weight * group["lr_ratio"]
+            group["lr"] = rates.lr_weight * group["lr_ratio"] * group.get("lr_factor", 1.0)
             group["muon_momentum"] = min(max(rates.momentum + group["momentum_shift"], 0.0), MAX_MOMENTUM)
             continue
-        group["lr"] = getattr(rates, f"lr_{group['name']}")
+        group["lr"] = getattr(rates, f"lr_{group['name']}") * group.get("lr_factor", 1.0)
         if "momentum" in group:
             group["momentum"] = rates.momentum

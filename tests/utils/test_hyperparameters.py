@@ -20,7 +20,7 @@ from utils.loading.loader import LoadSettings, make_loader
 from utils.optim import set_rates
 from utils.schedule import Schedule
 from utils.training.loaders import build_loaders
-from utils.training.state import make_ema
+from utils.training.state import make_ema, make_optimizer
 
 SIDE, MIDDLE = 128, 64
 BOX = (76, 88, 108, 104)  # x1, y1, x2, y2 of the red marker; its centre is 28 right of and 32 below the middle
@@ -105,6 +105,24 @@ def check_muon_momentum():
 def check_muon_decay():
     groups = optimizer(name="Muon", muon_decay=0.05).param_groups
     assert [group["weight_decay"] for group in groups] == pytest.approx([0, 5e-4, 0, 0.05])
+
+
+def check_lr_body():
+    for name in ("SGD", "AdamW", "Muon"):
+        plain, slow = (body_rates(name, "w.pt", lr_body=value) for value in (1.0, 0.1))
+        head = {key for key in plain if key.startswith("model.3.")}
+        assert slow == {key: pytest.approx(rate * (1 if key in head else 0.1)) for key, rate in plain.items()}
+        assert head and len(head) < len(plain) and body_rates(name, "", lr_body=0.1) == plain
+
+
+def body_rates(name: str, weights: str, **changes) -> dict[str, float]:
+    """Return the learning rate of each parameter in epoch 5 of a run from `weights`."""
+    options = TrainOptions(cfg="yolov5n.yaml", weights=weights, optimizer=name, nbs=64)
+    found = make_optimizer(TINY_MODEL, options, Hyperparameters(**changes))
+    set_rates(found, rates()[2])
+    by_id = {id(entry): group["lr"] for group in found.param_groups for entry in group["params"]}
+    assert len(by_id) == sum(len(group["params"]) for group in found.param_groups)
+    return {key: by_id[id(entry)] for key, entry in TINY_MODEL.named_parameters()}
 
 
 def check_ema_decay():

@@ -31,19 +31,25 @@ OPTIMIZER_STATE = {
 }
 
 
-def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Raise ValueError unless each tensor in `state` has the shape and type of its parameter.
-
-    The fused steps do not check, and would read and write past the end of a smaller one.
-    """
-    groups = optimizer.state_dict()["param_groups"]
-    for own, given in zip(groups, state["param_groups"], strict=True):
+def check_groups(groups: list[dict[str, Any]], stored: list[dict[str, Any]]) -> None:
+    """Raise ValueError unless `stored` groups have the parameters, the names and the kinds of values of `groups`."""
+    if len(groups) != len(stored):
+        raise ValueError("the optimizer has other groups: lr_body cannot change from or to 1")
+    for own, given in zip(groups, stored):
         if own["params"] != given["params"] or own["name"] != given.get("name", own["name"]):
             raise ValueError("the optimizer's groups are those of another model")
         for name, value in own.items():
             found = given.get(name, value)
             if type(value) in (int, float) and type(found) not in (int, float):
                 raise ValueError(f"the optimizer's {name} is no number")
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Raise ValueError unless each tensor in `state` has the shape and type of its parameter.
+
+    The fused steps do not check, and would read and write past the end of a smaller one.
+    """
+    check_groups(optimizer.state_dict()["param_groups"], state["param_groups"])
     kinds = {name for base in type(optimizer).__mro__ for name in OPTIMIZER_STATE.get(base.__name__, ())}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, entry in state["state"].items():

@@ -35,7 +35,8 @@ def make_optimizer(model: Detector, options: TrainOptions, hyp: Hyperparameters)
     if options.optimizer in ("Adam", "AdamW") and hyp.lr0 >= 0.01:
         warn(f"--optimizer {options.optimizer} with lr0 {hyp.lr0}: 0.001 is usual; set lr0 in the --hyp file")
     muon = MuonSettings(hyp.muon_lr, hyp.muon_momentum, muon_decay)
-    return build_optimizer(as_module(model), options.optimizer, hyp.lr0, hyp.momentum, decay, muon)
+    body_factor = hyp.lr_body if options.weights else 1.0  # `weights` is empty in a run from scratch
+    return build_optimizer(as_module(model), options.optimizer, hyp.lr0, hyp.momentum, decay, muon, body_factor)
 
 
 def make_ema(model: Detector, hyp: Hyperparameters) -> ModelEMA:
