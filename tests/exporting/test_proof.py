@@ -15,7 +15,7 @@ from utils.exporting.observation import DETECT_NMS, PLAIN, Suppression, observe
 from utils.exporting.operators import Operators
 from utils.exporting.proof import ProofFile, prove
 from utils.exporting.proof_images import open_proof_images
-from utils.exporting.proof_report import proof_table, write_report
+from utils.exporting.proof_report import proof_table, report_content, write_report
 from utils.formats import RuntimeAbsent
 from utils.inference.evaluate import evaluate
 
@@ -57,7 +57,7 @@ def images(tiny_data):
 def no_measurements(monkeypatch):
     """Replace measured latencies, and operators of files, by given ones: these tests are about detections."""
     latencies = [Latency(size, 1.0, 10.0, 2.0, 3) for size in (1, 16)]
-    monkeypatch.setattr("utils.exporting.proof.measure_latency", lambda *_: latencies)
+    monkeypatch.setattr("utils.exporting.proof.measure_latency", lambda *_, **settings: latencies)
     monkeypatch.setattr("utils.exporting.proof.read_operators", lambda _: Operators("17", {"Conv": 1}))
 
 
@@ -124,6 +124,9 @@ def test_a_file_that_fails_differs_and_one_without_a_runtime_is_not_proved(model
     assert [one.verdict for one in proof.files] == ["not proved", "differs", "differs", "agrees"]
     assert proof.files[1].differences == ["cannot be run: damaged.onnx: no ONNX model"]
     assert proof.files[2].differences == ["cannot be run: RuntimeError: no kernel for this operator"]
+    assert report_content(proof, tmp_path / "same")["agrees"] is False
+    hopeful = replace(proof, files=[proof.files[0], proof.files[3]])
+    assert report_content(hopeful, tmp_path / "same")["agrees"] is None and not hopeful.differs
     text = "\n".join(proof_table(proof, tmp_path / "same"))
     assert "absent: not proved: pip install a-runtime" in text and text.count("Run it: ") == 1
 

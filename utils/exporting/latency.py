@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from utils import console
 from utils.detector import InferenceModel
 from utils.images.letterbox import letterbox
 from utils.inference.evaluate import evaluation_mode
@@ -42,17 +43,18 @@ class Latency(NamedTuple):
 
 @torch.inference_mode()
 def measure_latency(
-    model: InferenceModel, images: Sequence[np.ndarray], shape: tuple[int, int], nms: NmsSettings
+    model: InferenceModel, images: Sequence[np.ndarray], shape: tuple[int, int], nms: NmsSettings, *, progress: str = ""
 ) -> list[Latency]:
     """Return the latencies at BATCH_SIZES, except those that would take too long.
 
     images: (H, W, 3) BGR uint8, as many as the largest batch has, or none to measure nothing. shape: height and width
-    of the input.
+    of the input. progress: text of a bar, "" for none.
     """
     found: list[Latency] = []
     nms = nms.fit(model)
     with evaluation_mode(model):
-        for size in BATCH_SIZES if images else ():
+        sizes = BATCH_SIZES if images else ()
+        for size in console.progress_bar(sizes, desc=progress, leave=False, disable=not progress):
             if found and found[-1].total * size * MIN_RUNS > 1000 * LIMIT:
                 break
             found.append(_measure(model, images[:size], shape, nms))

@@ -129,7 +129,7 @@ def prove(
     suppressions = list(dict.fromkeys([PLAIN, *(file.suppression for file in files)]))
     expected = observe(reference, images, suppressions, progress="Proof: PyTorch")
     originals = images.originals(max(BATCH_SIZES)) if speed else []
-    latencies = measure_latency(reference, originals, images.shape, PLAIN.detect)
+    latencies = measure_latency(reference, originals, images.shape, PLAIN.detect, progress="Speed: PyTorch")
     proofs = [prove_file(file, expected[file.suppression], images, open_file, originals) for file in files]
     return Proof(images, expected[PLAIN], latencies, proofs)
 
@@ -148,7 +148,8 @@ def prove_file(
     try:
         model = open_file(file.path)
         found = observe(model, images, [file.suppression], progress=f"Proof: {file.path.name}")[file.suppression]
-        latencies = measure_latency(model, originals, images.shape, file.suppression.detect)
+        detect, name = file.suppression.detect, file.path.name
+        latencies = measure_latency(model, originals, images.shape, detect, progress=f"Speed: {name}")
         operators = read_operators(file.path)
     except RuntimeAbsent as error:
         return FileProof(file, expected, unproved=str(error))

@@ -140,7 +140,7 @@ def report_content(proof: Proof, weights: Path) -> dict[str, Any]:
             "metrics": _metrics_content(proof.reference.metrics),
             "latency": [_latency_content(one) for one in proof.reference_latencies],
         },
-        "agrees": not proof.differs,
+        "agrees": False if proof.differs else None if any(one.unproved for one in proof.files) else True,
         "files": [_file_content(one, proof) for one in proof.files],
     }
 
