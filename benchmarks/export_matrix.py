@@ -36,10 +36,12 @@ from utils.inference.runtime import RuntimeSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"width_multiple": 0.25, "depth_multiple": 0.33}
+# The YAML's own are fitted to the data before a training.
+P2_ANCHORS = [[5, 6, 8, 14, 15, 11], [10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
 # Name -> YAML and the entries that differ there.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "yolov5s": ("yolov5s.yaml", {}),
-    "p2": ("hub/yolov5-p2.yaml", SMALL),
+    "p2": ("hub/yolov5-p2.yaml", {**SMALL, "anchors": P2_ANCHORS}),
     "p6": ("hub/yolov5n6.yaml", {}),
     "one class": ("yolov5n.yaml", {"nc": 1}),
     "365 classes": ("yolov5n.yaml", {"nc": 365}),
@@ -54,12 +56,11 @@ VARIANTS = {
     "raw": {"layout": "raw"},
     "deepstream": {"layout": "deepstream"},
     "nms": {"layout": "nms", "nms": INSIDE},
-    "not square": {"size": (0.6, 1.0)},  # shares of --imgsz
+    "not square": {"shares": (0.6, 1.0)},  # of --imgsz
     "batch 16": {"batch": 16},
     "dynamic": {"dynamic": True},
     "half": {"half": True},
 }
-RARE = -7.0  # logit of objectness, in mean: with a spread of 2.5 a few predictions in a thousand are objects
 
 
 class Row(NamedTuple):
@@ -93,28 +94,32 @@ def random_model(name: str, images: torch.Tensor) -> DetectionModel:
 
 
 @torch.no_grad()
-def spread_head(model: DetectionModel, images: torch.Tensor, objectness: float = RARE) -> DetectionModel:
-    """Scale the outputs of the head to the mean and spread of a trained one, by those for `images`.
+def spread_head(model: DetectionModel, images: torch.Tensor, share: float = 0.005) -> DetectionModel:
+    """Scale the outputs of the head to the spread of a trained one, by those for `images`.
 
-    objectness: mean of its logits.
+    share: of the predictions that are objects.
     """
     raw = model(images)[1]  # (B, A, H, W, 5+C) a level
+    quantiles = torch.full((5 + model.num_classes,), 1 - 0.5 / model.num_classes)
+    quantiles[:4], quantiles[4] = 0.5, 1 - share
+    spread = torch.full_like(quantiles, 2.5)
+    spread[:4] = 0.7
     for convolution, level in zip(model.head.convolutions, raw, strict=True):
+        A = model.head.num_anchors
         values = level.permute(1, 4, 0, 2, 3).flatten(2).flatten(0, 1)  # (A (5+C), B H W)
-        target = torch.full((model.head.num_anchors, 5 + model.num_classes), -3.0)
-        target[:, :4], target[:, 4] = 0.0, objectness
-        scale = torch.full_like(target, 2.5)
-        scale[:, :4] = 0.7
-        factor = scale.flatten() / values.std(1).clamp_min(1e-6)
+        limits = zip(values, quantiles.repeat(A), strict=True)
+        zero = torch.stack([row.quantile(quantile) for row, quantile in limits])
+        factor = spread.repeat(A) / values.std(1).clamp_min(1e-6)
         convolution.weight *= factor[:, None, None, None]
-        convolution.bias.copy_(target.flatten() + (convolution.bias - values.mean(1)) * factor)
+        convolution.bias.copy_((convolution.bias - zero) * factor)
     return model
 
 
-def make_request(variant: str, imgsz: int, multiple: int) -> ExportRequest:
-    """Return the request of a variant."""
+def make_request(variant: str, shape: tuple[int, int], multiple: int) -> ExportRequest:
+    """Return the request of a variant of an export for inputs of `shape` (height, width)."""
     settings: dict[str, Any] = dict(VARIANTS[variant])
-    height, width = (-(-int(share * imgsz) // multiple) * multiple for share in settings.pop("size", (1.0, 1.0)))
+    shares = settings.pop("shares", (1.0, 1.0))
+    height, width = (-(-int(share * side) // multiple) * multiple for share, side in zip(shares, shape, strict=True))
     return replace(ExportRequest((height, width)), **settings)
 
 
@@ -144,7 +149,7 @@ def prove_model(
     folder: Path,
 ) -> list[Row]:
     """Export a model to all formats and variants, and compare each with it."""
-    requests = {variant: make_request(variant, max(images.shape), model.size_multiple) for variant in variants}
+    requests = {variant: make_request(variant, images.shape, model.size_multiple) for variant in variants}
     files, rows = {}, []
     for kind, variant, file in write_all(model, name, formats, requests, folder):
         if isinstance(file, str):
@@ -162,9 +167,9 @@ def open_on_cpu(path: Path) -> ExportedModel:
     return open_exported(path, RuntimeSettings())
 
 
-def sample_images(data: str, imgsz: int) -> torch.Tensor:
-    """Return four images of a data set as input (4, 3, imgsz, imgsz)."""
-    images = open_proof_images(data, typed=True, names={}, shape=(imgsz, imgsz), count=4)
+def sample_images(data: str, shape: tuple[int, int]) -> torch.Tensor:
+    """Return four images of a data set as input (4, 3, *shape)."""
+    images = open_proof_images(data, typed=False, names={}, shape=shape, count=4)
     return to_network_input(next(images.batches()).images, torch.device("cpu"))
 
 
@@ -175,18 +180,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--formats", nargs="+", default=list(WRITERS))
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--data", default="data/shapes.yaml")
-    parser.add_argument("--imgsz", type=int, default=640)
+    parser.add_argument("--imgsz", type=int, nargs="+", default=[640], help="side, or height width")
     parser.add_argument("--images", type=int, default=0, help="0 takes all")
     options = parser.parse_args(argv)
-    print(f"{machine()}; {options.data}, {options.imgsz} pixels\n")
+    shape = options.imgsz[0], options.imgsz[-1]
+    print(f"{machine()}; {options.data}, {shape[0]}x{shape[1]} pixels\n")
     print("| model | format | variant | detections matched | mAP50-95 | raw outputs | verdict |")
     print("|---|---|---|---|---|---|---|")
     for name in [*options.weights, *options.models]:
         is_random = name in MODELS
-        model = random_model(name, sample_images(options.data, options.imgsz)) if is_random else load_model(name)
-        images = open_proof_images(
-            options.data, typed=True, names=model.names, shape=(options.imgsz,) * 2, count=options.images
-        )
+        model = random_model(name, sample_images(options.data, shape)) if is_random else load_model(name)
+        images = open_proof_images(options.data, typed=False, names=model.names, shape=shape, count=options.images)
         with tempfile.TemporaryDirectory() as folder:
             rows = prove_model(
                 model, Path(name).stem, images, formats=options.formats, variants=options.variants, folder=Path(folder)

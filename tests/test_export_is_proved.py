@@ -18,7 +18,7 @@ def weights(tmp_path_factory, tiny_cfg, tiny_data):
     torch.manual_seed(0)
     model = DetectionModel(tiny_cfg, num_classes=2).eval()
     model.names = {0: "dark", 1: "bright"}
-    model = spread_head(model, sample_images(str(tiny_data), 64), objectness=-5.0)
+    model = spread_head(model, sample_images(str(tiny_data), (64, 96)), share=0.02)
     file = tmp_path_factory.mktemp("weights") / "best.pt"
     write_checkpoint(file, {"model": describe_model(model)}, kind="weights")
     return file

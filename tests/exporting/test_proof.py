@@ -45,7 +45,7 @@ def model(tiny_cfg, tiny_data):
     torch.manual_seed(0)
     model = DetectionModel(tiny_cfg, num_classes=2).eval()
     model.names = NAMES
-    return spread_head(model, sample_images(str(tiny_data), 64), objectness=-4.0)
+    return spread_head(model, sample_images(str(tiny_data), (64, 96)), share=0.03)
 
 
 @pytest.fixture(scope="module")
