@@ -1,7 +1,6 @@
 """Twenty small programs as users write them for a YOLOv5 detector, each run as it is in a folder of its own.
 
-They share one process with a tiny model, and see nothing of this project but `torch.hub.load(FOLDER, ...)`, except the
-last ones, which import `train`, `val` and `detect` from its folder.
+They share one process with a tiny model. All but the last ones see nothing of this project but `torch.hub.load`.
 """
 
 import os
@@ -46,7 +45,8 @@ model = torch.hub.load(FOLDER, "custom", path="best.pt", source="local")
 table = model("bus.jpg", size=128).pandas().xyxy[0]
 ordered = table.sort_values("xmin")
 names = table["name"].value_counts().to_dict()
-assert ordered["xmin"].is_monotonic_increasing and sum(names.values()) == len(table) and set(names) <= {"dark", "bright"}
+assert ordered["xmin"].is_monotonic_increasing and sum(names.values()) == len(table)
+assert set(names) <= {"dark", "bright"}
 ordered.to_csv("found.csv", index=False)
 assert open("found.csv").readline().strip() == "xmin,ymin,xmax,ymax,confidence,class,name"
 """,
@@ -90,7 +90,8 @@ results = model(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), size=128)
 for *box, confidence, cls in results.xyxy[0].tolist():
     x1, y1, x2, y2 = map(int, box)
     cv2.rectangle(frame, (x1, y1), (x2, y2), (0, 255, 0), 2)
-    cv2.putText(frame, f"{model.names[int(cls)]} {confidence:.2f}", (x1, y1 + 9), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255,) * 3)
+    text = f"{model.names[int(cls)]} {confidence:.2f}"
+    cv2.putText(frame, text, (x1, y1 + 9), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255))
 assert not (frame == cv2.imread("bus.jpg")).all()
 """,
     "labels and coordinates": """
@@ -128,7 +129,8 @@ while True:
     ok, frame = capture.read()
     if not ok:
         break
-    writer.write(cv2.cvtColor(np.squeeze(model(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), size=128).render()), cv2.COLOR_RGB2BGR))
+    results = model(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), size=128)
+    writer.write(cv2.cvtColor(np.squeeze(results.render()), cv2.COLOR_RGB2BGR))
 writer.release(), capture.release()
 assert os.path.getsize("out.mp4") > 1000
 """,
@@ -191,13 +193,15 @@ print(results, len(results), results.t, results.s, results.names)
     "training in a notebook": """
 sys.path.insert(0, FOLDER)
 import train
-result = train.run(data=DATA, cfg=CFG, weights="", imgsz=64, epochs=1, batch_size=8, workers=0, device="cpu", noplots=True)
+short = dict(imgsz=64, epochs=1, batch_size=8, workers=0, noplots=True)
+result = train.run(data=DATA, cfg=CFG, weights="", device="cpu", **short)
 assert result.best.is_file() and result.save_dir.name == "exp"
 """,
     "validation and detection": """
 sys.path.insert(0, FOLDER)
 import detect, val
-(p, r, map50, map_, *_), maps, times = val.run(data=DATA, weights="best.pt", imgsz=64, batch_size=4, workers=0, device="cpu")
+results, maps, times = val.run(data=DATA, weights="best.pt", imgsz=64, batch_size=4, workers=0, device="cpu")
+p, r, map50, map_ = results[:4]
 assert 0 <= map_ <= map50 <= 1 and len(maps) == 2
 folder = detect.run(weights="best.pt", source="images", imgsz=(128, 128), conf_thres=0.3, save_txt=True, device="cpu")
 assert len(os.listdir(folder / "labels")) == 2
