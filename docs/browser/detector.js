@@ -28,7 +28,7 @@ export class Detector {
     this.size = this.isDynamic ? [DYNAMIC_SIDE, DYNAMIC_SIDE] : sides; // height, width
   }
 
-  /** Return the objects in an ImageData, highest score first: {x1, y1, x2, y2, score, label} in its pixels. */
+  /** Return the objects in an ImageData, highest score first: {x1, y1, x2, y2, score, class, label} in its pixels. */
   async detect(image, { confidence = 0.25, iou = 0.45 } = {}) {
     const box = letterbox(image, this.size, this.isDynamic ? this.stride : 0);
     const input = new ort.Tensor("float32", box.data, [1, 3, box.height, box.width]);
@@ -36,7 +36,7 @@ export class Detector {
     const output = outputs[this.session.outputNames[0]];
     const candidates = readOutput(output.data, output.dims, this.layout, confidence);
     const kept = this.layout === "nms" ? candidates : suppress(candidates, iou);
-    return kept.map((found) => ({ ...box.undo(found), score: found.score, label: this.label(found.class) }));
+    return kept.map((found) => ({ ...found, ...box.undo(found), label: this.label(found.class) }));
   }
 
   label(number) {

@@ -89,8 +89,8 @@ function show(shown, found, milliseconds) {
   report(`${found.length} object${found.length === 1 ? "" : "s"} in ${Math.round(milliseconds)} ms`);
 }
 
-function drawBox({ x1, y1, x2, y2, score, label }, line) {
-  const [color, text] = [colorOf(label), `${label} ${score.toFixed(2)}`];
+function drawBox({ x1, y1, x2, y2, score, class: number, label }, line) {
+  const [color, text] = [colorOf(number), `${label} ${score.toFixed(2)}`];
   context.font = `${6 * line}px system-ui, sans-serif`;
   context.textBaseline = "top";
   const [width, height] = [context.measureText(text).width + 2 * line, 7 * line];
@@ -103,11 +103,9 @@ function drawBox({ x1, y1, x2, y2, score, label }, line) {
   context.fillText(text, left + line, top + line / 2);
 }
 
-/** Return a bright color that belongs to a class name. */
-function colorOf(label) {
-  let hash = 0;
-  for (const letter of label) hash = (hash * 31 + letter.codePointAt(0)) % 360;
-  return `hsl(${(hash * 137) % 360} 90% 65%)`;
+/** Return a bright color of a class. Hues of classes that follow each other are far apart: by the golden angle. */
+function colorOf(number) {
+  return `hsl(${(number * 137.5) % 360} 90% 65%)`;
 }
 
 function tableRow({ x1, y1, x2, y2, score, label }) {
