@@ -165,17 +165,19 @@ def export_weights(options: ExportOptions, weights: Path, device: torch.device, 
     request = options.request(input_size(options.imgsz, network.size_multiple))
     formats = [FORMATS[name] for name in options.include]
     check_request(formats, request, network)
+    images = None
+    if not options.no_verify:  # before anything is written: a mistake in --data is cheap to find
+        images = open_proof_images(
+            options.data, typed=data_typed, names=network.names, shape=request.size, count=options.verify_images
+        )
     written = []
     for kind in formats:
         path = write_format(kind, network, weights, request)
         console.result(f"{kind.title}: {path}")
         written.append(path)
-    if options.no_verify:
+    if images is None:
         console.result(*(f"Run it: {detect_command([path], request.size)}" for path in written))
         return Exports(written)
-    images = open_proof_images(
-        options.data, typed=data_typed, names=network.names, shape=request.size, count=options.verify_images
-    )
     files = [ProofFile.from_request(path, request) for path in written]
     report = weights.with_name(f"{weights.stem}_export.json")
     return Exports(written, verify(network, weights, files, images, report).differs, [report])

@@ -157,12 +157,13 @@ def test_an_export_without_names_needs_data_that_has_them(own_weights, source, t
     (["--nms", "--layout", "raw"], "--nms has a layout of its own"),
     (["--opset", "99", "--include", "onnx"], "--opset 99"),
     (["--weights", "nowhere.pt"], "nowhere.pt: no such file"),
+    (["--data", "nowhere.yaml", "--verify-images", "1"], "nowhere.yaml"),
     (["--weights", "m.onnx"], "m.onnx: ONNX holds no weights"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line_and_writes_nothing(weights, words, message):
     before = sorted(weights.parent.iterdir())
     with pytest.raises(UserError, match=message):
-        export.main(["--weights", str(weights), "--no-verify", *words])
+        export.main(["--weights", str(weights), *([] if "--data" in words else ["--no-verify"]), *words])
     assert sorted(weights.parent.iterdir()) == before
 
 

@@ -13,12 +13,12 @@ class Format(NamedTuple):
     """A format of exported models."""
 
     name: str  # word of --include
-    suffix: str  # at the end of the name of a file or, if it begins with `_`, a folder
+    suffix: str  # at the end of the name of a file or folder
     title: str
 
     @property
     def is_folder(self) -> bool:
-        return self.suffix.startswith("_")
+        return self.suffix.startswith("_") or self.suffix == ".mlpackage"
 
     def path_beside(self, weights: Path) -> Path:
         """Return the path of the export of a weights file: best.pt -> best.onnx, best_openvino_model."""

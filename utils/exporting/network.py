@@ -36,13 +36,13 @@ class Decode(nn.Module):
 
     def __init__(self, head: Head, size: tuple[int, int] | None):
         super().__init__()
-        self.num_anchors, self.is_static = head.num_anchors, size is not None
+        self.num_anchors, self.width, self.is_static = head.num_anchors, 5 + head.num_classes, size is not None
         self.level_strides = [int(stride) for stride in head.stride.tolist()]
         pixels = head.anchors.detach().float() * head.stride.detach().reshape(-1, 1, 1)  # (L, A, 2)
         if size is None:
             self.register_buffer("anchors", pixels)
             return
-        grids = [(size[0] // stride, size[1] // stride) for stride in self.level_strides]
+        self.grids = grids = [(size[0] // stride, size[1] // stride) for stride in self.level_strides]
         counts = [self.num_anchors * H * W for H, W in grids]
         cells = [make_cells(H, W, self.num_anchors, pixels.device) for H, W in grids]
         strides = [pixels.new_full((count, 1), stride) for count, stride in zip(counts, self.level_strides)]
@@ -54,19 +54,21 @@ class Decode(nn.Module):
     def forward(self, levels: list[Tensor]) -> Tensor:
         if not self.is_static:
             return torch.cat([self._decode_level(level, i) for i, level in enumerate(levels)], dim=1)
-        scores = torch.cat([self._to_rows(level) for level in levels], dim=1).sigmoid()
+        # Sizes are constants here: a trace that reads them from the levels has operators that some converters lack.
+        rows = [self._to_rows(level, -1, H * W) for level, (H, W) in zip(levels, self.grids)]
+        scores = torch.cat(rows, dim=1).sigmoid()
         centres = (scores[..., :2] * 2 + self.cells) * self.strides
         sides = (scores[..., 2:4] * 2) * (scores[..., 2:4] * 2) * self.anchors
         return torch.cat((centres, sides, scores[..., 4:]), dim=2)
 
-    def _to_rows(self, level: Tensor) -> Tensor:
-        """Return (B, A H W, 5+C) of a level (B, A (5+C), H, W), float32."""
-        B, channels, H, W = level.shape
-        parts = level.float().reshape(B, self.num_anchors, channels // self.num_anchors, H * W)
-        return parts.permute(0, 1, 3, 2).reshape(B, self.num_anchors * H * W, channels // self.num_anchors)
+    def _to_rows(self, level: Tensor, B: int, cells: int) -> Tensor:
+        """Return (B, A H W, 5+C) of a level (B, A (5+C), H, W), float32. `cells` is H W. A `B` of -1 means any."""
+        parts = level.float().reshape(B, self.num_anchors, self.width, cells)
+        return parts.permute(0, 1, 3, 2).reshape(B, self.num_anchors * cells, self.width)
 
     def _decode_level(self, level: Tensor, index: int) -> Tensor:
-        scores, (H, W) = self._to_rows(level).sigmoid(), level.shape[2:]
+        B, _, H, W = level.shape
+        scores = self._to_rows(level, B, H * W).sigmoid()
         cells = make_cells(H, W, self.num_anchors, level.device)
         sides = self.anchors[index][:, None].expand(-1, H * W, 2).reshape(1, -1, 2)
         centres = (scores[..., :2] * 2 + cells) * self.level_strides[index]

@@ -65,7 +65,7 @@ def build_onnx(network: Detector, request: ExportRequest) -> "ModelProto":
     outputs = output_names(network, request)
     export = _export_by_dynamo if request.dynamo else _export_by_tracing
     try:
-        with torch.inference_mode(), _silence(request.verbose):
+        with torch.inference_mode(), silence(request.verbose):
             model = export(module, images, request, outputs)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"--include onnx: PyTorch cannot export this model: {one_line(str(error))}") from error
@@ -158,7 +158,7 @@ def _simplify(model: "ModelProto") -> "ModelProto":
 
 
 @contextmanager
-def _silence(verbose: bool) -> Generator[None]:
+def silence(verbose: bool) -> Generator[None]:
     """Drop warnings and log lines of PyTorch's exporters, which are about their own code, unless `verbose`."""
     if verbose:
         with nullcontext():

@@ -1,6 +1,6 @@
 """Request of an export: the properties that the files will have."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -35,3 +35,7 @@ class ExportRequest:
     data: str = ""  # YAML of the data set to calibrate on
     workspace: int = 4  # GB, TensorRT
     timing_cache: str = ""  # file, TensorRT
+
+    def in_float32(self) -> "ExportRequest":
+        """Return the request without `half`, for converters that lower the precision themselves."""
+        return replace(self, half=False)
