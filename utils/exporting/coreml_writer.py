@@ -45,7 +45,7 @@ def write_coreml(network: Detector, request: ExportRequest, metadata: ModelMetad
                 compute_precision=precision,
                 skip_model_load=True,
             )
-        except (RuntimeError, ValueError, TypeError, NotImplementedError, KeyError) as error:
+        except (RuntimeError, ValueError, TypeError, KeyError) as error:
             reason = one_line(str(error))
             raise UserError(f"--include coreml: coremltools {ct.__version__} cannot convert this: {reason}") from error
         model.user_defined_metadata.update(metadata.to_properties())
