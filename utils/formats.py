@@ -18,7 +18,7 @@ class Format(NamedTuple):
 
     @property
     def is_folder(self) -> bool:
-        return self.suffix.startswith("_") or self.suffix == ".mlpackage"
+        return "." not in self.suffix or self.suffix == ".mlpackage"
 
     def path_beside(self, weights: Path) -> Path:
         """Return the path of the export of a weights file: best.pt -> best.onnx, best_openvino_model."""
