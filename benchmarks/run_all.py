@@ -34,6 +34,7 @@ NAMES = (
     "labels",
     "loss",
     "startup",
+    "runtimes",
     "scale",
     "memory",
 )
@@ -51,7 +52,7 @@ def command(name: str, options: argparse.Namespace) -> list[str]:
     words = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py")]
     if name in WITH_DATA and options.data:
         words += ["--data", options.data]
-    if name == "untrained" and options.weights:
+    if name in ("untrained", "runtimes") and options.weights:
         words += ["--weights", options.weights]
     if name == "accuracy" and options.project:
         words += ["--project", options.project, *["--finished"] * options.finished]

@@ -16,12 +16,13 @@ from utils.inference.runtime import RuntimeSettings
 
 
 @pytest.mark.parametrize("per_tensor", [False, True])
-def test_8_bits_leave_the_head_and_the_decoding_in_float(network, tmp_path, tiny_data, per_tensor):
+def test_8_bits_leave_the_head_and_the_decoding_in_float(network, tmp_path, tiny_data, per_tensor, capsys):
     import onnx
 
     request = ExportRequest((64, 96), int8=True, data=str(tiny_data), calibration_images=4, per_tensor=per_tensor)
     check_request([FORMATS["onnx"]], request, network)
     path = write_format(FORMATS["onnx"], network, tmp_path / "best.pt", request)
+    assert "ONNX Runtime, network alone: float32 " in capsys.readouterr().out
     model = onnx.load(path)
     makers = {output: node.op_type for node in model.graph.node for output in node.output}
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]

@@ -66,8 +66,9 @@ def test_half_stores_float16_and_computes_in_16_bits_on_request(network, tmp_pat
     assert largest_difference(network, half, image(1, 96)[:, :, :64], half=True) < 20
 
 
-def test_8_bits_leave_the_head_and_the_decoding_in_float(network, tmp_path, tiny_data):
+def test_8_bits_leave_the_head_and_the_decoding_in_float(network, tmp_path, tiny_data, capsys):
     path = write(network, tmp_path, int8=True, data=str(tiny_data), calibration_images=4)
+    assert "OpenVINO, network alone: float32 " in capsys.readouterr().out
     text = (path / "best.xml").read_text()
     assert text.count('type="FakeQuantize"') > 5 or 'element_type="i8"' in text
     images = image(1, 96)[:, :, :64]

@@ -2,13 +2,15 @@
 
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from utils import console
 from utils.exporting.calibration import CalibrationImages
+from utils.exporting.int8_speed import report_int8_speed
 from utils.exporting.quiet import quiet_libraries
 from utils.formats import import_extra
 
@@ -37,32 +39,45 @@ def quantize_onnx(model: "ModelProto", images: CalibrationImages, *, per_tensor:
     Weights have a scale per output channel, or one per tensor.
     """
     onnx = import_extra("onnx", "export", "--int8")
-    ort = import_extra(PACKAGE, "export", "--int8")
-    prepare = import_extra(f"{PACKAGE}.shape_inference", "export", "--int8").quant_pre_process
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        console.progress_bar(desc="Calibrating", total=len(images), leave=False) as bar,
-        quiet_libraries(),
-    ):
-        source, prepared, target = (str(Path(folder, name)) for name in ("float.onnx", "prepared.onnx", "int8.onnx"))
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = (str(Path(folder, name)) for name in ("float.onnx", "int8.onnx"))
         onnx.save_model(model, source)
-        prepare(source, prepared, skip_symbolic_shape=True)
-        folded = onnx.load_model(prepared)
-        ort.quantize_static(
-            prepared,
-            target,
-            _CalibrationReader(images, bar),
-            quant_format=ort.QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            per_channel=not per_tensor,
-            activation_type=ort.QuantType.QInt8,
-            weight_type=ort.QuantType.QInt8,
-            nodes_to_exclude=last_convolutions(folded),
-            calibrate_method=ort.CalibrationMethod.MinMax,
-        )
+        with console.progress_bar(desc="Calibrating", total=len(images), leave=False) as bar, quiet_libraries():
+            _quantize(source, target, _CalibrationReader(images, bar), per_tensor=per_tensor)
         quantized = onnx.load_model(target)
+        batch = next(iter(images))
+        sessions = {"float32": _open(source), "int8": _open(target)}
+        runs = {name: partial(session.run, None, {"images": batch}) for name, session in sessions.items()}
+        report_int8_speed("ONNX Runtime", runs)
     quantized.graph.name = model.graph.name
     return quantized
+
+
+def _quantize(source: str, target: str, reader: _CalibrationReader, *, per_tensor: bool) -> None:
+    """Write the model in the file `source`, with 8-bit convolutions, into the file `target`."""
+    onnx, ort = (import_extra(name, "export", "--int8") for name in ("onnx", PACKAGE))
+    prepared = f"{source}.prepared"
+    import_extra(f"{PACKAGE}.shape_inference", "export", "--int8").quant_pre_process(
+        source, prepared, skip_symbolic_shape=True
+    )
+    ort.quantize_static(
+        prepared,
+        target,
+        reader,
+        quant_format=ort.QuantFormat.QDQ,
+        op_types_to_quantize=["Conv"],
+        per_channel=not per_tensor,
+        activation_type=ort.QuantType.QInt8,
+        weight_type=ort.QuantType.QInt8,
+        nodes_to_exclude=last_convolutions(onnx.load_model(prepared)),
+        calibrate_method=ort.CalibrationMethod.MinMax,
+    )
+
+
+def _open(path: str) -> Any:
+    """Return a session on the CPU."""
+    ort = import_extra("onnxruntime", "export", "--int8")
+    return ort.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 def last_convolutions(model: "ModelProto") -> list[str]:

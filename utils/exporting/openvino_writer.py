@@ -4,21 +4,26 @@ OpenVINO's telemetry stays off: its converter, which reports, is not called, and
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from utils import console
 from utils.detector import Detector
 from utils.environment import set_default
 from utils.errors import UserError, one_line
 from utils.exporting.calibration import CalibrationImages, choose_images
+from utils.exporting.int8_speed import report_int8_speed
 from utils.exporting.onnx_writer import build_onnx
 from utils.exporting.quiet import quiet_libraries
 from utils.exporting.request import ExportRequest
 from utils.formats import FORMATS, import_extra
 from utils.inference.metadata_file import write_metadata_file
 from utils.inference.model_metadata import ModelMetadata
+from utils.inference.openvino_runtime import PRECISIONS, choose_precision
 
 if TYPE_CHECKING:
     from openvino import Model
@@ -42,7 +47,8 @@ def write_openvino(network: Detector, request: ExportRequest, metadata: ModelMet
     ov = import_extra("openvino", "openvino", PURPOSE)
     model = convert_to_openvino(network, request)
     if request.int8:
-        model = _quantize(model, choose_images(request, "--int8"), per_tensor=request.per_tensor)
+        plain, model = model, _quantize(model, choose_images(request, "--int8"), per_tensor=request.per_tensor)
+        _report_speed(plain, model, request)
     path.mkdir()
     stem = path.name.removesuffix(FORMATS["openvino"].suffix)
     ov.save_model(model, str(path / f"{stem}.xml"), compress_to_fp16=request.half)
@@ -86,6 +92,19 @@ def _quantize(model: "Model", images: CalibrationImages, *, per_tensor: bool) ->
             subset_size=len(images),
             ignored_scope=nncf.IgnoredScope(names=kept),
         )
+
+
+def _report_speed(plain: "Model", quantized: "Model", request: ExportRequest) -> None:
+    """Print the speed of the 8-bit model and of the float one in each precision of this CPU."""
+    core = import_extra("openvino", "openvino", PURPOSE).Core()
+    images = np.zeros((request.batch, 3, *request.size), np.float32)
+    chosen = choose_precision(core)
+    models = {PRECISIONS[name]: (plain, name) for name in dict.fromkeys(("f32", chosen))} | {"int8": (quantized, "f32")}
+    compiled = {
+        name: core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"})
+        for name, (model, hint) in models.items()
+    }
+    report_int8_speed("OpenVINO", {name: partial(each, [images]) for name, each in compiled.items()})
 
 
 def decoding_operators(model: "Model") -> list[str]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from utils.detector import Detector
 from utils.errors import UserError
 from utils.exporting.coreml_writer import check_coreml, write_coreml
+from utils.exporting.engine_writer import check_engine, write_engine
 from utils.exporting.metadata import describe_export
 from utils.exporting.ncnn_writer import check_ncnn, write_ncnn
 from utils.exporting.onnx_writer import check_onnx, write_onnx
@@ -31,6 +32,7 @@ class Writer(NamedTuple):
 WRITERS: dict[str, Writer] = {
     "torchscript": Writer(check_torchscript, write_torchscript),
     "onnx": Writer(check_onnx, write_onnx),
+    "engine": Writer(check_engine, write_engine),
     "coreml": Writer(check_coreml, write_coreml),
     "ncnn": Writer(check_ncnn, write_ncnn),
     "tflite": Writer(check_tflite, write_tflite),
@@ -38,7 +40,6 @@ WRITERS: dict[str, Writer] = {
 }
 # Formats of YOLOv5 that are not written, and the reason.
 NOT_OFFERED = {
-    "engine": "needs TensorRT and its GPU: export ONNX here, then type trtexec --onnx=best.onnx",
     "saved_model": "TensorFlow's formats are not written; --include tflite is for devices, --include onnx for servers",
     "pb": "TensorFlow's formats are not written; --include tflite is for devices, --include onnx for servers",
     "edgetpu": "needs Google's compiler: export with --include tflite --int8, then type edgetpu_compiler best.tflite",

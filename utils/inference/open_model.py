@@ -7,6 +7,8 @@ from utils import console
 from utils.detector import InferenceModel
 from utils.errors import UserError
 from utils.formats import FORMATS, RuntimeAbsent, format_of
+from utils.inference.coreml_runtime import CoreMLRuntime
+from utils.inference.engine_runtime import EngineRuntime
 from utils.inference.exported_model import ExportedModel
 from utils.inference.memory_limit import limited_memory
 from utils.inference.ncnn_runtime import NcnnRuntime
@@ -21,6 +23,8 @@ from utils.inference.torchscript_runtime import TorchScriptRuntime
 RUNTIMES: dict[str, type[Runtime]] = {
     "torchscript": TorchScriptRuntime,
     "onnx": OnnxRuntime,
+    "engine": EngineRuntime,
+    "coreml": CoreMLRuntime,
     "ncnn": NcnnRuntime,
     "tflite": TfliteRuntime,
     "openvino": OpenVINORuntime,
