@@ -560,9 +560,9 @@ def evolve_main(typed: dict[str, Any], observers: Sequence[object] = ()) -> Verd
     network = build_network(Launch(options))  # mistakes show before the search begins
     amp_dtype(options.amp, select_device(options.device)[0])
     data = load_splits(locate_images(network.dataset), single_cls=options.single_cls, fraction=options.evolve_fraction)
-    options, hyp = settle_search(options, network.hyp, weights=network.weights, num_images=len(data.train))
+    settled, hyp = settle_search(options, network.hyp, weights=network.weights, num_images=len(data.train))
     installed_tools(options.log)  # the line for those that are not; the trainings log
-    return search_hyperparameters(make_plan(options, script=Path(__file__), hyp=hyp))
+    return search_hyperparameters(make_plan(settled, script=Path(__file__), hyp=hyp, typed=options))
 
 
 def search_hyperparameters(plan: Plan) -> Verdict:

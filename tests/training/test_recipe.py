@@ -125,7 +125,8 @@ def test_a_search_gives_its_trainings_the_settled_values():
         "yolov5", "Muon", True, {"recipe", "epochs", "optimizer", "cos_lr"},
     )  # fmt: skip
     assert hyp.muon_decay == settle(read_recipe(recipe.FOLDER / "small.yaml"), SCRATCH)[0]["muon_decay"]
-    plan = train.make_plan(found, script=Path("train.py"), hyp=hyp)
+    plan = train.make_plan(found, script=Path("train.py"), hyp=hyp, typed=options)
+    assert plan.search_command == "python train.py --epochs=2 --recipe=small"  # as it was typed
     assert plan.start["muon_decay"] == hyp.muon_decay and "--recipe=yolov5" in plan.training_flags
 
 

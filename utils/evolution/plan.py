@@ -73,10 +73,12 @@ def format_command(options: TrainOptions, names: Iterable[str], script: Path) ->
     return shlex.join(["python", script.name, *to_flags(values)])
 
 
-def make_plan(options: TrainOptions, script: Path, hyp: Hyperparameters | None = None) -> Plan:
+def make_plan(
+    options: TrainOptions, script: Path, hyp: Hyperparameters | None = None, typed: TrainOptions | None = None
+) -> Plan:
     """Check and resolve the options of an evolution. Raise UserError for any mistake. Nothing is written.
 
-    It starts from `hyp`, or else from the file `--hyp`.
+    It starts from `hyp`, or else from the file `--hyp`. `typed` are the options before a recipe settled some of them.
     """
     if options.batch_size == -1:
         raise UserError("--batch-size -1 with --evolve: every generation would find another one; give a number")
@@ -90,7 +92,7 @@ def make_plan(options: TrainOptions, script: Path, hyp: Hyperparameters | None =
         start=start,
         population=read_population(options, start),
         devices=devices,
-        search_command=format_command(options, options.typed, script),
+        search_command=format_command(typed or options, (typed or options).typed, script),
     )
 
 
