@@ -1,4 +1,4 @@
-"""Every runtime on the CPU, against PyTorch in float32: one image of 640 x 640 pixels through yolov5n.
+"""Time of every runtime on the CPU, against PyTorch in float32: one image of 640 x 640 pixels through yolov5n.
 
     python benchmarks/runtimes.py
     python benchmarks/runtimes.py --weights yolov5n.pt --imgsz 320
