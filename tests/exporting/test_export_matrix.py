@@ -12,10 +12,10 @@ import yaml
 from benchmarks.export_matrix import MODELS, VARIANTS, prove_model, random_model, sample_images, spread_head
 from models.loading import load_model
 from models.yolo import DetectionModel
+from utils.errors import UserError
 from utils.exporting.proof_images import open_proof_images
 from utils.exporting.request import ExportRequest
 from utils.exporting.writers import WRITERS
-from utils.formats import RuntimeAbsent
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOAT = [variant for variant in VARIANTS if variant != "half"]
@@ -33,10 +33,10 @@ REFUSED = {
 
 @pytest.fixture
 def kind(request):
-    """Return the format of a test, which is skipped if its packages are absent. CI installs those of its part."""
+    """Return the format of a test, which is skipped if its packages or devices are absent. CI installs those of its part."""
     try:
         WRITERS[request.param].check(ExportRequest((64, 64)), DetectionModel("yolov5n.yaml"))
-    except RuntimeAbsent as absent:
+    except UserError as absent:
         pytest.skip(str(absent))
     return request.param
 
