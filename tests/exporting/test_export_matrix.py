@@ -33,7 +33,7 @@ REFUSED = {
 
 @pytest.fixture
 def kind(request):
-    """Return the format of a test, which is skipped if its packages or devices are absent. CI installs those of its part."""
+    """Return the format of a test, which is skipped if a package or device is absent. CI has those of its part."""
     try:
         WRITERS[request.param].check(ExportRequest((64, 64)), DetectionModel("yolov5n.yaml"))
     except UserError as absent:
