@@ -90,7 +90,12 @@ __builtins__ = _BUILTINS  # for the functions below, whose imports are of this p
 # ---- models
 
 
-def custom(path="path/to/model.pt", autoshape=True, _verbose=True, device=None):
+def custom(
+    path: str | pathlib.Path | list = "path/to/model.pt",
+    autoshape: bool = True,
+    _verbose: bool = True,
+    device: object = None,
+):
     """Return the model of a weights file, of a list of them (an ensemble), or of a file that export.py wrote.
 
     path: file, address, or a published name such as yolov5s.pt, which is downloaded if it is not here.

@@ -301,7 +301,7 @@ def test_importing_changes_nothing():
     order = ["utils", *reversed(WINGS), "models", "data", "program"]
     modules = sorted(FILES, key=lambda name: (order.index(floor_of(name)), name))
     result = subprocess.run(
-        [sys.executable, "-c", SNAPSHOT], cwd=ROOT, input=json.dumps([modules, sorted(others)]),
+        [sys.executable, "-W", "error", "-c", SNAPSHOT], cwd=ROOT, input=json.dumps([modules, sorted(others)]),
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert (result.returncode, result.stdout) == (0, ""), result.stdout + result.stderr
