@@ -82,7 +82,9 @@ def test_a_file_cut_anywhere_is_refused(tmp_path):
         assert not outline.properties and size > len(whole) - 40, size  # the end of the file lists versions only
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), os.mkdir], ids=["pipe", "link", "folder"])
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), os.mkdir], ids=["pipe", "link", "folder"]
+)
 def test_what_is_no_regular_file(tmp_path, make):
     make(tmp_path / "a.onnx")
     assert "not a regular file" in refusal(tmp_path / "a.onnx")
