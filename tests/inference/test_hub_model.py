@@ -80,7 +80,11 @@ def test_boxes_are_in_pixels_of_each_image_and_clipped(model):
     ({"agnostic": True, "iou": 0.95}, [(0.9, 0), (0.4, 1), (0.3, 1)]),
     ({"classes": [1]}, [(0.4, 1), (0.3, 1)]),
     ({"classes": 1}, [(0.4, 1), (0.3, 1)]),
+    ({"classes": np.array([1])}, [(0.4, 1), (0.3, 1)]),
+    ({"classes": torch.tensor([1])}, [(0.4, 1), (0.3, 1)]),
+    ({"classes": {1}}, [(0.4, 1), (0.3, 1)]),
     ({"classes": []}, []),
+    ({"max_det": 0}, []),
     ({"max_det": 1}, [(0.9, 0)]),
     ({"multi_label": True}, [(0.9, 0), (0.4, 1), (0.3, 1)]),
 ])  # fmt: skip
@@ -89,6 +93,29 @@ def test_settings_are_attributes(model, settings, expected):
         setattr(model, name, value)
     found = model(image(64, 64), size=64).xyxy[0][:, 4:].tolist()
     assert found == [pytest.approx(row) for row in expected]
+
+
+@pytest.mark.parametrize("name, value, expected", [
+    ("conf", 2, r"model.conf = 2: expected a number in 0…1, such as 0.25"),
+    ("conf", None, "model.conf = None: expected a number"),
+    ("iou", "high", "model.iou = 'high': expected a number"),
+    ("iou", float("nan"), "model.iou = nan: expected a number"),
+    ("max_det", -1, "model.max_det = -1: expected a whole number, such as 1000"),
+    ("max_det", 2.5, "model.max_det = 2.5: expected a whole number"),
+    ("classes", ["person"], r"model.classes = \['person'\]: expected class numbers, such as \[0, 2\]"),
+    ("classes", "person", "model.classes = 'person': expected class numbers"),
+    ("classes", [0.5], r"model.classes = \[0.5\]: expected class numbers"),
+])  # fmt: skip
+def test_a_wrong_setting_is_one_line(model, name, value, expected):
+    setattr(model, name, value)
+    with pytest.raises(UserError, match=expected):
+        model(image(64, 64), size=64)
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ("a", "b"), {0: "a", 1: "b"}])
+def test_names_are_a_list_or_by_number(model, names):
+    model.names = names
+    assert model(image(64, 64), size=64).names == {0: "a", 1: "b"}
 
 
 def test_names_can_be_replaced(model):

@@ -112,10 +112,18 @@ def test_tables_of_pandas(results):
     assert list(tables.xywh[0].columns) == list(tables.xywhn[0].columns) == [*centres, "confidence", "class", "name"]
     assert first["class"].tolist() == [0, 0, 2] and first["class"].dtype == int
     assert first["name"].tolist() == ["person", "person", "a/b"] and first["xmax"].tolist() == [30, 15, 8]
-    assert len(tables.xyxy[1]) == 0 and list(tables.xyxy[1].columns) == list(first.columns)
+    assert len(tables.xyxy[1]) == 0 and tables.xyxy[1].dtypes.to_dict() == first.dtypes.to_dict()
     assert isinstance(results.xyxy[0], torch.Tensor) and tables.n == 2 and tables.files == results.files
     records = json.loads(first.to_json(orient="records"))
     assert records[2]["name"] == "a/b" and records[2]["class"] == 2
+
+
+def test_a_class_without_a_name_has_its_number(results, tmp_path):
+    results.names = {0: "person"}
+    assert "2 persons, 1 2\n" in str(results) and results.pandas().xyxy[0]["name"].tolist() == ["person", "person", "2"]
+    crops = results.crop(save_dir=tmp_path / "exp")
+    assert (tmp_path / "exp/crops/2/zidane.jpg").is_file()
+    assert [crop["label"] for crop in crops] == ["2 0.50", "person 0.80", "person 0.90"]
 
 
 def test_without_pandas_one_line_says_what_to_type(results, monkeypatch):

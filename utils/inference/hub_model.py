@@ -4,7 +4,8 @@ Legend: B images of a call, H W rows and columns.
 """
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from numbers import Integral
 from typing import Any
@@ -37,7 +38,7 @@ class HubModel(nn.Module):
         self.model = model
         self.conf, self.iou, self.max_det = 0.25, 0.45, 1000
         self.agnostic = self.multi_label = self.amp = False
-        self.classes: Sequence[int] | int | None = None
+        self.classes: Iterable[int] | int | None = None
         self.names, self.stride, self.yaml = dict(model.names), model.size_multiple, getattr(model, "yaml", None)
 
     def forward(
@@ -96,6 +97,34 @@ class HubModel(nn.Module):
         return height, width
 
     def _predictor(self, shape: tuple[int, int], augment: bool) -> Predictor:
-        classes = [self.classes] if isinstance(self.classes, int) else self.classes
-        nms = NmsSettings(self.conf, self.iou, self.max_det, classes, self.agnostic, self.multi_label)
-        return Predictor(self.model, shape, nms, augment=augment, half=self._runs_in_half(), names=self.names)
+        conf, iou = (self._setting(name, float, 1) for name in ("conf", "iou"))
+        max_det = int(self._setting("max_det", operator.index, math.inf))
+        nms = NmsSettings(conf, iou, max_det, self._class_ids(), bool(self.agnostic), bool(self.multi_label))
+        names = dict(enumerate(self.names)) if isinstance(self.names, (list, tuple)) else self.names
+        return Predictor(self.model, shape, nms, augment=augment, half=self._runs_in_half(), names=names)
+
+    def _setting(self, name: str, convert: Callable[[Any], float], highest: float) -> float:
+        """Return the number that an attribute holds. Raises UserError if it is none, or not in 0…highest."""
+        value = getattr(self, name)
+        try:
+            number = convert(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not 0 <= number <= highest:
+            kind = "a number in 0…1, such as 0.25" if highest == 1 else "a whole number, such as 1000"
+            raise UserError(f"model.{name} = {value!r}: expected {kind}")
+        return number
+
+    def _class_ids(self) -> list[int] | None:
+        """Return the numbers of the classes to keep, None for all."""
+        if self.classes is None:
+            return None
+        given: Any = [self.classes] if isinstance(self.classes, Integral) else self.classes
+        try:
+            listed = list(given)
+            ids = [int(one) for one in listed]
+        except (TypeError, ValueError):
+            listed, ids = None, []
+        if ids != listed:
+            raise UserError(f"model.classes = {self.classes!r}: expected class numbers, such as [0, 2], or None")
+        return ids

@@ -107,7 +107,7 @@ class Results:
         """Return the line of an image, such as `image 1/2: 720x1280 2 persons, 1 tie`."""
         height, width = self.ims[index].shape[:2]
         counts = sorted(Counter(self.pred[index][:, 5].int().tolist()).items())
-        objects = ", ".join(f"{count} {self.names[number]}{'s' if count > 1 else ''}" for number, count in counts)
+        objects = ", ".join(f"{count} {self._name(number)}{'s' if count > 1 else ''}" for number, count in counts)
         return f"image {index + 1}/{self.n}: {height}x{width} {objects or '(no detections)'}"
 
     def print(self) -> None:
@@ -128,7 +128,11 @@ class Results:
         return np.ascontiguousarray(drawn[:, :, ::-1])
 
     def _label(self, row: np.ndarray | Tensor) -> str:
-        return f"{self.names[int(row[5])]} {float(row[4]):.2f}"
+        return f"{self._name(int(row[5]))} {float(row[4]):.2f}"
+
+    def _name(self, number: int) -> str:
+        """Return the name of a class, or its number if it has no name."""
+        return self.names.get(number, str(number))
 
     def show(self, labels: bool = True) -> None:
         """Show the images with their boxes, in a notebook's output or the system's image viewer."""
@@ -156,12 +160,13 @@ class Results:
         `save`.
         """
         folder = increment_path(save_dir, exist_ok) if save else None
-        folders, taken, found = class_folders(self.names), dict[Path, set[str]](), []
+        present = {number: self._name(number) for rows in self.pred for number in rows[:, 5].int().tolist()}
+        folders, taken, found = class_folders({**self.names, **present}), dict[Path, set[str]](), []
         for name, image, rows in zip(self.files, self.ims, self.pred, strict=True):
             for row in rows.flip(0):
                 cut = crop_with_margin(image[:, :, ::-1], row[:4].tolist())
                 if folder:
-                    place = folder / "crops" / folders[self.names[int(row[5])]]
+                    place = folder / "crops" / folders[self._name(int(row[5]))]
                     place.mkdir(parents=True, exist_ok=True)
                     save_image(place / _free_name(name, taken.setdefault(place, set())), cut)
                 found.append(
@@ -180,7 +185,7 @@ class Results:
             for rows in getattr(self, name):
                 table = pandas.DataFrame(rows.cpu().double().numpy(), columns=[*columns, "confidence", "class"])
                 table["class"] = table["class"].astype(int)
-                table["name"] = [self.names[number] for number in table["class"]]
+                table["name"] = pandas.Series([self._name(number) for number in table["class"]], dtype=str)
                 tables.append(table)
             setattr(copied, name, tables)
         return copied
