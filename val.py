@@ -105,6 +105,8 @@ class ValOptions:
         for name, value in (("--batch-size", self.batch_size), ("--imgsz", self.imgsz), ("--max-det", self.max_det)):
             if value < 1:
                 raise UserError(f"{name} {value}: at least 1")
+        if self.workers < 0:
+            raise UserError(f"--workers {self.workers}: 0 or more")
         if self.annotations and not Path(self.annotations).is_file():
             raise UserError(f"--annotations {self.annotations}: no such file")
 

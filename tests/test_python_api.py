@@ -5,6 +5,7 @@ import copy
 import inspect
 import json
 import locale
+import multiprocessing
 import os
 import random
 import shutil
@@ -52,6 +53,7 @@ def process_state():
         "warnings": list(warnings.filters),
         "locale": locale.setlocale(locale.LC_ALL),
         "folder": os.getcwd(),
+        "start method": multiprocessing.get_start_method(allow_none=True),
         "path": list(sys.path),
         "backend": (matplotlib_backend(), torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark),
         "printing": (str(np.get_printoptions()), torch.get_default_dtype()),
@@ -75,6 +77,7 @@ def test_a_run_leaves_the_process_as_it_was(trained, tmp_path):
     settings, result = trained
     random.seed(3)
     cv2.setNumThreads(2)
+    multiprocessing.set_start_method(None, force=True)  # not chosen yet, as in a new program
     before = process_state()
     train.run(**{**settings, "noplots": False, "workers": 2}, project=tmp_path, name="second")
     val.run(settings["data"], result.best, imgsz=64, device="cpu", workers=0, project=tmp_path)

@@ -78,6 +78,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return f"error: {error.filename}: {error.strerror}", 1
     if isinstance(error, OSError) and error.errno in GONE_ERRORS and error.filename:
         return f"error: {one_line(f'{error.filename}: {error.strerror}')}; was its folder removed meanwhile?", 1
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG and error.filename:
+        return f"error: {one_line(str(error.filename))}: {error.strerror}; give a shorter one", 1
     if isinstance(error, OSError) and NO_TEMPORARY_FOLDER in str(error):
         return "error: no folder for temporary files can be written to; set TMPDIR to one", 1
     if shortage := find_shortage(error):

@@ -1,5 +1,6 @@
-"""State of the process that a run changes: threads, generators, cuDNN's mode, the current GPU."""
+"""State of the process that a run changes: threads, generators, cuDNN's mode, the current GPU, how processes start."""
 
+import multiprocessing
 import random
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ def unchanged_process() -> Generator[None]:
     """
     cv2_threads, torch_threads = cv2.getNumThreads(), torch.get_num_threads()
     python, numpy, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    start_method = multiprocessing.get_start_method(
+        allow_none=True
+    )  # progress bars and data workers choose the default
     cudnn = torch.backends.cudnn
     mode = cudnn.deterministic, cudnn.benchmark
     gpus = (torch.cuda.current_device(), torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else None
@@ -27,6 +31,7 @@ def unchanged_process() -> Generator[None]:
     except SystemExit as end:
         raise Stopped(f"the run was stopped (exit code {end.code}); the lines above say how to resume it") from None
     finally:
+        multiprocessing.set_start_method(start_method, force=True)
         cv2.setNumThreads(cv2_threads)
         if torch.get_num_threads() != torch_threads:
             torch.set_num_threads(torch_threads)

@@ -231,6 +231,14 @@ def test_an_error_of_a_full_disk_names_the_file(tmp_path, monkeypatch, write):
     assert explain(OSError(errno.ENOSPC, "No space left")) == ("error: No space left", 1)
 
 
+def test_a_name_too_long_for_the_system_is_one_line():
+    with pytest.raises(OSError) as error:
+        Path("a" * 5000).stat()
+    line, code = explain(error.value)
+    assert line.startswith("error: aaaa") and line.endswith("File name too long; give a shorter one") and code == 1
+    assert len(line) < 1200
+
+
 @pytest.mark.parametrize(
     "before, line, after",
     [(b"", "a\n", b"a\n"), (b"a\n", "b\nc\n", b"a\nb\nc\n"), (b"a\ncut", "b\n", b"a\ncut\nb\n")],
