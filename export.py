@@ -20,7 +20,7 @@ import torch
 
 from models.loading import find_weights, load_model
 from utils import console
-from utils.cli import Arguments, Flags, detect_command, flag, parse_flags, read_flags
+from utils.cli import Arguments, Flags, detect_command, flag, parse_flags, read_flags, suggest
 from utils.detector import Detector
 from utils.device import describe_device, select_device, set_current_device
 from utils.download import fetch_typed
@@ -30,7 +30,7 @@ from utils.exporting.proof import Proof, ProofFile, prove
 from utils.exporting.proof_images import ProofImages, open_proof_images
 from utils.exporting.proof_report import proof_table, write_report
 from utils.exporting.request import ExportRequest, NmsInside
-from utils.exporting.writers import check_request, write_format
+from utils.exporting.writers import WRITERS, check_request, write_format
 from utils.files import size_on_disk
 from utils.formats import FORMATS
 from utils.inference.model_metadata import LAYOUTS
@@ -171,7 +171,7 @@ def export_weights(options: ExportOptions, weights: Path, device: torch.device, 
             options.data, typed=data_typed, names=network.names, shape=request.size, count=options.verify_images
         )
     written = []
-    for kind in formats:
+    for kind in dict.fromkeys(formats):
         path = write_format(kind, network, weights, request)
         console.result(f"{kind.title}: {path}")
         written.append(path)
@@ -196,7 +196,8 @@ def run_export(options: ExportOptions, typed: frozenset[str] = frozenset({"weigh
     """Export as the options say. The files and folders are in the order of --weights and --include."""
     for name in options.include:
         if name not in FORMATS:
-            raise UserError(f"--include {name}: no such format: give some of {', '.join(FORMATS)}")
+            hint = "; put spaces between formats" if "," in name else suggest(name, WRITERS)
+            raise UserError(f"--include {name}: no such format: give some of {', '.join(WRITERS)}{hint}")
     if options.inplace:
         console.warn("--inplace changes nothing: exports are decoded by a function of their own. Omit it")
     device = set_current_device(select_device(options.device)[0])
@@ -214,12 +215,13 @@ def describe_exports(options: ExportOptions, exports: Exports) -> dict[str, Any]
     """Return the document of `--json`: the files, and the reports of the comparisons with PyTorch."""
     files = [
         {"format": name, "file": str(path), "bytes": size_on_disk(path)}
-        for name, path in zip(cycle(options.include), exports.paths)
+        for name, path in zip(cycle(dict.fromkeys(options.include)), exports.paths)
     ]
     reports = [json.loads(path.read_text(encoding="utf-8")) for path in exports.reports]
+    verdicts = [report["agrees"] for report in reports]
     return {
         "program": "export",
-        "agrees": None if options.no_verify else not exports.differs,
+        "agrees": False if exports.differs else None if None in verdicts or not verdicts else True,
         "files": files,
         "reports": reports,
     }

@@ -146,7 +146,8 @@ def test_an_export_without_names_needs_data_that_has_them(own_weights, source, t
 
 
 @pytest.mark.parametrize("words, message", [
-    (["--include", "onxx"], "--include onxx: no such format: give some of torchscript, onnx"),
+    (["--include", "onxx"], "--include onxx: no such format: give some of torchscript, onnx, .*did you mean onnx"),
+    (["--include", "onnx,torchscript"], "; put spaces between formats"),
     (["--include", "engine"], "--include engine: "),
     (["--imgsz", "0"], "--imgsz 0"),
     (["--imgsz", "1", "2", "3"], "one side or height width"),
@@ -182,11 +183,11 @@ def test_several_weights_are_exported_one_by_one(weights, tmp_path, capsys):
     for name in ("a.pt", "b.pt"):
         (tmp_path / name).write_bytes(weights.read_bytes())
     names = [str(tmp_path / "a.pt"), str(tmp_path / "b.pt")]
-    paths = export.main(["--weights", *names, "--imgsz", "50", "--no-verify"])
+    paths = export.main(["--weights", *names, *"--include torchscript torchscript --imgsz 50 --no-verify".split()])
     assert [path.name for path in paths] == ["a.torchscript", "b.torchscript"]
     captured = capsys.readouterr()
     assert "--imgsz rounded up to 64 64" in captured.err
-    assert "python detect.py --weights" in captured.out and "--imgsz 64 64" in captured.out
+    assert "python detect.py --weights" in captured.out and "--imgsz 64\n" in captured.out
     extra = {"config.txt": ""}
     torch.jit.load(str(paths[0]), _extra_files=extra)
     assert json.loads(extra["config.txt"])["shape"] == [1, 3, 64, 64]

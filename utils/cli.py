@@ -35,7 +35,8 @@ def suggest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
 
 def detect_command(weights: Iterable[str | Path], imgsz: Sequence[int], source: str = "YOUR_IMAGES") -> str:
     """Return the command that finds objects with these weights, with `--imgsz` unless that is the default."""
-    size = [] if list(imgsz) == [640] else ["--imgsz", *map(str, imgsz)]
+    sides = list(imgsz)[: len(set(imgsz))]  # one number for a square
+    size = [] if sides == [640] else ["--imgsz", *map(str, sides)]
     return shlex.join(["python", "detect.py", "--weights", *map(str, weights), "--source", source, *size])
 
 

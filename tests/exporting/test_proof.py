@@ -174,6 +174,8 @@ def test_layouts_with_one_class_a_box_are_compared_by_that(model, images, tmp_pa
     assert not proof.differs, proof.files[0].differences
     one = proof.files[0]
     assert one.reference.metrics.map == one.observation.metrics.map and one.raw.score < 1e-6
+    text = "\n".join(proof_table(proof, tmp_path / "one.onnx"))
+    assert f"one.onnx: PyTorch with the suppression of this file has mAP50 {one.reference.metrics.map50:.4f}" in text
 
 
 def test_a_suppression_inside_the_file_is_compared_by_its_own_settings(model, images, tmp_path):
@@ -189,6 +191,19 @@ def test_nothing_found_is_said(model, images, tmp_path):
     proof = prove_copies(blind, images, tmp_path, {"blind": blind})
     assert proof.files[0].verdict == "agrees" and proof.files[0].pairing.share is None
     assert any("finds nothing in these images" in line for line in proof_table(proof, tmp_path / "blind.onnx"))
+
+
+def test_nothing_that_could_differ_is_not_proved(model, images, tmp_path):
+    """A suppressed output has no raw boxes to compare, and those of half precision have no limit."""
+    blind = Copy(model, lambda rows: rows * torch.tensor([1, 1, 1, 1, 0, 1, 1]))
+    for settings in ({"inside": PLAIN, "layout": "nms"}, {"precision": "int8"}, {"precision": "float16"}):
+        proof = prove_copies(blind, images, tmp_path, {"blind": blind}, **settings)
+        assert proof.files[0].verdict == "not proved" and not proof.differs
+        assert report_content(proof, tmp_path / "blind.onnx")["agrees"] is None
+        text = "\n".join(proof_table(proof, tmp_path / "blind.onnx"))
+        assert "blind.onnx: not proved: the model finds nothing" in text
+    found = prove_copies(model, images, tmp_path, {"same": Copy(model)}, precision="int8")
+    assert found.files[0].verdict == "agrees"
 
 
 def test_the_report_is_json_of_the_documented_keys(model, images, tmp_path):

@@ -51,6 +51,10 @@ def test_a_folder_is_replaced_as_a_whole(network, tmp_path, monkeypatch):
     write_format(FORMATS["openvino"], network, tmp_path / "best.pt", REQUEST)
     assert [file.name for file in tmp_path.iterdir()] == [folder.name]
     assert [file.name for file in folder.iterdir()] == ["model.xml"]
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"best_openvino_model: would be replaced, but holds notes.txt: move"):
+        write_format(FORMATS["openvino"], network, tmp_path / "best.pt", REQUEST)
+    assert sorted(file.name for file in folder.iterdir()) == ["model.xml", "notes.txt"]
 
 
 @pytest.mark.parametrize("name", sorted(writers.NOT_OFFERED))

@@ -92,7 +92,7 @@ class FileProof:
     latencies: Sequence[Latency] = ()
     operators: Operators | None = None  # None for a format whose files do not list them
     differences: Sequence[str] = ()  # what is outside tolerance
-    unproved: str = ""  # reason why nothing was compared
+    unproved: str = ""  # reason why nothing was compared, or nothing that could differ
 
     @property
     def verdict(self) -> str:
@@ -182,7 +182,15 @@ def compare(file: ProofFile, expected: Observation, found: Observation, images: 
             f"{pairing.share:.1%} of the detections have a partner, {tolerance.matched:.1%} must "
             f"(in {Path(images.index.paths[first]).name} finds {example})",
         )
-    return FileProof(file, expected, found, raw, pairing, differences=differences)
+    unproved = ""
+    if pairing.share is None and not differences and not _has_other_evidence(raw, expected, tolerance):
+        unproved = "the model finds nothing in these images. --data gives others"
+    return FileProof(file, expected, found, raw, pairing, differences=differences, unproved=unproved)
+
+
+def _has_other_evidence(raw: RawDifference | None, expected: Observation, tolerance: Tolerance) -> bool:
+    """Return whether raw outputs within limits, or an mAP above 0, were compared: enough without detections."""
+    return (raw is not None and math.isfinite(tolerance.box)) or bool(expected.metrics and expected.metrics.map50)
 
 
 def _describe_first(who: str, rows: Tensor, images: ProofImages) -> str:

@@ -74,8 +74,7 @@ def describe_operators(operators: Operators) -> str:
 
 def run_command(one: FileProof, proof: Proof) -> str:
     """Return the line that runs a file."""
-    height, width = proof.images.shape
-    return detect_command([one.file.path], [height] if height == width else [height, width])
+    return detect_command([one.file.path], proof.images.shape)
 
 
 def _row(one: FileProof) -> Row:
@@ -95,6 +94,9 @@ def _remarks(proof: Proof) -> Iterator[str]:
             yield f"{name}: not proved: {one.unproved}"
         elif one.observation and one.pairing.share is None:
             yield f"{name}: the model finds nothing in these images: only raw outputs are compared. --data gives others"
+        if one.reference.metrics and one.reference is not proof.reference:
+            figures = f"mAP50 {one.reference.metrics.map50:.4f}, mAP50-95 {one.reference.metrics.map:.4f}"
+            yield f"{name}: PyTorch with the suppression of this file has {figures}"
         yield from _remarks_on_speed(one, proof)
 
 

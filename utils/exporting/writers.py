@@ -38,6 +38,9 @@ WRITERS: dict[str, Writer] = {
     "tflite": Writer(check_tflite, write_tflite),
     "openvino": Writer(check_openvino, write_openvino),
 }
+# What exporters, YOLOv5's among them, write into a folder. Such a folder is replaced as a whole.
+FOLDER_SUFFIXES = (".xml", ".bin", ".mapping", ".param", ".yaml")
+FOLDER_NAMES = ("Data", "Manifest.json", "model_ncnn.py")  # CoreML's, ncnn's
 # Formats of YOLOv5 that are not written, and the reason.
 NOT_OFFERED = {
     "saved_model": "TensorFlow's formats are not written; --include tflite is for devices, --include onnx for servers",
@@ -65,11 +68,20 @@ def write_format(kind: Format, network: Detector, weights: Path, request: Export
     path = kind.path_beside(weights)
     if path.is_dir() != kind.is_folder and path.exists():
         raise UserError(f"{path}: is no {kind.title} export: rename or remove it")
+    if kind.is_folder and path.is_dir():
+        _require_export(path)
     with draft_folder(path) as folder:
         draft = folder / path.name
         WRITERS[kind.name].write(network, request, describe_export(network, weights, request), draft)
         _replace(draft, path)
     return path
+
+
+def _require_export(folder: Path) -> None:
+    """Raise UserError for a file in an older export that no exporter has written: it would be lost."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in FOLDER_SUFFIXES and path.name not in FOLDER_NAMES:
+            raise UserError(f"{folder}: would be replaced, but holds {path.name}: move that elsewhere")
 
 
 def _replace(draft: Path, path: Path) -> None:
