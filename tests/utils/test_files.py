@@ -232,7 +232,7 @@ def test_an_error_of_a_full_disk_names_the_file(tmp_path, monkeypatch, write):
 
 
 def test_a_name_too_long_for_the_system_is_one_line():
-    with pytest.raises(OSError) as error:
+    with pytest.raises(OSError, match="too long") as error:
         Path("a" * 5000).stat()
     line, code = explain(error.value)
     assert line.startswith("error: aaaa") and line.endswith("File name too long; give a shorter one") and code == 1
