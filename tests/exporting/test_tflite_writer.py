@@ -48,6 +48,29 @@ def test_metadata_is_in_an_archive_behind_the_model(tmp_path):
             assert read_archive(file) == found
 
 
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"TFL3", b"\x08\0\0\0TFL2" + bytes(8), b"\x0d\0\0\0TFL3" + bytes(8), b"\xff\xff\xff\xffTFL3" + bytes(8)],
+)
+def test_what_is_no_model_is_one_line(tmp_path, content):
+    file = tmp_path / "a.tflite"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="a.tflite: not a TensorFlow Lite model, or a damaged one"):
+        open_exported(file, RuntimeSettings())
+
+
+def test_a_damaged_archive_is_one_line(tmp_path):
+    file = tmp_path / "a.tflite"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(METADATA, json.dumps({"stride": "32", "names": "a" * 99}))
+    content = bytearray(file.read_bytes())
+    place = content.index(METADATA.encode()) + len(METADATA)
+    content[place : place + 6] = b"\xff" * 6
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="its metadata.json cannot be read: "):
+        read_archive(file)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("layout", ["yolov5", "yolov8", "raw"])
 def test_a_file_agrees_with_pytorch(network, tmp_path, layout):

@@ -10,7 +10,9 @@ from utils.errors import UserError
 from utils.formats import import_extra
 from utils.inference.metadata_file import find_model_file, read_metadata_file
 from utils.inference.model_metadata import ModelMetadata
+from utils.inference.ncnn_file import check_ncnn
 from utils.inference.runtime import InputShape, RuntimeSettings
+from utils.inference.trial_run import load_ncnn, require_trial_run
 
 
 class NcnnRuntime:
@@ -24,15 +26,10 @@ class NcnnRuntime:
         if metadata.imgsz is None:
             raise UserError(f"{path}: its metadata lacks imgsz, the size of its input: export it again")
         self.input_shape = InputShape((1, *metadata.imgsz))
-        self.net = self.ncnn.Net()
-        options = self.net.opt
-        options.use_vulkan_compute = False
-        for name in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
-            setattr(options, name, settings.half)
-        if settings.threads:
-            options.num_threads = settings.threads
-        weights = graph.with_suffix(".bin")
-        if not weights.is_file() or self.net.load_param(str(graph)) or self.net.load_model(str(weights)):
+        check_ncnn(graph, graph.with_suffix(".bin"))
+        require_trial_run(graph, "ncnn", settings.half, settings.threads, *metadata.imgsz)
+        self.net = load_ncnn(graph, settings.half, settings.threads)
+        if self.net is None:
             raise UserError(f"{path}: ncnn cannot load it: it is damaged, or has layers that ncnn does not know")
         # pnnx names outputs out0, out1, …; other open ends of the graph are constants that nothing reads.
         self.inputs = self.net.input_names()

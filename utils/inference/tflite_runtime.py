@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,25 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError, one_line
+from utils.files import open_regular
 from utils.formats import import_extra, package_version
 from utils.inference.runtime import RuntimeSettings, image_shape
+from utils.inference.trial_run import require_trial_run
 
 METADATA = "metadata.json"  # in the archive behind the model
 MAX_BYTES = 1 << 24  # of it
+MAX_MODEL_BYTES = 1 << 31  # an offset in the format has 31 bits
+IDENTIFIER = b"TFL3"
 
 
 class TfliteRuntime:
     """Runtime of .tflite files. Quantised inputs and outputs are converted."""
 
     def __init__(self, path: Path, settings: RuntimeSettings):
+        check_tflite(path)
         self.properties, self.device = read_archive(path), torch.device("cpu")
         litert = import_extra("ai_edge_litert.interpreter", "tflite", str(path))
+        require_trial_run(path, "LiteRT", settings.threads)
         try:
             self.interpreter = litert.Interpreter(model_path=str(path), num_threads=settings.threads or None)
             self.interpreter.allocate_tensors()
@@ -61,6 +68,18 @@ def _dequantize(values: np.ndarray, details: dict[str, Any]) -> np.ndarray:
     return (values.astype(np.float32) - zero) * scale if scale else values.astype(np.float32)
 
 
+def check_tflite(path: Path) -> None:
+    """Raise UserError unless a file begins as a model does. LiteRT itself verifies all its offsets."""
+    try:
+        with open_regular(path, MAX_MODEL_BYTES) as file:
+            size, _ = file.seek(0, 2), file.seek(0)
+            start = file.read(8)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    if start[4:] != IDENTIFIER or int.from_bytes(start[:4], "little") > size - 4:
+        raise UserError(f"{path}: not a TensorFlow Lite model, or a damaged one: export it again")
+
+
 def read_archive(path: Path) -> dict[str, str]:
     """Return the properties in the archive behind a model. Empty if there are none."""
     try:
@@ -72,5 +91,7 @@ def read_archive(path: Path) -> dict[str, str]:
         return {str(key): str(value) for key, value in content.items()}
     except (KeyError, zipfile.BadZipFile):
         return {}
-    except (ValueError, AttributeError, OSError) as error:
+    except (ValueError, AttributeError, OSError, EOFError, RuntimeError, zlib.error) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path}: its {METADATA} cannot be read: {one_line(str(error))}") from error
