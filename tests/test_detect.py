@@ -87,6 +87,7 @@ DETECT_FLAGS = {
     "--save-crop": False, "--nosave": False, "--classes": None, "--agnostic-nms": False, "--augment": False,
     "--update": False, "--project": "runs/detect", "--name": "exp", "--exist-ok": False, "--line-thickness": 3,
     "--hide-labels": False, "--hide-conf": False, "--half": False, "--dnn": False, "--vid-stride": 1,
+    "--runtime": "pytorch", "--json": False,
 }  # fmt: skip
 
 

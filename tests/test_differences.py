@@ -40,6 +40,7 @@ THIRD_PARTIES = {
     "torchvision",
     "tqdm",
     "yaml",
+    *("onnx", "openvino"),  # of --include alone
     *("tensorboard", "mlflow", "wandb", "clearml", "comet_ml", "trackio"),  # in the process of --log alone
 }  # PIL and fontTools come with matplotlib
 

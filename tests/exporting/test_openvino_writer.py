@@ -102,10 +102,10 @@ def test_broken_folders_are_one_line(network, tmp_path):
     path = write(network, tmp_path)
     weights = path / "best.bin"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(UserError, match="OpenVINO cannot load it"):
+    with pytest.raises(UserError, match=r"best\.bin: too short for best\.xml"):
         open_exported(path, RuntimeSettings())
     (path / "best.xml").write_text("<net>")
-    with pytest.raises(UserError, match="OpenVINO cannot load it"):
+    with pytest.raises(UserError, match=r"best\.xml"):
         open_exported(path, RuntimeSettings())
     (path / "best.xml").unlink()
     with pytest.raises(UserError, match=r"holds no \.xml files, expected one"):

@@ -57,6 +57,8 @@ def test_an_interrupted_run_of_an_earlier_version_is_resumed(kept_data, tmp_path
         "log",
         "log_project",
         "log_weights",
+        "recipe",
+        "time",
     }
     assert new["options"]["threads"] == 0  # as many as PyTorch chooses, as before
     assert new["best_fitness"] >= old["best_fitness"]
