@@ -165,8 +165,10 @@ def export_weights(options: ExportOptions, weights: Path, device: torch.device, 
     request = options.request(input_size(options.imgsz, network.size_multiple))
     formats = [FORMATS[name] for name in options.include]
     check_request(formats, request, network)
-    images = None
+    images, report = None, weights.with_name(f"{weights.stem}_export.json")
     if not options.no_verify:  # before anything is written: a mistake in --data is cheap to find
+        if report.is_dir():
+            raise UserError(f"{report}: is a folder where the report belongs: rename or remove it")
         images = open_proof_images(
             options.data, typed=data_typed, names=network.names, shape=request.size, count=options.verify_images
         )
@@ -179,7 +181,6 @@ def export_weights(options: ExportOptions, weights: Path, device: torch.device, 
         console.result(*(f"Run it: {detect_command([path], request.size)}" for path in written))
         return Exports(written)
     files = [ProofFile.from_request(path, request) for path in written]
-    report = weights.with_name(f"{weights.stem}_export.json")
     return Exports(written, verify(network, weights, files, images, report).differs, [report])
 
 

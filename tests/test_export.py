@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import cv2
@@ -177,6 +178,20 @@ def test_flags_without_a_meaning_say_so(own_weights, capsys):
     with pytest.raises(SystemExit):
         detect.main(["--visualize"])
     assert "--visualize of YOLOv5 is not offered" in capsys.readouterr().err
+
+
+def test_a_folder_where_the_report_belongs_is_one_line(weights, tmp_path):
+    (tmp_path / "a.pt").write_bytes(weights.read_bytes())
+    (tmp_path / "a_export.json").mkdir()
+    with pytest.raises(UserError, match=r"a_export.json: is a folder where the report belongs"):
+        export.main(["--weights", str(tmp_path / "a.pt"), "--imgsz", "64"])
+    assert not (tmp_path / "a.torchscript").exists()
+
+
+def test_an_absent_package_of_a_runtime_names_the_flag(own_weights, source, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match="--runtime openvino needs the package openvino"):
+        detect.main(["--weights", str(own_weights), "--source", str(source), "--runtime", "openvino"])
 
 
 def test_several_weights_are_exported_one_by_one(weights, tmp_path, capsys):

@@ -54,7 +54,7 @@ def convert_for_cpu(
             return _convert(cast(Detector, model), files[0], kind, half=runtime == "auto")
         except UserError as error:
             if runtime != "auto":
-                raise
+                raise UserError(str(error).replace("--include", "--runtime")) from error
             reason = str(error)
     console.warn(f"--runtime {runtime} runs PyTorch in float32: {reason}")
     return model
