@@ -30,7 +30,7 @@ from utils.exporting.proof import Proof, ProofFile, prove
 from utils.exporting.proof_images import ProofImages, open_proof_images
 from utils.exporting.proof_report import proof_table, write_report
 from utils.exporting.request import ExportRequest, NmsInside
-from utils.exporting.writers import WRITERS, check_request, write_format
+from utils.exporting.writers import WRITERS, check_request, require_place, write_format
 from utils.files import size_on_disk
 from utils.formats import FORMATS
 from utils.inference.model_metadata import LAYOUTS
@@ -165,6 +165,8 @@ def export_weights(options: ExportOptions, weights: Path, device: torch.device, 
     request = options.request(input_size(options.imgsz, network.size_multiple))
     formats = [FORMATS[name] for name in options.include]
     check_request(formats, request, network)
+    for kind in formats:  # all of them before the first one is written
+        require_place(kind, weights)
     images, report = None, weights.with_name(f"{weights.stem}_export.json")
     if not options.no_verify:  # before anything is written: a mistake in --data is cheap to find
         if report.is_dir():
@@ -201,6 +203,9 @@ def run_export(options: ExportOptions, typed: frozenset[str] = frozenset({"weigh
             raise UserError(f"--include {name}: no such format: give some of {', '.join(WRITERS)}{hint}")
     if options.inplace:
         console.warn("--inplace changes nothing: exports are decoded by a function of their own. Omit it")
+    for name in sorted(typed & {"opset", "dynamo", "simplify"}):
+        if "onnx" not in options.include:
+            console.warn(f"--{name} is ignored: only --include onnx has it")
     device = set_current_device(select_device(options.device)[0])
     files = find_weights(options.weights, typed="weights" in typed)
     console.info(f"export: {describe_device(device)}, torch {torch.__version__}, {', '.join(map(str, files))}")

@@ -206,3 +206,24 @@ def test_several_weights_are_exported_one_by_one(weights, tmp_path, capsys):
     extra = {"config.txt": ""}
     torch.jit.load(str(paths[0]), _extra_files=extra)
     assert json.loads(extra["config.txt"])["shape"] == [1, 3, 64, 64]
+
+
+def test_flags_of_another_format_are_reported(own_weights, capsys):
+    words = ["--opset", "12", "--simplify", "--imgsz", "32", "--no-verify"]
+    export.main(["--weights", str(own_weights), *words])
+    errors = capsys.readouterr().err
+    assert "--opset is ignored: only --include onnx has it" in errors and "--simplify is ignored" in errors
+
+
+def test_a_place_that_is_taken_is_found_before_anything_is_written(own_weights):
+    (own_weights.parent / "own.torchscript").mkdir()
+    words = ["--include", "onnx", "torchscript", "--imgsz", "32", "--no-verify"]
+    with pytest.raises(UserError, match=r"own\.torchscript: is no TorchScript export: rename or remove it"):
+        export.main(["--weights", str(own_weights), *words])
+    assert not own_weights.with_suffix(".onnx").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(own_weights, monkeypatch):
+    monkeypatch.setattr("utils.exporting.writers.os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match="cannot be written. Copy the weights into another folder and export there"):
+        export.main(["--weights", str(own_weights), "--imgsz", "32", "--no-verify"])

@@ -79,7 +79,13 @@ def run_command(one: FileProof, proof: Proof) -> str:
 
 def _row(one: FileProof) -> Row:
     metrics = one.observation.metrics if one.observation else None
-    matched = f"{one.pairing.share:.2%}" if one.pairing.share is not None else "none" if one.observation else ""
+    matched = (
+        f"{one.pairing.share:.2%} of {one.pairing.reference}"
+        if one.pairing.share is not None
+        else "none"
+        if one.observation
+        else ""
+    )
     return Row(one.file.path.name, size_on_disk(one.file.path), one.raw, matched, metrics, one.latencies, one.verdict)
 
 

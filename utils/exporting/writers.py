@@ -1,5 +1,6 @@
 """Writers of all formats: one function each, in one table, behind checks and an atomic rename."""
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,16 +61,24 @@ def check_request(formats: Sequence[Format], request: ExportRequest, network: De
         WRITERS[kind.name].check(request, network)
 
 
+def require_place(kind: Format, weights: Path) -> Path:
+    """Return the path of the export of a weights file. Raises UserError where something else has its name."""
+    path = kind.path_beside(weights)
+    if path.is_dir() != kind.is_folder and path.exists():
+        raise UserError(f"{path}: is no {kind.title} export: rename or remove it")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path.parent}: cannot be written. Copy the weights into another folder and export there")
+    if kind.is_folder and path.is_dir():
+        _require_export(path)
+    return path
+
+
 def write_format(kind: Format, network: Detector, weights: Path, request: ExportRequest) -> Path:
     """Write the export of a weights file beside it, whole or not at all. Return its path.
 
     An older export of that name is replaced. Raises UserError where something else has the name.
     """
-    path = kind.path_beside(weights)
-    if path.is_dir() != kind.is_folder and path.exists():
-        raise UserError(f"{path}: is no {kind.title} export: rename or remove it")
-    if kind.is_folder and path.is_dir():
-        _require_export(path)
+    path = require_place(kind, weights)
     with draft_folder(path) as folder:
         draft = folder / path.name
         WRITERS[kind.name].write(network, request, describe_export(network, weights, request), draft)
