@@ -4,8 +4,8 @@
     python benchmarks/run_all.py --data coco128.yaml --weights yolov5n.pt   real images
     python benchmarks/run_all.py --only step loss                           replace these sections, keep the others
 
-Each script runs in a process of its own, and nothing else runs meanwhile. The scripts accuracy.py (hours of training)
-and gpu.py (needs a GPU) run only if --only names them.
+Each script runs in a process of its own, and nothing else runs meanwhile. The scripts accuracy.py (hours of training),
+speedrun.py (the table of the trainings in speedrun.csv) and gpu.py (needs a GPU) run only if --only names them.
 """
 
 import argparse
@@ -38,7 +38,7 @@ NAMES = (
     "scale",
     "memory",
 )
-ON_DEMAND = ("accuracy", "gpu")
+ON_DEMAND = ("accuracy", "speedrun", "gpu")
 WITH_DATA = ("epoch", "untrained", "startup", "accuracy")
 INTRODUCTION = """# What was measured
 
@@ -54,6 +54,8 @@ def command(name: str, options: argparse.Namespace) -> list[str]:
         words += ["--data", options.data]
     if name in ("untrained", "runtimes") and options.weights:
         words += ["--weights", options.weights]
+    if name == "speedrun":
+        words.append("--report")
     if name == "accuracy" and options.project:
         words += ["--project", options.project, *["--finished"] * options.finished]
     return words
