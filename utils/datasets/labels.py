@@ -34,6 +34,10 @@ CORNER_SLACK = 0.02  # by which boxes leave the image
 ROW_MESSAGE = re.compile(r"\.txt:\d+: ")  # in a message about a row, behind the file's stem
 
 
+class UnknownClass(UserError):
+    """A class id that the data set does not name."""
+
+
 class RowFormat(NamedTuple):
     """Meaning of the rows of a split's label files."""
 
@@ -57,14 +61,15 @@ def load_index(
     prefix: str = "",
     cache: bool = True,
     progress: bool = True,
+    report: bool = True,
     single_cls: bool = False,
     keypoint_values: int = 0,
 ) -> LabelIndex:
     """Find and verify the images of `sources` (see `find_images`) and read their labels, from the cache if it is valid.
 
     `single_cls` sets every class to 0. `keypoint_values` is the number of values behind the box in each row.
-    `progress` shows the bar and reports everything that was skipped. Raises UserError for no usable image, for many
-    unreadable ones, and for a class id of `num_classes` or above unless `single_cls`.
+    `progress` shows the bar and, with `report`, reports everything that was skipped. Raises UserError for no usable
+    image and for many unreadable ones, UnknownClass for a class id of `num_classes` or above unless `single_cls`.
     """
     sources = as_list(sources)
     paths = find_images(sources)
@@ -83,7 +88,7 @@ def load_index(
         index = scan.index
         if store and not _write_cache(store, scan) and progress:
             warn(f"{prefix}the labels cannot be cached: no folder for the cache is writable")
-    if progress:
+    if progress and report:
         summary = [f"{title} {index.counts} (cached)"] if is_cached else []  # the bar of a scan leaves its own
         if keypoint_values:
             summary.append(f"{prefix}kpt_shape: each row is a box and {keypoint_values} values, which are not used")
@@ -107,12 +112,12 @@ def _report(index: LabelIndex, prefix: str, *summary: str) -> None:
     info(*summary, *(f"{prefix}{one_line(message)}" for message in index.messages))
     if index.paths and not index.counts.found:
         warn(f"{prefix}no labels. {one_line(describe_absent_labels(index))}")
-    if _look_like_corners(index.labels):
+    if look_like_corners(index.labels):
         warn(
             f"{prefix}the rows look like corners (class x1 y1 x2 y2), but they are read as class, centre x, centre y, "
             "width, height. Convert them if so"
         )
-    if _look_like_keypoints(index):
+    if look_like_keypoints(index):
         warn(
             f"{prefix}the rows look like boxes with keypoints, but they are read as polygons. If so, add kpt_shape: "
             "[number of keypoints, 2 or 3] to the data set YAML"
@@ -128,7 +133,7 @@ def describe_absent_labels(index: LabelIndex) -> str:
     return f"Those of {first} are expected in {label_path(first)}"
 
 
-def _look_like_corners(labels: np.ndarray) -> bool:
+def look_like_corners(labels: np.ndarray) -> bool:
     """Return whether labels (M, 5) are probably corners: always x2 > x1 and y2 > y1, and many leave the image."""
     x, y, w, h = labels[:, 1:].T
     if len(labels) < MIN_CORNERS or not ((w > x) & (h > y)).all():
@@ -137,7 +142,7 @@ def _look_like_corners(labels: np.ndarray) -> bool:
     return bool(outside.mean() > 0.2)
 
 
-def _look_like_keypoints(index: LabelIndex) -> bool:
+def look_like_keypoints(index: LabelIndex) -> bool:
     """Return whether all polygons probably are a box (x y w h) and points in it, as many in each row."""
     counts = np.diff(index.segment_offsets)
     if len(counts) < MIN_CORNERS or counts.min() < 4 or counts.min() < counts.max():
@@ -224,7 +229,7 @@ def _read_labels(path: str, rows: RowFormat) -> tuple[ParsedLabels | None, list[
     """Return the labels of a file (None if it does not exist) and messages on what was skipped.
 
     Raises ValueError if the file cannot be read, which is an UnreadableFile if the next try may succeed. Raises
-    UserError for a class that the data set does not have.
+    UnknownClass for a class that the data set does not have.
     """
     try:
         data = retry_reading(partial(read_regular, path, MAX_LABEL_BYTES))
@@ -236,7 +241,7 @@ def _read_labels(path: str, rows: RowFormat) -> tuple[ParsedLabels | None, list[
     parsed = parse_labels(data, rows.keypoint_values)
     num_classes = rows.num_classes
     if not rows.single_cls and parsed.boxes and max(box[0] for box in parsed.boxes) >= num_classes:
-        raise UserError(_describe_unknown_class(path, data, rows))
+        raise UnknownClass(_describe_unknown_class(path, data, rows))
     messages = [f"{path}:{number}: {reason}" for number, reason in parsed.problems[:NAMED_ROWS]]
     if len(parsed.problems) > NAMED_ROWS:
         messages.append(f"{path}: {len(parsed.problems) - NAMED_ROWS} more rows skipped")
