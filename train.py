@@ -28,8 +28,8 @@ from utils.autobatch import advice_on_memory
 from utils.checkpoint import is_finite
 from utils.cli import Arguments, Flags, parse_flags, read_flags
 from utils.config import Hyperparameters, TrainOptions
-from utils.datasets.locate import find_dataset_yaml, locate_images
-from utils.datasets.spec import DatasetYaml, read_dataset_yaml
+from utils.datasets.locate import locate_images, read_dataset
+from utils.datasets.spec import DatasetYaml
 from utils.datasets.splits import class_names, label_sizes, load_splits, require_images
 from utils.detector import Detector, as_detector, as_module
 from utils.device import amp_dtype, describe_device, seed_everything, select_device, tune_malloc
@@ -123,7 +123,7 @@ def build_network(launch: Launch) -> Network:
     """
     options = launch.options
     hyp = read_hyperparameters(launch)
-    dataset = read_dataset_yaml(find_dataset_yaml(options.data))
+    dataset = read_dataset(options.data)
     names = class_names(dataset.names, single_cls=options.single_cls)
     if launch.checkpoint:
         weights, cfg, saved = options.weights, options.cfg, launch.checkpoint["model"]

@@ -22,7 +22,7 @@ from utils import console
 from utils.autobatch import advice_on_memory
 from utils.cli import Arguments, Flags, detect_command, flag, parse_flags, read_flags
 from utils.datasets.label_index import LabelIndex
-from utils.datasets.labels import load_index
+from utils.datasets.labels import load_split
 from utils.datasets.locate import locate_dataset
 from utils.datasets.spec import DatasetSpec
 from utils.detector import InferenceModel, name_difference
@@ -187,7 +187,7 @@ def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.de
         model.check_choices(augment=options.augment, sizes=options.task == "study")
     # The model is first: damaged weights cost no download.
     spec = locate_dataset(options.data)
-    sources = spec.sources(options.split)
+    spec.sources(options.split)  # an absent split is reported before other classes
     if model.num_classes != spec.num_classes and not options.single_cls:
         raise UserError(
             f"{weights[0]} has {model.num_classes} classes, {spec.file} names {spec.num_classes}. "
@@ -199,13 +199,7 @@ def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.de
             f"{weights[0]} and {spec.file} name their classes differently: {difference}. Each is measured as the class "
             "of its number. Give the data set that the model was trained with: --data"
         )
-    index = load_index(
-        sources,
-        spec.num_classes,
-        prefix=f"{options.split}: ",
-        single_cls=options.single_cls,
-        keypoint_values=spec.keypoint_values,
-    )
+    index = load_split(spec, options.split, single_cls=options.single_cls)
     names = {0: "item"} if options.single_cls else spec.names
     return Subject(list(weights), model, spec, options.split, index, names)
 

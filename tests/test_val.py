@@ -263,14 +263,14 @@ def test_a_chart_that_cannot_be_written_is_an_error(val_args, monkeypatch, capsy
 
 def test_an_image_that_goes_away_is_an_error(val_args, tiny_data, tmp_path, monkeypatch):
     shutil.copytree(tiny_data.parent, tmp_path / "data")
-    original = val.load_index
+    original = val.load_split
 
-    def load_index(*args, **named):
+    def load_split(*args, **named):
         index = original(*args, **named)
         os.remove(index.paths[0])
         return index
 
-    monkeypatch.setattr(val, "load_index", load_index)
+    monkeypatch.setattr(val, "load_split", load_split)
     monkeypatch.setattr("utils.loading.image_cache.RETRY_SECONDS", 0)
     with pytest.raises(UnreadableData, match=r"images/val/0.png: cannot be read: No such file or directory$"):
         val.main([*val_args, "--data", str(tmp_path / "data" / tiny_data.name)])

@@ -17,6 +17,7 @@ from utils.datasets.image_files import Sources, as_list, find_images, label_path
 from utils.datasets.label_cache import LabelCache
 from utils.datasets.label_file import ParsedLabels, parse_labels
 from utils.datasets.label_index import Counts, LabelIndex, keep_paths, merge_indices, offsets_of, sum_counts
+from utils.datasets.spec import DatasetSpec
 from utils.datasets.stray_labels import find_stray_labels
 from utils.datasets.string_array import StringArray
 from utils.errors import UserError, one_line
@@ -52,6 +53,18 @@ class Scan(NamedTuple):
     index: LabelIndex  # of the usable images
     kept: np.ndarray  # (N,) bool: which of the paths they are
     unreadable: int  # number of images skipped because a file could not be read this time
+
+
+def load_split(spec: DatasetSpec, split: str, *, single_cls: bool = False, progress: bool = True) -> LabelIndex:
+    """Return the index of a data set's split, whatever form its labels have. See `load_index`."""
+    return load_index(
+        spec.sources(split),
+        spec.num_classes,
+        prefix=f"{split}: ",
+        progress=progress,
+        single_cls=single_cls,
+        keypoint_values=spec.keypoint_values,
+    )
 
 
 def load_index(

@@ -18,7 +18,12 @@ def locate_dataset(data: str, progress: bool = True) -> DatasetSpec:
 
     Raises UserError if the YAML or the images cannot be found; see `locate_images`.
     """
-    return locate_images(read_dataset_yaml(find_dataset_yaml(data)), progress=progress)
+    return locate_images(read_dataset(data), progress=progress)
+
+
+def read_dataset(data: str) -> DatasetYaml:
+    """Return what `--data` names. Its images may be absent. Raises UserError with the places searched."""
+    return read_dataset_yaml(find_dataset_yaml(data))
 
 
 def find_dataset_yaml(data: str) -> Path:

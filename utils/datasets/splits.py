@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from utils.datasets.label_index import LabelIndex
-from utils.datasets.labels import describe_absent_labels, load_index
+from utils.datasets.labels import describe_absent_labels, load_split
 from utils.datasets.spec import DatasetSpec
 from utils.datasets.subset import take_fraction
 from utils.errors import UserError
@@ -33,20 +33,11 @@ def load_splits(spec: DatasetSpec, *, single_cls: bool = False, fraction: float 
     Raises UserError if the training images have no labels at all.
     """
 
-    def scan(split: str) -> LabelIndex:
-        return load_index(
-            spec.sources(split),
-            spec.num_classes,
-            prefix=f"{split}: ",
-            single_cls=single_cls,
-            keypoint_values=spec.keypoint_values,
-        )
-
-    train = scan("train")
+    train = load_split(spec, "train", single_cls=single_cls)
     if not len(train.labels):
         raise UserError(f"{spec.file}: the training images have no labels at all. {describe_absent_labels(train)}")
     names = class_names(spec.names, single_cls=single_cls)
-    return Splits(spec, names, take_fraction(train, fraction), scan("val"))
+    return Splits(spec, names, take_fraction(train, fraction), load_split(spec, "val", single_cls=single_cls))
 
 
 def require_images(splits: Splits) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 
 from utils import console
 from utils.datasets.image_files import find_images
-from utils.datasets.locate import find_dataset_yaml
-from utils.datasets.spec import MissingData, read_dataset_yaml
+from utils.datasets.locate import read_dataset
+from utils.datasets.spec import MissingData
 from utils.errors import UserError
 from utils.exporting.request import ExportRequest
 from utils.files import datasets_folders
@@ -62,7 +62,7 @@ def choose_images(request: ExportRequest, purpose: str) -> CalibrationImages:
 
     Raises UserError, which begins with `purpose`, if the data set has no images on this machine.
     """
-    dataset = read_dataset_yaml(find_dataset_yaml(request.data))
+    dataset = read_dataset(request.data)
     try:
         spec = dataset.resolve(datasets_folders())
     except MissingData as error:

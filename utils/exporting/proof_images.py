@@ -8,9 +8,9 @@ import numpy as np
 
 from utils import console
 from utils.datasets.label_index import LabelIndex
-from utils.datasets.labels import load_index
-from utils.datasets.locate import BUILT_IN, find_dataset_yaml, locate_dataset
-from utils.datasets.spec import DatasetSpec, MissingData, read_dataset_yaml
+from utils.datasets.labels import load_split
+from utils.datasets.locate import BUILT_IN, locate_dataset, read_dataset
+from utils.datasets.spec import DatasetSpec, MissingData
 from utils.datasets.subset import take_fraction
 from utils.detector import name_difference
 from utils.errors import UserError
@@ -72,7 +72,7 @@ def open_proof_images(
     same classes.
     """
     spec = locate_dataset(data) if typed else find_present(data)
-    index = load_index(spec.sources(SPLIT), spec.num_classes, prefix=f"{SPLIT}: ", keypoint_values=spec.keypoint_values)
+    index = load_split(spec, SPLIT)
     total = len(index)
     index = take_fraction(index, count / total) if count else index
     difference = f"{spec.num_classes} classes, the model {len(names)}" if spec.num_classes != len(names) else ""
@@ -87,7 +87,7 @@ def open_proof_images(
 def find_present(data: str) -> DatasetSpec:
     """Return the data set that `data` names if its images are on this machine, else the built-in one."""
     try:
-        return read_dataset_yaml(find_dataset_yaml(data)).resolve(datasets_folders())
+        return read_dataset(data).resolve(datasets_folders())
     except MissingData:
         console.info(f"The images of {data} are not here, so the built-in ones are used. --data gives others")
         return locate_dataset(str(BUILT_IN))
