@@ -217,7 +217,7 @@ def build_run(launch: Launch, distributed: Distributed) -> Run:
         frozen=setup.frozen,
         loss=build_loss(model, options, hyp, distributed),
         schedule=Schedule(hyp.to_dict(), options.epochs, steps, options.batch_size, options.cos_lr, options.nbs),
-        optimizer=make_optimizer(model, options, hyp),
+        optimizer=make_optimizer(model, options, hyp, autocast),
         ema=make_ema(model, hyp),
         scaler=scaler,
         early_stop=EarlyStopping(options.patience, options.min_delta),

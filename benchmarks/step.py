@@ -27,7 +27,7 @@ from utils.device import amp_dtype, tune_malloc
 from utils.ema import ModelEMA
 from utils.inference.preprocess import to_network_input
 from utils.loss import DetectionLoss, scale_gains
-from utils.optim import build_optimizer
+from utils.optim import MuonSettings, build_optimizer
 
 AT_LEAST = {"auto": "1.8 (with AVX512-BF16 or AMX)", "off": "1.1"}
 
@@ -54,7 +54,8 @@ def our_step(size: str, imgsz: int, batch: int, amp: str, optimizer_name: str = 
     images, targets = synthetic_batch(batch, imgsz)
     dtype = amp_dtype(amp, torch.device("cpu"))
     model = new_model(size).to(memory_format=torch.channels_last)
-    loss, optimizer, ema = build_loss(model, imgsz), build_optimizer(model, optimizer_name), ModelEMA(model)
+    muon = MuonSettings(coarse=dtype == torch.bfloat16) if optimizer_name == "Muon" else None
+    loss, optimizer, ema = build_loss(model, imgsz), build_optimizer(model, optimizer_name, muon=muon), ModelEMA(model)
 
     def step() -> None:
         x = to_network_input(images, images.device, dtype)

@@ -70,16 +70,20 @@ def polar_factor(matrix: Tensor) -> Tensor:
     return x
 
 
-def polar_factors(matrices: Tensor) -> Tensor:
+def polar_factors(matrices: Tensor, *, coarse: bool = False) -> Tensor:
     """Return the polar factors of matrices (N, R, C), at least in float32. Those of zeros are zeros.
 
     Singular values above 0.002 of the matrix's Frobenius norm end between 0.95 and 1.03. Smaller ones end lower.
+    With `coarse`, products of large matrices are in bfloat16, and each entry is off by about 1 % of the largest.
     """
     if matrices.shape[1] > matrices.shape[2]:
-        return polar_factors(matrices.mT).mT
+        return polar_factors(matrices.mT, coarse=coarse).mT
     x = matrices if matrices.dtype == torch.float64 else matrices.float()
     x = x / (MARGIN * torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-7)
-    return _apply_steps(x) if 2 * x.shape[2] < 3 * x.shape[1] else _apply_steps_to_gram(x)
+    _, R, C = x.shape
+    if coarse and (R >= 256 or (R >= 128 and C <= 2 * R)):  # smaller or longer ones gain nothing
+        return _apply_steps(x.bfloat16()).float()
+    return _apply_steps(x) if 2 * C < 3 * R else _apply_steps_to_gram(x)
 
 
 def _apply_steps(x: Tensor) -> Tensor:
@@ -131,14 +135,13 @@ class Muon(torch.optim.SGD):
                 loss = closure()
         for group in self.param_groups:
             if group["name"] == KERNELS:
-                self._orthogonalize(
-                    [parameter for parameter in group["params"] if parameter.grad is not None], group["muon_momentum"]
-                )
+                kernels = [parameter for parameter in group["params"] if parameter.grad is not None]
+                self._orthogonalize(kernels, group["muon_momentum"], coarse=group["coarse"])
         super().step()
         return loss
 
-    def _orthogonalize(self, kernels: list[Tensor], momentum: float) -> None:
-        """Update the momentum of `kernels`, and replace their gradients."""
+    def _orthogonalize(self, kernels: list[Tensor], momentum: float, *, coarse: bool) -> None:
+        """Update the momentum of `kernels`, and replace their gradients. `coarse` ones are for the fast twin only."""
         skip = getattr(self, "found_inf", None)  # see utils.kernels.step_unless_skipped
         for kernel in kernels:
             gradient, average = kernel.grad, self._average(kernel)
@@ -159,7 +162,7 @@ class Muon(torch.optim.SGD):
 class FusedMuon(Muon, FusedSGD):
     """Muon over batches of kernels of the same shape. All parameters have one type and one device."""
 
-    def _orthogonalize(self, kernels: list[Tensor], momentum: float) -> None:
+    def _orthogonalize(self, kernels: list[Tensor], momentum: float, *, coarse: bool) -> None:
         if not kernels:
             return
         gradients = [kernel.grad for kernel in kernels if kernel.grad is not None]
@@ -171,7 +174,7 @@ class FusedMuon(Muon, FusedSGD):
             by_shape[kernel.shape].append(index)
         for shape, indices in by_shape.items():
             matrices = torch.stack([to_matrix(directions[index]) for index in indices])  # (N, R, C)
-            updates = polar_factors(matrices) * update_scale(shape)
+            updates = polar_factors(matrices, coarse=coarse) * update_scale(shape)
             torch._foreach_copy_(
                 [gradients[index] for index in indices], [to_kernel(update, shape) for update in updates]
             )

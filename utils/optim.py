@@ -13,7 +13,7 @@ from utils.muon import KERNELS, FusedMuon, Muon, find_kernels
 from utils.schedule import Rates
 
 # Entries of a group that the settings of a run determine, not its progress.
-GROUP_SETTINGS = ("weight_decay", "lr_ratio", "momentum_shift", "lr_factor")
+GROUP_SETTINGS = ("weight_decay", "lr_ratio", "momentum_shift", "lr_factor", "coarse")
 MAX_MOMENTUM = 0.9999
 
 
@@ -23,6 +23,7 @@ class MuonSettings(NamedTuple):
     lr: float = 0.02
     momentum: float = 0.937
     weight_decay: float = 5e-4  # decoupled
+    coarse: bool = False  # products of large kernels in bfloat16
 
 
 def scaled_weight_decay(weight_decay: float, batch_size: int, accumulate: int, nominal: int = 64) -> float:
@@ -106,6 +107,7 @@ def split_kernels(
         "muon_momentum": muon.momentum,
         "momentum_shift": muon.momentum - momentum,
         "weight_decay": muon.weight_decay,
+        "coarse": muon.coarse,
     }
     return [*others, own]
 

@@ -124,6 +124,31 @@ def test_nearly_singular_matrices_stay_bounded(rows, columns, rank, noise):
     assert singular.max() < 1.03 and singular[rank - 1] > 0.95
 
 
+@pytest.mark.parametrize("shape", [(2, 128, 128), (1, 256, 128), (1, 256, 1152), (1, 64, 64)])
+def test_coarse_products_are_off_by_a_hundredth(shape):
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    exact, coarse = polar_factors(matrices), polar_factors(matrices, coarse=True)
+    assert coarse.dtype == torch.float32
+    assert (coarse - exact).abs().max() <= 0.02 * exact.abs().max()
+    assert torch.linalg.matrix_norm(coarse, 2).max() < 1.04
+
+
+@pytest.mark.parametrize("rank, noise", [(1, 0.0), (3, 1e-6)])
+def test_coarse_products_of_nearly_singular_matrices_stay_bounded(rank, noise):
+    torch.manual_seed(0)
+    matrix = torch.randn(256, rank) @ torch.randn(rank, 256) + noise * torch.randn(256, 256)
+    singular = torch.linalg.svdvals(polar_factors(matrix[None], coarse=True)[0].double())
+    assert singular[0] < 1.03 and singular[rank - 1] > 0.95
+    assert singular[rank] < 0.5  # rounding
+
+
+def test_products_are_coarse_with_autocast_to_bfloat16(net):
+    for settings, expected in ((MuonSettings(coarse=True), True), (MuonSettings(), False), (None, False)):
+        (kernels,) = (group for group in build_optimizer(net, "Muon", muon=settings).param_groups if "coarse" in group)
+        assert (kernels["name"], kernels["coarse"]) == ("kernel", expected)
+
+
 @pytest.mark.parametrize("shape", [(1, 4, 9), (2, 128, 130), (1, 9, 4)])
 def test_zeros_give_zeros(shape):
     assert torch.equal(polar_factors(torch.zeros(shape)), torch.zeros(shape))

@@ -20,10 +20,13 @@ from utils.training.run import Run
 from utils.training.startup import Launch
 
 
-def make_optimizer(model: Detector, options: TrainOptions, hyp: Hyperparameters) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: Detector, options: TrainOptions, hyp: Hyperparameters, autocast: torch.dtype | None = None
+) -> torch.optim.Optimizer:
     """Return the optimizer of a run, with weight decay scaled to the images of an optimizer step.
 
-    Raises UserError for Muon with an lr0 of 0, since its rate follows that of the weights.
+    Muon computes in bfloat16 where `autocast` does, since that is fast there. Raises UserError for Muon with an lr0 of
+    0, since its rate follows that of the weights.
     """
     accumulate = accumulation(options.batch_size, options.nbs)
     decay, muon_decay = (
@@ -34,7 +37,7 @@ def make_optimizer(model: Detector, options: TrainOptions, hyp: Hyperparameters)
         raise UserError("lr0: 0: --optimizer Muon follows its schedule; give a small one, such as 1e-6")
     if options.optimizer in ("Adam", "AdamW") and hyp.lr0 >= 0.01:
         warn(f"--optimizer {options.optimizer} with lr0 {hyp.lr0}: 0.001 is usual; set lr0 in the --hyp file")
-    muon = MuonSettings(hyp.muon_lr, hyp.muon_momentum, muon_decay)
+    muon = MuonSettings(hyp.muon_lr, hyp.muon_momentum, muon_decay, coarse=autocast == torch.bfloat16)
     body_factor = hyp.lr_body if options.weights else 1.0  # `weights` is empty in a run from scratch
     return build_optimizer(as_module(model), options.optimizer, hyp.lr0, hyp.momentum, decay, muon, body_factor)
 
