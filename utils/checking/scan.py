@@ -1,12 +1,21 @@
 """Content of a data set as training reads it, for the checks."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
-from utils.checking.findings import Finding
+import numpy as np
+
+from utils.checking.findings import Box, Example, Finding
+from utils.console import info
+from utils.datasets.image_files import find_images, label_path
+from utils.datasets.label_file import parse_labels
 from utils.datasets.label_index import LabelIndex
-from utils.datasets.spec import DatasetSpec
+from utils.datasets.labels import MAX_LABEL_BYTES, UnknownClass, load_split
+from utils.datasets.spec import SPLITS, DatasetSpec
+from utils.errors import UserError
+from utils.files import read_regular
 
 
 @dataclass(frozen=True)
@@ -16,7 +25,40 @@ class ScannedSplit:
     name: str  # train, val or test
     sources: list[Path]  # folders and list files
     paths: list[str]  # of all images, usable or not
-    index: LabelIndex  # of the usable images
+    index: LabelIndex  # of the usable images; classes may be beyond the names
+    keypoint_values: int = 0  # behind the box in each row of a label file
+
+    @cached_property
+    def image_ids(self) -> np.ndarray:
+        """Image of each label (M,) int64."""
+        return np.repeat(np.arange(len(self.index)), np.diff(self.index.offsets))
+
+    def image_example(self, image: int, detail: str = "", *, with_boxes: bool = False) -> Example:
+        """Return the place of an image of the index."""
+        path = self.index.paths[image]
+        boxes = tuple(map(_as_box, self.index.boxes(image))) if with_boxes else ()
+        return Example(path, detail=detail, image=path, boxes=boxes)
+
+    def label_example(self, label: int, detail: str = "", *, others: Sequence[int] = ()) -> Example:
+        """Return the place of a label of the index: its line, and its box. `others` are drawn beside it."""
+        image = int(self.image_ids[label])
+        path = self.index.paths[image]
+        boxes = tuple(_as_box(self.index.labels[one]) for one in (label, *others))
+        file, lines = label_path(path), self._lines(image)
+        position = label - int(self.index.offsets[image])
+        return Example(file, lines[position] if lines else 0, detail, image=path, boxes=boxes)
+
+    def _lines(self, image: int) -> list[int]:
+        """Return the line of each label of an image, or [] if the file was changed meanwhile.
+
+        The index does not hold them: they are needed for a few examples only.
+        """
+        try:
+            data = read_regular(label_path(self.index.paths[image]), MAX_LABEL_BYTES)
+        except OSError:
+            return []
+        lines = label_lines(data, self.keypoint_values)
+        return lines if len(lines) == len(self.index.boxes(image)) else []
 
 
 @dataclass(frozen=True)
@@ -24,9 +66,54 @@ class ScannedData:
     """A data set, scanned."""
 
     spec: DatasetSpec
-    splits: dict[str, ScannedSplit]  # by name, train first; without those in `same`
+    splits: dict[str, ScannedSplit]  # by name, train first; without those in `same` and `unusable`
     imgsz: int  # size of the training that is planned
     same: dict[str, str] = field(default_factory=dict)  # split -> earlier split with the same sources
+    unusable: dict[str, str] = field(default_factory=dict)  # split -> why it has no index
 
 
 Check = Callable[[ScannedData], Iterable[Finding]]
+
+
+def scan_dataset(spec: DatasetSpec, imgsz: int, *, progress: bool = True) -> ScannedData:
+    """Read the images and labels of all splits, by the scan of training and with its cache.
+
+    Raises UserError if no split has a usable image.
+    """
+    data = ScannedData(spec, {}, imgsz)
+    for name in SPLITS:
+        sources = spec.splits.get(name)
+        if not sources:
+            continue
+        earlier = next((split.name for split in data.splits.values() if split.sources == sources), None)
+        if earlier:
+            data.same[name] = earlier
+            info(f"{name}: the same images as {earlier}")
+            continue
+        try:
+            data.splits[name] = _scan_split(name, sources, spec, progress=progress)
+        except UserError as error:
+            data.unusable[name] = str(error)
+    if not data.splits:
+        raise UserError(next(iter(data.unusable.values())))
+    return data
+
+
+def _scan_split(name: str, sources: list[Path], spec: DatasetSpec, *, progress: bool) -> ScannedSplit:
+    try:
+        index = load_split(spec, name, progress=progress, report=False)
+    except UnknownClass:  # training ends here, a check wants them all
+        index = load_split(spec, name, progress=progress, report=False, any_class=True)
+    return ScannedSplit(name, sources, find_images(sources), index, spec.keypoint_values)
+
+
+def label_lines(data: bytes, keypoint_values: int = 0) -> list[int]:
+    """Return the line numbers of the valid rows in a label file, from 1."""
+    skipped = {number for number, _ in parse_labels(data, keypoint_values).problems}
+    lines = data.removeprefix(b"\xef\xbb\xbf").splitlines()
+    return [number for number, line in enumerate(lines, 1) if line.split() and number not in skipped]
+
+
+def _as_box(row: np.ndarray) -> Box:
+    class_id, x, y, w, h = map(float, row)
+    return class_id, x, y, w, h

@@ -30,6 +30,7 @@ NAMED_ROWS = 10  # skipped rows of one file that are reported one by one
 MAX_LABEL_BYTES = 64 << 20  # of one label file
 MAX_UNREADABLE = 100  # images that a scan skips because of read errors
 MIN_CORNERS = 8  # rows, fewer may look like corners by chance
+ANY_CLASS = 1 << 24  # number of classes; the largest id that is exact as float32
 CORNER_SLACK = 0.02  # by which boxes leave the image
 
 ROW_MESSAGE = re.compile(r"\.txt:\d+: ")  # in a message about a row, behind the file's stem
@@ -55,13 +56,26 @@ class Scan(NamedTuple):
     unreadable: int  # number of images skipped because a file could not be read this time
 
 
-def load_split(spec: DatasetSpec, split: str, *, single_cls: bool = False, progress: bool = True) -> LabelIndex:
-    """Return the index of a data set's split, whatever form its labels have. See `load_index`."""
+def load_split(
+    spec: DatasetSpec,
+    split: str,
+    *,
+    single_cls: bool = False,
+    progress: bool = True,
+    report: bool = True,
+    any_class: bool = False,
+) -> LabelIndex:
+    """Return the index of a data set's split, whatever form its labels have. See `load_index`.
+
+    With `any_class` class ids may be beyond the names; such an index is not cached.
+    """
     return load_index(
         spec.sources(split),
-        spec.num_classes,
+        ANY_CLASS if any_class else spec.num_classes,
         prefix=f"{split}: ",
+        cache=not any_class,
         progress=progress,
+        report=report,
         single_cls=single_cls,
         keypoint_values=spec.keypoint_values,
     )
