@@ -1,0 +1,93 @@
+"""Share of label errors, put in by seed, that check.py finds.
+
+A copy of a data set gets errors: 5 % of the boxes are dropped, 5 % get another class, 5 % are shifted by 25 to 50 % of
+a side. Then check.py ranks the labels by the detections of models that have not seen them. A row counts as found if it
+names the right kind of error at the right box, among the first as many rows as there are errors.
+
+    python benchmarks/label_errors.py --data ../shared/datasets/chess --weights yolov5n.pt --cross 5
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from utils.files import write_yaml
+
+SHARE = 0.05  # of the boxes, for each kind of error
+KINDS = ("dropped", "swapped", "shifted")
+NAMES = {"bccd": ["Platelets", "RBC", "WBC"]}  # of a set without data.yaml
+
+
+def shift(row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the box (class, cx, cy, w, h) moved along one axis by 25 to 50 % of its side, inside the image."""
+    amount = rng.uniform(0.25, 0.5)
+    moves = [(axis, sign) for axis in rng.permutation(2).tolist() for sign in rng.permutation([-1, 1]).tolist()]
+    for axis, sign in moves:
+        moved = row.copy()
+        moved[1 + axis] += sign * amount * row[3 + axis]
+        if row[3 + axis] / 2 <= moved[1 + axis] <= 1 - row[3 + axis] / 2:
+            return moved
+    moved = row.copy()  # a box as large as the image: the part that leaves it stays
+    moved[1 + moves[0][0]] += moves[0][1] * amount * row[3 + moves[0][0]]
+    return moved
+
+
+def spoil(labels: dict[str, np.ndarray], num_classes: int, seed: int) -> tuple[dict[str, np.ndarray], list[dict]]:
+    """Return labels (n, 5) by image with errors, and a list of these: image, kind, the right row, the wrong row."""
+    rng = np.random.default_rng(seed)
+    places = [(image, k) for image in sorted(labels) for k in range(len(labels[image]))]
+    count = round(SHARE * len(places))
+    chosen = rng.permutation(len(places))[: 3 * count].reshape(3, count)
+    spoiled, errors, dropped = {image: rows.copy() for image, rows in labels.items()}, [], {}
+    for kind, numbers in zip(KINDS, chosen.tolist(), strict=True):
+        for image, k in (places[number] for number in numbers):
+            right = labels[image][k]
+            wrong = right.copy()
+            if kind == "dropped":
+                dropped.setdefault(image, []).append(k)
+            elif kind == "swapped":
+                wrong[0] = (right[0] + rng.integers(1, num_classes)) % num_classes
+            else:
+                wrong = shift(right, rng)
+            spoiled[image][k] = wrong
+            errors.append({"image": image, "kind": kind, "right": right.tolist(), "wrong": wrong.tolist()})
+    for image, rows in dropped.items():
+        spoiled[image] = np.delete(spoiled[image], rows, axis=0)
+    return spoiled, errors
+
+
+def make_copy(source: Path, target: Path, seed: int) -> list[dict]:
+    """Copy a data set with errors put in. Return them; `image` is the path below `images`."""
+    labels = {}
+    for image in sorted((source / "images").rglob("*.*")):
+        name = image.relative_to(source / "images")
+        file = (source / "labels" / name).with_suffix(".txt")
+        rows = np.loadtxt(file, ndmin=2) if file.is_file() and file.stat().st_size else np.zeros((0, 5))
+        labels[name.as_posix()] = rows.reshape(-1, 5)
+        (target / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, target / "images" / name)
+    names = class_names(source)
+    spoiled, errors = spoil(labels, len(names), seed)
+    for name, rows in spoiled.items():
+        file = (target / "labels" / name).with_suffix(".txt")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(f"{row[0]:.0f} {row[1]:.6f} {row[2]:.6f} {row[3]:.6f} {row[4]:.6f}\n" for row in rows))
+    content = {"path": str(target.resolve()), "train": "images/train", "val": "images/val"}
+    write_yaml(target / "data.yaml", {**content, "names": dict(enumerate(names))})
+    (target / "errors.json").write_text(json.dumps(errors))
+    return errors
+
+
+def class_names(source: Path) -> list[str]:
+    """Return the names of a data set's classes."""
+    import yaml
+
+    if not (source / "data.yaml").is_file():
+        return NAMES[source.name]
+    names = yaml.safe_load((source / "data.yaml").read_text())["names"]
+    return list(names.values()) if isinstance(names, dict) else names

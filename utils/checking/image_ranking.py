@@ -1,0 +1,86 @@
+"""Ranking of unlabelled images: which to label next, by uncertainty and by what differs most.
+
+An image scores by the entropy of its detections times the distance of its features from those of all images that are
+labelled or ranked before it: k-center greedy (arXiv 1708.00489), weighted by uncertainty.
+
+Legend: N images, K labelled images, F features, m detections.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.detector import Detector
+
+MOST_UNCERTAIN = 10  # detections of an image that count
+LEAST_UNCERTAINTY = 0.05  # of an image without detections, which may still differ from all others
+MAX_GREEDY = 2000  # images that are ranked one by one; those behind them follow by uncertainty
+
+
+class RankedImage(NamedTuple):
+    """One image of a ranking."""
+
+    image: int  # its number
+    uncertainty: float  # 0…1
+    distance: float  # 0…2 to the nearest image that is labelled or ranked before it
+
+
+def uncertainty(confidence: np.ndarray) -> float:
+    """Return 0…1 for the confidences (m,) of an image: the mean entropy in bits of the most uncertain detections.
+
+    Where fewer than MOST_UNCERTAIN are found, the others count as 0, so that more doubtful objects score higher.
+    """
+    p = np.clip(confidence.astype(np.float64), 1e-9, 1 - 1e-9)
+    entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    return float(np.sort(entropy)[::-1][:MOST_UNCERTAIN].sum() / MOST_UNCERTAIN)
+
+
+def rank_images(uncertainties: np.ndarray, features: np.ndarray, labelled: np.ndarray) -> list[RankedImage]:
+    """Return all images, the one to label first at the front.
+
+    uncertainties: (N,) in 0…1. features: (N, F). labelled: (K, F), features of the labelled images, may be empty.
+    """
+    features, labelled = _normalised(features), _normalised(labelled)
+    weights = LEAST_UNCERTAINTY + (1 - LEAST_UNCERTAINTY) * uncertainties
+    nearest = np.full(len(features), 2.0)  # the largest distance of two unit vectors
+    for center in labelled:
+        nearest = np.minimum(nearest, _distances(features, center))
+    left, ranked = np.ones(len(features), bool), []
+    for _ in range(min(len(features), MAX_GREEDY)):
+        i = int(np.where(left, weights * nearest, -1).argmax())
+        left[i] = False
+        ranked.append(RankedImage(i, float(uncertainties[i]), float(nearest[i])))
+        nearest = np.minimum(nearest, _distances(features, features[i]))
+    others = np.flatnonzero(left)
+    others = others[np.argsort(-uncertainties[others], kind="stable")]
+    return ranked + [RankedImage(int(i), float(uncertainties[i]), float(nearest[i])) for i in others]
+
+
+def _normalised(features: np.ndarray) -> np.ndarray:
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def _distances(features: np.ndarray, center: np.ndarray) -> np.ndarray:
+    """Return the distances (N,) of unit vectors (N, F) to one of them (F,)."""
+    return np.sqrt(np.maximum(2 - 2 * (features @ center), 0))
+
+
+@contextmanager
+def recorded_features(model: Detector) -> Generator[list[np.ndarray]]:
+    """Collect the features (F,) of each image that the model sees: the inputs of its head, averaged over the image."""
+    found: list[np.ndarray] = []
+
+    def record(_: Any, inputs: tuple[Any, ...]) -> None:
+        levels: list[Tensor] = list(inputs[0])
+        pooled = torch.cat([level.float().mean((2, 3)) for level in levels], 1)  # (B, F)
+        found.extend(pooled.cpu().numpy())
+
+    hook = cast(nn.Module, model.head).register_forward_pre_hook(record)
+    try:
+        yield found
+    finally:
+        hook.remove()
