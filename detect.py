@@ -38,6 +38,7 @@ from utils.inference.open_model import open_model
 from utils.inference.predictor import Predictor
 from utils.inference.runtime import RuntimeSettings
 from utils.inference.speed import MeanSpeed
+from utils.output.annotation_files import FORMATS, open_annotations
 from utils.output.detection_files import Outputs, can_show_windows
 from utils.output.json_documents import describe_frame, to_line
 from utils.process_state import unchanged_process
@@ -85,7 +86,10 @@ class DetectOptions:
         0, "format of labels/*.txt, 0: x y w h, 1: x1 y1 x2 y2; all in 0...1", choices=[0, 1], group="output"
     )
     save_csv: bool = flag(False, "write predictions.csv", group="output")
-    save_conf: bool = flag(False, "add the confidence to the .txt files", group="output")
+    save_conf: bool = flag(False, "add the confidence to the .txt files, and to boxes for CVAT", group="output")
+    save_labels: str | None = flag(
+        None, "write the detections for a labelling tool to import", type=str, choices=FORMATS, group="output"
+    )
     save_crop: bool = flag(False, "write each object as an image into crops/CLASS/", group="output")
     line_thickness: int = flag(3, "thickness of boxes in pixels", group="output")
     hide_labels: bool = flag(False, "draw boxes only", group="output")
@@ -133,6 +137,7 @@ def detect(
             for frame, found in zip(frames, results, strict=True):
                 rows = found.rounded().rows[::-1]  # lowest confidence first: the highest is drawn on top
                 outputs.write(frame, rows)
+                outputs.annotate(frame, found)
                 console.info(describe(frame, found, outputs.names))
                 if as_json:
                     console.data(to_line(describe_frame(frame, found, outputs.names)))
@@ -179,9 +184,12 @@ def build_predictor(options: DetectOptions, files: Sequence[Path]) -> Predictor:
     return Predictor(model, imgsz, options.nms, augment=options.augment, half=half, names=names)
 
 
-def build_outputs(options: DetectOptions, names: dict[int, str], sources: Sequence[str]) -> Outputs:
-    """Make the run folder and return the writer of the files that the options name."""
+def build_outputs(options: DetectOptions, names: dict[int, str], source: Source, model: str) -> Outputs:
+    """Make the run folder and return the writer of the files that the options name. `model` is its name."""
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
+    annotations = options.save_labels and open_annotations(
+        options.save_labels, folder, names, source.images, model=model, confidence=options.save_conf
+    )
     return Outputs(
         folder,
         names,
@@ -194,8 +202,18 @@ def build_outputs(options: DetectOptions, names: dict[int, str], sources: Sequen
         line_width=options.line_thickness,
         hide_labels=options.hide_labels,
         hide_conf=options.hide_conf,
-        sources=sources,
+        sources=source.files,
+        annotations=annotations or None,
     )
+
+
+def require_images(options: DetectOptions, source: Source, shown: str) -> None:
+    """Raise UserError if `--save-labels` has no images to write, and warn of videos, which it skips."""
+    advice = "labelling tools import images. Write the frames as images first: ffmpeg -i VIDEO FOLDER/%06d.jpg"
+    if options.save_labels and not source.images:
+        raise UserError(f"--save-labels: --source {shown} has no images, and {advice}")
+    if options.save_labels and source.videos:
+        console.warn(f"--save-labels skips {len(source.videos)} videos: {advice}")
 
 
 def input_size(imgsz: Sequence[int], model: InferenceModel) -> tuple[int, int]:
@@ -272,11 +290,13 @@ def summarise(outputs: Outputs, speed: MeanSpeed, source: str, options: DetectOp
         console.result(f"Results with other names than their sources are listed in {outputs.renamed.file}")
     if outputs.text:
         console.result(f"{outputs.label_files} labels saved to {outputs.folder / 'labels'}")
-    if outputs.images or outputs.text or outputs.crops or outputs.table:
+    if outputs.annotations:
+        console.result(f"Labels saved to {outputs.annotations.file}. To import them {outputs.annotations.hint}")
+    if outputs.images or outputs.text or outputs.crops or outputs.table or outputs.annotations:
         console.result(f"Results saved to {outputs.folder}")
         console.result(f"Next: look at them{other_outputs(outputs, options, source)}")
     else:
-        console.result("Nothing was saved. Omit --nosave, or add --save-txt, --save-csv or --save-crop")
+        console.result("Nothing was saved. Omit --nosave, or add --save-txt, --save-labels, --save-csv or --save-crop")
 
 
 def require_written(outputs: Outputs) -> None:
@@ -311,8 +331,9 @@ def main(argv: Arguments = None) -> Path:
     shown = remove_credentials(text)
     with open_source(text, vid_stride=options.vid_stride) as source:
         files = find_weights(options.weights, typed="weights" in typed, exported=True)
+        require_images(options, source, shown)
         predictor = build_predictor(options, files)
-        outputs = build_outputs(options, dict(predictor.names), source.files)
+        outputs = build_outputs(options, dict(predictor.names), source, files[0].name)
         show = options.view_img and can_show_windows()
         if options.view_img and not show:
             console.warn("--view-img: no window can be opened here. Images are not shown")

@@ -87,7 +87,7 @@ DETECT_FLAGS = {
     "--save-crop": False, "--nosave": False, "--classes": None, "--agnostic-nms": False, "--augment": False,
     "--update": False, "--project": "runs/detect", "--name": "exp", "--exist-ok": False, "--line-thickness": 3,
     "--hide-labels": False, "--hide-conf": False, "--half": False, "--dnn": False, "--vid-stride": 1,
-    "--runtime": "pytorch", "--json": False,
+    "--runtime": "pytorch", "--json": False, "--save-labels": None,
 }  # fmt: skip
 
 
@@ -251,6 +251,32 @@ def test_all_outputs_end_to_end(weights, images, tmp_path, capsys):
     assert any(line.startswith("Speed: ") and "ms inference" in line for line in lines)
     assert "6 labels saved to" in lines[-3] and lines[-2] == f"Results saved to {folder}"
     assert lines[-1] == "Next: look at them"  # there is no other kind of result
+
+
+@pytest.mark.parametrize(
+    "tool, file",
+    [
+        ("cvat", "annotations.xml"),
+        ("labelstudio", "label-studio.json"),
+        ("coco", "instances_default.json"),
+        ("yolo", "yolo/classes.txt"),
+    ],
+)
+def test_labels_for_a_tool_are_written_of_images_only(weights, images, tmp_path, capsys, tool, file):
+    folder = run(weights, f"{images}/*/*", tmp_path, "--nosave", "--save-labels", tool)
+    extra = {"labelstudio": ["label-studio.xml"], "yolo": [f"yolo/cat{end}.txt" for end in ("", "_2", "_3")]}
+    assert files_below(folder) == sorted([file, "renamed.csv", *extra.get(tool, [])])
+    text = (folder / extra.get(tool, [file])[0]).read_text() if tool == "yolo" else (folder / file).read_text()
+    boxes = {"cvat": "<box ", "labelstudio": "original_width", "coco": "bbox", "yolo": "\n"}
+    assert text.count(boxes[tool]) == (2 if tool == "yolo" else 6)  # two detections in each of three images
+    output = capsys.readouterr()
+    assert "To import them" in output.out and "--save-labels skips 1 videos" in output.err
+
+
+def test_labels_for_a_tool_need_images(weights, images, tmp_path):
+    with pytest.raises(UserError, match="--save-labels: --source .*cat.mp4 has no images.*ffmpeg"):
+        run(weights, images / "b" / "cat.mp4", tmp_path, "--save-labels", "cvat")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

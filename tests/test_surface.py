@@ -183,7 +183,7 @@ ADDED = {
         "--log-weights": ("flag", ""),
     },
     "val": {"--runtime": ("str", "pytorch"), "--annotations": ("str", ""), "--json": ("flag", "")},
-    "detect": {"--runtime": ("str", "pytorch"), "--json": ("flag", "")},
+    "detect": {"--runtime": ("str", "pytorch"), "--json": ("flag", ""), "--save-labels": ("str", "None")},
     "export": {
         "--layout": ("str", "yolov5"),
         "--calibration-images": ("int", "300"),

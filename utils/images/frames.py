@@ -32,6 +32,8 @@ class Source:
 
     kind = "files"
     files: Sequence[str] = ()  # those that are read
+    images: Sequence[str] = ()  # those of them that are images
+    videos: Sequence[str] = ()
 
     def __iter__(self) -> Iterator[Frame]:
         raise NotImplementedError

@@ -17,9 +17,11 @@ import numpy as np
 
 from utils import console
 from utils.boxes import xyxy_to_xywh
+from utils.detections import Detections
 from utils.errors import UserError
 from utils.files import atomic_write, named_errors
 from utils.images.frames import Frame
+from utils.output.annotation_files import AnnotationFile
 from utils.output.drawing import crop_with_margin, draw_boxes, save_image
 from utils.output.result_names import (
     MAX_STEM_BYTES,
@@ -56,6 +58,7 @@ class Outputs:
     hide_labels: bool = False
     hide_conf: bool = False
     sources: Sequence[str] = ()
+    annotations: AnnotationFile | None = None  # for a labelling tool, of images only
     label_files: int = 0
     unwritten: list[Path] = field(default_factory=list)
     _videos: dict[str, "VideoFile | None"] = field(default_factory=dict)
@@ -65,7 +68,7 @@ class Outputs:
 
     def __post_init__(self) -> None:
         self.renamed = RenamedTable(self.folder)
-        writes = self.images or self.text or self.table or self.crops
+        writes = self.images or self.text or self.table or self.crops or self.annotations
         self._stems = OutputNames(self.renamed if writes else None)
         self._class_folders = class_folders(self.names)
         self._table: IO[str] | None = None
@@ -88,6 +91,11 @@ class Outputs:
         if self.images:
             self._write_image(frame, stem, self.draw(frame.image, rows))
 
+    def annotate(self, frame: Frame, found: Detections) -> None:
+        """Add the detections of an image to the file for a labelling tool. Frames of videos are skipped."""
+        if self.annotations and frame.kind == "image":
+            self.annotations.write(frame.path, self._stems.stem(frame), found)
+
     def _write_table(self, table: IO[str], frame: Frame, stem: str, rows: np.ndarray) -> None:
         name = stem + (Path(frame.path).suffix if frame.kind in ("image", "video") else "")
         texts = [[spreadsheet_cell(name), spreadsheet_cell(self.names[int(row[5])])] for row in rows]
@@ -101,6 +109,8 @@ class Outputs:
 
     def close(self) -> None:
         self._finish_videos()
+        if self.annotations:
+            self.annotations.close()
         if self._table:
             with named_errors(self._table.name):
                 self._table.close()
