@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.loading import load_model
-from models.setup import anchors_to_fit, build_model, freeze_layers, rebuild_model, resolve_initial_weights, take_names
+from models.setup import (
+    anchors_to_fit,
+    build_model,
+    carry_head_over,
+    freeze_layers,
+    rebuild_model,
+    resolve_initial_weights,
+    take_names,
+)
 from models.yolo import DetectionModel
 from utils import console
 from utils.autoanchor import check_anchors
@@ -74,6 +82,7 @@ from utils.training.signals import EXIT_CODE, LAUNCHER_SECONDS, Interrupted, Sig
 from utils.training.startup import (
     Launch,
     Setup,
+    checks_anchors,
     complete_options,
     num_replicas,
     open_run_folder,
@@ -137,12 +146,6 @@ def build_network(launch: Launch) -> Network:
     return Network(model, freeze_layers(model, options.freeze), hyp, dataset, weights, cfg)
 
 
-def checks_anchors(options: TrainOptions, hyp: Hyperparameters, *, weights: str) -> bool:
-    """Return True if a new run fits its anchors to the data where those of the model are bad."""
-    keeps_those_of_weights = bool(weights) and not hyp.anchor_fit and not hyp.anchors
-    return not options.noautoanchor and not keeps_those_of_weights
-
-
 def fit_anchors(model: Detector, sizes: np.ndarray, threshold: float, seed: int) -> bool:
     """Keep the model's anchors if they recall 98 % of the labels, or fit new ones if those are better.
 
@@ -183,6 +186,8 @@ def prepare_on_rank0(launch: Launch, distributed: Distributed, autocast: torch.d
     final = complete_options(
         options, model, weights=weights, cfg=cfg, num_images=len(data.train), distributed=distributed, autocast=autocast
     )
+    if launch.checkpoint is None:
+        carry_head_over(model, weights, hyp.head_rows)
     if launch.checkpoint is None and checks_anchors(options, hyp, weights=weights):
         replaced = fit_anchors(model, label_sizes(data.train, final.imgsz), hyp.anchor_t, options.seed)
         if replaced and weights and "weights" in options.typed:

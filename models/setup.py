@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from models.head_rows import carry_head
 from models.loading import described_model, read_weights, reject_leftovers, resolve_weights, transfer
 from models.yolo import DetectionModel
 from utils.console import info, warn
@@ -55,6 +56,16 @@ def build_model(*, weights: Path | None, cfg: str, num_classes: int, anchors: in
     moved = transfer(model, file.state_dict, exclude=("anchor",) if cfg or anchors else ())
     info(f"Transferred {moved.matched}/{moved.total} tensors from {weights}, {describe_size(model)}")
     return model
+
+
+def carry_head_over(model: DetectionModel, weights: str, rows: float) -> None:
+    """Give the head of a new model the rows of `weights`, which have other classes, if `rows` is not 0."""
+    if not weights or not rows:
+        return
+    file = read_weights(resolve_weights(weights, allow_download=False))
+    named = carry_head(model, file.state_dict, file.names)
+    if named is not None:
+        info(f"Head: boxes and objectness as in {weights}, {named} of {model.num_classes} classes by their names")
 
 
 def rebuild_model(stored: dict[str, Any], *, num_classes: int, checkpoint: str, data: str) -> DetectionModel:

@@ -290,6 +290,7 @@ class Hyperparameters:
     muon_decay: float = 0.0005
     lr_body: float = 1.0  # factor on the rates of all layers but the head in a run from weights
     anchor_fit: float = 1.0  # 0 keeps the anchors of weights that the run starts from
+    head_rows: float = 0.0  # 1 carries rows of the head over from weights with other classes
     ema_decay: float = 0.9999  # decay of the EMA of the weights at a step
     ema_tau: float = 2000.0  # updates in which that decay rises from 0
     close_mosaic: float = (
@@ -301,7 +302,7 @@ class Hyperparameters:
     # Keys that the published files lack. They are written only if they differ from their defaults.
     OPTIONAL: ClassVar[frozenset[str]] = frozenset(
         """
-        anchors muon_lr muon_momentum muon_decay lr_body anchor_fit ema_decay ema_tau close_mosaic
+        anchors muon_lr muon_momentum muon_decay lr_body anchor_fit head_rows ema_decay ema_tau close_mosaic
         size_start size_epochs
         """.split()
     )
@@ -312,7 +313,7 @@ class Hyperparameters:
         "hsv_h": (0, 1), "hsv_s": (0, 1), "hsv_v": (0, 1), "degrees": (0, 180), "translate": (0, 1), "scale": (0, 1),
         "shear": (0, 89), "perspective": (0, 0.01), "flipud": (0, 1), "fliplr": (0, 1), "mosaic": (0, 1),
         "mixup": (0, 1), "copy_paste": (0, 1), "muon_lr": (0, 10), "muon_momentum": (0, 0.9999), "muon_decay": (0, 10),
-        "anchor_fit": (0, 1), "ema_decay": (0, 1), "ema_tau": (1e-3, 1e9),
+        "anchor_fit": (0, 1), "head_rows": (0, 1), "ema_decay": (0, 1), "ema_tau": (1e-3, 1e9),
         "size_start": (0.1, 1), "size_epochs": (0, 1),
     }  # fmt: skip
 

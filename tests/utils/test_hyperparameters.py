@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from types import SimpleNamespace
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import train
+from models.setup import carry_head_over
 from models.yolo import DetectionModel
 from utils import autoanchor
 from utils.config import Hyperparameters, TrainOptions
@@ -20,6 +22,7 @@ from utils.loading.loader import LoadSettings, make_loader
 from utils.optim import set_rates
 from utils.schedule import Schedule
 from utils.training.loaders import build_loaders
+from utils.training.startup import checks_anchors
 from utils.training.state import make_ema, make_optimizer
 
 SIDE, MIDDLE = 128, 64
@@ -277,11 +280,26 @@ def check_anchors():
 
 def check_anchor_fit():
     fitted = [
-        train.checks_anchors(TrainOptions(), Hyperparameters(anchor_fit=value, anchors=count), weights=weights)
+        checks_anchors(TrainOptions(), Hyperparameters(anchor_fit=value, anchors=count), weights=weights)
         for value, count, weights in ((1, 0, "a.pt"), (0, 0, "a.pt"), (0, 0, ""), (0, 3, "a.pt"))
     ]
     assert fitted == [True, False, True, True]  # from scratch, or in another number, they must be fitted
-    assert not train.checks_anchors(TrainOptions(noautoanchor=True), Hyperparameters(), weights="")
+    assert not checks_anchors(TrainOptions(noautoanchor=True), Hyperparameters(), weights="")
+
+
+def check_head_rows():
+    before = SimpleNamespace(
+        state_dict=DetectionModel("yolov5n.yaml", num_classes=4).state_dict(), names=dict(enumerate("abcd"))
+    )
+    with mock.patch("models.setup.resolve_weights"), mock.patch("models.setup.read_weights", return_value=before):
+        for rows, weights, carried in ((0.0, "a.pt", False), (1.0, "", False), (1.0, "a.pt", True)):
+            model = DetectionModel("yolov5n.yaml", num_classes=2)
+            carry_head_over(model, weights, rows)
+            shared = [
+                head["model.24.m.0.weight"].unflatten(0, (3, -1))[:, :5]
+                for head in (before.state_dict, model.state_dict())
+            ]
+            assert torch.equal(*shared) == carried
 
 
 def check_iou_t():

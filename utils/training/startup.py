@@ -151,6 +151,12 @@ def complete_options(
     return options.replace(weights=weights, cfg=cfg, imgsz=imgsz, batch_size=batch_size, nbs=nbs, threads=threads)
 
 
+def checks_anchors(options: TrainOptions, hyp: Hyperparameters, *, weights: str) -> bool:
+    """Return True if a new run fits its anchors to the data where those of the model are bad."""
+    keeps_those_of_weights = bool(weights) and not hyp.anchor_fit and not hyp.anchors
+    return not options.noautoanchor and not keeps_those_of_weights
+
+
 def find_batch_of_each(model: Detector, imgsz: int, autocast: torch.dtype | None, device: torch.device) -> int:
     """Return the largest batch for one device, measured with a copy of the model."""
     probe = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
