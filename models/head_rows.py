@@ -17,8 +17,8 @@ def carry_head(model: DetectionModel, state_dict: Mapping[str, Tensor], before: 
     """Copy rows of the head in `state_dict`, whose classes are `before`, into the head of `model`.
 
     Those of boxes and objectness stay as they are. A class takes the rows of its name, without regard to case, or else
-    the mean of all classes. Return how many classes were found by name. None means that nothing was carried over, since
-    the classes are equal in number, or the heads differ in their anchors per level or their inputs.
+    the mean of all classes. Return how many classes were found by name. Nothing is carried over, and None returned, if
+    the classes are equal in number or the heads differ in anchors or inputs.
     """
     own, A = dict(model.head.named_parameters()), model.head.num_anchors
     prefix = next(name for name in model.state_dict() if name.endswith("anchors")).removesuffix("anchors")
