@@ -13,9 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from utils import console
+from utils.checking.box_pairs import check_box_pairs
+from utils.checking.boxes import check_boxes
+from utils.checking.classes import check_classes
 from utils.checking.console_table import findings_table, summary
 from utils.checking.document import describe_check
+from utils.checking.file_names import check_label_files, check_names
 from utils.checking.findings import Finding, by_level
+from utils.checking.image_files import check_images
+from utils.checking.polygons import check_polygons
 from utils.checking.scan import Check, ScannedData, scan_dataset
 from utils.checking.skipped import check_skipped
 from utils.cli import Arguments, Flags, flag, parse_flags, read_flags
@@ -31,7 +37,16 @@ PROGRAM = {"prog": "check.py", "description": "Find what is wrong with a data se
 ERRORS = 3  # exit code if the data has errors
 
 # All checks, in the order of their findings.
-CHECKS: tuple[Check, ...] = (check_skipped,)
+CHECKS: tuple[Check, ...] = (
+    check_skipped,
+    check_images,
+    check_names,
+    check_label_files,
+    check_boxes,
+    check_box_pairs,
+    check_classes,
+    check_polygons,
+)
 
 
 @dataclass(frozen=True)

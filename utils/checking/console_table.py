@@ -6,20 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.checking.findings import LEVELS, Finding, by_level
-from utils.cli import shorten
 
+MAX_DETAIL = 120  # characters
 SHOWN_EXAMPLES = {"error": 3, "warning": 2, "note": 1}
 
 
 def findings_table(findings: Sequence[Finding]) -> list[str]:
-    """Return the lines of all findings: notes first, errors last. Without findings there is none."""
+    """Return the lines of all findings, notes first and errors last: level, split, count, name and what is wrong."""
     lines = []
     for finding in reversed(by_level(findings)):
-        split = f"{finding.split}: " if finding.split else ""
-        lines.append(f"\n{finding.level.upper()} {split}{finding.count} {finding.text} ({finding.check})")
+        title = (
+            f"{finding.level.upper():8}{finding.split or 'all':6}{finding.count:>7}  {finding.check}: {finding.text}"
+        )
+        lines.append(f"\n{title}")
         shown = finding.examples[: SHOWN_EXAMPLES[finding.level]]
         for example in shown:
-            detail = f"  {shorten(example.detail)}" if example.detail else ""
+            detail = f"  {example.detail[:MAX_DETAIL]}" if example.detail else ""
             lines.append(f"    {short_path(example.place)}{detail}")
         if len(shown) < finding.count and shown:
             lines[-1] += f"  ... {finding.count - len(shown)} more"

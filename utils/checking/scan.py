@@ -1,6 +1,6 @@
 """Content of a data set as training reads it, for the checks."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ class ScannedSplit:
     sources: list[Path]  # folders and list files
     paths: list[str]  # of all images, usable or not
     index: LabelIndex  # of the usable images; classes may be beyond the names
+    names: Mapping[int, str]
     keypoint_values: int = 0  # behind the box in each row of a label file
 
     @cached_property
@@ -104,7 +105,7 @@ def _scan_split(name: str, sources: list[Path], spec: DatasetSpec, *, progress: 
         index = load_split(spec, name, progress=progress, report=False)
     except UnknownClass:  # training ends here, a check wants them all
         index = load_split(spec, name, progress=progress, report=False, any_class=True)
-    return ScannedSplit(name, sources, find_images(sources), index, spec.keypoint_values)
+    return ScannedSplit(name, sources, find_images(sources), index, spec.names, spec.keypoint_values)
 
 
 def label_lines(data: bytes, keypoint_values: int = 0) -> list[int]:

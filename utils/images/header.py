@@ -150,7 +150,7 @@ def _jpeg_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
                 return height, width
             return (width, height) if True in rotated else (height, width)
         if code == 0xE1:
-            orientations |= _exif_orientations(file.read(body))
+            orientations |= exif_orientations(file.read(body))
         else:
             file.seek(body, os.SEEK_CUR)
     return None
@@ -192,7 +192,7 @@ def find_jpeg_scan(data: bytes) -> tuple[int, int] | None:
             return None
         if code in (b"\xc0", b"\xc1"):
             height_at = position + 5  # behind the precision
-        elif code == b"\xe1" and _exif_orientations(data[position + 4 : position + 2 + length]) - {1}:
+        elif code == b"\xe1" and exif_orientations(data[position + 4 : position + 2 + length]) - {1}:
             return None
         position += 2 + length
         if code == b"\xda":
@@ -217,7 +217,7 @@ def _next_marker(file: BinaryIO) -> int:
     return 0
 
 
-def _exif_orientations(segment: bytes) -> set[int]:
+def exif_orientations(segment: bytes) -> set[int]:
     """Return the orientations 1…8 that decoders may find in a segment of a JPEG.
 
     There is none without the tag, one in a usual segment, and all in an unusual one.
