@@ -199,7 +199,7 @@ class LabelStudioFile:
             self._write_config()
             self._out = StreamedFile(self.file)
         rows = visible_rows(found)
-        prediction = {
+        prediction: dict[str, Any] = {
             "model_version": self.model,
             "result": [self._region(i, row, found) for i, row in enumerate(rows)],
         }
