@@ -38,7 +38,7 @@ from utils.cli import Arguments, Flags, parse_flags, read_flags
 from utils.config import Hyperparameters, TrainOptions
 from utils.datasets.locate import locate_images, read_dataset
 from utils.datasets.spec import DatasetYaml
-from utils.datasets.splits import class_names, label_sizes, load_splits, require_images
+from utils.datasets.splits import class_names, label_sizes, require_images
 from utils.detector import Detector, as_detector, as_module
 from utils.device import amp_dtype, describe_device, seed_everything, select_device, tune_malloc
 from utils.distributed import Distributed, launch_token
@@ -63,6 +63,7 @@ from utils.metrics import Fitness, Metrics
 from utils.optim import set_rates, take_step
 from utils.process_state import unchanged_process
 from utils.schedule import EarlyStopping, Schedule, multi_scale_size, progressive_size
+from utils.training.checked_data import load_checked
 from utils.training.checkpoints import Checkpoints
 from utils.training.compile import compile_if_faster
 from utils.training.ddp import wrap_model
@@ -178,7 +179,7 @@ def prepare_on_rank0(launch: Launch, distributed: Distributed, autocast: torch.d
     """Build the model, read the data set, complete the options and fit the anchors."""
     options = launch.options
     model, frozen, hyp, dataset, weights, cfg = build_network(launch)
-    data = load_splits(locate_images(dataset), single_cls=options.single_cls, fraction=options.evolve_fraction)
+    data = load_checked(locate_images(dataset), single_cls=options.single_cls, fraction=options.evolve_fraction)
     if launch.checkpoint is None:
         options, hyp = settle_run(
             options, hyp, model, data, weights=weights, distributed=distributed, autocast=autocast
@@ -564,7 +565,7 @@ def evolve_main(typed: dict[str, Any], observers: Sequence[object] = ()) -> Verd
     reject_time_conflicts(options)
     network = build_network(Launch(options))  # mistakes show before the search begins
     amp_dtype(options.amp, select_device(options.device)[0])
-    data = load_splits(locate_images(network.dataset), single_cls=options.single_cls, fraction=options.evolve_fraction)
+    data = load_checked(locate_images(network.dataset), single_cls=options.single_cls, fraction=options.evolve_fraction)
     settled, hyp = settle_search(options, network.hyp, weights=network.weights, num_images=len(data.train))
     installed_tools(options.log)  # the line for those that are not; the trainings log
     return search_hyperparameters(make_plan(settled, script=Path(__file__), hyp=hyp, typed=options))

@@ -8,24 +8,30 @@ from pathlib import Path
 from utils.checking.findings import LEVELS, Finding, by_level
 
 MAX_DETAIL = 120  # characters
-SHOWN_EXAMPLES = {"error": 3, "warning": 2, "note": 1}
+SHOWN_EXAMPLES = 2  # of a finding
 
 
 def findings_table(findings: Sequence[Finding]) -> list[str]:
-    """Return the lines of all findings, notes first and errors last: level, split, count, name and what is wrong."""
+    """Return the lines of all findings, notes first and errors last: level, split, count, name and what is wrong.
+
+    Errors and warnings have examples and what to do, notes have a line each.
+    """
     lines = []
     for finding in reversed(by_level(findings)):
-        title = (
-            f"{finding.level.upper():8}{finding.split or 'all':6}{finding.count:>7}  {finding.check}: {finding.text}"
-        )
-        lines.append(f"\n{title}")
-        shown = finding.examples[: SHOWN_EXAMPLES[finding.level]]
-        for example in shown:
-            detail = f"  {example.detail[:MAX_DETAIL]}" if example.detail else ""
-            lines.append(f"    {short_path(example.place)}{detail}")
-        if len(shown) < finding.count and shown:
-            lines[-1] += f"  ... {finding.count - len(shown)} more"
-        lines.append(f"    -> {finding.advice}")
+        title = f"{finding.level.upper():8}{finding.split or 'all':6}{finding.count:>7}  "
+        title += f"{finding.check}: {finding.text}"
+        if finding.level == "note":
+            lines.append(title)
+        else:
+            lines += [f"\n{title}", *_example_lines(finding), f"    -> {finding.advice}"]
+    return lines
+
+
+def _example_lines(finding: Finding) -> list[str]:
+    shown = finding.examples[:SHOWN_EXAMPLES]
+    lines = [f"    {short_path(example.place)}  {example.detail[:MAX_DETAIL]}".rstrip() for example in shown]
+    if shown and len(shown) < finding.count:
+        lines[-1] += f"  ... {finding.count - len(shown)} more"
     return lines
 
 

@@ -31,7 +31,7 @@ class TraitCheck(NamedTuple):
 TRAIT_CHECKS = (
     TraitCheck(
         "wrong-suffix",
-        lambda traits, suffix: traits.kind in SUFFIXES and suffix not in SUFFIXES[traits.kind],
+        lambda traits, suffix: traits.kind in SUFFIXES and suffix not in SUFFIXES[traits.kind] and traits.kind != "GIF",
         lambda traits: traits.kind,
         "images are of another format than their suffix says",
         "Rename them. Training reads them by their content, other programs may not.",

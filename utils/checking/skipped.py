@@ -9,6 +9,8 @@ from typing import NamedTuple
 from utils.checking.findings import Example, Finding, Level, first_examples
 from utils.checking.scan import ScannedData, ScannedSplit
 from utils.datasets.image_files import label_path
+from utils.datasets.label_index import LabelIndex
+from utils.datasets.labels import look_like_corners, look_like_keypoints
 
 SKIPPED_IMAGE = re.compile(r"(.+?): image skipped: (.+)", re.DOTALL)
 SKIPPED_ROW = re.compile(r"(.+?\.\w+):(\d+): (.+)", re.DOTALL)
@@ -105,6 +107,16 @@ def skipped_findings(split: ScannedSplit) -> Iterator[Finding]:
                     kind.level, theme, kind.check, group.count, kind.text, kind.advice, split.name,
                     first_examples(examples),
                 )  # fmt: skip
+
+
+def count_errors(index: LabelIndex) -> dict[str, int]:
+    """Return the number of errors that an index shows, by the name of their check. No file is read."""
+    groups = group_messages(index.messages)
+    counts = {kind.check: group.count for kind, group in groups.items() if kind.level == "error"}
+    for check, probable in (("corners", look_like_corners(index.labels)), ("keypoints", look_like_keypoints(index))):
+        if probable:
+            counts[check] = counts.get(check, 0) + len(index.labels)
+    return counts
 
 
 def group_messages(messages: Iterable[str]) -> dict[Kind, _Group]:
