@@ -5,6 +5,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from utils.console import info
+from utils.datasets.stated_paths import find_moved
 from utils.errors import UserError
 from utils.files import is_lasting, retry_reading
 from utils.images.suffixes import IMAGE_SUFFIXES
@@ -37,7 +39,8 @@ def find_images(sources: Sources) -> list[str]:
 
     A list file has one path per line. A relative path is looked up in the current folder, then in the list's own. A
     path that begins with `./` is looked up in the list's own folder only. A path listed twice counts twice. Backslashes
-    count as slashes if the path as written does not exist. Raises UserError if a source does not exist, or a folder
+    count as slashes if the path as written does not exist. If the first image is not there, ends of paths that exist
+    below the list's folder count, or below the one above. Raises UserError if a source does not exist, or a folder
     cannot be listed.
     """
     paths: list[str] = []
@@ -108,13 +111,28 @@ def _read_list(file: Path) -> Iterable[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file}: not a text file that lists images, one path per line ({error})") from error
     folders = list(dict.fromkeys([str(file.parent), os.path.dirname(os.path.realpath(file))]))
-    for line in map(str.strip, text.splitlines()):
-        if is_image(line):
-            path = _find_listed(line, folders)
-            slashes = line.replace("\\", "/")  # as written on Windows
-            if slashes != line and not os.path.exists(path):
-                path = _find_listed(slashes, folders)
-            yield path
+    lines = [line for line in map(str.strip, text.splitlines()) if is_image(line)]
+    paths = [_find_line(line, folders) for line in lines]
+    return paths if not paths or os.path.exists(paths[0]) else _follow_moved(file, lines, paths)
+
+
+def _follow_moved(file: Path, lines: list[str], paths: list[str]) -> list[str]:
+    """Return the paths of a list that was made on another machine, or for darknet's folder.
+
+    Where `paths` do not exist, those with the ends of `lines` below the list's folder, or the one above, count.
+    """
+    folders = [str(file.parent), str(file.absolute().parent.parent)]
+    found = [path if os.path.exists(path) else find_moved(line, folders) for line, path in zip(lines, paths, strict=True)]
+    moved = sum(new not in (None, path) for new, path in zip(found, paths, strict=True))
+    if moved:
+        info(f"{file}: {moved} of its {len(lines)} paths are not here; their images are found below {file.parent}")
+    return [new or path for new, path in zip(found, paths, strict=True)]
+
+
+def _find_line(line: str, folders: list[str]) -> str:
+    """Return the path of a line of a list. Backslashes, as written on Windows, count as slashes if it does not exist."""
+    path, slashes = _find_listed(line, folders), line.replace("\\", "/")
+    return _find_listed(slashes, folders) if slashes != line and not os.path.exists(path) else path
 
 
 def _find_listed(line: str, folders: list[str]) -> str:

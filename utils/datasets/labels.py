@@ -5,6 +5,7 @@ Everything the user owns is only read.
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -69,6 +70,10 @@ def load_split(
 
     With `any_class` class ids may be beyond the names; such an index is not cached.
     """
+    if spec.division and split in ("train", "val"):
+        settings = {"single_cls": single_cls, "progress": progress, "report": report, "any_class": any_class}
+        whole = load_split(replace(spec, division=None), "train", **settings)
+        return spec.division.divide_index(whole, spec.root)[split]
     return load_index(
         spec.sources(split),
         ANY_CLASS if any_class else spec.num_classes,

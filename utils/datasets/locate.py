@@ -1,52 +1,90 @@
 """Location of a data set from the text of `--data`. Missing images are drawn or downloaded."""
 
+import os
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from utils.addresses import remove_credentials
 from utils.console import info
+from utils.datasets.division import Division
+from utils.datasets.inventory import is_list
+from utils.datasets.layouts import find_layout, read_darknet, relocate, single_source
 from utils.datasets.shapes import make_shapes
 from utils.datasets.spec import DatasetSpec, DatasetYaml, MissingData, read_dataset_yaml
 from utils.download import fetch, unpack
 from utils.errors import UserError
 from utils.files import ROOT, datasets_folders, find_file
 
+DATASET_SUFFIXES = (".yaml", ".yml", ".data", ".json")
 BUILT_IN = ROOT / "data" / "shapes.yaml"
 
 
-def locate_dataset(data: str, progress: bool = True) -> DatasetSpec:
-    """Return the data set that `data` (path or name of a YAML) describes, with its images in place.
+def locate_dataset(data: str, progress: bool = True, *, division: Division | None = None) -> DatasetSpec:
+    """Return the data set that `data` names, with its images in place. See `read_dataset` and `locate_images`."""
+    return locate_images(read_dataset(data, division=division), progress=progress)
 
-    Raises UserError if the YAML or the images cannot be found; see `locate_images`.
+
+def read_dataset(
+    data: str, *, division: Division | None = None, required: Sequence[str] = ("train", "val")
+) -> DatasetYaml:
+    """Return what `--data` names: a data set YAML, a folder, darknet's obj.data, a COCO JSON or a list of images.
+
+    Its images may be absent. `division` makes train and val of one set of images. Raises UserError with the places
+    searched, for a data set without one of the splits `required`, and for a division of one that has both.
     """
-    return locate_images(read_dataset(data), progress=progress)
+    source = find_dataset(data)
+    suffix = source.suffix.lower()
+    if source.is_dir():
+        dataset = find_layout(source, required=() if division else required)
+    elif suffix == ".data":
+        dataset = read_darknet(source)
+    elif suffix in (".json", ".txt"):
+        dataset = single_source(source)
+    else:
+        dataset = read_dataset_yaml(source, required=() if division else required)
+    present = [split for split in ("train", "val") if dataset.entries[split]]
+    if division:
+        if len(present) != 1:
+            problem = "has its own val: omit --split" if present else "has neither train nor val images"
+            raise UserError(f"--split {division}: {dataset.file} {problem}")
+        entries = {**dataset.entries, "train": dataset.entries[present[0]], "val": []}
+        return replace(dataset, entries=entries, division=division)
+    for split in required:
+        if not dataset.entries.get(split):
+            raise UserError(f"{dataset.file}: no {split} images{_advise_split(dataset)}")
+    return dataset
 
 
-def read_dataset(data: str) -> DatasetYaml:
-    """Return what `--data` names. Its images may be absent. Raises UserError with the places searched."""
-    return read_dataset_yaml(find_dataset_yaml(data))
+def _advise_split(dataset: DatasetYaml) -> str:
+    """Return what to type for a data set that lacks train or val."""
+    present = {split: ", ".join(entries) for split, entries in dataset.entries.items() if entries}
+    found = "; ".join(f"{split}: {entries}" for split, entries in present.items())
+    return f", only {found or 'none'}. Add --split 0.8 to train on 80 % of the images and validate on the others"
 
 
-def find_dataset_yaml(data: str) -> Path:
-    """Return the data set YAML that `data` names. Raises UserError with the places searched."""
+def find_dataset(data: str) -> Path:
+    """Return the folder or file that `data` names. Raises UserError with the places searched."""
     folders = [Path.cwd() / "data", ROOT, ROOT / "data"]
-    file = find_file(data, *folders)
-    if Path(data).is_dir():
-        raise UserError(f"--data {data}: a folder: give the data set YAML, which names the folders of images")
-    if file is None or file.suffix.lower() not in (".yaml", ".yml"):
+    file = Path(data) if os.path.isdir(data) else find_file(data, *folders)
+    suffix = file.suffix.lower() if file else ""
+    if file is None or not (file.is_dir() or suffix in DATASET_SUFFIXES or (suffix == ".txt" and is_list(file))):
         places = ", ".join(dict.fromkeys(map(str, [Path.cwd(), *folders])))
-        raise UserError(f"--data {data}: no such data set YAML; looked in {places}")
+        raise UserError(f"--data {data}: no such data set YAML or folder; looked in {places}")
     return file
 
 
 def locate_images(dataset: DatasetYaml, progress: bool = True) -> DatasetSpec:
     """Return the data set with its images in place.
 
-    Missing images are drawn for the built-in set, or fetched from the URLs of `download:`. Code in `download:` is
-    never run. Raises UserError if the images cannot be found.
+    Paths of another machine are followed by their ends below the YAML's folder. Missing images are drawn for the
+    built-in set, or fetched from the URLs of `download:`. Code in `download:` is never run. Raises UserError if the images cannot be found.
     """
     try:
         return dataset.resolve(datasets_folders())
     except MissingData as missing:
+        if moved := relocate(dataset):
+            return moved.resolve(())
         if dataset.file.resolve() == BUILT_IN:
             make_shapes(ROOT / "datasets" / "shapes", progress=progress)
         elif dataset.download:

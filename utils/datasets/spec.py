@@ -9,6 +9,7 @@ from typing import Any
 
 from utils.cli import shorten, suggest
 from utils.console import warn
+from utils.datasets.division import Division
 from utils.datasets.image_files import label_path
 from utils.errors import UserError
 from utils.files import read_yaml
@@ -33,6 +34,7 @@ class DatasetSpec:
     splits: dict[str, list[Path]]
     names: dict[int, str]
     keypoint_values: int = 0  # behind the box in each row of a label file
+    division: Division | None = None  # of the images of train, if there is no val
 
     @property
     def num_classes(self) -> int:
@@ -45,6 +47,8 @@ class DatasetSpec:
 
     def sources(self, split: str) -> list[Path]:
         """Return the folders and list files of `split`. Raises UserError if the YAML does not have it."""
+        if split == "val" and self.division:
+            split = "train"  # `load_split` divides them
         if not self.splits.get(split):
             raise UserError(f"{self.file}: no `{split}:` images; add the key, or choose another --task")
         return self.splits[split]
@@ -60,6 +64,7 @@ class DatasetYaml:
     names: dict[int, str]
     download: list[str]  # URLs, not checked yet
     keypoint_values: int = 0  # behind the box in each row of a label file
+    division: Division | None = None  # of the images of train, if there is no val
 
     @property
     def folder_name(self) -> str:
@@ -80,16 +85,19 @@ class DatasetYaml:
                 if all(path.exists() for split in ("train", "val") for path in splits[split]):
                     splits["test"] = [_first_existing(entry, [root, *beside]) for entry in self.entries["test"]]
                     splits = {split: list(map(_beside_labels, paths)) for split, paths in splits.items()}
-                    return DatasetSpec(self.file, root, splits, self.names, self.keypoint_values)
+                    return DatasetSpec(self.file, root, splits, self.names, self.keypoint_values, self.division)
         except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
             raise UserError(f"{self.file}: a path in it cannot be followed: {shorten(str(error))}") from error
         raise MissingData(self, roots)
 
 
-def read_dataset_yaml(file: Path) -> DatasetYaml:
-    """Read and check a data set YAML. Its images may be absent. Raises UserError naming file and key."""
+def read_dataset_yaml(file: Path, *, required: Sequence[str] = ("train", "val")) -> DatasetYaml:
+    """Read and check a data set YAML. Its images may be absent. Raises UserError naming file and key.
+
+    `required` are the splits that it must name.
+    """
     content = read_yaml(file)
-    for key in ("train", "val", "names"):
+    for key in (*required, "names"):
         if not content.get(key):
             raise UserError(f"{file}: `{key}:` is missing{_advise_key(key, content)}")
     names = _read_names(content["names"], file)
@@ -114,7 +122,7 @@ def _advise_key(key: str, content: dict) -> str:
     if found:
         return f": rename `{found}:` to `{key}:`"
     if key == "val":
-        return ": add `val:` with the validation images, or the folder of `train:` again to validate on those"
+        return ": add `val:` with the validation images, the folder of `train:` again, or type --split 0.8"
     return suggest(key, texts)
 
 

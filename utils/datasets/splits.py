@@ -1,6 +1,6 @@
 """Training and validation split of a data set: their label indices and class names."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +33,15 @@ def load_splits(spec: DatasetSpec, *, single_cls: bool = False, fraction: float 
     Raises UserError if the training images have no labels at all.
     """
 
-    train = load_split(spec, "train", single_cls=single_cls)
-    if not len(train.labels):
-        raise UserError(f"{spec.file}: the training images have no labels at all. {describe_absent_labels(train)}")
+    whole = load_split(replace(spec, division=None), "train", single_cls=single_cls)
+    if not len(whole.labels):
+        raise UserError(f"{spec.file}: the training images have no labels at all. {describe_absent_labels(whole)}")
+    if spec.division:
+        parts = spec.division.divide_index(whole, spec.root)
+    else:
+        parts = {"train": whole, "val": load_split(spec, "val", single_cls=single_cls)}
     names = class_names(spec.names, single_cls=single_cls)
-    return Splits(spec, names, take_fraction(train, fraction), load_split(spec, "val", single_cls=single_cls))
+    return Splits(spec, names, take_fraction(parts["train"], fraction), parts["val"])
 
 
 def require_images(splits: Splits) -> None:

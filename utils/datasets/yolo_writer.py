@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from utils.console import progress_bar
+from utils.datasets.stated_paths import existing_end
 from utils.errors import UserError
 from utils.files import write_yaml
 from utils.images.header import image_shape
@@ -109,14 +110,8 @@ def find_stated_image(name: str, folder: Path) -> str | None:
     Programs state absolute paths, paths as seen from elsewhere, and addresses (`?d=`, %20). The longest end of such a
     path that exists below the folder counts.
     """
-    for text in dict.fromkeys((name, unquote(name.rpartition("?d=")[2]))):
-        parts = [part for part in text.replace("\\", "/").split("/") if part not in ("", ".")]
-        start = max((k + 1 for k, part in enumerate(parts) if part == ".." or part[1:] == ":"), default=0)
-        for k in range(start, len(parts)):
-            found = "/".join(parts[k:])
-            if "\0" not in found and (folder / found).is_file():
-                return found
-    return None
+    texts = dict.fromkeys((name, unquote(name.rpartition("?d=")[2])))
+    return next(filter(None, (existing_end(text, folder, os.path.isfile) for text in texts)), None)
 
 
 def decoded_size(

@@ -1,0 +1,107 @@
+"""Division of one set of images: whole sequences, the same each time, kept outside the data."""
+
+import json
+
+import numpy as np
+import pytest
+
+from utils.datasets import division as module
+from utils.datasets.division import Division, draw_groups
+from utils.errors import UserError
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "user_cache_folder", lambda: tmp_path / "cache")
+    return tmp_path / "data"
+
+
+def paths_of(root, *names):
+    return [str(root / name) for name in names]
+
+
+MANY = [f"images/{name}.jpg" for name in np.random.default_rng(0).permutation(100_000)[:200]]
+
+
+@pytest.mark.parametrize("text", ["1", "0", "-0.5", "x", "nan", "0.8:x", "0.8:-1", "0.8,3"])
+def test_other_shares_are_refused(text):
+    with pytest.raises(UserError, match="--split .*0.8:3 with a seed"):
+        Division.parse(text)
+
+
+def test_no_text_is_no_division():
+    assert Division.parse("") is None
+
+
+@pytest.mark.parametrize("share, seed", [(0.8, 0), (0.5, 3), (0.99, 0)])
+def test_the_share_is_met_and_depends_on_the_seed_alone(share, seed):
+    groups = np.arange(300)
+    drawn = draw_groups(groups, share, seed)
+    assert drawn.sum() == round(300 * (1 - share)) and np.array_equal(drawn, draw_groups(groups, share, seed))
+    assert not np.array_equal(drawn, draw_groups(groups, share, seed + 1))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
+def test_both_parts_have_an_image(share):
+    drawn = draw_groups(np.array([0, 1]), share, 0)
+    assert drawn.sum() == 1
+
+
+def test_one_group_cannot_be_divided():
+    with pytest.raises(UserError, match="cannot be divided"):
+        draw_groups(np.zeros(5, np.int64), 0.8, 0)
+
+
+def test_copies_and_short_sequences_stay_together(root):
+    names = [f"images/{k:03}x_jpg.rf.{copy}.jpg" for k in (np.arange(40) ** 2) for copy in "abc"]
+    names += [f"images/{clip}_{frame}.jpg" for clip in "abcdefghij" for frame in range(5)]
+    parts = Division(0.8).divide(paths_of(root, *names), root)
+    sides = np.zeros(len(names), bool)
+    sides[parts.val] = True
+    assert 0.1 < sides.mean() < 0.3 and len(parts.train) + len(parts.val) == len(names)
+    assert all(np.ptp(run.astype(int)) == 0 for run in [*sides[:120].reshape(40, 3), *sides[120:].reshape(10, 5)])
+
+
+def test_one_long_video_is_cut_into_runs_of_frames(root):
+    parts = Division(0.8).divide(paths_of(root, *(f"frame_{k:04}.jpg" for k in range(1000))), root)
+    assert 150 <= len(parts.val) <= 250
+    assert (np.diff(parts.val) > 1).sum() < 5  # few neighbours are on both sides
+
+
+def test_a_division_is_kept_in_the_cache_and_said(root, capsys):
+    paths = paths_of(root, *MANY)
+    first = Division(0.8).divide(paths, root)
+    assert "160 images to train on, 40 to validate on, drawn at random; kept in" in capsys.readouterr().out
+    more = [*paths, *paths_of(root, "images/new1.jpg", "images/new2.jpg")]
+    again = Division(0.8).divide(more, root)
+    assert "as kept in" in (out := capsys.readouterr().out) and "(+2 images since then" in out
+    assert [more[i] for i in again.val] == [paths[i] for i in first.val]
+    assert not root.exists()
+
+
+def test_that_of_a_run_counts_more_than_the_cache_and_moves_with_the_data(root, tmp_path):
+    paths, run = paths_of(root, *MANY), tmp_path / "run"
+    run.mkdir()
+    Division(0.8).divide(paths, root)
+    Division(0.8).keep(run, val_paths=paths[:3], num_images=len(paths), root=root)
+    moved = paths_of(tmp_path / "elsewhere", *MANY)
+    parts = Division.parse("0.8", run).divide(moved, tmp_path / "elsewhere")
+    assert parts.val.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"val": 3}', b'{"val": ["gone.jpg"], "images": 3, "split": "0.8"}'])
+def test_a_file_of_other_images_or_damage_does_not_count(root, tmp_path, content):
+    (tmp_path / "split.json").write_bytes(content)
+    assert len(Division.parse("0.8", tmp_path).divide(paths_of(root, *MANY), root).val) == 40
+
+
+def test_names_of_any_bytes_are_kept(root):
+    paths = paths_of(root, *(f"a\udcff{name}.jpg" for name in "bcdfgh"))
+    first = Division(0.5).divide(paths, root)
+    assert np.array_equal(Division(0.5).divide(paths, root).val, first.val)
+
+
+def test_the_file_is_readable(root, tmp_path):
+    Division(0.8, 3).keep(tmp_path, val_paths=[str(root / "a.jpg"), "/other/b.jpg"], num_images=9, root=root)
+    content = json.loads((tmp_path / "split.json").read_text())
+    assert content == {"split": "0.8:3", "images": 9, "val": ["a.jpg", "/other/b.jpg"]}

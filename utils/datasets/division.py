@@ -1,0 +1,166 @@
+"""Division of one set of images into those to train on and those to validate on: `--split 0.8`.
+
+It is drawn once. A run keeps it in its folder, and a cache keeps it for other runs and programs. The data is only read.
+"""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from utils.console import info
+from utils.datasets.label_cache import digest, user_cache_folder
+from utils.datasets.label_index import LabelIndex
+from utils.datasets.sequences import Sequences, group_by_sequence
+from utils.datasets.subset import take_images
+from utils.errors import UserError
+from utils.files import atomic_write, read_regular
+
+FILE_NAME = "split.json"  # in a run folder
+LONGEST = 0.05  # share of the images: a longer sequence is cut, so that one video can be divided
+MAX_KEPT_BYTES = 1 << 30
+
+
+class Parts(NamedTuple):
+    """Positions of the images in each split, ascending."""
+
+    train: np.ndarray  # (n,) int64
+    val: np.ndarray  # (N - n,) int64
+
+
+@dataclass(frozen=True)
+class Division:
+    """Share of the images to train on, the seed of the draw, and the file of a run that keeps it."""
+
+    share: float
+    seed: int = 0
+    kept: Path | None = None
+
+    @classmethod
+    def parse(cls, text: str, run_folder: Path | None = None) -> "Division | None":
+        """Return the division that `--split` describes, None for "".
+
+        `run_folder` is that of the run to resume, or of the weights: its division counts, if it has one.
+        """
+        if not text:
+            return None
+        share, _, seed = text.partition(":")
+        try:
+            division = cls(float(share), int(seed or 0), run_folder / FILE_NAME if run_folder else None)
+        except ValueError:
+            division = cls(math.nan)
+        if not 0 < division.share < 1 or division.seed < 0:
+            raise UserError(
+                f"--split {text}: expected the share of images to train on, 0.8 for instance, or 0.8:3 with a seed"
+            )
+        return division
+
+    def __str__(self) -> str:
+        return f"{self.share:g}" + f":{self.seed}" * (self.seed > 0)
+
+    def divide_index(self, index: LabelIndex, root: Path) -> dict[str, LabelIndex]:
+        """Return the indices of train and val. See `divide`."""
+        return {split: take_images(index, chosen) for split, chosen in self.divide(index.paths, root)._asdict().items()}
+
+    def divide(self, paths: Sequence[str], root: Path) -> Parts:
+        """Return which of the images below `root` to train on and which to validate on, and report whence.
+
+        It is that of the run or of the cache, if one of them has any of these images, or a new one.
+        """
+        names = [_relative(path, root) for path in paths]
+        cached = user_cache_folder() / "splits" / f"{digest(os.path.realpath(root), *_common(names), str(self))[:16]}.json"
+        for file in filter(None, (self.kept, cached)):
+            content = _read(file)
+            is_val = np.isin(names, content["val"]) if content else np.zeros(len(names), bool)
+            if content and 0 < is_val.sum() < len(names):
+                changed = len(names) - content["images"]
+                note = f" ({changed:+} images since then: new ones are trained on)" if changed else ""
+                info(f"{_summary(content['split'], is_val)}, as kept in {file}{note}")
+                return _parts(is_val)
+        sequences = group_by_sequence(paths)
+        is_val = draw_groups(_cut(sequences), self.share, self.seed)
+        info(f"{_summary(self, is_val)}, drawn at random{_describe(sequences)}; kept in {cached}")
+        with suppress(OSError):
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            self.write(cached, [name for name, val in zip(names, is_val.tolist(), strict=True) if val], len(names))
+        return _parts(is_val)
+
+    def keep(self, folder: Path, *, val_paths: Sequence[str], num_images: int, root: Path) -> None:
+        """Write the division into a run folder."""
+        self.write(folder / FILE_NAME, [_relative(path, root) for path in val_paths], num_images)
+
+    def write(self, file: Path, val: list[str], num_images: int) -> None:
+        """Write the names of the images to validate on, out of `num_images`."""
+        content = {"split": str(self), "images": num_images, "val": val}
+        with atomic_write(file, sync=False) as opened:
+            opened.write(json.dumps(content, indent=0).encode("utf-8", "surrogateescape"))
+
+
+def draw_groups(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Return (N,) bool, which images are to validate on: whole groups, in random order, until 1 - `share` is reached.
+
+    `groups` (N,) are numbers of groups from 0. Raises UserError if there is one group only.
+    """
+    sizes = np.bincount(groups)
+    if len(sizes) < 2:
+        raise UserError(f"--split {share:g}: {len(groups)} images that belong together cannot be divided. Add images")
+    wanted, taken = max(1.0, (1 - share) * len(groups)), 0
+    chosen: list[int] = []
+    for group in np.random.default_rng([seed, len(sizes)]).permutation(len(sizes)).tolist():
+        if not chosen or taken + sizes[group] / 2 <= wanted:  # nearer to the share with it than without
+            chosen.append(group)
+            taken += int(sizes[group])
+    return np.isin(groups, chosen[: len(sizes) - 1])
+
+
+def _cut(sequences: Sequences) -> np.ndarray:
+    """Return the numbers of groups (N,) with long sequences cut into runs of consecutive frames."""
+    limit = max(1, math.ceil(LONGEST * len(sequences.groups)))
+    groups, following = sequences.groups.copy(), len(sequences.names)
+    for group in np.flatnonzero(sequences.sizes() > limit).tolist():
+        members = np.flatnonzero(sequences.groups == group)
+        frames, frame_of = np.unique(sequences.numbers[members], return_inverse=True)
+        pieces = min(len(frames), math.ceil(len(members) / limit))
+        groups[members] = following + frame_of * pieces // len(frames)
+        following += pieces
+    return np.unique(groups, return_inverse=True)[1]
+
+
+def _relative(path: str, root: Path) -> str:
+    """Return a path below `root` with slashes. One elsewhere is kept."""
+    start = os.path.join(root, "")
+    return (path[len(start) :] if path.startswith(start) else path).replace(os.sep, "/")
+
+
+def _common(names: Sequence[str]) -> list[str]:
+    """Return the folders of the images, which tell two sets below one root apart."""
+    return sorted({name.rpartition("/")[0] for name in names})
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """Return the content of a file that `write` wrote, None for any other."""
+    try:
+        content = json.loads(read_regular(file, MAX_KEPT_BYTES).decode("utf-8", "surrogateescape"))
+        fits = isinstance(content["images"], int) and isinstance(content["split"], str) and bool(content["val"])
+        return content if fits and all(isinstance(name, str) for name in content["val"]) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _parts(is_val: np.ndarray) -> Parts:
+    return Parts(np.flatnonzero(~is_val), np.flatnonzero(is_val))
+
+
+def _summary(split: "Division | str", is_val: np.ndarray) -> str:
+    return f"--split {split}: {(~is_val).sum()} images to train on, {is_val.sum()} to validate on"
+
+
+def _describe(sequences: Sequences) -> str:
+    together = sequences.sizes()[sequences.sizes() > 1]
+    return f", {together.sum()} of them by {len(together)} sequences or copies that their names show" if len(together) else ""
