@@ -121,9 +121,9 @@ def test_file_that_is_no_data_set_yaml(place, program, data, needle):
 
 
 @READERS
-def test_a_folder_in_place_of_a_data_set_yaml(place, program):
+def test_a_folder_without_class_names_in_place_of_a_data_set_yaml(place, program):
     assert find_mistake(place, program, "--data", "data/images").startswith(
-        "--data data/images: a folder: give the data"
+        "--data data/images: YOLO labels (train: train; val: val), but no class names: looked for classes.txt"
     )
 
 

@@ -145,10 +145,11 @@ def test_lines_of_a_list_from_elsewhere_are_followed_below_its_folder(tmp_path, 
 def test_a_yaml_of_another_machine_is_followed_below_its_folder(root, tmp_path, capsys):
     files = {**split_pairs("train", "valid"), "data.yaml": f"path: '{root}'\ntrain: train/images\nval: valid/images\n{YAML}"}
     folder = write(tmp_path / "set", files)
-    for data in (folder, folder / "data.yaml"):
-        spec = locate_dataset(str(data))
-        assert spec.splits["val"] == [folder / "valid/images"]
-        assert "train/images -> train/images, valid/images -> valid/images" in capsys.readouterr().out
+    spec = locate_dataset(str(folder))
+    assert spec.splits["val"] == [folder / "valid/images"]
+    assert "train/images -> train/images, valid/images -> valid/images" in capsys.readouterr().out
+    with pytest.raises(UserError, match="not found; correct `path:`"):  # the YAML itself is taken at its word
+        locate_dataset(str(folder / "data.yaml"))
 
 
 def test_two_splits_never_become_one_folder(tmp_path):

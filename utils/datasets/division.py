@@ -69,7 +69,7 @@ class Division:
         return {split: take_images(index, chosen) for split, chosen in self.divide(index.paths, root)._asdict().items()}
 
     def divide(self, paths: Sequence[str], root: Path) -> Parts:
-        """Return which of the images below `root` to train on and which to validate on, and report whence.
+        """Return which of the images below `root` to train on and which to validate on, and report the source.
 
         It is that of the run or of the cache, if one of them has any of these images, or a new one.
         """
@@ -112,7 +112,8 @@ def draw_groups(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
         raise UserError(f"--split {share:g}: {len(groups)} images that belong together cannot be divided. Add images")
     wanted, taken = max(1.0, (1 - share) * len(groups)), 0
     chosen: list[int] = []
-    for group in np.random.default_rng([seed, len(sizes)]).permutation(len(sizes)).tolist():
+    order = np.random.default_rng([seed, len(sizes)]).permutation(np.arange(len(sizes))).tolist()
+    for group in order:
         if not chosen or taken + sizes[group] / 2 <= wanted:  # nearer to the share with it than without
             chosen.append(group)
             taken += int(sizes[group])
@@ -139,7 +140,7 @@ def _relative(path: str, root: Path) -> str:
 
 
 def _common(names: Sequence[str]) -> list[str]:
-    """Return the folders of the images, which tell two sets below one root apart."""
+    """Return the folders of the images, which distinguish two sets below one root."""
     return sorted({name.rpartition("/")[0] for name in names})
 
 

@@ -3,6 +3,7 @@
 Nothing is written. The forms are recognised in the order of `find_layout`.
 """
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -159,7 +160,7 @@ def _pick(found: Inventory, names: list[str], kind: str) -> Path | None:
 
 def _yolo_groups(found: Inventory) -> Groups:
     """Return the folders of images that have labels, or the list files of splits, by split."""
-    labelled = {folder for folder in found.images if found.labels[_label_folder(folder)]}
+    labelled = {folder for folder in found.images if _has_labels(found, folder)}
     if not labelled:
         return {}
     if "train" in found.lists:
@@ -173,9 +174,12 @@ def _yolo_groups(found: Inventory) -> Groups:
     return {split: _topmost(folders) for split, folders in groups.items()}
 
 
-def _label_folder(folder: str) -> str:
-    """Return the folder of labels of a folder of images, both relative."""
-    return label_path(f"{folder}/x.jpg".lstrip("/")).replace("\\", "/").rpartition("/")[0]
+def _has_labels(found: Inventory, folder: str) -> bool:
+    """Return whether there are text files where the labels of a folder of images are expected."""
+    labels = Path(label_path(found.root / folder / "x.jpg")).parent
+    if labels.is_relative_to(found.root):
+        return found.labels[labels.relative_to(found.root).as_posix().removeprefix(".")] > 0
+    return labels.is_dir() and any(name.endswith(".txt") for name in os.listdir(labels))
 
 
 def _coco_groups(found: Inventory) -> Groups:

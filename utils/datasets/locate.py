@@ -36,7 +36,7 @@ def read_dataset(
     source = find_dataset(data)
     suffix = source.suffix.lower()
     if source.is_dir():
-        dataset = find_layout(source, required=() if division else required)
+        dataset = _follow(find_layout(source, required=() if division else required))
     elif suffix == ".data":
         dataset = read_darknet(source)
     elif suffix in (".json", ".txt"):
@@ -53,6 +53,15 @@ def read_dataset(
     for split in required:
         if not dataset.entries.get(split):
             raise UserError(f"{dataset.file}: no {split} images{_advise_split(dataset)}")
+    return dataset
+
+
+def _follow(dataset: DatasetYaml) -> DatasetYaml:
+    """Return the data set of a folder, with the paths of another machine in its YAML followed below that."""
+    try:
+        dataset.resolve(datasets_folders())
+    except MissingData:
+        return relocate(dataset) or dataset
     return dataset
 
 
@@ -77,14 +86,12 @@ def find_dataset(data: str) -> Path:
 def locate_images(dataset: DatasetYaml, progress: bool = True) -> DatasetSpec:
     """Return the data set with its images in place.
 
-    Paths of another machine are followed by their ends below the YAML's folder. Missing images are drawn for the
-    built-in set, or fetched from the URLs of `download:`. Code in `download:` is never run. Raises UserError if the images cannot be found.
+    Missing images are drawn for the built-in set, or fetched from the URLs of `download:`. Code in `download:` is
+    never run. Raises UserError if the images cannot be found.
     """
     try:
         return dataset.resolve(datasets_folders())
     except MissingData as missing:
-        if moved := relocate(dataset):
-            return moved.resolve(())
         if dataset.file.resolve() == BUILT_IN:
             make_shapes(ROOT / "datasets" / "shapes", progress=progress)
         elif dataset.download:
