@@ -25,6 +25,7 @@ class Example:
     detail: str = ""  # what is particular about it, such as `3 x 2 px`
     image: str = ""  # file to draw, "" if there is none that can be decoded
     boxes: tuple[Box, ...] = ()  # to draw into it
+    beside: str = ""  # second image to show beside it, such as the one that it is a copy of
 
     @property
     def place(self) -> str:
