@@ -23,10 +23,11 @@ class HashTables:
             np.searchsorted(key[order], np.arange((1 << BITS) + 1)) for key, order in zip(keys, self.orders, strict=True)
         ]
 
-    def nearest(self, queries: np.ndarray, *, most: int, first: int | None = None) -> np.ndarray:
-        """Return the indices (n, most) int64 of the nearest hashes within RADIUS of each query, -1 where there are no more.
+    def nearest(self, queries: np.ndarray, *, most: int, only_earlier: bool = False) -> np.ndarray:
+        """Return the nearest hashes within RADIUS of each query: indices (n, most), -1 where there are no more.
 
-        Ties go to the lower index. If query k is hash `first` + k of the tables itself, that one is no neighbour of it.
+        Ties go to the lower index. With `only_earlier`, the queries are the hashes of the tables, and only those before
+        a hash are neighbours of it.
         """
         found = np.full((len(queries), most), -1, np.int64)
         queries = np.asarray(queries, np.uint64)
@@ -34,9 +35,9 @@ class HashTables:
         for start in range(0, len(queries), size):
             part = slice(start, start + size)
             rows, columns = self._candidates(queries[part], most + 1)
-            if first is not None:
-                is_other = columns != rows + first + start
-                rows, columns = rows[is_other], columns[is_other]
+            if only_earlier:
+                is_earlier = columns < rows + start
+                rows, columns = rows[is_earlier], columns[is_earlier]
             _fill(found[part], rows, columns, np.bitwise_count(queries[part][rows] ^ self.hashes[columns]))
         return found
 
