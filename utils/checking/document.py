@@ -47,6 +47,7 @@ def _describe_example(example: Example) -> dict[str, Any]:
         "line": example.line or None,
         "detail": example.detail,
         "image": example.image or None,
+        "beside": example.beside or None,
         "boxes": [[int(class_id), *(_plain(value) for value in rest)] for class_id, *rest in example.boxes],
     }
 

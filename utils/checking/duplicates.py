@@ -90,6 +90,11 @@ def _closest_alike(
     return partners, distances
 
 
+def correlate(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the correlation (N,) of gray copies (N, P), row by row."""
+    return (_standardise(a)[0] * _standardise(b)[0]).mean(axis=1)
+
+
 def _standardise(copies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return gray copies (..., P) with mean 0 and standard deviation 1, and their contrast (...)."""
     values = copies.astype(np.float32)

@@ -1,0 +1,212 @@
+"""Findings on how well the data fits the planned training: anchors, image size, head, and flags that would help."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.autoanchor import SMALL_PX, anchor_recall, check_anchors
+from utils.checking.findings import Example, Finding, first_examples
+from utils.checking.scan import ScannedData, ScannedSplit
+from utils.datasets.splits import label_sizes
+
+MIN_LABELS = 10  # of a class, size or aspect whose recall is reported
+GOOD_GROUP_RECALL = 0.95
+GENERATIONS = 100  # of new anchors, fewer than in training: the figure is the same within a percent
+SIZE_STEP, MAX_IMGSZ = 64, 1536  # pixels
+FEW_SMALL = 0.01  # share of labels that may be too small
+CELL_PX, MANY_IN_CELLS = 8, 0.2  # the finest level of the usual head has cells of 8 px
+TILE_RATIO = 2  # of the image's longer side to --imgsz
+AMPLE_PX = 24  # of nearly all objects: half the size would do
+PADDING = 0.25  # share of square images that is padding
+CLASS_RATIO = 10  # of labels of the commonest class to those of a rare one
+SIZE_LIMITS = (0, 16, 32, 96, np.inf)  # px, root of the area at --imgsz
+ASPECT_LIMITS = (0, 1 / 4, 1 / 2, 2, 4, np.inf)  # width / height
+
+
+class PlannedAnchors(NamedTuple):
+    """Anchors that a training would start from."""
+
+    sizes_px: np.ndarray  # (L, A, 2)
+    strides: np.ndarray  # (L,)
+    threshold: float = 4.0  # hyperparameter anchor_t
+
+
+def check_fit(data: ScannedData, anchors: PlannedAnchors) -> Iterator[Finding]:
+    """Yield the findings on the training split and --imgsz. Without labels there is none."""
+    split = data.splits.get("train") or next(iter(data.splits.values()))
+    if not len(split.index.labels):
+        return
+    sizes = label_sizes(split.index, data.imgsz)
+    yield from _small_labels(data, split, sizes)
+    yield from _small_objects(data, split, sizes)
+    yield from _ample_size(data, split, sizes)
+    yield from _anchors_out_of_reach(data, split, sizes, anchors)
+    yield from _padding(data, split)
+    yield from _rare_classes(data, split)
+
+
+# ---- size
+
+
+def _small_labels(data: ScannedData, split: ScannedSplit, sizes: np.ndarray) -> Iterator[Finding]:
+    """Yield the labels below 3 px, and the size at which nearly all are larger."""
+    shortest = sizes.min(axis=1)
+    small = np.flatnonzero(shortest < SMALL_PX)
+    if not len(small):
+        return
+    share = len(small) / len(sizes)
+    small = small[np.argsort(shortest[small], kind="stable")]
+    yield Finding(
+        "note" if share < FEW_SMALL else "warning", "fit", "under-3-px", len(small),
+        f"boxes, {share:.1%}, are less than {SMALL_PX} px wide or high at --imgsz {data.imgsz}",
+        _advise_on_small_labels(data, split, shortest), split.name,
+        first_examples(split.label_example(int(k), "{:.1f} x {:.1f} px".format(*sizes[k])) for k in small),
+        {"share": share},
+    )  # fmt: skip
+
+
+def _advise_on_small_labels(data: ScannedData, split: ScannedSplit, shortest: np.ndarray) -> str:
+    if (shortest < SMALL_PX).mean() < FEW_SMALL:
+        return "Look at them: a few boxes of this size are mostly slips of the mouse. Remove those."
+    enough = _size_with_few(data, split, shortest, SMALL_PX)
+    if enough:
+        return f"Train with --imgsz {enough}, at which less than {FEW_SMALL:.0%} are so small."
+    return "Cut the images into parts, so that objects are larger, or remove these boxes: a network sees nothing in them."
+
+
+def _size_with_few(data: ScannedData, split: ScannedSplit, pixels: np.ndarray, limit: float) -> int:
+    """Return the least --imgsz at which 1 % of the labels at most are below `limit`, 0 if none up to 1536 has so few.
+
+    Beyond the size of the images, pixels would be interpolated only.
+    """
+    native = int(np.median(split.index.shapes.max(axis=1)))
+    tried = range(data.imgsz + SIZE_STEP, min(native, MAX_IMGSZ) + SIZE_STEP, SIZE_STEP)
+    shares = ((imgsz, float((pixels * (imgsz / data.imgsz) < limit).mean())) for imgsz in tried)
+    return next((imgsz for imgsz, share in shares if share <= FEW_SMALL), 0)
+
+
+def _small_objects(data: ScannedData, split: ScannedSplit, sizes: np.ndarray) -> Iterator[Finding]:
+    """Yield what helps where many objects are smaller than the cells of the finest level."""
+    roots = np.sqrt(sizes.prod(axis=1))
+    share, native = float((roots < CELL_PX).mean()), int(np.median(split.index.shapes.max(axis=1)))
+    if share < MANY_IN_CELLS:
+        return
+    ways = ["a head with finer cells (--cfg yolov5-p2.yaml)"]
+    larger = min(native, MAX_IMGSZ) // SIZE_STEP * SIZE_STEP
+    if larger >= 1.25 * data.imgsz:
+        rest = float((roots * larger / data.imgsz < CELL_PX).mean())
+        ways.insert(0, f"--imgsz {larger}, at which {rest:.0%} are so small")
+    if native >= TILE_RATIO * data.imgsz:
+        ways.append(f"images cut into parts of {data.imgsz} px, for training and detection")
+    yield Finding(
+        "note", "fit", "small-objects", int((roots < CELL_PX).sum()),
+        f"objects, {share:.0%}, are smaller than the finest cells of {CELL_PX} px at --imgsz {data.imgsz}",
+        f"Try {', or '.join(ways)}.", split.name,
+        first_examples(split.label_example(int(k)) for k in np.argsort(roots, kind="stable")[:20]),
+        {"share": share, "image_px": native},
+    )  # fmt: skip
+
+
+def _ample_size(data: ScannedData, split: ScannedSplit, sizes: np.ndarray) -> Iterator[Finding]:
+    """Yield a smaller size if nearly all objects are large at it."""
+    half = data.imgsz // 2 // SIZE_STEP * SIZE_STEP
+    least = float(np.quantile(np.sqrt(sizes.prod(axis=1)), 0.02))
+    if half >= 128 and least * half / data.imgsz >= AMPLE_PX:
+        yield Finding(
+            "note", "fit", "large-objects", len(sizes),
+            f"objects are large: 98 % measure {least:.0f} px or more at --imgsz {data.imgsz}",
+            f"Try --imgsz {half}: they still measure {least * half / data.imgsz:.0f} px, and a step takes a quarter of the time.",
+            split.name, figures={"least_px": least, "imgsz": half},
+        )  # fmt: skip
+
+
+# ---- anchors
+
+
+def _anchors_out_of_reach(
+    data: ScannedData, split: ScannedSplit, sizes: np.ndarray, anchors: PlannedAnchors
+) -> Iterator[Finding]:
+    """Yield the classes, sizes and aspects that the anchors of the training reach badly.
+
+    Training fits new anchors where those of the model reach too few labels. The figures are for the ones it would use.
+    """
+    rng = np.random.default_rng(0)
+    report = check_anchors(
+        anchors.sizes_px, sizes, anchors.threshold, rng, strides=anchors.strides, generations=GENERATIONS
+    )
+    groups = _groups_of_labels(data, split, sizes)
+    recalls = {
+        name: anchor_recall(report.anchors_px, sizes[chosen], anchors.threshold).recall
+        for name, chosen in groups.items()
+        if chosen.sum() >= MIN_LABELS
+    }
+    bad = {name: recall for name, recall in recalls.items() if recall < GOOD_GROUP_RECALL}
+    if not bad:
+        return
+    reached = anchor_recall(report.anchors_px, sizes, anchors.threshold).recall
+    named = ", ".join(f"{recall:.0%} of {name}" for name, recall in sorted(bad.items(), key=lambda item: item[1]))
+    yield Finding(
+        "warning" if reached < GOOD_GROUP_RECALL else "note", "fit", "anchors", len(bad),
+        f"groups of boxes are badly reached by {'new ' if report.replaced else ''}anchors: {named}",
+        f"Objects out of reach are not learned. Raise anchor_t ({anchors.threshold:g}) in the --hyp file, or --imgsz "
+        "if they are small; look at the boxes if their shape is unusual.", split.name,
+        first_examples(_unreached(split, sizes, report.anchors_px, anchors.threshold)),
+        {"recall": reached, **{f"recall of {name}": recall for name, recall in recalls.items()}},
+    )  # fmt: skip
+
+
+def _unreached(split: ScannedSplit, sizes: np.ndarray, anchors_px: np.ndarray, threshold: float) -> Iterator[Example]:
+    for label in range(len(sizes)):
+        if not anchor_recall(anchors_px, sizes[label], threshold).recall:
+            yield split.label_example(label, "{:.0f} x {:.0f} px".format(*sizes[label]))
+
+
+def _groups_of_labels(data: ScannedData, split: ScannedSplit, sizes: np.ndarray) -> dict[str, np.ndarray]:
+    """Return which labels (M,) belong to each class, size and aspect."""
+    ids, roots = split.index.labels[:, 0], np.sqrt(sizes.prod(axis=1))
+    aspects = sizes[:, 0] / np.maximum(sizes[:, 1], 1e-6)
+    groups = {name: ids == index for index, name in data.spec.names.items()}
+    for values, limits, kind in ((roots, SIZE_LIMITS, "size"), (aspects, ASPECT_LIMITS, "width / height")):
+        for low, high in pairwise(limits):
+            words = f"{low:g} to {high:g}" if np.isfinite(high) else f"{low:g} and more"
+            groups[f"boxes of {kind} {words}"] = (values >= low) & (values < high)
+    return groups
+
+
+# ---- flags
+
+
+def _padding(data: ScannedData, split: ScannedSplit) -> Iterator[Finding]:
+    """Yield the share of padding where the images are far from square and alike."""
+    shapes = split.index.shapes.astype(np.float64)
+    filled = shapes.min(axis=1) / shapes.max(axis=1)
+    landscape = float((shapes[:, 1] >= shapes[:, 0]).mean())
+    share = 1 - float(filled.mean())
+    if share >= PADDING and max(landscape, 1 - landscape) >= 0.9:
+        yield Finding(
+            "note", "fit", "padding", len(split.index), f"images fill {1 - share:.0%} of a square",
+            f"--rect saves up to {share:.0%} of a step, but trains without mosaic, which costs accuracy on small data "
+            "sets. val.py and detect.py pad to rectangles anyway.", split.name, figures={"padding": share},
+        )  # fmt: skip
+
+
+def _rare_classes(data: ScannedData, split: ScannedSplit) -> Iterator[Finding]:
+    """Yield the classes with far fewer labels than the commonest."""
+    ids = split.index.labels[:, 0].astype(np.int64)
+    counts = np.bincount(ids[ids < data.spec.num_classes], minlength=data.spec.num_classes)
+    rare = np.flatnonzero((counts > 0) & (counts * CLASS_RATIO <= counts.max()))
+    if not len(rare):
+        return
+    rare = rare[np.argsort(counts[rare], kind="stable")]
+    most = data.spec.names[int(counts.argmax())]
+    named = ", ".join(f"{data.spec.names[int(index)]} {counts[index]}" for index in rare[:5])
+    yield Finding(
+        "note", "fit", "unequal-classes", len(rare),
+        f"classes have less than a tenth of the {counts.max()} labels of {most}: {named}{' ...' if len(rare) > 5 else ''}",
+        "Label more of them. --image-weights shows their images more often, which helps if they share few images with "
+        f"{most}.", split.name,
+        first_examples(split.label_example(int(np.flatnonzero(ids == index)[0])) for index in rare),
+        {data.spec.names[int(index)]: int(counts[index]) for index in rare[:20]},
+    )  # fmt: skip

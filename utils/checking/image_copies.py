@@ -1,0 +1,145 @@
+"""Findings on images that occur twice, in two splits or in one, and on sequences that two splits share."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.checking.duplicates import Matches, correlate, count_same_boxes, match_images
+from utils.checking.findings import Example, Finding, first_examples
+from utils.checking.fingerprints import Fingerprints, take_fingerprints
+from utils.checking.scan import ScannedData, ScannedSplit
+from utils.datasets.sequences import group_by_sequence
+
+CONFIRMED = 0.5  # least share of boxes that nearly equal images share, else a fixed camera saw other objects
+MIN_FRAMES = 4  # of a sequence that images of two splits belong to
+MIN_ALIKE = 0.8  # median correlation of neighbouring frames
+MIN_GAIN = 0.1  # by which it is above that of any two images
+
+
+class Pair(NamedTuple):
+    """An image and the one that it repeats."""
+
+    image: int
+    other: int
+    same: int  # boxes on both
+    boxes: int  # on the one with more
+
+
+def check_copies(data: ScannedData, *, progress: bool = True) -> Iterator[Finding]:
+    """Yield the findings on images that occur twice and on sequences. Decodes every image once."""
+    prints = {name: take_fingerprints(split.index.paths, progress=progress) for name, split in data.splits.items()}
+    for (first, a), (second, b) in combinations(data.splits.items(), 2):
+        matches = match_images(prints[second], prints[first])
+        yield from _between_splits(b, a, matches)
+    for name, split in data.splits.items():
+        yield from _within_split(split, match_images(prints[name]))
+    yield from _shared_sequences(data, prints)
+
+
+def _between_splits(split: ScannedSplit, earlier: ScannedSplit, matches: Matches) -> Iterator[Finding]:
+    copies = [_pair(split, earlier, matches, image) for image in matches.copies]
+    alike = [pair for image in matches.alike if _is_confirmed(pair := _pair(split, earlier, matches, image))]
+    where = f"of {split.name} {{}} {earlier.name}"
+    advice = f"Keep them in one of the two: a model that has trained on an image of {split.name} is measured too well."
+    if copies:
+        yield Finding(
+            "error", "splits", "copy-in-two-splits", len(copies), f"images {where.format('are also in')}", advice,
+            split.name, _examples(split, earlier, copies), _share(copies, split),
+        )  # fmt: skip
+    if alike:
+        yield Finding(
+            "warning", "splits", "same-image-in-two-splits", len(alike),
+            f"images {where.format('are nearly the same as one of')}", f"Look at the pairs. {advice}",
+            split.name, _examples(split, earlier, alike), _share(alike, split),
+        )  # fmt: skip
+    yield from _contradictions(split, earlier, copies)
+
+
+def _within_split(split: ScannedSplit, matches: Matches) -> Iterator[Finding]:
+    copies = [_pair(split, split, matches, image) for image in matches.copies]
+    alike = [pair for image in matches.alike if _is_confirmed(pair := _pair(split, split, matches, image))]
+    if copies:
+        yield Finding(
+            "warning", "splits", "copy", len(copies), "images are copies of another one",
+            "Remove them: they count twice, in training and in figures.", split.name,
+            _examples(split, split, copies), _share(copies, split),
+        )  # fmt: skip
+    if alike:
+        yield Finding(
+            "note", "splits", "same-image", len(alike), "images are nearly the same as another one",
+            "Keep one of each pair if the labels of the others cost time: they teach little that is new.", split.name,
+            _examples(split, split, alike), _share(alike, split),
+        )  # fmt: skip
+    yield from _contradictions(split, split, copies)
+
+
+def _contradictions(split: ScannedSplit, earlier: ScannedSplit, copies: list[Pair]) -> Iterator[Finding]:
+    pairs = [pair for pair in copies if pair.same < pair.boxes]
+    if pairs:
+        where = "" if split is earlier else f" of {earlier.name}"
+        yield Finding(
+            "error", "splits", "copies-labelled-differently", len(pairs),
+            f"images have other labels than their copy{where}", "Correct the labels, and keep one of the two.",
+            split.name, _examples(split, earlier, pairs),
+        )  # fmt: skip
+
+
+def _pair(split: ScannedSplit, earlier: ScannedSplit, matches: Matches, image: int) -> Pair:
+    other = int(matches.partners[image])
+    return Pair(int(image), other, *count_same_boxes(split, image, earlier, other))
+
+
+def _is_confirmed(pair: Pair) -> bool:
+    """Return whether the labels agree that two images show the same: a small object does not change a gray copy."""
+    return pair.same >= CONFIRMED * pair.boxes
+
+
+def _share(pairs: list[Pair], split: ScannedSplit) -> dict[str, float | str]:
+    return {"share": len(pairs) / len(split.index)}
+
+
+def _examples(split: ScannedSplit, earlier: ScannedSplit, pairs: list[Pair]) -> tuple[Example, ...]:
+    def describe(pair: Pair) -> Example:
+        other = earlier.index.paths[pair.other]
+        boxes = f", {pair.same} of {pair.boxes} boxes are the same" if pair.boxes else ""
+        detail = f"as {os.path.basename(other)}{boxes}"
+        return replace(split.image_example(pair.image, detail, with_boxes=True), beside=other)
+
+    return first_examples(map(describe, pairs))
+
+
+# ---- sequences
+
+
+def _shared_sequences(data: ScannedData, prints: dict[str, Fingerprints]) -> Iterator[Finding]:
+    """Yield the sequences that two splits share: the names show them, and neighbouring frames look alike."""
+    names = list(data.splits)
+    paths = [path for split in data.splits.values() for path in split.index.paths]
+    split_of = np.repeat(np.arange(len(names)), [len(split.index) for split in data.splits.values()])
+    found = group_by_sequence(paths)
+    copies = np.concatenate([prints[name].copies for name in names])
+    order = np.lexsort((found.numbers, found.groups))
+    for rows in np.split(order, np.flatnonzero(np.diff(found.groups[order])) + 1):
+        present = np.unique(split_of[rows])
+        if len(present) < 2 or len(rows) < MIN_FRAMES or not _look_like_frames(copies[rows]):
+            continue
+        counts = {names[k]: int((split_of[rows] == k).sum()) for k in present}
+        words = " and ".join(f"{count} of {name}" for name, count in counts.items())
+        changes = rows[1:][np.diff(split_of[rows]) != 0]
+        yield Finding(
+            "warning", "splits", "sequence-in-two-splits", len(rows),
+            f"images look like one sequence, {found.names[found.groups[rows[0]]]}: {words}",
+            "Keep a sequence in one split: neighbouring frames are nearly the same image, which flatters the figures.",
+            examples=first_examples(Example(paths[row], image=paths[row]) for row in changes), figures=counts,
+        )  # fmt: skip
+
+
+def _look_like_frames(copies: np.ndarray) -> bool:
+    """Return whether neighbours are alike, and more so than images that are far apart."""
+    neighbours = np.median(correlate(copies[1:], copies[:-1]))
+    apart = np.median(correlate(copies, np.roll(copies, len(copies) // 2, axis=0)))
+    return bool(neighbours >= MIN_ALIKE and neighbours >= apart + MIN_GAIN)
