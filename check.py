@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.yolo import DetectionModel
 from utils import console
 from utils.checking.box_pairs import check_box_pairs
 from utils.checking.boxes import check_boxes
@@ -20,10 +21,13 @@ from utils.checking.console_table import findings_table, summary
 from utils.checking.document import describe_check
 from utils.checking.file_names import check_label_files, check_names
 from utils.checking.findings import Finding, by_level
+from utils.checking.fit import PlannedAnchors, check_fit
+from utils.checking.image_copies import check_copies
 from utils.checking.image_files import check_images
 from utils.checking.polygons import check_polygons
 from utils.checking.scan import Check, ScannedData, scan_dataset
 from utils.checking.skipped import check_skipped
+from utils.checking.split_balance import check_balance
 from utils.cli import Arguments, Flags, flag, parse_flags, read_flags
 from utils.datasets.locate import locate_dataset
 from utils.download import fetch_typed
@@ -46,6 +50,8 @@ CHECKS: tuple[Check, ...] = (
     check_box_pairs,
     check_classes,
     check_polygons,
+    check_copies,
+    check_balance,
 )
 
 
@@ -91,7 +97,15 @@ def parse_args(argv: Arguments = None) -> CheckOptions:
 
 def find_all(data: ScannedData) -> list[Finding]:
     """Return the findings of all checks, the worst first."""
-    return by_level(finding for check in CHECKS for finding in check(data))
+    findings = [finding for check in CHECKS for finding in check(data)]
+    return by_level([*findings, *check_fit(data, planned_anchors())])
+
+
+def planned_anchors() -> PlannedAnchors:
+    """Return the anchors that a training without `--cfg` and `--weights` starts from."""
+    model = DetectionModel("yolov5s.yaml")
+    strides = model.stride.cpu()
+    return PlannedAnchors((model.head.anchors * strides[:, None, None]).detach().cpu().numpy(), strides.numpy())
 
 
 def check_dataset(options: CheckOptions) -> CheckResult:

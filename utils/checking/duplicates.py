@@ -64,9 +64,7 @@ def _find_copies(queries: Fingerprints, others: Fingerprints | None) -> np.ndarr
     return found if others else np.where(found < np.arange(len(found)), found, -1)
 
 
-def _closest_alike(
-    queries: Fingerprints, others: Fingerprints, columns: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _closest_alike(queries: Fingerprints, others: Fingerprints, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the nearly equal image of each query (N,), -1 for none, and their distances (N,).
 
     `columns` (N, k) holds the candidates, -1 for none.

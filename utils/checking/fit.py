@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.autoanchor import SMALL_PX, anchor_recall, check_anchors
+from utils.checking.classes import class_counts
 from utils.checking.findings import Example, Finding, first_examples
 from utils.checking.scan import ScannedData, ScannedSplit
 from utils.datasets.splits import label_sizes
@@ -73,7 +74,7 @@ def _advise_on_small_labels(data: ScannedData, split: ScannedSplit, shortest: np
     enough = _size_with_few(data, split, shortest, SMALL_PX)
     if enough:
         return f"Train with --imgsz {enough}, at which less than {FEW_SMALL:.0%} are so small."
-    return "Cut the images into parts, so that objects are larger, or remove these boxes: a network sees nothing in them."
+    return "Cut the images into parts, so that objects are larger, or remove these boxes: no network sees them."
 
 
 def _size_with_few(data: ScannedData, split: ScannedSplit, pixels: np.ndarray, limit: float) -> int:
@@ -117,7 +118,7 @@ def _ample_size(data: ScannedData, split: ScannedSplit, sizes: np.ndarray) -> It
         yield Finding(
             "note", "fit", "large-objects", len(sizes),
             f"objects are large: 98 % measure {least:.0f} px or more at --imgsz {data.imgsz}",
-            f"Try --imgsz {half}: they still measure {least * half / data.imgsz:.0f} px, and a step takes a quarter of the time.",
+            f"Try --imgsz {half}: {least * half / data.imgsz:.0f} px are left, and a step takes a quarter of the time.",
             split.name, figures={"least_px": least, "imgsz": half},
         )  # fmt: skip
 
@@ -194,17 +195,17 @@ def _padding(data: ScannedData, split: ScannedSplit) -> Iterator[Finding]:
 
 def _rare_classes(data: ScannedData, split: ScannedSplit) -> Iterator[Finding]:
     """Yield the classes with far fewer labels than the commonest."""
-    ids = split.index.labels[:, 0].astype(np.int64)
-    counts = np.bincount(ids[ids < data.spec.num_classes], minlength=data.spec.num_classes)
+    ids, counts = split.index.labels[:, 0], class_counts(split)
     rare = np.flatnonzero((counts > 0) & (counts * CLASS_RATIO <= counts.max()))
     if not len(rare):
         return
     rare = rare[np.argsort(counts[rare], kind="stable")]
     most = data.spec.names[int(counts.argmax())]
     named = ", ".join(f"{data.spec.names[int(index)]} {counts[index]}" for index in rare[:5])
+    named += " ..." if len(rare) > 5 else ""
     yield Finding(
         "note", "fit", "unequal-classes", len(rare),
-        f"classes have less than a tenth of the {counts.max()} labels of {most}: {named}{' ...' if len(rare) > 5 else ''}",
+        f"classes have less than a tenth of the {counts.max()} labels of {most}: {named}",
         "Label more of them. --image-weights shows their images more often, which helps if they share few images with "
         f"{most}.", split.name,
         first_examples(split.label_example(int(np.flatnonzero(ids == index)[0])) for index in rare),

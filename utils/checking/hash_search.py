@@ -1,7 +1,8 @@
 """Nearest neighbours among 64-bit hashes by Hamming distance.
 
-Multi-index hashing (Norouzi, Punjani, Fleet, arXiv 1307.2982): of four chunks of 16 bits, at least one differs in at
-most one bit if two hashes differ in at most seven. So each chunk has a table, and is looked up with each bit flipped.
+The method is multi-index hashing (Norouzi, Punjani and Fleet, arXiv 1307.2982). Two hashes that differ in seven bits at
+most agree, but for one bit, in one of their four chunks. So each chunk has a table that is looked up with each bit
+flipped.
 """
 
 import numpy as np
@@ -19,9 +20,8 @@ class HashTables:
         self.hashes = np.asarray(hashes, np.uint64)
         keys = [_chunk(self.hashes, number) for number in range(CHUNKS)]
         self.orders = [np.argsort(key, kind="stable") for key in keys]
-        self.starts = [
-            np.searchsorted(key[order], np.arange((1 << BITS) + 1)) for key, order in zip(keys, self.orders, strict=True)
-        ]
+        sorted_keys = (key[order] for key, order in zip(keys, self.orders, strict=True))
+        self.starts = [np.searchsorted(key, np.arange((1 << BITS) + 1)) for key in sorted_keys]
 
     def nearest(self, queries: np.ndarray, *, most: int, only_earlier: bool = False) -> np.ndarray:
         """Return the nearest hashes within RADIUS of each query: indices (n, most), -1 where there are no more.

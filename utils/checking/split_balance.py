@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from utils.checking.classes import class_counts
 from utils.checking.findings import Example, Finding, first_examples
 from utils.checking.scan import ScannedData, ScannedSplit
 from utils.datasets.splits import label_sizes
@@ -30,13 +31,13 @@ def check_balance(data: ScannedData) -> Iterator[Finding]:
 
 def _absent_classes(data: ScannedData, train: ScannedSplit, split: ScannedSplit) -> Iterator[Finding]:
     """Yield the classes that one of two splits has and the other lacks."""
-    counts, others = _class_counts(train, data), _class_counts(split, data)
+    counts, others = class_counts(train), class_counts(split)
     unmeasured = np.flatnonzero((counts > 0) & (others == 0))
     if len(unmeasured) and others.sum():
         yield Finding(
             "warning", "splits", "class-not-measured", len(unmeasured),
             f"classes of train have no label in {split.name}: {_name_classes(data, unmeasured)}",
-            f"Move some of their images to {split.name}: without labels there, nothing measures how well they are found.",
+            f"Move some of their images to {split.name}: without labels there, nothing measures how well they do.",
             split.name, _class_examples(train, unmeasured, data),
         )  # fmt: skip
     unlearned = np.flatnonzero((counts == 0) & (others > 0))
@@ -47,12 +48,6 @@ def _absent_classes(data: ScannedData, train: ScannedSplit, split: ScannedSplit)
             "Move some of their images to train: a model cannot find what it has never seen.",
             split.name, _class_examples(split, unlearned, data),
         )  # fmt: skip
-
-
-def _class_counts(split: ScannedSplit, data: ScannedData) -> np.ndarray:
-    """Return the number of labels of each class. Classes beyond the names do not count."""
-    ids = split.index.labels[:, 0].astype(np.int64)
-    return np.bincount(ids[ids < data.spec.num_classes], minlength=data.spec.num_classes)
 
 
 def _name_classes(data: ScannedData, classes: np.ndarray) -> str:
