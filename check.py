@@ -1,6 +1,7 @@
 """Find what is wrong with a data set: `python check.py --data my.yaml`.
 
-Files of the user are only read. Exit code 3 says that there are errors in the data.
+Files of the user are only read. Exit code 3 says that there are errors in the data. With `--weights` or `--cross`
+models judge the labels. `--rank images` says which images to label next instead.
 """
 
 from utils.errors import silence_ctrl_c_during_imports
@@ -8,10 +9,14 @@ from utils.errors import silence_ctrl_c_during_imports
 silence_ctrl_c_during_imports(__name__)
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from models.loading import find_weights, load_ensemble
 from models.yolo import DetectionModel
 from utils import console
 from utils.checking.box_pairs import check_box_pairs
@@ -23,21 +28,33 @@ from utils.checking.file_names import check_label_files, check_names
 from utils.checking.findings import Finding, by_level
 from utils.checking.fit import PlannedAnchors, check_fit
 from utils.checking.image_copies import check_copies
+from utils.checking.folds import Folds, cross_validate
+from utils.checking.image_detections import JUDGE_NMS, detect_images
 from utils.checking.image_files import check_images
+from utils.checking.image_ranking import divide_by_labels, rank_by_model
+from utils.checking.label_review import LabelReview, merged_index
 from utils.checking.polygons import check_polygons
 from utils.checking.scan import Check, ScannedData, scan_dataset
 from utils.checking.skipped import check_skipped
 from utils.checking.split_balance import check_balance
-from utils.cli import Arguments, Flags, flag, parse_flags, read_flags
+from utils.cli import Arguments, Flags, detect_command, flag, parse_flags, read_flags
+from utils.datasets.image_files import find_images
 from utils.datasets.locate import locate_dataset
+from utils.detector import name_difference
+from utils.device import select_device, set_current_device
 from utils.download import fetch_typed
 from utils.errors import UserError
 from utils.errors import run as run_command
 from utils.files import atomic_write, increment_path, require_writable
+from utils.inference.open_model import open_model
+from utils.inference.predictor import Predictor
+from utils.inference.runtime import RuntimeSettings
 from utils.output.json_documents import to_line
 from utils.process_state import unchanged_process
+from utils.training.result import TrainResult
 
 PROGRAM = {"prog": "check.py", "description": "Find what is wrong with a data set."}
+DEFAULT_DATA = "data/shapes.yaml"
 ERRORS = 3  # exit code if the data has errors
 
 # All checks, in the order of their findings.
@@ -59,10 +76,30 @@ CHECKS: tuple[Check, ...] = (
 class CheckOptions:
     """Options of `check.py`: one field per flag."""
 
-    data: str = flag("data/shapes.yaml", "data set YAML", group="data")
+    data: str = flag(DEFAULT_DATA, "data set YAML", group="data")
     imgsz: int = flag(
         640, "size of the training that is planned", names=["--imgsz", "--img", "--img-size"], group="data"
     )
+    source: str = flag("", "images to rank: folder or list; '' takes those of --data without labels", group="data")
+    weights: list[str] = flag(
+        [],
+        "model that judges the labels or images; with --cross where its trainings start",
+        type=str,
+        nargs="+",
+        group="model",
+    )
+    cross: int = flag(
+        0, "judge the labels by N models, each trained on the images that the others judge", metavar="N", group="model"
+    )
+    cross_epochs: int = flag(30, "epochs of each training of --cross", group="model")
+    rank: str | None = flag(
+        None,
+        "rank unlabelled images instead of checking: which to label next",
+        type=str,
+        choices=["images"],
+        group="model",
+    )
+    device: str = flag("", "cpu, mps or a GPU number; '' takes the first GPU, or the CPU", group="devices")
     json: bool = flag(False, "print the findings as a JSON document on stdout, and messages on stderr", group="output")
     project: str = flag("runs/check", "results go to PROJECT/NAME", group="output")
     name: str = flag("exp", "results go to PROJECT/NAME; a number is added if it exists", group="output")
@@ -71,6 +108,16 @@ class CheckOptions:
     def __post_init__(self) -> None:
         if self.imgsz < 1:
             raise UserError(f"--imgsz {self.imgsz}: at least 1")
+        if self.cross < 0 or self.cross == 1:
+            raise UserError(f"--cross {self.cross}: at least 2 folds, as in --cross 5, or 0 for none")
+        if self.cross_epochs < 1:
+            raise UserError(f"--cross-epochs {self.cross_epochs}: at least 1")
+        if self.rank and (self.cross or not self.weights):
+            raise UserError(
+                "--rank images needs a model: type --weights runs/train/exp/weights/best.pt, without --cross"
+            )
+        if self.source and not self.rank:
+            raise UserError(f"--source {self.source}: only --rank images reads it. Omit it, or add --rank images")
 
 
 @dataclass(frozen=True)
@@ -111,16 +158,124 @@ def planned_anchors() -> PlannedAnchors:
 def check_dataset(options: CheckOptions) -> CheckResult:
     """Check as the options say. Print the findings and write them into a new folder."""
     require_writable(options.project)
+    if options.rank:
+        return rank_unlabelled(options)
     spec = locate_dataset(options.data)
     data = scan_dataset(spec, options.imgsz)
-    findings = find_all(data)
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
+    findings = by_level([*find_all(data), *review_labels(options, data, folder)])
     document = describe_check(data, findings, typed=options.data, save_dir=folder)
     write_json(folder / "findings.json", document)
     console.result(*findings_table(findings), f"\n{spec.file}: {summary(findings)}", f"Results saved to {folder}")
     if options.json:
         console.data(to_line(document))
     return CheckResult(tuple(findings), folder)
+
+
+def review_labels(options: CheckOptions, data: ScannedData, folder: Path) -> list[Finding]:
+    """Judge the labels by models, if there are any. Return the findings, and write lists and images of the worst."""
+    if options.cross:
+        found = cross_judge(options, data, folder / "cross")
+    elif options.weights:
+        found = judge(options, data)
+    else:
+        return []
+    review = LabelReview.of(data, found)
+    write_json(folder / "label_errors.json", review.document())
+    review.write_lists(folder / "label_errors")
+    review.draw_worst(folder / "label_errors")
+    return review.findings()
+
+
+def open_predictor(options: CheckOptions, weights: Sequence[str]) -> Predictor:
+    """Return the model of weights files, with what it doubts among its detections."""
+    device = set_current_device(select_device(options.device)[0])
+    files = find_weights(weights, typed=True, exported=True)
+    model = open_model(files, RuntimeSettings(device), load_networks=lambda networks: load_ensemble(networks, device))
+    side = -(-options.imgsz // model.size_multiple) * model.size_multiple
+    return Predictor(model, (side, side), JUDGE_NMS)
+
+
+def judge(options: CheckOptions, data: ScannedData) -> list[np.ndarray | None]:
+    """Return what the model of `--weights` finds in the images of all splits."""
+    predictor = open_predictor(options, options.weights)
+    different = name_difference(dict(predictor.names), data.spec.names)
+    if predictor.model.num_classes != data.spec.num_classes or different:
+        raise UserError(
+            f"{options.weights[0]}: {different or f'{predictor.model.num_classes} classes'}, unlike {data.spec.file}. "
+            "Give a model of these classes, or --cross 5 to train some"
+        )
+    console.info(
+        "An image from which a model has learned hides its errors. --cross 5 judges all images by other models"
+    )
+    return detect_images(predictor, list(merged_index(data).paths), "Detecting")
+
+
+def cross_judge(options: CheckOptions, data: ScannedData, folder: Path) -> list[np.ndarray | None]:
+    """Return what models find in the images of all splits, each in those that it was not trained on."""
+    start = str(find_weights(options.weights, typed=True)[0]) if options.weights else ""
+    if not start:
+        console.warn(
+            "--cross trains from scratch, which takes many epochs. Better type --weights yolov5n.pt as its start"
+        )
+    settings = f"{Path(start).name} {options.imgsz} {options.cross_epochs}"
+
+    def train_fold(yaml: Path, run: Path) -> Path:
+        import train  # only --cross needs it
+
+        with console.inner_program():
+            result = train.run(
+                data=str(yaml),
+                weights=start,
+                cfg="" if start else "yolov5n.yaml",
+                imgsz=options.imgsz,
+                epochs=options.cross_epochs,
+                recipe="cross",
+                device=options.device,
+                noval=True,
+                noplots=True,
+                project=str(run.parent),
+                name=run.name,
+                exist_ok=True,
+            )
+        assert isinstance(result, TrainResult) and result.last and result.metrics
+        console.info(f"{run.name}: mAP50 {result.metrics.map50:.3f} on the images that it judges")
+        return result.last
+
+    def predict_fold(weights: Path, paths: Sequence[str]) -> list[np.ndarray | None]:
+        return detect_images(open_predictor(options, [str(weights)]), paths, "Detecting")
+
+    folds = Folds(options.cross, 0, settings)
+    names = data.spec.names
+    index = merged_index(data)
+    return cross_validate(index, folds, names=names, folder=folder, train=train_fold, predict=predict_fold)
+
+
+def rank_unlabelled(options: CheckOptions) -> CheckResult:
+    """Write which unlabelled images to label next: to_label.txt, a list, and to_label.json, with the reasons."""
+    has_data = options.data != DEFAULT_DATA or not options.source
+    data = scan_dataset(locate_dataset(options.data), options.imgsz) if has_data else None
+    labelled, unlabelled = divide_by_labels(data) if data else ([], [])
+    paths = find_images(options.source) if options.source else unlabelled
+    if not paths:
+        where = options.source or f"{options.data}: all images have labels"
+        raise UserError(f"--rank images: no images to rank in {where}. Type --source FOLDER")
+    predictor = open_predictor(options, options.weights)
+    if not isinstance(predictor.model, DetectionModel):
+        raise UserError("--rank images reads features inside of a network. Type one .pt file as --weights")
+    folder = increment_path(Path(options.project) / options.name, options.exist_ok)
+    ranking = rank_by_model(predictor, predictor.model, paths, labelled)
+    ranking.write(folder)
+    document = {"program": "check", "save_dir": str(folder), **ranking.document()}
+    write_json(folder / "to_label.json", document)
+    first = ", ".join(Path(path).name for path in ranking.paths[:5])
+    console.result(f"Label first: {first}", f"All {len(paths)} images in their order: {folder / 'to_label.txt'}")
+    console.result(
+        f"Next: {detect_command(options.weights, [options.imgsz], str(folder / 'to_label.txt'))} --save-labels cvat"
+    )
+    if options.json:
+        console.data(to_line(document))
+    return CheckResult((), folder)
 
 
 def write_json(file: Path, document: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ class _Settings:
 
     quiet: bool = False
     data_only: bool = False  # on stdout
+    inner: bool = False  # the program that runs is a part of another one
     rank: int = 0
     warned: set[str] = field(default_factory=set)  # warnings printed so far
     full: list[TextIO] = field(default_factory=list)  # streams on a disk that was full
@@ -41,8 +42,19 @@ def begin_program(*, quiet: bool = False, data_only: bool = False) -> None:
 
     With `quiet` only warnings, errors and results are written. With `data_only` all but `data` goes to stderr.
     """
-    _settings.quiet, _settings.data_only = quiet, data_only
+    if not _settings.inner:
+        _settings.quiet, _settings.data_only = quiet, data_only
     _settings.warned.clear()
+
+
+@contextmanager
+def inner_program() -> Generator[None]:
+    """Keep these settings while a program runs as a part of this one."""
+    before, _settings.inner = _settings.inner, True
+    try:
+        yield
+    finally:
+        _settings.inner = before
 
 
 @contextmanager

@@ -55,11 +55,8 @@ def judged(tmp_path):
         return [np.full((number, 6), int(Path(path).stem), np.float32) for path in paths]
 
     def run(seed: int = 0, settings: str = "s"):
-        groups = list(index.paths)
         plan = Folds(3, seed, settings)
-        return cross_validate(
-            index, groups, plan, names=NAMES, folder=tmp_path / "cross", train=trainer, predict=predict
-        )
+        return cross_validate(index, plan, names=NAMES, folder=tmp_path / "cross", train=trainer, predict=predict)
 
     return index, trainer, run
 
@@ -98,16 +95,26 @@ def test_the_copy_is_removed_and_the_data_stay(judged, tmp_path):
     assert not (tmp_path / "cross" / "data").exists()
 
 
-def test_a_group_stays_in_one_fold_and_folds_are_of_similar_size():
-    groups = ["video1"] * 10 + ["video2"] * 9 + [f"image{i}" for i in range(11)]
-    fold_of = Folds(3, 0, "").assign(groups)
-    assert len(set(fold_of[:10])) == len(set(fold_of[10:19])) == 1
-    assert np.bincount(fold_of).tolist() == [10, 10, 10]
+def test_frames_of_a_sequence_stay_in_one_fold_and_folds_are_of_similar_size():
+    paths = [f"a{'bcdefghijklmno'[k]}/frame_{i:03}.jpg" for k in range(10) for i in range(1 + k % 3)]
+    paths += [f"cat_jpg.rf.{i:04}.jpg" for i in range(2)]
+    fold_of = Folds(2, 0, "").assign(paths)
+    assert abs(int(np.bincount(fold_of)[0]) - len(paths) // 2) <= 1
+    assert fold_of[-1] == fold_of[-2]
+
+
+def test_one_long_sequence_is_cut_into_blocks_of_neighbours():
+    paths = [f"video/frame_{i:03}.jpg" for i in range(80)]
+    shuffled = np.random.default_rng(0).permutation(80)
+    fold_of = np.empty(80, np.int64)
+    fold_of[shuffled] = Folds(5, 0, "").assign([paths[i] for i in shuffled])
+    assert np.bincount(fold_of).tolist() == [16] * 5
+    assert int((np.diff(fold_of) != 0).sum()) <= 19  # 20 blocks
 
 
 def test_folds_depend_on_the_seed_alone():
-    groups = [str(i) for i in range(20)]
-    one, again, other = (Folds(5, seed, "").assign(groups).tolist() for seed in (0, 0, 1))
+    paths = [f"{'abcdefghij'[i % 10]}{'xy'[i // 10]}.jpg" for i in range(20)]
+    one, again, other = (Folds(5, seed, "").assign(paths).tolist() for seed in (0, 0, 1))
     assert one == again != other
 
 
@@ -115,10 +122,8 @@ def test_too_few_folds_or_images_are_reported(tmp_path):
     with pytest.raises(UserError, match="at least 2 folds"):
         Folds(1, 0, "")
     index = small_index(tmp_path, 2)
-    with pytest.raises(UserError, match="form only 2 groups. Type a lower number"):
-        cross_validate(
-            index, list(index.paths), Folds(3, 0, ""), names=NAMES, folder=tmp_path, train=None, predict=None
-        )
+    with pytest.raises(UserError, match="only 2 images. Type a lower number"):
+        cross_validate(index, Folds(3, 0, ""), names=NAMES, folder=tmp_path, train=None, predict=None)
 
 
 def test_the_fingerprint_follows_labels_names_and_folds(tmp_path):
@@ -142,10 +147,11 @@ def test_a_damaged_file_counts_as_none(tmp_path, content):
 
 
 def test_detections_come_back(tmp_path):
-    rows = [np.zeros((0, 6), np.float32), np.arange(12, dtype=np.float32).reshape(2, 6)]
+    rows = [np.zeros((0, 6), np.float32), None, np.arange(12, dtype=np.float32).reshape(2, 6)]
     write_detections(tmp_path / "fold1.npz", rows, "key")
     back = read_detections(tmp_path / "fold1.npz", "key")
-    assert back is not None and [one.tolist() for one in back] == [one.tolist() for one in rows]
+    assert back is not None and back[1] is None
+    assert back[0].tolist() == [] and back[2].tolist() == rows[2].tolist()
     assert read_detections(tmp_path / "fold1.npz", "other") is None
 
 

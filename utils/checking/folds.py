@@ -18,11 +18,14 @@ import numpy as np
 
 from utils import console
 from utils.datasets.label_index import LabelIndex, offsets_of
+from utils.datasets.sequences import group_by_sequence
 from utils.errors import UserError
 from utils.files import atomic_write, write_yaml
 
 TrainFold = Callable[[Path, Path], Path]  # data set YAML, run folder -> weights
-PredictFold = Callable[[Path, Sequence[str]], list[np.ndarray]]  # weights, images -> detections (n, 6) of each
+PredictFold = Callable[[Path, Sequence[str]], list[np.ndarray | None]]  # weights, images -> detections (n, 6) of each
+
+BLOCKS_PER_FOLD = 4  # into which a set that is one sequence is cut
 
 
 @dataclass(frozen=True)
@@ -37,40 +40,47 @@ class Folds:
         if self.count < 2:
             raise UserError(f"--cross {self.count}: at least 2 folds, as in --cross 5")
 
-    def assign(self, groups: Sequence[str]) -> np.ndarray:
-        """Return the fold (N,) of each image. Images of one group share a fold, and the folds are of similar size."""
-        names, members = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-        sizes = np.bincount(members, minlength=len(names))
-        order = np.random.default_rng(self.seed).permutation(len(names))
+    def assign(self, paths: Sequence[str]) -> np.ndarray:
+        """Return the fold (N,) of each image. The folds are of similar size.
+
+        Frames of a sequence share a fold. A long sequence is cut into blocks of neighbouring frames.
+        """
+        members = self._blocks(paths)
+        sizes = np.bincount(members)
+        order = np.random.default_rng(self.seed).permutation(len(sizes))
         order = order[np.argsort(-sizes[order], kind="stable")]  # large groups first, so that small ones even out
-        fold_of, filled = np.zeros(len(names), np.int64), np.zeros(self.count, np.int64)
+        fold_of, filled = np.zeros(len(sizes), np.int64), np.zeros(self.count, np.int64)
         for group in order:
             fold_of[group] = int(filled.argmin())
             filled[fold_of[group]] += sizes[group]
         return fold_of[members]
 
+    def _blocks(self, paths: Sequence[str]) -> np.ndarray:
+        """Return the number (N,) of the block of frames that each image belongs to."""
+        found = group_by_sequence(paths)
+        longest = max(len(paths) // (BLOCKS_PER_FOLD * self.count), 1)
+        order = np.lexsort((found.numbers, found.groups))
+        starts = np.searchsorted(found.groups[order], np.arange(len(found.names)))
+        place = np.empty(len(paths), np.int64)  # of the image in its sequence
+        place[order] = np.arange(len(paths)) - starts[found.groups[order]]
+        pairs = np.stack((found.groups, place // longest), axis=1)
+        return np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
+
 
 def cross_validate(
-    index: LabelIndex,
-    groups: Sequence[str],
-    folds: Folds,
-    *,
-    names: Mapping[int, str],
-    folder: Path,
-    train: TrainFold,
-    predict: PredictFold,
-) -> list[np.ndarray]:
+    index: LabelIndex, folds: Folds, *, names: Mapping[int, str], folder: Path, train: TrainFold, predict: PredictFold
+) -> list[np.ndarray | None]:
     """Return the detections of each image, found by a model that has not seen it.
 
-    They are (n, 6): x1, y1, x2, y2 in pixels, confidence, class.
-    groups: a name for each image; images of one name share a fold. What a fold found is kept in `folder` and read again
-    if images, labels and settings are the same. Raises UserError for fewer groups than folds.
+    They are (n, 6): x1, y1, x2, y2 in pixels, confidence, class; None for an image that cannot be read. What a fold
+    found is kept in `folder` and read again if images, labels and settings are the same. Raises UserError for fewer
+    images than folds.
     """
-    if (count := len(set(groups))) < folds.count:
-        raise UserError(f"--cross {folds.count}: the {len(index)} images form only {count} groups. Type a lower number")
-    fold_of = folds.assign(groups)
+    if len(index) < folds.count:
+        raise UserError(f"--cross {folds.count}: there are only {len(index)} images. Type a lower number")
+    fold_of = folds.assign(list(index.paths))
     key = fingerprint(index, fold_of, folds.settings, names)
-    results: list[np.ndarray] = [np.zeros((0, 6), np.float32)] * len(index)
+    results: list[np.ndarray | None] = [None] * len(index)
     copy: Path | None = None
     for fold in range(folds.count):
         numbers = np.flatnonzero(fold_of == fold)
@@ -146,21 +156,27 @@ def write_fold(copy: Path, fold_of: np.ndarray, fold: int, names: Mapping[int, s
     return file
 
 
-def write_detections(file: Path, found: Sequence[np.ndarray], key: str) -> None:
+def write_detections(file: Path, found: Sequence[np.ndarray | None], key: str) -> None:
     """Write the detections (n, 6) of each image, and the fingerprint of what they depend on."""
-    rows = np.concatenate([*found, np.zeros((0, 6), np.float32)])
+    rows = [np.zeros((0, 6), np.float32) if one is None else one for one in found]
     file.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(file) as stream:
-        np.savez(stream, rows=rows.astype(np.float32), offsets=offsets_of([len(one) for one in found]), key=key)
+        np.savez(
+            stream,
+            rows=np.concatenate([*rows, np.zeros((0, 6), np.float32)]),
+            offsets=offsets_of([len(one) for one in rows]),
+            readable=[one is not None for one in found],
+            key=key,
+        )
 
 
-def read_detections(file: Path, key: str) -> list[np.ndarray] | None:
+def read_detections(file: Path, key: str) -> list[np.ndarray | None] | None:
     """Return the detections of each image, or None if there are none for this fingerprint."""
     try:
         with open(file, "rb") as stream, np.load(stream, allow_pickle=False) as content:
             if str(content["key"]) != key:
                 return None
-            rows, offsets = content["rows"], content["offsets"].tolist()
+            rows, offsets, readable = content["rows"], content["offsets"].tolist(), content["readable"].tolist()
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return [rows[a:b] for a, b in pairwise(offsets)]
+    return [rows[a:b] if can_read else None for (a, b), can_read in zip(pairwise(offsets), readable, strict=True)]

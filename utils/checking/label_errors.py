@@ -74,7 +74,7 @@ def compare(labels: np.ndarray, rows: np.ndarray, shape: tuple[int, int], num_cl
         objects=objects,
         overlap=overlap,
         class_confidence=_class_confidence(classes, _iou(boxes, rows[:, :4]), rows, num_classes),
-        object_of=_match(overlap, classes[:, None] == objects[None, :, 5]),
+        object_of=_match(overlap, objects, classes),
     )
 
 
@@ -103,13 +103,14 @@ def _class_confidence(classes: np.ndarray, overlap: np.ndarray, rows: np.ndarray
     return result
 
 
-def _match(overlap: np.ndarray, same_class: np.ndarray) -> dict[int, int]:
-    """Return the object of each label that has one: pairs by falling IoU, each label and object once.
+def _match(overlap: np.ndarray, objects: np.ndarray, classes: np.ndarray) -> dict[int, int]:
+    """Return the object of each label that has one: pairs by falling IoU x confidence, each label and object once.
 
     Below SAME_OBJECT only objects of the label's class count.
     """
-    candidates = (overlap >= SAME_OBJECT) | (same_class & (overlap >= TOUCHING))
-    pairs = sorted(np.argwhere(candidates).tolist(), key=lambda pair: -overlap[pair[0], pair[1]])
+    candidates = (overlap >= SAME_OBJECT) | ((classes[:, None] == objects[None, :, 5]) & (overlap >= TOUCHING))
+    value = overlap * objects[None, :, 4]
+    pairs = sorted(np.argwhere(candidates).tolist(), key=lambda pair: -value[pair[0], pair[1]])
     object_of: dict[int, int] = {}
     taken: set[int] = set()
     for label, found in pairs:
@@ -167,20 +168,21 @@ def _judge_label(evidence: Evidence, usual: Usual, image: int, label: int) -> La
     given, box = int(evidence.classes[label]), _corners(evidence.boxes[label])
     confidence = evidence.class_confidence[label]
     others = confidence.copy()
-    others[given] = 0
+    others[given] = -1
     other = int(others.argmax())
+    margin = float(max(others[other], 0) - confidence[given])
+    swapped = LabelError(CLASS, max(margin, 0.0), image, label, given, box, other, box, float(others[other]))
     number = evidence.object_of.get(label)
-    margin = float(others[other] - confidence[given])
-    if margin > 0:
-        return LabelError(CLASS, margin, image, label, given, box, other, box, float(others[other]))
     if number is None:
         found = float(usual.found[given])
         score = PRIOR / (PRIOR + (1 - PRIOR) * (1 - found)) * (1 - float(confidence[given]))
-        return LabelError(SPURIOUS, score, image, label, given, box, None, None, 0.0)
-    row = evidence.objects[number]
-    surprise = (usual.overlap[given] - evidence.overlap[label, number]) / usual.spread[given]
-    score = float(row[4]) * _sigmoid(SURPRISE_SLOPE * (float(surprise) - SURPRISE))
-    return LabelError(SHIFTED, score, image, label, given, box, int(row[5]), _corners(row), float(row[4]))
+        alternative = LabelError(SPURIOUS, score, image, label, given, box, None, None, 0.0)
+    else:
+        row = evidence.objects[number]
+        surprise = (usual.overlap[given] - evidence.overlap[label, number]) / usual.spread[given]
+        score = float(row[4]) * _sigmoid(SURPRISE_SLOPE * (float(surprise) - SURPRISE))
+        alternative = LabelError(SHIFTED, score, image, label, given, box, int(row[5]), _corners(row), float(row[4]))
+    return max(swapped, alternative, key=lambda error: error.score)
 
 
 def _corners(row: np.ndarray) -> tuple[float, float, float, float]:
