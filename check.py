@@ -27,8 +27,8 @@ from utils.checking.document import describe_check
 from utils.checking.file_names import check_label_files, check_names
 from utils.checking.findings import Finding, by_level
 from utils.checking.fit import PlannedAnchors, check_fit
-from utils.checking.image_copies import check_copies
 from utils.checking.folds import Folds, cross_validate
+from utils.checking.image_copies import check_copies
 from utils.checking.image_detections import JUDGE_NMS, detect_images
 from utils.checking.image_files import check_images
 from utils.checking.image_ranking import divide_by_labels, rank_by_model

@@ -94,6 +94,7 @@ from utils.training.startup import (
 from utils.training.state import make_ema, make_nan_guard, make_optimizer, restore
 from utils.training.threads import Threads
 from utils.training.time_budget import settle_run
+from utils.user_observers import as_observers
 
 PROGRAM = {"prog": "train.py", "description": "Train a detector."}
 MAX_GRADIENT_NORM = 10.0
@@ -450,10 +451,7 @@ def main(argv: Arguments = None, observers: Sequence[object] = ()) -> Metrics | 
 
 
 def run(*, observers: Sequence[object] = (), **flags: Any) -> TrainResult | Verdict:
-    """Train with flags as keywords (`data="my.yaml", epochs=3`), from a program. Raises UserError, also for mistakes.
-
-    With `evolve=N` return the winner of the search.
-    """
+    """Train with flags as keywords (`epochs=3`). Return its result, with `evolve=N` the winner. Raises UserError."""
     with unchanged_process():
         typed = parse_args(flags)
         return evolve_main(typed, observers) if typed.get("evolve") else start(typed, observers)
@@ -461,6 +459,7 @@ def run(*, observers: Sequence[object] = (), **flags: Any) -> TrainResult | Verd
 
 def start(typed: dict[str, Any], observers: Sequence[object] = ()) -> TrainResult:
     """Train with the options `typed`, as one of the processes that a launcher started."""
+    observers = as_observers(observers)
     with Distributed.join(typed).session() as group:
         launchers = group.gather(launch_token())
         launch = group.on_main(lambda: resolve_launch(typed, launchers))

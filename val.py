@@ -52,6 +52,7 @@ from utils.output.prediction_files import COCO_IDS, CocoWriter, TextWriter
 from utils.output.result_names import unique_names
 from utils.pending_files import require_written
 from utils.process_state import unchanged_process
+from utils.user_observers import as_observers
 
 PROGRAM = {"prog": "val.py", "description": "Measure a detector."}
 STUDY_SIZES = range(256, 1536 + 1, 128)
@@ -398,11 +399,11 @@ def measure_models(
     options: ValOptions, weights_typed: bool, observers: Sequence[object] = ()
 ) -> ValResult | list[Metrics]:
     """Measure as the options say. The tasks speed and study give a list: metrics of each weights file and size."""
+    watching = [GuardedObservers(as_observers(observers))]
     if options.task != "speed":  # which writes no files
         require_writable(options.project)
     tune_malloc()
     device = set_current_device(select_device(options.device)[0])
-    watching = [GuardedObservers(observers)]
     if options.task == "compare":
         return compare_formats(options, device, weights_typed=weights_typed, observers=watching)
     weights = find_weights(options.weights, typed=weights_typed, exported=True)

@@ -6,6 +6,16 @@ from collections.abc import Iterable
 import torch
 
 from utils.console import warn
+from utils.errors import UserError
+
+
+def as_observers(observers: object) -> list[object]:
+    """Return the observers that a program passes, one or a list. Raises UserError for a text or a class in it."""
+    given = list(observers) if isinstance(observers, (list, tuple)) else [observers]
+    for one in given:
+        if one is None or isinstance(one, (str, type)):
+            raise UserError(f"observers: {one!r} is not an object with methods such as on_epoch")
+    return given
 
 
 class UserObservers:

@@ -10,7 +10,7 @@ from utils.checkpoint import read_checkpoint
 from utils.errors import UserError
 from utils.inference.observer import EvaluationObserver
 from utils.training.observer import Observer
-from utils.user_observers import UserObservers
+from utils.user_observers import UserObservers, as_observers
 
 
 class Recorder(Observer):
@@ -102,3 +102,14 @@ def test_an_evolution_takes_no_observers(tiny_data, tiny_cfg, tmp_path):
     flags = train_flags(tiny_data, tiny_cfg, tmp_path, "--evolve", "2")
     with pytest.raises(UserError, match="observers watch one training"):
         train.main(flags, [Recorder()])
+
+
+@pytest.mark.parametrize("given", ["my_observer", ["my_observer"], [list], None])
+def test_what_cannot_observe_is_an_error(given):
+    with pytest.raises(UserError, match="observers: .* is not an object with methods such as on_epoch"):
+        as_observers(given)
+
+
+def test_one_observer_needs_no_list():
+    one = object()
+    assert as_observers(one) == as_observers([one]) == as_observers((one,)) == [one] and as_observers(()) == []
