@@ -32,8 +32,9 @@ from utils.output.annotation_files import open_annotations
 from utils.output.drawing import draw_boxes, save_image
 
 LIKELY = 0.5  # score from which an error is reported
-LISTED = 0.1  # score from which it is in the lists
+LISTED = 0.2  # score from which it is in the lists
 DRAWN = 50  # images of the worst
+DRAWN_COLORS = (0, 7)  # classes whose colours the label and the detection get
 TOOLS = ("cvat", "labelstudio", "coco")  # FiftyOne reads COCO
 
 TEXTS = {
@@ -208,17 +209,16 @@ class LabelReview:
             except UserError as problem:
                 console.warn(f"{problem}. It is not drawn")
                 continue
-            boxes, texts, classes = [], [], []
-            for box, index, prefix in (
-                (error.given_xyxy, error.given_class, "label"),
-                (error.found_xyxy, error.found_class, "model"),
-            ):
-                if box is not None and index is not None:
-                    boxes.append(box)
-                    texts.append(f"{prefix}: {self.name(index)}")
-                    classes.append(0 if prefix == "label" else 7)
-            drawn = draw_boxes(image, np.array(boxes), texts, classes)
+            given = "" if error.given_class is None else f"label: {self.name(error.given_class)}"
+            found = "nothing found" if error.found_class is None else f"model: {self.name(error.found_class)}"
+            boxes, texts = [error.given_xyxy, error.found_xyxy], [given, found]
+            if error.kind in (CLASS, SPURIOUS):  # one box, which the label has drawn
+                boxes, texts = [error.given_xyxy], [f"{given}, {found}"]
+            shown = [(box, text, k) for k, (box, text) in enumerate(zip(boxes, texts, strict=True)) if box]
+            corners = np.array([box for box, _, _ in shown])
+            colors = [DRAWN_COLORS[k] for _, _, k in shown]
             folder.mkdir(parents=True, exist_ok=True)
+            drawn = draw_boxes(image, corners, [text for _, text, _ in shown], colors)
             save_image(folder / f"{number:03} {error.kind}.jpg", drawn, quality=90)
 
 
