@@ -173,7 +173,7 @@ def check_dataset(options: CheckOptions) -> CheckResult:
 
 
 def review_labels(options: CheckOptions, data: ScannedData, folder: Path) -> list[Finding]:
-    """Judge the labels by models, if there are any. Return the findings, and write lists and images of the worst."""
+    """Compare the labels with what models find, if there are any. Write lists and images of the worst."""
     if options.cross:
         found = cross_judge(options, data, folder / "cross")
     elif options.weights:

@@ -1,8 +1,8 @@
 """Share of label errors, put in by seed, that check.py finds.
 
-A copy of a data set gets errors: 5 % of the boxes are dropped, 5 % get another class, 5 % are shifted by 25 to 50 % of
-a side. Then check.py ranks the labels by the detections of models that have not seen them. A row counts as found if it
-names the right kind of error at the right box, among the first as many rows as there are errors.
+A copy of a data set gets errors in 15 % of its boxes. A third each is dropped, gets another class, or is shifted by 25
+to 50 % of a side. Then check.py ranks the labels by what models find that have not seen them. An error counts as found
+if a row names its kind and its box. As many rows count as there are errors.
 
     python benchmarks/label_errors.py --data ../shared/datasets/chess --weights yolov5n.pt --cross 5
 """

@@ -24,7 +24,7 @@ NAMES = {0: "dark", 1: "bright"}
 
 
 class Oracle:
-    """Stands for a model: it finds the objects of the right labels, with confidence 0.9."""
+    """Model that finds the objects of the right labels, with confidence 0.9."""
 
     names, model = NAMES, SimpleNamespace(num_classes=2)
 
@@ -123,7 +123,7 @@ def test_the_lists_hold_labels_and_errors(spoiled, tmp_path):
 def test_folds_judge_images_that_they_have_not_seen(spoiled, tmp_path, monkeypatch):
     trained = []
 
-    def stand_in(**flags):
+    def fake_training(**flags):
         trained.append(flags)
         content = read_yaml(flags["data"])
         assert (Path(content["path"]) / content["train"]).read_text().count("\n") == 16
@@ -132,7 +132,7 @@ def test_folds_judge_images_that_they_have_not_seen(spoiled, tmp_path, monkeypat
         (folder / "weights" / "last.pt").touch()
         return TrainResult(TrainOptions(), SimpleNamespace(map50=0.5), folder)
 
-    monkeypatch.setattr(train, "run", stand_in)
+    monkeypatch.setattr(train, "run", fake_training)
     result = run(spoiled, tmp_path, cross=2, cross_epochs=7, name="folds", exist_ok=True)
     assert [flags["epochs"] for flags in trained] == [7, 7] and sorted(spoiled.oracle.seen) == sorted(
         map(str, spoiled.data.parent.rglob("*.png"))

@@ -122,7 +122,7 @@ def _match(overlap: np.ndarray, objects: np.ndarray, classes: np.ndarray) -> dic
 
 @dataclass(frozen=True)
 class Usual:
-    """What is usual for each class, from the labels whose class the model confirms. All arrays are (C,)."""
+    """Usual figures of each class, from the labels whose class the model confirms. All arrays are (C,)."""
 
     overlap: np.ndarray  # median IoU of label and object
     spread: np.ndarray  # median distance from it

@@ -168,8 +168,7 @@ class LabelReview:
     def write_lists(self, folder: Path) -> None:
         """Write the images with likely errors as files that CVAT, Label Studio and FiftyOne import, the worst first.
 
-        The boxes are those of the labels, and one for each likely error, whose class is the kind of error and the class
-        that fits: `missing: cat`.
+        The boxes are those of the labels, and one for each likely error. Its class says what is wrong: `missing: cat`.
         """
         by_image: dict[int, list[LabelError]] = {}
         for error in self.errors:
