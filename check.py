@@ -33,6 +33,7 @@ from utils.checking.image_detections import JUDGE_NMS, detect_images
 from utils.checking.image_files import check_images
 from utils.checking.image_ranking import divide_by_labels, rank_by_model
 from utils.checking.label_review import LabelReview, merged_index
+from utils.checking.page import write_check_page
 from utils.checking.polygons import check_polygons
 from utils.checking.scan import Check, ScannedData, scan_dataset
 from utils.checking.skipped import check_skipped
@@ -166,6 +167,7 @@ def check_dataset(options: CheckOptions) -> CheckResult:
     findings = by_level([*find_all(data), *review_labels(options, data, folder)])
     document = describe_check(data, findings, typed=options.data, save_dir=folder)
     write_json(folder / "findings.json", document)
+    write_check_page(folder / "report.html", data, findings, typed=options.data)
     console.result(*findings_table(findings), f"\n{spec.file}: {summary(findings)}", f"Results saved to {folder}")
     if options.json:
         console.data(to_line(document))

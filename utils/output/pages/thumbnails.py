@@ -1,0 +1,102 @@
+"""Small copies of images inside a page, with boxes as vectors over them."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from utils.errors import UserError
+from utils.images.read import read_image, resize_to
+from utils.output.drawing import PALETTE, class_name
+
+LONG_SIDE, QUALITY = 240, 70  # of a thumbnail: pixels, JPEG quality
+SMALL_BOX = 1 / 12  # of the image's longer side; the image is cut around a smaller box
+MARGIN = 6  # times the longer side of that box
+MIN_CUT = 48  # pixels of the image
+
+Box = tuple[float, float, float, float, float]  # class, cx, cy, w, h in 0…1
+
+
+class DrawnBox(NamedTuple):
+    """A box over a thumbnail, in 0…1 of it."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    name: str
+    color: str  # CSS
+
+
+class Thumbnail(NamedTuple):
+    """A small copy of an image, or of the part around a small box."""
+
+    uri: str  # data:image/jpeg;base64,…
+    width: int
+    height: int
+    boxes: list[DrawnBox]
+    is_cut: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes in a page, about."""
+        return len(self.uri) + 200 * len(self.boxes)
+
+
+def make_thumbnail(
+    path: str, boxes: Sequence[Box], names: Mapping[int, str], *, cut: bool = False
+) -> Thumbnail | None:
+    """Return a thumbnail of an image file, None if it cannot be read. `cut` shows the first box from near if small."""
+    try:
+        image = read_image(path)
+    except UserError:
+        return None
+    height, width = image.shape[:2]
+    left, top, right, bottom = _part_around(boxes[0], width, height) if cut and boxes else (0, 0, width, height)
+    part = image[top:bottom, left:right]
+    scale = LONG_SIDE / max(part.shape[:2])
+    shape = max(1, round(part.shape[0] * scale)), max(1, round(part.shape[1] * scale))
+    small = resize_to(part, shape, smooth=True)
+    encoded = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
+    drawn = [_draw(box, (left, top, right, bottom), (width, height), names) for box in boxes]
+    return Thumbnail(
+        uri="data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode(),
+        width=shape[1],
+        height=shape[0],
+        boxes=[box for box in drawn if box],
+        is_cut=(right - left, bottom - top) != (width, height),
+    )
+
+
+def _part_around(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+    """Return left, top, right, bottom in pixels of the part to show."""
+    _, cx, cy, w, h = box
+    longer = max(w * width, h * height)
+    if longer > SMALL_BOX * max(width, height):
+        return 0, 0, width, height
+    side = int(max(MARGIN * longer, MIN_CUT))
+    cut_w, cut_h = min(side, width), min(side, height)
+    left = int(np.clip(cx * width - cut_w / 2, 0, width - cut_w))
+    top = int(np.clip(cy * height - cut_h / 2, 0, height - cut_h))
+    return left, top, left + cut_w, top + cut_h
+
+
+def _draw(
+    box: Box, part: tuple[int, int, int, int], size: tuple[int, int], names: Mapping[int, str]
+) -> DrawnBox | None:
+    """Return a box in 0…1 of a part of the image (left, top, right, bottom in pixels), None if it lies outside."""
+    class_id, cx, cy, w, h = box
+    corners = np.array([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2]) * (*size, *size)
+    origin, extent = np.array(part[:2]), np.array(part[2:]) - part[:2]
+    low, high = ((pair - origin) / extent for pair in (corners[:2], corners[2:]))
+    if not np.isfinite([*low, *high]).all() or (high < 0).any() or (low > 1).any():
+        return None
+    low, high = low.clip(0, 1), high.clip(0, 1)
+    red, green, blue = PALETTE[int(class_id) % len(PALETTE)]
+    return DrawnBox(
+        *(round(float(value), 4) for value in (*low, *(high - low))),
+        name=class_name(names, int(class_id)),
+        color=f"#{red:02x}{green:02x}{blue:02x}",
+    )
