@@ -30,6 +30,7 @@ THIRD_PARTIES = {
     "PIL",
     "cv2",
     "fontTools",
+    *("jinja2", "markupsafe"),
     "matplotlib",
     "mss",
     "numpy",

@@ -34,19 +34,20 @@ class HashTables:
         size = max(1, min(1024, MAX_PAIRS // max(1, len(self.hashes))))
         for start in range(0, len(queries), size):
             part = slice(start, start + size)
-            rows, columns = self._candidates(queries[part], most + 1)
-            if only_earlier:
-                is_earlier = columns < rows + start
-                rows, columns = rows[is_earlier], columns[is_earlier]
+            ends = np.arange(start, start + len(queries[part])) if only_earlier else None
+            rows, columns = self._candidates(queries[part], most, ends)
             _fill(found[part], rows, columns, np.bitwise_count(queries[part][rows] ^ self.hashes[columns]))
         return found
 
-    def _candidates(self, queries: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return pairs (row of a query, index of a hash), each once: the nearest `most` within RADIUS, maybe more."""
+    def _candidates(self, queries: np.ndarray, most: int, ends: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Return pairs (row of a query, index of a hash), each once: the nearest `most` within RADIUS, maybe more.
+
+        `ends` (n,) are the numbers of hashes, from the first, that each query may have as neighbours.
+        """
         keys = [_chunk(queries, number)[:, None] ^ FLIPS for number in range(CHUNKS)]  # (n, 17) each
         counts = [starts[key + 1] - starts[key] for starts, key in zip(self.starts, keys, strict=True)]
         if sum(int(count.sum()) for count in counts) > len(queries) * len(self.hashes) // 16:
-            return self._compare_all(queries, most)  # hashes so alike that tables do not help
+            return self._compare_all(queries, most, ends)  # hashes so alike that tables do not help
         pairs = []
         for order, starts, key, count in zip(self.orders, self.starts, keys, counts, strict=True):
             lengths = count.ravel()
@@ -56,11 +57,14 @@ class HashTables:
             near = np.bitwise_count(queries[rows] ^ self.hashes[columns]) <= RADIUS
             pairs.append(rows[near] * len(self.hashes) + columns[near])
         rows, columns = np.divmod(np.unique(np.concatenate(pairs)), max(1, len(self.hashes)))
-        return rows, columns
+        kept = slice(None) if ends is None else columns < ends[rows]
+        return rows[kept], columns[kept]
 
-    def _compare_all(self, queries: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    def _compare_all(self, queries: np.ndarray, most: int, ends: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
         """Return the same pairs from the distances to all hashes."""
         distances = np.bitwise_count(queries[:, None] ^ self.hashes)  # (n, M)
+        if ends is not None:
+            distances[np.arange(len(self.hashes)) >= ends[:, None]] = 64
         within = np.stack([np.count_nonzero(distances <= limit, axis=1) for limit in range(RADIUS)])
         limits = (within < most).sum(axis=0)  # the smallest radius with that many hashes, RADIUS if there are fewer
         columns = [np.flatnonzero(row <= limit) for row, limit in zip(distances, limits, strict=True)]

@@ -129,12 +129,13 @@ def _shared_sequences(data: ScannedData, prints: dict[str, Fingerprints]) -> Ite
             continue
         counts = {names[k]: int((split_of[rows] == k).sum()) for k in present}
         words = " and ".join(f"{count} of {name}" for name, count in counts.items())
-        changes = rows[1:][np.diff(split_of[rows]) != 0]
+        is_change = np.concatenate([[False], np.diff(split_of[rows]) != 0])
+        changes_first = rows[np.argsort(~is_change, kind="stable")]
         yield Finding(
             "warning", "splits", "sequence-in-two-splits", len(rows),
-            f"images look like one sequence, {found.names[found.groups[rows[0]]]}: {words}",
+            f"images look like one sequence, {found.names[found.groups[rows[0]]].lstrip('/')}: {words}",
             "Keep a sequence in one split: neighbouring frames are nearly the same image, which flatters the figures.",
-            examples=first_examples(Example(paths[row], image=paths[row]) for row in changes), figures=counts,
+            examples=first_examples(Example(paths[row], image=paths[row]) for row in changes_first), figures=counts,
         )  # fmt: skip
 
 

@@ -9,11 +9,12 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.images.read import read_image, resize_to
-from utils.output.drawing import PALETTE, class_name
+from utils.output.drawing import PALETTE, class_name, lightness
 
 LONG_SIDE, QUALITY = 240, 70  # of a thumbnail: pixels, JPEG quality
 SMALL_BOX = 1 / 12  # of the image's longer side; the image is cut around a smaller box
 MARGIN = 6  # times the longer side of that box
+DARK = 140  # lightness
 MIN_CUT = 48  # pixels of the image
 
 Box = tuple[float, float, float, float, float]  # class, cx, cy, w, h in 0…1
@@ -28,6 +29,7 @@ class DrawnBox(NamedTuple):
     height: float
     name: str
     color: str  # CSS
+    halo: str  # CSS, of the line around it: light if the color is dark
 
 
 class Thumbnail(NamedTuple):
@@ -45,9 +47,7 @@ class Thumbnail(NamedTuple):
         return len(self.uri) + 200 * len(self.boxes)
 
 
-def make_thumbnail(
-    path: str, boxes: Sequence[Box], names: Mapping[int, str], *, cut: bool = False
-) -> Thumbnail | None:
+def make_thumbnail(path: str, boxes: Sequence[Box], names: Mapping[int, str], *, cut: bool = False) -> Thumbnail | None:
     """Return a thumbnail of an image file, None if it cannot be read. `cut` shows the first box from near if small."""
     try:
         image = read_image(path)
@@ -99,4 +99,5 @@ def _draw(
         *(round(float(value), 4) for value in (*low, *(high - low))),
         name=class_name(names, int(class_id)),
         color=f"#{red:02x}{green:02x}{blue:02x}",
+        halo="#fff" if lightness((blue, green, red)) < DARK else "#000",
     )
