@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from check import CheckOptions
 from detect import DetectOptions
 from export import ExportOptions
 from utils.cli import SuggestingParser, add_flags
@@ -159,6 +160,7 @@ DIFFERENT = {
     "val": {"--data": ("str", "data/shapes.yaml")},
     "detect": {},
     "export": {},
+    "check": {},
 }
 ADDED = {
     "train": {
@@ -192,12 +194,23 @@ ADDED = {
         "--verify-images": ("int", "32"),
         "--json": ("flag", ""),
     },
+    "check": {
+        "--data": ("str", "data/shapes.yaml"),
+        "--imgsz": ("int", "640"),
+        "--img": ("int", "640"),
+        "--img-size": ("int", "640"),
+        "--json": ("flag", ""),
+        "--project": ("str", "runs/check"),
+        "--name": ("str", "exp"),
+        "--exist-ok": ("flag", ""),
+    },
 }
 PROGRAMS = {
     "train": (TRAIN, TrainOptions),
     "val": (VAL, ValOptions),
     "detect": (DETECT, DetectOptions),
     "export": (EXPORT, ExportOptions),
+    "check": ("", CheckOptions),  # YOLOv5 has no such program
 }
 
 

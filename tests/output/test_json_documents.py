@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from tiny_training import train_flags
 
+import check as check_program
 import detect
 import export
 import train
@@ -173,6 +175,19 @@ class StopAtOnce(Observer):
 
     def on_batch(self, run, report):
         signal.raise_signal(signal.SIGTERM)
+
+
+def test_the_document_of_check_is_the_one_described(tiny_data, tmp_path, capsys):
+    shutil.copytree(tiny_data.parent, tmp_path / "set")
+    with open(tmp_path / "set/labels/train/0.txt", "a") as file:
+        file.write("0 .1 .1 .4 .4\n")  # leaves the image
+    found = check_program.run(data=tmp_path / "set" / tiny_data.name, project=tmp_path, json=True)
+    printed = capsys.readouterr().out
+    document = json.loads(printed)
+    assert printed == to_line(document) + "\n"
+    assert document == json.loads((found.save_dir / "findings.json").read_text())
+    check([document], "check.py")
+    assert [one["check"] for one in document["findings"]] == [one.check for one in found.findings]
 
 
 def raising(error):

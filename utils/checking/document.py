@@ -36,7 +36,7 @@ def _describe_finding(finding: Finding) -> dict[str, Any]:
         "count": finding.count,
         "text": finding.text,
         "advice": finding.advice,
-        "figures": {name: _plain(value) for name, value in finding.figures.items()},
+        "figures": [{"name": name, "value": _plain(value)} for name, value in finding.figures.items()],
         "examples": [_describe_example(example) for example in finding.examples],
     }
 
