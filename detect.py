@@ -130,7 +130,7 @@ def detect(
     source: Source, predict: Predict, outputs: Outputs, *, show: bool = False, as_json: bool = False
 ) -> MeanSpeed:
     """Run over all frames, print a line for each and write outputs. Ctrl-C, or q in a window, ends early."""
-    speed = MeanSpeed()
+    speed = MeanSpeed(channels=source.pixels.channels)
     try:
         for frames in source.rounds():
             results = predict([frame.image for frame in frames], [frame.path for frame in frames])
@@ -333,6 +333,7 @@ def main(argv: Arguments = None) -> Path:
         files = find_weights(options.weights, typed="weights" in typed, exported=True)
         require_images(options, source, shown)
         predictor = build_predictor(options, files)
+        source.pixels = predictor.model.pixels
         outputs = build_outputs(options, dict(predictor.names), source, files[0].name)
         show = options.view_img and can_show_windows()
         if options.view_img and not show:

@@ -37,6 +37,7 @@ from utils.inference.model_metadata import LAYOUTS
 from utils.inference.open_model import open_exported
 from utils.inference.runtime import RuntimeSettings
 from utils.output.json_documents import to_line
+from utils.pixel_format import RGB, PixelFormat
 from utils.process_state import unchanged_process
 
 PROGRAM = {"prog": "export.py", "description": "Export a model to other formats."}
@@ -108,8 +109,8 @@ class ExportOptions:
             if not holds:
                 raise UserError(message)
 
-    def request(self, size: tuple[int, int]) -> ExportRequest:
-        """Return the properties that the files will have. size: height and width of the input."""
+    def request(self, size: tuple[int, int], pixels: PixelFormat = RGB) -> ExportRequest:
+        """Return the properties that the files will have. size: height and width of the input, of `pixels`."""
         inside = NmsInside(self.conf_thres, self.iou_thres, self.topk_per_class, self.topk_all, self.agnostic_nms)
         return ExportRequest(
             size=size,
@@ -129,6 +130,7 @@ class ExportOptions:
             data=self.data,
             workspace=self.workspace,
             timing_cache=self.cache,
+            pixels=pixels,
         )
 
 
@@ -162,7 +164,7 @@ class Exports(NamedTuple):
 def export_weights(options: ExportOptions, weights: Path, device: torch.device, *, data_typed: bool) -> Exports:
     """Write all formats of one weights file, and compare them with it."""
     network: Detector = load_model(weights, device)
-    request = options.request(input_size(options.imgsz, network.size_multiple))
+    request = options.request(input_size(options.imgsz, network.size_multiple), network.pixels)
     formats = [FORMATS[name] for name in options.include]
     check_request(formats, request, network)
     for kind in formats:  # all of them before the first one is written
@@ -172,7 +174,12 @@ def export_weights(options: ExportOptions, weights: Path, device: torch.device, 
         if report.is_dir():
             raise UserError(f"{report}: is a folder where the report belongs: rename or remove it")
         images = open_proof_images(
-            options.data, typed=data_typed, names=network.names, shape=request.size, count=options.verify_images
+            options.data,
+            typed=data_typed,
+            names=network.names,
+            shape=request.size,
+            count=options.verify_images,
+            pixels=network.pixels,
         )
     written = []
     for kind in dict.fromkeys(formats):

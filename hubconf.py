@@ -123,21 +123,23 @@ def _entry(name):
     def load(pretrained=True, channels=3, classes=80, autoshape=True, _verbose=True, device=None):
         if pretrained and (channels, classes) == (3, 80):
             return custom(f"{name}.pt", autoshape, _verbose, device)
-        from models.loading import read_weights, resolve_weights, transfer
+        from models.loading import adapt_channels, read_weights, resolve_weights, transfer
         from models.yolo import DetectionModel
         from utils.device import select_device
 
         model = DetectionModel(f"{name}.yaml", channels=channels, num_classes=classes)
         if pretrained:
-            transfer(model, read_weights(resolve_weights(f"{name}.pt", allow_download=True)).state_dict)
+            weights = read_weights(resolve_weights(f"{name}.pt", allow_download=True))
+            transfer(model, adapt_channels(model, weights.state_dict, 3))
         target = select_device("" if device is None else str(device))[0]
         return _finish(model.to(target).eval(), autoshape, f"{name} of {classes} classes" * _verbose)
 
     load.__name__ = name
     load.__doc__ = f"""Return {name}, by default with its published weights, downloaded if they are not here.
 
-    channels, classes: with other numbers only the weights that fit are taken. pretrained: False takes none. autoshape:
-    False returns the bare network. device: None is the first GPU, or the CPU.
+    channels: with another number the first layer is fitted to it. classes: with another number only the weights that
+    fit are taken. pretrained: False takes none. autoshape: False returns the bare network. device: None is the first
+    GPU, or the CPU.
     """
     return load
 

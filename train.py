@@ -138,14 +138,14 @@ def build_network(launch: Launch) -> Network:
     names = class_names(dataset.names, single_cls=options.single_cls)
     if launch.checkpoint:
         weights, cfg, saved = options.weights, options.cfg, launch.checkpoint["model"]
-        model = rebuild_model(saved, num_classes=len(names), checkpoint=str(options.resume), data=options.data)
+        model = rebuild_model(saved, len(names), str(options.resume), data=options.data, pixels=dataset.pixels)
     else:
         start = resolve_initial_weights(options.weights, options.cfg, typed="weights" in options.typed)
         weights, cfg = options.weights if start.weights else "", start.cfg
         anchors = anchors_to_fit(hyp.anchors, noautoanchor=options.noautoanchor)
-        model = build_model(weights=start.weights, cfg=cfg, num_classes=len(names), anchors=anchors)
+        model = build_model(start.weights, cfg, num_classes=len(names), anchors=anchors, pixels=dataset.pixels)
     take_names(model, names, options.data)
-    return Network(model, freeze_layers(model, options.freeze), hyp, dataset, weights, cfg)
+    return Network(model, freeze_layers(model, options.freeze), hyp, dataset.with_pixels(model.pixels), weights, cfg)
 
 
 def fit_anchors(model: Detector, sizes: np.ndarray, threshold: float, seed: int) -> bool:
@@ -290,7 +290,7 @@ def train_one_epoch(run: Run, watch: Observer, checkpoints: Checkpoints, signals
         set_rates(run.optimizer, rates)
         if not pending:
             run.begin_step(batches=rates.accumulate)
-        images = prepare_images(run, batch.images)  # (B, 3, H, W)
+        images = prepare_images(run, batch.images)  # (B, C, H, W)
         steps_now = pending + 1 >= rates.accumulate or step + 1 == len(loader)  # an epoch leaves no gradients behind
         with group.exchange_gradients(run.wrapped, now=steps_now):
             losses = forward_backward(run, images, batch)
@@ -309,7 +309,7 @@ def train_one_epoch(run: Run, watch: Observer, checkpoints: Checkpoints, signals
 
 
 def prepare_images(run: Run, images: Tensor) -> Tensor:
-    """Convert uint8 (B, 3, H, W) to 0…1 on the device, resized to the size of this epoch or iteration."""
+    """Convert levels (B, C, H, W) to 0…1 on the device, resized to the size of this epoch or iteration."""
     factor = resize_factor(run, max(images.shape[2:]))
     if factor == 1:
         return to_network_input(images, run.distributed.device, run.autocast)

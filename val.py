@@ -200,6 +200,7 @@ def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.de
             f"{weights[0]} and {spec.file} name their classes differently: {difference}. Each is measured as the class "
             "of its number. Give the data set that the model was trained with: --data"
         )
+    spec = spec.with_pixels(model.pixels, of=weights[0])
     index = load_split(spec, options.split, single_cls=options.single_cls)
     names = {0: "item"} if options.single_cls else spec.names
     return Subject(list(weights), model, spec, options.split, index, names)
@@ -211,7 +212,7 @@ def measure(options: ValOptions, subject: Subject, observers: Sequence[Evaluatio
     metrics = evaluate_subject(options, subject, [ConsoleTable(subject.names, verbose=verbose, final=True), *observers])
     shape = input_shape(options, subject.model)
     batch = min(options.batch_size, len(subject.index))
-    console.result(describe_speed(metrics.speed, (batch, 3, *shape)))
+    console.result(describe_speed(metrics.speed, (batch, subject.model.pixels.channels, *shape)))
     return metrics
 
 
@@ -253,7 +254,7 @@ def input_shape(options: ValOptions, model: InferenceModel) -> tuple[int, int]:
 @torch.no_grad()
 def warm_up(model: InferenceModel, shape: tuple[int, int]) -> None:
     """Run the model once: the first pass on a GPU is slow and must not be timed."""
-    model(torch.zeros(1, 3, *shape, device=model.device))
+    model(torch.zeros(1, model.pixels.channels, *shape, device=model.device))
 
 
 def open_loader(options: ValOptions, subject: Subject, size: int) -> Loader:

@@ -28,10 +28,10 @@ from utils.config import Hyperparameters
 from utils.datasets.labels import load_index
 from utils.device import tune_malloc
 from utils.images.augment import place_labels, sample_warp
-from utils.images.warp import GREY
 from utils.loading.dataset import DetectionDataset
 from utils.loading.loader import LoadSettings, make_loader
 from utils.loading.sampler import BatchKey, random_stream
+from utils.pixel_format import GREY
 
 SHAPES = ((480, 640), (640, 480), (427, 640), (640, 427), (500, 375))  # COCO's most common ones
 SEED, SAMPLES, BATCH = 0, 32, 16

@@ -111,7 +111,8 @@ def wrap_in_ddp(run: train.Run) -> train.Run:
     device = run.distributed.device
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     wrapped = run.distributed.wrap_ddp(run.model, static_graph=not run.frozen)
-    warm_up_ddp_buckets(wrapped, smallest_size(run.model), device)
+    side = smallest_size(run.model)
+    warm_up_ddp_buckets(wrapped, (3, side, side), device)
     return dataclasses.replace(run, wrapped=wrapped)
 
 

@@ -20,6 +20,7 @@ from models import common
 from utils.cli import suggest
 from utils.errors import UserError
 from utils.files import read_yaml
+from utils.pixel_format import RGB, PixelFormat, read_stated_pixels
 
 CFG_FOLDERS = (Path(__file__).parent, Path(__file__).parent / "hub")
 HEAD = "Detect"  # the class is in models/yolo.py
@@ -119,11 +120,11 @@ class Architecture:
     divisor: int  # of the number of channels
     activation: str | None
     module_activations: dict[str, str]  # other ones, by the name of the module; weights of others have them
-    channels: int  # of the image
+    pixels: PixelFormat  # of the image
     rows: list[Row]
 
     REQUIRED = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
-    OPTIONAL = ("activation", "module_activations", "channel_multiple", "ch", "inplace")
+    OPTIONAL = ("activation", "module_activations", "channel_multiple", "ch", "channels", "bit_depth", "inplace")
 
     @classmethod
     def from_dict(cls, cfg: Mapping[str, Any], source: str) -> "Architecture":
@@ -136,7 +137,6 @@ class Architecture:
                 raise UserError(f"{source}: unknown key {key!r}, did you mean {meant[0]!r}?")
         for key, fits, wanted in (
             ("nc", is_int(cfg["nc"], 1), "a number of classes, 1 or more"),
-            ("ch", is_int(cfg.get("ch", 3), 1), "a number of channels, 1 or more"),
             ("channel_multiple", is_int(cfg.get("channel_multiple") or 8, 1), "a whole number, 1 or more"),
             ("depth_multiple", is_number(cfg["depth_multiple"]) and cfg["depth_multiple"] > 0, "a number above 0"),
             ("width_multiple", is_number(cfg["width_multiple"]) and cfg["width_multiple"] > 0, "a number above 0"),
@@ -158,7 +158,7 @@ class Architecture:
             cfg.get("channel_multiple") or 8,
             cfg.get("activation") or None,
             dict(cfg.get("module_activations") or {}),
-            cfg.get("ch", 3),
+            read_stated_pixels(dict(cfg), source).fill(RGB),
             read_rows(cfg, source),
         )
 

@@ -168,6 +168,31 @@ def make_weights_file(path: Path, state: object, description: object, names: obj
 
 
 @torch.no_grad()
+def adapt_channels(model: DetectionModel, state_dict: Mapping[str, Tensor], channels: int) -> Mapping[str, Tensor]:
+    """Return tensors of a model of images with `channels`, its first convolution fitted to the channels of `model`.
+
+    If one of them has fewer than 3, each new channel gets the sum over the old ones, divided by the number of new ones.
+    So an image of equal channels gives what it gave. Otherwise the first channels keep their weights, and further ones
+    start with zeros: at first they change nothing.
+    """
+    own, wanted = model.state_dict(), model.pixels.channels
+    name = next((name for name, value in state_dict.items() if name.startswith("model.0.") and value.ndim == 4), "")
+    weight = state_dict.get(name)
+    if wanted == channels or weight is None or name not in own or weight.shape[1] % channels:
+        return state_dict
+    parts = weight.unflatten(1, (-1, channels))  # (O, 1, channels, kh, kw), of Focus (O, 4, ...)
+    if min(channels, wanted) < 3:
+        fitted = parts.sum(2, keepdim=True).expand(-1, -1, wanted, -1, -1) / wanted
+        how = f"their sum{f' / {wanted}' if wanted > 1 else ''} in each"
+    else:
+        fitted = parts.new_zeros((*parts.shape[:2], wanted, *parts.shape[3:]))
+        fitted[:, :, :channels] = parts[:, :, :wanted]
+        how = "the first are kept" + (", the others start with zeros" if wanted > channels else "")
+    info(f"{name}: {channels} channels in the weights, {wanted} in the model: {how}")
+    return {**state_dict, name: fitted.flatten(1, 2)}
+
+
+@torch.no_grad()
 def transfer(model: nn.Module, state_dict: Mapping[str, Tensor], exclude: Sequence[str] = ()) -> Transfer:
     """Copy the entries that agree in name and shape, except names that contain a string of `exclude`."""
     own = model.state_dict()
@@ -239,6 +264,7 @@ class Ensemble(nn.Module):
         self.models = nn.ModuleList(models)
         named = next((model for model in models if any(n != str(i) for i, n in model.names.items())), models[0])
         self.names, self.yaml, self.num_classes = named.names, models[0].yaml, models[0].num_classes
+        self.pixels = models[0].pixels
 
     @property
     def members(self) -> list[DetectionModel]:
@@ -279,6 +305,11 @@ def load_ensemble(
             raise UserError(
                 f"{file}: {model.num_classes} classes, but {weights[0]} has {models[0].num_classes}: "
                 "an ensemble needs the same classes"
+            )
+        if model.pixels != models[0].pixels:
+            raise UserError(
+                f"{file}: takes images of {model.pixels}, but {weights[0]} those of {models[0].pixels}: an ensemble "
+                "needs the same"
             )
         if other := name_difference(models[0].names, model.names):
             raise UserError(f"{weights[0]} and {file}: {other}. An ensemble needs the same classes in the same order")

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from models.architecture import read_cfg
 from models.head_rows import carry_head
-from models.loading import described_model, read_weights, reject_leftovers, resolve_weights, transfer
+from models.loading import adapt_channels, described_model, read_weights, reject_leftovers, resolve_weights, transfer
 from models.yolo import DetectionModel
 from utils.console import info, warn
 from utils.detector import name_difference
 from utils.errors import UserError
+from utils.pixel_format import RGB, UNSTATED, PixelFormat, StatedPixels, read_stated_pixels
 
 
 class InitialModel(NamedTuple):
@@ -38,22 +40,30 @@ def resolve_initial_weights(weights: str, cfg: str, *, typed: bool) -> InitialMo
     return InitialModel(path, cfg if path or cfg else Path(weights).with_suffix(".yaml").name)
 
 
-def build_model(*, weights: Path | None, cfg: str, num_classes: int, anchors: int | None = None) -> DetectionModel:
+def build_model(
+    weights: Path | None, cfg: str, *, num_classes: int, anchors: int | None = None, pixels: StatedPixels = UNSTATED
+) -> DetectionModel:
     """Return a new model on the CPU, from scratch or with the tensors of `weights` that fit by name and shape.
 
-    `anchors` is the number of anchors per level that will be fitted to the data; None keeps the model's own.
+    `anchors` is the number of anchors per level that will be fitted to the data; None keeps the model's own. `pixels`
+    is what the data set says about its images, and counts before what the weights were trained with.
     """
     if weights is None:
-        model = DetectionModel(cfg, num_classes=num_classes, anchors=anchors)
+        model = DetectionModel(describe_model(cfg, pixels, RGB), num_classes=num_classes, anchors=anchors)
         info(f"Model {cfg} from scratch, {describe_size(model)}")
         return model
     file = read_weights(weights)
-    model = DetectionModel(cfg or described_model(file, weights), num_classes=num_classes, anchors=anchors)
+    described = described_model(file, weights)
+    stored = read_stated_pixels(described, weights).fill(RGB)
+    description = describe_model(cfg, pixels, stored) if cfg else with_pixels(described, pixels.fill(stored))
+    model = DetectionModel(description, num_classes=num_classes, anchors=anchors)
     if len(file.names) == num_classes:
         model.names = file.names
     if not cfg:
         reject_leftovers(model, file, weights)
-    moved = transfer(model, file.state_dict, exclude=("anchor",) if cfg or anchors else ())
+    moved = transfer(
+        model, adapt_channels(model, file.state_dict, stored.channels), exclude=("anchor",) if cfg or anchors else ()
+    )
     info(f"Transferred {moved.matched}/{moved.total} tensors from {weights}, {describe_size(model)}")
     return model
 
@@ -68,12 +78,34 @@ def carry_head_over(model: DetectionModel, weights: str, rows: float) -> None:
         info(f"Head: boxes and objectness as in {weights}, {named} of {model.num_classes} classes by their names")
 
 
-def rebuild_model(stored: dict[str, Any], *, num_classes: int, checkpoint: str, data: str) -> DetectionModel:
+def describe_model(cfg: str, pixels: StatedPixels, other: PixelFormat) -> str | dict[str, Any]:
+    """Return the model YAML `cfg`, or its content with the pixels that the data set states.
+
+    `other` counts where neither states any. Raises UserError if they state different ones.
+    """
+    content, file = read_cfg(cfg)
+    wanted = pixels.require(read_stated_pixels(content, file).fill(pixels.fill(other)), of=file)
+    changed = with_pixels(content, wanted)
+    return cfg if changed == content else changed
+
+
+def with_pixels(description: dict[str, Any], pixels: PixelFormat) -> dict[str, Any]:
+    """Return a model description whose images are of `pixels`."""
+    if read_stated_pixels(description, "").fill(RGB) == pixels:
+        return description
+    others = {key: value for key, value in description.items() if key not in ("ch", "channels", "bit_depth")}
+    return others | {"ch": pixels.channels, "bit_depth": pixels.bit_depth}
+
+
+def rebuild_model(
+    stored: dict[str, Any], num_classes: int, checkpoint: str, *, data: str, pixels: StatedPixels = UNSTATED
+) -> DetectionModel:
     """Return the model of a resumed run from its description and names, without its weights.
 
-    Raises UserError naming `checkpoint` and `data` if the data set has another number of classes.
+    Raises UserError naming `checkpoint` and `data` if the data set has another number of classes or other pixels.
     """
     model, names = DetectionModel(stored["yaml"]), stored.get("names")
+    pixels.require(model.pixels, of=checkpoint)
     if model.num_classes != num_classes:
         raise UserError(
             f"{checkpoint}: a model of {model.num_classes} classes, but {data} names {num_classes}; start a new run "

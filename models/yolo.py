@@ -31,6 +31,7 @@ from models.architecture import (
 from models.common import Conv, resize_and_pad, use_activation
 from utils.errors import UserError
 from utils.machine import available_memory
+from utils.pixel_format import RGB, PixelFormat, read_stated_pixels
 
 __all__ = ["Detect", "DetectionModel", "find_cfg"]
 
@@ -169,7 +170,7 @@ def check_size(arch: Architecture, max_parameters: int) -> None:
                 f"{arch.source}: describes {parameters:,} parameters, more than the {max_parameters:,} "
                 "that fit; reduce width_multiple, depth_multiple or the channels"
             )
-        x, kept = torch.zeros(1, arch.channels, PROBE_SIZE, PROBE_SIZE), []
+        x, kept = torch.zeros(1, arch.pixels.channels, PROBE_SIZE, PROBE_SIZE), []
         for row, layer in zip(arch.rows[:-1], layers):
             inputs = [x if entry == row.index - 1 else kept[entry] for entry in row.sources]
             with describe_misfit(row):
@@ -202,8 +203,8 @@ def build_layers(arch: Architecture) -> nn.Sequential:
     layers: list[nn.Module] = []
     widths: list[int] = []
     for row in arch.rows:
-        channels = [arch.channels if entry < 0 else widths[entry] for entry in row.sources]
-        previous = widths[-1] if widths else arch.channels
+        channels = [arch.pixels.channels if entry < 0 else widths[entry] for entry in row.sources]
+        previous = widths[-1] if widths else arch.pixels.channels
         try:
             layer, width = build_layer(arch, row, channels, previous)
         except UserError:
@@ -287,8 +288,9 @@ class DetectionModel(nn.Module):
     """Detector built from a YAML file, a name such as `yolov5s`, or a mapping of the same layout.
 
     `num_classes` and `anchors` (rows in pixels, or a number of placeholders per level) override the description.
-    `channels` is used if the description has no `ch`. Raises UserError if the model cannot be built.
-    `.yaml` is the description as used, `.names` {int: str}, `.stride` (L,) pixels, `.head` the Detect module.
+    `channels` is used if the description states none. Raises UserError if the model cannot be built.
+    `.yaml` is the description as used, `.pixels` the format of images, `.names` {int: str}, `.stride` (L,) pixels,
+    `.head` the Detect module.
     """
 
     fixed_shape, is_suppressed = None, False  # as in utils.detector.InferenceModel
@@ -303,7 +305,8 @@ class DetectionModel(nn.Module):
     ) -> None:
         super().__init__()
         self.yaml, source = read_cfg(cfg)
-        self.yaml.setdefault("ch", channels)
+        if not self.yaml.keys() & {"ch", "channels"}:
+            self.yaml["ch"] = channels
         if num_classes:
             self.yaml["nc"] = num_classes
         if anchors:
@@ -339,7 +342,7 @@ class DetectionModel(nn.Module):
     @torch.no_grad()
     def _probe(self, arch: Architecture) -> Tensor:
         """Measure the strides (L,) by a pass in training mode, so batch norms start from variance 0.9, as published."""
-        x, kept = torch.zeros(1, arch.channels, PROBE_SIZE, PROBE_SIZE), {}
+        x, kept = torch.zeros(1, arch.pixels.channels, PROBE_SIZE, PROBE_SIZE), {}
         for row, layer in zip(arch.rows, self.model):
             with describe_misfit(row):
                 x = self._run_layer(row, layer, x, kept)
@@ -361,6 +364,11 @@ class DetectionModel(nn.Module):
     @property
     def num_classes(self) -> int:
         return self.head.num_classes
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """Channels and bits of the images that it takes."""
+        return read_stated_pixels(self.yaml, "model description").fill(RGB)
 
     @property
     def device(self) -> torch.device:

@@ -67,7 +67,7 @@ def gradients(group: Distributed, cfg: str, *, frozen: bool) -> dict[str, torch.
     )
     wrapped = group.wrap(model, static_graph=not frozen)
     if group.world_size > 1:
-        warm_up_ddp_buckets(wrapped, 64, group.device)
+        warm_up_ddp_buckets(wrapped, (3, 64, 64), group.device)
     wrapped.train()
     for number in range(2):
         images, targets = share_of(group.rank, group.world_size, *make_batch(number))

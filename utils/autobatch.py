@@ -77,7 +77,7 @@ def _peak_bytes(model: Detector, batch: int, imgsz: int, autocast: torch.dtype |
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     probe = copy.deepcopy(model).train()
-    images = torch.zeros(batch, 3, imgsz, imgsz, device=device)
+    images = torch.zeros(batch, model.pixels.channels, imgsz, imgsz, device=device)
     for _ in range(2):
         with torch.autocast("cuda", autocast, enabled=autocast is not None):
             means = [level.float().mean() for level in probe(images)]

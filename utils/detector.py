@@ -10,6 +10,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from utils.pixel_format import PixelFormat
+
 
 class Head(Protocol):
     """The last layer: one prediction per anchor and cell."""
@@ -41,6 +43,11 @@ class InferenceModel(Protocol):
 
     @property
     def num_classes(self) -> int: ...
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """Channels and bits of the images that it takes."""
+        ...
 
     @property
     def size_multiple(self) -> int:
@@ -85,6 +92,11 @@ class Detector(Protocol):
 
     @property
     def num_classes(self) -> int: ...
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """Channels and bits of the images that it takes."""
+        ...
 
     @property
     def size_multiple(self) -> int:

@@ -35,7 +35,7 @@ def watch_scans(monkeypatch) -> list[str]:
     """Return a list that collects the paths scanned from now on."""
     scanned: list[str] = []
     original = labels.image_shape
-    monkeypatch.setattr(labels, "image_shape", lambda path: scanned.append(path) or original(path))
+    monkeypatch.setattr(labels, "image_shape", lambda path, pixels: scanned.append(path) or original(path, pixels))
     return scanned
 
 
@@ -122,7 +122,7 @@ def test_a_disk_that_fails_ends_the_scan(folder, monkeypatch):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr("utils.files.RETRY_DELAYS", ())
-    monkeypatch.setattr(labels, "image_shape", lambda path: (24, 32))
+    monkeypatch.setattr(labels, "image_shape", lambda path, pixels: (24, 32))
     monkeypatch.setattr(labels, "read_regular", fail)
     with pytest.raises(UserError, match="more than 100 files cannot be read, the last is .*Input/output error"):
         scan(folder)

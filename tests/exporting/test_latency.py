@@ -8,13 +8,14 @@ from torch import nn
 from utils.exporting import latency
 from utils.exporting.latency import Latency, measure_latency
 from utils.inference.nms_settings import NmsSettings
+from utils.pixel_format import RGB
 
 
 class Counting(nn.Module):
     """A model without anything to find, which notes the shapes of its inputs."""
 
     names, num_classes, size_multiple = {0: "a"}, 1, 32
-    device, fixed_shape, is_suppressed = torch.device("cpu"), None, False
+    device, fixed_shape, is_suppressed, pixels = torch.device("cpu"), None, False, RGB
 
     def __init__(self):
         super().__init__()

@@ -18,6 +18,7 @@ from utils.exporting.proof_images import open_proof_images
 from utils.exporting.proof_report import proof_table, report_content, write_report
 from utils.formats import RuntimeAbsent
 from utils.inference.evaluate import evaluate
+from utils.pixel_format import RGB
 
 NAMES = {0: "dark", 1: "bright"}
 
@@ -25,7 +26,7 @@ NAMES = {0: "dark", 1: "bright"}
 class Copy(nn.Module):
     """A model whose decoded rows (B, N, 5+C) `change` has changed."""
 
-    device, fixed_shape, is_suppressed = torch.device("cpu"), None, False
+    device, fixed_shape, is_suppressed, pixels = torch.device("cpu"), None, False, RGB
 
     def __init__(self, model, change=None, broken=False):
         super().__init__()

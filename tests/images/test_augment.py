@@ -18,7 +18,8 @@ from utils.images.augment import (
     sample_color_flip,
     sample_warp,
 )
-from utils.images.warp import GREY, Warp
+from utils.images.warp import Warp
+from utils.pixel_format import GREY
 
 # ---- mosaic
 

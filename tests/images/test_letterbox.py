@@ -6,7 +6,7 @@ import torch
 from red_rectangle import canvas, red_box
 
 from utils.images.letterbox import Letterbox, letterbox
-from utils.images.warp import GREY
+from utils.pixel_format import GREY
 
 
 def test_letterbox_has_the_reference_geometry(golden_folder):

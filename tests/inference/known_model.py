@@ -7,6 +7,7 @@ from utils.boxes import xyxy_to_xywh
 from utils.images.letterbox import Letterbox
 from utils.loading.dataset import Batch
 from utils.loss import DetectionLoss
+from utils.pixel_format import RGB
 
 NAMES = {0: "dark", 1: "bright"}
 BOX = Letterbox((100, 200), (0.25, 0.25), (3, 0))  # an image of 200 x 100 pixels in a batch of 50 x 31
@@ -19,7 +20,7 @@ class Answers(nn.Module):
     """
 
     names, num_classes = NAMES, 2
-    device, fixed_shape, is_suppressed = torch.device("cpu"), None, False
+    device, fixed_shape, is_suppressed, pixels = torch.device("cpu"), None, False, RGB
 
     def __init__(self, rows):
         super().__init__()

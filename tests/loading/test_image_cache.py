@@ -17,9 +17,9 @@ from utils import machine
 from utils.datasets.label_index import LabelIndex
 from utils.datasets.labels import load_index
 from utils.errors import UnreadableData, UserError
-from utils.images.warp import GREY
 from utils.loading import image_cache
 from utils.loading.image_cache import SharedBytes
+from utils.pixel_format import GREY
 
 
 @pytest.mark.parametrize("cache", [None, "disk"])

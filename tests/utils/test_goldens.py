@@ -16,9 +16,9 @@ import train
 from models.yolo import DetectionModel, find_cfg
 from utils.config import Hyperparameters
 from utils.images.letterbox import letterbox
-from utils.images.warp import GREY
 from utils.loss import DetectionLoss, scale_gains
 from utils.nms import non_max_suppression
+from utils.pixel_format import GREY
 
 # Forward outputs of larger models; those of FORWARD are compared in test_yolo.
 LARGER = ["yolov5m", "yolov5l", "yolov5-p6", "yolov5-panet", "yolov5s6", "yolov5m6"]

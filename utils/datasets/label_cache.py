@@ -17,6 +17,7 @@ from utils.datasets.label_index import ARRAYS, Counts, LabelIndex, keep_paths
 from utils.datasets.string_array import StringArray
 from utils.files import atomic_write, check_archive, open_regular
 from utils.parallel_map import MAX_WORKERS
+from utils.pixel_format import RGB
 from utils.temporary_files import remove_stale
 
 CACHE_FORMAT = 4  # raise it when the parser or the layout changes: caches with another number are not read
@@ -51,7 +52,8 @@ class LabelCache:
             with open_regular(file, MAX_CACHE_BYTES) as opened, np.load(opened, allow_pickle=False) as arrays:
                 check_archive(file)
                 data = {name: arrays[name] for name in arrays.files}
-            same = all(int(data[name]) == value for name, value in self.settings.items())
+            stored = RGB._asdict() | data  # caches of older versions are of RGB images
+            same = all(int(stored[name]) == value for name, value in self.settings.items())
             scanned = StringArray.from_bytes(data["paths"])
             if not same or not np.array_equal(data["stamps"], self.stamps) or scanned != StringArray(self.paths):
                 return None

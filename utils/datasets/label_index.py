@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.datasets.string_array import StringArray
+from utils.pixel_format import RGB, PixelFormat
 
 ARRAYS = ("shapes", "labels", "offsets", "points", "segment_offsets")  # of a LabelIndex
 
@@ -47,6 +48,7 @@ class LabelIndex:
     segment_offsets: np.ndarray  # (M + 1,) int64: label j has points[…[j] : …[j + 1]], none for a box row
     counts: Counts
     messages: list[str]  # `file: reason` or `file:line: reason` for everything that was skipped
+    pixels: PixelFormat = RGB  # that images are decoded to
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -103,4 +105,5 @@ def merge_indices(parts: Sequence[LabelIndex]) -> LabelIndex:
         segment_offsets=join_offsets("segment_offsets"),
         counts=sum_counts(part.counts for part in parts),
         messages=[message for part in parts for message in part.messages],
+        pixels=parts[0].pixels,
     )

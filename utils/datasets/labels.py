@@ -26,6 +26,7 @@ from utils.files import UnreadableFile, is_lasting, read_regular, retry_reading
 from utils.images.header import image_shape
 from utils.images.suffixes import IMAGE_SUFFIXES
 from utils.parallel_map import MAX_WORKERS
+from utils.pixel_format import RGB, PixelFormat
 
 NAMED_ROWS = 10  # skipped rows of one file that are reported one by one
 MAX_LABEL_BYTES = 64 << 20  # of one label file
@@ -42,11 +43,17 @@ class UnknownClass(UserError):
 
 
 class RowFormat(NamedTuple):
-    """Meaning of the rows of a split's label files."""
+    """Meaning of the rows of a split's label files, and the pixel format of its images."""
 
     num_classes: int
     single_cls: bool = False  # every class becomes 0
     keypoint_values: int = 0  # behind the box in each row
+    channels: int = RGB.channels
+    bit_depth: int = RGB.bit_depth
+
+    @property
+    def pixels(self) -> PixelFormat:
+        return PixelFormat(self.channels, self.bit_depth)
 
 
 class Scan(NamedTuple):
@@ -83,6 +90,7 @@ def load_split(
         report=report,
         single_cls=single_cls,
         keypoint_values=spec.keypoint_values,
+        pixels=spec.pixels.fill(RGB),
     )
 
 
@@ -96,10 +104,12 @@ def load_index(
     report: bool = True,
     single_cls: bool = False,
     keypoint_values: int = 0,
+    pixels: PixelFormat = RGB,
 ) -> LabelIndex:
     """Find and verify the images of `sources` (see `find_images`) and read their labels, from the cache if it is valid.
 
     `single_cls` sets every class to 0. `keypoint_values` is the number of values behind the box in each row.
+    `pixels` is what the images are decoded to, which must be possible for all of them.
     `progress` shows the bar and, with `report`, reports everything that was skipped. Raises UserError for no usable
     image and for many unreadable ones, UnknownClass for a class id of `num_classes` or above unless `single_cls`.
     """
@@ -111,7 +121,7 @@ def load_index(
             f"{' '.join(sorted(IMAGE_SUFFIXES))} files, or a list of their paths"
         )
     title = f"{prefix}Scanning {sources[0]}..."
-    rows = RowFormat(num_classes, single_cls, keypoint_values)
+    rows = RowFormat(num_classes, single_cls, keypoint_values, *pixels)
     store = LabelCache.of_split(sources, paths, settings=rows._asdict()) if cache else None
     index = store.read() if store else None
     is_cached = index is not None
@@ -128,7 +138,7 @@ def load_index(
         _warn_of_stray_labels(sources, paths, prefix)
     if not index.paths:
         raise UserError(f"{prefix}none of the {len(paths)} images in {sources[0]} can be used: {index.messages[0]}")
-    return index
+    return replace(index, pixels=pixels)
 
 
 def _write_cache(store: LabelCache, scan: Scan) -> bool:
@@ -221,7 +231,7 @@ def _scan(paths: Sequence[str], rows: RowFormat) -> Scan:
     shapes, boxes, per_image, points, per_label, messages = [], [], [], [], [], []
     for i, path in enumerate(paths):
         try:
-            shape = image_shape(path)
+            shape = image_shape(path, rows.pixels)
             parsed, notes = _read_labels(label_path(path), rows)
         except ValueError as error:
             if isinstance(error, UserError):

@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from utils.datasets.division import Division
 from utils.datasets.image_files import label_path
 from utils.errors import UserError
 from utils.files import read_yaml
+from utils.pixel_format import UNSTATED, PixelFormat, StatedPixels, read_stated_pixels
 
 MAX_PATH = 4096  # characters
 SPLITS = ("train", "val", "test")
@@ -35,6 +36,11 @@ class DatasetSpec:
     names: dict[int, str]
     keypoint_values: int = 0  # behind the box in each row of a label file
     division: Division | None = None  # of the images of train, if there is no val
+    pixels: StatedPixels = UNSTATED  # of the images; a model settles what it does not state
+
+    def with_pixels(self, pixels: PixelFormat, *, of: object = "the model") -> "DatasetSpec":
+        """Return the data set with its images decoded to `pixels`. Raises UserError if its YAML says otherwise."""
+        return replace(self, pixels=self.pixels.settle(pixels, of=of))
 
     @property
     def num_classes(self) -> int:
@@ -65,6 +71,11 @@ class DatasetYaml:
     download: list[str]  # URLs, not checked yet
     keypoint_values: int = 0  # behind the box in each row of a label file
     division: Division | None = None  # of the images of train, if there is no val
+    pixels: StatedPixels = UNSTATED  # of the images; a model settles what it does not state
+
+    def with_pixels(self, pixels: PixelFormat, *, of: object = "the model") -> "DatasetYaml":
+        """Return the data set with its images decoded to `pixels`. Raises UserError if the YAML says otherwise."""
+        return replace(self, pixels=self.pixels.settle(pixels, of=of))
 
     @property
     def folder_name(self) -> str:
@@ -85,7 +96,9 @@ class DatasetYaml:
                 if all(path.exists() for split in ("train", "val") for path in splits[split]):
                     splits["test"] = [_first_existing(entry, [root, *beside]) for entry in self.entries["test"]]
                     splits = {split: list(map(_beside_labels, paths)) for split, paths in splits.items()}
-                    return DatasetSpec(self.file, root, splits, self.names, self.keypoint_values, self.division)
+                    return DatasetSpec(
+                        self.file, root, splits, self.names, self.keypoint_values, self.division, self.pixels
+                    )
         except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
             raise UserError(f"{self.file}: a path in it cannot be followed: {shorten(str(error))}") from error
         raise MissingData(self, roots)
@@ -112,7 +125,7 @@ def read_dataset_yaml(file: Path, *, required: Sequence[str] = ("train", "val"))
     root = _as_strings(content.get("path") or ".", file, "path")
     keypoint_values = _read_keypoint_shape(content.get("kpt_shape"), file)
     place = os.path.expanduser(root[0]) if root else "."
-    return DatasetYaml(file, place, entries, names, download, keypoint_values)
+    return DatasetYaml(file, place, entries, names, download, keypoint_values, pixels=read_stated_pixels(content, file))
 
 
 def _advise_key(key: str, content: dict) -> str:

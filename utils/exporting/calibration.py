@@ -13,8 +13,10 @@ from utils.datasets.spec import MissingData
 from utils.errors import UserError
 from utils.exporting.request import ExportRequest
 from utils.files import datasets_folders
+from utils.images.conversion import to_network_order, to_unit_range
 from utils.images.letterbox import letterbox
 from utils.images.read import DamagedImage, read_image
+from utils.pixel_format import RGB, PixelFormat
 
 FEW_IMAGES = 100  # with fewer, value ranges depend on the choice of images
 SEED = 0
@@ -27,13 +29,14 @@ class CalibrationImages:
     paths: Sequence[str]
     shape: tuple[int, int]  # height, width of the input
     batch_size: int = 1
+    pixels: PixelFormat = RGB
 
     def __len__(self) -> int:
         """Return the number of batches, if no image is damaged."""
         return -(-len(self.paths) // self.batch_size)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield inputs (B, 3, H, W) float32 RGB in 0…1, letterboxed as in inference. The last is filled up with zeros.
+        """Yield inputs (B, C, H, W) float32 in 0…1, letterboxed as in inference. The last is filled up with zeros.
 
         Raises UserError if no image can be read.
         """
@@ -42,7 +45,7 @@ class CalibrationImages:
         if not group:
             raise UserError(f"{self.paths[0]}: neither this nor another image of the training split can be read")
         while group:
-            batch = np.zeros((self.batch_size, 3, *self.shape), np.float32)
+            batch = np.zeros((self.batch_size, self.pixels.channels, *self.shape), np.float32)
             batch[: len(group)] = group
             yield batch
             group = list(itertools.islice(images, self.batch_size))
@@ -50,11 +53,11 @@ class CalibrationImages:
     def _read(self) -> Iterator[np.ndarray]:
         for path in self.paths:
             try:
-                boxed, _ = letterbox(read_image(path), self.shape, auto=False)
+                boxed, _ = letterbox(read_image(path, self.pixels), self.shape, auto=False)
             except DamagedImage as error:
                 console.warn(f"{error}. It is not used for the calibration")
             else:
-                yield boxed[..., ::-1].transpose(2, 0, 1).astype(np.float32) / 255
+                yield to_unit_range(to_network_order(boxed).transpose(2, 0, 1))
 
 
 def choose_images(request: ExportRequest, purpose: str) -> CalibrationImages:
@@ -76,4 +79,4 @@ def choose_images(request: ExportRequest, purpose: str) -> CalibrationImages:
     if count < FEW_IMAGES:
         console.warn(f"{spec.file}: calibration on {count} images only. Use {FEW_IMAGES} or more, they need no labels")
     chosen = np.random.default_rng(SEED).permutation(len(found))[:count]
-    return CalibrationImages([found[i] for i in sorted(chosen)], request.size, request.batch)
+    return CalibrationImages([found[i] for i in sorted(chosen)], request.size, request.batch, request.pixels)

@@ -30,7 +30,7 @@ def write_coreml(network: Detector, request: ExportRequest, metadata: ModelMetad
     """Write the network as the package `path`, a folder. Raises UserError if coremltools cannot convert it."""
     with silence(request.verbose):
         ct = import_extra("coremltools", "coreml", "--include coreml")
-        images = torch.zeros(request.batch, 3, *request.size, device=network.device)
+        images = torch.zeros(request.input_shape, device=network.device)
         precision = ct.precision.FLOAT16 if request.half else ct.precision.FLOAT32
         # The converter lowers the precision itself, so the network stays float32.
         module = ExportNetwork(network, request.in_float32()).eval()

@@ -71,7 +71,7 @@ def _reason_for_pytorch(model: InferenceModel, files: Sequence[Path], *, augment
 
 def _convert(network: Detector, weights: Path, kind: str, *, half: bool) -> InferenceModel:
     start, side = now(), TRACED_CELLS * network.size_multiple
-    request = ExportRequest((side, side), dynamic=True)
+    request = ExportRequest((side, side), dynamic=True, pixels=network.pixels)
     check_request([FORMATS[kind]], request, network)
     with tempfile.TemporaryDirectory() as folder:
         path = write_format(FORMATS[kind], network, Path(folder, weights.name), request)

@@ -61,9 +61,7 @@ def write_engine(network: Detector, request: ExportRequest, metadata: ModelMetad
 
 def _add_profile(builder, config, request: ExportRequest, stride: int) -> None:
     """Let the engine take batches from 1 to --batch-size and images from one stride to twice --imgsz."""
-    height, width = request.size
+    B, C, H, W = request.input_shape
     profile = builder.create_optimization_profile()
-    profile.set_shape(
-        "images", (1, 3, stride, stride), (request.batch, 3, height, width), (request.batch, 3, 2 * height, 2 * width)
-    )
+    profile.set_shape("images", (1, C, stride, stride), (B, C, H, W), (B, C, 2 * H, 2 * W))
     config.add_optimization_profile(profile)

@@ -9,6 +9,7 @@ import torch
 
 from utils import console
 from utils.detector import InferenceModel
+from utils.images.conversion import to_network_order
 from utils.images.letterbox import letterbox
 from utils.inference.evaluate import evaluation_mode
 from utils.inference.nms_settings import NmsSettings
@@ -47,8 +48,8 @@ def measure_latency(
 ) -> list[Latency]:
     """Return the latencies at BATCH_SIZES, except those that would take too long.
 
-    images: (H, W, 3) BGR uint8, as many as the largest batch has, or none to measure nothing. shape: height and width
-    of the input. progress: text of a bar, "" for none.
+    images: (H, W, C) in the pixel format of the model, as many as the largest batch has, or none to measure nothing.
+    shape: height and width of the input. progress: text of a bar, "" for none.
     """
     found: list[Latency] = []
     nms = nms.fit(model)
@@ -78,8 +79,9 @@ def _run_once(
 ) -> None:
     """Run preprocessing, network and suppression on a batch."""
     with watch("preprocess"):
-        boxed = np.stack([letterbox(image, shape, auto=False)[0][..., ::-1] for image in images])  # (B, H, W, 3) RGB
-        batch = to_network_input(torch.from_numpy(boxed).permute(0, 3, 1, 2), model.device)  # (B, 3, H, W)
+        fitted = (letterbox(image, shape, auto=False)[0] for image in images)
+        boxed = np.stack([to_network_order(image) for image in fitted])  # (B, H, W, C)
+        batch = to_network_input(torch.from_numpy(boxed).permute(0, 3, 1, 2), model.device)  # (B, C, H, W)
     with watch("inference"):
         decoded = model(batch)[0]  # (B, N, 5+C)
     with watch("nms"):

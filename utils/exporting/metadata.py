@@ -33,6 +33,7 @@ def describe_export(network: Detector, weights: Path, request: ExportRequest) ->
         version=program_version(),
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         license=LICENSE,
+        pixels=network.pixels,
     )
 
 

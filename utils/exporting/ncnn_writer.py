@@ -41,7 +41,7 @@ def write_ncnn(network: Detector, request: ExportRequest, metadata: ModelMetadat
     with tempfile.TemporaryDirectory() as folder:
         traced = Path(folder, "model.pt")
         write_torchscript(network, replace(request, half=False, optimize=False), metadata, traced)
-        shape = ",".join(map(str, (1, 3, *request.size)))
+        shape = ",".join(map(str, (1, *request.input_shape[1:])))
         words = [program, str(traced), f"inputshape=[{shape}]f32", f"fp16={int(request.half)}"]
         try:
             done = subprocess.run(words, cwd=folder, capture_output=True, text=True, errors="replace", timeout=TIMEOUT)

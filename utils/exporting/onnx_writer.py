@@ -61,7 +61,7 @@ def write_onnx(network: Detector, request: ExportRequest, metadata: ModelMetadat
 def build_onnx(network: Detector, request: ExportRequest) -> "ModelProto":
     """Return the ONNX model of a network, without metadata. Others convert it further."""
     module = ExportNetwork(network, request).eval()
-    images = torch.zeros(request.batch, 3, *request.size, device=network.device)
+    images = torch.zeros(request.input_shape, device=network.device)
     outputs = output_names(network, request)
     export = _export_by_dynamo if request.dynamo else _export_by_tracing
     try:

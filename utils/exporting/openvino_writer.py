@@ -97,7 +97,7 @@ def _quantize(model: "Model", images: CalibrationImages, *, per_tensor: bool) ->
 def _report_speed(plain: "Model", quantized: "Model", request: ExportRequest) -> None:
     """Print the speed of the 8-bit model and of the float one in each precision of this CPU."""
     core = import_extra("openvino", "openvino", PURPOSE).Core()
-    images = np.zeros((request.batch, 3, *request.size), np.float32)
+    images = np.zeros(request.input_shape, np.float32)
     chosen = choose_precision(core)
     models = {PRECISIONS[name]: (plain, name) for name in dict.fromkeys(("f32", chosen))} | {"int8": (quantized, "f32")}
     compiled = {

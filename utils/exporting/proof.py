@@ -143,7 +143,7 @@ def prove_file(
 ) -> FileProof:
     """Compare one file with what the PyTorch model gave. A file that cannot be run differs.
 
-    originals: images (H, W, 3) BGR uint8 to measure the speed on, none to measure none.
+    originals: images (H, W, C) to measure the speed on, none to measure none.
     """
     try:
         model = open_file(file.path)

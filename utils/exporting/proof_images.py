@@ -15,10 +15,12 @@ from utils.datasets.subset import take_fraction
 from utils.detector import name_difference
 from utils.errors import UserError
 from utils.files import datasets_folders
+from utils.images.decode import CONVERTED
 from utils.images.read import DamagedImage, read_image
 from utils.loading.dataset import Batch
 from utils.loading.loader import LoadSettings, make_loader
 from utils.loading.sampler import BatchSettings
+from utils.pixel_format import RGB, PixelFormat
 
 SPLIT = "val"
 
@@ -50,11 +52,11 @@ class ProofImages:
                 bar.update(len(batch.images))
 
     def originals(self, count: int) -> list[np.ndarray]:
-        """Return `count` images (H, W, 3) BGR uint8 as they are in their files, repeated if there are fewer."""
+        """Return `count` images (H, W, C) as they are in their files, repeated if there are fewer."""
         readable: list[np.ndarray] = []
         for path in self.index.paths:
             with suppress(DamagedImage):
-                readable.append(read_image(path))
+                readable.append(read_image(path, self.index.pixels))
             if len(readable) == count:
                 return readable
         if not readable:
@@ -63,16 +65,21 @@ class ProofImages:
 
 
 def open_proof_images(
-    data: str, *, typed: bool, names: Mapping[int, str], shape: tuple[int, int], count: int
+    data: str, *, typed: bool, names: Mapping[int, str], shape: tuple[int, int], count: int, pixels: PixelFormat = RGB
 ) -> ProofImages:
     """Return `count` images of the validation split of `data`, all of them if `count` is 0.
 
     The same images are drawn each time. If `data` was not `typed` by the user, nothing is downloaded. Where its images
     are absent, those of the built-in set are used. names: classes of the model. Labels count only if they are of the
-    same classes.
+    same classes. pixels: what the model takes.
     """
     spec = locate_dataset(data) if typed else find_present(data)
-    index = load_split(spec, SPLIT)
+    if pixels.channels not in CONVERTED and not typed and spec.pixels.fill(pixels) != pixels:
+        raise UserError(
+            f"the model takes images of {pixels}, which {data} lacks: give the data set that it was "
+            "trained with: --data, or --no-verify"
+        )
+    index = load_split(spec.with_pixels(pixels), SPLIT)
     total = len(index)
     index = take_fraction(index, count / total) if count else index
     difference = f"{spec.num_classes} classes, the model {len(names)}" if spec.num_classes != len(names) else ""

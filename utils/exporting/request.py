@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, replace
 
+from utils.pixel_format import RGB, PixelFormat
+
 
 @dataclass(frozen=True)
 class NmsInside:
@@ -35,6 +37,12 @@ class ExportRequest:
     data: str = ""  # YAML of the data set to calibrate on
     workspace: int = 4  # GB, TensorRT
     timing_cache: str = ""  # file, TensorRT
+    pixels: PixelFormat = RGB  # of the input
+
+    @property
+    def input_shape(self) -> tuple[int, int, int, int]:
+        """Batch, channels, height and width of the input."""
+        return self.batch, self.pixels.channels, *self.size
 
     def in_float32(self) -> "ExportRequest":
         """Return the request without `half`, for converters that lower the precision themselves."""

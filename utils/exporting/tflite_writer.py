@@ -68,7 +68,7 @@ def write_tflite(network: Detector, request: ExportRequest, metadata: ModelMetad
 
 
 class _ChannelsLast(nn.Module):
-    """Export network on the CPU that takes images (B, H, W, 3).
+    """Export network on the CPU that takes images (B, H, W, channels).
 
     All its weights are contiguous: litert-torch recognises constants by their address, and copies of others may share
     one. Then it mixes up weights without an error.

@@ -50,8 +50,8 @@ class _Traced(nn.Module):
 def write_torchscript(network: Detector, request: ExportRequest, metadata: ModelMetadata, path: Path) -> None:
     """Write the network into the file `path`. It takes images of the requested shape, or of any if dynamic."""
     module = _Traced(network, request).eval()
-    images = torch.zeros(request.batch, 3, *request.size, device=network.device)
-    config: dict[str, Any] = {**metadata.to_properties(), "shape": [request.batch, 3, *request.size]}
+    images = torch.zeros(request.input_shape, device=network.device)
+    config: dict[str, Any] = {**metadata.to_properties(), "shape": list(request.input_shape)}
     config |= {"stride": metadata.stride, "names": metadata.names, "dynamic": metadata.dynamic}  # JSON, not text
     extra = {CONFIG: json.dumps(config)}
     try:

@@ -1,7 +1,8 @@
 """Augmentation of images together with their boxes: mosaic, warp, copy-paste, mixup, colour shift and flip.
 
-Images are BGR uint8 (H, W, 3). `boxes` are (n, 5) float32 class, x1, y1, x2, y2 in pixels. `polygons` holds for each
-box its outline (k, 2) in pixels, or (0, 2) if only the box is known. Coordinates are continuous: pixel i spans i…i + 1.
+Images are (H, W, C) uint8 or uint16, BGR with 3 channels. `boxes` are (n, 5) float32 class, x1, y1, x2, y2 in pixels.
+`polygons` holds for each box its outline (k, 2) in pixels, or (0, 2) if only the box is known. Coordinates are
+continuous: pixel i spans i…i + 1.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,8 @@ import cv2
 import numpy as np
 
 from utils.config import Hyperparameters
-from utils.images.warp import GREY, Box, Polygons, Warp, shift_matrix
+from utils.images.warp import Box, Polygons, Warp, keep_channels, shift_matrix
+from utils.pixel_format import RGB, PixelFormat, grey_of, white_of
 
 MAX_COVERED = 0.30  # share of any other box that a pasted copy may cover
 HUES = 180  # steps of OpenCV's 8-bit hue
@@ -130,7 +132,8 @@ def _multiply_hsv_within(image: np.ndarray, region: Box, factors: np.ndarray) ->
     if inner.size:
         multiply_hsv(inner, factors, out=inner)
     for margin in (image[:y1], image[y2:], image[y1:y2, :x1], image[y1:y2, x2:]):
-        margin[:] = min(int(GREY * factors[2]), 255)  # grey has neither hue nor saturation
+        # Grey has neither hue nor saturation.
+        margin[:] = min(int(grey_of(image.dtype) * factors[2]), white_of(image.dtype))
 
 
 def random_perspective(
@@ -159,7 +162,9 @@ class Tile:
     read: Callable[[int], np.ndarray | None]
 
 
-def mosaic(tiles: Sequence[Tile], size: int, *, settings: AugmentSettings, rng: np.random.Generator) -> Scene:
+def mosaic(
+    tiles: Sequence[Tile], size: int, *, settings: AugmentSettings, rng: np.random.Generator, pixels: PixelFormat = RGB
+) -> Scene:
     """Return four images around a random centre of a canvas of twice the size, with a warp to (size, size).
 
     The canvas has only the part that the warp shows, and only the tiles in that part are read.
@@ -169,7 +174,7 @@ def mosaic(tiles: Sequence[Tile], size: int, *, settings: AugmentSettings, rng: 
     warp = sample_warp(canvas, (size, size), settings=settings, rng=rng).on_whole_pixels()
     pastes = settings.copy_paste > 0 and any(len(polygon) for tile in tiles for polygon in tile.polygons)
     region = (0, 0, *canvas) if pastes else warp.visible_region()
-    image = np.full((region[3] - region[1], region[2] - region[0], 3), GREY, np.uint8)
+    image = blank_image((region[3] - region[1], region[2] - region[0]), pixels)
     inside = image[max(-region[1], 0) : max(2 * size - region[1], 0), max(-region[0], 0) : max(2 * size - region[0], 0)]
     shift = max(region[0], 0), max(region[1], 0)  # x, y of the first pixel of `inside` in the canvas
     shown, corners = [], []
@@ -184,6 +189,11 @@ def mosaic(tiles: Sequence[Tile], size: int, *, settings: AugmentSettings, rng: 
         image, boxes, polygons = copy_paste(image, boxes, polygons=polygons, fraction=settings.copy_paste, rng=rng)
     covered = region if pastes else _covered_part(region, shown, corners)  # copies may be anywhere
     return Scene(image, region[:2], covered, warp, warp.labels(boxes, polygons))
+
+
+def blank_image(shape: tuple[int, int], pixels: PixelFormat) -> np.ndarray:
+    """Return a grey image (H, W, C) of a pixel format."""
+    return np.full((*shape, pixels.channels), grey_of(pixels.dtype), pixels.dtype)
 
 
 def _covered_part(region: Box, tiles: Sequence[Tile], corners: Sequence[tuple[int, int]]) -> Box:
@@ -277,7 +287,7 @@ def mixup(scene: Scene, other: Scene, *, rng: np.random.Generator) -> Scene:
     The weight is from Beta(32, 32).
     """
     weight = float(rng.beta(32.0, 32.0))
-    image = cv2.addWeighted(scene.image(), weight, other.image(), 1.0 - weight, -0.4999)  # rounds down
+    image = keep_channels(cv2.addWeighted(scene.image(), weight, other.image(), 1.0 - weight, -0.4999))  # rounds down
     identity = Warp(np.eye(3), 1.0, image.shape[:2], image.shape[:2])
     return _whole(image, identity, np.concatenate([scene.boxes, other.boxes]))
 
@@ -302,7 +312,7 @@ class ColorFlip(NamedTuple):
     def flip_image(self, image: np.ndarray) -> np.ndarray:
         """Return the flipped image, or the image itself without a flip."""
         axis = {(True, False): 0, (False, True): 1, (True, True): -1}.get((self.flipud, self.fliplr))
-        return image if axis is None else cv2.flip(image, axis)
+        return image if axis is None else keep_channels(cv2.flip(image, axis))
 
     def flip_boxes(self, boxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
         """Return the boxes (n, 5) of the flipped image of shape (H, W)."""
@@ -323,10 +333,17 @@ def sample_color_flip(settings: AugmentSettings, *, rng: np.random.Generator) ->
 def multiply_hsv(image: np.ndarray, factors: np.ndarray | None, *, out: np.ndarray | None = None) -> np.ndarray:
     """Multiply hue, saturation and value by `factors` (3,) and round down. None returns the image itself.
 
-    The result is written to `out` if given.
+    Without 3 channels, all of them are multiplied by the factor of the value. The result is written to `out` if given.
     """
     if factors is None:
         return image
+    if image.dtype != np.uint8 or image.shape[2] != 3:
+        shifted = _multiply_hsv_deep(image, factors) if image.shape[2] == 3 else image * np.float32(factors[2])
+        shifted = shifted.clip(0, white_of(image.dtype))
+        if out is None:
+            return shifted.astype(image.dtype)
+        out[:] = shifted
+        return out
     hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
     tables = LEVELS * factors
     tables[..., 0] %= HUES
@@ -337,3 +354,11 @@ def multiply_hsv(image: np.ndarray, factors: np.ndarray | None, *, out: np.ndarr
     same = np.array_equal(levels, tables)  # nearly always; a look-up per value takes seven times as long
     shifted = cv2.transform(hsv, matrix) if same else cv2.LUT(hsv, tables)
     return cv2.cvtColor(shifted, cv2.COLOR_HSV2BGR, dst=out)
+
+
+def _multiply_hsv_deep(image: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Return the float32 levels of a uint16 BGR image whose hue, saturation and value are multiplied."""
+    hsv = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_BGR2HSV) * factors.astype(np.float32)
+    hsv[..., 0] %= 360
+    np.minimum(hsv[..., 1:], (1, white_of(image.dtype)), out=hsv[..., 1:])
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2BGR)

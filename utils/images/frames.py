@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from utils.pixel_format import RGB, PixelFormat
+
 DEFAULT_FPS = 30.0
 
 
@@ -14,7 +16,7 @@ DEFAULT_FPS = 30.0
 class Frame:
     """One image to detect on."""
 
-    image: np.ndarray  # BGR uint8 (H, W, 3) as read
+    image: np.ndarray  # as read: BGR uint8 (H, W, 3), of a file in the pixel format of its source
     path: str  # file, address or device that it is from
     kind: str  # "image", "video", "stream" or "screen"
     prefix: str  # beginning of a log line about it
@@ -34,6 +36,7 @@ class Source:
     files: Sequence[str] = ()  # those that are read
     images: Sequence[str] = ()  # those of them that are images
     videos: Sequence[str] = ()
+    pixels: PixelFormat = RGB  # that image files are decoded to
 
     def __iter__(self) -> Iterator[Frame]:
         raise NotImplementedError

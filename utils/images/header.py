@@ -8,8 +8,11 @@ from typing import BinaryIO, Literal
 
 import cv2
 
+from utils.errors import UserError
 from utils.files import UnreadableFile, is_lasting, open_regular, retry_reading
-from utils.images.decode import decode_image
+from utils.images.decode import CONVERTED, WrongPixels, decode_image
+from utils.images.tiff import MARKS, read_pages
+from utils.pixel_format import RGB, PixelFormat
 
 MIN_SIDE = 10  # pixels
 MAX_PIXELS = 2**28  # of an image; decoded it takes 3 bytes per pixel, in every worker at once
@@ -21,26 +24,30 @@ UNREADABLE = "not an image that can be decoded"
 ORIENTATION_TAG, ANY_ORIENTATION = 0x0112, frozenset(range(1, 9))  # of Exif
 
 
-def image_shape(path: str | Path) -> tuple[int, int]:
+def image_shape(path: str | Path, pixels: PixelFormat = RGB) -> tuple[int, int]:
     """Return the height and width that an image decodes to, rotated by its EXIF orientation.
 
-    Usual JPEG, PNG and WebP files are read by header and end mark alone. All others are decoded. ValueError says why
-    an image is unusable. It is an UnreadableFile if the next try may succeed.
+    Usual JPEG, PNG and WebP files are read by header and end mark alone. All others are decoded, and all files if their
+    number of channels counts. ValueError says why an image is unusable. It is an UnreadableFile if the next try may
+    succeed. UserError if the file does not have the channels of `pixels`.
     """
     try:
-        height, width = retry_reading(partial(_file_shape, path))
+        height, width = retry_reading(partial(_file_shape, path, pixels))
     except OSError as error:
         kind = ValueError if is_lasting(error) else UnreadableFile
         raise kind(error.strerror or str(error)) from error
+    except WrongPixels as error:
+        raise UserError(f"{path}: {error}") from error
     if min(height, width) < MIN_SIDE:
         raise ValueError(f"the image is {width}x{height} pixels, less than {MIN_SIDE}")
     return height, width
 
 
-def _file_shape(path: str | Path) -> tuple[int, int]:
+def _file_shape(path: str | Path, pixels: PixelFormat) -> tuple[int, int]:
     with open_regular(path, MAX_BYTES) as file:
         shape = header_shape(file)
-        return shape if _header_suffices(file) else _decoded_shape(file)
+        suffices = _header_suffices(file) and pixels.channels in CONVERTED
+        return shape if suffices else _decoded_shape(file, pixels)
 
 
 def header_shape(file: BinaryIO) -> tuple[int, int]:
@@ -80,11 +87,11 @@ def _header_suffices(file: BinaryIO) -> bool:
     return head.startswith(b"RIFF") and head[12:16] == b"VP8 "
 
 
-def _decoded_shape(file: BinaryIO) -> tuple[int, int]:
+def _decoded_shape(file: BinaryIO, pixels: PixelFormat = RGB) -> tuple[int, int]:
     """Decode the image and return its height and width."""
     file.seek(0)
     try:
-        image = decode_image(file.read())
+        image = decode_image(file.read(), pixels)
     except MemoryError as error:
         raise UnreadableFile("cannot be decoded (out of memory)") from error
     except cv2.error as error:
@@ -108,19 +115,8 @@ def _pfm_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
 
 
 def _tiff_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
-    """Return the size of a TIFF's or BigTIFF's first page. Of a repeated tag the larger value counts."""
-    order = "little" if head.startswith(b"II") else "big"
-    big = 0x2B in head[2:4]
-    start, count, entry, place = (slice(8, 16), 8, 20, 12) if big else (slice(4, 8), 2, 12, 8)
-    file.seek(min(int.from_bytes(head[start], order), MAX_BYTES))
-    sizes = {256: 0, 257: 0}
-    for _ in range(min(int.from_bytes(file.read(count), order), MAX_PARTS)):
-        field = file.read(entry)
-        tag, kind = int.from_bytes(field[:2], order), int.from_bytes(field[2:4], order)
-        if tag in sizes:
-            length = {1: 1, 3: 2, 4: 4, 16: 8}.get(kind, 0)  # bytes of a number of this kind
-            sizes[tag] = max(sizes[tag], int.from_bytes(field[place : place + length], order))
-    return sizes[257], sizes[256]
+    pages = read_pages(file, most=1)
+    return pages[0][:2] if pages else None
 
 
 def _jpeg_shape(file: BinaryIO, head: bytes) -> tuple[int, int] | None:
@@ -299,8 +295,5 @@ FORMATS = {
     b"BM": _bmp_shape,
     b"PF\n": _pfm_shape,
     b"Pf\n": _pfm_shape,
-    b"II*\0": _tiff_shape,
-    b"MM\0*": _tiff_shape,
-    b"II+\0": _tiff_shape,
-    b"MM\0+": _tiff_shape,
+    **dict.fromkeys(MARKS, _tiff_shape),
 }

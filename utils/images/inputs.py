@@ -1,18 +1,23 @@
-"""Images as programs pass them: paths, addresses, PIL images, arrays and tensors, all as RGB arrays."""
+"""Images as programs pass them: paths, addresses, PIL images, arrays and tensors, all as arrays of a network."""
 
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from utils.download import fetch
 from utils.errors import UserError
+from utils.images.conversion import to_network_order
+from utils.images.decode import CONVERTED, WrongPixels, to_uint16
 from utils.images.header import MAX_BYTES
 from utils.images.read import read_image
+from utils.images.warp import keep_channels
+from utils.pixel_format import RGB, PixelFormat
 
 CHANNELS = (1, 3, 4)
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")  # of PIL, 8 bits per channel
@@ -21,38 +26,71 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV
 class InputImage(NamedTuple):
     """Image that a program passed."""
 
-    image: np.ndarray  # (H, W, 3) RGB uint8
+    image: np.ndarray  # (H, W, C) in the pixel format of a network, RGB with 3 channels
     path: str  # file or address, "" if there is none
 
 
-def read_input(source: object) -> InputImage:
+def read_input(source: object, pixels: PixelFormat = RGB) -> InputImage:
     """Return an image given as a path, an http(s) address, a PIL image, an array or a tensor.
 
     Arrays are (H, W, 3) RGB, (H, W) grey or (3, H, W). Alpha is dropped, and the EXIF orientation of files and PIL
-    images is applied. Raises UserError for anything else and for files that cannot be read.
+    images is applied. For other `pixels` see `to_pixels`. Raises UserError for anything else and for files that cannot
+    be read.
     """
     if isinstance(source, (str, Path)):
-        return InputImage(np.ascontiguousarray(_read_bgr(str(source))[:, :, ::-1]), str(source))
+        return InputImage(to_network_order(_read_file(str(source), pixels)), str(source))
     if isinstance(source, Image.Image):
         upright = ImageOps.exif_transpose(source)
-        array = np.asarray(upright.convert("RGB") if upright.mode in MODES else upright)
-        return InputImage(to_rgb(array), str(getattr(source, "filename", "") or ""))
+        mode = {1: "L", 4: "RGBA"}.get(pixels.channels, "RGB")
+        array = np.asarray(upright.convert(mode) if upright.mode in MODES else upright)
+        return InputImage(to_pixels(array, pixels), str(getattr(source, "filename", "") or ""))
     if isinstance(source, Tensor):
         source = source.detach().cpu().float().numpy() if source.is_floating_point() else source.detach().cpu().numpy()
     if isinstance(source, np.ndarray):
-        return InputImage(to_rgb(source), "")
+        return InputImage(to_pixels(source, pixels), "")
     raise UserError(
         f"an image is given as a {type(source).__name__}: pass a path, an address, a PIL image, a tensor, or a NumPy "
         "array (H, W, 3) in RGB"
     )
 
 
-def _read_bgr(text: str) -> np.ndarray:
+def _read_file(text: str, pixels: PixelFormat) -> np.ndarray:
     if not text.startswith(("http://", "https://")):
-        return read_image(text)
+        return read_image(text, pixels)
     with tempfile.TemporaryDirectory() as folder:
         name = Path(unquote(urlsplit(text).path)).name[-100:] or "image"
-        return read_image(fetch(text, Path(folder, name), keep=False, progress=False, max_bytes=MAX_BYTES))
+        return read_image(fetch(text, Path(folder, name), keep=False, progress=False, max_bytes=MAX_BYTES), pixels)
+
+
+def to_pixels(array: np.ndarray, pixels: PixelFormat) -> np.ndarray:
+    """Return an image (H, W, C) in the pixel format of a network, as `to_rgb` for 8-bit RGB.
+
+    It may be (H, W), or have its channels in the first or last dimension. One channel is also made of RGB. Levels of
+    more than 8 bits are made of uint8, of uint16 in the range of `bit_depth`, and of floats in 0…1.
+    """
+    if pixels == RGB:
+        return to_rgb(array)
+    wanted = {pixels.channels, 3} if pixels.channels in CONVERTED else {pixels.channels}
+    if array.ndim == 2:
+        array = array[:, :, None]
+        wanted |= {1} if pixels.channels == 3 else set()
+    if array.ndim == 3 and array.shape[2] not in wanted and array.shape[0] in wanted:
+        array = array.transpose(1, 2, 0)
+    if array.ndim != 3 or array.shape[2] not in wanted or not array.size:
+        raise UserError(f"an array of shape {array.shape} is no image of {pixels}: pass (H, W, {pixels.channels})")
+    if pixels.bit_depth > 8:
+        try:
+            array = to_uint16(array.astype(np.float32) if array.dtype.kind == "f" else array, pixels.bit_depth)
+        except WrongPixels as error:
+            raise UserError(f"an array {error}") from error
+    else:
+        array = to_bytes(array)
+    array = np.ascontiguousarray(array)
+    if array.shape[2] == pixels.channels:
+        return array
+    if pixels.channels == 3:
+        return np.repeat(array, 3, axis=2)
+    return keep_channels(cv2.cvtColor(array, cv2.COLOR_RGB2GRAY))
 
 
 def to_rgb(array: np.ndarray) -> np.ndarray:

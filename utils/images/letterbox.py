@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from utils.images.read import resize_to
-from utils.images.warp import GREY
+from utils.images.warp import keep_channels
+from utils.pixel_format import grey_of
 
 Boxes = TypeVar("Boxes", np.ndarray, torch.Tensor)
 
@@ -58,7 +59,6 @@ def letterbox(
     box = Letterbox((height, width), (inner[0] / height, inner[1] / width), (top, left))
     image = resize_to(image, inner, smooth=False)
     if any(padding):
-        image = cv2.copyMakeBorder(
-            image, top, padding[0] - top, left, padding[1] - left, cv2.BORDER_CONSTANT, value=(GREY,) * 3
-        )
+        sides, grey = (top, padding[0] - top, left, padding[1] - left), (grey_of(image.dtype),) * 4
+        image = keep_channels(cv2.copyMakeBorder(image, *sides, cv2.BORDER_CONSTANT, value=grey))
     return image, box

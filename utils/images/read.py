@@ -11,8 +11,10 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import UnreadableFile, read_regular, retry_reading
-from utils.images.decode import decode_image
+from utils.images.decode import WrongPixels, decode_image
 from utils.images.header import MAX_BYTES, UNREADABLE, find_jpeg_scan, header_shape
+from utils.images.warp import keep_channels
+from utils.pixel_format import RGB, PixelFormat
 
 EXTRA_ROWS = 8  # the lowest rows of a truncated JPEG take colour from below, and resizing mixes two rows
 MAX_ROWS = 65_500  # of a JPEG that decoders accept; a higher one must not be readable in part
@@ -24,9 +26,12 @@ class DamagedImage(UserError):
     """A file that was read, but is no image that can be used."""
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Decode an image: BGR uint8 (H, W, 3), rotated by its EXIF orientation. UserError if it cannot be read."""
-    return _read(path, lambda data, shape: decode_image(data))
+def read_image(path: str | Path, pixels: PixelFormat = RGB) -> np.ndarray:
+    """Decode an image (H, W, C), by default BGR uint8, rotated by its EXIF orientation.
+
+    UserError if it cannot be read, or does not have the channels.
+    """
+    return _read(path, lambda data, shape: decode_image(data, pixels))
 
 
 def read_resized(
@@ -36,6 +41,7 @@ def read_resized(
     smooth: bool,
     rows: int | None = None,
     original: tuple[int, int] | None = None,
+    pixels: PixelFormat = RGB,
 ) -> np.ndarray:
     """Read an image and resize it to `shape` (H, W), or only its upper `rows` (1 or more) if that is faster.
 
@@ -45,10 +51,10 @@ def read_resized(
 
     def resized(data: bytes, stored: tuple[int, int]) -> np.ndarray | None:
         fits = original is None or stored == original
-        upper = _upper_rows(data, stored, shape, rows) if fits and rows is not None and not smooth else None
+        upper = _upper_rows(data, stored, shape, rows, pixels) if fits and rows is not None and not smooth else None
         if upper is not None:
             return upper
-        whole = decode_image(data)
+        whole = decode_image(data, pixels)
         if whole is None:
             return None
         height, width = whole.shape[:2]
@@ -71,6 +77,8 @@ def _read(path: str | Path, decode: Callable[[bytes, tuple[int, int]], np.ndarra
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     except UserError:
         raise
+    except WrongPixels as error:
+        raise UserError(f"{path}: {error}") from error
     except ValueError as error:
         raise DamagedImage(f"{path}: {error}") from error
     if image is None:
@@ -78,7 +86,9 @@ def _read(path: str | Path, decode: Callable[[bytes, tuple[int, int]], np.ndarra
     return image
 
 
-def _upper_rows(data: bytes, original: tuple[int, int], shape: tuple[int, int], rows: int) -> np.ndarray | None:
+def _upper_rows(
+    data: bytes, original: tuple[int, int], shape: tuple[int, int], rows: int, pixels: PixelFormat
+) -> np.ndarray | None:
     """Return the upper `rows` rows of a JPEG that is resized from `original` to `shape` (height, width).
 
     Return None if the image must be decoded whole or nearly whole.
@@ -91,10 +101,10 @@ def _upper_rows(data: bytes, original: tuple[int, int], shape: tuple[int, int], 
     if original != shape and (taken, width) == (round(taken * gain["fy"]), shape[1]):
         return None  # OpenCV would not resize at all, because the size would stay the same
     shortened = truncate_jpeg(data, taken)
-    image = None if shortened is None else decode_image(shortened)
+    image = None if shortened is None else decode_image(shortened, pixels)
     if image is None or image.shape[:2] != (taken, width):
         return None
-    return (image if original == shape else cv2.resize(image, None, **gain))[:rows]
+    return (image if original == shape else keep_channels(cv2.resize(image, None, **gain)))[:rows]
 
 
 def truncate_jpeg(data: bytes, rows: int) -> bytearray | None:
@@ -124,9 +134,13 @@ def resized_shapes(shapes: np.ndarray, size: int) -> np.ndarray:
 
 
 def resize_to(image: np.ndarray, shape: tuple[int, int], *, smooth: bool) -> np.ndarray:
-    """Resize an image to (height, width). `smooth` averages where it shrinks, which is sharper and slower."""
+    """Resize an image (H, W, C) to (height, width). `smooth` averages where it shrinks, which is sharper and slower."""
     height, width = image.shape[:2]
     if (height, width) == tuple(shape):
         return image
     shrinks = max(shape) < max(height, width)
-    return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA if smooth and shrinks else cv2.INTER_LINEAR)
+    method = cv2.INTER_AREA if smooth and shrinks else cv2.INTER_LINEAR
+    if method == cv2.INTER_AREA and image.shape[2] > 4:  # more than OpenCV averages
+        parts = [image[..., k : k + 4] for k in range(0, image.shape[2], 4)]
+        return np.concatenate([resize_to(part, shape, smooth=True) for part in parts], axis=2)
+    return keep_channels(cv2.resize(image, shape[::-1], interpolation=method))

@@ -87,7 +87,7 @@ class FileSource(Source):
     def __iter__(self) -> Iterator[Frame]:
         for i, path in enumerate(self.images, 1):
             try:
-                image = read_image(path)
+                image = read_image(path, self.pixels)
             except (UserError, OSError) as error:
                 self._warn(f"{path} skipped: {_reason(error, path)}")
                 continue

@@ -1,6 +1,6 @@
 """Plane projective maps of images with their boxes and outlines, and the choice of labels to keep after them.
 
-Images are BGR uint8 (H, W, 3). Coordinates are continuous pixels: pixel i spans i…i + 1.
+Images are (H, W, C), BGR with 3 channels. Coordinates are continuous pixels: pixel i spans i…i + 1.
 """
 
 import math
@@ -9,7 +9,8 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-GREY = 114  # value of every pixel that no image covers
+from utils.pixel_format import grey_of
+
 MIN_SIDE = 2.0  # pixels; a warped box must be wider and higher than this
 MIN_AREA_BOX, MIN_AREA_POLYGON = 0.10, 0.01  # share of the scaled area of a label that must remain visible
 MAX_ASPECT = 100.0
@@ -85,13 +86,13 @@ class Warp(NamedTuple):
         end = origin[0] + canvas.shape[1], origin[1] + canvas.shape[0]
         if self.begin == origin and self.visible_region()[2:] == end:
             scale = self.matrix[0, 0]
-            return cv2.resize(canvas, None, fx=scale, fy=scale)[: self.output[0], : self.output[1]]
+            return keep_channels(cv2.resize(canvas, None, fx=scale, fy=scale))[: self.output[0], : self.output[1]]
         # OpenCV counts from the centres of pixels, half a pixel off the coordinates of boxes.
         matrix = shift_matrix(-0.5, -0.5) @ self.matrix @ shift_matrix(origin[0] + 0.5, origin[1] + 0.5)
-        settings = {"dsize": self.output[::-1], "flags": cv2.INTER_LINEAR, "borderValue": (GREY,) * 3}
+        settings = {"dsize": self.output[::-1], "flags": cv2.INTER_LINEAR, "borderValue": (grey_of(canvas.dtype),) * 4}
         if self.is_affine:
-            return cv2.warpAffine(canvas, matrix[:2], **settings)
-        return cv2.warpPerspective(canvas, matrix, **settings)
+            return keep_channels(cv2.warpAffine(canvas, matrix[:2], **settings))
+        return keep_channels(cv2.warpPerspective(canvas, matrix, **settings))
 
     def points(self, points: np.ndarray) -> np.ndarray:
         """Convert points (…, 2) from canvas to output. Points behind the viewer (only with perspective) become NaN."""
@@ -127,6 +128,11 @@ class Warp(NamedTuple):
             return boxes * self.matrix[0, 0] + self.matrix[[0, 1, 0, 1], 2]
         corners = self.points(boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2))
         return np.concatenate([corners.min(1), corners.max(1)], 1)
+
+
+def keep_channels(image: np.ndarray) -> np.ndarray:
+    """Return an image (H, W, C) as it is, and one of (H, W), which OpenCV makes of a single channel, as (H, W, 1)."""
+    return image if image.ndim == 3 else image[:, :, None]
 
 
 def shift_matrix(x: float, y: float) -> np.ndarray:

@@ -15,6 +15,7 @@ from utils.cli import shorten
 from utils.errors import UserError, one_line
 from utils.inference.model_metadata import ModelMetadata
 from utils.inference.runtime import Runtime
+from utils.pixel_format import PixelFormat
 
 PROBE_SIDE = 256  # pixels, of the blank image that shows the output of a dynamic model
 
@@ -29,6 +30,8 @@ class ExportedModel:
     def __init__(self, path: Path, runtime: Runtime):
         self.path, self.runtime = path, runtime
         self.metadata = ModelMetadata.from_properties(runtime.properties, str(path))
+        stated = self.metadata.pixels
+        self.pixels = PixelFormat(runtime.input_shape.channels or stated.channels, stated.bit_depth)
         outputs = self._probe()
         if "layout" not in runtime.properties:
             self.metadata = replace(self.metadata, layout=infer_layout(outputs[0].shape, len(self.metadata.names)))
@@ -58,7 +61,7 @@ class ExportedModel:
     def __call__(self, images: Tensor, augment: bool = False) -> tuple[Tensor, None]:
         """Return (decoded, None): rows (B, N, 5+C) of cx, cy, w, h in pixels, objectness and class probabilities.
 
-        images: (B, 3, H, W) float32 RGB in 0…1.
+        images: (B, C, H, W) float32 in 0…1.
         """
         assert not augment, "see check_choices"
         return self._to_rows(self._run(images)), None
@@ -95,7 +98,8 @@ class ExportedModel:
     def _probe(self) -> list[Tensor]:
         """Return the outputs for blank images, which show what the file is before real ones are read."""
         batch, height, width = self.runtime.input_shape
-        images = torch.zeros(batch or 1, 3, height or PROBE_SIDE, width or PROBE_SIDE, device=self.device)
+        shape = batch or 1, self.pixels.channels, height or PROBE_SIDE, width or PROBE_SIDE
+        images = torch.zeros(shape, device=self.device)
         outputs = self._call(images)
         if not outputs:
             raise UserError(f"{self.path}: gives no output: a detector gives boxes")

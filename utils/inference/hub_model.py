@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from utils.detector import InferenceModel
 from utils.errors import UserError
+from utils.images.conversion import displayable_rgb
 from utils.images.inputs import read_input
 from utils.images.letterbox import letterbox
 from utils.inference.evaluate import evaluation_mode
@@ -56,16 +57,18 @@ class HubModel(nn.Module):
                 return self._run_network(ims, augment)
             watch = Stopwatch(self.model.device)
             with watch("preprocess"):
-                read = [read_input(one) for one in (ims if isinstance(ims, (list, tuple)) else [ims])]
+                pixels = self.model.pixels
+                read = [read_input(one, pixels) for one in (ims if isinstance(ims, (list, tuple)) else [ims])]
                 if not read:
-                    return Results([], [], (0, 3, 0, 0))
+                    return Results([], [], (0, pixels.channels, 0, 0))
                 shape = self._input_shape([one.image for one in read], size)
                 boxed = [
                     LetterboxedImage(*letterbox(one.image, shape, auto=False), one.path or f"image{number}")
                     for number, one in enumerate(read)
                 ]
             found = self._predictor(shape, augment).predict_batch(boxed, watch.seconds["preprocess"] / len(read))
-            return Results([one.image for one in read], found, (len(read), 3, *shape))
+            shown = [displayable_rgb(one.image) for one in read]
+            return Results(shown, found, (len(read), pixels.channels, *shape))
 
     @torch.no_grad()
     def _run_network(self, images: Tensor, augment: bool) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from utils.cli import shorten
 from utils.errors import UserError
+from utils.pixel_format import MAX_BITS, MAX_CHANNELS, MIN_BITS, RGB, PixelFormat
 
 LAYOUTS = ("yolov5", "yolov8", "raw", "deepstream", "nms")
 LETTERBOX_RULE = "fit into height x width at equal aspect, pad both sides alike with 114, an odd pixel right or bottom"
@@ -39,6 +40,7 @@ class ModelMetadata:
     version: str = ""  # of this program
     date: str = ""
     license: str = ""
+    pixels: PixelFormat = RGB
 
     def to_properties(self) -> dict[str, str]:
         """Return the metadata as text by key, as it is written into files."""
@@ -57,7 +59,8 @@ class ModelMetadata:
             "half": json.dumps(self.half),
             "int8": json.dumps(self.int8),
             "layout": self.layout,
-            "channels": "RGB",
+            "channels": "RGB" if self.pixels.channels == 3 else str(self.pixels.channels),
+            **({} if self.pixels.bit_depth == 8 else {"bit_depth": str(self.pixels.bit_depth)}),
             "range": "0...1",
             "letterbox": LETTERBOX_RULE,
             "strides": json.dumps(self.strides),
@@ -91,6 +94,10 @@ class ModelMetadata:
             strides=read.value("strides", (), lambda found: tuple(map(_as_count, found))),
             anchors=read.value("anchors", (), _as_anchors),
             nms=read.value("nms", None, dict),
+            pixels=PixelFormat(
+                3 if properties.get("channels") == "RGB" else read.value("channels", 3, _as_channels),
+                read.value("bit_depth", 8, _as_bits),
+            ),
             **{key: properties.get(key, "") for key in ("description", "version", "date", "license")},
         )
 
@@ -139,6 +146,18 @@ def _as_count(found: Any) -> int:
     if isinstance(found, bool) or not 1 <= found <= 1 << 16:
         raise ValueError("out of range")
     return int(found)
+
+
+def _as_channels(found: Any) -> int:
+    if type(found) is not int or not 1 <= found <= MAX_CHANNELS:
+        raise ValueError("out of range")
+    return found
+
+
+def _as_bits(found: Any) -> int:
+    if type(found) is not int or not MIN_BITS <= found <= MAX_BITS:
+        raise ValueError("out of range")
+    return found
 
 
 def _as_size(found: Any) -> tuple[int, int] | None:

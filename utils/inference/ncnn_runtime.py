@@ -25,9 +25,9 @@ class NcnnRuntime:
         self.path, metadata = path, ModelMetadata.from_properties(self.properties, str(path))
         if metadata.imgsz is None:
             raise UserError(f"{path}: its metadata lacks imgsz, the size of its input: export it again")
-        self.input_shape = InputShape((1, *metadata.imgsz))
+        self.input_shape = InputShape((1, *metadata.imgsz), metadata.pixels.channels)
         check_ncnn(graph, graph.with_suffix(".bin"))
-        require_trial_run(graph, "ncnn", settings.half, settings.threads, *metadata.imgsz)
+        require_trial_run(graph, "ncnn", settings.half, settings.threads, metadata.pixels.channels, *metadata.imgsz)
         self.net = load_ncnn(graph, settings.half, settings.threads)
         if self.net is None:
             raise UserError(f"{path}: ncnn cannot load it: it is damaged, or has layers that ncnn does not know")

@@ -17,7 +17,7 @@ import numpy as np
 from utils.cli import shorten
 from utils.errors import UserError
 from utils.files import open_regular
-from utils.inference.runtime import InputShape
+from utils.inference.runtime import InputShape, are_images
 from utils.inference.wire_format import BYTES, VARINT, DamagedMessage, Field, Reader, integer, integers, text
 
 MAX_BYTES = (1 << 31) - 1  # protocol buffers end here
@@ -82,9 +82,9 @@ class OnnxOutline:
 
     @property
     def input_shape(self) -> InputShape:
-        """Batch, height and width of the images."""
-        batch, _, height, width = self.inputs[0].shape or (None,) * 4
-        return InputShape((batch, height, width))
+        """Batch, height, width and channels of the images."""
+        batch, channels, height, width = self.inputs[0].shape or (None,) * 4
+        return InputShape((batch, height, width), channels)
 
 
 def read_onnx(path: str | Path) -> OnnxOutline:
@@ -360,8 +360,10 @@ def require_detector(outline: OnnxOutline, path: Path) -> None:
         names = ", ".join(shorten(one.name) for one in outline.inputs[:4])
         raise UserError(f"{path}: takes {len(outline.inputs)} inputs ({names}): a detector takes one, of images")
     _, kind, shape = outline.inputs[0]
-    if kind not in (FLOAT32, FLOAT16) or shape is None or len(shape) != 4 or shape[1] not in (3, None):
-        raise UserError(f"{path}: its input is {describe(outline.inputs[0])}: a detector takes float (B, 3, H, W)")
+    if kind not in (FLOAT32, FLOAT16) or shape is None or not are_images(shape):
+        raise UserError(
+            f"{path}: its input is {describe(outline.inputs[0])}: a detector takes float (B, channels, H, W)"
+        )
     for tensor in (*outline.inputs, *outline.outputs):
         sides = [side for side in tensor.shape or () if side is not None]
         if min(sides, default=1) < 1 or math.prod(sides) > MAX_NUMBERS:

@@ -55,5 +55,5 @@ def choose_precision(core: "Core") -> str:
 
 def _images(model: "Model", path: Path) -> "ConstOutput":
     if len(model.inputs) != 1 or model.inputs[0].partial_shape.rank.is_dynamic:
-        raise UserError(f"{path}: takes {len(model.inputs)} inputs, not one of images (batch, 3, height, width)")
+        raise UserError(f"{path}: takes {len(model.inputs)} inputs, not one of images (batch, channels, height, width)")
     return model.inputs[0]

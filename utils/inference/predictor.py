@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 
 from utils.detections import Detections
 from utils.detector import InferenceModel
+from utils.images.conversion import convert_pixels, to_network_order
 from utils.images.letterbox import Letterbox, letterbox
 from utils.inference.nms_settings import NmsSettings
 from utils.inference.preprocess import to_network_input
@@ -23,7 +23,7 @@ from utils.timing import Stopwatch
 class LetterboxedImage(NamedTuple):
     """An image in the shape of the network's input."""
 
-    image: np.ndarray  # (H, W, 3) RGB uint8
+    image: np.ndarray  # (H, W, C) in the pixel format of the network, RGB with 3 channels
     letterbox: Letterbox
     path: str
 
@@ -46,7 +46,7 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray], paths: Sequence[str] | None = None) -> list[Detections]:
-        """Return the detections of each image (H, W, 3), BGR uint8, in pixels of that image.
+        """Return the detections of each image, BGR uint8 (H, W, 3) or in the pixel format of the model, in its pixels.
 
         Images that get the same input shape run as one batch. Otherwise they run one after the other.
         """
@@ -59,8 +59,9 @@ class Predictor:
 
     def _letterbox(self, image: np.ndarray, path: str) -> LetterboxedImage:
         auto = self.model.fixed_shape is None
+        image = convert_pixels(image, self.model.pixels)
         boxed, box = letterbox(image, self.imgsz, auto=auto, stride=self.model.size_multiple)
-        return LetterboxedImage(cv2.cvtColor(boxed, cv2.COLOR_BGR2RGB), box, path)
+        return LetterboxedImage(to_network_order(boxed), box, path)
 
     @torch.inference_mode()
     def predict_batch(self, boxed: Sequence[LetterboxedImage], seconds: float) -> list[Detections]:
@@ -69,8 +70,8 @@ class Predictor:
         watch = Stopwatch(device)
         watch.seconds["preprocess"] = seconds * len(boxed)
         with watch("preprocess"):
-            stacked = torch.from_numpy(np.stack([one.image for one in boxed]))  # (B, H, W, 3)
-            batch = to_network_input(stacked.permute(0, 3, 1, 2), device)  # (B, 3, H, W)
+            stacked = torch.from_numpy(np.stack([one.image for one in boxed]))  # (B, H, W, C)
+            batch = to_network_input(stacked.permute(0, 3, 1, 2), device)  # (B, C, H, W)
         with watch("inference"), torch.autocast(device.type, torch.float16, enabled=self.half):
             decoded = self.model(batch, augment=self.augment)[0]  # (B, N, 5+C)
         with watch("nms"):

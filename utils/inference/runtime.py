@@ -3,7 +3,7 @@
 Legend: B batch, H W rows and columns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import UserError
+from utils.pixel_format import MAX_CHANNELS
 
 CPU = torch.device("cpu")
 
@@ -27,7 +28,14 @@ class RuntimeSettings:
 
 
 class InputShape(tuple[int | None, int | None, int | None]):
-    """Batch, height and width of a model's input, each None if it is dynamic."""
+    """Batch, height and width of a model's input, each None if it is dynamic. `channels` is None if it is unknown."""
+
+    channels: int | None
+
+    def __new__(cls, sides: Iterable[int | None], channels: int | None = None) -> "InputShape":
+        shape = super().__new__(cls, sides)
+        shape.channels = channels
+        return shape
 
     @property
     def batch(self) -> int | None:
@@ -51,12 +59,19 @@ class Runtime(Protocol):
     def __init__(self, path: Path, settings: RuntimeSettings) -> None: ...
 
     def run(self, images: Tensor) -> list[Tensor]:
-        """Return the outputs, float32, for images (B, 3, H, W) float32 RGB in 0…1 that fit `input_shape`."""
+        """Return the outputs, float32, for images (B, C, H, W) float32 in 0…1 that fit `input_shape`."""
         ...
 
 
 def image_shape(dims: Sequence[int | None], path: Path) -> InputShape:
-    """Return the input shape of dimensions (B, 3, H, W), of which None are dynamic. Raises UserError for others."""
-    if len(dims) != 4 or dims[1] not in (3, None):
-        raise UserError(f"{path}: takes an input of shape {list(dims)}, not images (batch, 3, height, width)")
-    return InputShape((dims[0], dims[2], dims[3]))
+    """Return the input shape of dimensions (B, C, H, W), of which None are dynamic. Raises UserError for others."""
+    if not are_images(dims):
+        raise UserError(f"{path}: takes an input of shape {list(dims)}, not images (batch, channels, height, width)")
+    return InputShape((dims[0], dims[2], dims[3]), dims[1])
+
+
+def are_images(dims: Sequence[int | None]) -> bool:
+    """Return True if the dimensions of an input may be those of images (B, C, H, W). None is dynamic."""
+    if len(dims) != 4 or dims[1] is None:
+        return len(dims) == 4
+    return 1 <= dims[1] <= min([MAX_CHANNELS, *(side for side in dims[2:] if side)])

@@ -17,7 +17,7 @@ def speed_per_image(seconds: Mapping[str, float], num_images: int) -> Speed:
 def describe_speed(speed: Speed, input_shape: tuple[int, int, int, int]) -> str:
     """Return the line that val.py and detect.py print.
 
-    input_shape: that of a batch (B, 3, H, W).
+    input_shape: that of a batch (B, C, H, W).
     """
     return (
         f"Speed: {speed.preprocess:.1f}ms pre-process, {speed.inference:.1f}ms inference, {speed.nms:.1f}ms NMS "
@@ -32,6 +32,7 @@ class MeanSpeed:
     num_images: int = 0
     total: Speed = field(default_factory=Speed)
     input_shape: tuple[int, int] = (0, 0)  # height, width of the latest input
+    channels: int = 3
 
     def add(self, found: Detections) -> None:
         """Count the time of one image."""
@@ -41,4 +42,4 @@ class MeanSpeed:
 
     def __str__(self) -> str:
         mean = Speed(*(getattr(self.total, part) / max(self.num_images, 1) for part in PARTS))
-        return describe_speed(mean, (1, 3, *self.input_shape))
+        return describe_speed(mean, (1, self.channels, *self.input_shape))

@@ -37,11 +37,11 @@ class TfliteRuntime:
             raise UserError(f"{path}: LiteRT cannot load it: {one_line(str(error))}") from error
         inputs = self.interpreter.get_input_details()
         if len(inputs) != 1 or len(inputs[0]["shape"]) != 4:
-            raise UserError(f"{path}: takes {len(inputs)} inputs, not one of images (batch, height, width, 3)")
+            raise UserError(f"{path}: takes {len(inputs)} inputs, not one of images (batch, height, width, channels)")
         self.input = inputs[0]
         self.outputs = sorted(self.interpreter.get_output_details(), key=lambda output: output["name"])
         dims = [int(side) for side in self.input["shape"]]
-        self.channels_last = dims[3] == 3
+        self.channels_last = dims[3] < dims[1]
         self.input_shape = image_shape([dims[0], dims[3], *dims[1:3]] if self.channels_last else dims, path)
         precision = "8 bits" if self.properties.get("int8") == "true" else "float32"
         self.title = f"LiteRT {package_version('ai-edge-litert')} (CPU, {precision})"

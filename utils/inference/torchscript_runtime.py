@@ -28,8 +28,7 @@ class TorchScriptRuntime:
         except (RuntimeError, ValueError) as error:
             raise UserError(f"{path}: PyTorch cannot load it as TorchScript: {one_line(str(error))}") from error
         self.title = f"TorchScript, PyTorch {torch.__version__} ({settings.device.type})"
-        self.properties, shape = read_config(extra[CONFIG], path)
-        self.input_shape = InputShape(shape)
+        self.properties, self.input_shape = read_config(extra[CONFIG], path)
         dtype = next((part.dtype for part in self.module.parameters()), torch.float32)
         # A file of YOLOv5 with weights in float16 takes images in float16 too. Ours converts them itself.
         self.dtype = dtype if "layout" not in self.properties else torch.float32
@@ -41,21 +40,22 @@ class TorchScriptRuntime:
         return [output.float() for output in found if isinstance(output, Tensor)]
 
 
-def read_config(text: str | bytes, path: Path) -> tuple[dict[str, str], tuple[int | None, int | None, int | None]]:
-    """Return the properties as text and the shape of the input (B, H, W) of a config.txt.
+def read_config(text: str | bytes, path: Path) -> tuple[dict[str, str], InputShape]:
+    """Return the properties as text and the shape of the input of a config.txt.
 
     A file without one may have been traced at any shape, so its shape is unknown.
     """
     if not text:
-        return {}, (None, None, None)
+        return {}, InputShape((None, None, None))
     try:
         content = json.loads(text)
         properties = {
             str(key): value if isinstance(value, str) else json.dumps(value) for key, value in content.items()
         }
-        batch, _, height, width = content["shape"]
-        if not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in (batch, height, width)):
+        batch, channels, height, width = content["shape"]
+        if not all(isinstance(side, int) and 1 <= side <= MAX_SIDE for side in (batch, channels, height, width)):
             raise ValueError("no shape of images")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: {CONFIG} in it cannot be read ({one_line(str(error))})") from error
-    return properties, (None, None, None) if content.get("dynamic") is True else (batch, height, width)
+    sides = (None, None, None) if content.get("dynamic") is True else (batch, height, width)
+    return properties, InputShape(sides, channels)

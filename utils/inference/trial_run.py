@@ -52,11 +52,11 @@ def load_ncnn(graph: Path, half: bool, threads: int) -> Any:
     return None if refused else net
 
 
-def run_ncnn(graph: str, half: str, threads: str, height: str, width: str) -> None:
+def run_ncnn(graph: str, half: str, threads: str, *shape: str) -> None:
     ncnn = import_extra("ncnn", "ncnn", graph)
     net = load_ncnn(Path(graph), half == "True", int(threads))
     with net.create_extractor() as extractor:
-        extractor.input(net.input_names()[0], ncnn.Mat(np.zeros((3, int(height), int(width)), np.float32)))
+        extractor.input(net.input_names()[0], ncnn.Mat(np.zeros([int(side) for side in shape], np.float32)))
         for name in net.output_names():
             np.array(extractor.extract(name)[1]).sum()
 

@@ -22,8 +22,9 @@ from utils.errors import UserError
 from utils.loading.image_cache import SharedBytes
 from utils.loading.sampler import BatchKey
 from utils.parallel_map import can_fork, deferred_ctrl_c, init_worker
+from utils.pixel_format import RGB, PixelFormat
 
-# (key, position in the batch, planes): fills planes (3, H, W) uint8 and returns the rest of the sample.
+# (key, position in the batch, planes): fills planes (C, H, W) and returns the rest of the sample.
 BuildSample = Callable[[BatchKey, int, np.ndarray], Any]
 # Work that a helper does with the key of the next batch, in the background.
 Prepare = Callable[[BatchKey], None]
@@ -32,7 +33,13 @@ IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
 def start_helpers(
-    count: int, build_sample: BuildSample, prepare: Prepare, *, max_images: int, slot_bytes: int
+    count: int,
+    build_sample: BuildSample,
+    prepare: Prepare,
+    *,
+    max_images: int,
+    slot_bytes: int,
+    pixels: PixelFormat = RGB,
 ) -> "HelperProcesses | HelperThreads | None":
     """Start `count` helpers: processes if possible, else threads. Return None for 0.
 
@@ -42,7 +49,9 @@ def start_helpers(
         return None
     if can_fork():
         with suppress(OSError):  # the machine has no more processes, or no memory for one
-            return HelperProcesses(count, build_sample, prepare, max_images=max_images, slot_bytes=slot_bytes)
+            return HelperProcesses(
+                count, build_sample, prepare, max_images=max_images, slot_bytes=slot_bytes, pixels=pixels
+            )
     return HelperThreads(count, prepare)
 
 
@@ -56,7 +65,7 @@ class HelperThreads:
         self.pool = ThreadPoolExecutor(count, thread_name_prefix="helper")
 
     def build(self, build_sample: BuildSample, key: BatchKey, planes: np.ndarray) -> list[Any]:
-        """Fill planes (B, 3, H, W) and return the result of `build_sample` for each image.
+        """Fill planes (B, C, H, W) and return the result of `build_sample` for each image.
 
         Each thread builds every n-th image. After an exception, which is raised here, no thread begins another image.
         """
@@ -101,17 +110,24 @@ class HelperProcesses:
     kind = "processes"
 
     def __init__(
-        self, count: int, build_sample: BuildSample, prepare: Prepare, *, max_images: int, slot_bytes: int
+        self,
+        count: int,
+        build_sample: BuildSample,
+        prepare: Prepare,
+        *,
+        max_images: int,
+        slot_bytes: int,
+        pixels: PixelFormat = RGB,
     ) -> None:
         context = multiprocessing.get_context("fork")
-        self.count, self.batch_number = count, 0
+        self.count, self.batch_number, self.pixels = count, 0, pixels
         self.helpers: list[Helper] = []
         self.claimed = SharedBytes(max_images).array
         with deferred_ctrl_c():
             for k in range(count):
                 own_end, helper_end = context.Pipe()
                 slot = SharedBytes(slot_bytes).array
-                share = Share(first=k + 1, step=count + 1, claimed=self.claimed, slot=slot)
+                share = Share(first=k + 1, step=count + 1, claimed=self.claimed, slot=slot, pixels=pixels)
                 arguments = build_sample, prepare, share, own_end, helper_end
                 process = context.Process(target=_run_helper, args=arguments, daemon=True)
                 process.start()
@@ -121,7 +137,7 @@ class HelperProcesses:
             self.close = Finalize(self, _end_helpers, (self.helpers,), exitpriority=10)
 
     def build(self, build_sample: BuildSample, key: BatchKey, planes: np.ndarray) -> list[Any]:
-        """Fill planes (B, 3, H, W) and return the result of `build_sample` for each image.
+        """Fill planes (B, C, H, W) and return the result of `build_sample` for each image.
 
         An exception in a helper is raised here. A killed helper is a UserError.
         """
@@ -136,7 +152,8 @@ class HelperProcesses:
             built, error = self._receive(helper.pipe)
             if error is not None:
                 raise error
-            for (k, result), image in zip(built, view_images(helper.slot, len(built), planes.shape[2:])):
+            images = view_images(helper.slot, len(built), planes.shape[2:], self.pixels)
+            for (k, result), image in zip(built, images):
                 planes[k], results[k] = image, result
         for k in set(range(len(planes))) - set(results):
             # A helper still busy with the previous batch claimed this item by mistake.
@@ -180,6 +197,7 @@ class Share(NamedTuple):
     step: int
     claimed: np.ndarray  # (max_images,) uint8, 1 where a process has begun an image
     slot: np.ndarray  # (slot_bytes,) uint8
+    pixels: PixelFormat
 
 
 def _run_helper(
@@ -198,7 +216,7 @@ def _run_helper(
                 prepare(key)
                 continue
             items = claim_items(share.claimed[:count], share.first, share.step)
-            images = view_images(share.slot, count, key.shape)
+            images = view_images(share.slot, count, key.shape, share.pixels)
             answer = number, [(k, build_sample(key, k, image)) for k, image in zip(items, images)], None
         except Exception as error:
             answer = number, [], error
@@ -227,7 +245,8 @@ def claim_items(claimed: np.ndarray, first: int, step: int) -> Iterator[int]:
             yield k
 
 
-def view_images(slot: np.ndarray, count: int, shape: Sequence[int]) -> np.ndarray:
-    """Return the beginning of a slot as images (count, 3, H, W) uint8 of shape (H, W)."""
+def view_images(slot: np.ndarray, count: int, shape: Sequence[int], pixels: PixelFormat = RGB) -> np.ndarray:
+    """Return the beginning of a slot as images (count, C, H, W) of shape (H, W)."""
     height, width = shape
-    return slot[: count * 3 * height * width].reshape(count, 3, height, width)
+    used = slot[: count * pixels.bytes_per_pixel * height * width].view(pixels.dtype)
+    return used.reshape(count, pixels.channels, height, width)

@@ -22,6 +22,7 @@ from utils.images.augment import (
     ColorFlip,
     Scene,
     Tile,
+    blank_image,
     mixup,
     mosaic,
     place_labels,
@@ -29,7 +30,6 @@ from utils.images.augment import (
     sample_color_flip,
 )
 from utils.images.letterbox import Letterbox, letterbox
-from utils.images.warp import GREY
 from utils.kernels import free_shared_cache
 from utils.loading.batch_helpers import BuildSample, HelperProcesses, HelperThreads, start_helpers
 from utils.loading.image_cache import ImageReader
@@ -43,7 +43,7 @@ QUAD_SHIFTS = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
 class Batch(NamedTuple):
     """One rank's slice of a global batch."""
 
-    images: torch.Tensor  # (B, 3, H, W) uint8 RGB
+    images: torch.Tensor  # (B, C, H, W) uint8, or uint16 of more than 8 bits per channel; RGB with 3 channels
     targets: torch.Tensor  # (T, 6) float32 image in the batch, class, x, y, w, h: centre and size in 0…1
     paths: list[str]  # (B,) of a mosaic, the image that it was built for
     letterboxes: list[Letterbox | None]  # (B,) map boxes back to the original's pixels; None after augmentation
@@ -54,7 +54,7 @@ class Batch(NamedTuple):
 class Sample(NamedTuple):
     """One image with its labels, before it is placed in a batch."""
 
-    image: np.ndarray  # BGR (H, W, 3)
+    image: np.ndarray  # (H, W, C), BGR with 3 channels
     boxes: np.ndarray  # (n, 5) class, x1, y1, x2, y2 in pixels
     letterbox: Letterbox | None
     color_flip: ColorFlip | None = None  # of augmentation: applied already, unless it is deferred to the GPU
@@ -96,9 +96,14 @@ class DetectionDataset(Dataset[Batch | UserError]):
 
         A batch has at most `max_images` images of at most `max_shape` (H, W).
         """
-        slot_bytes = 3 * max_images * max_shape[0] * max_shape[1]
+        slot_bytes = self.index.pixels.bytes_per_pixel * max_images * max_shape[0] * max_shape[1]
         self.helpers = start_helpers(
-            count, self._build_sample, self._prefetch_files, max_images=max_images, slot_bytes=slot_bytes
+            count,
+            self._build_sample,
+            self._prefetch_files,
+            max_images=max_images,
+            slot_bytes=slot_bytes,
+            pixels=self.index.pixels,
         )
 
     def __getitem__(self, index: BatchKey) -> Batch | UserError:
@@ -120,7 +125,9 @@ class DetectionDataset(Dataset[Batch | UserError]):
         return batch
 
     def _batch(self, key: BatchKey) -> Batch:
-        images = torch.empty((len(key.indices), 3, *key.shape), dtype=torch.uint8)
+        pixels = self.index.pixels
+        dtype = torch.uint8 if pixels.bit_depth == 8 else torch.uint16
+        images = torch.empty((len(key.indices), pixels.channels, *key.shape), dtype=dtype)
         if get_worker_info() is not None and not self.quad:
             images.share_memory_()  # now, not when it is filled: this frees its place on the heap at once
         build = self.helpers.build if self.helpers else build_serially
@@ -137,7 +144,7 @@ class DetectionDataset(Dataset[Batch | UserError]):
         return merge_in_fours(batch, self._quad_rngs(key)) if self.quad else batch
 
     def _build_sample(self, key: BatchKey, k: int, planes: np.ndarray) -> BuiltSample:
-        """Write image k of a batch to planes (3, H, W), and return the rest of its sample."""
+        """Write image k of a batch to planes (C, H, W), and return the rest of its sample."""
         i = key.indices[k]
         if self.augment is None:
             sample = self.load_letterboxed(i, key.shape)
@@ -145,7 +152,10 @@ class DetectionDataset(Dataset[Batch | UserError]):
             rng = random_stream(self.seed, key.epoch, i, key.occurrences[k])
             others = self._mosaic_indices(rng, key.epoch, key.mosaic_indices_of(k))
             sample = self.load_augmented(i, key.shape, rng=rng, others=others)
-        cv2.split(sample.image, list(planes)[::-1])  # BGR rows of pixels -> R, G, B planes, in place
+        if len(planes) == 3:
+            cv2.split(sample.image, list(planes)[::-1])  # BGR rows of pixels -> R, G, B planes, in place
+        else:
+            planes[:] = sample.image.transpose(2, 0, 1)
         boxes = sample.boxes[:0] if key.is_padding else sample.boxes
         return BuiltSample(_targets(boxes, k, *key.shape), sample.letterbox, sample.color_flip)
 
@@ -196,7 +206,7 @@ class DetectionDataset(Dataset[Batch | UserError]):
     def load_letterboxed(self, i: int, shape: tuple[int, int], *, scaleup: bool = False) -> Sample:
         """Return image i, letterboxed to `shape` (H, W)."""
         stored, inner = self.images.read(i), self.images.shape(i)
-        image = np.full((*inner, 3), GREY, np.uint8) if stored is None else stored
+        image = blank_image(inner, self.index.pixels) if stored is None else stored
         image, box = letterbox(image, shape, auto=False, scaleup=scaleup)
         height, width = self.index.shapes[i].tolist()
         gain = (inner[0] * box.gain[0], inner[1] * box.gain[1])  # pixels of the image's whole height and width
@@ -237,7 +247,7 @@ class DetectionDataset(Dataset[Batch | UserError]):
             )
             for i in rng.permutation(indices).tolist()
         ]
-        return mosaic(tiles, size, settings=self._augment_settings(), rng=rng)
+        return mosaic(tiles, size, settings=self._augment_settings(), rng=rng, pixels=self.index.pixels)
 
     def _warped(self, i: int, shape: tuple[int, int], rng: np.random.Generator) -> Scene:
         sample = self.load_letterboxed(i, shape, scaleup=True)
@@ -272,7 +282,7 @@ def merge_in_fours(batch: Batch, rngs: Sequence[np.random.Generator]) -> Batch:
     """
     images, targets, paths = [], [], []
     for k in range(len(batch.images) // 4):
-        four = batch.images[4 * k : 4 * k + 4]  # (4, 3, H, W)
+        four = batch.images[4 * k : 4 * k + 4]  # (4, C, H, W)
         rows = [batch.targets[batch.targets[:, 0] == 4 * k + j].clone() for j in range(4)]
         if rngs[k].random() < 0.5:
             height, width = four.shape[2:]

@@ -24,6 +24,7 @@ from utils.errors import UnreadableData, UserError
 from utils.images.read import DamagedImage, read_resized, resized_shapes
 from utils.machine import available_memory
 from utils.parallel_map import MAX_WORKERS
+from utils.pixel_format import RGB
 from utils.temporary_files import remove_stale, temporary_path
 
 AUTO_SHARE = 0.1  # of free memory; smaller splits are cached in RAM by default: a mosaic reads each image 4 x an epoch
@@ -86,7 +87,7 @@ class ImageReader:
     reads_files = True  # each `read` reads a file
 
     def __init__(self, index: LabelIndex, size: int, *, smooth: bool) -> None:
-        self.index, self.size, self.smooth = index, size, smooth
+        self.index, self.size, self.smooth, self.pixels = index, size, smooth, index.pixels
         self.shapes = resized_shapes(index.shapes, size).astype(np.int32)  # (N, 2) height, width
         self.damaged = SharedBytes(len(index))  # a flag per image, so that only one worker warns of it, and once
         self.opened_at = time.time_ns() - CLOCK_TICK_NS
@@ -97,7 +98,7 @@ class ImageReader:
         return height, width
 
     def read(self, i: int, rows: int | None = None) -> np.ndarray | None:
-        """Return BGR image i, or at least its upper `rows` rows. It must not be written to.
+        """Return image i (H, W, C), or at least its upper `rows` rows. It must not be written to.
 
         Return None, with one warning, if the image was damaged before this reader was opened: a scan of labels sees
         not all of that. Raise UnreadableData if it is gone, damaged or changed since then, after another try.
@@ -119,7 +120,14 @@ class ImageReader:
 
     def _read_file(self, i: int, rows: int | None) -> np.ndarray:
         height, width = self.index.shapes[i].tolist()
-        return read_resized(self.index.paths[i], self.shape(i), smooth=self.smooth, rows=rows, original=(height, width))
+        return read_resized(
+            self.index.paths[i],
+            self.shape(i),
+            smooth=self.smooth,
+            rows=rows,
+            original=(height, width),
+            pixels=self.pixels,
+        )
 
     def _is_unchanged(self, i: int) -> bool:
         """Return True if the file of image i is older than this reader."""
@@ -141,7 +149,7 @@ class ImageReader:
 
     def bytes_needed(self) -> int:
         """Return the number of bytes of all images."""
-        return int(self.shapes.prod(1, dtype=np.int64).sum() * 3)
+        return int(self.shapes.prod(1, dtype=np.int64).sum() * self.pixels.bytes_per_pixel)
 
 
 class RamCache(ImageReader):
@@ -151,7 +159,9 @@ class RamCache(ImageReader):
 
     def __init__(self, index: LabelIndex, size: int, *, smooth: bool) -> None:
         super().__init__(index, size, smooth=smooth)
-        self.starts = np.concatenate([[0], np.cumsum(self.shapes.prod(1, dtype=np.int64) * 3)])
+        self.starts = np.concatenate(
+            [[0], np.cumsum(self.shapes.prod(1, dtype=np.int64) * self.pixels.bytes_per_pixel)]
+        )
         self.block = SharedBytes(int(self.starts[-1]))
         self.readable = np.zeros(len(index), bool)
         title = f"Caching images ({self.starts[-1] / 2**30:.1f}GB ram)"
@@ -166,7 +176,8 @@ class RamCache(ImageReader):
                 bar.update(len(part))
 
     def _view(self, i: int) -> np.ndarray:
-        return self.block.array[self.starts[i] : self.starts[i + 1]].reshape(*self.shape(i), 3)
+        levels = self.block.array[self.starts[i] : self.starts[i + 1]].view(self.pixels.dtype)
+        return levels.reshape(*self.shape(i), self.pixels.channels)
 
     def _fill(self, part: range) -> range:
         for i in part:
@@ -177,7 +188,7 @@ class RamCache(ImageReader):
         return part
 
     def read(self, i: int, rows: int | None = None) -> np.ndarray | None:
-        """Return BGR image i, read-only, or None if it was damaged before."""
+        """Return image i, read-only, or None if it was damaged before."""
         if not self.readable[i]:
             return None
         view = self._view(i)
@@ -188,8 +199,8 @@ class RamCache(ImageReader):
 class DiskCache(ImageReader):
     """Cache of each image, decoded and resized, in a file of its own.
 
-    A file is valid for one image size, and for one size, mtime and ctime of the original. The mtime may be set back
-    (cp -p, rsync), the ctime cannot.
+    A file is valid for one image size and pixel format, and for one size, mtime and ctime of the original. The mtime
+    may be set back (cp -p, rsync), the ctime cannot.
     """
 
     def __init__(self, index: LabelIndex, size: int, *, smooth: bool) -> None:
@@ -210,7 +221,8 @@ class DiskCache(ImageReader):
 
     def _file(self, i: int) -> Path:
         folder, name = os.path.split(self.index.paths[i])
-        return self.folders[folder] / f"{name}.{self.size}{'s' if self.smooth else ''}.npy"
+        pixels = "" if self.pixels == RGB else f".{self.pixels.channels}x{self.pixels.bit_depth}"
+        return self.folders[folder] / f"{name}.{self.size}{'s' if self.smooth else ''}{pixels}.npy"
 
     def prefetch(self, i: int) -> None:
         """Ask the OS to read the cached file of image i ahead, or else the original."""
@@ -218,7 +230,7 @@ class DiskCache(ImageReader):
             super().prefetch(i)
 
     def read(self, i: int, rows: int | None = None) -> np.ndarray | None:
-        """Return BGR image i from its cached file, which is written if it is absent or out of date."""
+        """Return image i from its cached file, which is written if it is absent or out of date."""
         file = self._file(i)
         height, width = self.shape(i)
         try:
@@ -229,11 +241,12 @@ class DiskCache(ImageReader):
             [DISK_FORMAT, status.st_size, status.st_mtime_ns, status.st_ctime_ns, height, width], np.int64
         ).view(np.uint8)
         data = _load_bytes(file)
-        if data.shape == (header.size + height * width * 3,) and np.array_equal(data[: header.size], header):
-            return data[header.size :].reshape(height, width, 3)
+        size = header.size + height * width * self.pixels.bytes_per_pixel
+        if data.shape == (size,) and np.array_equal(data[: header.size], header):
+            return data[header.size :].view(self.pixels.dtype).reshape(height, width, self.pixels.channels)
         image = super().read(i)
         if image is not None and self.writable:
-            self._write(file, np.concatenate([header, image.reshape(-1)]))
+            self._write(file, np.concatenate([header, np.ascontiguousarray(image).reshape(-1).view(np.uint8)]))
         return image
 
     def _write(self, file: Path, data: np.ndarray) -> None:

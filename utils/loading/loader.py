@@ -34,6 +34,7 @@ from utils.loading.image_cache import open_images
 from utils.loading.reading_plan import plan_reading
 from utils.loading.sampler import IN_ORDER, BatchSettings, GlobalBatchSampler
 from utils.parallel_map import deferred_ctrl_c, hidden_main_module, init_worker
+from utils.pixel_format import RGB
 
 # Parts of PyTorch's messages when /dev/shm is full: a worker was killed, or cannot create its file there.
 FULL_SHARED_MEMORY = ("Bus error", "shared memory", "No space left on device")
@@ -55,7 +56,7 @@ class LoadSettings:
     start_method: str | None = None  # of data workers: fork, spawn or forkserver; None is Python's default
     pin_memory: bool = False
     # Leave the pixels of colour shifts and flips to the GPU (utils.loading.prefetch). It has no effect without
-    # augmentation, nor with quad, which resizes after them.
+    # augmentation, nor with quad, which resizes after them, nor for other pixels than 8-bit RGB.
     defer_color_flip: bool = False
 
 
@@ -301,7 +302,7 @@ def make_loader(
         mosaic_epochs=batches.has_mosaics_until,
         seed=seed,
         quad=batches.quad,
-        defer_color_flip=loading.defer_color_flip and training and not batches.quad,
+        defer_color_flip=loading.defer_color_flip and training and not batches.quad and index.pixels == RGB,
     )
     return Loader(dataset, sampler, settings=loading)
 

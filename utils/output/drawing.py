@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from utils.boxes import xywh_to_xyxy
 from utils.errors import UserError
 from utils.files import atomic_write
+from utils.images.conversion import displayable
 from utils.output.fonts import choose_font
 
 # Neighbouring classes differ in lightness as well as in hue, so that colour-blind people can distinguish them.
@@ -52,11 +53,11 @@ def draw_boxes(
     line_width: int | None = None,
     font_size: int | None = None,
 ) -> np.ndarray:
-    """Return a copy of a BGR uint8 image (H, W, 3) with boxes (N, 4) in pixels and a label on each.
+    """Return a copy of an image, as BGR uint8 (H, W, 3), with boxes (N, 4) in pixels and a label on each.
 
     "" draws no label. All boxes are drawn before all labels, later boxes on top: pass the lowest score first.
     """
-    canvas = np.ascontiguousarray(image).copy()
+    canvas = np.array(displayable(image), order="C")
     height, width = canvas.shape[:2]
     line_width = line_width or max(round((height + width) * 0.0015), 2)
     font_size = font_size or max(round(line_width * 6), 12)
@@ -73,13 +74,13 @@ def draw_boxes(
 
 
 def crop_with_margin(image: np.ndarray, box_xyxy: Sequence[float]) -> np.ndarray:
-    """Return a copy of an image's part in a box in pixels, with a margin of 1 % and 5 pixels on each side."""
+    """Return an image's part in a box in pixels, with a margin of 1 % and 5 pixels on each side, as BGR uint8."""
     height, width = image.shape[:2]
     x1, y1, x2, y2 = map(float, box_xyxy)
     margin_x, margin_y = (x2 - x1) * 0.01 + 5, (y2 - y1) * 0.01 + 5
     left, top = max(int(x1 - margin_x), 0), max(int(y1 - margin_y), 0)
     right, bottom = min(int(x2 + margin_x), width), min(int(y2 + margin_y), height)
-    return image[top:bottom, left:right].copy()
+    return displayable(image)[top:bottom, left:right].copy()
 
 
 def plot_batch(
@@ -94,7 +95,7 @@ def plot_batch(
 ) -> None:
     """Write a grid of the first images of a batch with their boxes and file names.
 
-    images: (B, 3, H, W) RGB, uint8 or floats in 0...1.
+    images: (B, C, H, W), RGB with 3 channels, levels or floats in 0...1. See `displayable` for others.
     boxes: targets (T, 6) = image, class, x, y, w, h in 0...1, or a list of detections (N, 6).
     Columns of detections: x1, y1, x2, y2 in pixels of `images`, confidence, class. They are drawn if their confidence
     is above `min_confidence`.
@@ -200,10 +201,11 @@ def lightness(colour: BGR) -> float:
 
 
 def _bgr(image: np.ndarray) -> np.ndarray:
-    """Convert (3, H, W) RGB, uint8 or floats in 0...1, to a new (H, W, 3) BGR uint8 array."""
-    if image.dtype != np.uint8:
+    """Convert (C, H, W), levels or floats in 0...1, to a new (H, W, 3) BGR uint8 array."""
+    if image.dtype.kind == "f":
         image = (np.clip(image.astype(np.float32), 0, 1) * 255).round().astype(np.uint8)
-    return np.ascontiguousarray(image[::-1].transpose(1, 2, 0))
+    pixels = image.transpose(1, 2, 0)
+    return np.array(displayable(pixels[:, :, ::-1] if len(image) == 3 else pixels), order="C")
 
 
 def _boxes_per_image(

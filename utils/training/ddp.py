@@ -23,7 +23,8 @@ def wrap_model(model: Detector, options: TrainOptions, distributed: Distributed,
         console.info(f"Batch statistics are those of each process's {per_process} images{advice}")
     wrapped = distributed.wrap(module, static_graph=static)
     if several:
-        warm_up_ddp_buckets(wrapped, smallest_size(model), distributed.device)
+        side = smallest_size(model)
+        warm_up_ddp_buckets(wrapped, (model.pixels.channels, side, side), distributed.device)
     return wrapped
 
 
@@ -45,14 +46,15 @@ def smallest_size(model: Detector) -> int:
     return 2 * max(int(model.stride.max()), 32)
 
 
-def warm_up_ddp_buckets(wrapped: nn.Module, size: int, device: torch.device) -> None:
-    """Run one dummy step so that DDP fixes its gradient buckets. The model is unchanged.
+def warm_up_ddp_buckets(wrapped: nn.Module, shape: tuple[int, int, int], device: torch.device) -> None:
+    """Run one dummy step on an image of `shape` (C, H, W), so that DDP fixes its gradient buckets.
 
-    DDP arranges its buckets in the first pass that exchanges gradients. Another arrangement sums in another order and
-    rounds otherwise. After this, all passes sum in the same order, also the first one of a resumed run.
+    The model is unchanged. DDP arranges its buckets in the first pass that exchanges gradients. Another arrangement
+    sums in another order and rounds otherwise. After this, all passes sum in the same order, also the first one of a
+    resumed run.
     """
     wrapped.eval()  # batch statistics stay as they are
-    _, raw = wrapped(torch.zeros(1, 3, size, size, device=device))
+    _, raw = wrapped(torch.zeros(1, *shape, device=device))
     total = sum(level.sum() for level in raw)
     assert isinstance(total, Tensor)  # there are levels
     total.backward()
