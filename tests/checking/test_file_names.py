@@ -50,6 +50,15 @@ def test_label_files_of_no_image_beside_it_and_of_several(tmp_path):
     assert found["label-beside-image"].level == "error"
 
 
+def test_label_files_that_are_nearly_named_like_an_image_are_an_error(tmp_path):
+    file = write_set(tmp_path, {"train": {"a.jpg": ROW, "b#1.JPG": None}, "val": {"c.jpg": ROW}})
+    (tmp_path / "labels/train/B_1.txt").write_text(ROW)
+    (tmp_path / "labels/train/other.txt").write_text(ROW)
+    found = findings_of(check_label_files, scan(file))
+    assert found["misnamed-label"].level == "error" and found["misnamed-label"].examples[0].detail == "for b#1.JPG?"
+    assert places(found["misnamed-label"]) == ["B_1.txt"] and places(found["orphan-label"]) == ["other.txt"]
+
+
 def test_images_without_a_label_file_are_a_note_if_they_are_few(tmp_path):
     images = {f"{k}.jpg": ROW for k in range(20)}
     for absent, level in ((2, "note"), (3, "warning")):

@@ -11,7 +11,7 @@ from utils.checking.findings import Example, Finding, Level, first_examples
 from utils.checking.scan import ScannedData, ScannedSplit
 from utils.datasets.image_files import label_path
 from utils.datasets.labels import describe_absent_labels
-from utils.datasets.stray_labels import find_stray_labels
+from utils.datasets.stray_labels import find_stray_labels, resembling
 
 LEVEL_WITHOUT_LABELS: dict[str, Level] = {"train": "error", "val": "warning", "test": "note"}
 MANY_UNLABELLED = 0.1  # share of images without a label file
@@ -69,6 +69,7 @@ def check_label_files(data: ScannedData) -> Iterator[Finding]:
 
 def _stray_findings(split: ScannedSplit) -> Iterator[Finding]:
     stray = find_stray_labels(split.paths, whole_folders=all(Path(source).is_dir() for source in split.sources))
+    misnamed, orphans = _divide_unused(split, stray.unused)
     checks: tuple[tuple[Level, str, Sequence[tuple[str, str]], str, str], ...] = (
         (
             "error",
@@ -78,11 +79,18 @@ def _stray_findings(split: ScannedSplit) -> Iterator[Finding]:
             "Move them to the folder `labels`, which has the same place as the folder `images`.",
         ),
         (
+            "error",
+            "misnamed-label",
+            misnamed,
+            "label files are named nearly like an image without labels, and are not read",
+            "Give each the name of its image with .txt for the suffix. Letter case counts, and the form of accents.",
+        ),
+        (
             "warning",
             "orphan-label",
-            [(file, "") for file in stray.unused],
+            orphans,
             "label files belong to no image",
-            "Give each the name of its image with .txt for the suffix (letter case counts), or remove it.",
+            "Remove them, or bring their images back.",
         ),
         (
             "warning",
@@ -103,6 +111,17 @@ def _stray_findings(split: ScannedSplit) -> Iterator[Finding]:
         if places:
             examples = first_examples(Example(file, detail=detail) for file, detail in places)
             yield Finding(level, "files", check, len(places), text, advice, split.name, examples)
+
+
+def _divide_unused(split: ScannedSplit, unused: Sequence[str]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return the unused label files that are named nearly like an image without labels, with its name, and others."""
+    if not unused:
+        return [], []
+    without = (path for path in split.paths if not os.path.exists(label_path(path)))
+    images = {resembling(os.path.basename(path)): path for path in without}
+    nearly = {file: images.get(resembling(os.path.basename(file)), "") for file in unused}
+    misnamed = [(file, f"for {os.path.basename(path)}?") for file, path in nearly.items() if path]
+    return misnamed, [(file, "") for file, path in nearly.items() if not path]
 
 
 def _unlabelled_findings(split: ScannedSplit) -> Iterator[Finding]:

@@ -66,8 +66,8 @@ def find_stray_labels(paths: Iterable[str], *, whole_folders: bool) -> StrayLabe
         listed, taken = _text_files(labels), set(map(_label_name, images))
         unused = listed - taken - NOT_LABELS
         if not whole_folders or labels == folder:
-            missing = {_resembling(name) for name in taken - listed}
-            unused = {name for name in unused if _resembling(name) in missing}
+            missing = {resembling(name) for name in taken - listed}
+            unused = {name for name in unused if resembling(name) in missing}
         stray.unused.extend(sorted(labels + name for name in unused))
         if labels != folder:
             stray.beside.extend(sorted(folder + name for name in (_text_files(folder) & taken) - listed))
@@ -107,7 +107,7 @@ def _text_files(folder: str) -> set[str]:
         return set()
 
 
-def _resembling(name: str) -> str:
+def resembling(name: str) -> str:
     """Return what is left of a file name without suffixes, case, Unicode form, and the sign for other characters."""
     stem = os.path.splitext(name)[0]
     while is_image(stem):
