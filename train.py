@@ -45,10 +45,12 @@ from utils.distributed import Distributed, launch_token
 from utils.download import fetch_typed
 from utils.errors import UnreadableData, UserError
 from utils.errors import run as run_command
+from utils.evolution.dry_run import flags_of_a_training, report_search
 from utils.evolution.plan import Plan, make_plan
 from utils.evolution.run import open_run
 from utils.evolution.verdict import Verdict
 from utils.evolve import evolve
+from utils.files import free_path
 from utils.inference.evaluate import evaluate
 from utils.inference.nms_settings import COCO_NMS, VAL_NMS
 from utils.inference.observer import EvaluationObserver, StopHook
@@ -62,16 +64,17 @@ from utils.loss import DetectionLoss, Losses, scale_gains
 from utils.metrics import Fitness, Metrics
 from utils.optim import set_rates, take_step
 from utils.process_state import unchanged_process
-from utils.schedule import EarlyStopping, Schedule, multi_scale_size, progressive_size
+from utils.schedule import EarlyStopping, Schedule
 from utils.training.checked_data import load_checked
 from utils.training.checkpoints import Checkpoints
 from utils.training.compile import compile_if_faster
 from utils.training.ddp import wrap_model
+from utils.training.dry_run import measure_run
 from utils.training.launch_record import write_launch_record
 from utils.training.loaders import build_loaders
 from utils.training.log import RunLog, print_stop
 from utils.training.loggers import Loggers, installed_tools
-from utils.training.nan_guard import propagate_nan
+from utils.training.nan_guard import NonFiniteError, propagate_nan
 from utils.training.observer import EpochReport, Observer, Observers, StepReport
 from utils.training.progress import Progress
 from utils.training.recipe import settle_search
@@ -89,6 +92,7 @@ from utils.training.startup import (
     open_run_folder,
     read_hyperparameters,
     reject_time_conflicts,
+    reject_torchrun,
     resolve_launch,
 )
 from utils.training.state import make_ema, make_nan_guard, make_optimizer, restore
@@ -244,10 +248,6 @@ def build_run(launch: Launch, distributed: Distributed) -> Run:
 # The loop
 
 
-class NonFiniteError(Exception):
-    """Several consecutive optimizer steps, or the weights after them, were NaN or infinite."""
-
-
 def train(run: Run, watch: Observer, checkpoints: Checkpoints, signals: SignalHandler) -> Metrics | None:
     """Train to the last epoch, or until early stopping. Return the metrics of the last validation."""
     metrics = None
@@ -310,28 +310,13 @@ def train_one_epoch(run: Run, watch: Observer, checkpoints: Checkpoints, signals
 
 def prepare_images(run: Run, images: Tensor) -> Tensor:
     """Convert levels (B, C, H, W) to 0…1 on the device, resized to the size of this epoch or iteration."""
-    factor = resize_factor(run, max(images.shape[2:]))
+    factor = run.resize_factor(max(images.shape[2:]))
     if factor == 1:
         return to_network_input(images, run.distributed.device, run.autocast)
     images, multiple = to_network_input(images, run.distributed.device), run.model.size_multiple
     shape = [int(np.ceil(side * factor / multiple)) * multiple for side in images.shape[2:]]
     images = F.interpolate(images, size=shape, mode="bilinear", align_corners=False)
     return images.contiguous(memory_format=torch.channels_last)
-
-
-def resize_factor(run: Run, side: int) -> float:
-    """Return the factor that brings images, whose longer side is `side`, to the size of this epoch or iteration.
-
-    The sizes of epochs follow the hyperparameters. With `--multi-scale` each iteration draws one around it.
-    """
-    options, hyp, multiple = run.options, run.hyp, run.model.size_multiple
-    size = progressive_size(
-        run.progress.epoch, options.epochs, options.imgsz, stride=multiple, start=hyp.size_start, share=hyp.size_epochs
-    )
-    if not options.multi_scale:
-        return size / options.imgsz
-    rng = np.random.default_rng([options.seed, run.progress.iteration])
-    return multi_scale_size(rng, size, multiple) / side
 
 
 def forward_backward(run: Run, images: Tensor, batch: Batch) -> Losses:
@@ -411,13 +396,12 @@ def validate(run: Run, checkpoints: Checkpoints, signals: SignalHandler) -> Metr
         checkpoints.save(run)
     run.distributed.share_buffers(run.ema.ema)  # batch statistics differ by process; rank 0's are saved
     try:
-        is_coarse = run.autocast == torch.bfloat16  # 8 bits of precision are too few to measure boxes
         metrics = evaluate(
             as_detector(run.ema.ema),
             run.val_loader,
             names=run.data.names,
             single_cls=run.options.single_cls,
-            autocast=None if is_coarse else run.autocast,
+            autocast=run.validation_autocast,
             loss=run.loss,
             distributed=run.distributed,
             observers=[*stop_hook(run, signals), ConsoleTable(run.data.names)],
@@ -447,7 +431,8 @@ def main(argv: Arguments = None, observers: Sequence[object] = ()) -> Metrics | 
     Raises SystemExit with signals.EXIT_CODE if a signal stopped the run and its state is saved.
     """
     typed = parse_args(argv)
-    return evolve_main(typed, observers) if typed.get("evolve") else start(typed, observers).metrics
+    result = evolve_main(typed, observers) if typed.get("evolve") else start(typed, observers)
+    return result.metrics if isinstance(result, TrainResult) else result
 
 
 def run(*, observers: Sequence[object] = (), **flags: Any) -> TrainResult | Verdict:
@@ -473,6 +458,11 @@ def start(typed: dict[str, Any], observers: Sequence[object] = ()) -> TrainResul
         with advice_on_memory(options.batch_size, options.imgsz, num_replicas(distributed)):
             run = build_run(launch, distributed)
         options = run.options
+        if launch.dry_run:
+            with closing(threads):
+                folder, idle, signals = open_run_folder(launch, free_path), Checkpoints(), SignalHandler()
+                found = measure_run(run, lambda watch: train_one_epoch(run, watch, idle, signals), folder)
+                return TrainResult(options, None, None, found)
         if not distributed.is_main:
             others = Checkpoints(save_minutes=options.save_minutes)
             return TrainResult(options, train_and_finish(run, Observers(), others), None)
@@ -553,8 +543,8 @@ def finish(run: Run, checkpoints: Checkpoints, signals: SignalHandler, folder: R
     )
 
 
-def evolve_main(typed: dict[str, Any], observers: Sequence[object] = ()) -> Verdict:
-    """Check the command line of a search as a training would, then search. Return the winner."""
+def evolve_main(typed: dict[str, Any], observers: Sequence[object] = ()) -> Verdict | TrainResult:
+    """Check the command line of a search as a training would, then search. Return the winner, or the dry run."""
     if observers:
         raise UserError("observers watch one training, and evolve starts many in other processes: omit one of the two")
     with Distributed.join(typed).session() as group:
@@ -567,7 +557,13 @@ def evolve_main(typed: dict[str, Any], observers: Sequence[object] = ()) -> Verd
     data = load_checked(locate_images(network.dataset), single_cls=options.single_cls, fraction=options.evolve_fraction)
     settled, hyp = settle_search(options, network.hyp, weights=network.weights, num_images=len(data.train))
     installed_tools(options.log)  # the line for those that are not; the trainings log
-    return search_hyperparameters(make_plan(settled, script=Path(__file__), hyp=hyp, typed=options))
+    plan = make_plan(settled, script=Path(__file__), hyp=hyp, typed=options)
+    if options.dry_run:
+        first = start(flags_of_a_training(typed, plan))
+        if first.dry_run:
+            report_search(plan, first.dry_run)
+        return first
+    return search_hyperparameters(plan)
 
 
 def search_hyperparameters(plan: Plan) -> Verdict:
@@ -585,14 +581,6 @@ def search_hyperparameters(plan: Plan) -> Verdict:
             cancel=evolution.trainings.cancel,
         )
         return evolution.repeat_best(evolved.records)
-
-
-def reject_torchrun(group: Distributed) -> None:
-    """Raise UserError under torchrun: `--evolve` starts its own processes."""
-    if group.local_rank is not None:
-        raise UserError(
-            "--evolve starts its own processes: type python train.py --evolve ... --device 0,1,2,3, without torchrun"
-        )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import ast
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from utils.device import select_device
 from utils.errors import UserError
 from utils.nms import non_max_suppression
 from utils.training import resume
+from utils.training.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 THIRD_PARTIES = {
@@ -111,6 +113,7 @@ def test_varying_sizes_are_the_same_on_every_process():
             hyp=Hyperparameters(),
             autocast=None,
         )
+        run.resize_factor = partial(Run.resize_factor, run)
         found = []
         for run.progress.iteration in range(12):
             found.append(train.prepare_images(run, torch.zeros(1, 3, 128, 128, dtype=torch.uint8)).shape[-1])

@@ -167,6 +167,7 @@ ADDED = {
         "--save-minutes": ("float", "10.0"),
         "--amp": ("str", "auto"),
         "--compile": ("flag", ""),
+        "--dry-run": ("flag", ""),
         "--nbs": ("int", "0"),
         "--threads": ("number_or_auto", "0"),
         "--evolve-workers": ("int", "0"),

@@ -13,6 +13,7 @@ from utils.errors import UserError
 
 DEFAULT_BATCH = 16  # on a CPU, and if measuring fails
 MEMORY_SHARE = 0.8  # of the free memory; the rest is for other programs and for batches with more targets
+MAX_BATCH = 1024
 TRIED = (1, 2, 4, 8, 16)
 
 
@@ -26,6 +27,14 @@ def find_batch_size(model: Detector, imgsz: int, autocast: torch.dtype | None) -
         console.info(f"--batch-size -1 measures GPU memory; there is none here, using {DEFAULT_BATCH}")
         return DEFAULT_BATCH
     free, total = torch.cuda.mem_get_info(device)
+    batch = largest_batch(model, imgsz, autocast)
+    console.info(f"--batch-size -1: {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, using {batch}")
+    return batch
+
+
+def largest_batch(model: Detector, imgsz: int, autocast: torch.dtype | None) -> int:
+    """Return the batch size for images of `imgsz` pixels that fills the free memory of the model's GPU."""
+    free = torch.cuda.mem_get_info(device_of(model))[0]
     used: dict[int, float] = {}
     for batch in TRIED:
         try:
@@ -33,13 +42,11 @@ def find_batch_size(model: Detector, imgsz: int, autocast: torch.dtype | None) -
         except torch.cuda.OutOfMemoryError:
             break
     torch.cuda.empty_cache()
-    batch = extrapolate(used, MEMORY_SHARE * free)
-    console.info(f"--batch-size -1: {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, using {batch}")
-    return batch
+    return extrapolate(used, MEMORY_SHARE * free)
 
 
 def extrapolate(used: dict[int, float], budget: float) -> int:
-    """Return the largest batch, 1 to 1024, whose bytes fit in `budget` by a line through the measured {batch: bytes}.
+    """Return the largest batch whose bytes fit in `budget`, 1 to MAX_BATCH, by a line through `used` {batch: bytes}.
 
     If a size in TRIED did not fit, the result is at most the largest that did.
     """
@@ -50,7 +57,7 @@ def extrapolate(used: dict[int, float], budget: float) -> int:
     fitting = int((budget - offset) / slope + 1e-6) if slope > 0 else DEFAULT_BATCH
     if len(used) < len(TRIED):
         fitting = min(fitting, max(used))
-    return min(max(fitting, 1), 1024)
+    return min(max(fitting, 1), MAX_BATCH)
 
 
 @contextmanager

@@ -129,6 +129,9 @@ class TrainOptions:
         -1, "accepted for launchers, the environment decides", names=["--local_rank"], group="devices"
     )
     amp: str = flag("auto", "mixed precision", choices=["auto", "off", "fp16", "bf16"], group="devices")
+    dry_run: bool = flag(
+        False, "time a few steps, report what the run takes and writes, and end; nothing is written", group="output"
+    )
     compile: bool = flag(False, "compile the model with torch.compile, if that proves faster", group="devices")
     evolve: int = flag(
         0,

@@ -66,6 +66,16 @@ def increment_path(path: str | Path, exist_ok: bool = False) -> Path:
             raise UserError(f"{problem}; give another --project") from error
 
 
+def free_path(path: str | Path, exist_ok: bool = False) -> Path:
+    """Return the folder that `increment_path` would create now. Nothing is created."""
+    path, number = Path(path), 1
+    candidate = path
+    while os.path.lexists(candidate) and not exist_ok:
+        number += 1
+        candidate = path.with_name(f"{path.name}{number}")
+    return candidate
+
+
 def require_writable(project: str | Path) -> None:
     """Raise UserError if no folder can be created in `project`. Called before work that takes long; creates nothing."""
     path = Path(project).absolute()

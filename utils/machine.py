@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 PROC = Path("/proc")
 UNKNOWN_MEMORY = 4 << 30  # bytes, where no system call reports it
@@ -34,6 +35,26 @@ def available_memory() -> int:
         if limit != resource.RLIM_INFINITY:  # ulimit -v
             free.append(limit - int((PROC / "self/statm").read_text().split()[0]) * resource.getpagesize())
     return max(0, min(free))
+
+
+class ProcessMemory(NamedTuple):
+    """Bytes of memory of this process, 0 where the system does not report them."""
+
+    now: int
+    peak: int  # since the process began
+
+
+def process_memory() -> ProcessMemory:
+    """Return the memory that this process has in RAM."""
+    with suppress(OSError, KeyError, ValueError):
+        status = _read_table(PROC / "self/status")
+        return ProcessMemory(int(status["VmRSS:"]) * 1024, int(status["VmHWM:"]) * 1024)
+    with suppress(ImportError):
+        import resource  # here, because only POSIX has it
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return ProcessMemory(0, peak)
+    return ProcessMemory(0, 0)
 
 
 def _free_memory() -> int:

@@ -116,7 +116,7 @@ def test_labelimg_reads_yolo(folder):
     reader = pytest.importorskip("libs.yolo_io").YoloReader
 
     class Image:
-        """What LabelImg asks of the image that is shown."""
+        """Image that LabelImg shows."""
 
         def height(self) -> int:
             return 100

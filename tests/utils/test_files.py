@@ -14,6 +14,7 @@ from utils.files import (
     append_line,
     atomic_write,
     find_file,
+    free_path,
     increment_path,
     open_regular,
     read_regular,
@@ -256,3 +257,10 @@ def test_lines_are_appended_wholly_or_not_at_all(tmp_path, monkeypatch, before, 
     with pytest.raises(OSError, match="No space"):
         append_line(tmp_path / "a", line)
     assert (tmp_path / "a").read_bytes() == after
+
+
+def test_a_free_path_is_the_next_folder_and_makes_none(tmp_path):
+    for _ in range(3):
+        expected = free_path(tmp_path / "exp")
+        assert not expected.exists() and increment_path(tmp_path / "exp") == expected
+    assert expected.name == "exp3" and free_path(tmp_path / "exp", exist_ok=True) == tmp_path / "exp"

@@ -184,3 +184,11 @@ def test_nothing_is_busy_where_the_system_does_not_report_it(proc):
 )
 def test_threads_leave_busy_processors_alone(cores, busy, threads):
     assert free_threads(cores, busy) == threads
+
+
+def test_memory_of_this_process():
+    before = machine.process_memory()
+    held = bytearray(b"x" * (64 << 20))
+    after = machine.process_memory()
+    assert after.peak >= before.peak > 0 and after.peak >= after.now
+    assert not before.now or after.now - before.now > len(held) // 2

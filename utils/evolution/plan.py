@@ -23,7 +23,7 @@ POPULATION_SHARE = 8  # one generation in 8 tries one of the project's own hyper
 PER_TRAINING_FLAGS = frozenset(
     """
     hyp seed device workers project name exist_ok resume nosave noval noplots save_period score_only evolve
-    evolve_population resume_evolve evolve_workers evolve_storage evolve_timeout evolve_prune log_project
+    evolve_population resume_evolve evolve_workers evolve_storage evolve_timeout evolve_prune log_project dry_run
     """.split()
 )
 # Flags that may differ when an evolution is resumed, or between machines: they do not change the meaning of fitness.

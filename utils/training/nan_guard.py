@@ -28,6 +28,10 @@ class AsyncCount:
         return int(self._copy)
 
 
+class NonFiniteError(Exception):
+    """Several consecutive optimizer steps, or the weights after them, were NaN or infinite."""
+
+
 class NanGuard:
     """Decision for each optimizer step whether it is taken, and whether the run has to roll back.
 

@@ -5,15 +5,17 @@ from pathlib import Path
 
 from utils.config import TrainOptions
 from utils.metrics import Metrics
+from utils.training.dry_run import DryRun
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished training."""
+    """A finished training, or a dry run of one."""
 
     options: TrainOptions  # as used, with the defaults filled in
-    metrics: Metrics | None  # of the last validation
-    save_dir: Path | None  # run folder; None on ranks other than 0
+    metrics: Metrics | None  # of the last validation; None after a dry run
+    save_dir: Path | None  # run folder; None on ranks other than 0, and after a dry run
+    dry_run: DryRun | None = None  # estimates of `--dry-run`
 
     @property
     def best(self) -> Path | None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from utils.errors import UserError
 from utils.loading.loader import Loader
 from utils.loss import DetectionLoss
 from utils.metrics import Metrics
-from utils.schedule import EarlyStopping, Rates, Schedule
+from utils.schedule import EarlyStopping, Rates, Schedule, multi_scale_size, progressive_size
 from utils.training.nan_guard import NanGuard
 from utils.training.progress import Progress
 
@@ -157,12 +158,30 @@ class Run:
         for index in self.frozen:
             self.model.model[index].eval()
 
+    @property
+    def validation_autocast(self) -> torch.dtype | None:
+        """Type to validate in. 8 bits of precision, those of bfloat16, are too few to measure boxes."""
+        return None if self.autocast == torch.bfloat16 else self.autocast
+
     def rates(self, iteration: int) -> Rates:
         """Return the rates of the schedule, lower after each rollback."""
         rates, factor = self.schedule.at(iteration), self.nan_guard.lr_factor
         return rates._replace(
             lr_bias=rates.lr_bias * factor, lr_weight=rates.lr_weight * factor, lr_norm=rates.lr_norm * factor
         )
+
+    def resize_factor(self, side: int) -> float:
+        """Return the factor that brings images, whose longer side is `side`, to the size of this epoch or iteration.
+
+        The sizes of epochs follow the hyperparameters. With `--multi-scale` each iteration draws one around it.
+        """
+        options, hyp, multiple = self.options, self.hyp, self.model.size_multiple
+        epoch, start, share = self.progress.epoch, hyp.size_start, hyp.size_epochs
+        size = progressive_size(epoch, options.epochs, options.imgsz, stride=multiple, start=start, share=share)
+        if not options.multi_scale:
+            return size / options.imgsz
+        rng = np.random.default_rng([options.seed, self.progress.iteration])
+        return multi_scale_size(rng, size, multiple) / side
 
     def note_validation(self, metrics: Metrics) -> bool:
         """Record the metrics of the current epoch. Return True if they are the best so far."""

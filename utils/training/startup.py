@@ -4,7 +4,7 @@ Options are completed in one function, `complete_options`. Nothing replaces them
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Launch:
     options: TrainOptions  # `typed` in it names what the user typed
     checkpoint: dict[str, Any] | None = None  # None for a new run
     folder: Path | None = None  # run folder of this launch before torchrun restarted its processes
+    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def resolve_launch(typed: Mapping[str, Any], launchers: Sequence[str]) -> Launch
     automatically.
     """
     typed = fetch_typed(dict(typed))
-    resume = typed.pop("resume", False)
+    resume, dry_run = typed.pop("resume", False), typed.pop("dry_run", False)
     project = typed.get("project", TrainOptions.project)
     folder = find_restarted_run(project, launchers)
     if folder is not None:
@@ -73,7 +74,7 @@ def resolve_launch(typed: Mapping[str, Any], launchers: Sequence[str]) -> Launch
         require_writable(project)
         options = TrainOptions.from_typed(typed)
         reject_time_conflicts(options)
-        return Launch(options, folder=folder)
+        return Launch(options, folder=folder, dry_run=dry_run)
     checkpoint = find_checkpoint(resume, project)
     content = read_run_state(checkpoint)
     if own := run_folder_of(checkpoint):
@@ -83,7 +84,7 @@ def resolve_launch(typed: Mapping[str, Any], launchers: Sequence[str]) -> Launch
         reject_finished_run(checkpoint, content.get("epoch"), options.epochs, typed)
     if "device" not in typed and not any(launchers):
         require_device(options.device)
-    return Launch(options, content, folder)
+    return Launch(options, content, folder, dry_run)
 
 
 def reject_time_conflicts(options: TrainOptions) -> None:
@@ -93,6 +94,14 @@ def reject_time_conflicts(options: TrainOptions) -> None:
     if options.time and options.evolve:
         raise UserError(
             "--time with --evolve: trainings of different lengths cannot be compared; give --epochs instead"
+        )
+
+
+def reject_torchrun(group: Distributed) -> None:
+    """Raise UserError under torchrun: `--evolve` starts its own processes."""
+    if group.local_rank is not None:
+        raise UserError(
+            "--evolve starts its own processes: type python train.py --evolve ... --device 0,1,2,3, without torchrun"
         )
 
 
@@ -107,14 +116,17 @@ def require_device(device: str) -> None:
         ) from error
 
 
-def open_run_folder(launch: Launch) -> Path:
-    """Return the folder of the run: the one that it was started in, or a new one with the next free number."""
+def open_run_folder(launch: Launch, make: Callable[[Path, bool], Path] = increment_path) -> Path:
+    """Return the folder of the run: the one that it was started in, or a new one with the next free number.
+
+    `make` returns a new one by its path and `--exist-ok`.
+    """
     options = launch.options
     started = launch.folder or (run_folder_of(Path(options.resume)) if isinstance(options.resume, str) else None)
     if started is not None:
         return started
     name = Path(options.cfg or options.weights or "exp").stem if options.name == "cfg" else options.name
-    return increment_path(Path(options.project) / name, options.exist_ok)
+    return make(Path(options.project) / name, options.exist_ok)
 
 
 def read_hyperparameters(launch: Launch) -> Hyperparameters:
@@ -157,10 +169,16 @@ def checks_anchors(options: TrainOptions, hyp: Hyperparameters, *, weights: str)
     return not options.noautoanchor and not keeps_those_of_weights
 
 
-def find_batch_of_each(model: Detector, imgsz: int, autocast: torch.dtype | None, device: torch.device) -> int:
+def find_batch_of_each(
+    model: Detector,
+    imgsz: int,
+    autocast: torch.dtype | None,
+    device: torch.device,
+    find: Callable[[Detector, int, torch.dtype | None], int] = find_batch_size,
+) -> int:
     """Return the largest batch for one device, measured with a copy of the model."""
     probe = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
-    return find_batch_size(probe, imgsz, autocast)
+    return find(probe, imgsz, autocast)
 
 
 def num_replicas(group: Distributed) -> int:

@@ -84,14 +84,15 @@ def settle_run(
 
 def run_seconds(options: TrainOptions, hyp: Hyperparameters, speed: Speed, epochs: int, *, stride: int) -> float:
     """Return the seconds that a run of `epochs` takes, with all its validations."""
-    areas = 0.0  # of the images in all epochs, in parts of the full size
-    for epoch in range(epochs):
-        size = progressive_size(
-            epoch, epochs, options.imgsz, stride=stride, start=hyp.size_start, share=hyp.size_epochs
-        )
-        areas += (size / options.imgsz) ** 2
+    areas = sum(area_of_epoch(options, hyp, epoch, epochs, stride=stride) for epoch in range(epochs))
     validations = 1 + (1 if options.noval else epochs)  # the last one is that of best.pt
     return speed.steps * (epochs * speed.load + areas * speed.step) + validations * speed.validation
+
+
+def area_of_epoch(options: TrainOptions, hyp: Hyperparameters, epoch: int, epochs: int, *, stride: int) -> float:
+    """Return the area of the images in an epoch of `epochs`, in parts of that of the full size."""
+    size = progressive_size(epoch, epochs, options.imgsz, stride=stride, start=hyp.size_start, share=hyp.size_epochs)
+    return (size / options.imgsz) ** 2
 
 
 def fit_epochs(options: TrainOptions, hyp: Hyperparameters, speed: Speed, *, stride: int) -> int:
