@@ -36,7 +36,7 @@ from utils.autobatch import advice_on_memory
 from utils.checkpoint import is_finite
 from utils.cli import Arguments, Flags, parse_flags, read_flags
 from utils.config import Hyperparameters, TrainOptions
-from utils.datasets.locate import locate_images, read_dataset
+from utils.datasets.locate import fill_names, locate_images, read_dataset
 from utils.datasets.spec import DatasetYaml
 from utils.datasets.splits import class_names, label_sizes, require_images
 from utils.detector import Detector, as_detector, as_module
@@ -138,7 +138,7 @@ def build_network(launch: Launch) -> Network:
     """
     options = launch.options
     hyp = read_hyperparameters(launch)
-    dataset = read_dataset(options.data)
+    dataset = fill_names(read_dataset(options.data))
     names = class_names(dataset.names, single_cls=options.single_cls)
     if launch.checkpoint:
         weights, cfg, saved = options.weights, options.cfg, launch.checkpoint["model"]

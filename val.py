@@ -274,12 +274,15 @@ def open_loader(options: ValOptions, subject: Subject, size: int) -> Loader:
 
 
 def find_annotations(subject: Subject) -> Path | None:
-    """Return the COCO ground truth beside the data set, None if there is none.
+    """Return the COCO ground truth of the split or beside the data set, None if there is none.
 
-    It is instances_<name>.json in the root of the data set or its annotations/. The name is that of the split, or of
-    its folder or list.
+    Beside it is instances_<name>.json in the root of the data set or its annotations/. The name is that of the split,
+    or of its folder or list.
     """
-    root, stems = subject.spec.root, [subject.split, *(Path(s).stem for s in subject.spec.sources(subject.split))]
+    root, sources = subject.spec.root, subject.spec.sources(subject.split)
+    if len(sources) == 1 and sources[0].suffix == ".json":
+        return sources[0]
+    stems = [subject.split, *(Path(source).stem for source in sources)]
     candidates = [folder / f"instances_{stem}.json" for folder in (root, root / "annotations") for stem in stems]
     return next((file for file in candidates if file.is_file()), None)
 

@@ -113,6 +113,23 @@ def match_detections(detections: ArrayLike, labels: ArrayLike, levels: ArrayLike
     return correct
 
 
+def match_regions(detections: ArrayLike, regions: ArrayLike, levels: ArrayLike = IOU_LEVELS) -> np.ndarray:
+    """Return whether each detection lies in an ignored region at each IoU level: bool (n, len(levels)), in NumPy.
+
+    detections: (n, 6) x1, y1, x2, y2, confidence, class. regions: (k, 5) class, x1, y1, x2, y2. As in COCO's rule for
+    crowds, the share of the detection inside a region of its class has to reach the level. Regions are never used up.
+    """
+    detections, regions = torch.as_tensor(detections).cpu().float(), torch.as_tensor(regions).cpu().float()
+    levels = np.asarray(levels, dtype=np.float32)
+    if len(detections) == 0 or len(regions) == 0:
+        return np.zeros((len(detections), len(levels)), dtype=bool)
+    boxes = detections[:, None, :4]  # (n, 1, 4)
+    sides = torch.minimum(boxes[..., 2:], regions[None, :, 3:]) - torch.maximum(boxes[..., :2], regions[None, :, 1:3])
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1).clamp(min=TINY)  # (n, 1)
+    share = sides.clamp(min=0).prod(-1) / area * (detections[:, 5:6] == regions[None, :, 0])  # (n, k)
+    return share.amax(1).numpy()[:, None] >= levels
+
+
 def ap_per_class(tp: ArrayLike, conf: ArrayLike, pred_cls: ArrayLike, target_cls: ArrayLike) -> ClassMetrics:
     """Return average precision per class and level, and counts, precision, recall and F1 at the best confidence.
 
@@ -131,11 +148,15 @@ def ap_per_class(tp: ArrayLike, conf: ArrayLike, pred_cls: ArrayLike, target_cls
 
 
 def metrics_and_curves(
-    tp: ArrayLike, conf: ArrayLike, pred_cls: ArrayLike, target_cls: ArrayLike
+    tp: ArrayLike, conf: ArrayLike, pred_cls: ArrayLike, target_cls: ArrayLike, ignored: ArrayLike | None = None
 ) -> tuple[ClassMetrics, Curves]:
-    """Return the values of `ap_per_class`, ties in the given order, and the curves at IoU 0.5 they are read from."""
+    """Return the values of `ap_per_class`, ties in the given order, and the curves at IoU 0.5 they are read from.
+
+    ignored: (N, L) bool, detections that are neither correct nor wrong at a level.
+    """
     tp, conf = np.asarray(tp, dtype=bool), np.asarray(conf)
     tp = tp.reshape(len(conf), -1 if tp.size else len(IOU_LEVELS))
+    ignored = np.zeros_like(tp) if ignored is None else np.asarray(ignored, dtype=bool).reshape(tp.shape)
     classes, labels = np.unique(np.asarray(target_cls).astype(np.int64), return_counts=True)
     ap = np.zeros((len(classes), tp.shape[1]))
     precision, recall, precision_at_recall = (np.zeros((len(classes), len(GRID))) for _ in range(3))
@@ -143,8 +164,9 @@ def metrics_and_curves(
         if len(ranked) == 0:
             continue  # no detections of this class: its rows stay 0 and count in the means
         hits = tp[ranked].cumsum(0)  # (n, L)
-        ranks = np.arange(1, len(ranked) + 1)[:, None]
-        r, p = hits / (labels[k] + TINY), hits / ranks  # recall and precision down to each detection
+        ranks = (~ignored[ranked]).cumsum(0)
+        r = hits / (labels[k] + TINY)  # recall and precision down to each detection
+        p = np.where(ranks > 0, hits / np.maximum(ranks, 1), 1.0)  # 1 above the first that counts
         recall[k] = _at_confidences(conf[ranked], r[:, 0], above=0.0)
         precision[k] = _at_confidences(conf[ranked], p[:, 0], above=1.0)
         precision_at_recall[k] = _envelope_at(GRID, r[:, 0], p[:, 0])
@@ -205,11 +227,11 @@ class ConfusionMatrix:
         self.num_classes, self.conf, self.iou = num_classes, conf, iou
         self.matrix = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
 
-    def update(self, detections: ArrayLike, labels: ArrayLike) -> None:
+    def update(self, detections: ArrayLike, labels: ArrayLike, regions: ArrayLike = ()) -> None:
         """Count an image. detections: (n, 6) x1, y1, x2, y2, confidence, class. labels: (m, 5) class, x1, y1, x2, y2.
 
-        A detection without a label is a false positive, a label without a detection a miss. Both inputs may be empty.
-        Raises UserError for a class id outside 0...C-1.
+        A detection without a label is a false positive, unless it lies in one of `regions` (as of `match_regions`). A
+        label without a detection is a miss. All inputs may be empty. Raises UserError for a class id outside 0...C-1.
         """
         detections, labels = torch.as_tensor(detections).cpu().float(), torch.as_tensor(labels).cpu().float()
         detections = detections[detections[:, 4] > self.conf]
@@ -218,7 +240,9 @@ class ConfusionMatrix:
         detection, label = self._pairs(detections[:, :4], labels[:, 1:])
         background = self.num_classes
         np.add.at(self.matrix, (predicted[detection], true[label]), 1)
-        unmatched, missed = np.delete(predicted, detection), np.delete(true, label)
+        wrong = ~match_regions(detections, regions, [self.iou])[:, 0]
+        wrong[detection] = False
+        unmatched, missed = predicted[wrong], np.delete(true, label)
         np.add.at(self.matrix, (unmatched, np.full_like(unmatched, background)), 1)
         np.add.at(self.matrix, (np.full_like(missed, background), missed), 1)
 
@@ -288,10 +312,11 @@ class Metrics:
         target_cls: ArrayLike,
         *,
         num_classes: int,
+        ignored: ArrayLike | None = None,
         **rest: Any,
     ) -> "Metrics":
-        """Compute the metrics from the arrays of `ap_per_class`. `rest`: the fields that do not follow from them."""
-        per_class, curves = metrics_and_curves(tp, conf, pred_cls, target_cls)
+        """Compute the metrics from the arrays of `metrics_and_curves`. `rest`: the fields not following from them."""
+        per_class, curves = metrics_and_curves(tp, conf, pred_cls, target_cls, ignored)
         for kind, ids in (("label", per_class.classes), ("detection", pred_cls)):
             _class_ids(ids, num_classes, kind)
         any_class = len(per_class.classes) > 0

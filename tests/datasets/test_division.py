@@ -89,7 +89,9 @@ def test_that_of_a_run_counts_more_than_the_cache_and_moves_with_the_data(root, 
     assert parts.val.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"val": 3}', b'{"val": ["gone.jpg"], "images": 3, "split": "0.8"}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"val": 3}', b'{"val": ["gone.jpg"], "images": 3, "split": "0.8"}']
+)
 def test_a_file_of_other_images_or_damage_does_not_count(root, tmp_path, content):
     (tmp_path / "split.json").write_bytes(content)
     assert len(Division.parse("0.8", tmp_path).divide(paths_of(root, *MANY), root).val) == 40

@@ -116,7 +116,9 @@ FORMS = {
 def test_forms(form, tmp_path):
     files, *expected = FORMS[form]
     found = find_layout(write(tmp_path / "set", files))
-    assert [[entry.removeprefix("../") for entry in found.entries[split]] for split in ("train", "val", "test")] == expected
+    assert [
+        [entry.removeprefix("../") for entry in found.entries[split]] for split in ("train", "val", "test")
+    ] == expected
     is_named = any(name.endswith((".json", ".xml")) and "notes" not in name for name in files)
     assert found.names == ({} if is_named else {0: "a", 1: "b"})
 
@@ -143,7 +145,10 @@ def test_lines_of_a_list_from_elsewhere_are_followed_below_its_folder(tmp_path, 
 
 @pytest.mark.parametrize("root", ["/content/datasets/x", "C:\\Users\\me\\x", "/kaggle/input/x"])
 def test_a_yaml_of_another_machine_is_followed_below_its_folder(root, tmp_path, capsys):
-    files = {**split_pairs("train", "valid"), "data.yaml": f"path: '{root}'\ntrain: train/images\nval: valid/images\n{YAML}"}
+    files = {
+        **split_pairs("train", "valid"),
+        "data.yaml": f"path: '{root}'\ntrain: train/images\nval: valid/images\n{YAML}",
+    }
     folder = write(tmp_path / "set", files)
     spec = locate_dataset(str(folder))
     assert spec.splits["val"] == [folder / "valid/images"]

@@ -18,7 +18,7 @@ def test_losses_of_processes_add_up():
         targets = batch.targets[batch.targets[:, 0] == k].clone()
         targets[:, 0] = 0
         sums = torch.stack(loss.sums([raw[0][k : k + 1]], targets)).numpy()
-        shares.append(BatchStatistics(1, *[np.zeros(0)] * 4, sums))
+        shares.append(BatchStatistics(1, *[np.zeros(0)] * 5, sums))
     assert mean_losses(loss, [shares]) == pytest.approx([part.item() for part in expected])
 
 

@@ -9,10 +9,10 @@ import numpy as np
 
 from utils.checking.findings import Box, Example, Finding
 from utils.console import info
-from utils.datasets.image_files import find_images, label_path
+from utils.datasets.image_files import label_path
 from utils.datasets.label_file import parse_labels
 from utils.datasets.label_index import LabelIndex
-from utils.datasets.labels import MAX_LABEL_BYTES, UnknownClass, load_split
+from utils.datasets.labels import MAX_LABEL_BYTES, UnknownClass, find_split_images, load_split
 from utils.datasets.spec import SPLITS, DatasetSpec
 from utils.errors import UserError
 from utils.files import read_regular
@@ -105,7 +105,7 @@ def _scan_split(name: str, sources: list[Path], spec: DatasetSpec, *, progress: 
         index = load_split(spec, name, progress=progress, report=False)
     except UnknownClass:  # training ends here, a check wants them all
         index = load_split(spec, name, progress=progress, report=False, any_class=True)
-    return ScannedSplit(name, sources, find_images(sources), index, spec.names, spec.keypoint_values)
+    return ScannedSplit(name, sources, find_split_images(spec, name, index), index, spec.names, spec.keypoint_values)
 
 
 def label_lines(data: bytes, keypoint_values: int = 0) -> list[int]:

@@ -1,4 +1,4 @@
-"""COCO JSON annotations, converted to YOLO label rows.
+"""COCO JSON annotations, read in place or converted to YOLO label rows.
 
 Classes are numbered in the order of the JSON's categories. Boxes are clipped to the image, repeated objects are written
 once. What cannot be used is skipped, named and counted.
@@ -11,11 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from utils.console import progress_bar
+from utils.datasets.annotations import AnnotatedImage, AnnotatedObject, Annotations, Point, normalize_outline
+from utils.datasets.remarks import Remarks
+from utils.datasets.run_length import mask_box, mask_outlines
 from utils.datasets.yolo_writer import Dataset, box_row, decoded_size, find_stated_image, format_row, parse_finite
 from utils.errors import UserError
 
-Point = tuple[float, float]
 Id = int | str
 
 
@@ -26,14 +30,55 @@ class CocoObject(NamedTuple):
     xyxy_px: tuple[float, float, float, float]
     segmentation: object
     where: str  # for messages
+    is_crowd: bool
 
 
 class CocoImage(NamedTuple):
-    """One image of a JSON that was found in the folder."""
+    """One image of a JSON that was found in a folder."""
 
     image_id: Id
+    path: Path
     name: str  # below the folder
     stated_size: tuple[int, int] | None  # height, width
+
+
+def read_instances(file: Path, folders: Sequence[Path], remarks: Remarks) -> Annotations:
+    """Return the images of a JSON that are in one of the folders, with their objects, crowds as ignored ones.
+
+    Raises UserError if the JSON cannot be used or none of its images is found.
+    """
+    data = read_coco(file, remarks)
+    categories = read_common_categories({file: data}, remarks)
+    names = list(dict.fromkeys(categories.values()))
+    classes = {category: names.index(name) for category, name in categories.items()}
+    objects = group_objects(file, data, remarks, crowds=True)
+    images: dict[Path, AnnotatedImage] = {}
+    found = find_images(data, folders, remarks)
+    if data["images"] and not found:
+        places = ", ".join(map(str, folders))
+        raise UserError(
+            f"{file}: none of its {len(data['images'])} images is found, the first is "
+            f"{str(data['images'][0].get('file_name'))[:120]}. Move them beside the JSON, or give their folder by "
+            f"`path:` in a data set YAML; looked in {places}"
+        )
+    for image in found:
+        rows = [_annotated(entry, classes, remarks) for entry in objects.get(image.image_id, [])]
+        earlier = images.get(image.path)  # listed twice, with some of its objects under each id
+        images[image.path] = AnnotatedImage(
+            str(image.path), image.stated_size, [*(earlier.objects if earlier else []), *rows]
+        )
+    return Annotations(names, list(images.values()), len(data["images"]) - len(found))
+
+
+def _annotated(entry: CocoObject, classes: dict[Id, int], remarks: Remarks) -> AnnotatedObject:
+    outline: list[Point] = []
+    if not entry.is_crowd:
+        try:
+            parts = read_outline(entry.segmentation, where=entry.where)
+            outline = join_parts(parts) if parts else []
+        except UserError as error:
+            remarks.correct("outlines cannot be used, the boxes are used", str(error))
+    return AnnotatedObject(classes[entry.category], entry.xyxy_px, outline, entry.is_crowd, entry.where)
 
 
 def convert_coco(
@@ -49,23 +94,22 @@ def convert_coco(
     dataset.names = list(categories.values())
     classes = {category: class_id for class_id, category in enumerate(categories)}
     for split, (file, folder) in splits:
-        images = find_images(files[file], folder, dataset)
-        objects = group_objects(files[file], dataset, crowds=crowds)
+        images = find_images(files[file], [folder], dataset)
+        objects = group_objects(file, files[file], dataset, crowds=crowds)
         for image in progress_bar(images, desc=f"reading {file.name}", unit="image", disable=not progress):
             found = objects.get(image.image_id, [])
-            path = folder / image.name
             try:
-                size = decoded_size(image.stated_size, path, [entry.xyxy_px for entry in found], dataset)
+                size = decoded_size(image.stated_size, image.path, [entry.xyxy_px for entry in found], dataset)
             except UserError as error:
                 dataset.skip("images that cannot be read", str(error))
                 continue
             if size is not None:
                 rows = label_rows(found, classes, size, polygons=polygons, dataset=dataset)
-                dataset.add(split, path, name=image.name, rows=rows)
+                dataset.add(split, image.path, name=image.name, rows=rows)
     return dataset
 
 
-def read_coco(file: Path, dataset: Dataset) -> dict[str, list[dict]]:
+def read_coco(file: Path, remarks: Remarks) -> dict[str, list[dict]]:
     """Return the three lists of a JSON with their objects."""
     try:
         data = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -81,7 +125,7 @@ def read_coco(file: Path, dataset: Dataset) -> dict[str, list[dict]]:
             raise UserError(f"{file}: no list {key!r} of objects: give a COCO file of instances (instances_*.json)")
         for number, entry in enumerate(entries):
             if not isinstance(entry, dict):
-                dataset.skip(f"entries of {key!r} that are no objects", f"{number}: {str(entry)[:60]}")
+                remarks.skip(f"entries of {key!r} that are no objects", f"{number}: {str(entry)[:60]}")
     return lists
 
 
@@ -94,7 +138,7 @@ def parse_id(value: object) -> Id | None:
     return value if type(value) is int else None
 
 
-def read_common_categories(files: dict[Path, dict[str, list[dict]]], dataset: Dataset) -> dict[Id, str]:
+def read_common_categories(files: dict[Path, dict[str, list[dict]]], remarks: Remarks) -> dict[Id, str]:
     """Return the categories that all files share, without a dummy that no annotation uses."""
     found = {file: read_categories(data, file) for file, data in files.items()}
     first, categories = next(iter(found.items()))
@@ -104,7 +148,7 @@ def read_common_categories(files: dict[Path, dict[str, list[dict]]], dataset: Da
     used = {parse_id(annotation.get("category_id")) for data in files.values() for annotation in data["annotations"]}
     dummy = find_dummy_category(files[first]["categories"])
     if dummy is not None and dummy not in used:
-        dataset.skip("categories that only stand for all others", categories.pop(dummy))
+        remarks.skip("categories that only stand for all others", categories.pop(dummy))
     return categories
 
 
@@ -134,32 +178,50 @@ def find_dummy_category(entries: list[dict]) -> Id | None:
     return parse_id(top["id"]) if all(entry["supercategory"] == top["name"] for entry in others) else None
 
 
-def find_images(data: dict[str, list[dict]], folder: Path, dataset: Dataset) -> list[CocoImage]:
-    """Return the images that are in the folder, under the names that the file states or the ends of these.
+def find_images(data: dict[str, list[dict]], folders: Sequence[Path], remarks: Remarks) -> list[CocoImage]:
+    """Return the images that are in one of the folders, under the names that the file states or the ends of these.
 
-    If several names end alike, an image in the folder belongs to the one that is stated exactly so, or to none.
+    If several names end alike, an image belongs to the one that is stated exactly so, or to none.
     """
     found: list[tuple[str, CocoImage]] = []
+    absent = f"images that are not in {', '.join(map(str, folders))}"
     for entry in data["images"]:
         image_id, stated = parse_id(entry.get("id")), entry.get("file_name")
         if image_id is None or not isinstance(stated, str):
-            dataset.skip("images without id or file_name", str(entry)[:120])
+            remarks.skip("images without id or file_name", str(entry)[:120])
             continue
-        name = find_stated_image(stated, folder)
-        if name is None:
-            dataset.skip(f"images that are not in {folder}", stated)
+        place = find_place(stated, folders)
+        if place is None:
+            remarks.skip(absent, stated)
         else:
-            found.append((stated, CocoImage(image_id, name, parse_size(entry))))
+            folder, name = place
+            found.append((stated, CocoImage(image_id, folder / name, name, parse_size(entry))))
     stated_names = defaultdict(set)
     for stated, image in found:
-        stated_names[image.name].add(stated)
+        stated_names[image.path].add(stated)
     images = []
     for stated, image in found:
-        if stated != image.name and len(stated_names[image.name]) > 1:
-            dataset.skip("images whose name fits those of others", stated)
+        if stated != image.name and len(stated_names[image.path]) > 1:
+            remarks.skip("images whose name fits those of others", stated)
         else:
             images.append(image)
     return images
+
+
+def find_place(stated: str, folders: Sequence[Path]) -> tuple[Path, str] | None:
+    """Return the folder and the path below it of an image: the stated one if it exists, else an end of it."""
+    if is_below(stated):
+        for folder in folders:
+            if (folder / stated).is_file():
+                return folder, stated
+    places = ((folder, find_stated_image(stated, folder)) for folder in folders)
+    return next(((folder, name) for folder, name in places if name is not None), None)
+
+
+def is_below(name: str) -> bool:
+    """Return whether a path is relative and stays below its folder, with slashes and nothing to simplify."""
+    parts = name.split("/")
+    return not ({"", ".", ".."} & set(parts) or "\\" in name or "\0" in name or parts[0][1:2] == ":")
 
 
 def parse_size(image: dict) -> tuple[int, int] | None:
@@ -171,28 +233,33 @@ def parse_size(image: dict) -> tuple[int, int] | None:
     return (int(height), int(width)) if all(1 <= side < math.inf for side in (height, width)) else None
 
 
-def group_objects(data: dict[str, list[dict]], dataset: Dataset, *, crowds: bool) -> dict[Id, list[CocoObject]]:
-    """Return objects by image id. Skip crowds, objects without a box, and those of images that are not listed."""
+def group_objects(
+    file: Path, data: dict[str, list[dict]], remarks: Remarks, *, crowds: bool
+) -> dict[Id, list[CocoObject]]:
+    """Return objects by image id. Skip crowds unless they are wanted, objects without a box, and those of images that are not listed."""
     listed = Counter(parse_id(image.get("id")) for image in data["images"])
     twice = {image_id for image_id, count in listed.items() if count > 1 and image_id is not None}
     if twice:
-        raise UserError(f"{len(twice)} image ids occur twice, the first is {min(map(str, twice))}: each needs its own")
+        raise UserError(
+            f"{file}: {len(twice)} image ids occur twice, the first is {min(map(str, twice))}: each needs its own"
+        )
     known = {parse_id(entry["id"]) for entry in data["categories"]}
     groups = defaultdict(list)
     for annotation in data["annotations"]:
         where = f"annotation {annotation.get('id', '?')}"
         image_id, category = parse_id(annotation.get("image_id")), parse_id(annotation.get("category_id"))
-        if annotation.get("iscrowd") not in (0, "0", None, "") and not crowds:  # also False and 0.0
-            dataset.skip("crowd regions, kept with --keep-crowds", where)
+        is_crowd = annotation.get("iscrowd") not in (0, "0", None, "")  # also False and 0.0
+        if is_crowd and not crowds:
+            remarks.skip("crowd regions, kept with --keep-crowds", where)
         elif image_id is None or image_id not in listed:
-            dataset.skip("annotations of images that are not listed", where)
+            remarks.skip("annotations of images that are not listed", where)
         elif category is None or category not in known:
-            dataset.skip("annotations of unknown categories", f"{where}: category_id {annotation.get('category_id')!r}")
+            remarks.skip("annotations of unknown categories", f"{where}: category_id {annotation.get('category_id')!r}")
         elif (box := read_box(annotation)) is None:
             text = f"bbox {str(annotation['bbox'])[:60]}" if "bbox" in annotation else "no bbox"
-            dataset.skip("annotations without a box or an outline", f"{where}: {text}")
+            remarks.skip("annotations without a box or an outline", f"{where}: {text}")
         else:
-            groups[image_id].append(CocoObject(category, box, annotation.get("segmentation"), where))
+            groups[image_id].append(CocoObject(category, box, annotation.get("segmentation"), where, is_crowd))
     return groups
 
 
@@ -203,8 +270,11 @@ def read_box(annotation: dict) -> tuple[float, float, float, float] | None:
         return left, top, left + width, top + height
     except UserError:
         pass
+    segmentation = annotation.get("segmentation")
     try:
-        points = [point for part in read_outline(annotation.get("segmentation"), where="") for point in part]
+        if isinstance(segmentation, dict):
+            return mask_box(segmentation)
+        points = [point for part in read_outline(segmentation, where="") for point in part]
     except UserError:
         return None
     if not points:
@@ -234,24 +304,22 @@ def label_rows(
 
 
 def polygon_row(class_id: int, segmentation: object, size: tuple[int, int], *, where: str) -> str | None:
-    """Return the label row of a list of polygons, clipped to the image, or None for run-length masks and slivers."""
-    H, W = size
-    parts = [
-        [(min(max(x, 0), W) / W, min(max(y, 0), H) / H) for x, y in part]
-        for part in read_outline(segmentation, where=where)
-    ]
-    if not parts:
-        return None
-    points = join_parts(parts)
-    spans = (max(axis) - min(axis) for axis in zip(*points, strict=True))
-    return format_row(class_id, [value for point in points for value in point]) if min(spans) > 1e-6 else None
+    """Return the label row of an outline, clipped to the image, or None for slivers and objects without one."""
+    parts = read_outline(segmentation, where=where)
+    points = normalize_outline(join_parts(parts), size) if parts else []
+    return format_row(class_id, [value for point in points for value in point]) if points else None
 
 
 def read_outline(segmentation: object, *, where: str) -> list[list[Point]]:
-    """Return the polygons of at least three points in pixels, none for run-length masks.
+    """Return the polygons of at least three points in pixels, those around its parts for a run-length mask.
 
-    Raises UserError for anything but finite x y pairs.
+    Raises UserError for anything but finite x y pairs and masks that can be decoded.
     """
+    if isinstance(segmentation, dict):
+        try:
+            return mask_outlines(segmentation)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
     parts = []
     for flat in segmentation if isinstance(segmentation, list) else []:
         if not isinstance(flat, list) or len(flat) % 2:
@@ -266,10 +334,7 @@ def join_parts(parts: Sequence[list[Point]]) -> list[Point]:
     """Join the parts of an object into one polygon, by a line there and back between their nearest corners."""
     joined = list(parts[0])
     for part in parts[1:]:
-        _, i, j = min(
-            ((ax - bx) ** 2 + (ay - by) ** 2, i, j)
-            for i, (ax, ay) in enumerate(joined)
-            for j, (bx, by) in enumerate(part)
-        )
+        corners, others = np.array(joined)[:, None], np.array(part)[None]
+        i, j = divmod(int(((corners - others) ** 2).sum(2).argmin()), len(part))
         joined = joined[: i + 1] + part[j:] + part[: j + 1] + joined[i:]
     return joined

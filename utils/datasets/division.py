@@ -74,7 +74,9 @@ class Division:
         It is that of the run or of the cache, if one of them has any of these images, or a new one.
         """
         names = [_relative(path, root) for path in paths]
-        cached = user_cache_folder() / "splits" / f"{digest(os.path.realpath(root), *_common(names), str(self))[:16]}.json"
+        cached = (
+            user_cache_folder() / "splits" / f"{digest(os.path.realpath(root), *_common(names), str(self))[:16]}.json"
+        )
         for file in filter(None, (self.kept, cached)):
             content = _read(file)
             is_val = np.isin(names, content["val"]) if content else np.zeros(len(names), bool)
@@ -164,4 +166,8 @@ def _summary(split: "Division | str", is_val: np.ndarray) -> str:
 
 def _describe(sequences: Sequences) -> str:
     together = sequences.sizes()[sequences.sizes() > 1]
-    return f", {together.sum()} of them by {len(together)} sequences or copies that their names show" if len(together) else ""
+    return (
+        f", {together.sum()} of them by {len(together)} sequences or copies that their names show"
+        if len(together)
+        else ""
+    )

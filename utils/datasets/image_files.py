@@ -122,7 +122,9 @@ def _follow_moved(file: Path, lines: list[str], paths: list[str]) -> list[str]:
     Where `paths` do not exist, those with the ends of `lines` below the list's folder, or the one above, count.
     """
     folders = [str(file.parent), str(file.absolute().parent.parent)]
-    found = [path if os.path.exists(path) else find_moved(line, folders) for line, path in zip(lines, paths, strict=True)]
+    found = [
+        path if os.path.exists(path) else find_moved(line, folders) for line, path in zip(lines, paths, strict=True)
+    ]
     moved = sum(new not in (None, path) for new, path in zip(found, paths, strict=True))
     if moved:
         info(f"{file}: {moved} of its {len(lines)} paths are not here; their images are found below {file.parent}")

@@ -91,7 +91,10 @@ def is_coco(file: Path) -> bool:
             start = opened.read(MAX_START)
     except (OSError, ValueError, RecursionError):
         return False
-    return start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{" and re.search(rb'"(images|annotations)"\s*:\s*\[', start) is not None
+    return (
+        start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
+        and re.search(rb'"(images|annotations)"\s*:\s*\[', start) is not None
+    )
 
 
 def is_voc(file: Path) -> bool:

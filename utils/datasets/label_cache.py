@@ -63,7 +63,7 @@ class LabelCache:
                 messages=list(StringArray.from_bytes(data["messages"])),
                 **{name: data[name] for name in ARRAYS},
             )
-            return index if _is_consistent(index) else None
+            return index if is_consistent(index) else None
         except Exception:  # zip and NumPy raise anything for a damaged file; the labels are read again
             return None
 
@@ -93,7 +93,7 @@ class LabelCache:
         return False
 
 
-def _is_consistent(index: LabelIndex) -> bool:
+def is_consistent(index: LabelIndex) -> bool:
     """Return whether shapes and types are right and all offsets point into their arrays."""
 
     def fits(offsets: np.ndarray, runs: int, total: int) -> bool:
@@ -105,12 +105,21 @@ def _is_consistent(index: LabelIndex) -> bool:
             and bool((np.diff(offsets) >= 0).all())
         )
 
-    arrays = (index.shapes, np.int32, 2), (index.labels, np.float32, 5), (index.points, np.float32, 2)
+    arrays = (
+        (index.shapes, np.int32, 2),
+        (index.labels, np.float32, 5),
+        (index.points, np.float32, 2),
+        (index.ignored, np.float32, 5),
+    )
+    images = index.ignored_images
     return (
         all(array.dtype == dtype and array.ndim == 2 and array.shape[1] == width for array, dtype, width in arrays)
         and len(index.shapes) == len(index.paths)
         and fits(index.offsets, len(index.paths), len(index.labels))
         and fits(index.segment_offsets, len(index.labels), len(index.points))
+        and images.shape == (len(index.ignored),)
+        and images.dtype == np.int64
+        and bool((np.diff(images, prepend=0, append=max(0, len(index) - 1)) >= 0).all())
     )
 
 
@@ -161,6 +170,16 @@ def stamp_files(paths: list[str]) -> np.ndarray:
     """
     size = max(16, min(4096, -(-len(paths) // (4 * MAX_WORKERS))))
     return np.concatenate(list(map_chunks(_stamp_chunk, paths, size=size)))
+
+
+def stamp_each(files: list[str]) -> np.ndarray:
+    """Return (F, 3) int64: size, mtime and ctime in ns of each file, -1 if absent."""
+    return np.concatenate(list(map_chunks(_stamp_files, files, size=4096))) if files else np.zeros((0, 3), np.int64)
+
+
+def _stamp_files(files: list[str]) -> np.ndarray:
+    groups = ((folder, [file[len(folder) :] for file in group]) for folder, group in groupby(files, _folder))
+    return np.concatenate([_stat(folder, names) for folder, names in groups])
 
 
 def _stamp_chunk(paths: list[str]) -> np.ndarray:

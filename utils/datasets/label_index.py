@@ -1,10 +1,10 @@
 """Index of a split: its images and their labels in flat arrays.
 
-Legend: N images, M labels, P polygon points.
+Legend: N images, M labels, P polygon points, K ignored regions.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,7 +13,9 @@ import numpy as np
 from utils.datasets.string_array import StringArray
 from utils.pixel_format import RGB, PixelFormat
 
-ARRAYS = ("shapes", "labels", "offsets", "points", "segment_offsets")  # of a LabelIndex
+NO_REGIONS = np.zeros((0, 5), np.float32), np.zeros(0, np.int64)
+ARRAYS = ("shapes", "labels", "offsets", "points", "segment_offsets")  # of a LabelIndex that label files give
+REGION_ARRAYS = ("ignored", "ignored_images")  # that other annotations may add
 
 
 class Counts(NamedTuple):
@@ -49,6 +51,9 @@ class LabelIndex:
     counts: Counts
     messages: list[str]  # `file: reason` or `file:line: reason` for everything that was skipped
     pixels: PixelFormat = RGB  # that images are decoded to
+    # Regions of many or doubtful objects: no labels, and detections in them are neither correct nor wrong.
+    ignored: np.ndarray = field(default_factory=lambda: NO_REGIONS[0])  # (K, 5) float32 like labels
+    ignored_images: np.ndarray = field(default_factory=lambda: NO_REGIONS[1])  # (K,) int64 image of each, ascending
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -63,6 +68,11 @@ class LabelIndex:
         if ends[0] == ends[-1]:  # boxes only, the usual case
             return [self.points[:0]] * (len(ends) - 1)
         return [self.points[a:b] for a, b in pairwise(ends)]
+
+    def regions(self, i: int) -> np.ndarray:
+        """Return the ignored regions (k, 5) of image i: class, cx, cy, w, h."""
+        first, last = np.searchsorted(self.ignored_images, (i, i + 1))
+        return self.ignored[first:last]
 
 
 def offsets_of(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -106,4 +116,8 @@ def merge_indices(parts: Sequence[LabelIndex]) -> LabelIndex:
         counts=sum_counts(part.counts for part in parts),
         messages=[message for part in parts for message in part.messages],
         pixels=parts[0].pixels,
+        ignored=join("ignored"),
+        ignored_images=np.concatenate(
+            [part.ignored_images + start for part, start in zip(parts, offsets_of(list(map(len, parts))), strict=False)]
+        ),
     )

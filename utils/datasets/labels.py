@@ -1,10 +1,12 @@
-"""Labels of a split: find its images, read and verify their label files, remember the result in a cache.
+"""Labels of a split: find its images, read and verify their labels, remember the result in a cache.
+
+Labels are label files, or the annotations of a COCO JSON or of Pascal VOC, whose classes are matched by their names.
 
 Everything the user owns is only read.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -13,7 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.cli import suggest
 from utils.console import info, progress_bar, warn
+from utils.datasets.annotation_source import AnnotationSource, find_annotation_source, find_sources
 from utils.datasets.image_files import Sources, as_list, find_images, label_path, map_chunks
 from utils.datasets.label_cache import LabelCache
 from utils.datasets.label_file import ParsedLabels, parse_labels
@@ -21,6 +25,7 @@ from utils.datasets.label_index import Counts, LabelIndex, keep_paths, merge_ind
 from utils.datasets.spec import DatasetSpec
 from utils.datasets.stray_labels import find_stray_labels
 from utils.datasets.string_array import StringArray
+from utils.datasets.subset import sort_images
 from utils.errors import UserError, one_line
 from utils.files import UnreadableFile, is_lasting, read_regular, retry_reading
 from utils.images.header import image_shape
@@ -75,23 +80,96 @@ def load_split(
 ) -> LabelIndex:
     """Return the index of a data set's split, whatever form its labels have. See `load_index`.
 
-    With `any_class` class ids may be beyond the names; such an index is not cached.
+    Annotations of a form of their own (COCO, Pascal VOC) are read in place. With `any_class` class ids may be beyond
+    the names; such an index is not cached.
     """
     if spec.division and split in ("train", "val"):
         settings = {"single_cls": single_cls, "progress": progress, "report": report, "any_class": any_class}
         whole = load_split(replace(spec, division=None), "train", **settings)
         return spec.division.divide_index(whole, spec.root)[split]
-    return load_index(
-        spec.sources(split),
-        ANY_CLASS if any_class else spec.num_classes,
-        prefix=f"{split}: ",
-        cache=not any_class,
-        progress=progress,
-        report=report,
-        single_cls=single_cls,
-        keypoint_values=spec.keypoint_values,
-        pixels=spec.pixels.fill(RGB),
-    )
+    sources, prefix = spec.sources(split), f"{split}: "
+    found = [(path, find_annotation_source(path, spec.root)) for path in sources]
+    bar = progress, report
+    parts = [
+        _load_annotations(source, spec, prefix, bar, single_cls=single_cls, any_class=any_class)
+        for _, source in found
+        if source
+    ]
+    with_label_files = [path for path, source in found if not source]
+    if with_label_files:
+        index = load_index(
+            with_label_files,
+            ANY_CLASS if any_class else spec.num_classes,
+            prefix=prefix,
+            cache=not any_class,
+            progress=progress,
+            report=report,
+            single_cls=single_cls,
+            keypoint_values=spec.keypoint_values,
+            pixels=spec.pixels.fill(RGB),
+        )
+        parts.append(index)
+    return parts[0] if len(parts) == 1 else sort_images(merge_indices(parts))
+
+
+def find_split_images(spec: DatasetSpec, split: str, index: LabelIndex | None = None) -> list[str]:
+    """Return the images of a split, usable or not.
+
+    Of a division, and of annotations of a form of their own, they are the usable ones: those of `index`, which is read
+    if it is None.
+    """
+    if spec.division or any(find_sources(spec.sources(split), spec.root)):
+        return list((index or load_split(spec, split, single_cls=True, progress=False)).paths)
+    return find_images(spec.sources(split))
+
+
+def _load_annotations(
+    source: AnnotationSource,
+    spec: DatasetSpec,
+    prefix: str,
+    bar: tuple[bool, bool],  # as progress and report of `load_index`
+    *,
+    single_cls: bool,
+    any_class: bool,
+) -> LabelIndex:
+    """Return the index of a source, with its classes numbered as in the data set.
+
+    Raises UnknownClass for an object of a class that the data set does not name, unless `single_cls`. With `any_class`
+    such classes get numbers beyond the names.
+    """
+    progress, report = bar
+    title = f"{prefix}Scanning {source.listing or source.file}..."
+    names, index = source.load(spec.pixels.fill(RGB), title=title, progress=progress)
+    if not index.paths:
+        first = f": {index.messages[0]}" if index.messages else ""
+        raise UserError(f"{prefix}no image of {source.file} can be used{first}")
+    numbers = {name: number for number, name in spec.names.items()}
+    if not (single_cls or any_class):
+        _require_names(index, names, numbers, source.file, spec.file)
+    extra = iter(range(len(numbers), len(numbers) + len(names)))
+    own = [0 if single_cls else numbers[name] if name in numbers else next(extra) for name in names]
+    if progress and report:
+        info(f"{title} {index.counts}", *(f"{prefix}{one_line(message)}" for message in index.messages))
+        if not index.counts.found:
+            warn(f"{prefix}no labels: the annotations in {source.file} hold no object")
+    return replace(index, labels=_renumber(index.labels, own), ignored=_renumber(index.ignored, own))
+
+
+def _renumber(rows: np.ndarray, numbers: list[int]) -> np.ndarray:
+    """Return rows (n, 5) with class k replaced by numbers[k]."""
+    classes = np.array([*numbers, 0], np.float32)[rows[:, 0].astype(np.int64)]
+    return np.concatenate([classes[:, None], rows[:, 1:]], 1)
+
+
+def _require_names(index: LabelIndex, names: Sequence[str], numbers: Mapping[str, int], file: Path, data: Path) -> None:
+    """Raise UnknownClass if an object's class is none of the data set's."""
+    classes = np.concatenate([index.labels[:, 0], index.ignored[:, 0]]).astype(np.int64)
+    absent = [names[number] for number in classes if names[number] not in numbers]
+    if absent:
+        raise UnknownClass(
+            f"{file}: {len(absent)} objects of classes that {data} does not name, the first is {absent[0]!r}"
+            f"{suggest(absent[0], numbers)}. Add it to `names:`, or remove `names:` to take those of the annotations"
+        )
 
 
 def load_index(

@@ -11,9 +11,17 @@ from pathlib import Path, PurePosixPath
 
 from utils.console import info
 from utils.datasets.image_files import label_path
-from utils.datasets.inventory import Inventory, is_coco, is_description, is_voc, read_class_names, split_of, take_inventory
-from utils.datasets.stated_paths import existing_end
+from utils.datasets.inventory import (
+    Inventory,
+    is_coco,
+    is_description,
+    is_voc,
+    read_class_names,
+    split_of,
+    take_inventory,
+)
 from utils.datasets.spec import SPLITS, DatasetYaml, read_dataset_yaml
+from utils.datasets.stated_paths import existing_end
 from utils.errors import UserError
 from utils.files import read_regular, read_yaml
 
@@ -41,7 +49,9 @@ def find_layout(folder: Path, *, required: Sequence[str] = ()) -> DatasetYaml:
     found = take_inventory(folder)
     if (yaml_file := _find_yaml(found)) is not None:
         return read_dataset_yaml(yaml_file, required=required)
-    if (data_file := _pick(found, [name for name in found.files if name.endswith(".data")], "darknet files")) is not None:
+    if (
+        data_file := _pick(found, [name for name in found.files if name.endswith(".data")], "darknet files")
+    ) is not None:
         return read_darknet(data_file)
     kinds = {"YOLO labels": _yolo_groups(found), "COCO JSON": _coco_groups(found), "Pascal VOC XML": _voc_groups(found)}
     kinds = {kind: groups for kind, groups in kinds.items() if groups}
@@ -84,7 +94,9 @@ def read_darknet(file: Path) -> DatasetYaml:
         if values.get(key):
             end = existing_end(values[key], file.parent)
             if end is None:
-                raise UserError(f"{file}: {key} = {values[key]}: not found; no end of this path exists in {file.parent}")
+                raise UserError(
+                    f"{file}: {key} = {values[key]}: not found; no end of this path exists in {file.parent}"
+                )
             places[key] = end
     if "names" not in places:
         raise UserError(f"{file}: no line `names = obj.names`, which names the classes")
@@ -151,7 +163,9 @@ def _pick(found: Inventory, names: list[str], kind: str) -> Path | None:
     """Return the only one of the files at the highest level, None if there is none."""
     names = _highest(names)
     if len(names) > 1:
-        raise UserError(f"--data {found.root}: several {kind}: {', '.join(names)}: give one: --data {found.root / names[0]}")
+        raise UserError(
+            f"--data {found.root}: several {kind}: {', '.join(names)}: give one: --data {found.root / names[0]}"
+        )
     return found.root / names[0] if names else None
 
 
@@ -197,7 +211,10 @@ def _voc_groups(found: Inventory) -> Groups:
     groups: Groups = {}
     annotated = {folder: _xml_folder(folder, found) for folder in found.images}
     without_images = found.xmls.keys() - set(annotated.values())
-    pairs = [*((xmls, folder) for folder, xmls in annotated.items() if xmls is not None), *zip(without_images, without_images)]
+    pairs = [
+        *((xmls, folder) for folder, xmls in annotated.items() if xmls is not None),
+        *zip(without_images, without_images),
+    ]
     for xmls, folder in pairs:
         if not is_voc(found.root / xmls / found.xmls[xmls][0]):
             continue

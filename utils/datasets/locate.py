@@ -65,6 +65,11 @@ def _follow(dataset: DatasetYaml) -> DatasetYaml:
     return dataset
 
 
+def fill_names(dataset: DatasetYaml) -> DatasetYaml:
+    """Return the data set with class names. Those that only its annotations have are read from there."""
+    return dataset if dataset.names else replace(dataset, names=locate_images(dataset).names)
+
+
 def _advise_split(dataset: DatasetYaml) -> str:
     """Return what to type for a data set that lacks train or val."""
     present = {split: ", ".join(entries) for split, entries in dataset.entries.items() if entries}

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-
 MIN_FRAMES = 3  # of a sequence
 REGULAR = 0.5  # least share of steps between frame numbers that are the usual one
 

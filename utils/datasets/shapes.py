@@ -5,7 +5,6 @@ the same bytes for the same OpenCV build. The folder appears under its name when
 """
 
 import json
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from utils.cli import shorten, suggest
 from utils.console import warn
+from utils.datasets.annotation_source import find_names
 from utils.datasets.division import Division
 from utils.datasets.image_files import label_path
 from utils.errors import UserError
 from utils.files import read_yaml
-from utils.pixel_format import UNSTATED, PixelFormat, StatedPixels, read_stated_pixels
+from utils.pixel_format import RGB, UNSTATED, PixelFormat, StatedPixels, read_stated_pixels
 
 MAX_PATH = 4096  # characters
 SPLITS = ("train", "val", "test")
@@ -67,7 +68,7 @@ class DatasetYaml:
     file: Path
     root: str  # `path:`, absolute or relative to one of several folders
     entries: dict[str, list[str]]  # paths below the root by split: train, val, test
-    names: dict[int, str]
+    names: dict[int, str]  # {} to take those of the annotations
     download: list[str]  # URLs, not checked yet
     keypoint_values: int = 0  # behind the box in each row of a label file
     division: Division | None = None  # of the images of train, if there is no val
@@ -87,7 +88,8 @@ class DatasetYaml:
         """Find the images: beside the YAML if `path:` is relative, then in each of `folders`.
 
         Train and val are in one place, test may be beside the YAML. Raises MissingData (a UserError) with the places
-        searched if train or val is in none of them.
+        searched if train or val is in none of them. Without `names:` they are those of COCO or VOC annotations, which
+        are read for them.
         """
         try:
             roots, beside = (_root_candidates(self.root, self.file, places) for places in (folders, ()))
@@ -96,29 +98,36 @@ class DatasetYaml:
                 if all(path.exists() for split in ("train", "val") for path in splits[split]):
                     splits["test"] = [_first_existing(entry, [root, *beside]) for entry in self.entries["test"]]
                     splits = {split: list(map(_beside_labels, paths)) for split, paths in splits.items()}
-                    return DatasetSpec(
-                        self.file, root, splits, self.names, self.keypoint_values, self.division, self.pixels
-                    )
+                    names = self._names(splits, root)
+                    return DatasetSpec(self.file, root, splits, names, self.keypoint_values, self.division, self.pixels)
         except (OSError, RuntimeError) as error:  # a name that is too long, a loop of links
             raise UserError(f"{self.file}: a path in it cannot be followed: {shorten(str(error))}") from error
         raise MissingData(self, roots)
+
+    def _names(self, splits: dict[str, list[Path]], root: Path) -> dict[int, str]:
+        """Return `names:`, else the names in the annotations. Raises UserError if there are none."""
+        names = self.names or dict(enumerate(find_names(splits, root, self.pixels.fill(RGB))))
+        if not names:
+            raise UserError(f"{self.file}: `names:` is missing: add the names of the classes in their order")
+        return names
 
 
 def read_dataset_yaml(file: Path, *, required: Sequence[str] = ("train", "val")) -> DatasetYaml:
     """Read and check a data set YAML. Its images may be absent. Raises UserError naming file and key.
 
-    `required` are the splits that it must name.
+    `required` are the splits that it must name. `names:` may be absent, for annotations that have them.
     """
     content = read_yaml(file)
     for key in (*required, "names"):
-        if not content.get(key):
-            raise UserError(f"{file}: `{key}:` is missing{_advise_key(key, content)}")
-    names = _read_names(content["names"], file)
+        advice = "" if content.get(key) else _advise_key(key, content)
+        if not content.get(key) and (key != "names" or advice):
+            raise UserError(f"{file}: `{key}:` is missing{advice}")
+    names = _read_names(content.get("names") or [], file)
     for name, count in Counter(names.values()).items():
         if count > 1:
             numbers = ", ".join(str(index) for index in names if names[index] == name)
             warn(f"{file}: the classes {numbers} have the same name {name!r}. Give each its own")
-    if content.get("nc") not in (None, len(names)):
+    if names and content.get("nc") not in (None, len(names)):
         warn(f"{file}: nc: {shorten(content['nc'])} but {len(names)} names. The names count; correct or remove `nc:`")
     download = _as_strings(content.get("download") or [], file, "download")
     entries = {key: _as_strings(content.get(key) or [], file, key) for key in SPLITS}

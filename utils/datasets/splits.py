@@ -27,9 +27,7 @@ def class_names(names: dict[int, str], *, single_cls: bool) -> dict[int, str]:
     return {0: "item"} if single_cls and len(names) != 1 else names
 
 
-def load_splits(
-    spec: DatasetSpec, *, single_cls: bool = False, fraction: float = 1.0
-) -> Splits:
+def load_splits(spec: DatasetSpec, *, single_cls: bool = False, fraction: float = 1.0) -> Splits:
     """Read the labels of both splits, those of a fraction (0…1) of the training images.
 
     Raises UserError if the training images have no labels at all.

@@ -11,6 +11,7 @@ from utils.datasets.string_array import StringArray
 def take_images(index: LabelIndex, chosen: np.ndarray) -> LabelIndex:
     """Return the images number `chosen` (n,) with their labels, in that order. Counts and messages are unchanged."""
     labels = _positions(index.offsets, chosen)
+    of_images = np.searchsorted(index.ignored_images, np.arange(len(index) + 1))  # offsets of the ignored regions
     return replace(
         index,
         paths=StringArray(index.paths[i] for i in chosen.tolist()),
@@ -19,7 +20,15 @@ def take_images(index: LabelIndex, chosen: np.ndarray) -> LabelIndex:
         offsets=offsets_of(np.diff(index.offsets)[chosen]),
         points=index.points[_positions(index.segment_offsets, labels)],
         segment_offsets=offsets_of(np.diff(index.segment_offsets)[labels]),
+        ignored=index.ignored[_positions(of_images, chosen)],
+        ignored_images=np.repeat(np.arange(len(chosen)), np.diff(of_images)[chosen]),
     )
+
+
+def sort_images(index: LabelIndex) -> LabelIndex:
+    """Return the index with its images in the order of their paths."""
+    paths = list(index.paths)
+    return take_images(index, np.array(sorted(range(len(paths)), key=paths.__getitem__), np.int64))
 
 
 def take_fraction(index: LabelIndex, fraction: float, seed: int = 0) -> LabelIndex:

@@ -1,4 +1,4 @@
-"""Pascal VOC XML annotations, converted to YOLO label rows.
+"""Pascal VOC XML annotations, read in place or converted to YOLO label rows.
 
 Classes are numbered in the order of the given names, or alphabetically. A stated size of 0x0 is replaced by the image's
 own. A DOCTYPE is refused: VOC files never have one, and entity attacks need it. Files and objects that cannot be used
@@ -6,19 +6,25 @@ are skipped, named and counted.
 """
 
 import math
+import re
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from utils.console import progress_bar
-from utils.datasets.image_files import walk_files
+from utils.datasets.annotations import AnnotatedImage, AnnotatedObject, Annotations
+from utils.datasets.image_files import find_images, map_chunks, walk_files
+from utils.datasets.remarks import Remarks
 from utils.datasets.yolo_writer import Dataset, box_row, decoded_size, find_stated_image, parse_finite
 from utils.errors import UserError, one_line
 from utils.images.suffixes import IMAGE_SUFFIXES
 
 MAX_XML_BYTES = 16 << 20
+CHUNK = 256  # XML files that a process reads at a time
+CHALLENGE = re.compile(r"The VOC20\d\d Database")  # <source><database> of the challenge's own files
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -35,6 +41,17 @@ class VocObject(NamedTuple):
     name: str
     xyxy_px: tuple[float, float, float, float]
     difficult: bool
+
+
+class ParsedFile(NamedTuple):
+    """Content of one XML file."""
+
+    file: Path
+    image_name: str | None  # below the folder of images, None if the image is missing
+    stated_size: tuple[int, int] | None  # height, width
+    objects: list[VocObject]
+    is_challenge: bool  # the file says that it is one of the PASCAL VOC challenge
+    is_readable: bool = True
 
 
 class Annotation(NamedTuple):
@@ -87,7 +104,64 @@ def convert_voc(
     return dataset
 
 
-def list_files(annotations: Path, listing: Path | None, dataset: Dataset) -> list[Path]:
+def read_voc(folder: Path, images: Path, listing: Path | None, remarks: Remarks) -> Annotations:
+    """Return the images of XML files below `folder`, and without a list all others below `images` as backgrounds.
+
+    Difficult objects are ignored ones. Coordinates are edges from 0, as most labelling programs write them. In files
+    of the PASCAL VOC challenge (see `is_challenge`) they are pixel numbers from 1, the last one included.
+    """
+    files = list_files(folder, listing, remarks)
+    chunks = map_chunks(partial(_parse_chunk, folder=folder, images=images), list(map(str, files)), size=CHUNK)
+    parsed: dict[str, ParsedFile] = {}
+    unusable = 0
+    for part, notes in chunks:
+        remarks.merge(notes)
+        for content in part:
+            if content.image_name is None:
+                unusable += 1
+                remarks.skip(f"XML files whose image is not in {images}", content.file.name)
+            elif (taker := parsed.setdefault(str(images / content.image_name), content)) is not content:
+                remarks.skip("XML files whose image another one has", f"{content.file}: the image has {taker.file}")
+    readable = {path: content for path, content in parsed.items() if content.is_readable}
+    counts_from_1 = is_challenge(list(readable.values()))
+    names = sorted({entry.name for content in readable.values() for entry in content.objects})
+    numbers = {name: number for number, name in enumerate(names)}
+    found = [
+        AnnotatedImage(
+            path, content.stated_size, [_annotated(entry, content, numbers, counts_from_1) for entry in content.objects]
+        )
+        for path, content in readable.items()
+    ]
+    others = [] if listing else [path for path in find_images(images) if path not in parsed]
+    found += [AnnotatedImage(path, None, [], is_annotated=False) for path in others]
+    return Annotations(names, found, unusable + len(parsed) - len(readable))
+
+
+def is_challenge(contents: Sequence[ParsedFile]) -> bool:
+    """Return True if all files say that they are of the PASCAL VOC challenge, and no coordinate is below 1."""
+    lowest = (min(entry.xyxy_px) for content in contents for entry in content.objects)
+    return bool(contents) and all(content.is_challenge for content in contents) and min(lowest, default=0) >= 1
+
+
+def _annotated(entry: VocObject, content: ParsedFile, numbers: dict[str, int], counts_from_1: bool) -> AnnotatedObject:
+    box = edges_of(entry.xyxy_px, pascal=counts_from_1)
+    return AnnotatedObject(numbers[entry.name], box, (), entry.difficult, f"{content.file.name}: {entry.name}")
+
+
+def _parse_chunk(files: list[str], folder: Path, images: Path) -> tuple[list[ParsedFile], Remarks]:
+    """Return the content of XML files. One that cannot be used still names the image that is named like it."""
+    parsed, remarks = [], Remarks()
+    for file in map(Path, files):
+        try:
+            parsed.append(parse_annotation(file, folder, images, remarks))
+        except (OSError, UserError) as error:
+            remarks.skip("XML files that cannot be used", one_line(str(error)))
+            name = find_image(ET.Element("annotation"), file.relative_to(folder), images)
+            parsed.append(ParsedFile(file, name, None, [], is_challenge=False, is_readable=False))
+    return parsed, remarks
+
+
+def list_files(annotations: Path, listing: Path | None, remarks: Remarks) -> list[Path]:
     """Return the XML files below a folder: all, or those named by the first word of each line of a list.
 
     Such lists are ImageSets/Main/train.txt and the like.
@@ -104,7 +178,7 @@ def list_files(annotations: Path, listing: Path | None, dataset: Dataset) -> lis
         candidates = [annotations / f"{text}.xml" for text in (name, stem, stem.rpartition(".")[0]) if text]
         file = next((file for file in candidates if file.is_file()), None)
         if file is None:
-            dataset.skip("names in lists that have no XML file", f"{listing}: {name}")
+            remarks.skip("names in lists that have no XML file", f"{listing}: {name}")
         else:
             files.append(file)
     if not files:
@@ -114,19 +188,27 @@ def list_files(annotations: Path, listing: Path | None, dataset: Dataset) -> lis
 
 def read_annotation(file: Path, folder: Path, images: Path, dataset: Dataset) -> Annotation | None:
     """Return the content of an XML file below `folder`, or None if its image is missing or its boxes fit no reading."""
-    root = parse_xml(file)
-    name = find_image(root, file.relative_to(folder), images)
-    if name is None:
+    parsed = parse_annotation(file, folder, images, dataset)
+    if parsed.image_name is None:
         dataset.skip(f"XML files whose image is not in {images}", file.name)
         return None
+    image = images / parsed.image_name
+    size = decoded_size(parsed.stated_size, image, [entry.xyxy_px for entry in parsed.objects], dataset)
+    return Annotation(file, image, parsed.image_name, size, parsed.objects) if size else None
+
+
+def parse_annotation(file: Path, folder: Path, images: Path, remarks: Remarks) -> ParsedFile:
+    """Return the content of an XML file below `folder`. Raises UserError or OSError if it cannot be read."""
+    root = parse_xml(file)
     objects = []
     for element in root.iter("object"):
         try:
             objects.append(read_object(element, file))
         except UserError as error:
-            dataset.skip("objects without a name or a box", one_line(str(error)))
-    size = decoded_size(read_size(root), images / name, [entry.xyxy_px for entry in objects], dataset)
-    return Annotation(file, images / name, name, size, objects) if size else None
+            remarks.skip("objects without a name or a box", one_line(str(error)))
+    name = find_image(root, file.relative_to(folder), images)
+    challenge = CHALLENGE.fullmatch(text_of(root, "source/database")) is not None
+    return ParsedFile(file, name, read_size(root), objects, challenge)
 
 
 def parse_xml(file: Path) -> ET.Element:
@@ -227,8 +309,7 @@ def label_rows(
         if entry.name not in classes:
             dataset.skip(f"objects of the unknown class {entry.name!r}", annotation.file.name)
             continue
-        (x1, x2), (y1, y2) = sorted(entry.xyxy_px[::2]), sorted(entry.xyxy_px[1::2])
-        row = box_row(classes[entry.name], (x1 - pascal, y1 - pascal, x2, y2), annotation.size)
+        row = box_row(classes[entry.name], edges_of(entry.xyxy_px, pascal=pascal), annotation.size)
         if entry.difficult and not difficult:
             dataset.skip("difficult objects", annotation.file.name)
         elif row is None:
@@ -236,3 +317,9 @@ def label_rows(
         else:
             rows.append(row)
     return rows
+
+
+def edges_of(xyxy_px: tuple[float, float, float, float], *, pascal: bool) -> tuple[float, float, float, float]:
+    """Return a box as edges from 0. With `pascal` its corners are numbers of pixels from 1, the last one included."""
+    (x1, x2), (y1, y2) = sorted(xyxy_px[::2]), sorted(xyxy_px[1::2])
+    return x1 - pascal, y1 - pascal, x2, y2

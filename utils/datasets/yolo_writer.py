@@ -6,7 +6,6 @@ The inputs are only read. The output folder appears under its name when it is co
 import math
 import os
 import shutil
-from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from utils.console import progress_bar
+from utils.datasets.remarks import Remarks
 from utils.datasets.stated_paths import existing_end
 from utils.errors import UserError
 from utils.files import write_yaml
@@ -22,7 +22,6 @@ from utils.images.header import image_shape
 from utils.temporary_files import draft_folder
 
 SPLITS = ("train", "val", "test")
-MAX_EXAMPLES = 3  # that the summary names for each reason
 
 
 @dataclass
@@ -35,30 +34,12 @@ class Item:
 
 
 @dataclass
-class Dataset:
+class Dataset(Remarks):
     """Result of a conversion: images by split, class names by number, and what was skipped or corrected, by reason."""
 
     names: list[str]
     splits: dict[str, list[Item]] = field(default_factory=dict)
-    skipped: Counter[str] = field(default_factory=Counter)
-    corrected: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)  # the first few of each reason
     _by_stem: dict[tuple[str, str], Item] = field(default_factory=dict)  # split, name without suffix
-
-    def skip(self, reason: str, example: str) -> None:
-        """Count something that is skipped. `example` names it."""
-        self.skipped[reason] += 1
-        self._keep_example(reason, example)
-
-    def correct(self, reason: str, example: str) -> None:
-        """Count something that is corrected. `example` names it."""
-        self.corrected[reason] += 1
-        self._keep_example(reason, example)
-
-    def _keep_example(self, reason: str, example: str) -> None:
-        examples = self.examples.setdefault(reason, [])
-        if len(examples) < MAX_EXAMPLES:
-            examples.append(example)
 
     def add(self, split: str, image: Path, *, name: str, rows: Sequence[str]) -> None:
         """Add an image, or more rows to one that was added. Equal rows are one object that was labelled twice.
@@ -78,18 +59,6 @@ class Dataset:
             self.skipped["repeated rows"] += repeated
             self._keep_example("repeated rows", name)
         item.rows[:] = unique
-
-    def remarks(self) -> list[str]:
-        """Return a line for each reason why something was skipped or corrected, with the number and examples."""
-        return [
-            f"{title}: {count} {reason} ({self._describe_examples(reason, count)})"
-            for title, counts in (("skipped", self.skipped), ("corrected", self.corrected))
-            for reason, count in counts.items()
-        ]
-
-    def _describe_examples(self, reason: str, count: int) -> str:
-        examples = self.examples.get(reason, [])
-        return ", ".join(examples) + ", ..." * (count > len(examples))
 
 
 def _stem(name: str) -> str:
@@ -115,36 +84,58 @@ def find_stated_image(name: str, folder: Path) -> str | None:
 
 
 def decoded_size(
-    stated: tuple[int, int] | None, image: Path, boxes_xyxy: Sequence[Sequence[float]], dataset: Dataset
+    stated: tuple[int, int] | None, image: Path, boxes_xyxy: Sequence[Sequence[float]], remarks: Remarks
 ) -> tuple[int, int] | None:
     """Return the height and width in pixels that the boxes are relative to, None if they fit no reading.
 
-    Some programs state the size before the EXIF rotation, but boxes in the rotated image. A stated size of the same
-    aspect is that of a scaled copy. Raises UserError if no size is stated and the image cannot be read.
+    See `reference_size`. Raises UserError if no size is stated and the image cannot be read.
     """
     try:
-        height, width = image_shape(image)
+        shape = image_shape(image)
     except ValueError as error:
         if stated is None:
             raise UserError(f"{image}: its size is needed, but it cannot be read: {error}") from error
         return stated
+    return reference_size(stated, shape, boxes_xyxy, remarks=remarks, name=image.name)
+
+
+def reference_size(
+    stated: tuple[int, int] | None,
+    shape: tuple[int, int],
+    boxes_xyxy: Sequence[Sequence[float]],
+    *,
+    remarks: Remarks,
+    name: str,
+) -> tuple[int, int] | None:
+    """Return the height and width in pixels that the boxes are relative to, None if they fit no reading.
+
+    Some programs state the size before the EXIF rotation, but boxes in the rotated image. A stated size of the same
+    aspect is that of a scaled copy. `shape` is the height and width of the decoded image.
+    """
+    height, width = shape
     if stated is None or stated == (height, width):
         return height, width
     if stated != (width, height):
         if abs(stated[0] * width - stated[1] * height) > max(height, width, *stated):
-            dataset.correct("images have another shape than stated, the stated one is used", image.name)
+            remarks.correct("images have another shape than stated, the stated one is used", name)
         return stated
     if all(right <= width + 1 and bottom <= height + 1 for _, _, right, bottom in boxes_xyxy):
-        dataset.correct("sizes were stated before the EXIF rotation, those after it are used", image.name)
+        remarks.correct("sizes were stated before the EXIF rotation, those after it are used", name)
         return height, width
-    dataset.skip("images with boxes from before their EXIF rotation", image.name)
+    remarks.skip("images with boxes from before their EXIF rotation", name)
     return None
 
 
 def box_row(class_id: int, xyxy_px: Sequence[float], size: tuple[int, int]) -> str | None:
-    """Return the label row of a box clipped to the image, size = (height, width), or None if no area is left.
+    """Return the label row of a box clipped to the image, size = (height, width), or None if no area is left."""
+    box = clip_box(xyxy_px, size)
+    return format_row(class_id, box) if box else None
 
-    The corners may be swapped.
+
+def clip_box(xyxy_px: Sequence[float], size: tuple[int, int]) -> tuple[float, float, float, float] | None:
+    """Return cx, cy, w, h in 0…1 of a box clipped to the image, size = (height, width), or None if no area is left.
+
+    The corners may be swapped. A side below half a millionth of the image is no area: label files have six digits.
     """
     H, W = size
     x1, y1, x2, y2 = xyxy_px
@@ -153,7 +144,7 @@ def box_row(class_id: int, xyxy_px: Sequence[float], size: tuple[int, int]) -> s
     if not (right > left and bottom > top):
         return None
     box = ((left + right) / 2 / W, (top + bottom) / 2 / H, (right - left) / W, (bottom - top) / H)
-    return format_row(class_id, box) if min(round(box[2], 6), round(box[3], 6)) > 0 else None
+    return box if min(round(box[2], 6), round(box[3], 6)) > 0 else None
 
 
 def format_row(class_id: int, values: Sequence[float]) -> str:

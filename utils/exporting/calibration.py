@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils import console
-from utils.datasets.image_files import find_images
+from utils.datasets.labels import find_split_images
 from utils.datasets.locate import read_dataset
 from utils.datasets.spec import MissingData
 from utils.errors import UserError
@@ -72,7 +72,7 @@ def choose_images(request: ExportRequest, purpose: str) -> CalibrationImages:
         raise UserError(
             f"{purpose} calibrates on training images, and those of --data {request.data} are not here: {error}"
         ) from error
-    found = find_images(spec.sources("train"))
+    found = find_split_images(spec, "train")
     if not found:
         raise UserError(f"{purpose} calibrates on training images, and {spec.file} names none: give another --data")
     count = min(request.calibration_images, len(found))

@@ -16,7 +16,7 @@ from utils.distributed import Distributed
 from utils.images.letterbox import Letterbox
 from utils.loading.dataset import Batch
 from utils.loss import DetectionLoss, LossSums
-from utils.metrics import IOU_LEVELS, ConfusionMatrix, Metrics, Speed, match_detections
+from utils.metrics import IOU_LEVELS, ConfusionMatrix, Metrics, Speed, match_detections, match_regions
 
 
 class BatchStatistics(NamedTuple):
@@ -24,6 +24,7 @@ class BatchStatistics(NamedTuple):
 
     num_images: int
     is_correct: np.ndarray  # (n, 10) bool, by IoU level
+    is_ignored: np.ndarray  # (n, 10) bool: neither correct nor wrong
     confidence: np.ndarray  # (n,)
     predicted: np.ndarray  # (n,) class
     true: np.ndarray  # (m,) class
@@ -32,7 +33,10 @@ class BatchStatistics(NamedTuple):
 
 # Without any batch the metrics are those of no images.
 NO_IMAGES = BatchStatistics(
-    0, np.zeros((0, len(IOU_LEVELS)), bool), *(np.zeros(0, np.float32) for _ in range(3)), losses=None
+    0,
+    *(np.zeros((0, len(IOU_LEVELS)), bool) for _ in range(2)),
+    *(np.zeros(0, np.float32) for _ in range(3)),
+    losses=None,
 )
 
 
@@ -67,14 +71,17 @@ def match_batch(
 
     labels: as of `labels_by_image`. detections: as of `to_original_pixels`.
     """
-    is_correct = [NO_IMAGES.is_correct]
-    for box, found, known in zip(letterboxes_of(batch), detections, labels, strict=True):
+    is_correct, is_ignored = [NO_IMAGES.is_correct], [NO_IMAGES.is_ignored]
+    for i, (box, found, known) in enumerate(zip(letterboxes_of(batch), detections, labels, strict=True)):
         known = torch.cat((known[:, :1], box.undo(xywh_to_xyxy(known[:, 1:]))), 1)
         is_correct.append(match_detections(found, known))
-        confusion.update(found, known)
+        regions = batch.ignored[batch.ignored[:, 0] == i, 1:]
+        is_ignored.append(match_regions(found, regions) & ~is_correct[-1])
+        confusion.update(found, known, regions)
     rows = torch.cat((torch.zeros(0, 6), *detections)).numpy()
     true = batch.targets[:, 1].numpy()
-    return BatchStatistics(len(batch.images), np.concatenate(is_correct), rows[:, 4], rows[:, 5], true, losses)
+    matched = np.concatenate(is_correct), np.concatenate(is_ignored)
+    return BatchStatistics(len(batch.images), *matched, rows[:, 4], rows[:, 5], true, losses)
 
 
 def compute_metrics(
@@ -92,13 +99,14 @@ def compute_metrics(
     batches = [[part for part in parts if part is not None] for parts in by_batch]
     num_images, *arrays, _ = zip(NO_IMAGES, *itertools.chain.from_iterable(batches), strict=True)
     confusion.matrix = np.sum(group.gather(confusion.matrix), axis=0)
-    is_correct, confidence, predicted, true = (np.concatenate(parts) for parts in arrays)
+    is_correct, is_ignored, confidence, predicted, true = (np.concatenate(parts) for parts in arrays)
     return Metrics.from_statistics(
         is_correct,
         confidence,
         predicted,
         true,
         num_classes=confusion.num_classes,
+        ignored=is_ignored,
         images=sum(num_images),
         confusion=confusion,
         losses=mean_losses(loss, batches),

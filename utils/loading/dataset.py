@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from utils.boxes import xywh_to_xyxy
 from utils.datasets.label_index import LabelIndex
 from utils.errors import UserError
 from utils.images.augment import (
@@ -49,6 +50,8 @@ class Batch(NamedTuple):
     letterboxes: list[Letterbox | None]  # (B,) map boxes back to the original's pixels; None after augmentation
     is_padding: bool = False  # excluded from the loss; keeps DDP ranks in step
     color_flips: torch.Tensor | None = None  # (B, 5) float32, rows of ColorFlip that the GPU has still to apply
+    # (R, 6) image in the batch, class, x1, y1, x2, y2 in pixels of the original: where detections do not count
+    ignored: np.ndarray = np.zeros((0, 6), np.float32)
 
 
 class Sample(NamedTuple):
@@ -140,8 +143,18 @@ class DetectionDataset(Dataset[Batch | UserError]):
             letterboxes,
             key.is_padding,
             torch.tensor(color_flips, dtype=torch.float32) if self.defer_color_flip else None,
+            self._ignored_regions([] if self.augment or key.is_padding else key.indices),
         )
         return merge_in_fours(batch, self._quad_rngs(key)) if self.quad else batch
+
+    def _ignored_regions(self, indices: Sequence[int]) -> np.ndarray:
+        """Return the regions of images where detections do not count, as in Batch."""
+        rows = [np.zeros((0, 6), np.float32)]
+        for k, i in enumerate(indices if len(self.index.ignored) else []):
+            regions, (height, width) = self.index.regions(i), self.index.shapes[i].tolist()
+            corners = xywh_to_xyxy(regions[:, 1:]) * np.array([width, height, width, height], np.float32)
+            rows.append(np.concatenate([np.full((len(regions), 1), k, np.float32), regions[:, :1], corners], 1))
+        return np.concatenate(rows)
 
     def _build_sample(self, key: BatchKey, k: int, planes: np.ndarray) -> BuiltSample:
         """Write image k of a batch to planes (C, H, W), and return the rest of its sample."""
