@@ -46,6 +46,24 @@ def test_false_positive_on_a_background_counts():
     assert metrics.confusion.matrix[0, 2] == 1 and metrics.map50 < 0.9
 
 
+@pytest.mark.parametrize(
+    "region, perfect",
+    [
+        ([0, 0, 100, 0, 200, 100], True),
+        ([0, 1, 100, 0, 200, 100], False),  # of another class
+        ([1, 0, 100, 0, 200, 100], False),  # of another image
+        ([0, 0, 100, 0, 145, 100], False),  # holds 25 of its 40 columns: ignored up to IoU 0.6
+    ],
+)
+def test_a_detection_in_an_ignored_region_does_not_count(region, perfect):
+    rows = {**FOUND, 0: [*FOUND[0], (30.0, 5, 40, 15, 0.95, 0)]}  # 120, 8, 160, 48 in the original
+    batch = make_batch([0, 1], LABELS)._replace(ignored=np.array([region], np.float32))
+    metrics = evaluate_rows(rows, [batch])
+    assert (metrics.map == pytest.approx(0.995)) is perfect
+    assert (metrics.map50 == pytest.approx(0.995)) is (perfect or region[4] == 145)
+    assert metrics.confusion.matrix[0].tolist() == [2, 0, 0 if perfect or region[4] == 145 else 1]
+
+
 def test_single_class():
     """A detection of the other class is right when classes do not count. Labels are all 0 then."""
     wrong = {0: [(5.0, 5, 20, 20, 0.9, 1)], 1: [], 2: []}

@@ -18,6 +18,7 @@ from utils.metrics import (
     average_precision,
     fitness,
     match_detections,
+    match_regions,
     metrics_and_curves,
     smooth,
 )
@@ -339,3 +340,80 @@ def test_validation_ranks_ties_in_the_given_order_on_every_cpu(golden):
     order = np.argsort(-golden["conf"], kind="stable")
     sorted_before = {name: golden[name][order] for name in ("tp", "conf", "pred_cls")}
     assert np.array_equal(ap_per_class(**sorted_before, target_cls=golden["target_cls"]).ap, wanted)
+
+
+# ---- ignored regions
+
+
+@pytest.mark.parametrize(
+    "detection, region, share",
+    [
+        ((0, 0, 10, 10, 0.9, 0), (0, 0, 0, 10, 10), 1.0),
+        ((0, 0, 10, 10, 0.9, 0), (0, 0, 0, 100, 100), 1.0),  # of the detection's area, not of the union
+        ((0, 0, 10, 10, 0.9, 0), (0, 4, 0, 100, 100), 0.6),
+        ((0, 0, 10, 10, 0.9, 0), (1, 0, 0, 100, 100), 0.0),  # of another class
+        ((0, 0, 10, 10, 0.9, 0), (0, 10, 10, 20, 20), 0.0),
+        ((5, 5, 5, 5, 0.9, 0), (0, 0, 0, 10, 10), 0.0),  # without area
+    ],
+)
+def test_share_of_a_detection_in_a_region(detection, region, share):
+    found = match_regions([detection], [region])
+    assert found.tolist() == [[bool(level <= share) for level in IOU_LEVELS]]
+
+
+def test_no_regions():
+    assert not match_regions(DETECTIONS, []).any() and match_regions([], [(0, 0, 0, 1, 1)]).shape == (0, 10)
+
+
+def test_ignored_detections_change_no_metric():
+    """With detections added that are ignored at all levels, every figure is what it was without them."""
+    rng = np.random.default_rng(0)
+    tp, conf = rng.random((50, 10)) < 0.6, np.sort(rng.random(50))[::-1]
+    pred_cls, target_cls = rng.integers(0, 3, 50), rng.integers(0, 3, 40)
+    without = metrics_and_curves(tp, conf, pred_cls, target_cls)[0]
+    where = np.sort(rng.integers(1, 50, 30))
+    ignored = np.insert(np.zeros((50, 10), bool), where, True, 0)
+    arrays = [np.insert(tp, where, False, 0), np.insert(conf, where, conf[where], 0), np.insert(pred_cls, where, 1)]
+    found, _ = metrics_and_curves(*arrays, target_cls, ignored)
+    assert np.allclose(found.ap, without.ap, rtol=0, atol=1e-12)
+    none, _ = metrics_and_curves(*arrays, target_cls)
+    assert (none.ap <= without.ap + 1e-12).all() and (none.ap[1] < without.ap[1]).any()
+
+
+@pytest.mark.long
+def test_crowds_are_ignored_as_in_pycocotools():
+    """Which detections pycocotools ignores at each level, on random images whose boxes do not compete for labels."""
+    coco, scoring = (pytest.importorskip(f"pycocotools.{name}") for name in ("coco", "cocoeval"))
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        cells = [(x, y) for x in (0, 100, 200) for y in (0, 100)]
+        labels = [[0, x + 20, y + 20, x + 60, y + 60] for x, y in cells[:3]]
+        crowds = [[int(rng.integers(2)), x, y, x + 80, y + 80] for x, y in cells[3:]]
+        boxes = [[x + 20, y + 20, x + 60, y + 60] for x, y in cells for _ in range(1 + ((x, y) in cells[3:]))]
+        shifts = rng.integers(-40, 40, (len(boxes), 1)) * np.array([[1, 0, 1, 0]])
+        found = np.column_stack([boxes + shifts, rng.permutation(len(boxes)) / 100, rng.integers(0, 2, len(boxes))])
+        found = found[np.argsort(-found[:, 4])].astype(float)
+        entries = [
+            {"id": k + 1, "image_id": 1, "category_id": c, "iscrowd": int(k >= 3), "area": (x2 - x1) * (y2 - y1)}
+            | {"bbox": [x1, y1, x2 - x1, y2 - y1]}
+            for k, (c, x1, y1, x2, y2) in enumerate([*labels, *crowds])
+        ]
+        truth = coco.COCO()
+        truth.dataset = {"images": [{"id": 1}], "annotations": entries, "categories": [{"id": 0}, {"id": 1}]}
+        truth.createIndex()
+        rows = [
+            {"image_id": 1, "category_id": int(c), "score": s, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            for x1, y1, x2, y2, s, c in found.tolist()
+        ]
+        scorer = scoring.COCOeval(truth, truth.loadRes(rows), "bbox")
+        scorer.evaluate()
+        correct = match_detections(found, labels)
+        ignored = match_regions(found, crowds) & ~correct
+        for category in (0, 1):
+            theirs = scorer.evaluateImg(1, category, scorer.params.areaRng[0], 100)
+            mine = found[:, 5] == category
+            if theirs is None:
+                assert not mine.any()
+                continue
+            assert np.array_equal(theirs["dtIgnore"].astype(bool), ignored[mine].T), seed
+            assert np.array_equal((theirs["dtMatches"] > 0) & ~theirs["dtIgnore"].astype(bool), correct[mine].T)
