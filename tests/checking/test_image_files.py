@@ -5,8 +5,9 @@ import numpy as np
 from PIL import Image
 from scanned_sets import findings_of, places, scan, write_image, write_set
 
-from utils.checking.image_files import check_images, trait_findings
+from utils.checking.image_files import check_images, expected_traits, trait_findings
 from utils.images.traits import Traits
+from utils.pixel_format import PixelFormat
 
 ROW = "0 .5 .5 .2 .2\n"
 
@@ -37,6 +38,12 @@ def test_formats_that_bring_surprises(tmp_path):
         "deep": (["deep.png"], "note"),
         "alpha": (["alpha.png"], "note"),
     }
+
+
+def test_a_stated_pixel_format_is_no_surprise():
+    assert expected_traits(PixelFormat(3, 8)) == expected_traits(PixelFormat(1, 8)) == set()
+    assert expected_traits(PixelFormat(1, 16)) == {"deep"}
+    assert expected_traits(PixelFormat(4, 8)) == {"alpha", "animated", "cmyk"}
 
 
 def test_sizes_far_from_that_of_the_training(tmp_path):

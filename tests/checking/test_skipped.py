@@ -1,6 +1,7 @@
 """Findings on what training skips, from the messages of its scan."""
 
 import pytest
+from PIL import Image
 from scanned_sets import findings_of, places, scan, scan_rows, write_image, write_set
 
 from utils.checking.skipped import check_skipped, count_errors
@@ -28,6 +29,17 @@ def test_images_that_training_skips(tmp_path, content, check):
     image.write_bytes(image.read_bytes()[:-40] if content is None else content)
     found = findings_of(check_skipped, scan(file))
     assert list(found) == [check] and found[check].level == "error" and places(found[check]) == ["b.jpg"]
+
+
+def test_images_without_the_channels_that_the_yaml_states(tmp_path):
+    """Training ends there, so the split as a whole is an error."""
+    file = write_set(tmp_path, {"train": {"a.png": ROW, "b.jpg": ROW}, "val": {"a.png": ROW}})
+    file.write_text(file.read_text() + "\nchannels: 4\n")
+    for split in ("train", "val"):
+        Image.new("RGBA", (96, 64)).save(tmp_path / f"images/{split}/a.png")
+    found = findings_of(check_skipped, scan(file))
+    assert list(found) == ["unusable-split"] and found["unusable-split"].split == "train"
+    assert "b.jpg: has 3 channels, expected 4" in found["unusable-split"].text
 
 
 def test_small_images_broken_links_and_label_files_that_are_folders(tmp_path):

@@ -11,6 +11,7 @@ from utils.checking.scan import ScannedData, ScannedSplit
 from utils.console import progress_bar
 from utils.datasets.image_files import map_chunks
 from utils.images.traits import SUFFIXES, Traits, read_traits
+from utils.pixel_format import PixelFormat
 
 CHUNK = 256  # files read by one process at a time
 MUCH_LARGER, MUCH_SMALLER = 4, 4  # times --imgsz
@@ -66,7 +67,7 @@ TRAIT_CHECKS = (
         lambda traits, suffix: traits.bits > 8,
         lambda traits: f"{traits.bits} bits",
         "images have more than 8 bits per channel",
-        "README.md says how they are read. Convert them yourself if that is not what you want.",
+        "They are read as 8 bits. `bit_depth: 16` in the data set YAML trains on their whole range.",
         "note",
     ),
     TraitCheck(
@@ -83,8 +84,18 @@ TRAIT_CHECKS = (
 def check_images(data: ScannedData) -> Iterator[Finding]:
     """Yield the findings on formats and sizes of the images."""
     for split in data.splits.values():
-        yield from trait_findings(split.name, split.paths, read_all_traits(split))
+        expected = expected_traits(split.index.pixels)
+        for finding in trait_findings(split.name, split.paths, read_all_traits(split)):
+            if finding.check not in expected:
+                yield finding
         yield from size_findings(split, data.imgsz)
+
+
+def expected_traits(pixels: PixelFormat) -> set[str]:
+    """Return the checks that say nothing about images of a pixel format that the data set YAML states."""
+    return ({"deep"} if pixels.bit_depth > 8 else set()) | (
+        {"alpha", "animated", "cmyk"} if pixels.channels > 3 else set()
+    )
 
 
 def read_all_traits(split: ScannedSplit) -> list[Traits]:
