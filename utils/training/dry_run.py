@@ -269,7 +269,7 @@ def large_files(run: Run, epochs: range) -> dict[str, int]:
     return files
 
 
-def tensor_bytes(content: Any) -> int:
+def tensor_bytes(content: object) -> int:
     """Return the bytes of all tensors in nested dicts and lists."""
     if isinstance(content, torch.Tensor):
         return content.numel() * content.element_size()
