@@ -239,6 +239,13 @@ def test_four_processes_by_the_card(tiny_cfg, project):
     )  # the batch size is the total of all processes
 
 
+def test_a_dry_run_of_two_processes_is_reported_once_and_leaves_no_folder(tiny_data, tiny_cfg, project):
+    words = options(tiny_data, tiny_cfg, project, "dry", "--dry-run", epochs=6)
+    output = launch(*TORCHRUN, *STANDALONE, "--nproc_per_node", 2, WORKER, "dry", *words)
+    assert output.count("Time: ") == output.count("6 epochs with 12 steps") == output.count("without --dry-run") == 1
+    assert not (project / "dry").exists()
+
+
 def test_the_bare_command_of_the_card_starts(tmp_path):
     """The default model, size and data train until the end of the first batch."""
     command = Path(sys.executable).with_name("torchrun")
