@@ -39,6 +39,7 @@ from utils.checking.scan import Check, ScannedData, scan_dataset
 from utils.checking.skipped import check_skipped
 from utils.checking.split_balance import check_balance
 from utils.cli import Arguments, Flags, detect_command, flag, parse_flags, read_flags
+from utils.datasets.division import Division
 from utils.datasets.image_files import find_images
 from utils.datasets.locate import locate_dataset
 from utils.detector import name_difference
@@ -77,7 +78,8 @@ CHECKS: tuple[Check, ...] = (
 class CheckOptions:
     """Options of `check.py`: one field per flag."""
 
-    data: str = flag(DEFAULT_DATA, "data set YAML", group="data")
+    data: str = flag(DEFAULT_DATA, "data set YAML, or a folder, obj.data or COCO JSON", group="data")
+    split: str = flag("", "that of the training, of data without validation images", metavar="SHARE", group="data")
     imgsz: int = flag(
         640, "size of the training that is planned", names=["--imgsz", "--img", "--img-size"], group="data"
     )
@@ -161,7 +163,7 @@ def check_dataset(options: CheckOptions) -> CheckResult:
     require_writable(options.project)
     if options.rank:
         return rank_unlabelled(options)
-    spec = locate_dataset(options.data)
+    spec = locate_dataset(options.data, division=Division.parse(options.split), required=("train",))
     data = scan_dataset(spec, options.imgsz)
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
     findings = by_level([*find_all(data), *review_labels(options, data, folder)])

@@ -138,7 +138,7 @@ def build_network(launch: Launch) -> Network:
     """
     options = launch.options
     hyp = read_hyperparameters(launch)
-    dataset = fill_names(read_dataset(options.data))
+    dataset = fill_names(read_dataset(options.data, division=launch.division))
     names = class_names(dataset.names, single_cls=options.single_cls)
     if launch.checkpoint:
         weights, cfg, saved = options.weights, options.cfg, launch.checkpoint["model"]

@@ -21,6 +21,7 @@ from models.loading import find_weights, load_ensemble
 from utils import console
 from utils.autobatch import advice_on_memory
 from utils.cli import Arguments, Flags, detect_command, flag, parse_flags, read_flags
+from utils.datasets.division import Division
 from utils.datasets.label_index import LabelIndex
 from utils.datasets.labels import load_split
 from utils.datasets.locate import locate_dataset
@@ -64,7 +65,8 @@ FEW_CLASSES = 50  # with fewer, each class has a row in the table
 class ValOptions:
     """Options of `val.py`: one field per flag."""
 
-    data: str = flag("data/shapes.yaml", "data set YAML", group="data")
+    data: str = flag("data/shapes.yaml", "data set YAML, or a folder, obj.data or COCO JSON", group="data")
+    split: str = flag("", "that of the training, for a data set without validation images", metavar="SHARE", group="data")
     task: str = flag(
         "val",
         "split to measure on, or speed, study (all sizes), compare (files of several formats side by side)",
@@ -112,7 +114,7 @@ class ValOptions:
             raise UserError(f"--annotations {self.annotations}: no such file")
 
     @property
-    def split(self) -> str:
+    def measured(self) -> str:
         """Split to measure on. The other tasks take `val`."""
         return self.task if self.task in SPLITS else "val"
 
@@ -187,8 +189,8 @@ def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.de
     if isinstance(model, ExportedModel):
         model.check_choices(augment=options.augment, sizes=options.task == "study")
     # The model is first: damaged weights cost no download.
-    spec = locate_dataset(options.data)
-    spec.sources(options.split)  # an absent split is reported before other classes
+    spec = locate_dataset(options.data, division=Division.parse(options.split, run_folder_of(weights[0])))
+    spec.sources(options.measured)  # an absent split is reported before other classes
     if model.num_classes != spec.num_classes and not options.single_cls:
         raise UserError(
             f"{weights[0]} has {model.num_classes} classes, {spec.file} names {spec.num_classes}. "
@@ -201,9 +203,9 @@ def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.de
             "of its number. Give the data set that the model was trained with: --data"
         )
     spec = spec.with_pixels(model.pixels, of=weights[0])
-    index = load_split(spec, options.split, single_cls=options.single_cls)
+    index = load_split(spec, options.measured, single_cls=options.single_cls)
     names = {0: "item"} if options.single_cls else spec.names
-    return Subject(list(weights), model, spec, options.split, index, names)
+    return Subject(list(weights), model, spec, options.measured, index, names)
 
 
 def measure(options: ValOptions, subject: Subject, observers: Sequence[EvaluationObserver] = ()) -> Metrics:
@@ -371,10 +373,10 @@ def compare_formats(
         metrics = evaluate_subject(options, subject, [ValidationBar(path.name), *observers])
         return ComparedModel(str(path), input_shape(options, subject.model), metrics)
 
-    locate_dataset(options.data)  # its errors are no model's
+    locate_dataset(options.data, division=Division.parse(options.split))  # its errors are no model's
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
     models = compare_models(options.weights, measure_one)
-    settings = {"data": options.data, "split": options.split, "batch_size": options.batch_size}
+    settings = {"data": options.data, "split": options.measured, "batch_size": options.batch_size}
     content = report_comparison(folder / "compare.json", models, settings)
     if options.json:
         console.data(to_line({"program": "val", "task": options.task, "save_dir": str(folder), **content}))
@@ -439,7 +441,7 @@ def describe_results(
     else:
         settings, folder, measured = [([file], size) for file in weights for size in sizes], None, found
     results = [
-        describe_validation(files, size, metrics, data=options.data, split=options.split)
+        describe_validation(files, size, metrics, data=options.data, split=options.measured)
         for (files, size), metrics in zip(settings, measured, strict=True)
     ]
     return {"program": "val", "task": options.task, "save_dir": folder, "results": results}

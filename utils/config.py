@@ -32,7 +32,13 @@ class TrainOptions:
 
     weights: str = flag("yolov5s.pt", "initial weights; '' trains from scratch", group="model")
     cfg: str = flag("", "model YAML, e.g. yolov5n.yaml", group="model")
-    data: str = flag("data/shapes.yaml", "data set YAML", group="data")
+    data: str = flag("data/shapes.yaml", "data set YAML, or a folder, obj.data or COCO JSON", group="data")
+    split: str = flag(
+        "",
+        "share of the images to train on, 0.8 or 0.8:SEED, of a data set without validation images",
+        metavar="SHARE",
+        group="data",
+    )
     hyp: str = flag(
         "data/hyps/hyp.scratch-low.yaml",
         "hyperparameter YAML: optimisation, losses, augmentation",

@@ -83,7 +83,7 @@ def test_that_of_a_run_counts_more_than_the_cache_and_moves_with_the_data(root, 
     paths, run = paths_of(root, *MANY), tmp_path / "run"
     run.mkdir()
     Division(0.8).divide(paths, root)
-    Division(0.8).keep(run, val_paths=paths[:3], num_images=len(paths), root=root)
+    Division(0.8).write(run / "split.json", val_paths=paths[:3], num_images=len(paths), root=root)
     moved = paths_of(tmp_path / "elsewhere", *MANY)
     parts = Division.parse("0.8", run).divide(moved, tmp_path / "elsewhere")
     assert parts.val.tolist() == [0, 1, 2]
@@ -104,6 +104,6 @@ def test_names_of_any_bytes_are_kept(root):
 
 
 def test_the_file_is_readable(root, tmp_path):
-    Division(0.8, 3).keep(tmp_path, val_paths=[str(root / "a.jpg"), "/other/b.jpg"], num_images=9, root=root)
+    Division(0.8, 3).write(tmp_path / "split.json", val_paths=[str(root / "a.jpg"), "/other/b.jpg"], num_images=9, root=root)
     content = json.loads((tmp_path / "split.json").read_text())
     assert content == {"split": "0.8:3", "images": 9, "val": ["a.jpg", "/other/b.jpg"]}

@@ -83,10 +83,11 @@ def scan_dataset(spec: DatasetSpec, imgsz: int, *, progress: bool = True) -> Sca
     """
     data = ScannedData(spec, {}, imgsz)
     for name in SPLITS:
-        sources = spec.splits.get(name)
+        divided = spec.division is not None and name != "test"
+        sources = spec.splits.get("train" if divided else name)
         if not sources:
             continue
-        earlier = next((split.name for split in data.splits.values() if split.sources == sources), None)
+        earlier = next((split.name for split in data.splits.values() if split.sources == sources and not divided), None)
         if earlier:
             data.same[name] = earlier
             info(f"{name}: the same images as {earlier}")

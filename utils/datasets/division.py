@@ -90,15 +90,13 @@ class Division:
         info(f"{_summary(self, is_val)}, drawn at random{_describe(sequences)}; kept in {cached}")
         with suppress(OSError):
             cached.parent.mkdir(parents=True, exist_ok=True)
-            self.write(cached, [name for name, val in zip(names, is_val.tolist(), strict=True) if val], len(names))
+            val = [name for name, chosen in zip(names, is_val.tolist(), strict=True) if chosen]
+            self.write(cached, val_paths=val, num_images=len(names), root=root)
         return _parts(is_val)
 
-    def keep(self, folder: Path, *, val_paths: Sequence[str], num_images: int, root: Path) -> None:
-        """Write the division into a run folder."""
-        self.write(folder / FILE_NAME, [_relative(path, root) for path in val_paths], num_images)
-
-    def write(self, file: Path, val: list[str], num_images: int) -> None:
-        """Write the names of the images to validate on, out of `num_images`."""
+    def write(self, file: Path, *, val_paths: Sequence[str], num_images: int, root: Path) -> None:
+        """Write the names of the images to validate on, out of `num_images` below `root`."""
+        val = [_relative(path, root) for path in val_paths]
         content = {"split": str(self), "images": num_images, "val": val}
         with atomic_write(file, sync=False) as opened:
             opened.write(json.dumps(content, indent=0).encode("utf-8", "surrogateescape"))

@@ -20,9 +20,11 @@ DATASET_SUFFIXES = (".yaml", ".yml", ".data", ".json")
 BUILT_IN = ROOT / "data" / "shapes.yaml"
 
 
-def locate_dataset(data: str, progress: bool = True, *, division: Division | None = None) -> DatasetSpec:
+def locate_dataset(
+    data: str, progress: bool = True, *, division: Division | None = None, required: Sequence[str] = ("train", "val")
+) -> DatasetSpec:
     """Return the data set that `data` names, with its images in place. See `read_dataset` and `locate_images`."""
-    return locate_images(read_dataset(data, division=division), progress=progress)
+    return locate_images(read_dataset(data, division=division, required=required), progress=progress)
 
 
 def read_dataset(

@@ -20,6 +20,12 @@ class Splits:
     names: dict[int, str]
     train: LabelIndex
     val: LabelIndex
+    num_images: int  # of both splits, before a fraction was taken
+
+    def write_division(self, file: Path) -> None:
+        """Write which images of a divided data set are to validate on."""
+        assert self.spec.division
+        self.spec.division.write(file, val_paths=self.val.paths, num_images=self.num_images, root=self.spec.root)
 
 
 def class_names(names: dict[int, str], *, single_cls: bool) -> dict[int, str]:
@@ -41,7 +47,8 @@ def load_splits(spec: DatasetSpec, *, single_cls: bool = False, fraction: float 
     else:
         parts = {"train": whole, "val": load_split(spec, "val", single_cls=single_cls)}
     names = class_names(spec.names, single_cls=single_cls)
-    return Splits(spec, names, take_fraction(parts["train"], fraction), parts["val"])
+    num_images = sum(map(len, parts.values()))
+    return Splits(spec, names, take_fraction(parts["train"], fraction), parts["val"], num_images)
 
 
 def require_images(splits: Splits) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.console import info
+from utils.datasets.division import FILE_NAME
+from utils.datasets.splits import Splits
 from utils.errors import UserError
 from utils.files import sync_folder, write_yaml
 from utils.output.drawing import plot_batch
@@ -67,11 +69,16 @@ class RunFolder(Observer):
         settings = {**run.options.to_dict(), "hyp": hyp, "resume": False, "save_dir": str(self.path)}
         self.place.keep(partial(self._write_settings, "opt.yaml", mark_unedited(settings)))
         self.place.keep(partial(self._write_settings, "hyp.yaml", hyp))
+        if run.data.spec.division:
+            self.place.keep(partial(self._write_division, run.data))
         self._draw(plot_labels, labels, run.data.names, self.path / "labels.jpg")
         self._draw(plot_label_correlogram, labels, self.path / "labels_correlogram.jpg")
 
     def _write_settings(self, name: str, content: dict[str, Any], folder: Path) -> None:
         self._pending.write(folder / name, partial(write_yaml, content=content))
+
+    def _write_division(self, data: Splits, folder: Path) -> None:
+        self._pending.write(folder / FILE_NAME, partial(data.write_division))
 
     def on_batch(self, run: Run, report: StepReport) -> None:
         """Draw the first batches as train_batch<number>.jpg."""

@@ -14,6 +14,7 @@ import torch
 from utils.autobatch import find_batch_size
 from utils.config import Hyperparameters, TrainOptions
 from utils.console import info, warn
+from utils.datasets.division import Division
 from utils.datasets.splits import Splits
 from utils.detector import Detector
 from utils.device import select_device
@@ -42,6 +43,16 @@ class Launch:
     checkpoint: dict[str, Any] | None = None  # None for a new run
     folder: Path | None = None  # run folder of this launch before torchrun restarted its processes
     dry_run: bool = False
+
+    @property
+    def started(self) -> Path | None:
+        """Folder of the run that this one resumes, None for a new run."""
+        return self.folder or (run_folder_of(Path(self.options.resume)) if isinstance(self.options.resume, str) else None)
+
+    @property
+    def division(self) -> Division | None:
+        """Division of the images by `--split`. Of a resumed run its own counts."""
+        return Division.parse(self.options.split, self.started)
 
 
 @dataclass(frozen=True)
@@ -122,9 +133,8 @@ def open_run_folder(launch: Launch, make: Callable[[Path, bool], Path] = increme
     `make` returns a new one by its path and `--exist-ok`.
     """
     options = launch.options
-    started = launch.folder or (run_folder_of(Path(options.resume)) if isinstance(options.resume, str) else None)
-    if started is not None:
-        return started
+    if launch.started is not None:
+        return launch.started
     name = Path(options.cfg or options.weights or "exp").stem if options.name == "cfg" else options.name
     return make(Path(options.project) / name, options.exist_ok)
 
