@@ -54,6 +54,7 @@ from utils.inference.runtime import RuntimeSettings
 from utils.output.json_documents import to_line
 from utils.process_state import unchanged_process
 from utils.training.result import TrainResult
+from utils.training.resume import run_folder_of
 
 PROGRAM = {"prog": "check.py", "description": "Find what is wrong with a data set."}
 DEFAULT_DATA = "data/shapes.yaml"
@@ -163,7 +164,8 @@ def check_dataset(options: CheckOptions) -> CheckResult:
     require_writable(options.project)
     if options.rank:
         return rank_unlabelled(options)
-    spec = locate_dataset(options.data, division=Division.parse(options.split), required=("train",))
+    run_folder = run_folder_of(Path(options.weights[0])) if options.weights else None
+    spec = locate_dataset(options.data, division=Division.parse(options.split, run_folder), required=("train",))
     data = scan_dataset(spec, options.imgsz)
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
     findings = by_level([*find_all(data), *review_labels(options, data, folder)])

@@ -54,6 +54,7 @@ from utils.output.result_names import unique_names
 from utils.pending_files import require_written
 from utils.process_state import unchanged_process
 from utils.user_observers import as_observers
+from utils.training.resume import run_folder_of
 
 PROGRAM = {"prog": "val.py", "description": "Measure a detector."}
 STUDY_SIZES = range(256, 1536 + 1, 128)
@@ -66,7 +67,7 @@ class ValOptions:
     """Options of `val.py`: one field per flag."""
 
     data: str = flag("data/shapes.yaml", "data set YAML, or a folder, obj.data or COCO JSON", group="data")
-    split: str = flag("", "that of the training, for a data set without validation images", metavar="SHARE", group="data")
+    split: str = flag("", "that of the training, of data without validation images", metavar="SHARE", group="data")
     task: str = flag(
         "val",
         "split to measure on, or speed, study (all sizes), compare (files of several formats side by side)",

@@ -178,6 +178,7 @@ ADDED = {
         "--score-only": ("flag", ""),
         "--fitness": ("str", "0.1,0.9"),
         "--recipe": ("str", "yolov5"),
+        "--split": ("str", ""),
         "--time": ("float", "0.0"),
         "--min-delta": ("float", "0.0"),
         "--log": ("str*", "[]"),
@@ -185,7 +186,12 @@ ADDED = {
         "--log-project": ("str", ""),
         "--log-weights": ("flag", ""),
     },
-    "val": {"--runtime": ("str", "pytorch"), "--annotations": ("str", ""), "--json": ("flag", "")},
+    "val": {
+        "--runtime": ("str", "pytorch"),
+        "--annotations": ("str", ""),
+        "--json": ("flag", ""),
+        "--split": ("str", ""),
+    },
     "detect": {"--runtime": ("str", "pytorch"), "--json": ("flag", ""), "--save-labels": ("str", "None")},
     "export": {
         "--layout": ("str", "yolov5"),

@@ -58,6 +58,7 @@ def test_an_interrupted_run_of_an_earlier_version_is_resumed(kept_data, tmp_path
         "log_project",
         "log_weights",
         "recipe",
+        "split",
         "time",
         "dry_run",
     }

@@ -83,11 +83,10 @@ def scan_dataset(spec: DatasetSpec, imgsz: int, *, progress: bool = True) -> Sca
     """
     data = ScannedData(spec, {}, imgsz)
     for name in SPLITS:
-        divided = spec.division is not None and name != "test"
-        sources = spec.splits.get("train" if divided else name)
-        if not sources:
+        if not spec.splits.get(name) and not (name == "val" and spec.division):
             continue
-        earlier = next((split.name for split in data.splits.values() if split.sources == sources and not divided), None)
+        sources = spec.sources(name)
+        earlier = next((split.name for split in data.splits.values() if split.sources == sources), None)
         if earlier:
             data.same[name] = earlier
             info(f"{name}: the same images as {earlier}")
@@ -106,7 +105,12 @@ def _scan_split(name: str, sources: list[Path], spec: DatasetSpec, *, progress: 
         index = load_split(spec, name, progress=progress, report=False)
     except UnknownClass:  # training ends here, a check wants them all
         index = load_split(spec, name, progress=progress, report=False, any_class=True)
-    return ScannedSplit(name, sources, find_split_images(spec, name, index), index, spec.names, spec.keypoint_values)
+    paths = find_split_images(spec, name, index)
+    if spec.division and name != "test":  # images that cannot be used are those of train
+        val = set(load_split(spec, "val", progress=False, report=False, any_class=True).paths)
+        paths = [path for path in paths if (path in val) == (name == "val")]
+        sources = list(map(Path, paths))
+    return ScannedSplit(name, sources, paths, index, spec.names, spec.keypoint_values)
 
 
 def label_lines(data: bytes, keypoint_values: int = 0) -> list[int]:

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ class Division:
     share: float
     seed: int = 0
     kept: Path | None = None
+    _drawn: dict[str, Parts] = field(default_factory=dict, repr=False, compare=False)  # by a digest of the images
 
     @classmethod
     def parse(cls, text: str, run_folder: Path | None = None) -> "Division | None":
@@ -74,9 +75,13 @@ class Division:
         It is that of the run or of the cache, if one of them has any of these images, or a new one.
         """
         names = [_relative(path, root) for path in paths]
-        cached = (
-            user_cache_folder() / "splits" / f"{digest(os.path.realpath(root), *_common(names), str(self))[:16]}.json"
-        )
+        key = digest(root, *names)
+        if key not in self._drawn:
+            self._drawn[key] = _parts(self._choose_val(names, paths, root))
+        return self._drawn[key]
+
+    def _choose_val(self, names: list[str], paths: Sequence[str], root: Path) -> np.ndarray:
+        cached = user_cache_folder() / "splits" / f"{digest(os.path.realpath(root), *_common(names), str(self))[:16]}.json"
         for file in filter(None, (self.kept, cached)):
             content = _read(file)
             is_val = np.isin(names, content["val"]) if content else np.zeros(len(names), bool)
@@ -84,7 +89,7 @@ class Division:
                 changed = len(names) - content["images"]
                 note = f" ({changed:+} images since then: new ones are trained on)" if changed else ""
                 info(f"{_summary(content['split'], is_val)}, as kept in {file}{note}")
-                return _parts(is_val)
+                return is_val
         sequences = group_by_sequence(paths)
         is_val = draw_groups(_cut(sequences), self.share, self.seed)
         info(f"{_summary(self, is_val)}, drawn at random{_describe(sequences)}; kept in {cached}")
@@ -92,7 +97,7 @@ class Division:
             cached.parent.mkdir(parents=True, exist_ok=True)
             val = [name for name, chosen in zip(names, is_val.tolist(), strict=True) if chosen]
             self.write(cached, val_paths=val, num_images=len(names), root=root)
-        return _parts(is_val)
+        return is_val
 
     def write(self, file: Path, *, val_paths: Sequence[str], num_images: int, root: Path) -> None:
         """Write the names of the images to validate on, out of `num_images` below `root`."""

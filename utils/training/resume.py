@@ -158,6 +158,8 @@ def resumed_options(content: Mapping[str, Any], checkpoint: Path, typed: Mapping
         raise UserError(
             f"--resume keeps what the recipe of {checkpoint} settled: omit --recipe, and type the flags to change"
         )
+    if "split" in changed:
+        raise UserError(f"--resume keeps the split of {checkpoint}: omit --split, or start a new run")
     for key in FLAGS_OF_THE_MODEL:
         if key in changed:
             raise UserError(

@@ -47,7 +47,8 @@ class Launch:
     @property
     def started(self) -> Path | None:
         """Folder of the run that this one resumes, None for a new run."""
-        return self.folder or (run_folder_of(Path(self.options.resume)) if isinstance(self.options.resume, str) else None)
+        resume = self.options.resume
+        return self.folder or (run_folder_of(Path(resume)) if isinstance(resume, str) else None)
 
     @property
     def division(self) -> Division | None:
