@@ -106,10 +106,8 @@ def _scan_split(name: str, sources: list[Path], spec: DatasetSpec, *, progress: 
     except UnknownClass:  # training ends here, a check wants them all
         index = load_split(spec, name, progress=progress, report=False, any_class=True)
     paths = find_split_images(spec, name, index)
-    if spec.division and name != "test":  # images that cannot be used are those of train
-        val = set(load_split(spec, "val", progress=False, report=False, any_class=True).paths)
-        paths = [path for path in paths if (path in val) == (name == "val")]
-        sources = list(map(Path, paths))
+    if spec.division and name != "test":
+        sources = list(map(Path, paths))  # a part of the folders
     return ScannedSplit(name, sources, paths, index, spec.names, spec.keypoint_values)
 
 

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,8 +66,9 @@ class Division:
         return f"{self.share:g}" + f":{self.seed}" * (self.seed > 0)
 
     def divide_index(self, index: LabelIndex, root: Path) -> dict[str, LabelIndex]:
-        """Return the indices of train and val. See `divide`."""
-        return {split: take_images(index, chosen) for split, chosen in self.divide(index.paths, root)._asdict().items()}
+        """Return the indices of train and val. See `divide`. Messages on all images are in that of train."""
+        parts = self.divide(index.paths, root)
+        return {"train": take_images(index, parts.train), "val": take_images(replace(index, messages=[]), parts.val)}
 
     def divide(self, paths: Sequence[str], root: Path) -> Parts:
         """Return which of the images below `root` to train on and which to validate on, and report the source.
