@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.datasets.small_splits import write_image
+from small_splits import write_image
 from utils.datasets.labels import load_split
 from utils.datasets.layouts import find_layout
 from utils.datasets.locate import locate_dataset, read_dataset

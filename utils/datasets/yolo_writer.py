@@ -6,7 +6,7 @@ The inputs are only read. The output folder appears under its name when it is co
 import math
 import os
 import shutil
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -203,15 +203,15 @@ def write_dataset(dataset: Dataset, output: Path, *, copy: bool = False, progres
             label = (draft / "labels" / split / item.name).with_suffix(".txt")
             label.parent.mkdir(parents=True, exist_ok=True)
             label.write_text("".join(f"{line}\n" for line in item.rows))
-        write_yaml(draft / f"{output.name}.yaml", _yaml_content(dataset, output))
+        present = {split: f"images/{split}" for split in SPLITS if dataset.splits.get(split)}
+        write_yaml(draft / f"{output.name}.yaml", dataset_yaml(output, present, dataset.names))
     return output / f"{output.name}.yaml"
 
 
-def _yaml_content(dataset: Dataset, output: Path) -> dict:
-    """Return the content of the YAML. It needs both train and val, so a missing one repeats the other."""
-    present = {split: f"images/{split}" for split in SPLITS if dataset.splits.get(split)}
-    first = next(iter(present.values()))
-    return {"path": output.as_posix(), "train": first, "val": first, **present, "names": dict(enumerate(dataset.names))}
+def dataset_yaml(output: Path, entries: Mapping[str, str], names: Sequence[str]) -> dict:
+    """Return the content of a YAML with `entries` by split. It needs train and val, so a missing one is the other."""
+    first = next(iter(entries.values()))
+    return {"path": output.as_posix(), "train": first, "val": first, **entries, "names": dict(enumerate(names))}
 
 
 def summarize(dataset: Dataset, yaml_file: Path) -> str:

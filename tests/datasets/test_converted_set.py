@@ -1,0 +1,115 @@
+"""Conversion of any set that is read: the copy gives the same index, and the input is only read."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.scripts import convert
+from small_splits import write_image, write_labels
+from utils.datasets.labels import load_split
+from utils.datasets.locate import locate_dataset
+from utils.errors import UserError
+
+ROWS = {"train/a": "2 .5 .5 .123456 .7\n0 .1234567 .25 .0625 .5\n", "train/b": "", "val/a": "1 .3 .3 .3 .3 .5 .6\n"}
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Return the YAML of a set with two classes that its labels do not have in the order of the alphabet."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for number, (name, rows) in enumerate(ROWS.items()):
+        write_image(tmp_path / f"set/images/{name}.png", 40 + number, 64, value=number)
+        write_labels(tmp_path / f"set/labels/{name}.txt", rows)
+    file = tmp_path / "set/set.yaml"
+    file.write_text("train: images/train\nval: images/val\nnames: [wolf, ant, cow]\n")
+    return file
+
+
+def convert_to(data, form, output, *words):
+    convert.main(["--data", str(data), "--format", form, "--output", str(output), *words])
+    return output / f"{output.name}.yaml"
+
+
+def load(data, split):
+    return load_split(locate_dataset(str(data)), split, progress=False)
+
+
+def assert_same(first, second, tolerance=1e-6):
+    for split in ("train", "val"):
+        a, b = load(first, split), load(second, split)
+        assert [Path(path).name for path in a.paths] == [Path(path).name for path in b.paths]
+        assert np.array_equal(a.shapes, b.shapes) and np.array_equal(a.offsets, b.offsets)
+        assert np.array_equal(a.labels[:, 0], b.labels[:, 0])
+        np.testing.assert_allclose(a.labels, b.labels, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("forms", [("yolo",), ("coco",), ("yolo", "coco", "yolo", "coco")], ids="-".join)
+def test_a_round_trip_gives_the_same_index(forms, data, tmp_path):
+    copy = data
+    for number, form in enumerate(forms):
+        copy = convert_to(copy, form, tmp_path / f"copy{number}")
+    assert_same(data, copy)
+    assert locate_dataset(str(copy)).names == {0: "wolf", 1: "ant", 2: "cow"}
+    assert_same(copy, copy.parent)  # the folder is recognised too
+
+
+def test_outlines_survive_as_polygons(data, tmp_path):
+    copy = convert_to(convert_to(data, "coco", tmp_path / "coco"), "yolo", tmp_path / "yolo", "--polygons")
+    assert (tmp_path / "yolo/labels/val/a.txt").read_text() == "1 0.3 0.3 0.3 0.3 0.5 0.6\n".replace("0.3 0.3", "0.3 0.3", 1)
+    assert_same(data, copy)
+    np.testing.assert_allclose(load(copy, "val").points, load(data, "val").points, atol=1e-6)
+
+
+def test_pascal_voc_has_whole_pixels(data, tmp_path, capsys):
+    copy = convert_to(data, "voc", tmp_path / "voc")
+    assert_same(data, copy, tolerance=0.5 / 40 + 1e-6)
+    assert "not in this form: outlines, and fractions of pixels" in capsys.readouterr().out
+    again = convert_to(copy, "voc", tmp_path / "again")
+    assert_same(copy, again)  # whole pixels stay
+
+
+def test_the_input_is_only_read_and_images_are_links_or_copies(data, tmp_path):
+    before = {path: path.read_bytes() for path in data.parent.rglob("*") if path.is_file()}
+    convert_to(data, "coco", tmp_path / "linked")
+    convert_to(data, "voc", tmp_path / "copied", "--copy")
+    assert (tmp_path / "linked/images/train/a.png").is_symlink()
+    assert not (tmp_path / "copied/JPEGImages/train/a.png").is_symlink()
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_images_of_one_name_get_names_of_their_own(data, tmp_path):
+    write_image(data.parent / "images/train/a.jpg")
+    convert_to(data, "voc", tmp_path / "voc")
+    names = sorted(path.name for path in (tmp_path / "voc/JPEGImages/train").iterdir())
+    assert len(names) == 3 and len({Path(name).stem for name in names}) == 3
+
+
+def test_one_set_is_divided(data, tmp_path):
+    for number in range(10):
+        write_image(data.parent / f"images/train/more{number}_{number**2}x.png")
+    data.write_text("train: images/train\nnames: [wolf, ant, cow]\n")
+    convert_to(data, "coco", tmp_path / "coco", "--split", "0.75")
+    counts = [
+        len(json.loads((tmp_path / f"coco/annotations/instances_{split}.json").read_text())["images"])
+        for split in ("train", "val")
+    ]
+    assert counts == [9, 3]
+
+
+@pytest.mark.parametrize(
+    "words, message", [(["--format", "voc", "--polygons"], "--polygons is for"), (["--format", "x"], "invalid choice")]
+)
+def test_mistakes_in_the_flags(words, message, data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        convert.main(["--data", str(data), "--output", str(tmp_path / "x"), *words])
+    assert message in capsys.readouterr().err
+
+
+def test_a_taken_output_is_refused(data, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="taken"):
+        convert_to(data, "yolo", tmp_path / "taken")
+    assert [path.name for path in (tmp_path / "taken").iterdir()] == ["mine.txt"]

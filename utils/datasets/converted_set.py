@@ -1,0 +1,81 @@
+"""A data set that was read, to be written in another form: names of its images, and the YAML that describes the copy."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from utils.console import progress_bar
+from utils.datasets.label_index import LabelIndex
+from utils.datasets.yolo_writer import Dataset, dataset_yaml, link_or_copy
+from utils.files import write_yaml
+
+
+class NamedImage(NamedTuple):
+    """One image of a split, its name in the copy, and its objects."""
+
+    number: int  # from 1, over all splits
+    source: Path
+    name: str  # below the split's folder of images
+    shape: tuple[int, int]  # height, width
+    labels: np.ndarray  # (n, 5) float32 class, cx, cy, w, h in 0…1
+    polygons: list[np.ndarray]  # (k, 2) float32 points of each label in 0…1, none for a box
+    regions: np.ndarray  # (k, 5) like labels: crowds and difficult objects
+
+    def boxes_xyxy_px(self, labels: np.ndarray) -> np.ndarray:
+        """Return the corners (n, 4) float64 of labels in pixels."""
+        H, W = self.shape
+        center, half = labels[:, 1:3].astype(np.float64), labels[:, 3:5].astype(np.float64) / 2
+        return np.concatenate([center - half, center + half], 1) * (W, H, W, H)
+
+
+@dataclass(frozen=True)
+class ConvertedSet:
+    """Class names by number, and the index of each split."""
+
+    names: Mapping[int, str]
+    splits: Mapping[str, LabelIndex]
+
+    def images(self, split: str) -> Iterator[NamedImage]:
+        """Yield the images of a split. One that is listed twice comes once, equal names are told apart."""
+        index, first = self.splits[split], self._first_number(split)
+        items = _unique_items(index.paths)
+        for number, (i, name) in enumerate(items):
+            yield NamedImage(
+                first + number,
+                Path(index.paths[i]),
+                name,
+                (int(index.shapes[i, 0]), int(index.shapes[i, 1])),
+                index.boxes(i),
+                index.polygons(i),
+                index.regions(i),
+            )
+
+    def _first_number(self, split: str) -> int:
+        earlier = list(self.splits)[: list(self.splits).index(split)]
+        return 1 + sum(len(self.splits[name]) for name in earlier)
+
+    def copy_images(self, folder: Path, split: str, *, copy: bool, progress: bool = True) -> Iterator[NamedImage]:
+        """Link or copy the images of a split into a folder. Yield each of them."""
+        total = len(self.splits[split])
+        for image in progress_bar(self.images(split), total=total, desc=split, unit="image", disable=not progress):
+            link_or_copy(image.source, folder / image.name, copy=copy)
+            yield image
+
+    def write_yaml(self, draft: Path, output: Path, entries: Mapping[str, str]) -> None:
+        """Write the data set YAML of `output` into its draft. `entries` are paths by split."""
+        write_yaml(draft / f"{output.name}.yaml", dataset_yaml(output, entries, list(self.names.values())))
+
+
+def _unique_items(paths: Sequence[str]) -> list[tuple[int, str]]:
+    """Return positions and names of the images, below the folder that all are in. Each has a stem of its own."""
+    unique = {path: i for i, path in reversed(list(enumerate(paths)))}
+    folders = {os.path.dirname(path) for path in unique}
+    base = os.path.commonpath(folders) if len(folders) > 1 else next(iter(folders), "")
+    dataset = Dataset([])
+    for path in sorted(unique):
+        dataset.add("all", Path(path), name=os.path.relpath(path, base).replace(os.sep, "/"), rows=[])
+    return [(unique[str(item.image)], item.name) for item in dataset.splits.get("all", [])]

@@ -1,0 +1,70 @@
+"""Writer of Pascal VOC data sets: JPEGImages, Annotations, ImageSets/Main, and a YAML that train.py reads.
+
+Corners are whole pixels. They are edges from 0, as most labelling programs write them: not the pixel numbers from 1 of
+the PASCAL VOC challenge.
+"""
+
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from utils.datasets.converted_set import ConvertedSet, NamedImage
+from utils.datasets.yolo_writer import new_folder
+from utils.errors import UserError
+
+EDGES = ("xmin", "ymin", "xmax", "ymax")
+
+
+def write_voc(data: ConvertedSet, output: Path, *, copy: bool = False, progress: bool = True) -> Path:
+    """Write a data set into a new folder. Return the path of its YAML.
+
+    Images of each split are in a folder of its name. Ignored regions are difficult objects. Outlines are dropped.
+    """
+    output = output.absolute()
+    with new_folder(output) as draft:
+        (draft / "ImageSets" / "Main").mkdir(parents=True)
+        for split in data.splits:
+            stems = []
+            for image in data.copy_images(draft / "JPEGImages" / split, split, copy=copy, progress=progress):
+                stem = f"{split}/{PurePosixPath(image.name).with_suffix('')}"
+                if any(letter.isspace() for letter in stem):
+                    raise UserError(f"{image.source}: lists of Pascal VOC cannot hold a name with spaces. Rename it")
+                file = draft / "Annotations" / f"{stem}.xml"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(_to_xml(image, list(data.names.values())))
+                stems.append(f"{stem}\n")
+            (draft / _list_name(split)).write_bytes("".join(stems).encode("utf-8", "surrogateescape"))
+        data.write_yaml(draft, output, {split: _list_name(split) for split in data.splits})
+    return output / f"{output.name}.yaml"
+
+
+def _list_name(split: str) -> str:
+    return f"ImageSets/Main/{split}.txt"
+
+
+def _to_xml(image: NamedImage, names: Sequence[str]) -> bytes:
+    root = ET.Element("annotation")
+    ET.SubElement(root, "filename").text = PurePosixPath(image.name).name
+    size = ET.SubElement(root, "size")
+    for key, value in zip(("height", "width", "depth"), (*image.shape, 3), strict=True):
+        ET.SubElement(size, key).text = str(value)
+    for rows, is_difficult in ((image.labels, "0"), (image.regions, "1")):
+        for row, corners in zip(rows, _whole_pixels(image, rows), strict=True):
+            entry = ET.SubElement(root, "object")
+            ET.SubElement(entry, "name").text = names[int(row[0])]
+            ET.SubElement(entry, "difficult").text = is_difficult
+            box = ET.SubElement(entry, "bndbox")
+            for edge, value in zip(EDGES, corners.tolist(), strict=True):
+                ET.SubElement(box, edge).text = str(value)
+    ET.indent(root)
+    return ET.tostring(root, encoding="utf-8")
+
+
+def _whole_pixels(image: NamedImage, rows: np.ndarray) -> np.ndarray:
+    """Return the corners (n, 4) int64 of boxes, rounded. Each side is at least one pixel, within the image."""
+    H, W = image.shape
+    start, end = np.split(np.rint(image.boxes_xyxy_px(rows)).astype(np.int64), 2, 1)
+    start = np.clip(start, 0, (W - 1, H - 1))
+    return np.concatenate([start, np.clip(np.maximum(end, start + 1), 1, (W, H))], 1)
