@@ -53,8 +53,8 @@ from utils.output.prediction_files import COCO_IDS, CocoWriter, TextWriter
 from utils.output.result_names import unique_names
 from utils.pending_files import require_written
 from utils.process_state import unchanged_process
-from utils.user_observers import as_observers
 from utils.training.resume import run_folder_of
+from utils.user_observers import as_observers
 
 PROGRAM = {"prog": "val.py", "description": "Measure a detector."}
 STUDY_SIZES = range(256, 1536 + 1, 128)
@@ -213,8 +213,7 @@ def measure(options: ValOptions, subject: Subject, observers: Sequence[Evaluatio
     """Evaluate as the options say, and print the table and the speed."""
     verbose = options.verbose or len(subject.names) < FEW_CLASSES
     metrics = evaluate_subject(options, subject, [ConsoleTable(subject.names, verbose=verbose, final=True), *observers])
-    shape = input_shape(options, subject.model)
-    batch = min(options.batch_size, len(subject.index))
+    batch, shape = min(options.batch_size, len(subject.index)), input_shape(options, subject.model)
     console.result(describe_speed(metrics.speed, (batch, subject.model.pixels.channels, *shape)))
     return metrics
 

@@ -22,7 +22,6 @@ from utils.datasets.division import Division
 from utils.datasets.label_file_writer import write_yolo
 from utils.datasets.labels import load_split
 from utils.datasets.locate import locate_dataset
-from utils.datasets.spec import SPLITS
 from utils.datasets.voc_writer import write_voc
 from utils.errors import run
 
@@ -55,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
     if not {"train", "val"} <= data.splits.keys():
         lines.append(f"only {' and '.join(data.splits)}: the YAML names the same images for train and val")
     lines += [f"not in this form: {LOST[args.format]}"] if args.format in LOST else []
-    result("\n".join([*lines, f"wrote {file}"]))
+    result(*lines, f"wrote {file}")
 
 
 if __name__ == "__main__":

@@ -58,16 +58,31 @@ class ConvertedSet:
         earlier = list(self.splits)[: list(self.splits).index(split)]
         return 1 + sum(len(self.splits[name]) for name in earlier)
 
-    def copy_images(self, folder: Path, split: str, *, copy: bool, progress: bool = True) -> Iterator[NamedImage]:
-        """Link or copy the images of a split into a folder. Yield each of them."""
+    def copy_images(
+        self, folder: Path, split: str, *, copy: bool, progress: bool = True, taken: set[str] | None = None
+    ) -> Iterator[NamedImage]:
+        """Link or copy the images of a split into a folder. Yield each of them.
+
+        With `taken`, stems of names in it, all splits share the folder, and there are no folders below it.
+        """
         total = len(self.splits[split])
         for image in progress_bar(self.images(split), total=total, desc=split, unit="image", disable=not progress):
+            if taken is not None:
+                image = image._replace(name=_flat_name(image, taken))
             link_or_copy(image.source, folder / image.name, copy=copy)
             yield image
 
     def write_yaml(self, draft: Path, output: Path, entries: Mapping[str, str]) -> None:
         """Write the data set YAML of `output` into its draft. `entries` are paths by split."""
         write_yaml(draft / f"{output.name}.yaml", dataset_yaml(output, entries, list(self.names.values())))
+
+
+def _flat_name(image: NamedImage, taken: set[str]) -> str:
+    """Return a name without folders whose stem is not in `taken`, and add that."""
+    stem, suffix = os.path.splitext(image.name.replace("/", "_"))
+    stem = f"{stem}_{image.number}" if stem in taken else stem
+    taken.add(stem)
+    return stem + suffix
 
 
 def _unique_items(paths: Sequence[str]) -> list[tuple[int, str]]:

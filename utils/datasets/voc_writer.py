@@ -20,20 +20,21 @@ EDGES = ("xmin", "ymin", "xmax", "ymax")
 def write_voc(data: ConvertedSet, output: Path, *, copy: bool = False, progress: bool = True) -> Path:
     """Write a data set into a new folder. Return the path of its YAML.
 
-    Images of each split are in a folder of its name. Ignored regions are difficult objects. Outlines are dropped.
+    All splits share the folders, so equal names get a number. Ignored regions are difficult objects. Outlines are dropped.
     """
     output = output.absolute()
     with new_folder(output) as draft:
         (draft / "ImageSets" / "Main").mkdir(parents=True)
+        (draft / "Annotations").mkdir()
+        taken: set[str] = set()
         for split in data.splits:
-            stems = []
-            for image in data.copy_images(draft / "JPEGImages" / split, split, copy=copy, progress=progress):
-                stem = f"{split}/{PurePosixPath(image.name).with_suffix('')}"
+            images, stems = draft / "JPEGImages", []
+            for image in data.copy_images(images, split, copy=copy, progress=progress, taken=taken):
+                stem = PurePosixPath(image.name).stem
                 if any(letter.isspace() for letter in stem):
                     raise UserError(f"{image.source}: lists of Pascal VOC cannot hold a name with spaces. Rename it")
-                file = draft / "Annotations" / f"{stem}.xml"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(_to_xml(image, list(data.names.values())))
+                xml = _to_xml(image, list(data.names.values()))
+                (draft / "Annotations" / f"{stem}.xml").write_bytes(xml)
                 stems.append(f"{stem}\n")
             (draft / _list_name(split)).write_bytes("".join(stems).encode("utf-8", "surrogateescape"))
         data.write_yaml(draft, output, {split: _list_name(split) for split in data.splits})
