@@ -205,8 +205,7 @@ def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.de
         )
     spec = spec.with_pixels(model.pixels, of=weights[0])
     index = load_split(spec, options.measured, single_cls=options.single_cls)
-    names = {0: "item"} if options.single_cls else spec.names
-    return Subject(list(weights), model, spec, options.measured, index, names)
+    return Subject([*weights], model, spec, options.measured, index, {0: "item"} if options.single_cls else spec.names)
 
 
 def measure(options: ValOptions, subject: Subject, observers: Sequence[EvaluationObserver] = ()) -> Metrics:
