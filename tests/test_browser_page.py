@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from browser import open_browser
 
 import export
 from utils.inference.nms_settings import NmsSettings
@@ -73,20 +74,8 @@ class Page:
 
 @pytest.fixture(scope="module")
 def driver():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    browser, program = shutil.which("chromium"), shutil.which("chromedriver")
-    if not browser or not program:
-        pytest.skip("no Chromium with its driver: apt-get install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    words = "headless=new no-sandbox disable-gpu disable-background-networking disable-dev-shm-usage"
-    camera = "use-fake-device-for-media-stream use-fake-ui-for-media-stream"
-    for word in (words + " " + camera).split():
-        options.add_argument(f"--{word}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(program))
-    yield driver
-    driver.quit()
+    with open_browser("use-fake-device-for-media-stream", "use-fake-ui-for-media-stream") as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
