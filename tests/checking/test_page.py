@@ -12,7 +12,7 @@ from utils.checking.findings import MAX_EXAMPLES, Example, Finding
 from utils.checking.page import MAX_IMAGES, write_check_page
 from utils.output.pages.page import MAX_PAGE_BYTES
 
-HOSTILE = "\"><script>document.title='run'</script> & 'x' 🦀 \u202eשלום"
+HOSTILE = "\"><script>document.title='run'</script> & 'x' 🦀 \u202eאב"
 
 
 def page_of(folder: Path, data, findings: list[Finding]) -> str:

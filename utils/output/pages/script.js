@@ -20,7 +20,7 @@ function filterFindings(form) {
     form.querySelector("#shown").textContent = `${shown} of ${findings.length} findings`;
   }
 
-  form.addEventListener("input", update);
+  for (const event of ["input", "change"]) form.addEventListener(event, update);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.querySelector("#boxes").addEventListener("change", (event) => {
     document.body.classList.toggle("no-boxes", !event.target.checked);
