@@ -1,4 +1,4 @@
-"""HTML pages: self-contained, escaped, small; thumbnails with boxes where they belong."""
+"""HTML pages: self-contained, escaped and small, with boxes where they belong."""
 
 import re
 from html.parser import HTMLParser

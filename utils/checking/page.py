@@ -13,14 +13,14 @@ from utils.checking.classes import class_counts
 from utils.checking.findings import LEVELS, Example, Finding
 from utils.checking.scan import ScannedData, ScannedSplit
 from utils.datasets.splits import label_sizes
-from utils.output.pages.page import write_page
+from utils.output.pages.page import MAX_PAGE_BYTES, write_page
 from utils.output.pages.thumbnails import Thumbnail, make_thumbnail
 from utils.parallel_map import parallel_map
 
 TITLES = {"error": "errors", "warning": "warnings", "note": "notes"}
 MAX_IMAGES = 12  # examples of a finding that are shown
-IMAGE_BYTES = 3_000_000  # of all thumbnails; the rest of a page is text
-TEXT_BYTES = 1_000_000  # of all lists
+IMAGE_BYTES = MAX_PAGE_BYTES * 3 // 5  # of all thumbnails; the rest of a page is text
+TEXT_BYTES = MAX_PAGE_BYTES // 5  # of all lists
 CHUNK = 8  # thumbnails made at a time
 MAX_CLASSES = 200  # rows of the table
 
