@@ -159,9 +159,14 @@ def _anchors_out_of_reach(
 
 
 def _unreached(split: ScannedSplit, sizes: np.ndarray, anchors_px: np.ndarray, threshold: float) -> Iterator[Example]:
-    for label in range(len(sizes)):
-        if not anchor_recall(anchors_px, sizes[label], threshold).recall:
-            yield split.label_example(label, "{:.0f} x {:.0f} px".format(*sizes[label]))
+    """Yield the labels out of reach, those of the longest shape first."""
+    ratios = np.full(len(sizes), np.inf)
+    for anchor in anchors_px.reshape(-1, 2):
+        side_ratios = sizes / anchor
+        np.minimum(ratios, np.maximum(side_ratios, 1 / np.maximum(side_ratios, 1e-9)).max(axis=1), out=ratios)
+    order = np.argsort(-ratios, kind="stable")
+    for label in order[: int((ratios >= threshold).sum())]:
+        yield split.label_example(int(label), "{:.0f} x {:.0f} px".format(*sizes[label]))
 
 
 def _groups_of_labels(data: ScannedData, split: ScannedSplit, sizes: np.ndarray) -> dict[str, np.ndarray]:

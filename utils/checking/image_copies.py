@@ -124,8 +124,10 @@ def _shared_sequences(data: ScannedData, prints: dict[str, Fingerprints]) -> Ite
     copies = np.concatenate([prints[name].copies for name in names])
     order = np.lexsort((found.numbers, found.groups))
     for rows in np.split(order, np.flatnonzero(np.diff(found.groups[order])) + 1):
+        if len(rows) < MIN_FRAMES:
+            continue
         present = np.unique(split_of[rows])
-        if len(present) < 2 or len(rows) < MIN_FRAMES or not _look_like_frames(copies[rows]):
+        if len(present) < 2 or not _look_like_frames(copies[rows]):
             continue
         counts = {names[k]: int((split_of[rows] == k).sum()) for k in present}
         words = " and ".join(f"{count} of {name}" for name, count in counts.items())
