@@ -1,9 +1,14 @@
 """The scan of a data set for its checks: as training reads it, but to the end."""
 
-import pytest
-from scanned_sets import scan, scan_rows, write_set
+import json
 
+import pytest
+from scanned_sets import findings_of, places, scan, scan_rows, write_image, write_set
+
+from utils.checking.box_pairs import check_box_pairs
+from utils.checking.file_names import check_label_files
 from utils.checking.scan import label_lines
+from utils.checking.skipped import check_skipped
 from utils.errors import UserError
 
 ROW = "0 .5 .5 .2 .2\n"
@@ -59,3 +64,37 @@ def test_a_label_file_that_has_changed_meanwhile_has_no_lines(tmp_path):
     assert split.label_example(0).line == 0
     (tmp_path / "labels/train/0.txt").unlink()
     assert split.label_example(0).place == f"{tmp_path}/labels/train/0.txt"
+
+
+def write_coco(root, annotations):
+    write_image(root / "train/a.jpg")
+    boxes = [{"id": k, "image_id": 1, "category_id": 5, "bbox": box} for k, box in enumerate(annotations)]
+    content = {"images": [{"id": 1, "file_name": "a.jpg", "width": 96, "height": 64}], "annotations": boxes}
+    (root / "train.json").write_text(json.dumps(content | {"categories": [{"id": 5, "name": "ship"}]}))
+    (root / "data.yaml").write_text(f"path: {root}\ntrain: train.json\nval: train.json\n")
+    return scan(root / "data.yaml")
+
+
+def test_labels_of_a_coco_file_have_their_image_as_the_place(tmp_path):
+    data = write_coco(tmp_path, [[10, 10, 30, 30], [10, 10, 30, 31], [10, 10, 30, 30], [5, 5, 0, 3]])
+    example = data.splits["train"].label_example(1)
+    assert example.place == example.image == f"{tmp_path}/train/a.jpg"
+    assert findings_of(check_label_files, data) == {}  # there are no label files to miss
+    assert findings_of(check_box_pairs, data)["near-duplicate"].count == 1
+    found = findings_of(check_skipped, data)
+    assert {check: (one.level, one.count) for check, one in found.items()} == {
+        "repeated-object": ("warning", 1), "skipped-object": ("error", 1),
+    }  # fmt: skip
+    assert (
+        places(found["skipped-object"]) == ["train.json"] and "annotation" in found["skipped-object"].examples[0].detail
+    )
+
+
+def test_labels_of_pascal_voc_have_their_xml_file_as_the_place(tmp_path):
+    write_image(tmp_path / "train/a.jpg")
+    box = "<bndbox><xmin>9</xmin><ymin>9</ymin><xmax>40</xmax><ymax>40</ymax></bndbox>"
+    text = f"<annotation><filename>a.jpg</filename><object><name>ship</name>{box}</object></annotation>"
+    (tmp_path / "train/a.xml").write_text(text)
+    (tmp_path / "data.yaml").write_text(f"path: {tmp_path}\ntrain: train\nval: train\n")
+    split = scan(tmp_path / "data.yaml").splits["train"]
+    assert split.label_example(0).place == f"{tmp_path}/train/a.xml" and split.names == {0: "ship"}

@@ -61,7 +61,7 @@ def _frequency_findings(data: ScannedData) -> Iterator[Finding]:
     train = counts.get("train")
     if train is None or not train.sum():
         return
-    rare = sorted((k for k in names if total[k] and train[k] < HARDLY), key=lambda k: train[k])
+    rare = sorted((k for k in names if 0 < train[k] < HARDLY), key=lambda k: train[k])
     if rare:
         yield Finding(
             "warning",

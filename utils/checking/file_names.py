@@ -63,7 +63,8 @@ def _clashes(keys: Iterable[tuple[str, Hashable]]) -> list[Example]:
 def check_label_files(data: ScannedData) -> Iterator[Finding]:
     """Yield the findings on label files without an image, and on images without a label file."""
     for split in data.splits.values():
-        yield from _stray_findings(split)
+        if not split.annotations:
+            yield from _stray_findings(split)
         yield from _unlabelled_findings(split)
 
 
@@ -129,8 +130,10 @@ def _unlabelled_findings(split: ScannedSplit) -> Iterator[Finding]:
     index = split.index
     if not len(index.labels):
         level = LEVEL_WITHOUT_LABELS[split.name]
-        advice = describe_absent_labels(index) + "."
+        advice = "The annotations hold no object." if split.annotations else describe_absent_labels(index) + "."
         yield Finding(level, "labels", "no-labels", len(index), "images, and not one label", advice, split.name)
+        return
+    if split.annotations:
         return
     empty = np.flatnonzero(np.diff(index.offsets) == 0)
     absent: list[int] = [i for i in empty.tolist() if not os.path.exists(label_path(index.paths[i]))]

@@ -12,7 +12,7 @@ from utils.checking.findings import Finding
 from utils.checking.scan import ScannedData, ScannedSplit
 from utils.datasets.labels import look_like_keypoints
 
-FLAT = 0.02  # share of its bounding box that a polygon without area fills at most
+FLAT = 0.005  # thickness of a polygon without area, by its length
 RECTANGLE = 0.999  # share that one of four corners fills at least, which is a box
 OFTEN = 0.5  # share of rectangles that is worth a note
 
@@ -38,15 +38,16 @@ def _polygon_findings(split: ScannedSplit) -> Iterator[Finding]:
             "Add kpt_shape: [number of keypoints, 2 or 3] to the data set YAML.",
         )
         return
-    fill = fill_shares(index.points, index.segment_offsets, index.labels)
+    thickness = flatness(index.points, index.segment_offsets)
     yield from label_finding(
         split,
-        -fill,
-        is_polygon & (fill < FLAT),
-        lambda j: f"{lengths[j]} points, {100 * fill[j]:.1f} % of the box",
-        ("warning", "flat-polygon", "polygons have no area, or cross themselves"),
-        "Draw them again: masks and boxes that are made from them are wrong.",
+        -thickness,
+        is_polygon & (thickness < FLAT),
+        lambda j: f"{lengths[j]} points",
+        ("warning", "flat-polygon", "polygons have all points on a line"),
+        "Draw them again: they have no area to make a mask from.",
     )
+    fill = fill_shares(index.points, index.segment_offsets, index.labels)
     rectangle = is_polygon & (lengths <= 5) & (fill >= RECTANGLE)
     if rectangle.sum() >= OFTEN * is_polygon.sum():
         yield from label_finding(
@@ -58,6 +59,25 @@ def _polygon_findings(split: ScannedSplit) -> Iterator[Finding]:
             "They say no more than boxes. With copy_paste in the hyperparameters the background is pasted, too.",
             {"share": float(rectangle.sum() / is_polygon.sum())},
         )
+
+
+def flatness(points: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return the spread (M,) of each polygon's points across its main direction, by that along it, 1 for a box row.
+
+    Areas would not do: outlines of several parts are joined to one, and areas of parts may cancel each other.
+    """
+    lengths = np.diff(offsets)
+    shares = np.ones(len(lengths))
+    found = np.flatnonzero(lengths)  # (K,)
+    if not len(found):
+        return shares
+    starts, counts = offsets[:-1][found], lengths[found]
+    means = np.add.reduceat(points.astype(np.float64), starts) / counts[:, None]
+    x, y = (points - np.repeat(means, counts, axis=0)).T
+    xx, yy, xy = (np.add.reduceat(product, starts) for product in (x * x, y * y, x * y))
+    middle, root = (xx + yy) / 2, np.hypot((xx - yy) / 2, xy)  # the eigenvalues are middle - root and middle + root
+    shares[found] = np.sqrt((middle - root).clip(0) / np.maximum(middle + root, 1e-30))
+    return shares
 
 
 def fill_shares(points: np.ndarray, offsets: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from utils.checking.findings import Box, Example, Finding
 from utils.console import info
+from utils.datasets.annotation_source import AnnotationSource, find_sources
 from utils.datasets.image_files import label_path
 from utils.datasets.label_file import parse_labels
 from utils.datasets.label_index import LabelIndex
@@ -28,6 +29,7 @@ class ScannedSplit:
     index: LabelIndex  # of the usable images; classes may be beyond the names
     names: Mapping[int, str]
     keypoint_values: int = 0  # behind the box in each row of a label file
+    annotations: Sequence[AnnotationSource] = ()  # COCO files and VOC folders among the sources
 
     @cached_property
     def image_ids(self) -> np.ndarray:
@@ -45,9 +47,19 @@ class ScannedSplit:
         image = int(self.image_ids[label])
         path = self.index.paths[image]
         boxes = tuple(_as_box(self.index.labels[one]) for one in (label, *others))
-        file, lines = label_path(path), self._lines(image)
+        file, lines = self.label_file(path), self._lines(image)
         position = label - int(self.index.offsets[image])
         return Example(file, lines[position] if lines else 0, detail, image=path, boxes=boxes)
+
+    def label_file(self, path: str) -> str:
+        """Return the file that holds the labels of an image: the image itself if they are in one file for all."""
+        for source in self.annotations:
+            if source.kind == "coco":
+                return path
+            stated = source.file / Path(path).with_suffix(".xml").name
+            if stated.is_file():
+                return str(stated)
+        return label_path(path)
 
     def _lines(self, image: int) -> list[int]:
         """Return the line of each label of an image, or [] if the file was changed meanwhile.
@@ -105,10 +117,10 @@ def _scan_split(name: str, sources: list[Path], spec: DatasetSpec, *, progress: 
         index = load_split(spec, name, progress=progress, report=False)
     except UnknownClass:  # training ends here, a check wants them all
         index = load_split(spec, name, progress=progress, report=False, any_class=True)
-    paths = find_split_images(spec, name, index)
+    paths, annotations = find_split_images(spec, name, index), list(find_sources(sources, spec.root))
     if spec.division and name != "test":
         sources = list(map(Path, paths))  # a part of the folders
-    return ScannedSplit(name, sources, paths, index, spec.names, spec.keypoint_values)
+    return ScannedSplit(name, sources, paths, index, spec.names, spec.keypoint_values, annotations)
 
 
 def label_lines(data: bytes, keypoint_values: int = 0) -> list[int]:

@@ -14,6 +14,7 @@ from utils.datasets.labels import look_like_corners, look_like_keypoints
 
 SKIPPED_IMAGE = re.compile(r"(.+?): image skipped: (.+)", re.DOTALL)
 SKIPPED_ROW = re.compile(r"(.+?\.\w+):(\d+): (.+)", re.DOTALL)
+REMARK = re.compile(r"(.+?): ((?:skipped|corrected): (\d+) .+)", re.DOTALL)
 MORE_ROWS = re.compile(r"(.+): (\d+) more rows skipped")
 
 
@@ -75,6 +76,27 @@ ROW_KINDS = (
 )
 
 
+# What a reader of COCO or VOC files skipped or corrected: it counts, and names a few.
+REMARK_KINDS = (
+    Kind(
+        "repeat",
+        "repeated-object",
+        "objects repeat an earlier one",
+        "Remove them; training takes each once.",
+        "warning",
+    ),
+    Kind(
+        "^skipped: .*(categories that only stand|--keep-crowds)",
+        "skipped-entry",
+        "entries are skipped, as is usual",
+        "Nothing is to be done.",
+        "note",
+    ),
+    Kind("^skipped", "skipped-object", "annotations or images are skipped", "Correct the entries that are named."),
+    Kind("", "corrected-object", "annotations are corrected", "Look at the entries that are named.", "warning"),
+)
+
+
 @dataclass
 class _Group:
     """Places of one kind in one split."""
@@ -98,7 +120,7 @@ def skipped_findings(split: ScannedSplit) -> Iterator[Finding]:
     if not groups:
         return
     images = {label_path(path): path for path in split.index.paths}
-    for kinds, theme in ((IMAGE_KINDS, "files"), (ROW_KINDS, "labels")):
+    for kinds, theme in ((IMAGE_KINDS, "files"), (ROW_KINDS, "labels"), (REMARK_KINDS, "labels")):
         for kind in kinds:
             group = groups.get(kind)
             if group:
@@ -128,8 +150,11 @@ def group_messages(messages: Iterable[str]) -> dict[Kind, _Group]:
         if more:
             groups[last].count += int(more[2])
             continue
-        image, row = SKIPPED_IMAGE.fullmatch(message), SKIPPED_ROW.fullmatch(message)
-        if image:
+        image, row, remark = (form.fullmatch(message) for form in (SKIPPED_IMAGE, SKIPPED_ROW, REMARK))
+        count = 1
+        if remark:
+            kind, place, count = _kind_of(remark[2], REMARK_KINDS), (remark[1], 0, remark[2]), int(remark[3])
+        elif image:
             kind, place = _kind_of(image[2], IMAGE_KINDS), (image[1], 0, image[2])
         elif row:
             kind, place = _kind_of(row[3], ROW_KINDS), (row[1], int(row[2]), row[3])
@@ -137,7 +162,7 @@ def group_messages(messages: Iterable[str]) -> dict[Kind, _Group]:
         else:
             file, _, reason = message.partition(": ")
             kind, place = _kind_of(reason, ROW_KINDS), (file, 0, reason)
-        groups[kind].count += 1
+        groups[kind].count += count
         groups[kind].places.append(place)
     return groups
 
