@@ -57,6 +57,7 @@ from utils.training.result import TrainResult
 from utils.training.resume import run_folder_of
 
 PROGRAM = {"prog": "check.py", "description": "Find what is wrong with a data set."}
+FOLD_BATCH = 8  # small, for many steps in few epochs
 DEFAULT_DATA = "data/shapes.yaml"
 ERRORS = 3  # exit code if the data has errors
 
@@ -236,6 +237,7 @@ def cross_judge(options: CheckOptions, data: ScannedData, folder: Path) -> list[
                 cfg="" if start else "yolov5n.yaml",
                 imgsz=options.imgsz,
                 epochs=options.cross_epochs,
+                batch_size=FOLD_BATCH,
                 recipe="cross",
                 device=options.device,
                 noval=True,

@@ -7,19 +7,26 @@ if a row names its kind and its box. As many rows count as there are errors.
     python benchmarks/label_errors.py --data ../shared/datasets/chess --weights yolov5n.pt --cross 5
 """
 
+import argparse
 import json
 import shutil
 import sys
+import tempfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from utils.files import write_yaml
+import check
+from utils.boxes import pairwise_iou, xywh_to_xyxy
+from utils.files import read_yaml, write_yaml
+from utils.images.header import image_shape
 
 SHARE = 0.05  # of the boxes, for each kind of error
-KINDS = ("dropped", "swapped", "shifted")
+KINDS = {"dropped": "missing", "swapped": "class", "shifted": "shifted"}  # and the kind of the row that finds it
 NAMES = {"bccd": ["Platelets", "RBC", "WBC"]}  # of a set without data.yaml
 
 
@@ -79,15 +86,77 @@ def make_copy(source: Path, target: Path, seed: int) -> list[dict]:
         file.write_text("".join(f"{row[0]:.0f} {row[1]:.6f} {row[2]:.6f} {row[3]:.6f} {row[4]:.6f}\n" for row in rows))
     content = {"path": str(target.resolve()), "train": "images/train", "val": "images/val"}
     write_yaml(target / "data.yaml", {**content, "names": dict(enumerate(names))})
-    (target / "errors.json").write_text(json.dumps(errors))
     return errors
 
 
 def class_names(source: Path) -> list[str]:
     """Return the names of a data set's classes."""
-    import yaml
-
     if not (source / "data.yaml").is_file():
         return NAMES[source.name]
-    names = yaml.safe_load((source / "data.yaml").read_text())["names"]
+    names = read_yaml(source / "data.yaml")["names"]
     return list(names.values()) if isinstance(names, dict) else names
+
+
+def is_found(error: dict, row: dict, images: Path) -> bool:
+    """Return whether a row of label_errors.json names the error."""
+    if row["kind"] != KINDS[error["kind"]] or Path(row["image"]) != images / error["image"]:
+        return False
+    height, width = image_shape(row["image"])
+    stated, box = (row["found"], error["right"]) if error["kind"] == "dropped" else (row["given"], error["wrong"])
+    corners = xywh_to_xyxy(np.array(box[1:]) * [width, height, width, height])
+    overlap = float(pairwise_iou(torch.from_numpy(corners)[None], torch.tensor([stated["xyxy"]]))[0, 0])
+    return overlap >= (0.5 if error["kind"] == "dropped" else 0.95)
+
+
+def shares(errors: list[dict], rows: list[dict], images: Path) -> dict[str, float]:
+    """Return the share of the errors of each kind that one of the rows names."""
+    by_image: dict[str, list[dict]] = {}
+    for row in rows:
+        by_image.setdefault(row["image"], []).append(row)
+    found = Counter(
+        error["kind"]
+        for error in errors
+        if any(is_found(error, row, images) for row in by_image.get(str(images / error["image"]), []))
+    )
+    total = Counter(error["kind"] for error in errors)
+    return {kind: found[kind] / total[kind] for kind in total}
+
+
+def measure(source: Path, folder: Path, options: argparse.Namespace) -> None:
+    """Print what check.py finds of the errors in a copy of one data set."""
+    copy = folder / source.name
+    shutil.rmtree(copy, ignore_errors=True)
+    errors = make_copy(source, copy, options.seed)
+    result = check.run(
+        data=copy / "data.yaml", weights=options.weights, cross=options.cross, cross_epochs=options.epochs,
+        imgsz=options.imgsz, project=folder / "runs", name=source.name, exist_ok=True,
+    )  # fmt: skip
+    rows = json.loads((result.save_dir / "label_errors.json").read_text())["errors"]
+    whole = shares(errors, rows[: len(errors)], copy / "images")
+    counts = Counter(error["kind"] for error in errors)
+    own = {}
+    for kind, name in KINDS.items():
+        first = [row for row in rows if row["kind"] == name][: counts[kind]]
+        own[kind] = shares([error for error in errors if error["kind"] == kind], first, copy / "images")[kind]
+    print(f"{source.name}: {len(errors)} errors, the first as many rows. Of one list, and of a list for each kind:")
+    for kind in KINDS:
+        print(f"  {kind:8}{whole[kind]:8.1%}{own[kind]:8.1%}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="folders with images/ and labels/")
+    parser.add_argument("--weights", default="yolov5n.pt", help="start of the trainings")
+    parser.add_argument("--cross", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--imgsz", type=int, default=320)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="for copies and runs; what folds found there is used again")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        for source in options.data:
+            measure(source, options.folder or Path(temporary), options)
+
+
+if __name__ == "__main__":
+    main()

@@ -28,7 +28,7 @@ USUAL_CONFIDENCE = 0.25  # least confidence of the detections from which the usu
 FEW_LABELS = 20  # below it a class takes the figures of all classes
 PRIOR = 0.02  # share of labels that are assumed to be spurious
 SURPRISE = 4.0  # spreads below the usual overlap at which a label is as likely shifted as not
-SURPRISE_SLOPE = 1.0
+CONFIRMED = 0.6  # power of a confidence below 1 that a label confirms, since both say that something is there
 
 
 class LabelError(NamedTuple):
@@ -171,7 +171,9 @@ def _judge_label(evidence: Evidence, usual: Usual, image: int, label: int) -> La
     others[given] = -1
     other = int(others.argmax())
     margin = float(max(others[other], 0) - confidence[given])
-    swapped = LabelError(CLASS, max(margin, 0.0), image, label, given, box, other, box, float(others[other]))
+    swapped = LabelError(
+        CLASS, max(margin, 0.0) ** CONFIRMED, image, label, given, box, other, box, float(others[other])
+    )
     number = evidence.object_of.get(label)
     if number is None:
         found = float(usual.found[given])
@@ -180,7 +182,7 @@ def _judge_label(evidence: Evidence, usual: Usual, image: int, label: int) -> La
     else:
         row = evidence.objects[number]
         surprise = (usual.overlap[given] - evidence.overlap[label, number]) / usual.spread[given]
-        score = float(row[4]) * _sigmoid(SURPRISE_SLOPE * (float(surprise) - SURPRISE))
+        score = float(row[4]) ** CONFIRMED * _sigmoid(float(surprise) - SURPRISE)
         alternative = LabelError(SHIFTED, score, image, label, given, box, int(row[5]), _corners(row), float(row[4]))
     return max(swapped, alternative, key=lambda error: error.score)
 
