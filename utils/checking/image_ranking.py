@@ -1,7 +1,7 @@
 """Ranking of unlabelled images: which to label next, by uncertainty and by what differs most.
 
-The score of an image is the entropy of its detections times a distance: that of its features from those of the nearest
-image that is labelled or ranked before it. This is k-center greedy (arXiv 1708.00489), weighted by uncertainty.
+The score of an image is the entropy of its detections times the distance of its features from the nearest other image.
+Others are those that are labelled or ranked before it: k-center greedy (arXiv 1708.00489), weighted by uncertainty.
 
 Legend: N images, K labelled images, F features, m detections.
 """
