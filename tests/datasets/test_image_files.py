@@ -96,3 +96,15 @@ def test_a_link_to_a_list_leads_to_the_images_beside_either(tmp_path):
     assert find_images(tmp_path / "near/train.txt") == [str(image)]
     near = write_image(tmp_path / "near/images/a.png")
     assert find_images(tmp_path / "near/train.txt") == [str(near)]
+
+
+def test_labels_beside_images_count_where_there_is_no_folder_of_labels(tmp_path):
+    image = tmp_path / "images" / "day" / "a.jpg"
+    image.parent.mkdir(parents=True)
+    expected = tmp_path / "labels" / "day" / "a.txt"
+    (image.parent / "classes.txt").touch()
+    assert label_path(image) == str(expected)  # nothing that may be a label
+    image.with_name("b.txt").touch()
+    assert label_path(image) == str(image.with_suffix(".txt"))
+    (tmp_path / "labels").mkdir()
+    assert label_path(image) == str(expected)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from utils.files import is_lasting, retry_reading
 from utils.images.suffixes import IMAGE_SUFFIXES
 from utils.parallel_map import parallel_map
 
+NOT_LABELS = {"classes.txt", "labels.txt", "names.txt", "notes.txt", "readme.txt", "predefined_classes.txt"}
 MANY_IMAGES = 2000  # from this number on, processes are worth their start
 
 Sources = str | Path | Sequence[str | Path]  # folders, list files and single images
@@ -23,11 +25,31 @@ def is_image(path: str) -> bool:
 
 
 def label_path(image_path: str | Path) -> str:
-    """Return the label file of an image: the last folder `images` becomes `labels`, the suffix becomes `.txt`."""
+    """Return the label file of an image: the last folder `images` becomes `labels`, the suffix becomes `.txt`.
+
+    If there is no such folder `labels`, but text files lie beside the images, the label file is beside the image.
+    """
     stem = os.path.splitext(str(image_path))[0]
     folder = f"{os.sep}images{os.sep}"
     before, found, after = f"{os.sep}{stem}".rpartition(folder)  # the separator in front lets a path begin with images/
-    return (f"{before}{os.sep}labels{os.sep}{after}"[1:] if found else stem) + ".txt"
+    labels = f"{before}{os.sep}labels{os.sep}"[1:]
+    if not found or (not os.path.isdir(labels) and _holds_texts(os.path.dirname(stem))):
+        return f"{stem}.txt"
+    return f"{labels}{after}.txt"
+
+
+def _holds_texts(folder: str) -> bool:
+    """Return whether text files that may be labels are in a folder."""
+    try:
+        return _list_texts(folder, os.stat(folder).st_mtime_ns)
+    except OSError:
+        return False
+
+
+@lru_cache(maxsize=1024)
+def _list_texts(folder: str, mtime_ns: int) -> bool:
+    """Return whether text files are in a folder that changed last at `mtime_ns`."""
+    return any(name[-4:].lower() == ".txt" and name.lower() not in NOT_LABELS for name in os.listdir(folder))
 
 
 def as_list(sources: Sources) -> list[str | Path]:

@@ -34,13 +34,16 @@ class LabelCache:
     stamps: np.ndarray  # (N, 6) int64, see `stamp_files`
 
     @classmethod
-    def of_split(cls, sources: Sequence[str | Path], paths: list[str], *, settings: Mapping[str, int]) -> "LabelCache":
+    def of_split(
+        cls, sources: Sequence[str | Path], paths: list[str], *, settings: Mapping[str, int], beside: bool = True
+    ) -> "LabelCache":
         """Return the cache of the images `paths` that were found in `sources`, as they are on disk now.
 
-        It is valid for equal `settings` only: what the rows mean.
+        It is valid for equal `settings` only: what the rows mean. Without `beside` it is in the home folder.
         """
         numbers = {"format": CACHE_FORMAT} | dict(settings)
-        return cls(cache_places(sources, paths), numbers, paths, stamp_files(paths))
+        places = cache_places(sources, paths)
+        return cls(places if beside else places[-1:], numbers, paths, stamp_files(paths))
 
     def read(self) -> LabelIndex | None:
         """Return the index of the first valid cache file, or None."""

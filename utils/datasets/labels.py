@@ -107,6 +107,7 @@ def load_split(
             single_cls=single_cls,
             keypoint_values=spec.keypoint_values,
             pixels=spec.pixels.fill(RGB),
+            beside=not spec.file.is_dir(),
         )
         parts.append(index)
     return parts[0] if len(parts) == 1 else sort_images(merge_indices(parts))
@@ -152,7 +153,7 @@ def _load_annotations(
         info(f"{title} {index.counts}", *(f"{prefix}{one_line(message)}" for message in index.messages))
         if not index.counts.found:
             warn(f"{prefix}no labels: the annotations in {source.file} hold no object")
-    return replace(index, labels=_renumber(index.labels, own), ignored=_renumber(index.ignored, own))
+    return replace(index, labels=_renumber(index.labels, own), ignored=_renumber(index.ignored, own), pixels=spec.pixels.fill(RGB))
 
 
 def _renumber(rows: np.ndarray, numbers: list[int]) -> np.ndarray:
@@ -183,11 +184,13 @@ def load_index(
     single_cls: bool = False,
     keypoint_values: int = 0,
     pixels: PixelFormat = RGB,
+    beside: bool = True,
 ) -> LabelIndex:
     """Find and verify the images of `sources` (see `find_images`) and read their labels, from the cache if it is valid.
 
     `single_cls` sets every class to 0. `keypoint_values` is the number of values behind the box in each row.
-    `pixels` is what the images are decoded to, which must be possible for all of them.
+    `pixels` is what the images are decoded to, which must be possible for all of them. Without `beside` the cache is in
+    the home folder, not beside the labels.
     `progress` shows the bar and, with `report`, reports everything that was skipped. Raises UserError for no usable
     image and for many unreadable ones, UnknownClass for a class id of `num_classes` or above unless `single_cls`.
     """
@@ -200,7 +203,7 @@ def load_index(
         )
     title = f"{prefix}Scanning {sources[0]}..."
     rows = RowFormat(num_classes, single_cls, keypoint_values, *pixels)
-    store = LabelCache.of_split(sources, paths, settings=rows._asdict()) if cache else None
+    store = LabelCache.of_split(sources, paths, settings=rows._asdict(), beside=beside) if cache else None
     index = store.read() if store else None
     is_cached = index is not None
     if index is None:

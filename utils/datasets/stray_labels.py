@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from utils.datasets.image_files import is_image, label_path
+from utils.datasets.image_files import NOT_LABELS, is_image, label_path
 
 NAMED = 3  # files that a message names
-NOT_LABELS = {"classes.txt", "labels.txt", "names.txt", "notes.txt", "readme.txt", "predefined_classes.txt"}
 
 
 class StrayLabels(NamedTuple):
