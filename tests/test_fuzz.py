@@ -8,10 +8,12 @@ hang is an input that takes longer than SECONDS.
 """
 
 import io
+import json
 import math
 import operator
 import pickle
 import random
+import re
 import resource
 import signal
 import sys
@@ -35,15 +37,18 @@ from onnx import helper
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it runs as a program too
 sys.path.insert(1, str(Path(__file__).resolve().parent / "inference"))
+sys.path.insert(1, str(Path(__file__).resolve().parent / "datasets"))
 
+from drawn_set import DRAWN, coco_content, voc_text, write_images
 from onnx_files import known_graph, make_model
 
 from models.loading import load_model, read_weights
 from models.yolo import DetectionModel
 from utils.checkpoint import describe_model, read_checkpoint, write_checkpoint
 from utils.config import Hyperparameters, TrainOptions
+from utils.datasets.annotation_source import find_annotation_source
 from utils.datasets.image_files import find_images
-from utils.datasets.label_cache import LabelCache
+from utils.datasets.label_cache import LabelCache, is_consistent
 from utils.datasets.label_file import parse_labels
 from utils.datasets.labels import RowFormat, load_index
 from utils.datasets.spec import read_dataset_yaml
@@ -52,6 +57,7 @@ from utils.files import read_yaml
 from utils.images.header import MAX_PIXELS, MIN_SIDE, image_shape
 from utils.images.read import read_image, read_resized, resize_to
 from utils.inference.onnx_file import read_onnx
+from utils.pixel_format import RGB
 
 INPUTS = 60  # per reader in the test suite
 SECONDS = 30
@@ -424,6 +430,57 @@ def check_labels(data: bytes) -> None:
     assert all(math.isfinite(value) for polygon in parsed.polygons for value in polygon)
 
 
+def check_annotations(path: Path) -> None:
+    """Read the annotations of images in the same folder, and check all boxes, classes and offsets."""
+    source = find_annotation_source(path, path.parent)
+    names, index = source.load(RGB, title="", progress=False, cache=False)
+    rows = np.concatenate([index.labels, index.ignored])
+    assert is_consistent(index) and ((rows[:, 0] >= 0) & (rows[:, 0] < max(1, len(names)))).all()
+    assert ((rows[:, 1:] >= 0) & (rows[:, 1:] <= 1 + 1e-6)).all() and (rows[:, 3:] > 0).all()
+    assert np.isfinite(index.points).all() and all(one_line(message) for message in index.messages)
+
+
+def coco_inputs() -> st.SearchStrategy:
+    """Return COCO files with some values replaced, and some with damaged bytes."""
+    masks = {"size": [32, 64], "counts": "52203"}, {"size": [1e9, 2], "counts": [1]}
+    numbers = None, True, -1, 0, 1, 7, 2.5, 1e308, 1 << 70, math.nan
+    texts = "", "a.png", "../a.png", "\0", "\ud800"
+    odd = st.sampled_from([*numbers, *texts, *masks, [], {}, [[]], [1, 2], [1, 2, 3, 4], [[1, 1, 9, 1, 9, 9]]])
+    places = st.tuples(
+        st.sampled_from(["images", "annotations", "categories"]), st.integers(0, 5), st.integers(0, 5), odd
+    )
+
+    def replaced(changes: list[tuple[str, int, int, object]]) -> bytes:
+        content = coco_content()
+        for key, number, position, value in changes:
+            entry = content[key][number % len(content[key])]
+            entry[[*entry, "iscrowd", "segmentation"][position % (len(entry) + 2)]] = value
+        return json.dumps(content).encode()
+
+    whole = json.dumps(coco_content()).encode()
+    return st.lists(places, min_size=1, max_size=6).map(replaced) | st.builds(
+        mutate, st.just(whole), st.integers(0, 2**31), st.integers(0, 6)
+    )
+
+
+def voc_inputs() -> st.SearchStrategy:
+    """Return VOC files with texts and tags replaced, and some with damaged bytes."""
+    whole = voc_text(DRAWN[0], extra="<object><name>x</name><polygon><x1>1</x1><y1>2</y1></polygon></object>")
+    parts = sorted(set(re.findall(r"</?\w+>|[\w.]+", whole)))
+    odd = st.sampled_from(
+        ["", "-1", "nan", "1e400", "9" * 40, "<", "&a;", "<object>", "<!DOCTYPE a>", "\u0660", "../a.png"]
+    )
+    changes = st.lists(st.tuples(st.sampled_from(parts), odd), min_size=1, max_size=4)
+
+    def replaced(pairs: list[tuple[str, str]]) -> bytes:
+        text = whole
+        for part, value in pairs:
+            text = text.replace(part, value, 1)
+        return text.encode()
+
+    return changes.map(replaced) | st.builds(mutate, st.just(whole.encode()), st.integers(0, 2**31), st.integers(0, 6))
+
+
 def cache_reader(cache: LabelCache, file: Path) -> Callable[[Path], None]:
     """Return a function that reads a cache file and compares it with the undamaged one."""
     whole = cache.read_file(file)
@@ -459,6 +516,8 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
     hostile = st.one_of(PICKLES, PICKLES.map(archive), st.binary(max_size=200).map(lambda data: b"PK\x03\x04" + data))
     file, text, image = folder / "input.pt", folder / "input.yaml", folder / "input.png"
     cache_file, cache = cached_set(folder)
+    annotated = folder / "annotated"
+    write_images(annotated)
     damaged_cache = st.builds(mutate, st.just(cache_file.read_bytes()), seed, changes)
     damaged_images = st.builds(mutate, st.sampled_from(valid_images()), seed, changes)
     images = damaged_images | st.builds(operator.add, st.sampled_from(IMAGE_HEADERS), st.binary(max_size=200))
@@ -470,6 +529,8 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
         "checkpoint to model": (damaged, from_file(file, load_model)),
         "ONNX file": (damaged_onnx, from_file(folder / "input.onnx", check_onnx)),
         "label file": (LABELS, lambda data: partial(check_labels, data)),
+        "COCO JSON": (coco_inputs(), from_file(annotated / "x.json", check_annotations)),
+        "Pascal VOC XML": (voc_inputs(), from_file(annotated / "a.xml", lambda path: check_annotations(path.parent))),
         "label cache": (damaged_cache, from_file(cache_file, cache_reader(cache, cache_file))),
         "image header": (images, from_file(image, check_image)),
         "YAML": (YAML, from_file(text, read_yaml)),
@@ -481,8 +542,8 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
 
 NAMES_OF_READERS = (
     "checkpoint, damaged", "checkpoint, our reader", "checkpoint, hostile pickle", "checkpoint to model",
-    "ONNX file", "label file", "label cache", "image header", "YAML", "hyperparameter YAML", "data set YAML",
-    "model YAML",
+    "ONNX file", "label file", "COCO JSON", "Pascal VOC XML", "label cache", "image header", "YAML",
+    "hyperparameter YAML", "data set YAML", "model YAML",
 )  # fmt: skip
 
 

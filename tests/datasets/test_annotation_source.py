@@ -17,6 +17,9 @@ from utils.datasets.spec import DatasetSpec, DatasetYaml
 from utils.errors import UserError
 
 
+KEPT = Path(__file__).resolve().parents[1] / "kept/annotations"
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch) -> Path:
     """Keep caches in a temporary home folder."""
@@ -289,7 +292,7 @@ def test_what_is_skipped_is_said(tmp_path, change, message):
         (json.dumps(coco_content() | {"categories": []}), "'categories' is empty"),
         (json.dumps(coco_content() | {"images": [{"id": 3, "file_name": "q.png"}]}), "none of its 1 images is found"),
         (json.dumps(coco_content() | {"images": [{"id": 3, "file_name": n} for n in "ab"]}), "1 image ids occur twice"),
-        (json.dumps(coco_content() | {"images": []}), "no image of .*x.json can be used"),
+        (json.dumps(coco_content() | {"images": []}), "none of its images can be used; skipped: 6 annot"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, text, message):
@@ -328,3 +331,96 @@ def test_coco128_is_the_same_as_json(reference, tmp_path):
     assert [Path(path).name for path in coco.paths] == [Path(path).name for path in yolo.paths]
     assert np.abs(coco.labels - yolo.labels).max() < 1e-6 and np.array_equal(coco.offsets, yolo.offsets)
     assert (len(coco.ignored), coco.counts) == (10, yolo.counts)
+
+
+TOOLS = {  # what they wrote is in tests/kept/annotations; folder of the images in it
+    "datumaro_coco": "images/train",
+    "datumaro_voc": "JPEGImages",
+    "fiftyone_coco": "data",
+    "fiftyone_voc": "data",
+    "labelstudio_coco": "images",
+    "labelstudio_voc": "images",
+    "supervision_coco": "images",
+    "supervision_voc": ".",
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_what_labelling_tools_wrote_gives_the_same_index(tmp_path, tool):
+    shutil.copytree(KEPT / tool, tmp_path / "set")
+    write_images(tmp_path / "set" / TOOLS[tool])
+    dataset = read_dataset(str(tmp_path / "set"), required=())
+    [split] = (split for split, entries in dataset.entries.items() if entries)
+    require_drawn(load_split(dataset.resolve([]), split, progress=False))
+
+
+def require_drawn(index: LabelIndex) -> None:
+    """Check that an index has the boxes of the drawn set, in the order of the images."""
+    assert [Path(path).name for path in index.paths] == [image.name for image in DRAWN] and index.messages == []
+    for i, image in enumerate(DRAWN):
+        cls, x, y, w, h = (index.boxes(i) * (1, *[image.width, image.height] * 2)).T
+        found = np.stack([cls, x - w / 2, y - h / 2, x + w / 2, y + h / 2], 1)
+        assert np.abs(found - np.reshape(image.objects, (-1, 5))).max(initial=0) < 1e-4
+
+
+def write_supervision(images: Path, folder: Path) -> None:
+    sv = pytest.importorskip("supervision")
+    found = {}
+    for image in DRAWN:
+        rows = np.array(image.objects, float).reshape(-1, 5)
+        found[str(images / image.name)] = sv.Detections(xyxy=rows[:, 1:], class_id=rows[:, 0].astype(int))
+    dataset = sv.DetectionDataset(classes=list(NAMES), images=list(found), annotations=found)
+    dataset.as_coco(images_directory_path=str(folder / "coco"), annotations_path=str(folder / "coco/x.json"))
+    voc = str(folder / "voc")
+    dataset.as_pascal_voc(images_directory_path=voc, annotations_directory_path=voc)
+
+
+def write_datumaro(images: Path, folder: Path) -> None:
+    dm = pytest.importorskip("datumaro")
+    marks = {"difficult": False, "truncated": False, "occluded": False}
+    items = [
+        dm.DatasetItem(
+            id=image.name[:-4],
+            subset="train",
+            media=dm.Image.from_file(path=str(images / image.name)),
+            annotations=[
+                dm.Bbox(x1, y1, x2 - x1, y2 - y1, label=c, id=k + 1, group=k + 1, attributes=marks)
+                for k, (c, x1, y1, x2, y2) in enumerate(image.objects)
+            ],
+        )
+        for image in DRAWN
+    ]
+    dataset = dm.Dataset.from_iterable(items, categories=list(NAMES))
+    dataset.export(str(folder / "coco"), "coco_instances", save_media=True)
+    dataset.export(str(folder / "voc"), "voc_detection", save_media=True)
+
+
+def write_fiftyone(images: Path, folder: Path) -> None:
+    labels, metadata, coco, voc = (
+        pytest.importorskip(f"fiftyone.{name}") for name in ("core.labels", "core.metadata", "utils.coco", "utils.voc")
+    )
+    exporters = (
+        coco.COCODetectionDatasetExporter(export_dir=str(folder / "coco"), classes=list(NAMES)),
+        voc.VOCDetectionDatasetExporter(export_dir=str(folder / "voc")),
+    )
+    for exporter in exporters:
+        with exporter:
+            for name, W, H, objects in DRAWN:
+                found = [
+                    labels.Detection(label=NAMES[c], bounding_box=[x1 / W, y1 / H, (x2 - x1) / W, (y2 - y1) / H])
+                    for c, x1, y1, x2, y2 in objects
+                ]
+                size = metadata.ImageMetadata(width=W, height=H, num_channels=3)
+                exporter.export_sample(str(images / name), labels.Detections(detections=found), metadata=size)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("write", [write_supervision, write_datumaro, write_fiftyone])
+def test_what_labelling_tools_write_today_gives_the_same_index(tmp_path, write):
+    write_images(tmp_path / "images")
+    write(tmp_path / "images", tmp_path / "set")
+    for form in ("coco", "voc"):
+        dataset = read_dataset(str(tmp_path / "set" / form), required=())
+        [split] = (split for split, entries in dataset.entries.items() if entries)
+        require_drawn(load_split(dataset.resolve([]), split, progress=False))

@@ -15,7 +15,7 @@ from utils.files import atomic_write, check_archive, open_regular
 from utils.pixel_format import PixelFormat
 from utils.temporary_files import remove_stale
 
-CACHE_FORMAT = 1  # raise it when the readers or the layout change: caches with another number are not read
+CACHE_FORMAT = 2  # raise it when the readers or the layout change: caches with another number are not read
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from utils.datasets.image_files import label_path, walk_files
 from utils.datasets.label_cache import stamp_each
 from utils.datasets.remarks import Remarks
 from utils.datasets.voc import read_voc
+from utils.errors import UserError
 from utils.images.suffixes import IMAGE_SUFFIXES
 from utils.pixel_format import PixelFormat
 
@@ -44,6 +45,9 @@ class AnnotationSource(NamedTuple):
             annotations = read_instances(self.file, self.folders, remarks)
         else:
             annotations = read_voc(self.file, self.folders[0], self.listing, remarks)
+        if not annotations.images:
+            first = next(iter(remarks.remarks()), "it names none")
+            raise UserError(f"{self.listing or self.file}: none of its images can be used; {first}")
         if files is None:
             paths = sorted(image.path for image in annotations.images)
             files, stamps = [str(self.file), *paths], np.concatenate([stamps, stamp_each(paths)])

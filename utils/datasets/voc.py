@@ -24,7 +24,8 @@ from utils.images.suffixes import IMAGE_SUFFIXES
 
 MAX_XML_BYTES = 16 << 20
 CHUNK = 256  # XML files that a process reads at a time
-CHALLENGE = re.compile(r"The VOC20\d\d Database")  # <source><database> of the challenge's own files
+# <source><database> of files whose pixels count from 1: those of the challenge, and of Roboflow's programs
+FROM_1 = re.compile(r"The VOC20\d\d Database|roboflow\.(ai|com)")
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -50,7 +51,7 @@ class ParsedFile(NamedTuple):
     image_name: str | None  # below the folder of images, None if the image is missing
     stated_size: tuple[int, int] | None  # height, width
     objects: list[VocObject]
-    is_challenge: bool  # the file says that it is one of the PASCAL VOC challenge
+    says_from_1: bool  # its pixels count from 1, by the program that wrote it
     is_readable: bool = True
 
 
@@ -108,9 +109,10 @@ def read_voc(folder: Path, images: Path, listing: Path | None, remarks: Remarks)
     """Return the images of XML files below `folder`, and without a list all others below `images` as backgrounds.
 
     Difficult objects are ignored ones. Coordinates are edges from 0, as most labelling programs write them. In files
-    of the PASCAL VOC challenge (see `is_challenge`) they are pixel numbers from 1, the last one included.
+    of the PASCAL VOC challenge (see `counts_pixels_from_1`) they are pixel numbers from 1, the last one included.
     """
-    files = list_files(folder, listing, remarks)
+    without_file: list[str] = []
+    files = list_files(folder, listing, remarks, without_file)
     chunks = map_chunks(partial(_parse_chunk, folder=folder, images=images), list(map(str, files)), size=CHUNK)
     parsed: dict[str, ParsedFile] = {}
     unusable = 0
@@ -123,29 +125,39 @@ def read_voc(folder: Path, images: Path, listing: Path | None, remarks: Remarks)
             elif (taker := parsed.setdefault(str(images / content.image_name), content)) is not content:
                 remarks.skip("XML files whose image another one has", f"{content.file}: the image has {taker.file}")
     readable = {path: content for path, content in parsed.items() if content.is_readable}
-    counts_from_1 = is_challenge(list(readable.values()))
+    from_1 = counts_pixels_from_1(list(readable.values()))
     names = sorted({entry.name for content in readable.values() for entry in content.objects})
     numbers = {name: number for number, name in enumerate(names)}
     found = [
         AnnotatedImage(
-            path, content.stated_size, [_annotated(entry, content, numbers, counts_from_1) for entry in content.objects]
+            path, content.stated_size, [_annotated(entry, content, numbers, from_1) for entry in content.objects]
         )
         for path, content in readable.items()
     ]
-    others = [] if listing else [path for path in find_images(images) if path not in parsed]
-    found += [AnnotatedImage(path, None, [], is_annotated=False) for path in others]
+    others = [_image_named(name, images) for name in without_file] if listing else find_images(images)
+    found += [AnnotatedImage(path, None, [], is_annotated=False) for path in others if path and path not in parsed]
+    for name, path in zip(without_file, others, strict=False):
+        if path is None:
+            unusable += 1
+            remarks.skip(f"names in lists that have neither an XML file nor an image in {images}", name)
     return Annotations(names, found, unusable + len(parsed) - len(readable))
 
 
-def is_challenge(contents: Sequence[ParsedFile]) -> bool:
-    """Return True if all files say that they are of the PASCAL VOC challenge, and no coordinate is below 1."""
+def counts_pixels_from_1(contents: Sequence[ParsedFile]) -> bool:
+    """Return True if all files are by programs that count pixels from 1 (see FROM_1), and no coordinate is below 1."""
     lowest = (min(entry.xyxy_px) for content in contents for entry in content.objects)
-    return bool(contents) and all(content.is_challenge for content in contents) and min(lowest, default=0) >= 1
+    return bool(contents) and all(content.says_from_1 for content in contents) and min(lowest, default=0) >= 1
 
 
-def _annotated(entry: VocObject, content: ParsedFile, numbers: dict[str, int], counts_from_1: bool) -> AnnotatedObject:
-    box = edges_of(entry.xyxy_px, pascal=counts_from_1)
+def _annotated(entry: VocObject, content: ParsedFile, numbers: dict[str, int], from_1: bool) -> AnnotatedObject:
+    box = edges_of(entry.xyxy_px, pascal=from_1)
     return AnnotatedObject(numbers[entry.name], box, (), entry.difficult, f"{content.file.name}: {entry.name}")
+
+
+def _image_named(name: str, images: Path) -> str | None:
+    """Return the image of a list's line that has no XML file: a background."""
+    found = find_image(ET.Element("annotation"), Path(f"{name}.xml"), images)
+    return None if found is None else str(images / found)
 
 
 def _parse_chunk(files: list[str], folder: Path, images: Path) -> tuple[list[ParsedFile], Remarks]:
@@ -157,14 +169,16 @@ def _parse_chunk(files: list[str], folder: Path, images: Path) -> tuple[list[Par
         except (OSError, UserError) as error:
             remarks.skip("XML files that cannot be used", one_line(str(error)))
             name = find_image(ET.Element("annotation"), file.relative_to(folder), images)
-            parsed.append(ParsedFile(file, name, None, [], is_challenge=False, is_readable=False))
+            parsed.append(ParsedFile(file, name, None, [], says_from_1=False, is_readable=False))
     return parsed, remarks
 
 
-def list_files(annotations: Path, listing: Path | None, remarks: Remarks) -> list[Path]:
+def list_files(
+    annotations: Path, listing: Path | None, remarks: Remarks, without_file: list[str] | None = None
+) -> list[Path]:
     """Return the XML files below a folder: all, or those named by the first word of each line of a list.
 
-    Such lists are ImageSets/Main/train.txt and the like.
+    Such lists are ImageSets/Main/train.txt and the like. Names without a file are added to `without_file`, or skipped.
     """
     if listing is None:
         files = sorted(map(Path, walk_files(str(annotations), (".xml",))))
@@ -177,10 +191,12 @@ def list_files(annotations: Path, listing: Path | None, remarks: Remarks) -> lis
         stem = name.replace("\\", "/").rpartition("/")[2]  # a list may hold the paths of images
         candidates = [annotations / f"{text}.xml" for text in (name, stem, stem.rpartition(".")[0]) if text]
         file = next((file for file in candidates if file.is_file()), None)
-        if file is None:
-            remarks.skip("names in lists that have no XML file", f"{listing}: {name}")
-        else:
+        if file is not None:
             files.append(file)
+        elif without_file is not None:
+            without_file.append(stem)
+        else:
+            remarks.skip("names in lists that have no XML file", f"{listing}: {name}")
     if not files:
         raise UserError(f"{listing}: none of its {len(set(names))} names has an XML file in {annotations}")
     return files
@@ -207,8 +223,8 @@ def parse_annotation(file: Path, folder: Path, images: Path, remarks: Remarks) -
         except UserError as error:
             remarks.skip("objects without a name or a box", one_line(str(error)))
     name = find_image(root, file.relative_to(folder), images)
-    challenge = CHALLENGE.fullmatch(text_of(root, "source/database")) is not None
-    return ParsedFile(file, name, read_size(root), objects, challenge)
+    from_1 = FROM_1.fullmatch(text_of(root, "source/database")) is not None
+    return ParsedFile(file, name, read_size(root), objects, from_1)
 
 
 def parse_xml(file: Path) -> ET.Element:
