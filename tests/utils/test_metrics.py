@@ -366,7 +366,7 @@ def test_no_regions():
 
 
 def test_ignored_detections_change_no_metric():
-    """With detections added that are ignored at all levels, every figure is what it was without them."""
+    """Detections that are ignored at all levels leave every AP as it was without them."""
     rng = np.random.default_rng(0)
     tp, conf = rng.random((50, 10)) < 0.6, np.sort(rng.random(50))[::-1]
     pred_cls, target_cls = rng.integers(0, 3, 50), rng.integers(0, 3, 40)
@@ -382,7 +382,7 @@ def test_ignored_detections_change_no_metric():
 
 @pytest.mark.long
 def test_crowds_are_ignored_as_in_pycocotools():
-    """Which detections pycocotools ignores at each level, on random images whose boxes do not compete for labels."""
+    """pycocotools ignores the same detections at each level, on random images whose boxes do not compete for labels."""
     coco, scoring = (pytest.importorskip(f"pycocotools.{name}") for name in ("coco", "cocoeval"))
     for seed in range(100):
         rng = np.random.default_rng(seed)

@@ -116,8 +116,8 @@ def load_split(
 def find_split_images(spec: DatasetSpec, split: str, index: LabelIndex | None = None) -> list[str]:
     """Return the images of a split, usable or not.
 
-    Of a division, and of annotations of a form of their own, they are the usable ones: those of `index`, which is read
-    if it is None.
+    Of a division and of annotations of a form of their own they are the usable ones, those of `index`. It is read if it
+    is None.
     """
     if spec.division or any(find_sources(spec.sources(split), spec.root)):
         return list((index or load_split(spec, split, single_cls=True, progress=False)).paths)
