@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from test_json_documents import check as check_document
 
 import check
 from models.yolo import DetectionModel
@@ -39,6 +40,7 @@ def test_the_images_of_a_data_set_without_labels_are_ranked(ranked, capsys):
     assert listed == [one["image"] for one in images] and sorted(listed) == ranked.unlabelled
     assert all(0 <= one["uncertainty"] <= 1 and 0 <= one["distance"] < 2 for one in images)
     document = json.loads(capsys.readouterr().out)
+    check_document([document], "to_label.json")
     assert document == {"program": "check", "save_dir": str(folder), "images": images}
 
 

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from pycocotools.coco import COCO
+from test_json_documents import check as check_document
 
 import check
 import train
@@ -91,6 +92,11 @@ def test_each_error_is_found_at_its_place(spoiled, tmp_path):
     assert worst == set(spoiled.files)
     after = {path: path.read_bytes() for path in before}
     assert after == before
+
+
+def test_the_document_of_label_errors_is_the_one_described(spoiled, tmp_path):
+    result = run(spoiled, tmp_path, weights="best.pt")
+    check_document([json.loads((result.save_dir / "label_errors.json").read_text())], "label_errors.json")
 
 
 def test_the_findings_count_what_is_likely(spoiled, tmp_path):
