@@ -19,6 +19,7 @@ from utils.datasets.image_files import label_path
 from utils.detections import Detections
 from utils.errors import UserError
 from utils.files import read_yaml
+from utils.pixel_format import RGB
 from utils.training.result import TrainResult
 
 NAMES = {0: "dark", 1: "bright"}
@@ -27,7 +28,7 @@ NAMES = {0: "dark", 1: "bright"}
 class Oracle:
     """Model that finds the objects of the right labels, with confidence 0.9."""
 
-    names, model = NAMES, SimpleNamespace(num_classes=2)
+    names, model = NAMES, SimpleNamespace(num_classes=2, pixels=RGB)
 
     def __init__(self, right: dict[str, np.ndarray]):
         self.right, self.seen = right, []

@@ -5,11 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from utils.checking.folds import Folds, cross_validate, fingerprint, link_or_copy, read_detections, write_detections
+from utils.checking.folds import (
+    Folds,
+    cross_validate,
+    fingerprint,
+    link_or_copy,
+    read_detections,
+    write_detections,
+    write_fold,
+)
 from utils.datasets.labels import load_index
 from utils.errors import UserError
 from utils.files import read_yaml
 from utils.output.drawing import save_image
+from utils.pixel_format import RGB, PixelFormat
 
 NAMES = {0: "cat", 1: "dog: a 'b'"}
 
@@ -138,6 +147,14 @@ def test_the_fingerprint_follows_labels_names_and_folds(tmp_path):
     index.labels[0, 0] = 1
     keys.add(fingerprint(index, fold_of, "", NAMES))
     assert len(keys) == 5
+
+
+def test_the_pixel_format_of_the_images_is_kept(tmp_path):
+    (tmp_path / "images.txt").write_text("./images/0.tif\n./images/1.tif\n")
+    fold_of = np.array([0, 1])
+    for pixels, keys in ((RGB, {}), (PixelFormat(4, 16), {"channels": 4, "bit_depth": 16})):
+        content = read_yaml(write_fold(tmp_path, fold_of, 0, names=NAMES, pixels=pixels))
+        assert {key: content[key] for key in ("channels", "bit_depth") if key in content} == keys
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off"])

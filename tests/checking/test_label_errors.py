@@ -35,9 +35,9 @@ def found(cls: int, confidence: float, box=BOX) -> list[float]:
     return [*box, confidence, cls]
 
 
-def evidence(labels, rows, num_classes=3):
-    labels = np.array(labels, np.float32).reshape(-1, 5)
-    return compare(labels, np.array(rows, np.float32).reshape(-1, 6), SHAPE, num_classes)
+def evidence(labels, rows, ignored=()):
+    labels, ignored = (np.array(part, np.float32).reshape(-1, 5) for part in (labels, ignored))
+    return compare(labels, np.array(rows, np.float32).reshape(-1, 6), SHAPE, num_classes=3, ignored=ignored)
 
 
 def errors_of(labels, rows) -> list[LabelError]:
@@ -90,6 +90,19 @@ def test_a_second_box_of_a_labelled_object_is_hardly_missing():
     doubled = errors_of([label(0)], [found(0, 0.9), found(0, 0.8, (20, 20, 60, 42))])
     alone = errors_of([label(0)], [found(0, 0.9), found(0, 0.8, FAR)])
     assert doubled[0].score < 0.4 < 0.7 < alone[0].score
+
+
+@pytest.mark.parametrize(
+    "region, count",
+    [
+        ((15, 15, 100, 65), 0),  # a crowd around it
+        ((38, 0, 200, 100), 0),  # half of it
+        ((45, 0, 200, 100), 1),  # less than half
+    ],
+)
+def test_nothing_is_missing_in_a_crowd(region, count):
+    one = evidence([], [found(0, 0.9)], [label(0, region)])
+    assert len(find_errors(one, usual_of([one], 3), 0)) == count
 
 
 def random_case(rng: np.random.Generator):

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from utils.datasets.label_index import LabelIndex, offsets_of
 from utils.datasets.sequences import group_by_sequence
 from utils.errors import UserError
 from utils.files import atomic_write, write_yaml
+from utils.pixel_format import RGB, PixelFormat
 
 TrainFold = Callable[[Path, Path], Path]  # data set YAML, run folder -> weights
 PredictFold = Callable[[Path, Sequence[str]], list[np.ndarray | None]]  # weights, images -> detections (n, 6) of each
@@ -89,7 +91,7 @@ def cross_validate(
         if found is None:
             console.info(f"Fold {fold + 1} of {folds.count}: {len(index) - len(numbers)} images to learn from")
             copy = copy or write_copy(index, folder / "data")
-            data = write_fold(copy, fold_of, fold, names)
+            data = write_fold(copy, fold_of, fold, names=names, pixels=index.pixels)
             weights = train(data, folder / f"fold{fold + 1}")
             found = predict(weights, [index.paths[i] for i in numbers.tolist()])
             write_detections(file, found, key)
@@ -104,7 +106,7 @@ def cross_validate(
 
 def fingerprint(index: LabelIndex, fold_of: np.ndarray, settings: str, names: Mapping[int, str]) -> str:
     """Return a digest of images, labels, folds and settings."""
-    digest = hashlib.sha256(repr((settings, sorted(names.items()))).encode())
+    digest = hashlib.sha256(repr((settings, sorted(names.items()), tuple(index.pixels))).encode())
     for path in index.paths:
         digest.update(os.fsencode(path) + b"\0")
     for array in (index.shapes, index.labels, index.offsets, fold_of):
@@ -144,15 +146,20 @@ def link_or_copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def write_fold(copy: Path, fold_of: np.ndarray, fold: int, names: Mapping[int, str]) -> Path:
+def write_fold(copy: Path, fold_of: np.ndarray, fold: int, *, names: Mapping[int, str], pixels: PixelFormat) -> Path:
     """Write the data set YAML of a fold, whose validation split is the fold. Return the file."""
     lines = (copy / "images.txt").read_text(encoding="utf-8").splitlines()
     for split, chosen in (("train", fold_of != fold), ("val", fold_of == fold)):
         listed = [line for line, keep in zip(lines, chosen.tolist(), strict=True) if keep]
         (copy / f"{split}{fold + 1}.txt").write_text("\n".join(listed) + "\n", encoding="utf-8")
     file = copy / f"fold{fold + 1}.yaml"
-    content = {"path": str(copy.resolve()), "train": f"train{fold + 1}.txt", "val": f"val{fold + 1}.txt"}
-    write_yaml(file, {**content, "names": {index: names[index] for index in sorted(names)}})
+    content: dict[str, Any] = {
+        "path": str(copy.resolve()),
+        "train": f"train{fold + 1}.txt",
+        "val": f"val{fold + 1}.txt",
+    }
+    content["names"] = {index: names[index] for index in sorted(names)}
+    write_yaml(file, content if pixels == RGB else {**content, **pixels._asdict()})
     return file
 
 

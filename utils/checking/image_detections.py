@@ -24,7 +24,7 @@ def detect_images(predictor: Predictor, paths: Sequence[str], title: str) -> lis
     with console.progress_bar(total=len(paths), desc=title) as bar:
         for start in range(0, len(paths), BATCH):
             part = paths[start : start + BATCH]
-            images = {path: image for path in part if (image := _read(path)) is not None}
+            images = {path: image for path in part if (image := _read(path, predictor)) is not None}
             found = predictor(list(images.values()), list(images)) if images else []
             rows = {path: one.rows for path, one in zip(images, found, strict=True)}
             results += [rows.get(path) for path in part]
@@ -32,9 +32,9 @@ def detect_images(predictor: Predictor, paths: Sequence[str], title: str) -> lis
     return results
 
 
-def _read(path: str) -> np.ndarray | None:
+def _read(path: str, predictor: Predictor) -> np.ndarray | None:
     try:
-        return read_image(path)
+        return read_image(path, predictor.model.pixels)
     except UserError as error:
         console.warn(f"{error}. It is skipped")
         return None

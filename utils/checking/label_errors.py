@@ -55,16 +55,18 @@ class Evidence:
     overlap: np.ndarray  # (n, k) IoU of labels and objects
     class_confidence: np.ndarray  # (n, C) highest confidence of each class at each label
     object_of: dict[int, int]  # label -> the object that it means
+    is_ignored: np.ndarray  # (k,) bool: objects in regions where nothing is labelled one by one
 
 
-def compare(labels: np.ndarray, rows: np.ndarray, shape: tuple[int, int], num_classes: int) -> Evidence:
+def compare(
+    labels: np.ndarray, rows: np.ndarray, shape: tuple[int, int], *, num_classes: int, ignored: np.ndarray | None = None
+) -> Evidence:
     """Return what the detections of an image say about its labels.
 
     labels: (n, 5) class, cx, cy, w, h in 0…1. rows: (m, 6) x1, y1, x2, y2 in pixels, confidence, class; a box may have
-    a row for each of several classes. shape: height, width of the image.
+    a row for each of several classes. shape: height, width of the image. ignored: regions (r, 5) like labels.
     """
-    height, width = shape
-    boxes = xywh_to_xyxy(labels[:, 1:].astype(np.float64) * [width, height, width, height])
+    boxes = _in_pixels(labels, shape)
     classes = labels[:, 0].astype(np.int64)
     objects = rows[_one_per_object(rows)]
     overlap = _iou(boxes, objects[:, :4])
@@ -75,7 +77,22 @@ def compare(labels: np.ndarray, rows: np.ndarray, shape: tuple[int, int], num_cl
         overlap=overlap,
         class_confidence=_class_confidence(classes, _iou(boxes, rows[:, :4]), rows, num_classes),
         object_of=_match(overlap, objects, classes),
+        is_ignored=_lie_inside(objects, None if ignored is None else _in_pixels(ignored, shape)),
     )
+
+
+def _in_pixels(labels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    height, width = shape
+    return xywh_to_xyxy(labels[:, 1:].astype(np.float64) * [width, height, width, height])
+
+
+def _lie_inside(objects: np.ndarray, regions_xyxy: np.ndarray | None) -> np.ndarray:
+    """Return whether half or more of each object lies in one of the regions."""
+    if regions_xyxy is None or not len(regions_xyxy):
+        return np.zeros(len(objects), bool)
+    a, b = objects[:, None, :4], regions_xyxy[None]
+    shared = (np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])).clip(min=0).prod(-1)
+    return (shared >= 0.5 * (a[..., 2:] - a[..., :2]).prod(-1)).any(1)
 
 
 def _iou(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> np.ndarray:
@@ -155,7 +172,7 @@ def find_errors(evidence: Evidence, usual: Usual, image: int) -> list[LabelError
     errors = [_judge_label(evidence, usual, image, label) for label in range(len(evidence.boxes))]
     taken = set(evidence.object_of.values())
     for k, row in enumerate(evidence.objects):
-        if k not in taken:
+        if k not in taken and not evidence.is_ignored[k]:
             free = 1 - float(evidence.overlap[:, k].max(initial=0))
             found = _corners(row)
             score = float(row[4]) * free

@@ -63,7 +63,10 @@ class LabelReview:
         known = {i: rows for i, rows in enumerate(detections) if rows is not None}
         highest = [rows[:, 5].max(initial=0) for rows in known.values()]
         num_classes = int(max([len(data.spec.names), index.labels[:, 0].max(initial=0) + 1, *(k + 1 for k in highest)]))
-        evidence = {i: compare(index.boxes(i), rows, shape_of(index, i), num_classes) for i, rows in known.items()}
+        evidence = {
+            i: compare(index.boxes(i), rows, shape_of(index, i), num_classes=num_classes, ignored=index.regions(i))
+            for i, rows in known.items()
+        }
         usual = usual_of(list(evidence.values()), num_classes)
         errors = {i: find_errors(one, usual, i) for i, one in evidence.items()}
         quality = np.ones(len(index))
