@@ -32,6 +32,7 @@ NAMES = (
     "ap",
     "autoanchor",
     "labels",
+    "check",
     "loss",
     "startup",
     "runtimes",

@@ -86,7 +86,7 @@ REMARK_KINDS = (
         "warning",
     ),
     Kind(
-        "^skipped: .*(categories that only stand|--keep-crowds)",
+        "^skipped: .*(categories that only|--keep-crowds)",
         "skipped-entry",
         "entries are skipped, as is usual",
         "Nothing is to be done.",
