@@ -168,6 +168,8 @@ def test_two_splits_never_become_one_folder(tmp_path):
 # files: what the message says
 REFUSED = {
     "empty": ({"readme.md": "x"}, "no data set: looked for a data set YAML, .*; found nothing of the kind"),
+    "labels only": ({"labels/a.txt": LABEL, **NAMES}, "found 1 .txt files in labels, classes.txt. There is no image in it"),
+    "XML only": ({"Annotations/a.xml": VOC}, "found 1 .xml files in Annotations. There is no image in it: export the"),
     "images only": (pairs("x", labels="y"), r"no data set: .* found 1 images in x, 1 .txt files in y"),
     "no names": (split_pairs("train", "valid"), r"YOLO labels \(train: train/images; val: valid/images\), but no class names"),
     "two YAMLs": (

@@ -40,7 +40,7 @@ class ConvertedSet:
     splits: Mapping[str, LabelIndex]
 
     def images(self, split: str) -> Iterator[NamedImage]:
-        """Yield the images of a split. One that is listed twice comes once, equal names are told apart."""
+        """Yield the images of a split. One that is listed twice comes once, equal names get a suffix."""
         index, first = self.splits[split], self._first_number(split)
         items = _unique_items(index.paths)
         for number, (i, name) in enumerate(items):

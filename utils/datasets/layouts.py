@@ -56,7 +56,8 @@ def find_layout(folder: Path, *, required: Sequence[str] = ()) -> DatasetYaml:
     kinds = {"YOLO labels": _yolo_groups(found), "COCO JSON": _coco_groups(found), "Pascal VOC XML": _voc_groups(found)}
     kinds = {kind: groups for kind, groups in kinds.items() if groups}
     if not kinds:
-        raise UserError(f"--data {folder}: no data set: looked for {LOOKED_FOR}; found {found.describe()}")
+        advice = "" if found.images else ". There is no image in it: export the images too, or put them beside the labels"
+        raise UserError(f"--data {folder}: no data set: looked for {LOOKED_FOR}; found {found.describe()}{advice}")
     kind, *others = kinds
     if others and kind != "YOLO labels":
         texts = [f"{other} ({_list_entries(kinds[other])})" for other in kinds]
@@ -209,14 +210,9 @@ def _coco_groups(found: Inventory) -> Groups:
 def _voc_groups(found: Inventory) -> Groups:
     """Return the folders of images with VOC annotations by split, or the lists of ImageSets/Main."""
     groups: Groups = {}
-    annotated = {folder: _xml_folder(folder, found) for folder in found.images}
-    without_images = found.xmls.keys() - set(annotated.values())
-    pairs = [
-        *((xmls, folder) for folder, xmls in annotated.items() if xmls is not None),
-        *zip(without_images, without_images),
-    ]
-    for xmls, folder in pairs:
-        if not is_voc(found.root / xmls / found.xmls[xmls][0]):
+    for folder in found.images:
+        xmls = _xml_folder(folder, found)
+        if xmls is None or not is_voc(found.root / xmls / found.xmls[xmls][0]):
             continue
         lists = f"{xmls.rpartition('/')[0]}/ImageSets/Main".lstrip("/")
         sets = {split: f"{lists}/{split}.txt" for split in SPLITS}
