@@ -1,6 +1,5 @@
 """Index of a split: what is skipped and reported, what is printed, the same from threads and processes."""
 
-import os
 from pathlib import Path
 
 import cv2
@@ -187,3 +186,13 @@ def test_coco128(reference):
     assert index.counts == (126, 0, 2, 0) and len(index.labels) == 929 and index.messages == []
     decoded = [cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR).shape[:2] for path in index.paths[:16]]
     assert index.shapes[:16].tolist() == [list(shape) for shape in decoded]
+
+
+def test_a_long_list_of_skipped_rows_is_cut_on_the_console(tmp_path, monkeypatch, capsys):
+    folder = make_split(tmp_path, monkeypatch)
+    monkeypatch.setattr(labels, "REPORTED_MESSAGES", 3)
+    write_labels(folder / "labels/train/c.txt", "0 .5 .5 0 0\n" * 9)
+    index = load_index(folder / "images/train", 3)
+    printed = capsys.readouterr().out
+    assert len(index.messages) == 9 and printed.count("no area") == 3
+    assert "6 more images and rows are skipped: check.py counts them all" in printed

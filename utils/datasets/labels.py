@@ -34,6 +34,7 @@ from utils.parallel_map import MAX_WORKERS
 from utils.pixel_format import RGB, PixelFormat
 
 NAMED_ROWS = 10  # skipped rows of one file that are reported one by one
+REPORTED_MESSAGES = 100  # of a split, on the console
 MAX_LABEL_BYTES = 64 << 20  # of one label file
 MAX_UNREADABLE = 100  # images that a scan skips because of read errors
 MIN_CORNERS = 8  # rows, fewer may look like corners by chance
@@ -153,7 +154,9 @@ def _load_annotations(
         info(f"{title} {index.counts}", *(f"{prefix}{one_line(message)}" for message in index.messages))
         if not index.counts.found:
             warn(f"{prefix}no labels: the annotations in {source.file} hold no object")
-    return replace(index, labels=_renumber(index.labels, own), ignored=_renumber(index.ignored, own), pixels=spec.pixels.fill(RGB))
+    return replace(
+        index, labels=_renumber(index.labels, own), ignored=_renumber(index.ignored, own), pixels=spec.pixels.fill(RGB)
+    )
 
 
 def _renumber(rows: np.ndarray, numbers: list[int]) -> np.ndarray:
@@ -232,7 +235,10 @@ def _write_cache(store: LabelCache, scan: Scan) -> bool:
 
 
 def _report(index: LabelIndex, prefix: str, *summary: str) -> None:
-    info(*summary, *(f"{prefix}{one_line(message)}" for message in index.messages))
+    shown, rest = index.messages[:REPORTED_MESSAGES], index.messages[REPORTED_MESSAGES:]
+    info(*summary, *(f"{prefix}{one_line(message)}" for message in shown))
+    if rest:
+        info(f"{prefix}{len(rest)} more images and rows are skipped: check.py counts them all")
     if index.paths and not index.counts.found:
         warn(f"{prefix}no labels. {one_line(describe_absent_labels(index))}")
     if look_like_corners(index.labels):
