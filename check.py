@@ -45,7 +45,7 @@ from utils.datasets.locate import locate_dataset
 from utils.detector import name_difference
 from utils.device import select_device, set_current_device
 from utils.download import fetch_typed
-from utils.errors import UserError
+from utils.errors import Stopped, UserError
 from utils.errors import run as run_command
 from utils.files import atomic_write, increment_path, require_writable
 from utils.inference.open_model import open_model
@@ -54,9 +54,11 @@ from utils.inference.runtime import RuntimeSettings
 from utils.output.json_documents import to_line
 from utils.process_state import unchanged_process
 from utils.training.result import TrainResult
+from utils.training.signals import EXIT_CODE
 from utils.training.resume import run_folder_of
 
 PROGRAM = {"prog": "check.py", "description": "Find what is wrong with a data set."}
+POOR_MAP50 = 0.4  # of a judge
 FOLD_BATCH = 8  # small, for many steps in few epochs
 DEFAULT_DATA = "data/shapes.yaml"
 ERRORS = 3  # exit code if the data has errors
@@ -165,18 +167,23 @@ def check_dataset(options: CheckOptions) -> CheckResult:
     require_writable(options.project)
     if options.rank:
         return rank_unlabelled(options)
-    run_folder = run_folder_of(Path(options.weights[0])) if options.weights else None
-    spec = locate_dataset(options.data, division=Division.parse(options.split, run_folder), required=("train",))
-    data = scan_dataset(spec, options.imgsz)
+    data = scan(options)
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
     findings = by_level([*find_all(data), *review_labels(options, data, folder)])
     document = describe_check(data, findings, typed=options.data, save_dir=folder)
     write_json(folder / "findings.json", document)
     write_check_page(folder / "report.html", data, findings, typed=options.data)
-    console.result(*findings_table(findings), f"\n{spec.file}: {summary(findings)}", f"Results saved to {folder}")
+    console.result(*findings_table(findings), f"\n{data.spec.file}: {summary(findings)}", f"Results saved to {folder}")
     if options.json:
         console.data(to_line(document))
     return CheckResult(tuple(findings), folder)
+
+
+def scan(options: CheckOptions) -> ScannedData:
+    """Read the images and labels of all splits."""
+    run_folder = run_folder_of(Path(options.weights[0])) if options.weights else None
+    spec = locate_dataset(options.data, division=Division.parse(options.split, run_folder), required=("train",))
+    return scan_dataset(spec, options.imgsz)
 
 
 def review_labels(options: CheckOptions, data: ScannedData, folder: Path) -> list[Finding]:
@@ -218,6 +225,38 @@ def judge(options: CheckOptions, data: ScannedData) -> list[np.ndarray | None]:
     return detect_images(predictor, list(merged_index(data).paths), "Detecting")
 
 
+def train_judge(options: CheckOptions, data: Path, folder: Path, *, start: str) -> Path:
+    """Train the model of a fold from the weights `start`, or from scratch. Return its weights."""
+    import train  # only --cross needs it
+
+    try:
+        with console.inner_program():
+            result = train.run(
+                data=str(data),
+                weights=start,
+                cfg="" if start else "yolov5n.yaml",
+                imgsz=options.imgsz,
+                epochs=options.cross_epochs,
+                batch_size=FOLD_BATCH,
+                recipe="cross",
+                device=options.device,
+                noval=True,
+                noplots=True,
+                project=str(folder.parent),
+                name=folder.name,
+                exist_ok=True,
+            )
+    except Stopped:
+        name = folder.parent.parent.name
+        console.error(f"Folds that are done are kept: type the same command with --name {name} --exist-ok to continue")
+        raise SystemExit(EXIT_CODE) from None
+    assert isinstance(result, TrainResult) and result.last and result.metrics
+    console.info(f"{folder.name}: mAP50 {result.metrics.map50:.3f} on the images that it judges")
+    if result.metrics.map50 < POOR_MAP50:
+        console.warn(f"{folder.name} knows too little to judge labels. Type a higher --cross-epochs or --imgsz")
+    return result.last
+
+
 def cross_judge(options: CheckOptions, data: ScannedData, folder: Path) -> list[np.ndarray | None]:
     """Return what models find in the images of all splits, each in those that it was not trained on."""
     start = str(find_weights(options.weights, typed=True)[0]) if options.weights else ""
@@ -228,27 +267,7 @@ def cross_judge(options: CheckOptions, data: ScannedData, folder: Path) -> list[
     settings = f"{Path(start).name} {options.imgsz} {options.cross_epochs}"
 
     def train_fold(yaml: Path, run: Path) -> Path:
-        import train  # only --cross needs it
-
-        with console.inner_program():
-            result = train.run(
-                data=str(yaml),
-                weights=start,
-                cfg="" if start else "yolov5n.yaml",
-                imgsz=options.imgsz,
-                epochs=options.cross_epochs,
-                batch_size=FOLD_BATCH,
-                recipe="cross",
-                device=options.device,
-                noval=True,
-                noplots=True,
-                project=str(run.parent),
-                name=run.name,
-                exist_ok=True,
-            )
-        assert isinstance(result, TrainResult) and result.last and result.metrics
-        console.info(f"{run.name}: mAP50 {result.metrics.map50:.3f} on the images that it judges")
-        return result.last
+        return train_judge(options, yaml, run, start=start)
 
     def predict_fold(weights: Path, paths: Sequence[str]) -> list[np.ndarray | None]:
         return detect_images(open_predictor(options, [str(weights)]), paths, "Detecting")
@@ -262,7 +281,7 @@ def cross_judge(options: CheckOptions, data: ScannedData, folder: Path) -> list[
 def rank_unlabelled(options: CheckOptions) -> CheckResult:
     """Write which unlabelled images to label next: to_label.txt, a list, and to_label.json, with the reasons."""
     has_data = options.data != DEFAULT_DATA or not options.source
-    data = scan_dataset(locate_dataset(options.data), options.imgsz) if has_data else None
+    data = scan(options) if has_data else None
     labelled, unlabelled = divide_by_labels(data) if data else ([], [])
     paths = find_images(options.source) if options.source else unlabelled
     if not paths:

@@ -17,7 +17,7 @@ from utils.boxes import xywh_to_xyxy
 from utils.config import TrainOptions
 from utils.datasets.image_files import label_path
 from utils.detections import Detections
-from utils.errors import UserError
+from utils.errors import Stopped, UserError
 from utils.files import read_yaml
 from utils.pixel_format import RGB
 from utils.training.result import TrainResult
@@ -147,6 +147,30 @@ def test_folds_judge_images_that_they_have_not_seen(spoiled, tmp_path, monkeypat
     assert {f.check for f in result.findings} >= {"label-missing", "label-class", "label-shifted"}
     again = run(spoiled, tmp_path, cross=2, cross_epochs=7, name="folds", exist_ok=True)
     assert len(trained) == 2 and again.findings == result.findings
+
+
+def test_a_stopped_fold_says_how_to_continue(spoiled, tmp_path, monkeypatch, capsys):
+    def stop(**flags):
+        raise Stopped("stopped by a signal")
+
+    monkeypatch.setattr(train, "run", stop)
+    words = f"--data {spoiled.data} --imgsz 96 --cross 2 --project {tmp_path} --name folds".split()
+    with pytest.raises(SystemExit) as end:
+        check.main(words)
+    assert end.value.code == 75
+    assert "with --name folds --exist-ok to continue" in capsys.readouterr().err
+
+
+def test_judges_that_know_little_are_reported(spoiled, tmp_path, monkeypatch, capsys):
+    def fake_training(**flags):
+        folder = Path(flags["project"]) / flags["name"]
+        (folder / "weights").mkdir(parents=True)
+        (folder / "weights" / "last.pt").touch()
+        return TrainResult(TrainOptions(), SimpleNamespace(map50=0.1), folder)
+
+    monkeypatch.setattr(train, "run", fake_training)
+    run(spoiled, tmp_path, cross=2)
+    assert "fold2 knows too little to judge labels. Type a higher --cross-epochs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
