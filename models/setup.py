@@ -127,8 +127,9 @@ def take_names(model: DetectionModel, names: dict[int, str], data: str) -> None:
 
 
 def describe_size(model: DetectionModel) -> str:
-    """Return the number of parameters, for people."""
-    return f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters"
+    """Return the number of parameters, and the pixels of images if they are not 8-bit RGB, for people."""
+    images = "" if model.pixels == RGB else f", images of {model.pixels}"
+    return f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters{images}"
 
 
 def anchors_to_fit(anchors: float, *, noautoanchor: bool) -> int | None:

@@ -73,12 +73,12 @@ def open_proof_images(
     are absent, those of the built-in set are used. names: classes of the model. Labels count only if they are of the
     same classes. pixels: what the model takes.
     """
-    spec = locate_dataset(data) if typed else find_present(data)
-    if pixels.channels not in CONVERTED and not typed and spec.pixels.fill(pixels) != pixels:
+    if not typed and pixels.channels not in CONVERTED and read_dataset(data).pixels.fill(RGB) != pixels:
         raise UserError(
             f"the model takes images of {pixels}, which {data} lacks: give the data set that it was "
             "trained with: --data, or --no-verify"
         )
+    spec = locate_dataset(data) if typed else find_present(data)
     index = load_split(spec.with_pixels(pixels), SPLIT)
     total = len(index)
     index = take_fraction(index, count / total) if count else index

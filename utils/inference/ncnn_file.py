@@ -50,9 +50,9 @@ KNOWN = SAME_CHANNELS | set(
 Numbers = dict[int, list[float]]  # values by the key of a layer's parameter
 
 
-def check_ncnn(graph: Path, weights: Path) -> None:
+def check_ncnn(graph: Path, weights: Path, channels: int = 3) -> None:
     """Raise UserError unless the files hold layers that fit each other, and exactly the weights of these."""
-    reader = _LayerReader()
+    reader = _LayerReader(channels)
     try:
         rows = _read_rows(read_regular(graph, MAX_PARAM_BYTES))
         reader.check(rows)
@@ -103,7 +103,8 @@ def _check_weights(path: Path, graph: Path, parts: list[tuple[int, bool]]) -> No
 class _LayerReader:
     """Reader of the layers in their order. Raises ValueError for one that ncnn cannot run."""
 
-    def __init__(self) -> None:
+    def __init__(self, image_channels: int) -> None:
+        self.image_channels = image_channels
         self.channels: dict[str, int | None] = {}  # of each blob so far, None if it is unknown
         self.unread: set[str] = set()
         self.weights: list[tuple[int, bool]] = []  # number of weights, and if a tag is before them
@@ -164,7 +165,7 @@ class _LayerReader:
         elif kind == "Reshape":
             return None if 6 in numbers else max(_whole(numbers, 2, least=-1), 0) or None
         elif kind == "Input":
-            return 3
+            return self.image_channels
         elif kind == "Concat" and _whole(numbers, 0) == 0:
             return None if None in inputs else sum(one or 0 for one in inputs)
         elif kind in SAME_CHANNELS or (kind in ("BinaryOp", "Eltwise") and len(set(inputs)) == 1):

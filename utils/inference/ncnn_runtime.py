@@ -26,7 +26,7 @@ class NcnnRuntime:
         if metadata.imgsz is None:
             raise UserError(f"{path}: its metadata lacks imgsz, the size of its input: export it again")
         self.input_shape = InputShape((1, *metadata.imgsz), metadata.pixels.channels)
-        check_ncnn(graph, graph.with_suffix(".bin"))
+        check_ncnn(graph, graph.with_suffix(".bin"), metadata.pixels.channels)
         require_trial_run(graph, "ncnn", settings.half, settings.threads, metadata.pixels.channels, *metadata.imgsz)
         self.net = load_ncnn(graph, settings.half, settings.threads)
         if self.net is None:
