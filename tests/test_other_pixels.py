@@ -32,7 +32,13 @@ def data(tmp_path_factory):
             assert cv2.imwritemulti(str(folder / f"images/{split}/{k}.tiff"), pages)
             (folder / f"labels/{split}/{k}.txt").write_text(f"{k % 2} .4375 .4375 .375 .375\n")
     file = folder / "five.yaml"
-    content = {"train": "images/train", "val": "images/val", "names": ["dark", "bright"], "channels": 5, "bit_depth": 16}
+    content = {
+        "train": "images/train",
+        "val": "images/val",
+        "names": ["dark", "bright"],
+        "channels": 5,
+        "bit_depth": 16,
+    }
     file.write_text(yaml.safe_dump(content))
     return file
 
@@ -40,7 +46,9 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def best(data, tiny_cfg, tmp_path_factory):
     """Return the weights of a short training that was interrupted and resumed."""
-    settings = dict(imgsz=64, batch_size=4, workers=0, device="cpu", noplots=True, project=str(tmp_path_factory.mktemp("runs")))
+    settings = dict(
+        imgsz=64, batch_size=4, workers=0, device="cpu", noplots=True, project=str(tmp_path_factory.mktemp("runs"))
+    )
     first = train.run(data=data, cfg=tiny_cfg, weights="", epochs=1, **settings)
     train.run(resume=str(first.save_dir / "weights/last.pt"), epochs=2)
     return first.save_dir / "weights/best.pt"
@@ -70,7 +78,8 @@ def test_arrays_and_files_give_the_same(best, data):
     pages = np.dstack(cv2.imreadmulti(str(file), flags=cv2.IMREAD_UNCHANGED)[1])
     expected = model(str(file), size=64)
     assert expected.s == (1, 5, 64, 64) and expected.ims[0].shape == (64, 64, 3)
-    for array in (pages, pages.transpose(2, 0, 1), pages / np.float32(65535), torch.from_numpy(pages / np.float32(65535))):
+    floats = pages / np.float32(65535)
+    for array in (pages, pages.transpose(2, 0, 1), floats, torch.from_numpy(floats)):
         assert torch.allclose(model(array, size=64).xyxy[0], expected.xyxy[0], atol=1e-3)
     with pytest.raises(ValueError, match=r"an array of shape \(64, 64, 3\) is no image of 5 channels of 16 bits"):
         model(pages[:, :, :3])

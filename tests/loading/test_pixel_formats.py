@@ -9,7 +9,12 @@ from small_split import HYP, SHAPES, assert_same, epoch_of, loader_of
 from utils.datasets.labels import load_index
 from utils.pixel_format import GREY, RGB, PixelFormat
 
-FORMATS = {"gray": PixelFormat(1), "pages": PixelFormat(5), "deep": PixelFormat(1, 16), "deep pages": PixelFormat(5, 16)}
+FORMATS = {
+    "gray": PixelFormat(1),
+    "pages": PixelFormat(5),
+    "deep": PixelFormat(1, 16),
+    "deep pages": PixelFormat(5, 16),
+}
 GEOMETRY = {name: value for name, value in HYP.items() if not name.startswith("hsv")}
 
 
@@ -39,7 +44,9 @@ def scaled(images):
     return images.double() / (1 if images.dtype == torch.uint8 else 257)
 
 
-@pytest.mark.parametrize("hyp, settings", [(None, {"rect": True, "pad": 0.5}), (GEOMETRY, {}), (GEOMETRY, {"quad": True})])
+@pytest.mark.parametrize(
+    "hyp, settings", [(None, {"rect": True, "pad": 0.5}), (GEOMETRY, {}), (GEOMETRY, {"quad": True})]
+)
 @pytest.mark.parametrize("name", FORMATS)
 def test_pixels_are_where_those_of_rgb_are(indices, name, hyp, settings):
     ours, theirs = (list(loader_of(indices[one], hyp=hyp, **settings)) for one in (name, "rgb"))

@@ -53,7 +53,9 @@ def test_weights_of_colours_give_the_same_for_equal_channels(tmp_path, channels,
     expected = outputs(model, gray.expand(-1, 3, -1, -1))
     assert torch.allclose(outputs(found, gray.expand(-1, channels, -1, -1)), expected, atol=1e-4)
     sum_of = "their sum in each" if channels == 1 else "their sum / 2 in each"
-    assert f"model.0.conv.weight: 3 channels in the weights, {channels} in the model: {sum_of}" in capsys.readouterr().out
+    assert (
+        f"model.0.conv.weight: 3 channels in the weights, {channels} in the model: {sum_of}" in capsys.readouterr().out
+    )
 
 
 def test_more_channels_change_nothing_at_first(tmp_path, capsys):
