@@ -1,6 +1,7 @@
 """COCO and Pascal VOC read in place: the same index as label files, no file beside the data."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -301,6 +302,17 @@ def test_mistakes_are_one_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message) as caught:
         load(tmp_path, tmp_path / "x.json")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_not_opened(tmp_path):
+    write_images(tmp_path)
+    write_voc(tmp_path, DRAWN[1:])
+    for name in ("x.json", "a.xml"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match="x.json: cannot be read: not a regular file"):
+        load(tmp_path, tmp_path / "x.json")
+    assert "not a regular file" in load(tmp_path, tmp_path).messages[0]
 
 
 def test_an_image_with_a_broken_xml_file_is_no_background(tmp_path):

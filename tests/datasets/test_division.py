@@ -104,6 +104,8 @@ def test_names_of_any_bytes_are_kept(root):
 
 
 def test_the_file_is_readable(root, tmp_path):
-    Division(0.8, 3).write(tmp_path / "split.json", val_paths=[str(root / "a.jpg"), "/other/b.jpg"], num_images=9, root=root)
+    Division(0.8, 3).write(
+        tmp_path / "split.json", val_paths=[str(root / "a.jpg"), "/other/b.jpg"], num_images=9, root=root
+    )
     content = json.loads((tmp_path / "split.json").read_text())
     assert content == {"split": "0.8:3", "images": 9, "val": ["a.jpg", "/other/b.jpg"]}

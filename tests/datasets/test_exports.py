@@ -59,7 +59,9 @@ def true_labels(exports):
     """Return the rows (n, 5) of each image, sorted."""
     truth = json.loads((exports / "truth.json").read_text())
     return {
-        name: sorted([c, (x1 + x2) / 2 / w, (y1 + y2) / 2 / h, (x2 - x1) / w, (y2 - y1) / h] for c, x1, y1, x2, y2 in rows)
+        name: sorted(
+            [c, (x1 + x2) / 2 / w, (y1 + y2) / 2 / h, (x2 - x1) / w, (y2 - y1) / h] for c, x1, y1, x2, y2 in rows
+        )
         for name, (h, w, rows) in truth.items()
     }
 

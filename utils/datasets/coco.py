@@ -19,6 +19,9 @@ from utils.datasets.remarks import Remarks
 from utils.datasets.run_length import mask_box, mask_outlines
 from utils.datasets.yolo_writer import Dataset, box_row, decoded_size, find_stated_image, format_row, parse_finite
 from utils.errors import UserError
+from utils.files import read_regular
+
+MAX_JSON_BYTES = 8 << 30
 
 Id = int | str
 
@@ -112,10 +115,12 @@ def convert_coco(
 def read_coco(file: Path, remarks: Remarks) -> dict[str, list[dict]]:
     """Return the three lists of a JSON with their objects."""
     try:
-        data = json.loads(file.read_text(encoding="utf-8-sig"))
+        data = json.loads(read_regular(file, MAX_JSON_BYTES).decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}:{error.lineno}: not JSON: {error.msg}") from error
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:  # no UTF-8, or a number of thousands of digits
         raise UserError(f"{file}: cannot be read as JSON text: {error}") from error
     lists = {}
     for key in ("images", "annotations", "categories"):

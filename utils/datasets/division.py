@@ -82,7 +82,9 @@ class Division:
         return self._drawn[key]
 
     def _choose_val(self, names: list[str], paths: Sequence[str], root: Path) -> np.ndarray:
-        cached = user_cache_folder() / "splits" / f"{digest(os.path.realpath(root), *_common(names), str(self))[:16]}.json"
+        cached = (
+            user_cache_folder() / "splits" / f"{digest(os.path.realpath(root), *_common(names), str(self))[:16]}.json"
+        )
         for file in filter(None, (self.kept, cached)):
             content = _read(file)
             is_val = np.isin(names, content["val"]) if content else np.zeros(len(names), bool)

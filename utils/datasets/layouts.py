@@ -56,7 +56,9 @@ def find_layout(folder: Path, *, required: Sequence[str] = ()) -> DatasetYaml:
     kinds = {"YOLO labels": _yolo_groups(found), "COCO JSON": _coco_groups(found), "Pascal VOC XML": _voc_groups(found)}
     kinds = {kind: groups for kind, groups in kinds.items() if groups}
     if not kinds:
-        advice = "" if found.images else ". There is no image in it: export the images too, or put them beside the labels"
+        advice = (
+            "" if found.images else ". There is no image in it: export the images too, or put them beside the labels"
+        )
         raise UserError(f"--data {folder}: no data set: looked for {LOOKED_FOR}; found {found.describe()}{advice}")
     kind, *others = kinds
     if others and kind != "YOLO labels":

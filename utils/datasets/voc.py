@@ -20,6 +20,7 @@ from utils.datasets.image_files import find_images, map_chunks, walk_files
 from utils.datasets.remarks import Remarks
 from utils.datasets.yolo_writer import Dataset, box_row, decoded_size, find_stated_image, parse_finite
 from utils.errors import UserError, one_line
+from utils.files import read_regular
 from utils.images.suffixes import IMAGE_SUFFIXES
 
 MAX_XML_BYTES = 16 << 20
@@ -229,9 +230,10 @@ def parse_annotation(file: Path, folder: Path, images: Path, remarks: Remarks) -
 
 def parse_xml(file: Path) -> ET.Element:
     """Return the root of an XML file without DOCTYPE, and so without entities of its own."""
-    data = file.read_bytes()
-    if len(data) > MAX_XML_BYTES:
-        raise UserError(f"{file}: {len(data)} bytes are too many for an annotation of one image")
+    try:
+        data = read_regular(file, MAX_XML_BYTES)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     if b"<!DOCTYPE" in data or b"\0" in data:  # \0: UTF-16, in which the first test finds nothing
         raise UserError(f"{file}: has a DOCTYPE or is UTF-16 text, both are refused: save it as UTF-8 without DOCTYPE")
     try:
