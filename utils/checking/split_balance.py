@@ -43,7 +43,7 @@ def _absent_classes(data: ScannedData, train: ScannedSplit, split: ScannedSplit)
     unlearned = np.flatnonzero((counts == 0) & (others > 0))
     if len(unlearned) and counts.sum():
         yield Finding(
-            "error", "splits", "class-not-trained", len(unlearned),
+            "warning", "splits", "class-not-trained", len(unlearned),
             f"classes of {split.name} have no label in train: {_name_classes(data, unlearned)}",
             "Move some of their images to train: a model cannot find what it has never seen.",
             split.name, _class_examples(split, unlearned, data),
