@@ -54,8 +54,8 @@ from utils.inference.runtime import RuntimeSettings
 from utils.output.json_documents import to_line
 from utils.process_state import unchanged_process
 from utils.training.result import TrainResult
-from utils.training.signals import EXIT_CODE
 from utils.training.resume import run_folder_of
+from utils.training.signals import EXIT_CODE
 
 PROGRAM = {"prog": "check.py", "description": "Find what is wrong with a data set."}
 POOR_MAP50 = 0.4  # of a judge
