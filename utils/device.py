@@ -104,6 +104,13 @@ def tune_malloc() -> bool:
     return mallopt is not None and all(mallopt(parameter, value) for parameter, value in MALLOC_SETTINGS.items())
 
 
+def return_freed_memory() -> None:
+    """Return to the kernel what `tune_malloc` lets the C library keep, so that a measurement of memory counts it."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
 def cores_for_loading(device: torch.device) -> int | None:
     """Return the number of cores for loading data between steps, None if the model leaves cores free for workers.
 

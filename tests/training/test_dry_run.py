@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -99,6 +100,12 @@ def test_the_largest_batch_of_a_cpu_follows_from_the_memory_of_an_image(make_run
     fixed = sum(parameter.numel() * 4 for parameter in run.model.parameters())
     assert estimate_largest_batch(run, fixed + (8 << 20)) == 8 + 80  # a MiB an image, four fifths of what is free
     assert estimate_largest_batch(run, fixed) is None  # nothing was measured
+
+
+def test_too_little_room_is_a_warning(tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(dry_run.shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    train.run(**tiny_run, dry_run=True)
+    assert f"WARNING: {tmp_path}: too little room for the checkpoints" in capsys.readouterr().err
 
 
 def test_bytes_of_nested_tensors():

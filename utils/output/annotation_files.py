@@ -248,7 +248,7 @@ class LabelStudioFile:
 class CocoFile:
     """instances_default.json: COCO annotations with boxes and scores. Category ids are class numbers from 1 on."""
 
-    hint = 'in CVAT: Upload annotations, format "COCO 1.0"; Roboflow, FiftyOne and others read it too'
+    hint = 'in CVAT: Upload annotations, format "COCO 1.0"; so do other tools that read COCO annotations'
 
     def __init__(self, folder: Path, names: Mapping[int, str], images: ImageNames):
         self.file, self.names, self.images = folder / "instances_default.json", fit_names(names), images

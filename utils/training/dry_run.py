@@ -21,6 +21,7 @@ from utils.autobatch import MAX_BATCH, MEMORY_SHARE, advice_on_memory, largest_b
 from utils.checkpoint import inference_checkpoint
 from utils.config import Hyperparameters, TrainOptions
 from utils.detector import as_detector, as_module
+from utils.device import return_freed_memory
 from utils.distributed import Distributed
 from utils.environment import processes_on_this_machine
 from utils.errors import UserError
@@ -146,6 +147,7 @@ def measure_run(run: Run, train_epoch: Callable[[Observer], Any], folder: Path) 
         console.info(f"Dry run: timing steps for about {ENOUGH_SECONDS:.0f} s...")
         first = run.progress.state_dict()
         largest = measure_largest_batch(run) if group.device.type == "cuda" else None
+        return_freed_memory()  # of the start-up: the steps would reuse it
         before = process_memory()
         steps = time_steps(run, train_epoch)
         after = process_memory()
@@ -287,7 +289,7 @@ def print_report(found: DryRun, options: TrainOptions) -> None:
         f"Time: {describe_time(found.seconds)}, between {low} and {high} if all steps were like the faster or the "
         "slower quarter of those measured",
         f"  {found.epochs} epochs with {found.steps} steps of {found.step_seconds:.3g} s ({found.steps_measured} "
-        f"measured), {found.validations} validations of {found.validation_seconds:.3g} s; without start-up, plots and "
+        f"measured), {found.validations} x {found.validation_seconds:.3g} s of validation; without start-up, plots and "
         "early stopping",
         f"Memory: {describe_memory(found, options)}",
         f"Writes: {describe_files(found)}",
@@ -316,11 +318,14 @@ def describe_memory(found: DryRun, options: TrainOptions) -> str:
 def describe_files(found: DryRun) -> str:
     """Return where the run writes, its large files, and what is free there."""
     place = next(folder for folder in (found.folder, *found.folder.absolute().parents) if folder.exists())
-    free = f"{shutil.disk_usage(place).free / 1e9:.1f} GB are free there"
+    free = shutil.disk_usage(place).free
+    if free < found.bytes_written:
+        console.warn(f"{place}: too little room for the checkpoints. Make room, or choose another --project")
     names = [f"{name} {size / 1e6:.1f} MB" for name, size in itertools.islice(found.files.items(), 3)]
     extra = list(found.files)[3:]
     if extra:
         names.append(f"{len(extra)} files {extra[0]}... of {found.files[extra[0]] / 1e6:.1f} MB")
     checkpoints = f"weights/ {', '.join(names)}; " if names else ""
     small = "results.csv, settings, plots" if names else "results.csv and settings"
-    return f"{found.folder}: {checkpoints}{small}; {found.bytes_written / 1e6:.0f} MB and a few more, {free}"
+    written = f"{found.bytes_written / 1e6:.0f} MB and a few more, {free / 1e9:.1f} GB are free there"
+    return f"{found.folder}: {checkpoints}{small}; {written}"
