@@ -203,6 +203,7 @@ ADDED = {
     },
     "check": {
         "--data": ("str", "data/shapes.yaml"),
+        "--split": ("str", ""),
         "--imgsz": ("int", "640"),
         "--img": ("int", "640"),
         "--img-size": ("int", "640"),
