@@ -1,5 +1,7 @@
 """Samples and batches: a batch is a function of (seed, epoch, number), and its boxes are on their objects."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -188,3 +190,18 @@ def test_quad_loader(index, monkeypatch):
         loader_of(index, hyp=HYP, quad=True, batch_size=12, world_size=2)
     with pytest.raises(UserError, match="--quad needs a batch of at least 4"):
         loader_of(index, hyp=HYP, quad=True, batch_size=3)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_validation_have_the_ignored_regions(index, workers):
+    """They are in pixels of the original image, whatever the batch's letterbox. Training knows nothing of them."""
+    height, width = index.shapes[5].tolist()
+    regions = np.array([[1, 0.5, 0.5, 0.25, 0.5], [0, 0.25, 0.5, 0.5, 1]], np.float32)
+    marked = replace(index, ignored=regions, ignored_images=np.array([5, 5]))
+    found = []
+    for batch in loader_of(marked, workers=workers):
+        found += [(batch.paths[int(row[0])], *row[1:].tolist()) for row in batch.ignored]
+    corners = (0.375 * width, 0.25 * height, 0.625 * width, 0.75 * height), (0, 0, 0.5 * width, height)
+    assert found == [(index.paths[5], 1, *corners[0]), (index.paths[5], 0, *corners[1])]
+    assert all(len(batch.ignored) == 0 for batch in loader_of(marked, hyp=HYP, shuffle=True))
+    assert all(len(batch.ignored) == 0 for batch in loader_of(index))
