@@ -32,7 +32,7 @@ EXPORTS = {
     "dm_yolo": (TWO, SIX_DIGITS),
     "dm_yolo_ultralytics": (TWO, SIX_DIGITS),
     "dm_coco_instances": (TWO, EXACT),
-    "dm_voc_detection": ({"train": 3, "val": 1}, EXACT),  # no XML for images without objects
+    "dm_voc_detection": (TWO, EXACT),  # no XML for images without objects
     "ls_YOLO": (ONE, EXACT),
     "ls_COCO": (ONE, EXACT),
     "ls_VOC": (ONE, EXACT),
