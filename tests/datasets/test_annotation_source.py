@@ -15,8 +15,8 @@ from utils.datasets.label_index import LabelIndex
 from utils.datasets.labels import UnknownClass, find_split_images, load_split
 from utils.datasets.locate import fill_names, locate_dataset, read_dataset
 from utils.datasets.spec import DatasetSpec, DatasetYaml
+from utils.datasets.splits import load_splits
 from utils.errors import UserError
-
 
 KEPT = Path(__file__).resolve().parents[1] / "kept/annotations"
 
@@ -37,72 +37,45 @@ def load(root: Path, *sources: Path, names: tuple[str, ...] = (), **settings) ->
     return load_split(describe(root, *sources, names=names), "train", progress=False, **settings)
 
 
+# By form: folder of the images, place of the annotations, and the source that a data set YAML would name.
+COCO_FORMS = {
+    "images beside the JSON": ("", "_annotations.coco.json"),
+    "images/ beside the JSON": ("images", "result.json"),
+    "annotations/ and train2017/": ("train2017", "annotations/instances_train2017.json"),
+    "annotations/ and images/train/": ("images/train", "annotations/instances_train.json"),
+    "data/ and labels.json": ("data", "labels.json"),
+    "file_name with folders": ("x/y", "set.json"),
+}
+VOC_FORMS = {
+    "XML beside the images": ("", "", ""),
+    "Annotations/ and JPEGImages/": ("JPEGImages", "Annotations", ""),
+    "images/ and annotations/": ("images/train", "annotations/train", "images/train"),
+    "data/ and labels/ of XML": ("data", "labels", ""),
+    "ImageSets/Main/train.txt": ("JPEGImages", "Annotations", "ImageSets/Main/train.txt"),
+    "pixels from 1": ("JPEGImages", "Annotations", ""),
+}
+FORMS = (*COCO_FORMS, *VOC_FORMS)
+
+
 def write_form(folder: Path, form: str) -> Path:
     """Write the drawn set in a form. Return the source that a data set YAML would name."""
     if form == "label files":
         return write_yolo(folder)
-    if form == "images beside the JSON":
-        write_images(folder)
-        return write_coco(folder / "_annotations.coco.json")
-    if form == "images/ beside the JSON":
-        write_images(folder / "images")
-        return write_coco(folder / "result.json")
-    if form == "annotations/ and train2017/":
-        write_images(folder / "train2017")
-        return write_coco(folder / "annotations/instances_train2017.json")
-    if form == "annotations/ and images/train/":
-        write_images(folder / "images/train")
-        return write_coco(folder / "annotations/instances_train.json")
-    if form == "data/ and labels.json":
-        write_images(folder / "data")
-        return write_coco(folder / "labels.json")
-    if form == "file_name with folders":
-        write_images(folder / "x/y")
+    if form in COCO_FORMS:
+        images, file = COCO_FORMS[form]
+        write_images(folder / images)
         content = coco_content()
         for image in content["images"]:
-            image["file_name"] = f"x/y/{image['file_name']}"
-        return write_coco(folder / "set.json", content)
-    if form == "XML beside the images":
-        write_images(folder)
-        return write_voc(folder)
-    if form == "Annotations/ and JPEGImages/":
-        write_images(folder / "JPEGImages")
-        write_voc(folder / "Annotations")
-        return folder
-    if form == "images/ and annotations/":
-        write_images(folder / "images/train")
-        write_voc(folder / "annotations/train")
-        return folder / "images/train"
-    if form == "data/ and labels/ of XML":
-        write_images(folder / "data")
-        write_voc(folder / "labels")
-        return folder
-    if form == "ImageSets/Main/train.txt":
-        write_images(folder / "JPEGImages", [*DRAWN, Drawn("other.png", 32, 32, [])])
-        write_voc(folder / "Annotations", [*DRAWN, Drawn("other.png", 32, 32, [(0, 1, 2, 3, 4)])])
-        (folder / "ImageSets/Main").mkdir(parents=True)
-        (folder / "ImageSets/Main/train.txt").write_text("".join(f"{image.name[:-4]}\n" for image in DRAWN))
-        return folder / "ImageSets/Main/train.txt"
-    assert form == "pixels from 1"
-    write_images(folder / "JPEGImages")
-    write_voc(folder / "Annotations", first=1, database="The VOC2007 Database")
-    return folder
-
-
-FORMS = (
-    "images beside the JSON",
-    "images/ beside the JSON",
-    "annotations/ and train2017/",
-    "annotations/ and images/train/",
-    "data/ and labels.json",
-    "file_name with folders",
-    "XML beside the images",
-    "Annotations/ and JPEGImages/",
-    "images/ and annotations/",
-    "data/ and labels/ of XML",
-    "ImageSets/Main/train.txt",
-    "pixels from 1",
-)
+            image["file_name"] = "x/y/" * (images == "x/y") + image["file_name"]
+        return write_coco(folder / file, content)
+    images, xmls, source = VOC_FORMS[form]
+    drawn = [*DRAWN, Drawn("other.png", 32, 32, [(0, 1, 2, 3, 4)])] if source.endswith(".txt") else DRAWN
+    write_images(folder / images, drawn)
+    write_voc(folder / xmls, drawn, **({"first": 1, "database": "The VOC2007 Database"} if "from 1" in form else {}))
+    if source.endswith(".txt"):
+        (folder / source).parent.mkdir(parents=True)
+        (folder / source).write_text("".join(f"{image.name[:-4]}\n" for image in DRAWN))
+    return folder / source
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
@@ -167,7 +140,9 @@ def test_images_where_the_path_of_the_yaml_says(tmp_path):
 
 
 def test_sources_of_several_forms_are_one_split_in_the_order_of_paths(tmp_path):
-    sources = [write_form(tmp_path / name, form) for name, form in zip("ced", ("label files", *FORMS[::6]))]
+    sources = [
+        write_form(tmp_path / name, form) for name, form in zip("ced", ("label files", *FORMS[::6]), strict=True)
+    ]
     index = load(tmp_path, *sources, names=NAMES)
     assert list(index.paths) == sorted(index.paths) and len(index) == 3 * len(DRAWN)
     assert index.labels[:3].tolist() == index.labels[6:9].tolist()
@@ -223,6 +198,15 @@ def test_crowds_and_difficult_objects_are_ignored_regions(tmp_path):
         assert index.labels[:, 0].tolist() == [0, 1, 1, 1, 0] and index.ignored_images.tolist() == [0]
         assert index.regions(0).tolist() == [[2, (10 + 63) / 128, 36 / 64, 53 / 64, 28 / 32]]
         assert len(index.regions(1)) == 0
+
+
+def test_a_training_without_any_object_does_not_start(tmp_path):
+    write_images(tmp_path)
+    file = write_coco(tmp_path / "x.json", coco_content() | {"annotations": []})
+    with pytest.raises(
+        UserError, match="data.yaml: the training images have no labels at all. The annotations hold no"
+    ):
+        load_splits(describe(tmp_path, file))
 
 
 def test_label_files_win_over_xml_files(tmp_path):

@@ -241,7 +241,7 @@ def parse_size(image: dict) -> tuple[int, int] | None:
 def group_objects(
     file: Path, data: dict[str, list[dict]], remarks: Remarks, *, crowds: bool
 ) -> dict[Id, list[CocoObject]]:
-    """Return objects by image id. Skip crowds unless they are wanted, objects without a box, and those of images that are not listed."""
+    """Return objects by image id. Skip objects without a box, those of images that are not listed, unwanted crowds."""
     listed = Counter(parse_id(image.get("id")) for image in data["images"])
     twice = {image_id for image_id, count in listed.items() if count > 1 and image_id is not None}
     if twice:

@@ -23,7 +23,7 @@ def mask_box(segmentation: Mapping) -> tuple[float, float, float, float]:
 
 
 def mask_outlines(segmentation: Mapping) -> list[list[tuple[float, float]]]:
-    """Return the outer outlines of a mask, through the centres of its border pixels. Those of two points are skipped."""
+    """Return the outer outlines of a mask, of three points or more, through the centres of its border pixels."""
     contours, _ = cv2.findContours(decode_mask(segmentation), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     parts = [np.asarray(contour, np.float64).reshape(-1, 2) + 0.5 for contour in contours if len(contour) > 2]
     return [list(zip(*part.T.tolist(), strict=True)) for part in parts]

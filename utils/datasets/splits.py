@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.datasets.annotation_source import find_sources
 from utils.datasets.label_index import LabelIndex
 from utils.datasets.labels import describe_absent_labels, load_split
 from utils.datasets.spec import DatasetSpec
@@ -41,7 +42,9 @@ def load_splits(spec: DatasetSpec, *, single_cls: bool = False, fraction: float 
 
     whole = load_split(replace(spec, division=None), "train", single_cls=single_cls)
     if not len(whole.labels):
-        raise UserError(f"{spec.file}: the training images have no labels at all. {describe_absent_labels(whole)}")
+        in_place = any(find_sources(spec.sources("train"), spec.root))
+        reason = "The annotations hold no object of them" if in_place else describe_absent_labels(whole)
+        raise UserError(f"{spec.file}: the training images have no labels at all. {reason}")
     if spec.division:
         parts = spec.division.divide_index(whole, spec.root)
     else:
