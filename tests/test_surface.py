@@ -207,7 +207,6 @@ ADDED = {
         "--imgsz": ("int", "640"),
         "--img": ("int", "640"),
         "--img-size": ("int", "640"),
-        "--split": ("str", ""),
         "--source": ("str", ""),
         "--weights": ("str+", "[]"),
         "--cross": ("int", "0"),

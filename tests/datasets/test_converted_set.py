@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_splits import write_image, write_labels
 
 from data.scripts import convert
-from small_splits import write_image, write_labels
 from utils.datasets.labels import load_split
 from utils.datasets.locate import locate_dataset
 from utils.errors import UserError

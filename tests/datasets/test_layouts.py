@@ -3,8 +3,8 @@
 import json
 
 import pytest
-
 from small_splits import write_image
+
 from utils.datasets.labels import load_split
 from utils.datasets.layouts import find_layout
 from utils.datasets.locate import locate_dataset, read_dataset
@@ -43,7 +43,7 @@ def split_pairs(*splits):
 NAMES = {"classes.txt": "a\nb\n"}
 YAML = "names: [a, b]\n"
 
-# name: (files, train, val, test)
+# By name: files, then the entries of train, val and test.
 FORMS = {
     "roboflow": (
         {**split_pairs("train", "valid", "test"), "data.yaml": f"train: ../train/images\nval: ../valid/images\n{YAML}"},
@@ -96,7 +96,8 @@ FORMS = {
         ["images/train"], ["images/val"], [],
     ),
     "kaggle": (
-        {**{f"archive/{name}": text for name, text in split_pairs("train", "test").items()}, "archive/names.txt": "a\nb"},
+        {**{f"archive/{name}": text for name, text in split_pairs("train", "test").items()},
+         "archive/names.txt": "a\nb"},
         ["archive/train/images"], [], ["archive/test/images"],
     ),
     "kaggle's VOC": ({"annotations/a.xml": VOC, "images/a.jpg": ""}, ["images"], [], []),
@@ -106,7 +107,8 @@ FORMS = {
         ["images/train2017"], ["images/val2017"], ["test_images"],
     ),
     "lists": (
-        {**pairs("images", labels="labels"), **NAMES, "train.txt": "C:\\me\\set\\images\\a.jpg\n", "valid.txt": "images/a.jpg"},
+        {**pairs("images", labels="labels"), **NAMES, "train.txt": "C:\\me\\set\\images\\a.jpg\n",
+         "valid.txt": "images/a.jpg"},
         ["train.txt"], ["valid.txt"], [],
     ),
     "a folder with labels beside": ({"a.jpg": "", "a.txt": LABEL, **NAMES}, ["."], [], []),
@@ -168,10 +170,10 @@ def test_two_splits_never_become_one_folder(tmp_path):
 # files: what the message says
 REFUSED = {
     "empty": ({"readme.md": "x"}, "no data set: looked for a data set YAML, .*; found nothing of the kind"),
-    "labels only": ({"labels/a.txt": LABEL, **NAMES}, "found 1 .txt files in labels, classes.txt. There is no image in it"),
+    "labels only": ({"labels/a.txt": LABEL, **NAMES}, "found 1 .txt files in labels, classes.txt. There is no image"),
     "XML only": ({"Annotations/a.xml": VOC}, "found 1 .xml files in Annotations. There is no image in it: export the"),
     "images only": (pairs("x", labels="y"), r"no data set: .* found 1 images in x, 1 .txt files in y"),
-    "no names": (split_pairs("train", "valid"), r"YOLO labels \(train: train/images; val: valid/images\), but no class names"),
+    "no names": (split_pairs("train", "valid"), r"YOLO labels \(train: train/images; val: valid/images\), but no "),
     "two YAMLs": (
         {"a.yaml": f"train: x\nval: x\n{YAML}", "b.yaml": f"train: x\nval: x\n{YAML}"},
         "several data set YAMLs: a.yaml, b.yaml: give one: --data .*a.yaml",
@@ -184,10 +186,10 @@ REFUSED = {
         {**split_pairs("train", "valid", "more"), **NAMES}, "more/images which belongs to no split: move it into one"
     ),
     "two forms": (
-        {"a.jpg": "", "a.xml": VOC, "x.json": COCO}, r"found COCO JSON \(x.json\) and Pascal VOC XML \(.\): give the one"
+        {"a.jpg": "", "a.xml": VOC, "x.json": COCO}, r"found COCO JSON \(x.json\) and Pascal VOC XML \(.\): give "
     ),
-    "two JSON files": ({"a.json": COCO, "b.json": COCO}, "several COCO files: a.json, b.json: give one: --data .*a.json"),
-    "a YAML without val": ({"data.yaml": f"train: x\nvalid: y\n{YAML}"}, "`val:` is missing: rename `valid:` to `val:`"),
+    "two JSON files": ({"a.json": COCO, "b.json": COCO}, "several COCO files: a.json, b.json: give one: .*a.json"),
+    "a YAML without val": ({"data.yaml": f"train: x\nvalid: y\n{YAML}"}, "`val:` is missing: rename `valid:` to"),
     "darknet without names": ({"obj.data": "train = t.txt\n", "t.txt": "a.jpg"}, "no line `names = obj.names`"),
     "darknet without its list": ({"obj.data": "train = t.txt\nnames = n"}, "train = t.txt: not found"),
     "no val": ({**split_pairs("train"), **NAMES}, "no val images, only train: train/images. Add --split 0.8 to"),

@@ -1,4 +1,4 @@
-"""A data set that was read, to be written in another form: names of its images, and the YAML that describes the copy."""
+"""A data set that was read, to be written in another form: names of its images, and the YAML of the copy."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence

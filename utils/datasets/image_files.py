@@ -154,7 +154,7 @@ def _follow_moved(file: Path, lines: list[str], paths: list[str]) -> list[str]:
 
 
 def _find_line(line: str, folders: list[str]) -> str:
-    """Return the path of a line of a list. Backslashes, as written on Windows, count as slashes if it does not exist."""
+    """Return the path of a line of a list. Backslashes, as on Windows, count as slashes if it does not exist."""
     path, slashes = _find_listed(line, folders), line.replace("\\", "/")
     return _find_listed(slashes, folders) if slashes != line and not os.path.exists(path) else path
 

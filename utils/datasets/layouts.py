@@ -254,7 +254,8 @@ def _by_split(folder: Path, groups: Groups) -> Groups:
     if unnamed and {"train", "val"} & groups.keys():
         raise UserError(
             f"--data {folder}: {_list_entries(groups)}, and {', '.join(name or '.' for name in unnamed)} which belongs "
-            f"to no split: move it into one, or give a data set YAML with `path: {folder}`, `train:`, `val:` and `names:`"
+            f"to no split: move it into one, or give a data set YAML with `path: {folder}`, `train:`, `val:` and "
+            "`names:`"
         )
     groups = {split: groups.get(split, unnamed if split == "train" else []) for split in SPLITS}
     for split, entries in groups.items():

@@ -20,7 +20,8 @@ EDGES = ("xmin", "ymin", "xmax", "ymax")
 def write_voc(data: ConvertedSet, output: Path, *, copy: bool = False, progress: bool = True) -> Path:
     """Write a data set into a new folder. Return the path of its YAML.
 
-    All splits share the folders, so equal names get a number. Ignored regions are difficult objects. Outlines are dropped.
+    All splits share the folders, so equal names get a number. Ignored regions are difficult objects. Outlines are
+    dropped.
     """
     output = output.absolute()
     with new_folder(output) as draft:
