@@ -12,7 +12,7 @@ from utils.checking.scan import ScannedData, ScannedSplit
 from utils.datasets.labels import look_like_corners
 from utils.datasets.splits import label_sizes
 
-SPECK = 2.0  # pixels of the image; a smaller box is a click
+SPECK = 1.5  # pixels of the image; a smaller box is a click, and no object far away
 LEVELS = {"P3": 8, "P4": 16, "P5": 32}  # stride of each level of the head
 FEW_TINY = 0.05  # share of tiny boxes that is only worth a note
 GIANT = 0.95  # share of the image
