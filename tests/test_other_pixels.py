@@ -72,6 +72,16 @@ def test_exports_agree_and_say_what_they_take(best, data, tmp_path):
         export.run(weights=best, include=["torchscript"], imgsz=64)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["onnx", "openvino", "ncnn", "tflite"])
+def test_every_format_takes_five_channels(best, data, kind):
+    if kind == "tflite":
+        pytest.importorskip("litert_torch")
+    words = ["--weights", best, "--include", kind, "--data", data, "--imgsz", 64, "--verify-images", 4]
+    [file] = export.main(list(map(str, words)))  # it would exit with 3 if the export differed
+    assert hubconf.custom(str(file), _verbose=False).model.pixels == FIVE
+
+
 def test_arrays_and_files_give_the_same(best, data):
     model, file = hubconf.custom(str(best), _verbose=False, device="cpu"), data.parent / "images/val/3.tiff"
     model.conf = 0.0

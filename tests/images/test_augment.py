@@ -420,3 +420,25 @@ def test_same_generator_gives_the_same_sample():
     )
     assert (a == b).all() and rows.tolist() == same.tolist() and (a != c).any()
     assert GREY == 114
+
+
+# ---- other pixel formats
+
+
+def test_colours_of_16_bits_are_shifted_as_those_of_8():
+    shallow = np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8)
+    for factors in ((1, 1, 1.3), (1, 0.5, 1), (0.98, 1.2, 0.8)):
+        found = multiply_hsv(shallow * np.uint16(257), np.array(factors))
+        expected = multiply_hsv(shallow, np.array(factors))
+        assert found.dtype == np.uint16
+        difference = np.abs(found / 257 - expected)
+        assert difference.mean() < 2 and np.quantile(difference, 0.99) < 8  # 8 bits know 180 hues
+
+
+@pytest.mark.parametrize("channels, kind, white", [(1, np.uint8, 255), (5, np.uint8, 255), (2, np.uint16, 65535)])
+def test_without_colours_only_the_value_counts(channels, kind, white):
+    image = np.random.default_rng(0).integers(0, white + 1, (10, 12, channels)).astype(kind)
+    found = multiply_hsv(image, np.array((1.5, 0.2, 1.25)))
+    assert found.dtype == kind and np.abs(found - np.minimum(image * 1.25, white)).max() <= 1
+    assert multiply_hsv(image, None) is image
+    assert multiply_hsv(image, np.array((1, 1, 0.5)), out=image) is image

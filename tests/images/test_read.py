@@ -225,3 +225,16 @@ def test_file_with_unusual_bytes_before_the_scan_is_not_truncated(tmp_path, betw
 def test_orientation_under_another_name_counts(tmp_path, name):
     data = with_segment(encoded(), 0xE1, name + exif(3, "little")[6:])
     assert len(upper(tmp_path / "x.jpg", data, 40)) == HEIGHT
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("smooth", [False, True])
+def test_each_channel_is_resized_as_an_image_of_its_own(channels, smooth):
+    image = np.random.default_rng(0).integers(0, 65536, (40, 60, channels)).astype(np.uint16)
+    found = resize_to(image, (17, 25), smooth=smooth)
+    assert found.shape == (17, 25, channels)
+    method = cv2.INTER_AREA if smooth else cv2.INTER_LINEAR
+    for k in range(channels):
+        assert (
+            np.abs(found[:, :, k] - cv2.resize(image[:, :, k], (25, 17), interpolation=method).astype(int)).max() <= 1
+        )

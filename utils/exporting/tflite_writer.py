@@ -1,6 +1,6 @@
 """Writer of TensorFlow Lite's format by litert-torch, which needs no TensorFlow.
 
-The input is (1, H, W, 3), as programs for it expect. Metadata is a JSON file in an archive behind the model, where
+The input is (1, H, W, C), as programs for it expect. Metadata is a JSON file in an archive behind the model, where
 programs for TensorFlow Lite look for such files.
 """
 
@@ -55,7 +55,7 @@ def write_tflite(network: Detector, request: ExportRequest, metadata: ModelMetad
     """Write the network into the file `path`."""
     litert = _import_litert("litert_torch")
     module = _ChannelsLast(ExportNetwork(network, request)).eval()
-    images = torch.zeros(request.batch, *request.size, 3)
+    images = torch.zeros(request.batch, *request.size, request.pixels.channels)
     try:
         with torch.no_grad(), quiet_libraries():
             litert.convert(module, (images,)).export(str(path))
