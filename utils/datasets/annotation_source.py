@@ -162,17 +162,20 @@ def _subfolders(folder: Path) -> dict[str, Path]:
 
 def _has_annotations(folder: Path) -> bool:
     """Return whether there are XML files in a folder, and no label files, which count where there are both."""
+    labels = os.path.dirname(label_path(os.path.join(folder, "x.jpg")))
+    if labels != str(folder) and _has_text_file(labels):
+        return False  # before a folder of a million images is listed
     try:
         names = os.listdir(folder)
     except OSError:
         return False
     stems = {os.path.splitext(name)[0] for name in names if name.lower().endswith(".xml")}
-    texts = {os.path.splitext(name)[0] for name in names if name.lower().endswith(".txt")}
-    if not stems or stems & texts:
+    return bool(stems) and not any(name[:-4] in stems for name in names if name.lower().endswith(".txt"))
+
+
+def _has_text_file(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(entry.name.lower().endswith(".txt") for entry in entries)
+    except OSError:
         return False
-    labels = os.path.dirname(label_path(os.path.join(folder, "x.jpg")))
-    return labels == str(folder) or not os.path.isdir(labels) or not any(_texts(labels))
-
-
-def _texts(folder: str) -> Sequence[str]:
-    return [name for name in os.listdir(folder) if name.lower().endswith(".txt")]
