@@ -1,7 +1,7 @@
 """One small set as the writers of other programs left it: each folder gives the same boxes.
 
-The writers of FiftyOne 1.22.1 (fo), Datumaro 1.13.12 (dm), label-studio-converter 0.0.59 (ls) and Supervision 0.31.2
-(sv) made tests/kept/exports.tar.xz from drawn images. Label Studio puts images beside the labels, its converter does
+The writers of FiftyOne 1.22.1 (fo_), Datumaro 1.13.12 (dm_), label-studio-converter 0.0.59 (ls_) and Supervision 0.31.2
+(sv_) made tests/kept/exports.tar.xz from drawn images. Label Studio puts images beside the labels, its converter does
 not. Absolute paths in the files are those of another machine.
 """
 
