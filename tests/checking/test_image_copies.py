@@ -113,7 +113,11 @@ def test_a_sequence_in_two_splits_is_found_by_names_and_images(tmp_path, step, i
     for k, image in enumerate(frames(10, step)):
         splits["val" if k % 3 == 2 else "train"][f"clip_{k:04}.jpg"] = jpeg(image), f"0 0.{k}5 0.5 0.02 0.2\n"
     found = [f for f in check_copies(scan(tmp_path, splits), progress=False) if f.check == "sequence-in-two-splits"]
-    assert [(f.count, dict(f.figures)) for f in found] == ([(10, {"train": 7, "val": 3})] if is_found else [])
+    assert [(f.count, dict(f.figures)) for f in found] == ([(1, {"images": 10})] if is_found else [])
+    for finding in found:
+        (example,) = finding.examples
+        assert example.detail == "clip_*: 7 of train and 3 of val"
+        assert (Path(example.file).name, Path(example.beside).name) == ("clip_0002.jpg", "clip_0001.jpg")
 
 
 def test_files_that_cannot_be_decoded_are_left_to_other_checks(tmp_path):

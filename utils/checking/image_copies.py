@@ -37,7 +37,7 @@ def check_copies(data: ScannedData, *, progress: bool = True) -> Iterator[Findin
         yield from _between_splits(b, a, matches)
     for name, split in data.splits.items():
         yield from _within_split(split, match_images(prints[name]))
-    yield from _shared_sequences(data, prints)
+    yield from _sequence_findings(data, prints)
 
 
 def _between_splits(split: ScannedSplit, earlier: ScannedSplit, matches: Matches) -> Iterator[Finding]:
@@ -115,30 +115,58 @@ def _examples(split: ScannedSplit, earlier: ScannedSplit, pairs: list[Pair]) -> 
 # ---- sequences
 
 
-def _shared_sequences(data: ScannedData, prints: dict[str, Fingerprints]) -> Iterator[Finding]:
-    """Yield the sequences that two splits share: the names show them, and neighbouring frames look alike."""
-    names = list(data.splits)
+class SharedSequence(NamedTuple):
+    """A sequence of which two splits or more have frames."""
+
+    name: str  # such as `clip/frame_*`
+    counts: dict[str, int]  # frames by split
+    change: tuple[int, int]  # neighbouring frames in different splits: the later one first
+
+    def __str__(self) -> str:
+        return f"{self.name}: " + " and ".join(f"{count} of {split}" for split, count in self.counts.items())
+
+
+def _sequence_findings(data: ScannedData, prints: dict[str, Fingerprints]) -> Iterator[Finding]:
     paths = [path for split in data.splits.values() for path in split.index.paths]
+    copies = np.concatenate([prints[name].copies for name in data.splits])
+    shared = sorted(_shared_sequences(data, paths, copies), key=lambda sequence: -sum(sequence.counts.values()))
+    if shared:
+        named = ", ".join(sequence.name for sequence in shared[:3]) + (" ..." if len(shared) > 3 else "")
+        yield Finding(
+            "warning", "splits", "sequence-in-two-splits", len(shared),
+            f"sequences of images are divided between splits: {named}",
+            "Keep a sequence in one split: neighbouring frames are nearly the same image, which flatters the figures.",
+            examples=first_examples(_sequence_example(sequence, paths) for sequence in shared),
+            figures={"images": sum(sum(sequence.counts.values()) for sequence in shared)},
+        )  # fmt: skip
+
+
+def _sequence_example(sequence: SharedSequence, paths: list[str]) -> Example:
+    path, beside = (paths[row] for row in sequence.change)
+    return Example(path, detail=str(sequence), image=path, beside=beside)
+
+
+def _shared_sequences(data: ScannedData, paths: list[str], copies: np.ndarray) -> Iterator[SharedSequence]:
+    """Yield the sequences that splits share: the names show them, and neighbouring frames look alike.
+
+    `copies` (N, P) are the gray copies of the images at `paths`, split by split.
+    """
+    names = list(data.splits)
     split_of = np.repeat(np.arange(len(names)), [len(split.index) for split in data.splits.values()])
     found = group_by_sequence(paths)
-    copies = np.concatenate([prints[name].copies for name in names])
     order = np.lexsort((found.numbers, found.groups))
     for rows in np.split(order, np.flatnonzero(np.diff(found.groups[order])) + 1):
         if len(rows) < MIN_FRAMES:
             continue
-        present = np.unique(split_of[rows])
+        present, counts = np.unique(split_of[rows], return_counts=True)
         if len(present) < 2 or not _look_like_frames(copies[rows]):
             continue
-        counts = {names[k]: int((split_of[rows] == k).sum()) for k in present}
-        words = " and ".join(f"{count} of {name}" for name, count in counts.items())
-        is_change = np.concatenate([[False], np.diff(split_of[rows]) != 0])
-        changes_first = rows[np.argsort(~is_change, kind="stable")]
-        yield Finding(
-            "warning", "splits", "sequence-in-two-splits", len(rows),
-            f"images look like one sequence, {found.names[found.groups[rows[0]]].lstrip('/')}: {words}",
-            "Keep a sequence in one split: neighbouring frames are nearly the same image, which flatters the figures.",
-            examples=first_examples(Example(paths[row], image=paths[row]) for row in changes_first), figures=counts,
-        )  # fmt: skip
+        change = int(np.flatnonzero(np.diff(split_of[rows]))[0])
+        yield SharedSequence(
+            name=found.names[found.groups[rows[0]]].lstrip("/"),
+            counts={names[k]: int(count) for k, count in zip(present, counts, strict=True)},
+            change=(int(rows[change + 1]), int(rows[change])),
+        )
 
 
 def _look_like_frames(copies: np.ndarray) -> bool:
