@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from drawn_set import coco_content, write_coco, write_images
 from small_splits import write_image, write_labels
 
 from data.scripts import convert
@@ -100,6 +101,20 @@ def test_one_set_is_divided(data, tmp_path):
         for split in ("train", "val")
     ]
     assert counts == [9, 3]
+
+
+@pytest.mark.parametrize("form", ["coco", "voc"])
+def test_crowds_stay_ignored_regions(form, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    content = coco_content()
+    content["annotations"][0]["iscrowd"] = 1
+    write_images(tmp_path / "set")
+    file = write_coco(tmp_path / "set/train.json", content)
+    convert_to(file, form, tmp_path / form)
+    first = load_split(locate_dataset(str(file), required=("train",)), "train", progress=False)
+    second = load(tmp_path / form, "train")
+    assert len(first.ignored) == 1 and np.array_equal(first.ignored, second.ignored)
+    assert np.array_equal(first.labels, second.labels)  # whole pixels in all forms
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,12 @@ def test_a_yaml_of_another_machine_is_followed_below_its_folder(root, tmp_path, 
         locate_dataset(str(folder / "data.yaml"))
 
 
+def test_lists_are_found_among_many_labels(tmp_path):
+    files = {f"shots/{number}.txt": LABEL for number in range(150)}
+    files |= {**NAMES, "shots/9.jpg": "", "shots/train.txt": "9.jpg\n", "shots/val.txt": "9.jpg\n"}
+    assert find_layout(write(tmp_path / "set", files)).entries["val"] == ["shots/val.txt"]
+
+
 def test_two_splits_never_become_one_folder(tmp_path):
     files = {**pairs("images", labels="labels"), "data.yaml": f"train: /a/train/images\nval: /b/val/images\n{YAML}"}
     with pytest.raises(UserError, match="not found; correct `path:`"):

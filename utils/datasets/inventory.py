@@ -21,6 +21,7 @@ WORDS = {
     "val": {"val", "valid", "validation", "valset", "dev", "eval"},
     "test": {"test", "testing", "testset", "tst"},
 }
+MANY_LABELS = 100  # in a folder that are named like a split: no list of images is looked for among more
 MAX_START = 1 << 20  # bytes of a file that show what it is
 
 
@@ -45,6 +46,7 @@ class Inventory:
 
 def take_inventory(root: Path) -> Inventory:
     """Find all files below `root` that may belong to a data set. Hidden names are skipped."""
+    tried: Counter[str] = Counter()
     found, start = Inventory(root), len(os.path.join(root, ""))
     for path in sorted(walk_files(str(root), IMAGE_SUFFIXES | DESCRIPTIONS | {".txt", ".xml"})):
         name = path[start:].replace(os.sep, "/")
@@ -56,7 +58,7 @@ def take_inventory(root: Path) -> Inventory:
             found.xmls.setdefault(folder, []).append(file)
         elif is_description(file):
             found.files.append(name)
-        elif (split := split_of(file)) and is_list(root / name):
+        elif tried[folder] < MANY_LABELS and (split := split_of(file)) and _try_list(root / name, folder, tried):
             found.lists.setdefault(split, []).append(name)
         elif file.lower() not in NO_LABELS:
             found.labels[folder] += 1
@@ -104,6 +106,11 @@ def is_voc(file: Path) -> bool:
             return re.search(rb"<annotation[\s>]", opened.read(4096)) is not None
     except OSError:
         return False
+
+
+def _try_list(file: Path, folder: str, tried: Counter[str]) -> bool:
+    tried[folder] += 1
+    return is_list(file)
 
 
 def is_list(file: Path) -> bool:
