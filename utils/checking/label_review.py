@@ -119,7 +119,7 @@ class LabelReview:
             likely = [error for error in self.errors if error.kind == kind and error.score >= LIKELY]
             if likely:
                 examples = first_examples(map(self._example, likely))
-                advice = "Look at the images in label_errors/, and import its lists into your labelling tool to correct them."
+                advice = "Look at the images in label_errors/, and correct them in your labelling tool by its lists."
                 found.append(
                     Finding(
                         "warning", "label errors", f"label-{kind}", len(likely), TEXTS[kind], advice, examples=examples
