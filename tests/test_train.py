@@ -352,7 +352,7 @@ def test_a_run_from_scratch_records_no_weights(finished, tiny_data, tiny_cfg, tm
 def test_initial_weights_of_a_run_without_weights(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("models.loading.ROOT", tmp_path)
-    monkeypatch.setattr(train, "build_model", lambda **_: DetectionModel(tiny_cfg))
+    monkeypatch.setattr(train, "build_model", lambda *_, **__: DetectionModel(tiny_cfg))
     launch = train.Launch(TrainOptions(data=str(tiny_data)))
     network = train.build_network(launch)
     assert (network.weights, network.cfg) == ("", "yolov5s.yaml")
