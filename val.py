@@ -190,15 +190,14 @@ def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.de
     if isinstance(model, ExportedModel):
         model.check_choices(augment=options.augment, sizes=options.task == "study")
     # The model is first: damaged weights cost no download.
-    spec = locate_dataset(options.data, division=Division.parse(options.split, run_folder_of(weights[0])))
-    spec.sources(options.measured)  # an absent split is reported before other classes
+    division = Division.parse(options.split, run_folder_of(weights[0]))
+    spec = locate_dataset(options.data, division=division, required=(options.measured,))
     if model.num_classes != spec.num_classes and not options.single_cls:
         raise UserError(
             f"{weights[0]} has {model.num_classes} classes, {spec.file} names {spec.num_classes}. "
             "Give the data set that the model was trained with: --data"
         )
-    difference = "" if options.single_cls else name_difference(model.names, spec.names)
-    if difference:
+    if not options.single_cls and (difference := name_difference(model.names, spec.names)):
         console.warn(
             f"{weights[0]} and {spec.file} name their classes differently: {difference}. Each is measured as the class "
             "of its number. Give the data set that the model was trained with: --data"
@@ -372,7 +371,8 @@ def compare_formats(
         metrics = evaluate_subject(options, subject, [ValidationBar(path.name), *observers])
         return ComparedModel(str(path), input_shape(options, subject.model), metrics)
 
-    locate_dataset(options.data, division=Division.parse(options.split))  # its errors are no model's
+    division = Division.parse(options.split)
+    locate_dataset(options.data, division=division, required=(options.measured,))  # its errors are no model's
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
     models = compare_models(options.weights, measure_one)
     settings = {"data": options.data, "split": options.measured, "batch_size": options.batch_size}

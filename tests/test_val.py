@@ -187,7 +187,7 @@ def test_speed_shows_classes_and_says_what_it_ignores(val_args, capsys):
         (["--conf-thres", "2"], "--conf-thres 2.0: 0 to 1"),
         (["--batch-size", "0"], "--batch-size 0: at least 1"),
         (["--workers", "-3"], "--workers -3: 0 or more"),
-        (["--task", "test"], "no `test:` images"),
+        (["--task", "test"], "`test:` is missing: add it with the images to test on, or choose another --task"),
         (["--annotations", "nowhere.json"], "--annotations nowhere.json: no such file"),
         (["--weights", "nowhere.pt"], "nowhere.pt: no such file"),
         (["--data", "nowhere.yaml"], "--data nowhere.yaml"),

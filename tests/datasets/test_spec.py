@@ -46,6 +46,14 @@ def test_a_key_that_is_missing_or_wrong_says_what_to_type(tmp_path, text, messag
         read_dataset_yaml(file)
 
 
+def test_a_split_to_measure_on_needs_no_other(tmp_path):
+    file = write_yaml_text(tmp_path, "test: z\ndownload: a.zip\n")
+    assert read_dataset_yaml(file, required=("test",)).entries == {"train": [], "val": [], "test": ["z"]}
+    file = write_yaml_text(tmp_path, "val: y\ndownload: a.zip\n")
+    with pytest.raises(UserError, match="`test:` is missing: add it with .*, or choose another --task"):
+        read_dataset_yaml(file, required=("test",))
+
+
 def test_separators_of_windows(folder):
     file = write_yaml_text(folder, "train: train\\images\nval: ..\\valid\\images\n")
     spec = read_dataset_yaml(file).resolve([])

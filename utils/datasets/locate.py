@@ -54,7 +54,7 @@ def read_dataset(
         return replace(dataset, entries=entries, division=division)
     for split in required:
         if not dataset.entries.get(split):
-            raise UserError(f"{dataset.file}: no {split} images{_advise_split(dataset)}")
+            raise UserError(f"{dataset.file}: no {split} images{_advise_split(dataset, split)}")
     return dataset
 
 
@@ -72,10 +72,12 @@ def fill_names(dataset: DatasetYaml) -> DatasetYaml:
     return dataset if dataset.names else replace(dataset, names=locate_images(dataset).names)
 
 
-def _advise_split(dataset: DatasetYaml) -> str:
-    """Return what to type for a data set that lacks train or val."""
+def _advise_split(dataset: DatasetYaml, split: str) -> str:
+    """Return what to type for a data set that lacks `split`."""
     present = {split: ", ".join(entries) for split, entries in dataset.entries.items() if entries}
     found = "; ".join(f"{split}: {entries}" for split, entries in present.items())
+    if split == "test":
+        return f", only {found or 'none'}. Add `test:` to a data set YAML, or choose another --task"
     return f", only {found or 'none'}. Add --split 0.8 to train on 80 % of the images and validate on the others"
 
 

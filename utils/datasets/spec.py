@@ -140,9 +140,11 @@ def read_dataset_yaml(file: Path, *, required: Sequence[str] = ("train", "val"))
 def _advise_key(key: str, content: dict) -> str:
     """Return what to type for a key that a data set YAML lacks."""
     texts = [text for text in content if isinstance(text, str) and text not in (*SPLITS, "path", "names", "nc")]
-    found = next((text for text in texts if text.lower() in (key, *OTHER_KEYS[key])), None)
+    found = next((text for text in texts if text.lower() in (key, *OTHER_KEYS.get(key, ()))), None)
     if found:
         return f": rename `{found}:` to `{key}:`"
+    if key == "test":
+        return ": add it with the images to test on, or choose another --task"
     if key == "val":
         return ": add `val:` with the validation images, the folder of `train:` again, or type --split 0.8"
     return suggest(key, texts)
