@@ -91,6 +91,14 @@ def test_images_of_one_name_get_names_of_their_own(data, tmp_path):
     assert len(stems) == 4 and stems == {path.stem for path in (tmp_path / "voc/Annotations").iterdir()}
 
 
+def test_a_name_with_the_number_of_another_image_is_not_taken_twice(data, tmp_path):
+    write_image(data.parent / "images/train/a_4.png", value=9)  # a.png of val is the fourth image
+    before = {path: path.read_bytes() for path in data.parent.rglob("*.png")}
+    convert_to(data, "voc", tmp_path / "voc")
+    assert {path: path.read_bytes() for path in before} == before  # not written through a link
+    assert {path.read_bytes() for path in (tmp_path / "voc/JPEGImages").iterdir()} == set(before.values())
+
+
 def test_one_set_is_divided(data, tmp_path):
     for number in range(10):
         write_image(data.parent / f"images/train/more{number}_{number**2}x.png")

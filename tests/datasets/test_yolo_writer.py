@@ -92,6 +92,17 @@ def test_images_are_linked_or_copied(tmp_path, copy):
     assert (tmp_path / "x" / "b.jpg").read_bytes() == source.read_bytes()
 
 
+@pytest.mark.parametrize("copy", [True, False])
+def test_an_image_is_never_written_through_a_link(copy, tmp_path):
+    first, second = (write_image(tmp_path / name) for name in ("a.jpg", "b.jpg"))
+    second.write_bytes(b"another image")
+    before = first.read_bytes()
+    (tmp_path / "link.jpg").symlink_to(first)
+    with pytest.raises(FileExistsError):
+        link_or_copy(second, tmp_path / "link.jpg", copy=copy)
+    assert first.read_bytes() == before
+
+
 def test_images_that_would_share_a_label_file_get_other_names(tmp_path):
     dataset = Dataset(["thing"])
     for number, name in enumerate(("a.jpg", "a.png", "a_png.png", "a.png")):

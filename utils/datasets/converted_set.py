@@ -78,10 +78,11 @@ class ConvertedSet:
 
 
 def _flat_name(image: NamedImage, taken: set[str]) -> str:
-    """Return a name without folders whose stem is not in `taken`, and add that."""
+    """Return a name without folders whose stem is not in `taken`, in any case of letters, and add that."""
     stem, suffix = os.path.splitext(image.name.replace("/", "_"))
-    stem = f"{stem}_{image.number}" if stem in taken else stem
-    taken.add(stem)
+    while stem.casefold() in taken:
+        stem = f"{stem}_{image.number}"
+    taken.add(stem.casefold())
     return stem + suffix
 
 

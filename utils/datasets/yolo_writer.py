@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
 
+from utils.cli import shorten
 from utils.console import progress_bar
 from utils.datasets.remarks import Remarks
 from utils.datasets.stated_paths import existing_end
@@ -152,13 +153,13 @@ def format_row(class_id: int, values: Sequence[float]) -> str:
 
 
 def parse_finite(values: Sequence[Any], count: int, *, where: str) -> list[float]:
-    """Return `count` finite numbers. Raises UserError with the values if they are anything else."""
+    """Return `count` finite numbers from a list. Raises UserError with the values if they are anything else."""
     try:
-        numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
+        numbers = [float(value) for value in values] if isinstance(values, (list, tuple)) else []
+    except (TypeError, ValueError, OverflowError):
         numbers = []
     if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise UserError(f"{where} is {values!r}: expected {count} finite numbers")
+        raise UserError(f"{where} is {shorten(values)}: expected {count} finite numbers")
     return numbers
 
 
@@ -175,14 +176,20 @@ def new_folder(folder: Path) -> Generator[Path]:
 
 
 def link_or_copy(image: Path, target: Path, *, copy: bool) -> None:
-    """Make a symbolic link to the image. Copy it with `copy`, or if the system refuses links."""
+    """Make a symbolic link to the image. Copy it with `copy`, or if the system refuses links.
+
+    Raises FileExistsError if there is a target: copying would follow a link, and replace the image behind it.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     if not copy:
         try:
             return os.symlink(image.resolve(), target)
+        except FileExistsError:
+            raise
         except OSError:
             pass  # Windows without the permission to make links
-    shutil.copyfile(image, target)
+    with open(image, "rb") as source, open(target, "xb") as new:
+        shutil.copyfileobj(source, new)
 
 
 def write_dataset(dataset: Dataset, output: Path, *, copy: bool = False, progress: bool = True) -> Path:
