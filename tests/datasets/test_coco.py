@@ -1,6 +1,7 @@
 """COCO JSON to label files: the same objects, everything skipped is counted, inputs untouched."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -120,6 +121,9 @@ def test_coco_leaves_its_inputs_alone(tmp_path):
             "annotation 1: bbox [], ...)",
         ),
         ([annotation(category_id=30), annotation()], 2, None),  # same box, two classes
+        ([annotation(), annotation(bbox=[10**400, 1, 2, 3])], 1, "1 annotations without a box"),  # no float holds it
+        ([annotation(), annotation(bbox="1234")], 1, "1 annotations without a box"),
+        ([annotation(), annotation(image_id="1" * 5000)], 1, "1 annotations of images that are not listed"),
         ([annotation(iscrowd="0")], 1, None),
         ([annotation(), None, 3], 1, "2 entries of 'annotations' that are no objects (1: None, 2: 3)"),
     ],
@@ -169,6 +173,29 @@ def test_join_parts_keeps_the_area():
     assert join_parts(parts[:1]) == parts[0]
 
 
+@pytest.mark.parametrize("parts", [[[0, 0, 9, 0, 9, 9]] * 1001, [list(range(42_000))]])
+def test_outlines_that_would_take_minutes_are_boxes(parts, tmp_path, capsys):
+    out = convert_coco(tmp_path, coco(annotations=[annotation(segmentation=parts)]), "--polygons")
+    assert rows(out, "train", "a") == [[1, 0.2, 0.3, 0.2, 0.2]]
+    assert "1 outlines cannot be used, the boxes are used (annotation 5: an outline of" in capsys.readouterr().out
+
+
+def test_parts_of_many_points_are_joined_in_little_memory():
+    first, second = ([(x + k, y + k) for k in range(5000)] for x, y in ((0, 0), (0, 20_000)))  # 400 MB of distances
+    tracemalloc.start()
+    joined = join_parts([first, second])
+    assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    tracemalloc.stop()
+    assert len(joined) == 10_002 and joined[4999:5001] == [(4999, 4999), (0, 20_000)]
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a/" * 100_000 + "b.jpg", "x" * 300 + ".jpg"])
+def test_coco_a_path_that_no_file_can_have_is_an_absent_image(name, tmp_path, capsys):
+    images = [*coco()["images"], {"id": 1, "file_name": name}]
+    assert len(rows(convert_coco(tmp_path, coco(images=images)), "train", "a")) == 1
+    assert "skipped: 1 images that are not in" in capsys.readouterr().out
+
+
 def test_coco_size_is_read_from_the_image_where_absent(tmp_path):
     data = coco()
     for image in data["images"]:
@@ -205,6 +232,7 @@ def test_coco_absent_images_are_counted(tmp_path, capsys):
         ),
         (coco(categories=[{"id": 1, "name": ["a"]}]), "no 'name'"),
         (coco(categories=[{"id": [], "name": "a"}]), "no 'id'"),
+        (coco(categories=[{"id": 4, "name": "\ud800"}]), "its name .* is no text"),
         (
             coco(images=[{"id": 7, "file_name": "a.jpg"}, {"id": 7, "file_name": "sub/b.jpg"}]),
             "1 image ids occur twice",

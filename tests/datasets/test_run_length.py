@@ -26,14 +26,17 @@ def test_compressed_counts():
     "wrong, message",
     [
         ({"size": [4, 5], "counts": [3]}, "3 pixels in its counts, but its size is 4 x 5"),
-        ({"size": [4, 5], "counts": [-1, 21]}, "expected a list of numbers of at least 0"),
+        ({"size": [4, 5], "counts": [-1, 21]}, "expected a list of numbers from 0 to"),
         ({"size": [4], "counts": [4]}, r"size \[4\]: expected"),
         ({"counts": [4]}, "size None: expected"),
         ({"size": [4, 5], "counts": "~~"}, "'~' is no character|end within"),
         ({"size": [4, 5], "counts": "\x10"}, "no character of compressed counts"),
         ({"size": [1, 1], "counts": "o"}, "end within a number"),
         ({"size": [2, 2], "counts": [4]}, "the mask is empty"),
-        ({"size": [1 << 20, 1 << 20], "counts": [1 << 40]}, "pixels in its counts"),
+        ({"size": [1 << 20, 1 << 20], "counts": [1 << 20] * 9}, "pixels in its counts"),
+        ({"size": [1, 10**4000], "counts": [1]}, "size .*: expected"),
+        ({"size": [4, 5], "counts": [10**4000]}, "expected a list of numbers from 0 to"),
+        ({"size": [4, 5], "counts": "`" * 1_000_000 + "0"}, "too large"),  # 5 million bits in one number
     ],
 )
 def test_masks_that_cannot_be_decoded(wrong, message):

@@ -6,6 +6,7 @@ once. What cannot be used is skipped, named and counted.
 
 import json
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.cli import shorten
 from utils.console import progress_bar
 from utils.datasets.annotations import AnnotatedImage, AnnotatedObject, Annotations, Point, normalize_outline
 from utils.datasets.remarks import Remarks
@@ -22,6 +24,9 @@ from utils.errors import UserError
 from utils.files import read_regular
 
 MAX_JSON_BYTES = 8 << 30
+MAX_ID_DIGITS = 100
+MAX_POINTS, MAX_PARTS = 20_000, 1000  # of an outline; that of a noisy mask would take minutes to join
+MAX_DISTANCES = 1 << 18  # between points, in memory at a time
 
 Id = int | str
 
@@ -78,7 +83,7 @@ def _annotated(entry: CocoObject, classes: dict[Id, int], remarks: Remarks) -> A
     if not entry.is_crowd:
         try:
             parts = read_outline(entry.segmentation, where=entry.where)
-            outline = join_parts(parts) if parts else []
+            outline = join_parts(parts, where=entry.where) if parts else []
         except UserError as error:
             remarks.correct("outlines cannot be used, the boxes are used", str(error))
     return AnnotatedObject(classes[entry.category], entry.xyxy_px, outline, entry.is_crowd, entry.where)
@@ -139,7 +144,8 @@ def parse_id(value: object) -> Id | None:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str):
-        return int(value) if value.isascii() and value.isdecimal() and str(int(value)) == value else value
+        is_number = value.isascii() and value.isdecimal() and len(value) < MAX_ID_DIGITS
+        return int(value) if is_number and str(int(value)) == value else value
     return value if type(value) is int else None
 
 
@@ -165,6 +171,8 @@ def read_categories(data: dict[str, list[dict]], file: Path) -> dict[Id, str]:
         if number is None or not isinstance(name, (str, int, float)):
             key = "id" if number is None else "name"
             raise UserError(f"{file}: categories: no {key!r} in {str(entry)[:120]}")
+        if isinstance(name, str) and any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise UserError(f"{file}: category {number}: its name {name!r} holds half of a pair, which is no text")
         if number in categories:
             raise UserError(f"{file}: category id {number} occurs twice, as {categories[number]!r} and {name!r}")
         categories[number] = str(name)
@@ -197,7 +205,7 @@ def find_images(data: dict[str, list[dict]], folders: Sequence[Path], remarks: R
             continue
         place = find_place(stated, folders)
         if place is None:
-            remarks.skip(absent, stated)
+            remarks.skip(absent, stated[:200])
         else:
             folder, name = place
             found.append((stated, CocoImage(image_id, folder / name, name, parse_size(entry))))
@@ -217,7 +225,7 @@ def find_place(stated: str, folders: Sequence[Path]) -> tuple[Path, str] | None:
     """Return the folder and the path below it of an image: the stated one if it exists, else an end of it."""
     if is_below(stated):
         for folder in folders:
-            if (folder / stated).is_file():
+            if os.path.isfile(folder / stated):
                 return folder, stated
     places = ((folder, find_stated_image(stated, folder)) for folder in folders)
     return next(((folder, name) for folder, name in places if name is not None), None)
@@ -233,7 +241,7 @@ def parse_size(image: dict) -> tuple[int, int] | None:
     """Return height and width as stated, None if they are missing or wrong."""
     try:
         height, width = (float(image[key]) for key in ("height", "width"))
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return (int(height), int(width)) if all(1 <= side < math.inf for side in (height, width)) else None
 
@@ -251,7 +259,7 @@ def group_objects(
     known = {parse_id(entry["id"]) for entry in data["categories"]}
     groups = defaultdict(list)
     for annotation in data["annotations"]:
-        where = f"annotation {annotation.get('id', '?')}"
+        where = f"annotation {str(annotation.get('id', '?'))[:60]}"
         image_id, category = parse_id(annotation.get("image_id")), parse_id(annotation.get("category_id"))
         is_crowd = annotation.get("iscrowd") not in (0, "0", None, "")  # also False and 0.0
         if is_crowd and not crowds:
@@ -259,7 +267,8 @@ def group_objects(
         elif image_id is None or image_id not in listed:
             remarks.skip("annotations of images that are not listed", where)
         elif category is None or category not in known:
-            remarks.skip("annotations of unknown categories", f"{where}: category_id {annotation.get('category_id')!r}")
+            text = shorten(annotation.get("category_id"))
+            remarks.skip("annotations of unknown categories", f"{where}: category_id {text}")
         elif (box := read_box(annotation)) is None:
             text = f"bbox {str(annotation['bbox'])[:60]}" if "bbox" in annotation else "no bbox"
             remarks.skip("annotations without a box or an outline", f"{where}: {text}")
@@ -311,7 +320,7 @@ def label_rows(
 def polygon_row(class_id: int, segmentation: object, size: tuple[int, int], *, where: str) -> str | None:
     """Return the label row of an outline, clipped to the image, or None for slivers and objects without one."""
     parts = read_outline(segmentation, where=where)
-    points = normalize_outline(join_parts(parts), size) if parts else []
+    points = normalize_outline(join_parts(parts, where=where), size) if parts else []
     return format_row(class_id, [value for point in points for value in point]) if points else None
 
 
@@ -335,11 +344,28 @@ def read_outline(segmentation: object, *, where: str) -> list[list[Point]]:
     return parts
 
 
-def join_parts(parts: Sequence[list[Point]]) -> list[Point]:
-    """Join the parts of an object into one polygon, by a line there and back between their nearest corners."""
+def join_parts(parts: Sequence[list[Point]], *, where: str = "") -> list[Point]:
+    """Join the parts of an object into one polygon, by a line there and back between their nearest corners.
+
+    Raises UserError for more than MAX_POINTS or MAX_PARTS.
+    """
+    count = sum(map(len, parts))
+    if count > MAX_POINTS or len(parts) > MAX_PARTS:
+        raise UserError(f"{where}: an outline of {count} points in {len(parts)} parts is too much")
     joined = list(parts[0])
     for part in parts[1:]:
-        corners, others = np.array(joined)[:, None], np.array(part)[None]
-        i, j = divmod(int(((corners - others) ** 2).sum(2).argmin()), len(part))
+        i, j = _nearest_corners(np.array(joined), np.array(part))
         joined = joined[: i + 1] + part[j:] + part[: j + 1] + joined[i:]
     return joined
+
+
+def _nearest_corners(first: np.ndarray, second: np.ndarray) -> tuple[int, int]:
+    """Return the positions of the nearest two points of (n, 2) and (m, 2), the first of equal ones."""
+    best, found = math.inf, (0, 0)
+    rows = max(1, MAX_DISTANCES // len(second))
+    for start in range(0, len(first), rows):
+        distances = ((first[start : start + rows, None] - second[None]) ** 2).sum(2)
+        i, j = divmod(int(distances.argmin()), len(second))
+        if distances[i, j] < best:
+            best, found = distances[i, j], (start + i, j)
+    return found

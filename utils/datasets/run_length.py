@@ -8,9 +8,11 @@ from collections.abc import Mapping
 import cv2
 import numpy as np
 
+from utils.cli import shorten
 from utils.errors import UserError
 
 MAX_PIXELS = 2**28
+MAX_BITS = 60  # of a number in compressed counts
 
 
 def mask_box(segmentation: Mapping) -> tuple[float, float, float, float]:
@@ -32,14 +34,15 @@ def mask_outlines(segmentation: Mapping) -> list[list[tuple[float, float]]]:
 def decode_mask(segmentation: Mapping) -> np.ndarray:
     """Return the mask (H, W) uint8 of 0 and 1. Raises UserError if the counts do not fill its size."""
     size, counts = segmentation.get("size"), segmentation.get("counts")
-    if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
-        raise UserError(f"run-length mask: size {str(size)[:60]}: expected [height, width]")
+    sides = size if isinstance(size, list) else []
+    if len(sides) != 2 or not all(type(side) is int and 0 < side <= MAX_PIXELS for side in sides):
+        raise UserError(f"run-length mask: size {shorten(size)}: expected [height, width]")
     runs = decode_counts(counts) if isinstance(counts, str) else counts
-    if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
+    if not isinstance(runs, list) or not all(type(run) is int and 0 <= run <= MAX_PIXELS for run in runs):
         raise UserError(
-            f"run-length mask: counts {str(counts)[:60]}: expected a list of numbers of at least 0, or text"
+            f"run-length mask: counts {shorten(counts)}: expected a list of numbers from 0 to {MAX_PIXELS}, or text"
         )
-    height, width = size
+    height, width = sides
     if sum(runs) != height * width or height * width > MAX_PIXELS:
         raise UserError(f"run-length mask: {sum(runs)} pixels in its counts, but its size is {height} x {width}")
     values = np.arange(len(runs), dtype=np.uint8) % 2
@@ -60,6 +63,8 @@ def decode_counts(text: str) -> list[int]:
             raise UserError(f"run-length mask: {character!r} is no character of compressed counts")
         value |= (code & 31) << shift
         shift += 5
+        if shift > MAX_BITS:
+            raise UserError("run-length mask: the compressed counts hold a number that is too large")
         if code & 32:
             continue
         value -= (code >> 4 & 1) << shift
