@@ -53,6 +53,7 @@ def convert_voc(tmp_path: Path, xml: str | bytes, *flags: str, stem: str = "a") 
         (voc(voc_object(box=(60, 40, 20, 20))), [], [[0, 0.2, 0.3, 0.2, 0.2]]),  # upside down
         (voc(voc_object(), size="<size><width>wide</width><height>9</height></size>"), [], [[0, 0.2, 0.3, 0.2, 0.2]]),
         (voc(f"<objects>{voc_object()}</objects>"), [], [[0, 0.2, 0.3, 0.2, 0.2]]),  # nested
+        (voc(voc_object()).replace("<annotation>", '<annotation xmlns="urn:x">'), [], [[0, 0.2, 0.3, 0.2, 0.2]]),
         (
             voc("<object><name>ape</name><polygon><x1>20</x1><y1>20</y1><x2>60</x2><y2>40</y2></polygon></object>"),
             [],
@@ -254,3 +255,22 @@ def test_fruit_voc_converts_and_reads_back(reference, tmp_path, capsys):
     assert list(data["names"].values()) == ["apple", "banana", "orange"]
     index = load_index([tmp_path / "fruit" / data["train"]], 3, cache=False, progress=False)
     assert len(index) == 240 and len(index.labels) == 465 and index.messages == []
+
+
+def test_voc_xml_of_another_kind_is_no_background(tmp_path):
+    with pytest.raises(UserError, match=r"a\.xml: its root is <metadata>, expected the <annotation>"):
+        convert_voc(tmp_path, "<metadata><camera>x</camera></metadata>", "--names", "ape")
+
+
+@pytest.mark.parametrize(
+    "content, message", [(b"a\xff\n", "txt: cannot be read as UTF-8 text"), (b"ELSEWHERE/b\n", "none of its 1 names")]
+)
+def test_voc_lists_that_cannot_be_used_are_one_line(content, message, tmp_path):
+    write_image(tmp_path / "in/a.jpg")
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("in/a", "elsewhere/b"):
+        (tmp_path / f"{name}.xml").write_text(voc(voc_object()))
+    (tmp_path / "list.txt").write_bytes(content.replace(b"ELSEWHERE", str(tmp_path / "elsewhere").encode()))
+    folders = [str(tmp_path / "in")] * 2
+    with pytest.raises(UserError, match=message):
+        main(["--output", str(tmp_path / "out"), "--split", "train", *folders, str(tmp_path / "list.txt")])

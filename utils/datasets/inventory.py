@@ -103,7 +103,7 @@ def is_voc(file: Path) -> bool:
     """Return whether an XML file probably is a Pascal VOC annotation of one image."""
     try:
         with file.open("rb") as opened:
-            return re.search(rb"<annotation[\s>]", opened.read(4096)) is not None
+            return re.search(rb"<([\w.-]+:)?annotation[\s>]", opened.read(4096)) is not None
     except OSError:
         return False
 

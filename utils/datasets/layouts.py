@@ -33,6 +33,7 @@ LOOKED_FOR = (
 )
 XML_FOLDERS = ("annotations", "xmls", "xml", "labels")  # beside a folder of images, in any case of letters
 IMAGE_FOLDERS = ("jpegimages", "images", "data", "imgs", "img")
+MAX_TRIED = 20  # XML files that are looked at; the first of them may be damaged
 MAX_TEXT = 1 << 20  # bytes of darknet's description
 
 Groups = dict[str, list[str]]  # entries by split, "" if no name says which
@@ -214,7 +215,7 @@ def _voc_groups(found: Inventory) -> Groups:
     groups: Groups = {}
     for folder in found.images:
         xmls = _xml_folder(folder, found)
-        if xmls is None or not is_voc(found.root / xmls / found.xmls[xmls][0]):
+        if xmls is None or not any(is_voc(found.root / xmls / name) for name in found.xmls[xmls][:MAX_TRIED]):
             continue
         lists = f"{xmls.rpartition('/')[0]}/ImageSets/Main".lstrip("/")
         sets = {split: f"{lists}/{split}.txt" for split in SPLITS}

@@ -6,6 +6,7 @@ are skipped, named and counted.
 """
 
 import math
+import os
 import re
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -24,6 +25,7 @@ from utils.files import read_regular
 from utils.images.suffixes import IMAGE_SUFFIXES
 
 MAX_XML_BYTES = 16 << 20
+MAX_LIST_BYTES = 1 << 30
 CHUNK = 256  # XML files that a process reads at a time
 # <source><database> of files whose pixels count from 1: those of the challenge, and of Roboflow's programs
 FROM_1 = re.compile(r"The VOC20\d\d Database|roboflow\.(ai|com)")
@@ -186,12 +188,17 @@ def list_files(
         if not files:
             raise UserError(f"{annotations}: no .xml file in it")
         return files
-    names = [line.split()[0] for line in listing.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    try:
+        lines = read_regular(listing, MAX_LIST_BYTES).decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{listing}: cannot be read as UTF-8 text: {error}") from error
+    names = [line.split()[0] for line in lines if line.strip()]
     files = []
     for name in dict.fromkeys(names):
         stem = name.replace("\\", "/").rpartition("/")[2]  # a list may hold the paths of images
         candidates = [annotations / f"{text}.xml" for text in (name, stem, stem.rpartition(".")[0]) if text]
-        file = next((file for file in candidates if file.is_file()), None)
+        below = (file for file in candidates if os.path.isfile(file) and file.is_relative_to(annotations))
+        file = next(below, None)
         if file is not None:
             files.append(file)
         elif without_file is not None:
@@ -229,7 +236,10 @@ def parse_annotation(file: Path, folder: Path, images: Path, remarks: Remarks) -
 
 
 def parse_xml(file: Path) -> ET.Element:
-    """Return the root of an XML file without DOCTYPE, and so without entities of its own."""
+    """Return the <annotation> of an XML file without DOCTYPE, and so without entities of its own.
+
+    Namespaces do not count.
+    """
     try:
         data = read_regular(file, MAX_XML_BYTES)
     except OSError as error:
@@ -237,11 +247,16 @@ def parse_xml(file: Path) -> ET.Element:
     if b"<!DOCTYPE" in data or b"\0" in data:  # \0: UTF-16, in which the first test finds nothing
         raise UserError(f"{file}: has a DOCTYPE or is UTF-16 text, both are refused: save it as UTF-8 without DOCTYPE")
     try:
-        return ET.fromstring(data, parser=ET.XMLParser(target=NoDoctype()))
+        root = ET.fromstring(data, parser=ET.XMLParser(target=NoDoctype()))
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
     except (ET.ParseError, ValueError, LookupError) as error:  # LookupError: the file names an unknown encoding
         raise UserError(f"{file}: not XML: {error}") from error
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    if root.tag != "annotation":
+        raise UserError(f"{file}: its root is <{root.tag[:60]}>, expected the <annotation> of Pascal VOC")
+    return root
 
 
 def text_of(element: ET.Element, path: str, default: str = "") -> str:
@@ -257,7 +272,7 @@ def find_image(root: ET.Element, file: Path, folder: Path) -> str | None:
     for stem in dict.fromkeys((file.with_suffix("").as_posix(), file.stem)):
         for suffix in sorted(IMAGE_SUFFIXES):
             for spelling in (suffix, suffix.upper()):
-                if (folder / f"{stem}{spelling}").is_file():
+                if os.path.isfile(folder / f"{stem}{spelling}"):
                     return f"{stem}{spelling}"
     stated = text_of(root, "filename")
     beside = (file.parent / stated.replace("\\", "/").rpartition("/")[2]).as_posix()
