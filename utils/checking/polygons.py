@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from utils.checking.boxes import label_finding
+from utils.checking.boxes import image_sides, label_finding
+from utils.checking.crossings import count_crossings
 from utils.checking.findings import Finding
 from utils.checking.scan import ScannedData, ScannedSplit
 from utils.datasets.labels import look_like_keypoints
@@ -46,6 +47,15 @@ def _polygon_findings(split: ScannedSplit) -> Iterator[Finding]:
         lambda j: f"{lengths[j]} points",
         ("warning", "flat-polygon", "polygons have all points on a line"),
         "Draw them again: they have no area to make a mask from.",
+    )
+    crossings = count_crossings(index.points, index.segment_offsets, image_sides(split))
+    yield from label_finding(
+        split,
+        crossings,
+        crossings > 0,
+        lambda j: f"{lengths[j]} points, crossings: {crossings[j]}",
+        ("note", "crossed-polygon", "polygons cross themselves"),
+        "Look at them: often points are in a wrong order. Masks made from them have holes or wrong parts.",
     )
     fill = fill_shares(index.points, index.segment_offsets, index.labels)
     rectangle = is_polygon & (lengths <= 5) & (fill >= RECTANGLE)
