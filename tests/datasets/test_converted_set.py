@@ -1,6 +1,7 @@
 """Conversion of any set that is read: the copy gives the same index, and the input is only read."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,36 @@ def test_a_name_with_the_number_of_another_image_is_not_taken_twice(data, tmp_pa
     convert_to(data, "voc", tmp_path / "voc")
     assert {path: path.read_bytes() for path in before} == before  # not written through a link
     assert {path.read_bytes() for path in (tmp_path / "voc/JPEGImages").iterdir()} == set(before.values())
+
+
+@pytest.mark.parametrize(
+    "form, names, message",
+    [
+        ("coco", "[ant, cow, ant]", "classes 0, 2: COCO knows classes by their names"),
+        ("voc", "[ant, cow, ant]", "classes 0, 2: Pascal VOC knows classes by their names"),
+        ("voc", '[ant, "", cow]', "class 1: XML does not keep its name ''"),
+        ("voc", '[ant, cow, " cow"]', "class 2: XML does not keep its name ' cow'"),
+        ("voc", r'[ant, cow, "a\x01"]', "class 2: XML does not keep its name"),
+    ],
+)
+def test_class_names_that_a_form_would_change_are_refused(form, names, message, data, tmp_path):
+    data.write_text(f"train: images/train\nval: images/val\nnames: {names}\n")
+    with pytest.raises(UserError, match=message):
+        convert_to(data, form, tmp_path / form)
+    assert not (tmp_path / form).exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+@pytest.mark.parametrize("name", ["2026-01-31T12:30:05", "not\udcffutf8", "line\nend", "c\x01"])
+def test_odd_names_of_images(name, data, tmp_path):
+    write_image(data.parent / "images/train/x.png").rename(data.parent / f"images/train/{name}.png")
+    for form in ("yolo", "coco"):
+        assert_same(data, convert_to(data, form, tmp_path / form))
+    if name.isprintable():
+        assert len(load(convert_to(data, "voc", tmp_path / "voc"), "train")) == 3
+    else:
+        with pytest.raises(UserError, match="cannot hold a name with spaces or control characters"):
+            convert_to(data, "voc", tmp_path / "voc")
 
 
 def test_one_set_is_divided(data, tmp_path):

@@ -15,7 +15,9 @@ def write_coco(data: ConvertedSet, output: Path, *, copy: bool = False, progress
     """Write a data set into a new folder. Return the path of its YAML.
 
     Category ids are class numbers from 1. Boxes are pixels with fractions. Ignored regions are crowds.
+    Raises UserError for classes of one name, which readers would take for one.
     """
+    data.require_distinct_names("COCO")
     output = output.absolute()
     with new_folder(output) as draft:
         (draft / "annotations").mkdir()
@@ -30,8 +32,8 @@ def write_coco(data: ConvertedSet, output: Path, *, copy: bool = False, progress
                 content["annotations"] += _annotations(image)
             for number, annotation in enumerate(content["annotations"]):
                 annotation["id"] = number + 1
-            text = json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")
-            (draft / _json_name(split)).write_bytes(text)
+            # Names of files that are not UTF-8 survive as escapes in ASCII only.
+            (draft / _json_name(split)).write_text(json.dumps(content), encoding="ascii")
         data.write_yaml(draft, output, {split: _json_name(split) for split in data.splits})
     return output / f"{output.name}.yaml"
 

@@ -1,6 +1,7 @@
 """A data set that was read, to be written in another form: names of its images, and the YAML of the copy."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from utils.console import progress_bar
 from utils.datasets.label_index import LabelIndex
 from utils.datasets.yolo_writer import Dataset, dataset_yaml, link_or_copy
+from utils.errors import UserError
 from utils.files import write_yaml
 
 
@@ -38,6 +40,16 @@ class ConvertedSet:
 
     names: Mapping[int, str]
     splits: Mapping[str, LabelIndex]
+
+    def require_distinct_names(self, form: str) -> None:
+        """Raise UserError for two classes of one name, which readers of the form would take for one class."""
+        for name, count in Counter(self.names.values()).items():
+            if count > 1:
+                numbers = ", ".join(str(number) for number, other in self.names.items() if other == name)
+                raise UserError(
+                    f"classes {numbers}: {form} knows classes by their names, and these have the same, {name!r}: "
+                    "correct `names:`"
+                )
 
     def images(self, split: str) -> Iterator[NamedImage]:
         """Yield the images of a split. One that is listed twice comes once, equal names get a suffix."""

@@ -21,8 +21,12 @@ def write_voc(data: ConvertedSet, output: Path, *, copy: bool = False, progress:
     """Write a data set into a new folder. Return the path of its YAML.
 
     All splits share the folders, so equal names get a number. Ignored regions are difficult objects. Outlines are
-    dropped.
+    dropped. Raises UserError for names that XML or lists cannot hold, and for classes of one name.
     """
+    data.require_distinct_names("Pascal VOC")
+    for number, name in data.names.items():
+        if not name or name != name.strip() or not name.isprintable():
+            raise UserError(f"class {number}: XML does not keep its name {name!r}: correct `names:`")
     output = output.absolute()
     with new_folder(output) as draft:
         (draft / "ImageSets" / "Main").mkdir(parents=True)
@@ -32,8 +36,11 @@ def write_voc(data: ConvertedSet, output: Path, *, copy: bool = False, progress:
             images, stems = draft / "JPEGImages", []
             for image in data.copy_images(images, split, copy=copy, progress=progress, taken=taken):
                 stem = PurePosixPath(image.name).stem
-                if any(letter.isspace() for letter in stem):
-                    raise UserError(f"{image.source}: lists of Pascal VOC cannot hold a name with spaces. Rename it")
+                if " " in stem or not stem.isprintable():  # all other spaces are not
+                    raise UserError(
+                        f"{image.source}: lists of Pascal VOC cannot hold a name with spaces or control characters. "
+                        "Rename it"
+                    )
                 xml = _to_xml(image, list(data.names.values()))
                 (draft / "Annotations" / f"{stem}.xml").write_bytes(xml)
                 stems.append(f"{stem}\n")

@@ -69,7 +69,7 @@ def _stem(name: str) -> str:
 def safe_name(name: str) -> str:
     """Return an image's name from an annotation file. Raises UserError if it leads out of the folder of images."""
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or not path.name or ":" in path.parts[0]:
+    if path.is_absolute() or ".." in path.parts or not path.name or path.parts[0][1:2] == ":":
         raise UserError(f"image name {name!r} leads out of its folder: give names below the folder of images")
     return str(path)
 
