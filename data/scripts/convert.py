@@ -47,13 +47,14 @@ def main(argv: list[str] | None = None) -> None:
     present = [
         split for split in ("train", "val", "test") if spec.splits.get(split) or (split == "val" and spec.division)
     ]
-    data = ConvertedSet(spec.names, {split: load_split(spec, split) for split in present})
+    data = ConvertedSet(spec.names, {split: load_split(spec, split) for split in present}, spec.pixels)
     settings = {"polygons": True} if args.polygons else {}
     file = WRITERS[args.format](data, args.output, copy=args.copy, **settings)
     lines = [f"{split}: {len(index)} images, {len(index.labels)} objects" for split, index in data.splits.items()]
     if not {"train", "val"} <= data.splits.keys():
         lines.append(f"only {' and '.join(data.splits)}: the YAML names the same images for train and val")
-    lines += [f"not in this form: {LOST[args.format]}"] if args.format in LOST else []
+    if args.format == "voc" or (args.format == "yolo" and data.has_regions):
+        lines.append(f"not in this form: {LOST[args.format]}")
     result(*lines, f"wrote {file}")
 
 

@@ -156,6 +156,24 @@ def test_crowds_stay_ignored_regions(form, tmp_path, monkeypatch):
     assert np.array_equal(first.labels, second.labels)  # whole pixels in all forms
 
 
+@pytest.mark.parametrize("form", ["yolo", "coco", "voc"])
+def test_channels_and_bits_are_stated_in_the_copy(form, data, tmp_path):
+    data.write_text(data.read_text() + "channels: 1\nbit_depth: 12\n")
+    copy = locate_dataset(str(convert_to(data, form, tmp_path / form)))
+    assert (copy.pixels.channels, copy.pixels.bit_depth) == (1, 12)
+    assert load(copy.file, "train").paths  # they are read so
+
+
+def test_only_what_there_is_is_said_to_be_lost(data, tmp_path, capsys):
+    convert_to(data, "yolo", tmp_path / "boxes")
+    assert "not in this form" not in capsys.readouterr().out
+    content = coco_content()
+    content["annotations"][0]["iscrowd"] = 1
+    write_images(tmp_path / "crowd")
+    convert_to(write_coco(tmp_path / "crowd/train.json", content), "yolo", tmp_path / "lost")
+    assert "not in this form: ignored regions" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "words, message", [(["--format", "voc", "--polygons"], "--polygons is for"), (["--format", "x"], "invalid choice")]
 )

@@ -14,6 +14,7 @@ from utils.datasets.label_index import LabelIndex
 from utils.datasets.yolo_writer import Dataset, dataset_yaml, link_or_copy
 from utils.errors import UserError
 from utils.files import write_yaml
+from utils.pixel_format import UNSTATED, StatedPixels
 
 
 class NamedImage(NamedTuple):
@@ -36,10 +37,16 @@ class NamedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class ConvertedSet:
-    """Class names by number, and the index of each split."""
+    """Class names by number, the index of each split, and what the YAML says of the pixels."""
 
     names: Mapping[int, str]
     splits: Mapping[str, LabelIndex]
+    pixels: StatedPixels = UNSTATED
+
+    @property
+    def has_regions(self) -> bool:
+        """True if there are crowds or difficult objects."""
+        return any(len(index.ignored) for index in self.splits.values())
 
     def require_distinct_names(self, form: str) -> None:
         """Raise UserError for two classes of one name, which readers of the form would take for one class."""
@@ -86,7 +93,10 @@ class ConvertedSet:
 
     def write_yaml(self, draft: Path, output: Path, entries: Mapping[str, str]) -> None:
         """Write the data set YAML of `output` into its draft. `entries` are paths by split."""
-        write_yaml(draft / f"{output.name}.yaml", dataset_yaml(output, entries, list(self.names.values())))
+        content = dataset_yaml(output, entries, list(self.names.values()))
+        stated = {"channels": self.pixels.channels, "bit_depth": self.pixels.bit_depth}
+        content |= {key: value for key, value in stated.items() if value}
+        write_yaml(draft / f"{output.name}.yaml", content)
 
 
 def _flat_name(image: NamedImage, taken: set[str]) -> str:
