@@ -10,7 +10,7 @@ import pytest
 from drawn_set import DRAWN, NAMES, Drawn, coco_content, voc_text, write_coco, write_images, write_voc, write_yolo
 from small_splits import write_labels
 
-from utils.datasets.annotation_source import AnnotationSource, find_annotation_source
+from utils.datasets.annotation_source import AnnotationSource, find_annotation_source, image_folders
 from utils.datasets.label_index import LabelIndex
 from utils.datasets.labels import UnknownClass, find_split_images, load_split
 from utils.datasets.locate import fill_names, locate_dataset, read_dataset
@@ -420,3 +420,11 @@ def test_what_labelling_tools_write_today_gives_the_same_index(tmp_path, write):
         dataset = read_dataset(str(tmp_path / "set" / form), required=())
         [split] = (split for split, entries in dataset.entries.items() if entries)
         require_drawn(load_split(dataset.resolve([]), split, progress=False))
+
+
+def test_each_folder_of_images_is_named_once(tmp_path, monkeypatch):
+    (tmp_path / "set/images").mkdir(parents=True)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    folders = image_folders(tmp_path / "set/c.json", tmp_path / "work/../set")
+    assert folders == [tmp_path / "set", tmp_path / "set/images"]

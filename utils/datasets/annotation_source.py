@@ -125,7 +125,10 @@ def image_folders(file: Path, root: Path) -> list[Path]:
     found = []
     for base in (file.parent, *above, root):
         found += [base / name, base / "images" / name, base, base / "images", base / "data"]
-    existing = [folder for folder in dict.fromkeys(found) if folder.is_dir()]
+    unique: dict[str, Path] = {}
+    for folder in found:
+        unique.setdefault(os.path.realpath(folder), folder)
+    existing = [folder for folder in unique.values() if folder.is_dir()]
     return existing or [file.parent]
 
 
