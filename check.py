@@ -58,7 +58,8 @@ from utils.training.resume import run_folder_of
 from utils.training.signals import EXIT_CODE
 
 PROGRAM = {"prog": "check.py", "description": "Find what is wrong with a data set."}
-POOR_MAP50 = 0.4  # of a judge
+POOR_MAP50 = 0.4  # of a judge that is trained here
+POOR_RECALL = 0.4  # of a judge that is given
 FOLD_BATCH = 8  # small, for many steps in few epochs
 DEFAULT_DATA = "data/shapes.yaml"
 ERRORS = 3  # exit code if the data has errors
@@ -169,7 +170,8 @@ def check_dataset(options: CheckOptions) -> CheckResult:
         return rank_unlabelled(options)
     data = scan(options)
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
-    findings = by_level([*find_all(data), *review_labels(options, data, folder)])
+    label_errors = review_labels(options, data, folder)  # first, as a mistake in the weights ends the check
+    findings = by_level([*find_all(data), *label_errors])
     document = describe_check(data, findings, typed=options.data, save_dir=folder)
     write_json(folder / "findings.json", document)
     write_check_page(folder / "report.html", data, findings, typed=options.data)
@@ -195,6 +197,11 @@ def review_labels(options: CheckOptions, data: ScannedData, folder: Path) -> lis
     else:
         return []
     review = LabelReview.of(data, found)
+    if not options.cross and review.recall < POOR_RECALL:
+        console.warn(
+            f"{options.weights[0]} confirms {review.recall:.0%} of the labels at --imgsz {options.imgsz}, and knows "
+            "too little to judge them. Type the --imgsz of its training, or better weights"
+        )
     write_json(folder / "label_errors.json", review.document())
     review.write_lists(folder / "label_errors")
     review.draw_worst(folder / "label_errors")

@@ -113,6 +113,14 @@ def test_the_findings_count_what_is_likely(spoiled, tmp_path):
     assert not result.errors  # a guess is no error
 
 
+def test_a_model_that_confirms_few_labels_is_no_judge(spoiled, tmp_path, capsys):
+    run(spoiled, tmp_path, weights="best.pt")
+    assert "knows too little" not in capsys.readouterr().err
+    spoiled.oracle.right = {name: rows[:0] for name, rows in spoiled.oracle.right.items()}
+    run(spoiled, tmp_path, weights="best.pt")
+    assert "best.pt confirms 0% of the labels at --imgsz 96, and knows too little" in capsys.readouterr().err
+
+
 def test_the_lists_hold_labels_and_errors(spoiled, tmp_path):
     folder = run(spoiled, tmp_path, weights="best.pt").save_dir / "label_errors"
     coco = COCO(folder / "instances_default.json")

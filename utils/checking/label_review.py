@@ -16,6 +16,8 @@ from utils.checking.label_errors import (
     MISSING,
     SHIFTED,
     SPURIOUS,
+    USUAL_CONFIDENCE,
+    Evidence,
     LabelError,
     compare,
     find_errors,
@@ -52,6 +54,7 @@ class LabelReview:
     data: ScannedData
     errors: list[LabelError]
     quality: np.ndarray  # (N,) of each image's labels, 0…1
+    recall: float  # share of the labels that the models confirm, 0…1
 
     @classmethod
     def of(cls, data: ScannedData, detections: Sequence[np.ndarray | None]) -> "LabelReview":
@@ -72,7 +75,8 @@ class LabelReview:
         quality = np.ones(len(index))
         for i, own in errors.items():
             quality[i] = image_quality(own)
-        return cls(data, rank_errors([one for own in errors.values() for one in own]), quality)
+        ranked = rank_errors([one for own in errors.values() for one in own])
+        return cls(data, ranked, quality, _recall(list(evidence.values())))
 
     def place(self, image: int) -> tuple[ScannedSplit, int]:
         """Return the split of an image, and its number there."""
@@ -253,3 +257,9 @@ def _describe_box(
     if index is None or box is None:
         return None
     return {"class": index, "name": names.get(index, str(index)), "xyxy": [round(value, 2) for value in box]}
+
+
+def _recall(evidence: Sequence[Evidence]) -> float:
+    """Return the share of labels where the usual confidence is reached for their class, 1.0 without any label."""
+    confirmed = [one.class_confidence[np.arange(len(one.classes)), one.classes] for one in evidence]
+    return float((np.concatenate(confirmed) >= USUAL_CONFIDENCE).mean()) if any(map(len, confirmed)) else 1.0
