@@ -68,6 +68,12 @@ def test_one_long_video_is_cut_into_runs_of_frames(root):
     assert (np.diff(parts.val) > 1).sum() < 5  # few neighbours are on both sides
 
 
+def test_frames_of_one_video_are_said(root, capsys):
+    Division(0.8).divide(paths_of(root, *(f"frame_{k:04}.jpg" for k in range(50))), root)
+    said = "(by their names 50 images form 1 group of frames or copies, so that neighbours stay together)"
+    assert said in capsys.readouterr().out
+
+
 def test_a_division_is_kept_in_the_cache_and_said(root, capsys):
     paths = paths_of(root, *MANY)
     first = Division(0.8).divide(paths, root)

@@ -172,8 +172,7 @@ def _summary(split: "Division | str", is_val: np.ndarray) -> str:
 
 def _describe(sequences: Sequences) -> str:
     together = sequences.sizes()[sequences.sizes() > 1]
-    return (
-        f", {together.sum()} of them by {len(together)} sequences or copies that their names show"
-        if len(together)
-        else ""
-    )
+    if not len(together):
+        return ""
+    kind = "group of frames or copies" if len(together) == 1 else "groups of frames or copies"
+    return f" (by their names {together.sum()} images form {len(together)} {kind}, so that neighbours stay together)"
