@@ -198,7 +198,10 @@ REFUSED = {
     "a YAML without val": ({"data.yaml": f"train: x\nvalid: y\n{YAML}"}, "`val:` is missing: rename `valid:` to"),
     "darknet without names": ({"obj.data": "train = t.txt\n", "t.txt": "a.jpg"}, "no line `names = obj.names`"),
     "darknet without its list": ({"obj.data": "train = t.txt\nnames = n"}, "train = t.txt: not found"),
-    "no val": ({**split_pairs("train"), **NAMES}, "no val images, only train: train/images. Add --split 0.8 to"),
+    "labels of another form": (
+        {"a.jpg": "", "a.json": '{"shapes": []}'}, "a.json. Export the labels as COCO, Pascal VOC or"
+    ),
+    "no val": ({**split_pairs("train"), **NAMES}, r"no val images \(only train: train/images\). Add --split 0.8 to"),
 }  # fmt: skip
 
 
@@ -226,8 +229,16 @@ def test_one_file_may_be_the_data_set(name, tmp_path):
     assert len(found.names) == (0 if name == "set.json" else 2)
 
 
-@pytest.mark.parametrize("name", ["shots/a.txt", "shots/a.jpg", "archive.zip", "absent"])
-def test_another_file_is_no_data_set(name, tmp_path):
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("shots/a.txt", "this file is no data set. Give a data set YAML, a folder"),
+        ("shots/a.jpg", "this file is no data set. Give a data set YAML, a folder"),
+        ("archive.zip", "this file is no data set. Unpack it and give the folder"),
+        ("absent", "no such data set YAML or folder; looked in"),
+    ],
+)
+def test_another_file_is_no_data_set(name, message, tmp_path):
     write(tmp_path, {**pairs("shots"), "archive.zip": "PK"})
-    with pytest.raises(UserError, match="no such data set YAML or folder; looked in"):
+    with pytest.raises(UserError, match=message):
         read_dataset(str(tmp_path / name))

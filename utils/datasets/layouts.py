@@ -58,9 +58,11 @@ def find_layout(folder: Path, *, required: Sequence[str] = ()) -> DatasetYaml:
     kinds = {kind: groups for kind, groups in kinds.items() if groups}
     if not kinds:
         advice = (
-            "" if found.images else ". There is no image in it: export the images too, or put them beside the labels"
+            "Export the labels as COCO, Pascal VOC or YOLO: other forms are not read"
+            if found.images
+            else "There is no image in it: export the images too, or put them beside the labels"
         )
-        raise UserError(f"--data {folder}: no data set: looked for {LOOKED_FOR}; found {found.describe()}{advice}")
+        raise UserError(f"--data {folder}: no data set: looked for {LOOKED_FOR}; found {found.describe()}. {advice}")
     kind, *others = kinds
     if others and kind != "YOLO labels":
         texts = [f"{other} ({_list_entries(kinds[other])})" for other in kinds]

@@ -17,6 +17,8 @@ from utils.errors import UserError
 from utils.files import ROOT, datasets_folders, find_file
 
 DATASET_SUFFIXES = (".yaml", ".yml", ".data", ".json")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+EXPECTED = "a data set YAML, a folder, darknet's obj.data, a COCO JSON or a text file that lists images"
 BUILT_IN = ROOT / "data" / "shapes.yaml"
 
 
@@ -77,8 +79,12 @@ def _advise_split(dataset: DatasetYaml, split: str) -> str:
     present = {split: ", ".join(entries) for split, entries in dataset.entries.items() if entries}
     found = "; ".join(f"{split}: {entries}" for split, entries in present.items())
     if split == "test":
-        return f", only {found or 'none'}. Add `test:` to a data set YAML, or choose another --task"
-    return f", only {found or 'none'}. Add --split 0.8 to train on 80 % of the images and validate on the others"
+        advice = ". Add `test:` to a data set YAML, or choose another --task"
+    elif {"train", "val"} & present.keys():
+        advice = ". Add --split 0.8 to train on 80 % of the images and validate on the others"
+    else:
+        advice = ""
+    return f" (only {found or 'none'}){advice}"
 
 
 def find_dataset(data: str) -> Path:
@@ -87,6 +93,9 @@ def find_dataset(data: str) -> Path:
     file = Path(data) if os.path.isdir(data) else find_file(data, *folders)
     suffix = file.suffix.lower() if file else ""
     if file is None or not (file.is_dir() or suffix in DATASET_SUFFIXES or (suffix == ".txt" and is_list(file))):
+        if file:
+            advice = "Unpack it and give the folder" if suffix in ARCHIVE_SUFFIXES else f"Give {EXPECTED}"
+            raise UserError(f"--data {data}: this file is no data set. {advice}")
         places = ", ".join(dict.fromkeys(map(str, [Path.cwd(), *folders])))
         raise UserError(f"--data {data}: no such data set YAML or folder; looked in {places}")
     return file
