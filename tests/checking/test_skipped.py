@@ -89,3 +89,11 @@ def test_errors_are_counted_without_warnings(tmp_path):
     assert count_errors(index) == {"out-of-range": 1, "zero-area": 1}
     corners = "".join(f"0 {k / 100} .1 {0.5 + k / 25} .95\n" for k in range(1, 11))
     assert count_errors(scan_rows(tmp_path / "corners", corners).splits["train"].index) == {"corners": 10}
+
+
+def test_a_test_split_that_cannot_be_used_is_a_warning(tmp_path):
+    """Roboflow's YAML names one in archives without it too, and training starts."""
+    file = write_set(tmp_path, {"train": {"a.jpg": ROW}, "val": {"a.jpg": ROW}})
+    file.write_text(file.read_text() + "\ntest: ../test/images\n")
+    found = findings_of(check_skipped, scan(file))["unusable-split"]
+    assert found.level == "warning" and found.split == "test" and "Training does not need it" in found.advice

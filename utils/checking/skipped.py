@@ -108,8 +108,10 @@ class _Group:
 def check_skipped(data: ScannedData) -> Iterator[Finding]:
     """Yield the findings on splits without a usable image, and on images and rows that training skips."""
     for name, reason in data.unusable.items():
-        advice = "Training cannot start. Correct the entry of the YAML, or the files."
-        yield Finding("error", "files", "unusable-split", 1, f"split cannot be read: {reason}", advice, name)
+        level: Level = "warning" if name == "test" else "error"
+        effect = "Training does not need it, `val.py --task test` does." if name == "test" else "Training cannot start."
+        advice = f"{effect} Correct the entry of the YAML, or the files."
+        yield Finding(level, "files", "unusable-split", 1, f"split cannot be read: {reason}", advice, name)
     for split in data.splits.values():
         yield from skipped_findings(split)
 

@@ -17,6 +17,12 @@ MIN_LABELS = 20  # of a split whose sizes or shares are compared
 
 def check_balance(data: ScannedData) -> Iterator[Finding]:
     """Yield the findings on how splits differ."""
+    if not {"val"} & {*data.splits, *data.same, *data.unusable}:
+        yield Finding(
+            "warning", "splits", "no-validation-images", 1, "split is missing: there are no images to validate on",
+            "Training cannot start so. Add `--split 0.8` to its command and to that of this check, or name images.",
+            "val",
+        )  # fmt: skip
     for split in data.splits.values():
         yield from _empty_images(split)
     train = data.splits.get("train")
