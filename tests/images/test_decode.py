@@ -160,3 +160,23 @@ def test_pages_that_would_fill_the_memory_are_not_decoded():
                 start = data.find(mark, start + 1)
     with pytest.raises(ValueError, match="more than 1073741824 values: cut it into tiles"):
         decode_image(bytes(data), PixelFormat(4))
+
+
+@pytest.mark.parametrize("pixels", [PixelFormat(1), PixelFormat(3), PixelFormat(5), PixelFormat(1, 16)], ids=str)
+def test_signed_values_are_levels_only_if_none_is_negative(pixels, tmp_path):
+    values = (RAMP * 32767).astype(np.int16)
+    pages = [values] * (pixels.channels if pixels.channels == 5 else 1)
+    for name, lowest in (("levels", 0), ("heights", 100)):
+        cv2.imwritemulti(str(tmp_path / f"{name}.tif"), [page - np.int16(lowest) for page in pages])
+    found = read_image(tmp_path / "levels.tif", pixels)
+    assert found.dtype == pixels.dtype and found.shape == (20, 30, pixels.channels)
+    expected = values if pixels.bit_depth == 16 else values >> 8
+    assert np.abs(found[..., 0].astype(int) - expected).max() <= 1
+    with pytest.raises(ValueError, match="has negative values, or of type int16"):
+        image_shape(tmp_path / "heights.tif", pixels)  # not the wrapped bytes that OpenCV gives
+
+
+def test_pages_of_other_types_are_no_image(tmp_path):
+    cv2.imwritemulti(str(tmp_path / "a.tif"), [RAMP, RAMP])  # float64
+    with pytest.raises(ValueError, match="of type float64"):
+        read_image(tmp_path / "a.tif", PixelFormat(2))

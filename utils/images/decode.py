@@ -13,6 +13,7 @@ DEEP = (*MARKS, b"PF\n", b"Pf\n")  # TIFF and PFM, which may have more than 8 bi
 PNG = b"\x89PNG\r\n\x1a\n"
 PNG_DEPTH = 24  # position of the bits per channel
 MAX_12_BITS, MAX_8_BITS = 4095, 255
+STORED = (np.uint8, np.uint16, np.float32)
 CONVERTED = (1, 3)  # numbers of channels that any image is converted to
 MAX_NUMBERS = 1 << 30  # in an image of other numbers of channels
 
@@ -40,7 +41,7 @@ def decode_image(data: bytes | bytearray, pixels: PixelFormat = RGB) -> np.ndarr
     image = cv2.imdecode(buffer, color | cv2.IMREAD_ANYDEPTH) if is_deep else None
     if image is None and is_deep:
         image = cv2.imdecode(buffer, cv2.IMREAD_ANYDEPTH)  # gray floats in a TIFF
-    if image is None or image.dtype not in (np.uint16, np.float32):
+    if image is None or image.dtype == np.uint8:
         image = cv2.imdecode(buffer, color)
     elif image.dtype == np.uint16 and pixels.bit_depth == 8 and image.max() > MAX_12_BITS:
         image = cv2.imdecode(buffer, color)  # as all programs see it
@@ -82,7 +83,14 @@ def _decode_pages(buffer: np.ndarray, most: int) -> list[np.ndarray]:
 
 
 def _to_depth(image: np.ndarray, bit_depth: int) -> np.ndarray:
-    """Return stored levels, uint8, uint16 or float32, as uint8 for 8 bits, or else as uint16 in 0…65535."""
+    """Return stored levels as uint8 for 8 bits, or else as uint16 in 0…65535.
+
+    They are uint8, uint16, float32, or int16 without negative ones. ValueError for others.
+    """
+    if image.dtype == np.int16 and image.min() >= 0:
+        image = image.view(np.uint16)
+    if image.dtype not in STORED:
+        raise ValueError(f"has negative values, or of type {image.dtype}: save it as uint8, uint16 or float32")
     if bit_depth > 8:
         return to_uint16(image, bit_depth)
     if image.dtype == np.uint16:
