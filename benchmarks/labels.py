@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.timing import Timing, compare, machine, print_rows, row, seconds
 from utils.datasets.image_files import find_images, label_path
+from utils.datasets.label_cache import cache_file
 from utils.datasets.labels import load_index
 
 NUM_CLASSES = 80
@@ -76,7 +77,7 @@ def textbook_scan(images: Path) -> int:
 
 
 def scan_without_cache(images: Path) -> int:
-    (images.parents[1] / "labels/train.cache").unlink(missing_ok=True)
+    cache_file([images]).unlink(missing_ok=True)
     return start(images)
 
 
@@ -115,6 +116,7 @@ def main() -> None:
         again = compare(lambda: scan_without_cache(images), lambda: start(images), pairs=pairs)
         textbook_again = compare(lambda: textbook_scan(images), lambda: start(images), pairs=pairs)
         cold, cold_again = from_disk(images, pairs) if hasattr(os, "posix_fadvise") else (None, None)
+        cache_file([images]).unlink()  # it is in the user's cache folder
     print_rows(
         [
             row(f"scan and check of {count} pictures", first, at_least="3", unit="s"),

@@ -1,6 +1,7 @@
 """Fixtures that several test files share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # before torch: some tests fork, and only the forking thread exists in the child
@@ -20,6 +21,14 @@ ROOT = Path(__file__).resolve().parents[1]
 def fresh_console() -> None:
     """Print warnings again that an earlier test has printed, as a new program would."""
     console.begin_program()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory) -> Iterator[None]:
+    """Let the tests and the programs that they start keep caches in a temporary folder, not in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

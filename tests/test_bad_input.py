@@ -39,7 +39,7 @@ def weights(tmp_path_factory, tiny_cfg) -> Path:
 def place(tmp_path, monkeypatch, tiny_data, tiny_cfg, weights) -> Path:
     """Make a user's working folder with a data set in data/, a model YAML and weights, and change to it."""
     here = tmp_path / "here"
-    shutil.copytree(tiny_data.parent, here / "data", ignore=shutil.ignore_patterns("*.cache", "*.json"))
+    shutil.copytree(tiny_data.parent, here / "data", ignore=shutil.ignore_patterns("*.json"))
     shutil.copy(tiny_cfg, here / "model.yaml")
     shutil.copy(weights, here / "good.pt")
     monkeypatch.chdir(here)
@@ -62,9 +62,9 @@ def run(program, *extra: str) -> object:
     return program.main([*COMMANDS[program], *extra])
 
 
-def list_files(place: Path, caches: bool = True) -> dict[str, tuple[int, int]]:
-    """Return size and time of every file in the working and the home folder, with or without label caches."""
-    files = [file for file in place.parent.rglob("*") if file.is_file() and (caches or file.suffix != ".cache")]
+def list_files(place: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of every file in the working and the home folder. The cache folder is another one."""
+    files = [file for file in place.parent.rglob("*") if file.is_file()]
     return {
         str(file.relative_to(place)) if place in file.parents else str(file): (
             file.stat().st_size,
@@ -74,28 +74,22 @@ def list_files(place: Path, caches: bool = True) -> dict[str, tuple[int, int]]:
     }
 
 
-def find_mistake(place: Path, program, *extra: str, caches: bool = True) -> str:
-    """Run a program with a mistake. Return its one-line error, and check that no file is new, gone or changed.
-
-    With `caches=False` label caches may be new: those of a correct split that was read before the mistake was found.
-    """
-    before = list_files(place, caches)
+def find_mistake(place: Path, program, *extra: str) -> str:
+    """Run a program with a mistake. Return its one-line error, and check that no file is new, gone or changed."""
+    before = list_files(place)
     with pytest.raises(UserError) as wrong:
         run(program, *extra)
-    assert list_files(place, caches) == before and not (place / "runs").exists()
+    assert list_files(place) == before and not (place / "runs").exists()
     message = str(wrong.value)
     assert "\n" not in message and len(message) > 10
     return message
 
 
 def run_and_check_files(place: Path, program, *extra: str) -> None:
-    """Run a program and check that it succeeds, and that no file outside runs/ is new, gone or changed.
-
-    Label caches are excepted: a run leaves them beside the labels that it has read.
-    """
-    before = list_files(place, caches=False)
+    """Run a program and check that it succeeds, and that no file outside runs/ is new, gone or changed."""
+    before = list_files(place)
     run(program, *extra)
-    after = list_files(place, caches=False)
+    after = list_files(place)
     assert {name: stamp for name, stamp in after.items() if not name.startswith("runs/")} == before
     assert len(after) > len(before)
 
@@ -148,7 +142,7 @@ def test_invalid_data_set_yaml(place, program, content, needle):
 def test_an_empty_split(place, program):
     for image in Path("data/images/val").iterdir():
         image.unlink()
-    message = find_mistake(place, program, caches=False)  # the training split has been read
+    message = find_mistake(place, program)
     assert "val: no images in" in message and "data/images/val" in message and ".jpg" in message
 
 
@@ -172,7 +166,7 @@ def test_validation_images_without_labels_are_reported(place, capsys):
 @READERS
 def test_a_class_id_beyond_the_names(place, program):
     Path("data/labels/val/3.txt").write_text("1 .5 .5 .2 .2\n2 .5 .5 .2 .2\n")
-    message = find_mistake(place, program, caches=False)  # the training split has been read
+    message = find_mistake(place, program)
     assert "data/labels/val/3.txt:2: class 2, but the data set names 2 classes (0...1)" in message
 
 

@@ -15,6 +15,7 @@ import pickle
 import random
 import re
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -23,6 +24,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -378,8 +380,8 @@ IMAGE_HEADERS = [
 ]  # fmt: skip
 
 
-def cached_set(folder: Path) -> tuple[Path, LabelCache]:
-    """Write a data set and its label cache. Return the cache file and the cache that reads it."""
+def cached_set(folder: Path) -> LabelCache:
+    """Write a data set and its label cache. Return the cache."""
     for number, row in enumerate(("0 .5 .5 .2 .2\n", "1 .1 .1 .3 .1 .3 .4\nbad\n", "")):
         for kind, content in (("images", valid_images()[number]), ("labels", row.encode())):
             file = folder / "set" / kind / f"{number}.{'txt' if kind == 'labels' else 'png'}"
@@ -388,7 +390,7 @@ def cached_set(folder: Path) -> tuple[Path, LabelCache]:
     images = folder / "set" / "images"
     load_index(images, 2, progress=False)
     cache = LabelCache.of_split([images], find_images(images), settings=RowFormat(2)._asdict())
-    return folder / "set" / "labels.cache", cache
+    return replace(cache, place=Path(shutil.move(cache.place, folder)))
 
 
 # ---- readers ---------------------------------------------------------------------------------------------------------
@@ -481,12 +483,12 @@ def voc_inputs() -> st.SearchStrategy:
     return changes.map(replaced) | st.builds(mutate, st.just(whole.encode()), st.integers(0, 2**31), st.integers(0, 6))
 
 
-def cache_reader(cache: LabelCache, file: Path) -> Callable[[Path], None]:
+def cache_reader(cache: LabelCache) -> Callable[[Path], None]:
     """Return a function that reads a cache file and compares it with the undamaged one."""
-    whole = cache.read_file(file)
+    whole = cache.read()
 
     def read(path: Path) -> None:
-        index = cache.read_file(path)
+        index = replace(cache, place=path).read()
         if index is None:
             raise UserError("the labels are read again")
         for name in ("paths", "shapes", "labels", "offsets", "points", "segment_offsets"):
@@ -515,10 +517,10 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
     damaged = st.builds(mutate, st.sampled_from(valid_checkpoints(folder)), seed, st.integers(1, 6))
     hostile = st.one_of(PICKLES, PICKLES.map(archive), st.binary(max_size=200).map(lambda data: b"PK\x03\x04" + data))
     file, text, image = folder / "input.pt", folder / "input.yaml", folder / "input.png"
-    cache_file, cache = cached_set(folder)
+    cache = cached_set(folder)
     annotated = folder / "annotated"
     write_images(annotated)
-    damaged_cache = st.builds(mutate, st.just(cache_file.read_bytes()), seed, changes)
+    damaged_cache = st.builds(mutate, st.just(cache.place.read_bytes()), seed, changes)
     damaged_images = st.builds(mutate, st.sampled_from(valid_images()), seed, changes)
     images = damaged_images | st.builds(operator.add, st.sampled_from(IMAGE_HEADERS), st.binary(max_size=200))
     damaged_onnx = st.builds(mutate, st.just(valid_onnx()), seed, changes) | st.binary(max_size=200)
@@ -531,7 +533,7 @@ def readers(folder: Path) -> dict[str, tuple[st.SearchStrategy, Callable[[bytes]
         "label file": (LABELS, lambda data: partial(check_labels, data)),
         "COCO JSON": (coco_inputs(), from_file(annotated / "x.json", check_annotations)),
         "Pascal VOC XML": (voc_inputs(), from_file(annotated / "a.xml", lambda path: check_annotations(path.parent))),
-        "label cache": (damaged_cache, from_file(cache_file, cache_reader(cache, cache_file))),
+        "label cache": (damaged_cache, from_file(cache.place, cache_reader(cache))),
         "image header": (images, from_file(image, check_image)),
         "YAML": (YAML, from_file(text, read_yaml)),
         "hyperparameter YAML": (YAML, from_file(text, Hyperparameters.load)),

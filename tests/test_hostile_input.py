@@ -327,7 +327,7 @@ def test_an_exported_file_allocates_nothing_of_what_it_claims(tmp_path, canary, 
 
 
 def test_a_bad_label_file_loses_only_its_own_rows(tiny_data, tmp_path):
-    folder = Path(shutil.copytree(tiny_data.parent, tmp_path / "data", ignore=shutil.ignore_patterns("*.cache")))
+    folder = Path(shutil.copytree(tiny_data.parent, tmp_path / "data"))
     labels = folder / "labels" / "train"
     good = "0 0.5 0.5 0.2 0.2"
     contents = {
@@ -415,7 +415,7 @@ STRANGE_NAMES = [
 @pytest.fixture
 def zoo(tiny_data, tmp_path) -> Path:
     """Add unusual, damaged and hostile image files to a copy of the tiny data."""
-    folder = Path(shutil.copytree(tiny_data.parent, tmp_path / "zoo", ignore=shutil.ignore_patterns("*.cache")))
+    folder = Path(shutil.copytree(tiny_data.parent, tmp_path / "zoo"))
     place = folder / "images" / "train"
     save_image(place / "cmyk.jpg", "CMYK")
     save_image(place / "sixteen.png", "I;16")

@@ -20,7 +20,7 @@ from utils.inference.predictor import Predictor
 def ranked(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     """Return a function that ranks by an untrained model, and a data set of which five images have no labels."""
     folder = tmp_path / "data"
-    shutil.copytree(tiny_data.parent, folder, ignore=shutil.ignore_patterns("*.cache"))
+    shutil.copytree(tiny_data.parent, folder)
     unlabelled = find_images(folder / "images" / "train")[:5]
     for path in unlabelled:
         Path(label_path(path)).unlink()

@@ -48,7 +48,7 @@ class Oracle:
 def spoiled(tiny_data, tmp_path, monkeypatch):
     """Return a data set with an error of each kind (class, missing, shifted, spurious), their images and an oracle."""
     folder = tmp_path / "data"
-    shutil.copytree(tiny_data.parent, folder, ignore=shutil.ignore_patterns("*.cache"))
+    shutil.copytree(tiny_data.parent, folder)
     files = {path.name: path for path in (folder / "images").glob("train/*.png")}
     val = {f"v{path.name}": path for path in (folder / "images").glob("val/*.png")}
     for name, path in val.items():  # names are unique in all splits

@@ -425,7 +425,7 @@ def test_environment_fields_missing_in_an_old_checkpoint_are_no_change(copy, cap
 
 
 def test_changes_of_validation_data_or_polygons_are_noticed(tiny_data, tmp_path):
-    data = Path(shutil.copytree(tiny_data.parent, tmp_path / "data", ignore=shutil.ignore_patterns("*.cache")))
+    data = Path(shutil.copytree(tiny_data.parent, tmp_path / "data"))
 
     def names():
         return dataset_fingerprints(

@@ -48,8 +48,8 @@ def arguments(data, cfg, folder, *extra):
 
 @pytest.fixture
 def own_data(tiny_data, tmp_path) -> Path:
-    """Copy the tiny data without its caches, for tests that change it."""
-    folder = Path(shutil.copytree(tiny_data.parent, tmp_path / "own data", ignore=shutil.ignore_patterns("*.cache")))
+    """Copy the tiny data, for tests that change it."""
+    folder = Path(shutil.copytree(tiny_data.parent, tmp_path / "own data"))
     return folder / "tiny.yaml"
 
 
@@ -74,6 +74,7 @@ def test_trainings_started_at_the_same_moment_use_separate_folders(own_data, tin
         "train.py",
         *arguments(own_data, tiny_cfg, tmp_path / "runs", "--epochs", "1", "--workers", "0"),
     ]
+    before = sorted(own_data.parent.rglob("*"))
     together = [
         subprocess.Popen(
             command,
@@ -81,7 +82,7 @@ def test_trainings_started_at_the_same_moment_use_separate_folders(own_data, tin
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache")},
         )
         for _ in range(2)
     ]
@@ -91,8 +92,8 @@ def test_trainings_started_at_the_same_moment_use_separate_folders(own_data, tin
     assert len(folders) == 2 and {Path(folder).name for folder in folders} == {"exp", "exp2"}
     one, other = (read_checkpoint(Path(folder) / "weights" / "last.pt") for folder in sorted(folders))
     assert one["epoch"] == other["epoch"] == 1 and one["means"] == other["means"]
-    caches = list(own_data.parent.rglob("*.cache"))
-    assert len(caches) == 2 and not list(own_data.parent.rglob("*.tmp"))
+    assert sorted(own_data.parent.rglob("*")) == before
+    assert sorted(path.suffix for path in (tmp_path / "cache/anchorage/labels").iterdir()) == [".cache"] * 2
 
 
 def test_a_cache_written_by_several_processes_at_once_is_valid(own_data, monkeypatch):
@@ -155,7 +156,7 @@ def test_a_change_of_anything_leads_to_a_new_scan(own_data, monkeypatch, change)
 
 
 def test_a_read_only_data_set_trains(own_data, tiny_cfg, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home/.cache"))
     before = sorted(own_data.parent.rglob("*"))
     for folder, _, _ in os.walk(own_data.parent):
         os.chmod(folder, 0o555)

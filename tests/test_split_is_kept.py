@@ -17,7 +17,7 @@ from utils.errors import UserError
 @pytest.fixture
 def folder(tiny_data, tmp_path, monkeypatch):
     """Return a folder of images with labels beside them, as LabelImg leaves it."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home/.cache"))
     folder = tmp_path / "images"
     folder.mkdir()
     for path in (tiny_data.parent / "images/train").iterdir():

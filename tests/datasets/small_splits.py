@@ -24,8 +24,8 @@ def write_labels(path: Path, data: str | bytes) -> Path:
 
 
 def make_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make images a, b, c. a has two boxes, b an empty label file, c none. The home folder is a temporary one."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    """Make images a, b, c. a has two boxes, b an empty label file, c none. The cache folder is beside the set."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in "abc":
         write_image(tmp_path / f"set/images/train/{name}.jpg")
     write_labels(tmp_path / "set/labels/train/a.txt", "0 .5 .5 .2 .2\n1 .25 .25 .5 .5\n")

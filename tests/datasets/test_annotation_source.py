@@ -22,10 +22,10 @@ KEPT = Path(__file__).resolve().parents[1] / "kept/annotations"
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch) -> Path:
-    """Keep caches in a temporary home folder."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+def caches(tmp_path, monkeypatch) -> Path:
+    """Return the folder of the label caches of one test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/anchorage/labels"
 
 
 def describe(root: Path, *train: Path, names: tuple[str, ...] = (), val: Path | None = None) -> DatasetSpec:
@@ -149,10 +149,10 @@ def test_sources_of_several_forms_are_one_split_in_the_order_of_paths(tmp_path):
     assert find_split_images(describe(tmp_path, *sources, names=NAMES), "train") == list(index.paths)
 
 
-def test_the_cache_is_valid_while_nothing_changed(tmp_path, home, monkeypatch):
+def test_the_cache_is_valid_while_nothing_changed(tmp_path, caches, monkeypatch):
     source = write_form(tmp_path / "set", "images beside the JSON")
     load(tmp_path, source)
-    assert len(list((home / ".cache/anchorage/labels").iterdir())) == 1
+    assert len(list(caches.iterdir())) == 1
     with monkeypatch.context() as patch:
         patch.setattr("utils.datasets.annotation_source.read_instances", None)  # a second reading would fail
         assert len(load(tmp_path, source).labels) == 6
@@ -174,10 +174,10 @@ def test_a_new_xml_file_makes_the_cache_invalid(tmp_path):
     assert len(load(tmp_path, source).labels) == 6
 
 
-def test_a_damaged_cache_is_read_again(tmp_path, home):
+def test_a_damaged_cache_is_read_again(tmp_path, caches):
     source = write_form(tmp_path / "set", "images beside the JSON")
     load(tmp_path, source)
-    [cache] = (home / ".cache/anchorage/labels").iterdir()
+    [cache] = caches.iterdir()
     data = cache.read_bytes()
     for damaged in (b"", data[: len(data) // 2], data.replace(b"labels", b"lobels")):
         cache.write_bytes(damaged)

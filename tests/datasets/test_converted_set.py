@@ -18,9 +18,8 @@ ROWS = {"train/a": "2 .5 .5 .123456 .7\n0 .1234567 .25 .0625 .5\n", "train/b": "
 
 
 @pytest.fixture
-def data(tmp_path, monkeypatch):
+def data(tmp_path):
     """Return the YAML of a set with two classes that its labels do not have in the order of the alphabet."""
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     for number, (name, rows) in enumerate(ROWS.items()):
         write_image(tmp_path / f"set/images/{name}.png", 40 + number, 64, value=number)
         write_labels(tmp_path / f"set/labels/{name}.txt", rows)
@@ -143,8 +142,7 @@ def test_one_set_is_divided(data, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["coco", "voc"])
-def test_crowds_stay_ignored_regions(form, tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+def test_crowds_stay_ignored_regions(form, tmp_path):
     content = coco_content()
     content["annotations"][0]["iscrowd"] = 1
     write_images(tmp_path / "set")

@@ -50,11 +50,6 @@ def exports(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def home(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
-
-
 def true_labels(exports):
     """Return the rows (n, 5) of each image, sorted."""
     truth = json.loads((exports / "truth.json").read_text())

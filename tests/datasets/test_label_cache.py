@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import shutil
 import zipfile
 import zlib
@@ -27,6 +28,11 @@ def folder(tmp_path, monkeypatch) -> Path:
     return make_split(tmp_path, monkeypatch)
 
 
+def cache_of(folder: Path) -> Path:
+    """Return the cache file of `make_split`'s images."""
+    return label_cache.cache_file([folder / "images/train"])
+
+
 def state(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
@@ -39,13 +45,14 @@ def watch_scans(monkeypatch) -> list[str]:
     return scanned
 
 
-def test_the_cache_gives_the_same_index_and_is_the_only_file_written(folder, monkeypatch):
+def test_the_cache_gives_the_same_index_and_is_the_only_file_written(folder, tmp_path, monkeypatch):
     write_labels(folder / "labels/train/c.txt", "2 .1 .1 .3 .1 .3 .4\nbad\n")
     (folder / "images/train/b.jpg").write_bytes(b"")
-    before = state(folder)
+    before = state(tmp_path)
     first = scan(folder)
-    cache = folder / "labels/train.cache"
-    assert {path: value for path, value in state(folder).items() if path != str(cache)} == before and cache.is_file()
+    after = state(tmp_path)
+    [cache] = after.keys() - before.keys()
+    assert cache.startswith(f"{tmp_path}/cache/anchorage/labels/") and before.items() <= after.items()
     scanned = watch_scans(monkeypatch)
     second = scan(folder)
     assert scanned == []
@@ -70,7 +77,10 @@ def test_kept_caches_of_each_format(tmp_path, monkeypatch, number, scans):
     with np.load(KEPT / f"labels-format{number}.cache") as arrays:
         stamps = arrays["stamps"]
     monkeypatch.setattr(label_cache, "stamp_files", lambda paths: stamps)
-    shutil.copy(KEPT / f"labels-format{number}.cache", "labels/train.cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = label_cache.cache_file(["images/train"])
+    file.parent.mkdir(parents=True)
+    shutil.copy(KEPT / f"labels-format{number}.cache", file)
     scanned = watch_scans(monkeypatch)
     kept = load_index("images/train", 2, progress=False)
     assert len(scanned) == scans
@@ -111,7 +121,7 @@ def test_a_read_error_that_passes_costs_nothing(folder, monkeypatch):
         return original(path, *args, **settings)
 
     monkeypatch.setattr(os, "open", fail_twice)
-    assert scan(folder).counts == (1, 1, 1, 0) and not failures and (folder / "labels/train.cache").exists()
+    assert scan(folder).counts == (1, 1, 1, 0) and not failures and cache_of(folder).exists()
 
 
 def test_a_disk_that_fails_ends_the_scan(folder, monkeypatch):
@@ -192,7 +202,7 @@ def test_stamps_of_files_in_any_place(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("data", [b"", b"rubbish", b"PK\x03\x04 half a zip"])
 def test_a_damaged_cache_is_scanned_again(folder, data):
     scan(folder)
-    cache = folder / "labels/train.cache"
+    cache = cache_of(folder)
     whole = cache.read_bytes()
     cache.write_bytes(data)
     assert scan(folder).counts == (1, 1, 1, 0)
@@ -215,7 +225,7 @@ def test_whatever_a_damaged_cache_makes_its_readers_raise_it_is_scanned_again(fo
 def test_a_cache_that_unfolds_or_never_ends_is_not_read(folder, monkeypatch):
     scan(folder)
     scanned = watch_scans(monkeypatch)
-    cache = folder / "labels/train.cache"
+    cache = cache_of(folder)
     with zipfile.ZipFile(cache) as whole, zipfile.ZipFile(folder / "packed", "w", zipfile.ZIP_DEFLATED) as packed:
         for name in whole.namelist():
             packed.writestr(name, whole.read(name))
@@ -228,7 +238,7 @@ def test_a_cache_that_unfolds_or_never_ends_is_not_read(folder, monkeypatch):
 
 def test_a_cache_with_a_pickle_or_false_offsets_is_not_believed(folder):
     scan(folder)
-    cache = folder / "labels/train.cache"
+    cache = cache_of(folder)
     arrays = dict(np.load(cache))
     for name, value in (
         ("labels", np.array([object()])),
@@ -242,26 +252,48 @@ def test_a_cache_with_a_pickle_or_false_offsets_is_not_believed(folder):
         assert index.offsets.tolist() == [0, 2, 2, 2] and len(index.shapes) == 3
 
 
-def test_a_read_only_data_set_is_cached_in_the_home_folder(folder, tmp_path, monkeypatch):
-    (folder / "labels").chmod(0o555)
+@pytest.mark.parametrize("of", ["YOLOv5", "an earlier version"])
+def test_a_cache_beside_the_data_is_neither_read_nor_changed(folder, monkeypatch, of):
+    """YOLOv5 writes pickles there. Earlier versions wrote the format of today."""
+    beside = folder / "labels/train.cache"
     scan(folder)
-    (folder / "labels").chmod(0o755)
-    assert not (folder / "labels/train.cache").exists()
-    assert len(list((tmp_path / "home/.cache/anchorage/labels").iterdir())) == 1
-    (folder / "labels").chmod(0o555)
-    scanned = watch_scans(monkeypatch)
-    assert scan(folder).counts == (1, 1, 1, 0) and scanned == []
-    (folder / "labels").chmod(0o755)
+    beside.write_bytes(pickle.dumps({"version": 0.6}) if of == "YOLOv5" else cache_of(folder).read_bytes())
+    cache_of(folder).unlink()
+    before, scanned = state(folder), watch_scans(monkeypatch)
+    assert scan(folder).counts == (1, 1, 1, 0) and len(scanned) == 3
+    assert state(folder) == before and cache_of(folder).is_file()
 
 
-def test_splits_of_one_labels_folder_have_caches_of_their_own(folder):
+def test_a_data_set_whose_labels_cannot_be_cached_is_scanned_with_a_warning(folder, tmp_path, capsys):
+    (tmp_path / "cache").write_text("a file is in the way")
+    assert load_index(folder / "images/train", 3, prefix="val: ").counts == (1, 1, 1, 0)
+    printed = capsys.readouterr().err
+    assert f"WARNING: val: the labels cannot be cached: {tmp_path}/cache/anchorage/labels is not writable." in printed
+
+
+def test_splits_of_one_labels_folder_have_caches_of_their_own(folder, tmp_path, monkeypatch):
     write_labels(folder / "labels/train/c.txt", "1 .5 .5 .2 .2\n")
     for name, images in (("train", "ab"), ("val", "c")):
         write_labels(folder / f"{name}.txt", "".join(f"./images/train/{image}.jpg\n" for image in images))
         assert len(load_index(folder / f"{name}.txt", 3, progress=False)) == len(images)
-        assert (folder / f"{name}.cache").is_file()
     load_index([folder / "train.txt", folder / "val.txt"], 3, progress=False)
-    assert len(list((folder / "labels").glob("train-*.cache"))) == 1
+    scanned = watch_scans(monkeypatch)
+    for names in (["train"], ["val"], ["train", "val"]):
+        load_index([folder / f"{name}.txt" for name in names], 3, progress=False)
+    assert not scanned and len(list((tmp_path / "cache/anchorage/labels").iterdir())) == 3
+
+
+def test_one_split_has_one_cache_from_wherever_it_is_read(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert label_cache.cache_file(["images/train/"]) == cache_of(folder) != label_cache.cache_file(["images"])
+
+
+@pytest.mark.parametrize("chosen", ["/somewhere", "", "relative"])
+def test_the_cache_folder_is_in_the_home_folder_unless_the_user_chose_another(monkeypatch, chosen):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("XDG_CACHE_HOME", chosen)
+    expected = "/somewhere" if chosen == "/somewhere" else "/home/me/.cache"
+    assert str(label_cache.user_cache_folder()) == f"{expected}/anchorage"
 
 
 def test_the_cache_of_a_user_without_a_home_folder(monkeypatch, tmp_path):
@@ -270,12 +302,13 @@ def test_the_cache_of_a_user_without_a_home_folder(monkeypatch, tmp_path):
     def fail():
         raise RuntimeError("Could not determine home directory.")
 
+    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert label_cache.user_cache_folder().parent == tmp_path
 
 
-def test_what_a_killed_process_left_beside_the_labels_is_removed(folder, leave_behind):
-    left, other = leave_behind(folder / "labels/train.cache"), leave_behind(folder / "labels/val.cache")
+def test_what_a_killed_process_left_of_a_label_cache_is_removed(folder, leave_behind):
+    left, other = leave_behind(cache_of(folder)), leave_behind(cache_of(folder / "other"))
     scan(folder)
-    assert not left.exists() and other.exists() and (folder / "labels/train.cache").is_file()
+    assert not left.exists() and other.exists() and cache_of(folder).is_file()

@@ -9,6 +9,7 @@ from small_splits import make_split, scan, write_image, write_labels
 
 from utils import machine
 from utils.datasets import image_files, labels
+from utils.datasets.label_cache import cache_file
 from utils.datasets.labels import describe_absent_labels, load_index
 from utils.errors import UserError
 
@@ -93,11 +94,12 @@ def test_processes_find_what_threads_find(tmp_path, monkeypatch):
     write_labels(tmp_path / "set/images/007.png", "")
     monkeypatch.setattr(machine, "usable_cores", lambda: 3)
     threads = load_index(tmp_path / "set/images", 150, progress=False)
-    cache = (tmp_path / "set/labels.cache").read_bytes()
+    file = cache_file([tmp_path / "set/images"])
+    cache = file.read_bytes()
     monkeypatch.setattr(image_files, "MANY_IMAGES", 1)
-    (tmp_path / "set/labels.cache").unlink()
+    file.unlink()
     processes = load_index(tmp_path / "set/images", 150, progress=False)
-    assert (tmp_path / "set/labels.cache").read_bytes() == cache
+    assert file.read_bytes() == cache
     assert (processes.paths, processes.messages, processes.counts) == (threads.paths, threads.messages, threads.counts)
     with pytest.raises(UserError, match="003.txt:1: class 3, but the data set names 3 classes"):
         load_index(tmp_path / "set/images", 3, progress=False)

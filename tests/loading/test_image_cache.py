@@ -222,7 +222,7 @@ def test_ram_cache_reads_each_image_once(index, monkeypatch):
 
 @pytest.fixture
 def own_set(tmp_path, monkeypatch) -> LabelIndex:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home/.cache"))
     (tmp_path / "set/images").mkdir(parents=True)
     for k in range(3):
         cv2.imwrite(str(tmp_path / f"set/images/{k}.png"), np.full((80, 100, 3), 50 * k, np.uint8))

@@ -1,4 +1,7 @@
-"""Cache of a split's labels: one file beside them, valid while no image, label file or setting has changed."""
+"""Cache of a split's labels: a file in the user's cache folder, never beside the data.
+
+It is valid while no image, label file or setting has changed.
+"""
 
 import hashlib
 import os
@@ -15,6 +18,7 @@ import numpy as np
 from utils.datasets.image_files import label_path, map_chunks
 from utils.datasets.label_index import ARRAYS, Counts, LabelIndex, keep_paths
 from utils.datasets.string_array import StringArray
+from utils.environment import variable
 from utils.files import atomic_write, check_archive, open_regular
 from utils.parallel_map import MAX_WORKERS
 from utils.pixel_format import RGB
@@ -28,32 +32,25 @@ MAX_CACHE_BYTES = 8 << 30
 class LabelCache:
     """Cache of one split, valid for exactly these images, label files and settings."""
 
-    places: list[Path]  # files to read and to write, best first
+    place: Path  # the file
     settings: dict[str, int]  # the format of the cache, and what the rows mean
     paths: list[str]  # of all images, usable or not
     stamps: np.ndarray  # (N, 6) int64, see `stamp_files`
 
     @classmethod
-    def of_split(
-        cls, sources: Sequence[str | Path], paths: list[str], *, settings: Mapping[str, int], beside: bool = True
-    ) -> "LabelCache":
+    def of_split(cls, sources: Sequence[str | Path], paths: list[str], *, settings: Mapping[str, int]) -> "LabelCache":
         """Return the cache of the images `paths` that were found in `sources`, as they are on disk now.
 
-        It is valid for equal `settings` only: what the rows mean. Without `beside` it is in the home folder.
+        It is valid for equal `settings` only: what the rows mean.
         """
         numbers = {"format": CACHE_FORMAT} | dict(settings)
-        places = cache_places(sources, paths)
-        return cls(places if beside else places[-1:], numbers, paths, stamp_files(paths))
+        return cls(cache_file(sources), numbers, paths, stamp_files(paths))
 
     def read(self) -> LabelIndex | None:
-        """Return the index of the first valid cache file, or None."""
-        return next(filter(None, map(self.read_file, self.places)), None)
-
-    def read_file(self, file: Path) -> LabelIndex | None:
         """Return the index that was written for these images, labels and settings, or None for any other file."""
         try:
-            with open_regular(file, MAX_CACHE_BYTES) as opened, np.load(opened, allow_pickle=False) as arrays:
-                check_archive(file)
+            with open_regular(self.place, MAX_CACHE_BYTES) as opened, np.load(opened, allow_pickle=False) as arrays:
+                check_archive(self.place)
                 data = {name: arrays[name] for name in arrays.files}
             stored = RGB._asdict() | data  # caches of older versions are of RGB images
             same = all(int(stored[name]) == value for name, value in self.settings.items())
@@ -71,7 +68,7 @@ class LabelCache:
             return None
 
     def write(self, index: LabelIndex, kept: np.ndarray) -> bool:
-        """Write the cache to the first writable place. Return False if there is none.
+        """Write the cache. Return False if its folder is not writable.
 
         `kept` (N,) bool says which of `paths` are in the index.
         """
@@ -84,16 +81,14 @@ class LabelCache:
             "counts": np.array(index.counts),
             "messages": StringArray(index.messages).data,
         }
-        for place in self.places:
-            try:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                remove_stale(place.parent, place.name)
-                with atomic_write(place, sync=False) as file:  # a damaged cache is detected and written again
-                    np.savez(file, **content)
-                return True
-            except OSError:
-                continue
-        return False
+        try:
+            self.place.parent.mkdir(parents=True, exist_ok=True)
+            remove_stale(self.place.parent, self.place.name)
+            with atomic_write(self.place, sync=False) as file:  # a damaged cache is detected and written again
+                np.savez(file, **content)
+        except OSError:
+            return False
+        return True
 
 
 def is_consistent(index: LabelIndex) -> bool:
@@ -129,33 +124,20 @@ def is_consistent(index: LabelIndex) -> bool:
 # ---- where the cache is ----------------------------------------------------------------------------------------------
 
 
-def cache_places(sources: Sequence[str | Path], paths: list[str]) -> list[Path]:
-    """Return the places of the cache, best first: labels/train -> labels/train.cache, train.txt -> train.cache.
-
-    Splits of several sources may share a labels folder, so a hash of the sources is in their cache's name. The second
-    place is in the home folder, for data sets that are read-only.
-    """
-    folder = Path(label_path(paths[0])).absolute().parent
-    beside = folder.with_name(f"{folder.name}.cache")
-    if len(sources) > 1:
-        beside = folder.with_name(f"{folder.name}-{digest(*sources)[:8]}.cache")
-    elif Path(sources[0]).suffix.lower() == ".txt":
-        beside = Path(sources[0]).absolute().with_suffix(".cache")
-    private = user_cache_folder() / "labels" / f"{digest(beside)[:16]}.cache"
-    return [beside, private] if is_writable(beside.parent) else [private]
+def cache_file(sources: Sequence[str | Path]) -> Path:
+    """Return the file of the cache of a split. Its name is a digest of the sources, so each split has its own."""
+    return user_cache_folder() / "labels" / f"{digest(*(Path(source).absolute() for source in sources))[:16]}.cache"
 
 
 def user_cache_folder() -> Path:
-    """Return the folder of derived files for data sets whose own folders are read-only."""
+    """Return the folder of derived files, `~/.cache/anchorage` unless XDG_CACHE_HOME names another cache folder."""
+    chosen = variable("XDG_CACHE_HOME") or ""
+    if os.path.isabs(chosen):  # the specification has programs ignore relative paths
+        return Path(chosen) / "anchorage"
     try:
         return Path.home() / ".cache" / "anchorage"
     except RuntimeError:  # neither a variable HOME nor an entry of the user, as in containers
         return Path(tempfile.gettempdir()) / f"anchorage-{getattr(os, 'getuid', int)()}"
-
-
-def is_writable(folder: Path) -> bool:
-    """Return whether files may be added. A folder without any write permission counts as read-only for root too."""
-    return folder.is_dir() and os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
 
 
 def digest(*texts: str | Path) -> str:

@@ -108,7 +108,6 @@ def load_split(
             single_cls=single_cls,
             keypoint_values=spec.keypoint_values,
             pixels=spec.pixels.fill(RGB),
-            beside=not spec.file.is_dir(),
         )
         parts.append(index)
     return parts[0] if len(parts) == 1 else sort_images(merge_indices(parts))
@@ -187,13 +186,11 @@ def load_index(
     single_cls: bool = False,
     keypoint_values: int = 0,
     pixels: PixelFormat = RGB,
-    beside: bool = True,
 ) -> LabelIndex:
     """Find and verify the images of `sources` (see `find_images`) and read their labels, from the cache if it is valid.
 
     `single_cls` sets every class to 0. `keypoint_values` is the number of values behind the box in each row.
-    `pixels` is what the images are decoded to, which must be possible for all of them. Without `beside` the cache is in
-    the home folder, not beside the labels.
+    `pixels` is what the images are decoded to, which must be possible for all of them.
     `progress` shows the bar and, with `report`, reports everything that was skipped. Raises UserError for no usable
     image and for many unreadable ones, UnknownClass for a class id of `num_classes` or above unless `single_cls`.
     """
@@ -206,14 +203,17 @@ def load_index(
         )
     title = f"{prefix}Scanning {sources[0]}..."
     rows = RowFormat(num_classes, single_cls, keypoint_values, *pixels)
-    store = LabelCache.of_split(sources, paths, settings=rows._asdict(), beside=beside) if cache else None
+    store = LabelCache.of_split(sources, paths, settings=rows._asdict()) if cache else None
     index = store.read() if store else None
     is_cached = index is not None
     if index is None:
         scan = _scan_all(paths, rows, title, progress)
         index = scan.index
         if store and not _write_cache(store, scan) and progress:
-            warn(f"{prefix}the labels cannot be cached: no folder for the cache is writable")
+            warn(
+                f"{prefix}the labels cannot be cached: {store.place.parent} is not writable. Set XDG_CACHE_HOME to a "
+                "folder that is"
+            )
     if progress and report:
         summary = [f"{title} {index.counts} (cached)"] if is_cached else []  # the bar of a scan leaves its own
         if keypoint_values:
@@ -226,10 +226,9 @@ def load_index(
 
 
 def _write_cache(store: LabelCache, scan: Scan) -> bool:
-    """Write the cache if the scan is worth keeping. Return False if no place is writable.
+    """Write the cache if the scan is worth keeping. Return False if its folder is not writable.
 
-    No label at all is probably a wrong path, so no file is written to a folder that may hold no labels. A file that
-    could not be read this time may be whole.
+    No label at all is probably a wrong path. A file that could not be read this time may be whole.
     """
     return not scan.index.counts.found or scan.unreadable > 0 or store.write(scan.index, scan.kept)
 

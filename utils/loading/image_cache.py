@@ -18,7 +18,7 @@ from typing import IO, Any
 import numpy as np
 
 from utils import console, machine
-from utils.datasets.label_cache import digest, is_writable, user_cache_folder
+from utils.datasets.label_cache import digest, user_cache_folder
 from utils.datasets.label_index import LabelIndex
 from utils.errors import UnreadableData, UserError
 from utils.images.read import DamagedImage, read_resized, resized_shapes
@@ -217,7 +217,7 @@ class DiskCache(ImageReader):
         """Return the folder beside: images/train -> images/train.npy_cache, or one elsewhere if that is read-only."""
         absolute = Path(folder).absolute()
         beside = absolute.with_name(f"{absolute.name}.npy_cache")
-        return beside if is_writable(beside.parent) else user_cache_folder() / "images" / digest(absolute)[:16]
+        return beside if _is_writable(beside.parent) else user_cache_folder() / "images" / digest(absolute)[:16]
 
     def _file(self, i: int) -> Path:
         folder, name = os.path.split(self.index.paths[i])
@@ -292,6 +292,11 @@ def prefetch_file(path: str | Path) -> bool:
     finally:
         os.close(file)
     return True
+
+
+def _is_writable(folder: Path) -> bool:
+    """Return whether files may be added. A folder without any write permission counts as read-only for root too."""
+    return folder.is_dir() and os.access(folder, os.W_OK) and bool(folder.stat().st_mode & 0o222)
 
 
 def _load_bytes(file: Path) -> np.ndarray:
