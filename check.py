@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from models.loading import find_weights, load_ensemble
+from models.loading import find_weights, load_ensemble, load_model
 from models.yolo import DetectionModel
 from utils import console
 from utils.checking.box_pairs import check_box_pairs
@@ -48,6 +48,7 @@ from utils.download import fetch_typed
 from utils.errors import Stopped, UserError
 from utils.errors import run as run_command
 from utils.files import atomic_write, increment_path, require_writable
+from utils.formats import format_of
 from utils.inference.open_model import open_model
 from utils.inference.predictor import Predictor
 from utils.inference.runtime import RuntimeSettings
@@ -62,6 +63,7 @@ POOR_MAP50 = 0.4  # of a judge that is trained here
 POOR_RECALL = 0.4  # of a judge that is given
 FOLD_BATCH = 8  # small, for many steps in few epochs
 DEFAULT_DATA = "data/shapes.yaml"
+DEFAULT_CFG = "yolov5s.yaml"  # of a training
 ERRORS = 3  # exit code if the data has errors
 
 # All checks, in the order of their findings.
@@ -150,17 +152,22 @@ def parse_args(argv: Arguments = None) -> CheckOptions:
     return CheckOptions(**fetch_typed(read_flags(CheckOptions, argv, **PROGRAM)))
 
 
-def find_all(data: ScannedData) -> list[Finding]:
+def find_all(data: ScannedData, anchors: PlannedAnchors) -> list[Finding]:
     """Return the findings of all checks, the worst first."""
     findings = [finding for check in CHECKS for finding in check(data)]
-    return by_level([*findings, *check_fit(data, planned_anchors())])
+    return by_level([*findings, *check_fit(data, anchors)])
 
 
-def planned_anchors() -> PlannedAnchors:
-    """Return the anchors that a training without `--cfg` and `--weights` starts from."""
-    model = DetectionModel("yolov5s.yaml")
+def planned_anchors(weights: Sequence[str]) -> PlannedAnchors:
+    """Return the anchors of the first weights file, which a training from it starts from.
+
+    Without one they are those of yolov5s.yaml. An exported file counts as none: no training starts from it.
+    """
+    files = [file for file in find_weights(weights, typed=True, exported=True) if not format_of(file)]
+    model = load_model(files[0], fuse=False) if files else DetectionModel(DEFAULT_CFG)
     strides = model.stride.cpu()
-    return PlannedAnchors((model.head.anchors * strides[:, None, None]).detach().cpu().numpy(), strides.numpy())
+    sizes_px = (model.head.anchors.cpu() * strides[:, None, None]).detach().numpy()
+    return PlannedAnchors(sizes_px, strides.numpy(), files[0].name if files else DEFAULT_CFG)
 
 
 def check_dataset(options: CheckOptions) -> CheckResult:
@@ -171,7 +178,7 @@ def check_dataset(options: CheckOptions) -> CheckResult:
     data = scan(options)
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
     label_errors = review_labels(options, data, folder)  # first, as a mistake in the weights ends the check
-    findings = by_level([*find_all(data), *label_errors])
+    findings = by_level([*find_all(data, planned_anchors(options.weights)), *label_errors])
     document = describe_check(data, findings, typed=options.data, save_dir=folder)
     write_json(folder / "findings.json", document)
     write_check_page(folder / "report.html", data, findings, typed=options.data)

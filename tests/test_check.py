@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import check
+from models.yolo import DetectionModel
+from utils.checkpoint import write_checkpoint
 from utils.errors import UserError, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,3 +111,19 @@ def test_mistakes_are_one_line_and_leave_no_folder(tmp_path, flags, message):
         check.run(project=tmp_path / "runs", **flags)
     assert message in str(wrong.value) and "\n" not in str(wrong.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_anchors_are_those_of_the_weights(tmp_path, tiny_cfg):
+    default = check.planned_anchors([])
+    assert default.source == "yolov5s.yaml" and default.sizes_px[0, 0].tolist() == [10, 13]
+    model = DetectionModel(tiny_cfg, num_classes=3)
+    model.head.anchors *= 1.5
+    file = tmp_path / "mine.pt"
+    content = {"yaml": model.yaml, "names": model.names, "state_dict": model.state_dict()}
+    write_checkpoint(file, {"model": content, "ema": None}, "weights")
+    found = check.planned_anchors([str(file)])
+    assert found.source == "mine.pt"
+    expected = model.head.anchors * model.stride[:, None, None]
+    np.testing.assert_allclose(found.sizes_px, expected.numpy(), rtol=1e-3)
+    (tmp_path / "mine.onnx").write_bytes(b"")
+    assert check.planned_anchors([str(tmp_path / "mine.onnx")]).source == "yolov5s.yaml"

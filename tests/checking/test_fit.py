@@ -16,6 +16,7 @@ from utils.datasets.spec import DatasetSpec
 ANCHORS = PlannedAnchors(
     np.array([[(10, 13), (16, 30), (33, 23)], [(30, 61), (62, 45), (59, 119)], [(116, 90), (156, 198), (373, 326)]]),
     np.array([8, 16, 32]),
+    "mine.pt",
 )
 NAMES = {0: "a", 1: "b"}
 
@@ -86,6 +87,7 @@ def test_large_objects_need_no_large_images():
 def test_a_class_out_of_reach_of_the_anchors_is_named():
     long_ones = [(1, 600, 4)] * 12
     found = fit(split("train", [[(0, 60, 60)] * 2000 + long_ones]))["anchors"]
+    assert "reached by the anchors of mine.pt: " in found.text and found.figures["anchors"] == "mine.pt"
     assert found.level == "note" and found.text.endswith("0% of b, 0% of boxes of width / height 4 and more")
     assert found.figures["recall of a"] == 1 and found.examples[0].detail == "600 x 4 px"
 

@@ -31,6 +31,7 @@ class PlannedAnchors(NamedTuple):
 
     sizes_px: np.ndarray  # (L, A, 2)
     strides: np.ndarray  # (L,)
+    source: str  # file that they come from
     threshold: float = 4.0  # hyperparameter anchor_t
 
 
@@ -150,12 +151,18 @@ def _anchors_out_of_reach(
     named = ", ".join(f"{recall:.0%} of {name}" for name, recall in sorted(bad.items(), key=lambda item: item[1]))
     yield Finding(
         "warning" if reached < GOOD_GROUP_RECALL else "note", "fit", "anchors", len(bad),
-        f"groups of boxes are badly reached by {'new ' if report.replaced else ''}anchors: {named}",
+        f"groups of boxes are badly reached by {_whose(anchors, is_new=report.replaced)}: {named}",
         f"Objects out of reach are not learned. Raise anchor_t ({anchors.threshold:g}) in the --hyp file, or --imgsz "
         "if they are small; look at the boxes if their shape is unusual.", split.name,
         first_examples(_unreached(split, sizes, report.anchors_px, anchors.threshold)),
-        {"recall": reached, **{f"recall of {name}": recall for name, recall in recalls.items()}},
+        {"anchors": anchors.source, "recall": reached}
+        | {f"recall of {name}": recall for name, recall in recalls.items()},
     )  # fmt: skip
+
+
+def _whose(anchors: PlannedAnchors, *, is_new: bool) -> str:
+    """Return which anchors a training would use, in words."""
+    return f"new anchors in place of those of {anchors.source}" if is_new else f"the anchors of {anchors.source}"
 
 
 def _unreached(split: ScannedSplit, sizes: np.ndarray, anchors_px: np.ndarray, threshold: float) -> Iterator[Example]:
