@@ -31,3 +31,4 @@ def test_every_value_is_plain(tmp_path):
     assert worst["check"] == "b" and worst["split"] is None and worst["examples"] == worst["figures"] == []
     assert [figure["value"] for figure in note["figures"]] == [0.333333, None, 3, "x"]
     assert note["examples"][0]["boxes"] == [[1, 0.5, 0.5, 0.333333, 0.2]] and note["examples"][1]["line"] is None
+    assert note["examples"][0]["roles"] == ["label"] and note["examples"][1]["roles"] == []

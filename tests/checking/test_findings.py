@@ -10,6 +10,12 @@ def test_a_place_is_a_file_or_a_line_of_it():
     assert Example("a.txt", 3).place == "a.txt:3"
 
 
+def test_boxes_without_a_stated_role_are_labels():
+    box = (0.0, 0.5, 0.5, 0.2, 0.2)
+    assert Example("a.txt").box_roles == ()
+    assert Example("a.txt", boxes=(box, box), roles=("suggestion",)).box_roles == ("suggestion", "label")
+
+
 def test_the_worst_level_is_first_and_the_order_stays():
     levels = ["note", "warning", "error", "note", "error"]
     findings = [Finding(level, "files", f"check-{k}", 1, "", "") for k, level in enumerate(levels)]

@@ -44,10 +44,25 @@ def test_findings_are_grouped_by_level_with_images_lists_and_figures(tmp_path, d
     order = [text.index(f'<section id="{level}"') for level in ("error", "warning", "note")]
     assert order == sorted(order) and "There are errors" in text
     error, warning, _ = re.split(r"<section id=\"(?:warning|note)\"", text)
-    assert error.count("<figure>") == MAX_IMAGES and error.count("<title>a</title>") == MAX_IMAGES
+    assert error.count("<figure>") == MAX_IMAGES and error.count("<title>label: a</title>") == MAX_IMAGES
     assert "l.txt:1\nl.txt:2\n" in error and "List of 30 of 31" in error
     assert "<dd>0.25</dd>" in error and "<dd>1,234</dd>" in error
     assert warning.count("<image ") == 2 and warning.count("<figure>") == 1
+
+
+def test_boxes_differ_by_their_line_and_a_legend_says_which_is_which(tmp_path, data):
+    image, box = data.splits["train"].index.paths[0], (0.0, 0.5, 0.5, 0.2, 0.2)
+    example = Example("l.txt", 1, "", image, (box, box), roles=("label", "suggestion"))
+    findings = [
+        Finding("warning", "label errors", "label-shifted", 1, "t", "a", examples=(example,)),
+        Finding("note", "labels", "giant-box", 1, "t", "a", examples=(Example("l.txt", 1, "", image, (box,)),)),
+    ]
+    shifted, giant = page_of(tmp_path, data, findings).split("<article")[1:]
+    assert 'aria-label="l.txt:1, label: a, suggested box: a"' in shifted
+    assert '<rect class="label"' in shifted and '<rect class="suggestion"' in shifted
+    legend = re.search(r'<ul class="legend".*?</ul>', shifted, re.DOTALL)[0]
+    assert [words.strip() for words in re.findall(r"</svg>(.*?)</li>", legend)] == ["label", "suggested box"]
+    assert 'class="legend"' not in giant  # all boxes are of one kind
 
 
 def test_names_are_shown_and_never_run(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from utils.output.pages import page as page_module
 from utils.output.pages.page import FOLDER, render_page, write_page
-from utils.output.pages.thumbnails import LONG_SIDE, make_thumbnail
+from utils.output.pages.thumbnails import LONG_SIDE, MAX_DESCRIBED, ROLES, make_thumbnail
 
 NAMES = {0: "a", 1: "b"}
 
@@ -32,10 +32,18 @@ def test_a_thumbnail_shows_the_whole_image_with_its_boxes(image):
 
 def test_a_small_box_is_shown_from_near_and_stays_in_its_place(image):
     made = make_thumbnail(image, [(0, 0.01, 0.5, 0.02, 0.04)], NAMES, cut=True)  # 8 x 8 px at the left border
-    assert made.is_cut and made.width == made.height == LONG_SIDE
+    assert made.is_cut and (made.width, made.height) == (LONG_SIDE, LONG_SIDE // 2)  # 96 x 48 px of the image
     (box,) = made.boxes
-    assert (box.left, box.width) == (0, round(8 / 48, 4)) and box.top == pytest.approx(20 / 48, abs=1e-3)
+    assert (box.left, box.width) == (0, round(8 / 96, 4)) and box.top == pytest.approx(20 / 48, abs=1e-3)
     assert not make_thumbnail(image, [(0, 0.5, 0.5, 0.5, 0.5)], NAMES, cut=True).is_cut
+
+
+def test_the_boxes_are_described_in_words_with_their_role(image):
+    boxes = [(0, 0.5, 0.5, 0.2, 0.2), (1, 0.4, 0.5, 0.2, 0.2), (0, 0.3, 0.5, 0.2, 0.2)]
+    made = make_thumbnail(image, boxes, NAMES, roles=["label", "suggestion"])
+    assert made.description == "label: a, suggested box: b, label: a"
+    assert make_thumbnail(image, boxes[:1] * (MAX_DESCRIBED + 1), NAMES).description == f"{MAX_DESCRIBED + 1} boxes"
+    assert make_thumbnail(image, [], NAMES).description == "no boxes"
 
 
 def test_boxes_that_are_no_numbers_and_files_that_are_no_images(image, tmp_path):
@@ -47,7 +55,7 @@ def test_boxes_that_are_no_numbers_and_files_that_are_no_images(image, tmp_path)
 
 def empty_content(**changes) -> dict:
     levels = [{"name": name, "title": f"{name}s", "findings": []} for name in ("error", "warning", "note")]
-    content = dict(title="t", source="s", imgsz=640, verdict="v", levels=levels, splits=[], classes=[])
+    content = dict(title="t", source="s", imgsz=640, verdict="v", levels=levels, roles=ROLES, splits=[], classes=[])
     return {**content, **changes}
 
 

@@ -49,6 +49,7 @@ def _describe_example(example: Example) -> dict[str, Any]:
         "image": example.image or None,
         "beside": example.beside or None,
         "boxes": [[int(class_id), *(_plain(value) for value in rest)] for class_id, *rest in example.boxes],
+        "roles": list(example.box_roles),
     }
 
 

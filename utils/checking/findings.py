@@ -15,6 +15,9 @@ MAX_EXAMPLES = 100  # of a finding
 
 Box = tuple[float, float, float, float, float]  # class, cx, cy, w, h in 0…1
 
+# What a box is: the label that is meant, another label that it is compared with, or what a model finds.
+Role = Literal["label", "other", "suggestion"]
+
 
 @dataclass(frozen=True)
 class Example:
@@ -26,6 +29,12 @@ class Example:
     image: str = ""  # file to draw, "" if there is none that can be decoded
     boxes: tuple[Box, ...] = ()  # to draw into it
     beside: str = ""  # second image to show beside it, such as the one that it is a copy of
+    roles: tuple[Role, ...] = ()  # of the first boxes; those behind them are labels
+
+    @property
+    def box_roles(self) -> tuple[Role, ...]:
+        """Role of each box."""
+        return self.roles + ("label",) * (len(self.boxes) - len(self.roles))
 
     @property
     def place(self) -> str:

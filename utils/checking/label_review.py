@@ -1,7 +1,7 @@
 """Review of likely label errors: findings, images of the worst, and lists that labelling tools import."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +137,11 @@ class LabelReview:
         boxes = () if error.found_xyxy is None else (self._found_box(error),)
         if error.label is None:
             path = split.index.paths[number]
-            return Example(path, detail=text, image=path, boxes=boxes)
+            return Example(path, detail=text, image=path, boxes=boxes, roles=("suggestion",))
         given = split.label_example(int(split.index.offsets[number]) + error.label, text)
-        different = boxes if error.kind == SHIFTED else ()
-        return Example(given.file, given.line, text, given.image, given.boxes + different)
+        if error.kind != SHIFTED:  # one box, which the label has
+            return given
+        return replace(given, boxes=given.boxes + boxes, roles=("label", "suggestion"))
 
     def _found_box(self, error: LabelError) -> tuple[float, float, float, float, float]:
         height, width = self.shape(error.image)
@@ -220,11 +221,13 @@ class LabelReview:
             boxes, texts = [error.given_xyxy, error.found_xyxy], [given, found]
             if error.kind in (CLASS, SPURIOUS):  # one box, which the label has drawn
                 boxes, texts = [error.given_xyxy], [f"{given}, {found}"]
+            # the label's line is solid, that of the model dashed
             shown = [(box, text, k) for k, (box, text) in enumerate(zip(boxes, texts, strict=True)) if box]
             corners = np.array([box for box, _, _ in shown])
             colors = [DRAWN_COLORS[k] for _, _, k in shown]
             folder.mkdir(parents=True, exist_ok=True)
-            drawn = draw_boxes(image, corners, [text for _, text, _ in shown], colors)
+            dashed = [k == 1 for _, _, k in shown]
+            drawn = draw_boxes(image, corners, [text for _, text, _ in shown], colors, dashed=dashed)
             save_image(folder / f"{number:03} {error.kind}.jpg", drawn, quality=90)
 
 

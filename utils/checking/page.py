@@ -14,7 +14,7 @@ from utils.checking.findings import LEVELS, Example, Finding
 from utils.checking.scan import ScannedData, ScannedSplit
 from utils.datasets.splits import label_sizes
 from utils.output.pages.page import MAX_PAGE_BYTES, write_page
-from utils.output.pages.thumbnails import Thumbnail, make_thumbnail
+from utils.output.pages.thumbnails import ROLES, Thumbnail, make_thumbnail
 from utils.parallel_map import parallel_map
 
 TITLES = {"error": "errors", "warning": "warnings", "note": "notes"}
@@ -55,6 +55,7 @@ def write_check_page(file: Path, data: ScannedData, findings: Sequence[Finding],
         "imgsz": data.imgsz,
         "verdict": _verdict(findings),
         "levels": levels,
+        "roles": ROLES,
         "splits": [_describe_split(split, data.imgsz) for split in data.splits.values()],
         "classes": _class_rows(data),
     }
@@ -72,7 +73,13 @@ def _verdict(findings: Sequence[Finding]) -> str:
 
 def _describe(finding: Finding, shown: list[ShownExample], places: list[str]) -> dict[str, Any]:
     figures = [(name, _number(value)) for name, value in finding.figures.items()]
-    return {**vars(finding), "examples": shown, "places": places, "figures": figures}
+    return {**vars(finding), "examples": shown, "places": places, "figures": figures, "legend": _legend(shown)}
+
+
+def _legend(shown: list[ShownExample]) -> dict[str, str]:
+    """Return the roles of the boxes, in words by their name. Labels alone need no legend."""
+    found = {box.role for example in shown for thumbnail in example.thumbnails for box in thumbnail.boxes}
+    return {role: words for role, words in ROLES.items() if role in found} if found - {"label"} else {}
 
 
 def _number(value: float | str) -> str:
@@ -122,7 +129,8 @@ def _show_chunk(
 
 def _show(example: Example, names: Mapping[int, str]) -> ShownExample | None:
     """Return an example with its images, None if its own cannot be read."""
-    first = make_thumbnail(example.image, example.boxes, names, cut=example.line > 0)
+    is_one = example.line > 0 or bool(example.roles)  # box, and not all of an image
+    first = make_thumbnail(example.image, example.boxes, names, roles=example.roles, cut=is_one)
     if first is None:
         return None
     beside = make_thumbnail(example.beside, (), names) if example.beside else None

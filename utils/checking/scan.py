@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.checking.findings import Box, Example, Finding
+from utils.checking.findings import Box, Example, Finding, Role
 from utils.console import info
 from utils.datasets.annotation_source import AnnotationSource, find_sources
 from utils.datasets.image_files import label_path
@@ -49,7 +49,8 @@ class ScannedSplit:
         boxes = tuple(_as_box(self.index.labels[one]) for one in (label, *others))
         file, lines = self.label_file(path), self._lines(image)
         position = label - int(self.index.offsets[image])
-        return Example(file, lines[position] if lines else 0, detail, image=path, boxes=boxes)
+        roles: tuple[Role, ...] = ("label", *("other" for _ in others))
+        return Example(file, lines[position] if lines else 0, detail, image=path, boxes=boxes, roles=roles)
 
     def label_file(self, path: str) -> str:
         """Return the file that holds the labels of an image: the image itself if they are in one file for all."""

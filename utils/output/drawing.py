@@ -5,7 +5,7 @@ Letters: B batch, H W rows and columns, T targets, N detections.
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import cv2
@@ -30,6 +30,7 @@ BGR = tuple[int, int, int]
 
 NEARLY_WHITE = 220  # lightness above which lines need an outline to be visible on bright images
 OUTLINE = (60, 60, 60)
+DASH = 4  # length of a dash, by the width of the line
 
 MAX_SIDE = 1920  # pixels of a grid of images
 MIN_SIDE = 1000  # small images are enlarged towards it, up to fourfold
@@ -52,10 +53,12 @@ def draw_boxes(
     *,
     line_width: int | None = None,
     font_size: int | None = None,
+    dashed: Sequence[bool] = (),
 ) -> np.ndarray:
     """Return a copy of an image, as BGR uint8 (H, W, 3), with boxes (N, 4) in pixels and a label on each.
 
-    "" draws no label. All boxes are drawn before all labels, later boxes on top: pass the lowest score first.
+    "" draws no label. `dashed` says which of the first boxes have dashed lines.
+    All boxes are drawn before all labels, later boxes on top: pass the lowest score first.
     """
     canvas = np.array(displayable(image), order="C")
     height, width = canvas.shape[:2]
@@ -63,14 +66,30 @@ def draw_boxes(
     font_size = font_size or max(round(line_width * 6), 12)
     limit = np.array([width, height, width, height], dtype=np.float64)
     corners = np.clip(as_array(boxes_xyxy).reshape(-1, 4).astype(np.float64), 0, limit - 1).round().astype(int)
-    for (x1, y1, x2, y2), index in zip(corners.tolist(), classes, strict=True):
+    all_dashed = [*dashed, *[False] * (len(corners) - len(dashed))]
+    for (x1, y1, x2, y2), index, is_dashed in zip(corners.tolist(), classes, all_dashed, strict=True):
+        draw = partial(_dashed_rectangle, dash=DASH * line_width) if is_dashed else cv2.rectangle
         if lightness(color(index)) > NEARLY_WHITE:
-            cv2.rectangle(canvas, (x1, y1), (x2, y2), OUTLINE, line_width + 2)
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), color(index), line_width)
+            draw(canvas, (x1, y1), (x2, y2), OUTLINE, line_width + 2)
+        draw(canvas, (x1, y1), (x2, y2), color(index), line_width)
     for (x1, y1, _, _), label, index in zip(corners.tolist(), labels, classes, strict=True):
         if label:
             _draw_label(canvas, label, x1 - line_width // 2, y1, font_size, color(index))
     return canvas
+
+
+def _dashed_rectangle(
+    image: np.ndarray, low: tuple[int, int], high: tuple[int, int], ink: BGR, width: int, *, dash: int
+) -> None:
+    """Draw a dashed rectangle into `image` itself, with whole dashes at the corners."""
+    (x1, y1), (x2, y2) = low, high
+    corners = [(x1, y1), (x2, y1), (x2, y2), (x1, y2)]
+    for start, end in zip(corners, corners[1:] + corners[:1]):
+        length = max(abs(end[0] - start[0]), abs(end[1] - start[1]))
+        dashes = max(round((length / dash + 1) / 2), 2)  # and one gap less, all of equal length
+        stops = np.linspace(start, end, 2 * dashes).round().astype(int).tolist()
+        for first, last in zip(stops[::2], stops[1::2]):
+            cv2.line(image, first, last, ink, width)
 
 
 def crop_with_margin(image: np.ndarray, box_xyxy: Sequence[float]) -> np.ndarray:

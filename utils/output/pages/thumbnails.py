@@ -16,6 +16,8 @@ SMALL_BOX = 1 / 12  # of the image's longer side; the image is cut around a smal
 MARGIN = 6  # times the longer side of that box
 DARK = 140  # lightness
 MIN_CUT = 48  # pixels of the image
+MAX_DESCRIBED = 6  # boxes that are named one by one
+ROLES = {"label": "label", "other": "other label", "suggestion": "suggested box"}  # in words
 
 Box = tuple[float, float, float, float, float]  # class, cx, cy, w, h in 0…1
 
@@ -28,6 +30,7 @@ class DrawnBox(NamedTuple):
     width: float
     height: float
     name: str
+    role: str  # "label" has a solid line; the style sheet has the others
     color: str  # CSS
     halo: str  # CSS, of the line around it: light if the color is dark
 
@@ -42,13 +45,25 @@ class Thumbnail(NamedTuple):
     is_cut: bool
 
     @property
+    def description(self) -> str:
+        """The boxes in words, for screen readers: those of few, the number of many."""
+        if len(self.boxes) > MAX_DESCRIBED:
+            return f"{len(self.boxes)} boxes"
+        return ", ".join(f"{ROLES[box.role]}: {box.name}" for box in self.boxes) or "no boxes"
+
+    @property
     def size(self) -> int:
         """Bytes that it takes in a page, about."""
-        return len(self.uri) + 200 * len(self.boxes)
+        return len(self.uri) + 300 * len(self.boxes)
 
 
-def make_thumbnail(path: str, boxes: Sequence[Box], names: Mapping[int, str], *, cut: bool = False) -> Thumbnail | None:
-    """Return a thumbnail of an image file, None if it cannot be read. `cut` shows the first box from near if small."""
+def make_thumbnail(
+    path: str, boxes: Sequence[Box], names: Mapping[int, str], *, roles: Sequence[str] = (), cut: bool = False
+) -> Thumbnail | None:
+    """Return a thumbnail of an image file, None if it cannot be read. `cut` shows the first box from near if small.
+
+    `roles` are those of the first boxes. The others are labels.
+    """
     try:
         image = read_image(path)
     except UserError:
@@ -60,7 +75,11 @@ def make_thumbnail(path: str, boxes: Sequence[Box], names: Mapping[int, str], *,
     shape = max(1, round(part.shape[0] * scale)), max(1, round(part.shape[1] * scale))
     small = resize_to(part, shape, smooth=True)
     encoded = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
-    drawn = [_draw(box, (left, top, right, bottom), (width, height), names) for box in boxes]
+    all_roles = [*roles, *["label"] * (len(boxes) - len(roles))]
+    drawn = [
+        _draw(box, role, (left, top, right, bottom), (width, height), names)
+        for box, role in zip(boxes, all_roles, strict=True)
+    ]
     return Thumbnail(
         uri="data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode(),
         width=shape[1],
@@ -71,20 +90,21 @@ def make_thumbnail(path: str, boxes: Sequence[Box], names: Mapping[int, str], *,
 
 
 def _part_around(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
-    """Return left, top, right, bottom in pixels of the part to show."""
+    """Return left, top, right, bottom in pixels of the part to show. It has the shape of the image."""
     _, cx, cy, w, h = box
     longer = max(w * width, h * height)
     if longer > SMALL_BOX * max(width, height):
         return 0, 0, width, height
     side = int(max(MARGIN * longer, MIN_CUT))
-    cut_w, cut_h = min(side, width), min(side, height)
+    scale = min(side / min(width, height), 1)
+    cut_w, cut_h = round(width * scale), round(height * scale)
     left = int(np.clip(cx * width - cut_w / 2, 0, width - cut_w))
     top = int(np.clip(cy * height - cut_h / 2, 0, height - cut_h))
     return left, top, left + cut_w, top + cut_h
 
 
 def _draw(
-    box: Box, part: tuple[int, int, int, int], size: tuple[int, int], names: Mapping[int, str]
+    box: Box, role: str, part: tuple[int, int, int, int], size: tuple[int, int], names: Mapping[int, str]
 ) -> DrawnBox | None:
     """Return a box in 0…1 of a part of the image (left, top, right, bottom in pixels), None if it lies outside."""
     class_id, cx, cy, w, h = box
@@ -98,6 +118,7 @@ def _draw(
     return DrawnBox(
         *(round(float(value), 4) for value in (*low, *(high - low))),
         name=class_name(names, int(class_id)),
+        role=role,
         color=f"#{red:02x}{green:02x}{blue:02x}",
         halo="#fff" if lightness((blue, green, red)) < DARK else "#000",
     )
