@@ -36,6 +36,10 @@ def test_a_small_box_is_shown_from_near_and_stays_in_its_place(image):
     (box,) = made.boxes
     assert (box.left, box.width) == (0, round(8 / 96, 4)) and box.top == pytest.approx(20 / 48, abs=1e-3)
     assert not make_thumbnail(image, [(0, 0.5, 0.5, 0.5, 0.5)], NAMES, cut=True).is_cut
+    pair = make_thumbnail(image, [(0, 0.45, 0.5, 0.02, 0.04), (0, 0.55, 0.5, 0.02, 0.04)], NAMES, cut=True)
+    left, right = pair.boxes  # 48 px from end to end, in the middle of a part of 384 px
+    assert pair.is_cut and left.left == pytest.approx(0.4375, abs=2e-3)
+    assert right.left + right.width == pytest.approx(0.5625, abs=2e-3)
 
 
 def test_the_boxes_are_described_in_words_with_their_role(image):

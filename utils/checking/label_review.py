@@ -221,6 +221,8 @@ class LabelReview:
             boxes, texts = [error.given_xyxy, error.found_xyxy], [given, found]
             if error.kind in (CLASS, SPURIOUS):  # one box, which the label has drawn
                 boxes, texts = [error.given_xyxy], [f"{given}, {found}"]
+            if error.kind == SHIFTED:  # one text: two would cover each other
+                texts = [f"{given} (solid), {found} (dashed)", ""]
             # the label's line is solid, that of the model dashed
             shown = [(box, text, k) for k, (box, text) in enumerate(zip(boxes, texts, strict=True)) if box]
             corners = np.array([box for box, _, _ in shown])

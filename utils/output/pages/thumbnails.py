@@ -12,8 +12,8 @@ from utils.images.read import read_image, resize_to
 from utils.output.drawing import PALETTE, class_name, lightness
 
 LONG_SIDE, QUALITY = 240, 70  # of a thumbnail: pixels, JPEG quality
-SMALL_BOX = 1 / 12  # of the image's longer side; the image is cut around a smaller box
-MARGIN = 6  # times the longer side of that box
+SMALL_BOX = 1 / 5  # of the image's longer side; the image is cut around smaller boxes
+MARGIN = 4  # times their longer side
 DARK = 140  # lightness
 MIN_CUT = 48  # pixels of the image
 MAX_DESCRIBED = 6  # boxes that are named one by one
@@ -60,7 +60,7 @@ class Thumbnail(NamedTuple):
 def make_thumbnail(
     path: str, boxes: Sequence[Box], names: Mapping[int, str], *, roles: Sequence[str] = (), cut: bool = False
 ) -> Thumbnail | None:
-    """Return a thumbnail of an image file, None if it cannot be read. `cut` shows the first box from near if small.
+    """Return a thumbnail of an image file, None if it cannot be read. `cut` shows the boxes from near if small.
 
     `roles` are those of the first boxes. The others are labels.
     """
@@ -69,7 +69,7 @@ def make_thumbnail(
     except UserError:
         return None
     height, width = image.shape[:2]
-    left, top, right, bottom = _part_around(boxes[0], width, height) if cut and boxes else (0, 0, width, height)
+    left, top, right, bottom = _part_around(boxes, width, height) if cut and boxes else (0, 0, width, height)
     part = image[top:bottom, left:right]
     scale = LONG_SIDE / max(part.shape[:2])
     shape = max(1, round(part.shape[0] * scale)), max(1, round(part.shape[1] * scale))
@@ -89,9 +89,11 @@ def make_thumbnail(
     )
 
 
-def _part_around(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+def _part_around(boxes: Sequence[Box], width: int, height: int) -> tuple[int, int, int, int]:
     """Return left, top, right, bottom in pixels of the part to show. It has the shape of the image."""
-    _, cx, cy, w, h = box
+    centers, halves = np.array(boxes)[:, 1:3], np.array(boxes)[:, 3:] / 2
+    low, high = (centers - halves).min(0), (centers + halves).max(0)
+    (cx, cy), (w, h) = (low + high) / 2, high - low
     longer = max(w * width, h * height)
     if longer > SMALL_BOX * max(width, height):
         return 0, 0, width, height
