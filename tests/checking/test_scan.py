@@ -9,6 +9,7 @@ from utils.checking.box_pairs import check_box_pairs
 from utils.checking.file_names import check_label_files
 from utils.checking.scan import label_lines
 from utils.checking.skipped import check_skipped
+from utils.datasets.label_cache import cache_file
 from utils.errors import UserError
 
 ROW = "0 .5 .5 .2 .2\n"
@@ -22,7 +23,9 @@ def test_splits_with_the_same_images_are_scanned_once(tmp_path):
 def test_classes_beyond_the_names_do_not_end_the_scan_and_leave_no_cache(tmp_path):
     data = scan_rows(tmp_path, ROW, "7 .5 .5 .2 .2\n")
     assert data.splits["train"].index.labels[:, 0].tolist() == [0, 7]
-    assert not list(tmp_path.rglob("*.cache"))
+    assert not cache_file([tmp_path / "images/train"]).exists()
+    scan_rows(tmp_path, ROW, ROW)
+    assert cache_file([tmp_path / "images/train"]).exists()  # of rows that training accepts
 
 
 def test_a_split_without_a_usable_image_leaves_the_others(tmp_path):
