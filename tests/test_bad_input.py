@@ -104,14 +104,16 @@ def write(file: str, content: dict | str | bytes) -> str:
 
 
 @READERS
-@pytest.mark.parametrize("data, needle", [
-    ("absent.yaml", "--data absent.yaml: no such data set YAML"),
-    ("data/labels/train/0.txt", "--data data/labels/train/0.txt: no such data set YAML"),
-])  # fmt: skip
-def test_file_that_is_no_data_set_yaml(place, program, data, needle):
-    message = find_mistake(place, program, "--data", data)
-    assert message.startswith(needle)
+def test_an_absent_data_set_yaml(place, program):
+    message = find_mistake(place, program, "--data", "absent.yaml")
+    assert message.startswith("--data absent.yaml: no such data set YAML")
     assert message.endswith(f"looked in {place}, {place / 'data'}, {ROOT}, {ROOT / 'data'}")
+
+
+@READERS
+def test_a_file_that_is_no_data_set(place, program):
+    message = find_mistake(place, program, "--data", "data/labels/train/0.txt")
+    assert message.startswith("--data data/labels/train/0.txt: this file is no data set. Give a data set YAML")
 
 
 @READERS
