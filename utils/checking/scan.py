@@ -47,7 +47,8 @@ class ScannedSplit:
         image = int(self.image_ids[label])
         path = self.index.paths[image]
         boxes = tuple(_as_box(self.index.labels[one]) for one in (label, *others))
-        file, lines = self.label_file(path), self._lines(image)
+        file = self.label_file(path)
+        lines = self._lines(image) if file == label_path(path) else []
         position = label - int(self.index.offsets[image])
         roles: tuple[Role, ...] = ("label", *("other" for _ in others))
         return Example(file, lines[position] if lines else 0, detail, image=path, boxes=boxes, roles=roles)
