@@ -85,6 +85,15 @@ def test_a_division_is_kept_in_the_cache_and_said(root, capsys):
     assert not root.exists()
 
 
+def test_a_set_that_has_grown_much_is_warned_of(root, capsys):
+    Division(0.8).divide(paths_of(root, *MANY[:10]), root)
+    Division(0.8).divide(paths_of(root, *MANY[:19]), root)
+    assert not capsys.readouterr().err
+    parts = Division(0.8).divide(paths_of(root, *MANY), root)
+    assert len(parts.val) == 2
+    assert "WARNING: --split 0.8: few images are left to validate on. Delete" in capsys.readouterr().err
+
+
 def test_that_of_a_run_counts_more_than_the_cache_and_moves_with_the_data(root, tmp_path):
     paths, run = paths_of(root, *MANY), tmp_path / "run"
     run.mkdir()

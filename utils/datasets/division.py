@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from utils.console import info
+from utils.console import info, warn
 from utils.datasets.label_cache import digest, user_cache_folder
 from utils.datasets.label_index import LabelIndex
 from utils.datasets.sequences import Sequences, group_by_sequence
@@ -24,6 +24,7 @@ from utils.files import atomic_write, read_regular
 
 FILE_NAME = "split.json"  # in a run folder
 LONGEST = 0.05  # share of the images: a longer sequence is cut, so that one video can be divided
+FEW = 0.5  # of the share to validate on; less is left where a set has grown or shrunk
 MAX_KEPT_BYTES = 1 << 30
 
 
@@ -92,6 +93,8 @@ class Division:
                 changed = len(names) - content["images"]
                 note = f" ({changed:+} images since then: new ones are trained on)" if changed else ""
                 info(f"{_summary(content['split'], is_val)}, as kept in {file}{note}")
+                if is_val.sum() < FEW * (1 - self.share) * len(names) and file == cached:
+                    warn(f"--split {self}: few images are left to validate on. Delete {file} to draw anew")
                 return is_val
         sequences = group_by_sequence(paths)
         is_val = draw_groups(_cut(sequences), self.share, self.seed)
