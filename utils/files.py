@@ -282,7 +282,7 @@ def read_yaml(path: str | Path) -> dict:
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
             raise UserError(f"{path}: {path.stat().st_size} bytes is too large for a YAML configuration file")
-        content = _load_yaml(_decode_yaml(retry_reading(path.read_bytes)))
+        content = _load_yaml(_decode_yaml(retry_reading(lambda: read_regular(path, MAX_YAML_BYTES))))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     except (

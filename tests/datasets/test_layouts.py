@@ -1,6 +1,9 @@
 """Folders as labelling tools, exports and archives leave them: what is recognised as which split, and what is not."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from small_splits import write_image
@@ -9,6 +12,7 @@ from utils.datasets.labels import load_split
 from utils.datasets.layouts import find_layout
 from utils.datasets.locate import locate_dataset, read_dataset
 from utils.errors import UserError
+from utils.files import ROOT
 
 LABEL = "1 .5 .5 .5 .5\n"
 COCO = json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]})
@@ -239,3 +243,24 @@ def test_another_file_is_no_data_set(name, message, tmp_path):
     write(tmp_path, {**pairs("shots"), "archive.zip": "PK"})
     with pytest.raises(UserError, match=message):
         read_dataset(str(tmp_path / name))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_among_the_files_is_never_opened(tmp_path):
+    folders = []
+    for name in ("x.json", "x.xml", "x.yaml", "x.txt", "data.yaml", "obj.data"):
+        folders.append(write(tmp_path / name.replace(".", "_"), {**pairs("shots"), **NAMES}))
+        os.mkfifo(folders[-1] / name)
+    program = """
+import sys
+from utils.datasets.locate import read_dataset
+for folder in sys.argv[1:]:
+    try:
+        read_dataset(folder, required=["train"])
+    except ValueError as error:
+        print(error)
+"""
+    command = [sys.executable, "-c", program, *map(str, folders)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=True)
+    yaml, data = done.stdout.splitlines()
+    assert "data.yaml: cannot be read: not a regular file" in yaml and "obj.data: cannot be read as text" in data

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from utils.datasets.image_files import is_image, walk_files
 from utils.errors import UserError
-from utils.files import read_regular
+from utils.files import open_regular, read_regular
 from utils.images.suffixes import IMAGE_SUFFIXES
 
 DESCRIPTIONS = {".yaml", ".yml", ".json", ".data", ".names", ".labels"}
@@ -23,6 +23,7 @@ WORDS = {
 }
 MANY_LABELS = 100  # in a folder that are named like a split: no list of images is looked for among more
 MAX_START = 1 << 20  # bytes of a file that show what it is
+MAX_FILE_BYTES = 1 << 40  # of a file whose start is read
 
 
 @dataclass
@@ -87,9 +88,9 @@ def is_coco(file: Path) -> bool:
     """Return whether a JSON probably is a COCO file with annotations, by its start if it is large."""
     try:
         if file.stat().st_size <= MAX_START:
-            data = json.loads(file.read_text(encoding="utf-8-sig"))
+            data = json.loads(read_regular(file, MAX_START).decode("utf-8-sig"))
             return isinstance(data, dict) and isinstance(data.get("images"), list) and "annotations" in data
-        with file.open("rb") as opened:
+        with open_regular(file, MAX_FILE_BYTES) as opened:
             start = opened.read(MAX_START)
     except (OSError, ValueError, RecursionError):
         return False
@@ -102,7 +103,7 @@ def is_coco(file: Path) -> bool:
 def is_voc(file: Path) -> bool:
     """Return whether an XML file probably is a Pascal VOC annotation of one image."""
     try:
-        with file.open("rb") as opened:
+        with open_regular(file, MAX_FILE_BYTES) as opened:
             return re.search(rb"<([\w.-]+:)?annotation[\s>]", opened.read(4096)) is not None
     except OSError:
         return False
@@ -116,7 +117,7 @@ def _try_list(file: Path, folder: str, tried: Counter[str]) -> bool:
 def is_list(file: Path) -> bool:
     """Return whether the first line of a text file is the path of an image."""
     try:
-        with file.open("rb") as opened:
+        with open_regular(file, MAX_FILE_BYTES) as opened:
             line = opened.readline(8192).decode("utf-8-sig", "surrogateescape").strip()
     except OSError:
         return False
