@@ -94,7 +94,7 @@ class Division:
                 note = f" ({changed:+} images since then: new ones are trained on)" if changed else ""
                 info(f"{_summary(content['split'], is_val)}, as kept in {file}{note}")
                 if is_val.sum() < FEW * (1 - self.share) * len(names) and file == cached:
-                    warn(f"--split {self}: few images are left to validate on. Delete {file} to draw anew")
+                    warn(f"--split {self}: few images are left to validate on. Delete {file} to draw again")
                 return is_val
         sequences = group_by_sequence(paths)
         is_val = draw_groups(_cut(sequences), self.share, self.seed)

@@ -104,7 +104,7 @@ def is_voc(file: Path) -> bool:
     """Return whether an XML file probably is a Pascal VOC annotation of one image."""
     try:
         with open_regular(file, MAX_FILE_BYTES) as opened:
-            return re.search(rb"<([\w.-]+:)?annotation[\s>]", opened.read(4096)) is not None
+            return re.search(rb"<([\w.-]+:)?annotation[\s/>]", opened.read(4096)) is not None
     except OSError:
         return False
 
