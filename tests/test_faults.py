@@ -407,7 +407,7 @@ def test_several_processes_save_before_they_validate(monkeypatch, processes, ext
         distributed=group,
         options=options,
         ema=SimpleNamespace(ema=None),
-        autocast=None,
+        validation_autocast=None,
         val_loader=None,
         loss=None,
         data=SimpleNamespace(names={}),
@@ -472,7 +472,7 @@ def test_a_signal_ends_a_validation_between_two_batches(tiny_data, tiny_cfg, tmp
         distributed=group,
         options=options,
         ema=SimpleNamespace(ema=None),
-        autocast=None,
+        validation_autocast=None,
         val_loader=None,
         loss=None,
         data=SimpleNamespace(names={}, spec=SimpleNamespace(is_coco=False)),
@@ -853,7 +853,7 @@ def test_the_batch_to_try_is_smaller_and_fits_the_processes(batch, shares, advic
 
 def test_the_batch_is_found_at_the_largest_size_that_is_trained(tiny_data, tiny_cfg, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(startup, "find_batch_size", lambda model, imgsz, autocast: seen.append(imgsz) or 8)
+    monkeypatch.setattr(startup, "find_batch_of_each", lambda model, imgsz, autocast, device: seen.append(imgsz) or 8)
     for extra in ([], ["--multi-scale"]):
         train.main([*arguments(tiny_data, tiny_cfg, tmp_path, "--batch-size", "-1", *extra, epochs=1)])
     drawn = {multi_scale_size(np.random.default_rng(seed), 64, 32) for seed in range(200)}

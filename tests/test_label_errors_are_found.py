@@ -67,8 +67,9 @@ def spoiled(tiny_data, tmp_path, monkeypatch):
         Path(label_path(files[name])).write_text(
             "".join(f"{int(row[0])} {' '.join(map(str, row[1:]))}\n" for row in rows)
         )
-    oracle = Oracle(right)
+    oracle, planned = Oracle(right), check.planned_anchors
     monkeypatch.setattr(check, "open_predictor", lambda options, weights: oracle)
+    monkeypatch.setattr(check, "planned_anchors", lambda weights: planned([]))  # there is no file
     return SimpleNamespace(data=folder / "tiny.yaml", files=[files[name] for name in whole[:4]], oracle=oracle)
 
 

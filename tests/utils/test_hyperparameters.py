@@ -1,6 +1,7 @@
 """Keys of a hyperparameter file: each does what its name says, and nothing else."""
 
 from dataclasses import fields
+from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
@@ -22,6 +23,7 @@ from utils.loading.loader import LoadSettings, make_loader
 from utils.optim import set_rates
 from utils.schedule import Schedule
 from utils.training.loaders import build_loaders
+from utils.training.run import Run
 from utils.training.startup import checks_anchors
 from utils.training.state import make_ema, make_optimizer
 
@@ -181,6 +183,7 @@ def sizes(**changes) -> list[int]:
         distributed=SimpleNamespace(device=torch.device("cpu")),
         autocast=None,
     )
+    run.resize_factor = partial(Run.resize_factor, run)
     images, found = torch.zeros(1, 3, 128, 128, dtype=torch.uint8), []
     for epoch in range(10):
         run.progress = SimpleNamespace(epoch=epoch, iteration=100 * epoch)
