@@ -8,7 +8,7 @@ from utils.errors import silence_ctrl_c_during_imports
 silence_ctrl_c_during_imports(__name__)
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +22,9 @@ from utils import console
 from utils.autobatch import advice_on_memory
 from utils.cli import Arguments, Flags, detect_command, flag, parse_flags, read_flags
 from utils.datasets.division import Division
-from utils.datasets.label_index import LabelIndex
 from utils.datasets.labels import load_split
 from utils.datasets.locate import locate_dataset
-from utils.datasets.spec import DatasetSpec
-from utils.detector import InferenceModel, name_difference
+from utils.detector import InferenceModel
 from utils.device import cores_for_loading, describe_device, select_device, set_current_device, tune_malloc
 from utils.download import fetch_typed
 from utils.errors import UserError
@@ -43,10 +41,12 @@ from utils.inference.open_model import open_model
 from utils.inference.reporting import ConsoleTable, DetectionFiles, Drawings, ValidationBar
 from utils.inference.runtime import RuntimeSettings
 from utils.inference.speed import describe_speed
+from utils.inference.subject import Subject, find_annotations, require_same_classes, warm_up
+from utils.inference.val_result import ValResult, describe_results
 from utils.loading.loader import Loader, LoadSettings, explained_worker_errors, make_loader
 from utils.loading.sampler import BatchSettings
 from utils.metrics import Metrics
-from utils.output.json_documents import describe_validation, to_line
+from utils.output.json_documents import to_line
 from utils.output.plots import plot_study
 from utils.output.plotter import Plotter
 from utils.output.prediction_files import COCO_IDS, CocoWriter, TextWriter
@@ -124,36 +124,6 @@ class ValOptions:
         return NmsSettings(self.conf_thres, self.iou_thres, self.max_det, multi_label=True, hybrid=self.save_hybrid)
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A model and the images to measure it on."""
-
-    weights: list[Path]
-    model: InferenceModel
-    spec: DatasetSpec
-    split: str
-    index: LabelIndex
-    names: Mapping[int, str]
-
-
-@dataclass(frozen=True)
-class ValResult:
-    """Result of a validation. It unpacks as `(P, R, mAP50, mAP50-95, box, obj, cls), maps, (ms, ms, ms)`."""
-
-    metrics: Metrics
-    save_dir: Path
-
-    def __iter__(self) -> Iterator[tuple[float, ...] | np.ndarray]:
-        """Yield the summary, the mAP50-95 of each class (C,), and the milliseconds per image of the three parts."""
-        m, speed = self.metrics, self.metrics.speed
-        yield (m.precision, m.recall, m.map50, m.map, *m.losses)
-        yield m.maps
-        yield (speed.preprocess, speed.inference, speed.nms)
-
-    def __getitem__(self, index: int) -> tuple[float, ...] | np.ndarray:
-        return tuple(self)[index]
-
-
 def parse_opt() -> Flags:
     """Return all flags of the command line, for `main`."""
     return parse_flags(ValOptions, **PROGRAM)
@@ -192,16 +162,8 @@ def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.de
     # The model is first: damaged weights cost no download.
     division = Division.parse(options.split, run_folder_of(weights[0]))
     spec = locate_dataset(options.data, division=division, required=(options.measured,))
-    if model.num_classes != spec.num_classes and not options.single_cls:
-        raise UserError(
-            f"{weights[0]} has {model.num_classes} classes, {spec.file} names {spec.num_classes}. "
-            "Give the data set that the model was trained with: --data"
-        )
-    if not options.single_cls and (difference := name_difference(model.names, spec.names)):
-        console.warn(
-            f"{weights[0]} and {spec.file} name their classes differently: {difference}. Each is measured as the class "
-            "of its number. Give the data set that the model was trained with: --data"
-        )
+    if not options.single_cls:
+        require_same_classes(model, spec, weights[0])
     spec = spec.with_pixels(model.pixels, of=weights[0])
     index = load_split(spec, options.measured, single_cls=options.single_cls)
     return Subject([*weights], model, spec, options.measured, index, {0: "item"} if options.single_cls else spec.names)
@@ -251,12 +213,6 @@ def input_shape(options: ValOptions, model: InferenceModel) -> tuple[int, int]:
     return size, size
 
 
-@torch.no_grad()
-def warm_up(model: InferenceModel, shape: tuple[int, int]) -> None:
-    """Run the model once: the first pass on a GPU is slow and must not be timed."""
-    model(torch.zeros(1, model.pixels.channels, *shape, device=model.device))
-
-
 def open_loader(options: ValOptions, subject: Subject, size: int) -> Loader:
     """Return the loader of a split, of rectangular batches unless speeds are compared or the input is fixed."""
     device, fixed = subject.model.device, subject.model.fixed_shape
@@ -271,20 +227,6 @@ def open_loader(options: ValOptions, subject: Subject, size: int) -> Loader:
             workers=options.workers, cores=cores_for_loading(device), pin_memory=device.type == "cuda"
         ),
     )
-
-
-def find_annotations(subject: Subject) -> Path | None:
-    """Return the COCO ground truth of the split or beside the data set, None if there is none.
-
-    Beside it is instances_<name>.json in the root of the data set or its annotations/. The name is that of the split,
-    or of its folder or list.
-    """
-    root, sources = subject.spec.root, subject.spec.sources(subject.split)
-    if len(sources) == 1 and sources[0].suffix == ".json":
-        return sources[0]
-    stems = [subject.split, *(Path(source).stem for source in sources)]
-    candidates = [folder / f"instances_{stem}.json" for folder in (root, root / "annotations") for stem in stems]
-    return next((file for file in candidates if file.is_file()), None)
 
 
 def open_coco_writer(options: ValOptions, subject: Subject) -> CocoWriter:
@@ -426,24 +368,10 @@ def measure_models(
         found = validate(options, build_subject(options, weights, device), watching)
     console.result(f"Next: {detect_command(weights, [options.imgsz])}")
     if options.json:
-        console.data(to_line(describe_results(found, options, weights)))
+        sizes = STUDY_SIZES if options.task == "study" else [options.imgsz]
+        settings = {"task": options.task, "data": options.data, "split": options.measured}
+        console.data(to_line(describe_results(found, weights, sizes, **settings)))
     return found
-
-
-def describe_results(
-    found: ValResult | list[Metrics], options: ValOptions, weights: Sequence[Path]
-) -> dict[str, object]:
-    """Return the document of `--json`: a result for each measurement, with its weights and size."""
-    sizes = STUDY_SIZES if options.task == "study" else [options.imgsz]
-    if isinstance(found, ValResult):
-        settings, folder, measured = [(list(weights), options.imgsz)], str(found.save_dir), [found.metrics]
-    else:
-        settings, folder, measured = [([file], size) for file in weights for size in sizes], None, found
-    results = [
-        describe_validation(files, size, metrics, data=options.data, split=options.measured)
-        for (files, size), metrics in zip(settings, measured, strict=True)
-    ]
-    return {"program": "val", "task": options.task, "save_dir": folder, "results": results}
 
 
 if __name__ == "__main__":
