@@ -190,7 +190,13 @@ def prepare_on_rank0(launch: Launch, distributed: Distributed, autocast: torch.d
             options, hyp, model, data, weights=weights, distributed=distributed, autocast=autocast
         )
     final = complete_options(
-        options, model, weights=weights, cfg=cfg, num_images=len(data.train), distributed=distributed, autocast=autocast
+        options,
+        model,
+        weights=weights,
+        cfg=cfg,
+        num_images=data.train.epoch_size,
+        distributed=distributed,
+        autocast=autocast,
     )
     if launch.checkpoint is None:
         carry_head_over(model, weights, hyp.head_rows)
@@ -555,7 +561,7 @@ def evolve_main(typed: dict[str, Any], observers: Sequence[object] = ()) -> Verd
     network = build_network(Launch(options))  # mistakes show before the search begins
     amp_dtype(options.amp, select_device(options.device)[0])
     data = load_checked(locate_images(network.dataset), single_cls=options.single_cls, fraction=options.evolve_fraction)
-    settled, hyp = settle_search(options, network.hyp, weights=network.weights, num_images=len(data.train))
+    settled, hyp = settle_search(options, network.hyp, weights=network.weights, num_images=data.train.epoch_size)
     installed_tools(options.log)  # the line for those that are not; the trainings log
     plan = make_plan(settled, script=Path(__file__), hyp=hyp, typed=options)
     if options.dry_run:

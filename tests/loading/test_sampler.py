@@ -1,8 +1,10 @@
 """Sampler: steps of an epoch, rect shapes, and image weights."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from small_split import SHAPES, epoch_of, loader_of
+from small_split import HYP, SHAPES, epoch_of, loader_of
 
 from utils.datasets.label_index import LabelIndex
 from utils.loading import image_cache
@@ -10,6 +12,7 @@ from utils.loading.sampler import (
     BatchSettings,
     GlobalBatchSampler,
     class_weights,
+    draw_images,
     image_weights,
     occurrence_index,
     rect_shapes,
@@ -112,3 +115,37 @@ def test_steps_per_epoch_are_those_of_the_loader(images, batch, quad, world_size
         world_size=world_size,
     )
     assert steps_per_epoch(images, batch, quad=quad, world_size=world_size) == len(sampler) == steps
+
+
+@pytest.mark.parametrize(
+    "draws, size",
+    [
+        ([1.0, 1.0, 1.0], 3),
+        ([1.0, 0.0, 0.5, 0.5], 2),  # one of the last two
+        ([2.25, 0.75, 1.5, 1.5], 6),
+        ([0.3, 0.3, 0.3], 1),  # 0.9, rounded
+        ([0.1, 0.1], 0),
+    ],
+)
+def test_epoch_draws_each_image_as_often_as_its_mean(draws, size):
+    mean, draws = np.zeros(len(draws)), np.array(draws)
+    for seed in range(2000):
+        images = draw_images(draws, np.random.default_rng(seed))
+        counts = np.bincount(images, minlength=len(draws))
+        assert len(images) == size and (np.diff(images) >= 0).all()
+        assert (counts >= np.floor(draws)).all() and (counts <= np.ceil(draws)).all()
+        mean += counts / 2000
+    np.testing.assert_allclose(mean, np.floor(draws) + draws % 1 * (size - np.floor(draws).sum()) / max(
+        (draws % 1).sum(), 1e-9), atol=0.05)  # fmt: skip
+
+
+def test_epoch_of_drawn_images_is_cut_into_the_same_batches_by_any_number_of_ranks(index):
+    drawn = replace(index, draws=np.array([1.0] * 5 + [0.5] * 6))
+    keys = [list(loader_of(drawn, batch_size=4, rank=rank, world_size=2, hyp=HYP).sampler) for rank in (0, 1)]
+    whole = list(loader_of(drawn, batch_size=4, hyp=HYP).sampler)
+    assert [a.indices + b.indices for a, b in zip(*keys)] == [key.indices for key in whole]
+    seen = [i for key in whole for i in key.indices]
+    assert len(whole) == len(loader_of(drawn, hyp=HYP)) == 2 and len(seen) == 8 == drawn.epoch_size
+    assert set(range(5)) < set(seen)
+    partners = {i for key in whole for row in key.mosaic_indices for i in row}
+    assert partners <= set(seen)  # mosaics are of the images that the epoch draws

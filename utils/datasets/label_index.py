@@ -54,9 +54,15 @@ class LabelIndex:
     # Regions of many or doubtful objects: no labels, and detections in them are neither correct nor wrong.
     ignored: np.ndarray = field(default_factory=lambda: NO_REGIONS[0])  # (K, 5) float32 like labels
     ignored_images: np.ndarray = field(default_factory=lambda: NO_REGIONS[1])  # (K,) int64 image of each, ascending
+    draws: np.ndarray | None = None  # (N,) float64 mean number of times that an epoch draws each image; None: once
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def epoch_size(self) -> int:
+        """Number of images that a training epoch draws."""
+        return len(self) if self.draws is None else round(float(self.draws.sum()))
 
     def boxes(self, i: int) -> np.ndarray:
         """Return the labels (n, 5) of image i: class, cx, cy, w, h."""

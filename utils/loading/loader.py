@@ -282,11 +282,11 @@ def make_loader(
     Without `hyp` every image is read exactly once over all ranks.
     """
     if batches.quad:
-        _check_quad(batch_size, len(index), world_size)
+        _check_quad(batch_size, index.epoch_size, world_size)
     training = hyp is not None
     sampler = GlobalBatchSampler(
         index.shapes,
-        batch_size=min(batch_size, len(index)),
+        batch_size=min(batch_size, index.epoch_size),
         imgsz=imgsz,
         stride=stride,
         settings=batches,
@@ -294,6 +294,7 @@ def make_loader(
         seed=seed,
         rank=rank,
         world_size=world_size,
+        draws=index.draws if training else None,
     )
     dataset = DetectionDataset(
         index,

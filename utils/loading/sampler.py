@@ -15,7 +15,7 @@ from utils.datasets.label_index import LabelIndex
 
 NUM_MOSAIC_INDICES = 7  # images that a sample may need besides its own: 3 of its mosaic, 4 of the one to mix in
 # Random streams besides those of the samples; the number keeps them apart.
-PURPOSES = {"order": 1, "weights": 2, "mosaic": 3, "quad": 4}
+PURPOSES = {"order": 1, "weights": 2, "mosaic": 3, "quad": 4, "draws": 5}
 
 
 def random_stream(seed: int, epoch: int, *numbers: int, purpose: str | None = None) -> np.random.Generator:
@@ -57,11 +57,11 @@ class BatchKey(NamedTuple):
     indices: list[int]  # (B,)
     occurrences: list[int]  # (B,) how often each index appeared earlier in this epoch
     shape: tuple[int, int]  # height, width
-    mosaic_indices: list[list[int]] | None  # (B, 7) drawn by image weights; without these, each sample draws its own
+    mosaic_indices: list[list[int]] | None  # (B, 7) drawn with the epoch's images; None: each sample draws its own
     is_padding: bool = False
 
     def mosaic_indices_of(self, k: int) -> list[int] | None:
-        """Return the mosaic indices of image k of the batch, if they were drawn by image weights."""
+        """Return the mosaic indices of image k of the batch, if they were drawn with the epoch's images."""
         return None if self.mosaic_indices is None else self.mosaic_indices[k]
 
 
@@ -95,7 +95,7 @@ def steps_per_epoch(num_images: int, batch_size: int, *, quad: bool, world_size:
 class GlobalBatchSampler(Sampler[BatchKey]):
     """Sampler over the batches of an epoch. It yields this rank's slice of each as a BatchKey.
 
-    `epoch`, `start_batch` and `weights` (N,) choose what the next iteration yields.
+    `epoch`, `start_batch` and `weights` (N,) choose what the next iteration yields. `draws` (N,) is that of LabelIndex.
     """
 
     def __init__(
@@ -110,9 +110,13 @@ class GlobalBatchSampler(Sampler[BatchKey]):
         seed: int,
         rank: int,
         world_size: int,
+        draws: np.ndarray | None = None,
     ) -> None:
-        self.num_images, self.batch_size, self.seed = len(shapes), batch_size, seed
+        self.draws = np.ones(len(shapes)) if draws is None else draws
+        self.draws_all = draws is None  # every image once
+        self.num_images, self.batch_size, self.seed = round(float(self.draws.sum())), batch_size, seed
         self.settings, self.training = settings, training
+        assert self.draws_all or not settings.has_rect_shapes, "rect batches hold every image once"
         self.rank, self.world_size = rank, world_size
         self.epoch, self.start_batch = 0, 0
         self.weights: np.ndarray | None = None
@@ -147,16 +151,17 @@ class GlobalBatchSampler(Sampler[BatchKey]):
         batches = np.arange(len(self.shapes))
         rng = random_stream(self.seed, self.epoch, purpose="weights" if weighted else "order")
         if weighted:
-            return rng.choice(self.num_images, self.num_images, p=_probabilities(self.weights)), batches
+            return rng.choice(len(self.draws), self.num_images, p=_probabilities(self.weights)), batches
         if self.rect_order is not None:
             return self.rect_order, rng.permutation(batches) if shuffle else batches
-        return rng.permutation(self.num_images) if shuffle else np.arange(self.num_images), batches
+        images = draw_images(self.draws, random_stream(self.seed, self.epoch, purpose="draws"))
+        return images[rng.permutation(self.num_images)] if shuffle else images, batches
 
     def __iter__(self) -> Iterator[BatchKey]:
         order, batches = self._epoch_order()
         occurrences = occurrence_index(order)
         mosaic_indices = None
-        if self.settings.image_weights:
+        if self.settings.image_weights or not self.draws_all:
             rng = random_stream(self.seed, self.epoch, purpose="mosaic")
             mosaic_indices = order[rng.integers(self.num_images, size=(self.num_images, NUM_MOSAIC_INDICES))]
         for number in batches[self.start_batch :].tolist():
@@ -172,6 +177,23 @@ class GlobalBatchSampler(Sampler[BatchKey]):
                     None if mosaic_indices is None else mosaic_indices[rows].tolist(),
                     is_padding=self.rank >= len(batch),
                 )
+
+
+def draw_images(draws: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the images of an epoch in ascending order, with image i draws[i] times on average.
+
+    Each epoch has round(sum of `draws`) images. Image i is among them draws[i] times, rounded down or up. This is
+    systematic sampling: the fractions are laid end to end in random order, and every whole number hits one of them.
+    """
+    counts = np.floor(draws).astype(np.int64)
+    fractions = draws - counts
+    total = round(float(draws.sum())) - int(counts.sum())
+    order = rng.permutation(np.flatnonzero(fractions))
+    if total:
+        ends = np.cumsum(fractions[order])
+        hit = np.searchsorted(ends, (rng.random() + np.arange(total)) * (ends[-1] / total), side="right")
+        counts[order] += np.bincount(hit.clip(max=len(order) - 1), minlength=len(order))
+    return np.repeat(np.arange(len(draws)), counts)
 
 
 def occurrence_index(values: np.ndarray) -> np.ndarray:

@@ -159,7 +159,7 @@ def complete_options(
 ) -> TrainOptions:
     """Return the final options, with weights, cfg, imgsz, batch_size, nbs and threads filled in.
 
-    `weights` and `cfg` are what the model was built from, `num_images` is the size of the training split.
+    `weights` and `cfg` are what the model was built from, `num_images` is the number that an epoch draws.
     """
     imgsz = round_imgsz(options.imgsz, model.size_multiple)
     batch_size = options.batch_size

@@ -55,7 +55,7 @@ def settle_run(
 
     A recipe chooses by the number of batches, and may change image sizes, and so the epochs that fit the time.
     """
-    speed, images = None, len(data.train)
+    speed, images = None, data.train.epoch_size
     if options.time:
         require_images(data)
         sized = complete_options(
