@@ -39,7 +39,7 @@ def test_a_split_is_the_same_in_all_programs_and_never_in_the_data(folder, tiny_
     assert kept["split"] == "0.75" and kept["images"] == 24 and len(kept["val"]) == 6
     assert "18 images to train on, 6 to validate on, drawn at random" in capsys.readouterr().out
 
-    shutil.rmtree(tmp_path / "home")  # another machine
+    (tmp_path / "home").rename(tmp_path / "away")  # another machine
     cv2.imwrite(str(folder / "added.png"), cv2.imread(str(folder / "0.png")))
     words = ["--data", str(folder), "--split", "0.75", "--weights", str(run / "weights/best.pt"), "--imgsz", "64"]
     val.main([*words, "--workers", "0", "--project", str(tmp_path / "val")])
@@ -52,6 +52,8 @@ def test_a_split_is_the_same_in_all_programs_and_never_in_the_data(folder, tiny_
     with pytest.raises(UserError, match="--resume keeps the split of"):
         train.main(["--resume", str(run), "--epochs", "3", "--split", "0.5"])
 
+    shutil.rmtree(tmp_path / "home", ignore_errors=True)
+    (tmp_path / "away").rename(tmp_path / "home")  # back on the first
     result = check.run(str(folder), split="0.75", project=str(tmp_path / "check"))
     document = json.loads((result.save_dir / "findings.json").read_text())
     assert {split["split"]: split["images"] for split in document["splits"]} == {"train": 18 + 1, "val": 6}

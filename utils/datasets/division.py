@@ -1,12 +1,14 @@
 """Division of one set of images into those to train on and those to validate on: `--split 0.8`.
 
-It is drawn once. A run keeps it in its folder, and a cache keeps it for other runs and programs. The data is only read.
+It is drawn once, so that both have images of each class.
+A run keeps it in its folder, and a cache keeps it for other runs and programs. The data is only read.
 """
 
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from utils.console import info, warn
 from utils.datasets.label_cache import digest, user_cache_folder
 from utils.datasets.label_index import LabelIndex
 from utils.datasets.sequences import Sequences, group_by_sequence
+from utils.datasets.stratification import classes_of_images, draw_groups
 from utils.datasets.subset import take_images
 from utils.errors import UserError
 from utils.files import atomic_write, read_regular
@@ -25,6 +28,7 @@ from utils.files import atomic_write, read_regular
 FILE_NAME = "split.json"  # in a run folder
 LONGEST = 0.05  # share of the images: a longer sequence is cut, so that one video can be divided
 FEW = 0.5  # of the share to validate on; less is left where a set has grown or shrunk
+NAMED = 5  # classes in a message
 MAX_KEPT_BYTES = 1 << 30
 
 
@@ -52,9 +56,9 @@ class Division:
         """
         if not text:
             return None
-        share, _, seed = text.partition(":")
+        share, colon, seed = text.partition(":")
         try:
-            division = cls(float(share), int(seed or 0), run_folder / FILE_NAME if run_folder else None)
+            division = cls(float(share), int(seed if colon else 0), run_folder / FILE_NAME if run_folder else None)
         except ValueError:
             division = cls(math.nan)
         if not 0 < division.share < 1 or division.seed < 0:
@@ -66,26 +70,38 @@ class Division:
     def __str__(self) -> str:
         return f"{self.share:g}" + f":{self.seed}" * (self.seed > 0)
 
-    def divide_index(self, index: LabelIndex, root: Path) -> dict[str, LabelIndex]:
+    def divide_index(self, index: LabelIndex, root: Path, names: Mapping[int, str]) -> dict[str, LabelIndex]:
         """Return the indices of train and val. See `divide`. Messages on all images are in that of train."""
-        parts = self.divide(index.paths, root)
+        parts = self.divide(index.paths, root, pairs=classes_of_images(index), names=names)
         return {"train": take_images(index, parts.train), "val": take_images(replace(index, messages=[]), parts.val)}
 
-    def divide(self, paths: Sequence[str], root: Path) -> Parts:
+    def divide(self, paths: Sequence[str], root: Path, *, pairs: np.ndarray, names: Mapping[int, str]) -> Parts:
         """Return which of the images below `root` to train on and which to validate on, and report the source.
 
-        It is that of the run or of the cache, if one of them has any of these images, or a new one.
+        It is that of the run or of the cache, if one of them has any of these images. Else it is a new one, which
+        balances the classes. `pairs` is as `classes_of_images` returns, `names` are those of the classes. Without any
+        labels a new one is not kept.
         """
-        names = [_relative(path, root) for path in paths]
-        key = digest(root, *names)
+        relative = [_relative(path, root) for path in paths]
+        key = digest(root, *relative)
         if key not in self._drawn:
-            self._drawn[key] = _parts(self._choose_val(names, paths, root))
+            place = f"{digest(os.path.realpath(root), *_common(relative), str(self))[:16]}.json"
+            cached = user_cache_folder() / "splits" / place
+            is_val = self._find_kept(relative, cached)
+            if is_val is None:
+                is_val = self._draw(paths, pairs, names, cached)
+                if len(pairs):
+                    self._keep(
+                        cached,
+                        val_paths=[paths[i] for i in np.flatnonzero(is_val).tolist()],
+                        count=len(paths),
+                        root=root,
+                    )
+            self._drawn[key] = Parts(np.flatnonzero(~is_val), np.flatnonzero(is_val))
         return self._drawn[key]
 
-    def _choose_val(self, names: list[str], paths: Sequence[str], root: Path) -> np.ndarray:
-        cached = (
-            user_cache_folder() / "splits" / f"{digest(os.path.realpath(root), *_common(names), str(self))[:16]}.json"
-        )
+    def _find_kept(self, names: list[str], cached: Path) -> np.ndarray | None:
+        """Return which images the division of the run or of the cache validates on, None if there is none of them."""
         for file in filter(None, (self.kept, cached)):
             content = _read(file)
             is_val = np.isin(names, content["val"]) if content else np.zeros(len(names), bool)
@@ -96,14 +112,29 @@ class Division:
                 if is_val.sum() < FEW * (1 - self.share) * len(names) and file == cached:
                     warn(f"--split {self}: few images are left to validate on. Delete {file} to draw again")
                 return is_val
+        return None
+
+    def _draw(self, paths: Sequence[str], pairs: np.ndarray, names: Mapping[int, str], cached: Path) -> np.ndarray:
+        """Return which images a new division validates on, and warn of classes that it has on one side only."""
         sequences = group_by_sequence(paths)
-        is_val = draw_groups(_cut(sequences), self.share, self.seed)
-        info(f"{_summary(self, is_val)}, drawn at random{_describe(sequences)}; kept in {cached}")
-        with suppress(OSError):
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            val = [name for name, chosen in zip(names, is_val.tolist(), strict=True) if chosen]
-            self.write(cached, val_paths=val, num_images=len(names), root=root)
+        is_val = draw_groups(_cut(sequences), self.share, self.seed, pairs)
+        kept = f"; kept in {cached}" if len(pairs) else ""
+        info(f"{_summary(self, is_val)}, drawn at random by class{_describe(sequences)}{kept}")
+        for side, task in ((is_val, "validate"), (~is_val, "train")):
+            totals = Counter(pairs[:, 1].tolist())
+            absent = [number for number in sorted(totals) if number not in set(pairs[side[pairs[:, 0]], 1].tolist())]
+            listed = ", ".join(f"{names.get(number, number)} ({totals[number]} in all)" for number in absent[:NAMED])
+            if absent:
+                warn(
+                    f"--split {self}: no image to {task} on of {listed}{', ...' * (len(absent) > NAMED)}: a single "
+                    "image or sequence is not divided. Add images"
+                )
         return is_val
+
+    def _keep(self, file: Path, *, val_paths: Sequence[str], count: int, root: Path) -> None:
+        with suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self.write(file, val_paths=val_paths, num_images=count, root=root)
 
     def write(self, file: Path, *, val_paths: Sequence[str], num_images: int, root: Path) -> None:
         """Write the names of the images to validate on, out of `num_images` below `root`."""
@@ -111,24 +142,6 @@ class Division:
         content = {"split": str(self), "images": num_images, "val": val}
         with atomic_write(file, sync=False) as opened:
             opened.write(json.dumps(content, indent=0).encode("utf-8", "surrogateescape"))
-
-
-def draw_groups(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Return (N,) bool, which images are to validate on: whole groups, in random order, until 1 - `share` is reached.
-
-    `groups` (N,) are numbers of groups from 0. Raises UserError if there is one group only.
-    """
-    sizes = np.bincount(groups)
-    if len(sizes) < 2:
-        raise UserError(f"--split {share:g}: {len(groups)} images that belong together cannot be divided. Add images")
-    wanted, taken = max(1.0, (1 - share) * len(groups)), 0
-    chosen: list[int] = []
-    order = np.random.default_rng([seed, len(sizes)]).permutation(np.arange(len(sizes))).tolist()
-    for group in order:
-        if not chosen or taken + sizes[group] / 2 <= wanted:  # nearer to the share with it than without
-            chosen.append(group)
-            taken += int(sizes[group])
-    return np.isin(groups, chosen[: len(sizes) - 1])
 
 
 def _cut(sequences: Sequences) -> np.ndarray:
@@ -163,10 +176,6 @@ def _read(file: Path) -> dict[str, Any] | None:
         return content if fits and all(isinstance(name, str) for name in content["val"]) else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-
-
-def _parts(is_val: np.ndarray) -> Parts:
-    return Parts(np.flatnonzero(~is_val), np.flatnonzero(is_val))
 
 
 def _summary(split: "Division | str", is_val: np.ndarray) -> str:

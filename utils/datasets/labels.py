@@ -85,9 +85,8 @@ def load_split(
     the names; such an index is not cached.
     """
     if spec.division and split in ("train", "val"):
-        settings = {"single_cls": single_cls, "progress": progress, "report": report, "any_class": any_class}
-        whole = load_split(replace(spec, division=None), "train", **settings)
-        return spec.division.divide_index(whole, spec.root)[split]
+        whole = load_undivided(spec, single_cls=single_cls, progress=progress, report=report, any_class=any_class)
+        return divide_split(spec, whole, single_cls=single_cls)[split]
     sources, prefix = spec.sources(split), f"{split}: "
     found = [(path, find_annotation_source(path, spec.root)) for path in sources]
     bar = progress, report
@@ -111,6 +110,36 @@ def load_split(
         )
         parts.append(index)
     return parts[0] if len(parts) == 1 else sort_images(merge_indices(parts))
+
+
+def load_undivided(
+    spec: DatasetSpec, *, single_cls: bool = False, progress: bool = True, report: bool = True, any_class: bool = False
+) -> LabelIndex:
+    """Return the index of the images that a division divides. See `load_split`.
+
+    Its classes are those of the labels with `single_cls` too, since the division balances them. Only where the data set
+    lacks one of them they all become 0.
+    """
+    whole = replace(spec, division=None)
+    try:
+        return load_split(whole, "train", progress=progress, report=report, any_class=any_class)
+    except UnknownClass:
+        if not single_cls:
+            raise
+        return load_split(whole, "train", single_cls=True, progress=progress, report=report)
+
+
+def divide_split(spec: DatasetSpec, whole: LabelIndex, *, single_cls: bool = False) -> dict[str, LabelIndex]:
+    """Return train and val of what `load_undivided` returns."""
+    assert spec.division
+    parts = spec.division.divide_index(whole, spec.root, spec.names)
+    return {split: as_single_class(part) for split, part in parts.items()} if single_cls else parts
+
+
+def as_single_class(index: LabelIndex) -> LabelIndex:
+    """Return the index with every class set to 0."""
+    labels, ignored = (np.concatenate([0 * rows[:, :1], rows[:, 1:]], 1) for rows in (index.labels, index.ignored))
+    return replace(index, labels=labels, ignored=ignored)
 
 
 def find_split_images(spec: DatasetSpec, split: str, index: LabelIndex | None = None) -> list[str]:

@@ -1,13 +1,14 @@
 """Training and validation split of a data set: their label indices and class names."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from utils.datasets.annotation_source import find_sources
 from utils.datasets.label_index import LabelIndex
-from utils.datasets.labels import describe_absent_labels, load_split
+from utils.datasets.labels import describe_absent_labels, divide_split, load_split, load_undivided
 from utils.datasets.spec import DatasetSpec
 from utils.datasets.subset import take_fraction
 from utils.errors import UserError
@@ -40,13 +41,14 @@ def load_splits(spec: DatasetSpec, *, single_cls: bool = False, fraction: float 
     Raises UserError if the training images have no labels at all.
     """
 
-    whole = load_split(replace(spec, division=None), "train", single_cls=single_cls)
+    load = load_undivided if spec.division else partial(load_split, split="train")
+    whole = load(spec, single_cls=single_cls)
     if not len(whole.labels):
         in_place = any(find_sources(spec.sources("train"), spec.root))
         reason = "The annotations hold no object of them" if in_place else describe_absent_labels(whole)
         raise UserError(f"{spec.file}: the training images have no labels at all. {reason}")
     if spec.division:
-        parts = spec.division.divide_index(whole, spec.root)
+        parts = divide_split(spec, whole, single_cls=single_cls)
     else:
         parts = {"train": whole, "val": load_split(spec, "val", single_cls=single_cls)}
     names = class_names(spec.names, single_cls=single_cls)
