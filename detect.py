@@ -20,6 +20,7 @@ from models.loading import find_weights, load_ensemble
 from utils import console
 from utils.addresses import remove_credentials
 from utils.checkpoint import inference_checkpoint, own_outline, read_checkpoint, write_checkpoint
+from utils.class_values import DEFAULT_THRESHOLD, Threshold, highest, threshold_flag
 from utils.cli import Arguments, Flags, detect_command, flag, parse_flags, read_flags
 from utils.detections import Detections
 from utils.detector import InferenceModel
@@ -69,9 +70,9 @@ class DetectOptions:
     dnn: bool = flag(False, "run ONNX files with OpenCV", group="model")
     runtime: str = runtime_flag()
     update: bool = flag(False, "afterwards strip the training state from the weights file", group="model")
-    conf_thres: float = flag(0.25, "lowest confidence", group="detection")
+    conf_thres: Threshold = threshold_flag(DEFAULT_THRESHOLD, "lowest confidence")
     iou_thres: float = flag(0.45, "NMS threshold: boxes that overlap more are one object", group="detection")
-    max_det: int = flag(1000, "most detections per image", group="detection")
+    max_det: int = flag(1000, "most detections per image; more if the training had images with more", group="detection")
     classes: list[int] | None = flag(
         None, "keep these classes only: --classes 0 2", type=int, nargs="+", group="detection"
     )
@@ -103,7 +104,7 @@ class DetectOptions:
         if len(self.imgsz) > 2 or min(self.imgsz) < 1:
             typed = " ".join(map(str, self.imgsz))
             raise UserError(f"--imgsz {typed}: expected one side or height and width, as in --imgsz 640 480")
-        for name, value in (("--conf-thres", self.conf_thres), ("--iou-thres", self.iou_thres)):
+        for name, value in (("--conf-thres", highest(self.conf_thres)), ("--iou-thres", self.iou_thres)):
             if not 0 <= value <= 1:
                 raise UserError(f"{name} {value} is outside 0...1: give for example {name} 0.25")
         for name, value in (("--line-thickness", self.line_thickness), ("--max-det", self.max_det)):
@@ -163,8 +164,8 @@ def describe(frame: Frame, found: Detections, names: Mapping[int, str]) -> str:
     return f"{frame.prefix}{height}x{width} {objects or '(no detections)'}, {found.speed.inference:.1f}ms"
 
 
-def build_predictor(options: DetectOptions, files: Sequence[Path]) -> Predictor:
-    """Load the model and return it with the settings of `options`."""
+def build_predictor(options: DetectOptions, files: Sequence[Path], typed: frozenset[str] = frozenset()) -> Predictor:
+    """Load the model and return it with the settings of `options`. `typed`: names of those that the user typed."""
     device = set_current_device(select_device(options.device)[0])
     settings = RuntimeSettings(device, dnn=options.dnn, half=options.half)
     load = convert_after(lambda networks: load_ensemble(networks, device), options.runtime, augment=options.augment)
@@ -181,7 +182,10 @@ def build_predictor(options: DetectOptions, files: Sequence[Path]) -> Predictor:
     if isinstance(model, ExportedModel):
         model.check_choices(augment=options.augment)
         require_names(names, model, options.data)
-    return Predictor(model, imgsz, options.nms, augment=options.augment, half=half, names=names)
+    nms = options.nms.with_room(
+        model.advice.most_labels, f"{files[0].name} was validated on an image with", typed="max_det" in typed
+    )
+    return Predictor(model, imgsz, nms, augment=options.augment, half=half, names=names)
 
 
 def build_outputs(options: DetectOptions, names: dict[int, str], source: Source, model: str) -> Outputs:
@@ -332,7 +336,7 @@ def main(argv: Arguments = None) -> Path:
     with open_source(text, vid_stride=options.vid_stride) as source:
         files = find_weights(options.weights, typed="weights" in typed, exported=True)
         require_images(options, source, shown)
-        predictor = build_predictor(options, files)
+        predictor = build_predictor(options, files, typed)
         source.pixels = predictor.model.pixels
         outputs = build_outputs(options, dict(predictor.names), source, files[0].name)
         show = options.view_img and can_show_windows()

@@ -39,7 +39,7 @@ from utils.config import Hyperparameters, TrainOptions
 from utils.datasets.locate import fill_names, locate_images, read_dataset
 from utils.datasets.spec import DatasetYaml
 from utils.datasets.splits import class_names, label_sizes, require_images
-from utils.detector import Detector, as_detector, as_module
+from utils.detector import DetectionAdvice, Detector, as_detector, as_module
 from utils.device import amp_dtype, describe_device, seed_everything, select_device, tune_malloc
 from utils.distributed import Distributed, launch_token
 from utils.download import fetch_typed
@@ -52,7 +52,6 @@ from utils.evolution.verdict import Verdict
 from utils.evolve import evolve
 from utils.files import free_path
 from utils.inference.evaluate import evaluate
-from utils.inference.nms_settings import COCO_NMS, VAL_NMS
 from utils.inference.observer import EvaluationObserver, StopHook
 from utils.inference.preprocess import to_network_input
 from utils.inference.reporting import ConsoleTable, Drawings
@@ -405,6 +404,7 @@ def validate(run: Run, checkpoints: Checkpoints, signals: SignalHandler) -> Metr
         metrics = evaluate(
             as_detector(run.ema.ema),
             run.val_loader,
+            nms=run.validation_nms(),
             names=run.data.names,
             single_cls=run.options.single_cls,
             autocast=run.validation_autocast,
@@ -527,7 +527,7 @@ def train_and_finish(
 
 
 def finish(run: Run, checkpoints: Checkpoints, signals: SignalHandler, folder: RunFolder | None) -> None:
-    """Validate best.pt with all processes, and draw images and curves into the run folder."""
+    """Validate best.pt with all processes, keep its advice for detection in it, and draw images and curves."""
 
     def load_best() -> DetectionModel:
         best = checkpoints.written_best(run)
@@ -535,18 +535,20 @@ def finish(run: Run, checkpoints: Checkpoints, signals: SignalHandler, folder: R
         return load_model(best)
 
     model = run.distributed.on_main(load_best)  # other machines may not see the file
-    observers = [*stop_hook(run, signals), ConsoleTable(run.data.names, verbose=True, final=True)]
+    table = ConsoleTable(run.data.names, verbose=True, final=True, thresholds=True)
+    observers = [*stop_hook(run, signals), table]
     if folder and folder.plots:
         observers.append(Drawings(folder.path, run.data.names, folder.plotter))
-    evaluate(
+    metrics = evaluate(
         model.to(run.distributed.device),
         run.val_loader,
-        nms=COCO_NMS if run.data.spec.is_coco else VAL_NMS,
+        nms=run.validation_nms(published=True),
         names=run.data.names,
         single_cls=run.options.single_cls,
         distributed=run.distributed,
         observers=observers,
     )
+    checkpoints.keep_advice(DetectionAdvice(metrics.thresholds, run.data.val.most_labels))
 
 
 def evolve_main(typed: dict[str, Any], observers: Sequence[object] = ()) -> Verdict | TrainResult:

@@ -10,7 +10,7 @@ silence_ctrl_c_during_imports(__name__)
 import math
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from models.loading import find_weights, load_ensemble
 from utils import console
 from utils.autobatch import advice_on_memory
+from utils.class_values import Threshold, Thresholds, highest, threshold_flag
 from utils.cli import Arguments, Flags, detect_command, flag, parse_flags, read_flags
 from utils.datasets.division import Division
 from utils.datasets.labels import load_split
@@ -59,6 +60,7 @@ from utils.user_observers import as_observers
 PROGRAM = {"prog": "val.py", "description": "Measure a detector."}
 STUDY_SIZES = range(256, 1536 + 1, 128)
 SPLITS = ("train", "val", "test")
+LOWEST = 0.001  # confidence: mAP counts the detections above it
 FEW_CLASSES = 50  # with fewer, each class has a row in the table
 
 
@@ -85,11 +87,11 @@ class ValOptions:
     half: bool = flag(False, "half precision (GPU)", group="model")
     dnn: bool = flag(False, "run ONNX files with OpenCV", group="model")
     runtime: str = runtime_flag()
-    conf_thres: float = flag(VAL_NMS.conf_thres, "lowest confidence", group="detection")
+    conf_thres: Threshold = threshold_flag(LOWEST, "lowest confidence")
     iou_thres: float = flag(
         VAL_NMS.iou_thres, "NMS threshold: boxes that overlap more are one object", group="detection"
     )
-    max_det: int = flag(300, "most detections per image", group="detection")
+    max_det: int = flag(300, "most detections per image; more if an image has more labels", group="detection")
     device: str = flag("", "cpu, mps or a GPU number; '' takes the first GPU, or the CPU", group="devices")
     verbose: bool = flag(False, "print a row per class, however many there are", group="output")
     save_txt: bool = flag(False, "write labels/*.txt", group="output")
@@ -101,9 +103,10 @@ class ValOptions:
     project: str = flag("runs/val", "results go to PROJECT/NAME", group="output")
     name: str = flag("exp", "results go to PROJECT/NAME; a number is added if it exists", group="output")
     exist_ok: bool = flag(False, "use an existing PROJECT/NAME", group="output")
+    typed: frozenset[str] = field(default=frozenset(), repr=False, compare=False)  # fields that the user typed
 
     def __post_init__(self) -> None:
-        for name, value in (("--conf-thres", self.conf_thres), ("--iou-thres", self.iou_thres)):
+        for name, value in (("--conf-thres", highest(self.conf_thres)), ("--iou-thres", self.iou_thres)):
             if not 0 <= value <= 1:
                 raise UserError(f"{name} {value}: 0 to 1")
         for name, value in (("--batch-size", self.batch_size), ("--imgsz", self.imgsz), ("--max-det", self.max_det)):
@@ -132,16 +135,16 @@ def parse_opt() -> Flags:
 def parse_args(argv: Arguments = None) -> tuple[ValOptions, bool]:
     """Return the options, and True if the user typed the weights: only then they are ever downloaded."""
     typed = fetch_typed(read_flags(ValOptions, argv, **PROGRAM))
-    options = ValOptions(**typed)
+    options = ValOptions(**typed, typed=frozenset(typed))
     wants_json = options.save_json or bool(options.annotations) or Path(options.data).name == "coco.yaml"
     options = replace(options, save_txt=options.save_txt or options.save_hybrid, save_json=wants_json)
     if options.task in SPLITS:
         if options.save_hybrid:
             console.warn("--save-hybrid adds the labels to the detections, so the metrics are meaningless")
-        if options.conf_thres > 0.001:
+        if isinstance(options.conf_thres, Thresholds) or options.conf_thres > LOWEST:
             console.warn(
                 f"--conf-thres {options.conf_thres} drops detections that count, so mAP is not comparable. "
-                "Use --conf-thres 0.001"
+                f"Use --conf-thres {LOWEST}"
             )
         return options, "weights" in typed
     fixed = {"speed": ("conf_thres", "iou_thres"), "study": ("imgsz",)}.get(options.task, ())
@@ -166,13 +169,17 @@ def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.de
         require_same_classes(model, spec, weights[0])
     spec = spec.with_pixels(model.pixels, of=weights[0])
     index = load_split(spec, options.measured, single_cls=options.single_cls)
-    return Subject([*weights], model, spec, options.measured, index, {0: "item"} if options.single_cls else spec.names)
+    names = {0: "item"} if options.single_cls else spec.names
+    subject = f"an image of the {options.measured} split has"
+    nms = options.nms.fit(model).with_room(index.most_labels, subject, typed="max_det" in options.typed)
+    return Subject([*weights], model, spec, options.measured, index, names, nms)
 
 
 def measure(options: ValOptions, subject: Subject, observers: Sequence[EvaluationObserver] = ()) -> Metrics:
     """Evaluate as the options say, and print the table and the speed."""
     verbose = options.verbose or len(subject.names) < FEW_CLASSES
-    metrics = evaluate_subject(options, subject, [ConsoleTable(subject.names, verbose=verbose, final=True), *observers])
+    table = ConsoleTable(subject.names, verbose=verbose, final=True, thresholds=options.task in SPLITS)
+    metrics = evaluate_subject(options, subject, [table, *observers])
     batch, shape = min(options.batch_size, len(subject.index)), input_shape(options, subject.model)
     console.result(describe_speed(metrics.speed, (batch, subject.model.pixels.channels, *shape)))
     return metrics
@@ -190,7 +197,7 @@ def evaluate_subject(options: ValOptions, subject: Subject, observers: Sequence[
         return evaluate(
             subject.model,
             loader,
-            nms=options.nms,
+            nms=subject.nms,
             names=subject.names,
             single_cls=options.single_cls,
             augment=options.augment,

@@ -14,7 +14,7 @@ from models.yolo import DetectionModel
 from models.yolov5_pickle import PickledObject, YOLOv5File
 from utils.checkpoint import own_outline, read_checkpoint
 from utils.console import info
-from utils.detector import name_difference
+from utils.detector import NO_ADVICE, DetectionAdvice, name_difference
 from utils.errors import UserError
 from utils.files import ROOT
 from utils.formats import format_of
@@ -38,6 +38,7 @@ class WeightsFile:
     names: dict[int, str]
     origin: str  # "anchorage" or "yolov5"
     modules: dict[str, Module] = field(default_factory=dict)  # pickled ones of a YOLOv5 file, by name
+    advice: DetectionAdvice = NO_ADVICE
 
 
 class Transfer(NamedTuple):
@@ -65,7 +66,9 @@ def read_own_checkpoint(path: Path, outline: dict[str, Any]) -> WeightsFile:
     try:
         model = content["model"]
         state = content["ema"]["state_dict"] if content.get("ema") else model["state_dict"]
-        return make_weights_file(path, state, to_plain_data(model["yaml"], path), model["names"], "anchorage")
+        weights = make_weights_file(path, state, to_plain_data(model["yaml"], path), model["names"], "anchorage")
+        advice = DetectionAdvice.from_dict(content.get("advice"), len(weights.names), str(path))
+        return replace(weights, advice=advice)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: the checkpoint lacks a part of its model ({error})") from error
 
@@ -237,7 +240,7 @@ def build_model_from(weights: WeightsFile, path: str | Path) -> DetectionModel:
         if (found is None or found.shape != value.shape) and not name.endswith("num_batches_tracked"):
             shape = "is missing" if found is None else f"has shape {tuple(found.shape)}, not {tuple(value.shape)}"
             raise UserError(f"{path}: does not fit its own description: {name} {shape}")
-    model.names = weights.names
+    model.names, model.advice = weights.names, weights.advice
     return model
 
 
@@ -258,6 +261,7 @@ class Ensemble(nn.Module):
     """Several models of the same classes as one: their decoded rows concatenated (B, N1 + N2 + ..., 5+C)."""
 
     fixed_shape, is_suppressed = None, False  # as in utils.detector.InferenceModel
+    advice = NO_ADVICE  # thresholds of one model do not fit the boxes of several
 
     def __init__(self, models: Sequence[DetectionModel]) -> None:
         super().__init__()

@@ -29,6 +29,7 @@ from models.architecture import (
     read_cfg,
 )
 from models.common import Conv, resize_and_pad, use_activation
+from utils.detector import NO_ADVICE
 from utils.errors import UserError
 from utils.machine import available_memory
 from utils.pixel_format import RGB, PixelFormat, read_stated_pixels
@@ -293,7 +294,7 @@ class DetectionModel(nn.Module):
     `.head` the Detect module.
     """
 
-    fixed_shape, is_suppressed = None, False  # as in utils.detector.InferenceModel
+    fixed_shape, is_suppressed, advice = None, False, NO_ADVICE  # as in utils.detector.InferenceModel
 
     def __init__(
         self,

@@ -96,7 +96,7 @@ def test_no_flag_of_the_command_line_vanishes():
     assert known.keys() - {"-h", "--help"} == DETECT_FLAGS.keys()
     for flag, default in DETECT_FLAGS.items():
         assert getattr(options, known[flag].dest) == default, flag
-        several = flag in ("--weights", "--imgsz", "--img", "--img-size", "--classes")
+        several = flag in ("--weights", "--imgsz", "--img", "--img-size", "--classes", "--conf-thres")
         assert known[flag].nargs == (0 if default is False else "+" if several else None), flag
 
 

@@ -157,8 +157,8 @@ DIFFERENT = {
         "--evolve": ("int?", "0"),
         "--resume_evolve": ("str", ""),
     },
-    "val": {"--data": ("str", "data/shapes.yaml")},
-    "detect": {},
+    "val": {"--data": ("str", "data/shapes.yaml"), "--conf-thres": ("str+", "0.001")},
+    "detect": {"--conf-thres": ("str+", "0.25")},
     "export": {},
     "check": {},
 }

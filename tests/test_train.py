@@ -16,13 +16,17 @@ import torch
 import yaml
 from tiny_training import train_flags
 
+import detect
+import export
 import train
 from models.loading import load_model
 from models.yolo import DetectionModel
-from utils.checkpoint import read_checkpoint
+from utils.checkpoint import read_checkpoint, write_checkpoint
 from utils.config import TrainOptions
+from utils.detector import DetectionAdvice
 from utils.device import cores_for_loading
 from utils.errors import UserError
+from utils.training.checkpoints import Checkpoints
 from utils.training.resume import find_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -72,6 +76,27 @@ def test_best_is_for_inference_and_last_is_the_full_state(finished):
     last = read_checkpoint(finished / "weights" / "last.pt")
     assert (last["kind"], last["epoch"], last["iteration"]) == ("train", 6, 18)
     assert (finished / "weights" / "best.pt").stat().st_size < (finished / "weights" / "last.pt").stat().st_size / 3
+
+
+def test_the_end_of_a_training_keeps_thresholds_for_detection(finished, tiny_data, tmp_path, capsys):
+    """The last validation proposes them. Exports and stripped files keep them, `--conf-thres auto` reads them."""
+    best = tmp_path / "best.pt"
+    content = read_checkpoint(finished / "weights" / "best.pt")
+    most = max(len(file.read_text().splitlines()) for file in (Path(tiny_data).parent / "labels" / "val").glob("*.txt"))
+    assert content["advice"]["most_labels"] == most > 0
+    write_checkpoint(best, content, kind="weights")
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.keep_advice(DetectionAdvice({0: 0.3, 1: 0.45}, 1200))
+    checkpoints.close()
+    detect.strip(best)
+    model = load_model(best)
+    assert model.advice == DetectionAdvice({0: 0.3, 1: 0.45}, 1200)
+    (exported,) = export.run(weights=str(best), imgsz=[64], no_verify=True)
+    for file in (best, exported):
+        options, typed = detect.parse_args(["--conf-thres", "auto", "--imgsz", "64", "--device", "cpu"])
+        nms = detect.build_predictor(options, [file], typed).nms
+        assert (nms.conf_thres, nms.max_det) == ((0.3, 0.45), 1200)
+    assert "was validated on an image with 1200 labels: up to 1200 detections are kept" in capsys.readouterr().out
 
 
 def test_learning_rates_follow_the_schedule(finished):

@@ -179,5 +179,5 @@ def inference_checkpoint(content: dict[str, Any]) -> dict[str, Any]:
     """Return what inference needs of a training state: the EMA weights in half precision, and the settings."""
     weights = content.get("ema", content["model"])["state_dict"]
     half = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
-    kept = {key: content[key] for key in ("epoch", "metrics", "options", "hyp") if key in content}
+    kept = {key: content[key] for key in ("epoch", "metrics", "options", "hyp", "advice") if key in content}
     return {"model": {**content["model"], "state_dict": half}, **kept}

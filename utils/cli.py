@@ -115,6 +115,8 @@ class SuggestingParser(argparse.ArgumentParser):
         if action.nargs == 0 or isinstance(value, bool):
             expected = "True or False" if action.nargs == 0 else "a value"
             self.error(f"{flag[2:]}={shorten(value)}: expected {expected}")
+        if action.nargs in ("+", "*") and isinstance(value, Mapping):
+            value = [f"{name}={value[name]}" for name in value]
         if action.nargs in ("+", "*") and not isinstance(value, str) and isinstance(value, Iterable):
             return [flag, *map(str, value)]
         return [f"{flag}={value}"]

@@ -5,12 +5,50 @@ L levels, N predictions.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from utils.errors import UserError
 from utils.pixel_format import PixelFormat
+
+MOST_LABELS = 1 << 20  # of an image, in a file
+
+
+@dataclass(frozen=True)
+class DetectionAdvice:
+    """Settings for detection that the last validation of a training proposes. Weights files keep it."""
+
+    thresholds: Mapping[int, float] = field(default_factory=dict)  # confidence of the best F1 by class number
+    most_labels: int = 0  # of an image of the validation split, 0 if unknown
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the advice as plain types."""
+        return {"thresholds": dict(self.thresholds), "most_labels": self.most_labels}
+
+    @classmethod
+    def from_dict(cls, values: object, num_classes: int, source: str) -> "DetectionAdvice":
+        """Return the advice of `to_dict`, also with class numbers as text. UserError naming `source` if it is damaged.
+
+        None is the advice of a file that holds none.
+        """
+        if values is None:
+            return cls()
+        try:
+            given = values["thresholds"]  # pyrefly: ignore[bad-index]
+            thresholds = {int(key): float(given[key]) for key in given}
+            most = values["most_labels"]  # pyrefly: ignore[bad-index]
+        except (TypeError, ValueError, LookupError, OverflowError):
+            thresholds, most = {-1: 0.0}, 0
+        within = all(0 <= key < num_classes and 0 <= value <= 1 for key, value in thresholds.items())
+        if not within or type(most) is not int or not 0 <= most <= MOST_LABELS:
+            raise UserError(f"{source}: its advice for detection is damaged: give an earlier checkpoint of that run")
+        return cls(thresholds, most)
+
+
+NO_ADVICE = DetectionAdvice()
 
 
 class Head(Protocol):
@@ -40,6 +78,9 @@ class InferenceModel(Protocol):
     """The part of a network that inference reads: one Detector, several as one (an ensemble), or an exported file."""
 
     names: dict[int, str]  # class names
+
+    @property
+    def advice(self) -> DetectionAdvice: ...
 
     @property
     def num_classes(self) -> int: ...
@@ -81,6 +122,9 @@ class Detector(Protocol):
     yaml: dict[str, Any]  # the description that the network was built from
     model: nn.Sequential  # layers in the order of the YAML rows; the last one is the head
     training: bool
+
+    @property
+    def advice(self) -> DetectionAdvice: ...
 
     @property
     def stride(self) -> Tensor:

@@ -47,6 +47,16 @@ class Curves(NamedTuple):
     best_confidence: float  # where the smoothed mean F1 is highest
 
 
+class BestF1(NamedTuple):
+    """Point of each class's smoothed F1 curve where it is highest, at IoU 0.5. Classes never found are not in it."""
+
+    classes: np.ndarray  # (k,) int64, k <= K
+    confidence: np.ndarray  # (k,)
+    precision: np.ndarray  # (k,)
+    recall: np.ndarray  # (k,)
+    f1: np.ndarray  # (k,) not smoothed
+
+
 @dataclass(frozen=True)
 class Fitness:
     """Weighted sum of metrics that decides which model is better."""
@@ -196,6 +206,19 @@ def smooth(curve: np.ndarray, width: int = SMOOTHING) -> np.ndarray:
     return np.convolve(padded, np.full(width, 1 / width), mode="valid")
 
 
+def best_f1_by_class(curves: Curves) -> BestF1:
+    """Return where the F1 of each class is highest. The curves are smoothed as the mean F1 is for all classes.
+
+    Of several points that are as high, the middle one is taken. The lowest would be 0 where a class has no detections
+    below.
+    """
+    found = np.flatnonzero(curves.f1.any(1))
+    highest = [np.flatnonzero(curve >= curve.max() - 1e-9) for curve in map(smooth, curves.f1[found])]
+    best = np.array([points[len(points) // 2] for points in highest], np.int64)
+    values = (curve[found, best] for curve in (curves.precision, curves.recall, curves.f1))
+    return BestF1(curves.classes[found], curves.confidence[best], *values)
+
+
 def _ranked_by_class(conf: np.ndarray, pred_cls: ArrayLike, classes: np.ndarray) -> list[np.ndarray]:
     """Return the indices of each class's detections, highest confidence first, ties in their order."""
     order = np.argsort(-conf, kind="stable")
@@ -298,6 +321,12 @@ class Metrics:
     speed: Speed = field(default_factory=Speed)
     measure: Fitness = fitness  # by `--fitness`
     names: Mapping[int, str] = field(default_factory=dict)  # of the classes
+
+    @property
+    def thresholds(self) -> dict[int, float]:
+        """Confidence of each class's best F1, by class number: a proposal for detection."""
+        best = best_f1_by_class(self.curves)
+        return {int(cls): round(float(conf), 3) for cls, conf in zip(best.classes, best.confidence, strict=True)}
 
     @property
     def fitness(self) -> float:

@@ -23,7 +23,7 @@ FARTHEST_PIXEL = 2.0**24  # float32 cannot distinguish pixels beyond it
 @torch.no_grad()
 def non_max_suppression(
     prediction: Tensor | Sequence,
-    conf_thres: float = 0.25,
+    conf_thres: float | Sequence[float] = 0.25,
     iou_thres: float = 0.45,
     classes: Sequence[int] | None = None,
     agnostic: bool = False,
@@ -37,13 +37,15 @@ def non_max_suppression(
     Rows are sorted by confidence, highest first; (0, 6) if there are none.
     prediction: (B, N, 5+C) x, y, w, h in pixels, objectness and class probabilities, or a tuple that starts with it.
     The confidence of a box is objectness times class probability. Objectness and confidence must both exceed
-    conf_thres. A box is dropped if its IoU with a kept box of higher confidence exceeds iou_thres. Only boxes of its
-    class count, or all boxes if agnostic. Boxes that are not finite are never returned.
+    conf_thres, or that of the box's class if there is one for each (C,). A box is dropped if its IoU with a kept box
+    of higher confidence exceeds iou_thres. Only boxes of its class count, or all boxes if agnostic. Boxes that are not
+    finite are never returned.
     multi_label: give a row to each class of a box, not only to the best one. classes: the only ones to return.
     labels: per image (m, 5) class, x, y, w, h in pixels. They join the candidates with confidence 1.
     Raises UserError for thresholds outside 0...1.
     """
-    for name, value in (("--conf-thres", conf_thres), ("--iou-thres", iou_thres)):
+    limits = [*conf_thres] if isinstance(conf_thres, Sequence) else [conf_thres]
+    for name, value in (*(("--conf-thres", limit) for limit in limits), ("--iou-thres", iou_thres)):
         if not 0 <= value <= 1:
             raise UserError(f"{name} {value} is outside 0...1: give for example {name} 0.25")
     if not isinstance(prediction, Tensor):
@@ -51,7 +53,9 @@ def non_max_suppression(
     home = prediction.device
     if home.type == "mps":  # has no float64
         prediction = prediction.cpu()
-    found = prediction[..., 4].float() > conf_thres  # (B, N)
+    assert len(limits) in (1, prediction.shape[2] - 5), "a threshold for each class"
+    found = prediction[..., 4].float() > min(limits)  # (B, N)
+    least = limits[0] if len(limits) == 1 else prediction.new_tensor(limits, dtype=torch.float32)
     results = []
     for part in _parts(found, prediction.shape[2], alone=labels is not None):
         image, box = found[part].nonzero(as_tuple=True)
@@ -59,7 +63,7 @@ def non_max_suppression(
         if labels is not None:
             rows = torch.cat((rows, _as_predictions(labels[part.start].to(rows), rows.shape[1])))
             image = image.new_zeros(len(rows))
-        candidates, row = _candidates(rows, conf_thres, multi_label)
+        candidates, row = _candidates(rows, least, multi_label)
         counts = image[row].bincount(minlength=part.stop - part.start).tolist()
         for own in candidates.split(counts):
             if classes is not None:
@@ -89,18 +93,18 @@ def _finite(rows: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     return rows[finite], image[finite]
 
 
-def _candidates(rows: Tensor, conf_thres: float, multi_label: bool) -> tuple[Tensor, Tensor]:
+def _candidates(rows: Tensor, least: float | Tensor, multi_label: bool) -> tuple[Tensor, Tensor]:
     """Return candidates (m, 6) corners, confidence, class of predictions (n, 5+C), and the row (m,) of each.
 
-    Their confidence exceeds the threshold.
+    Their confidence exceeds the threshold `least`, that of their class if it is (C,).
     """
     scores = rows[:, 5:] * rows[:, 4:5]  # (n, C)
     boxes = xywh_to_xyxy(rows[:, :4])
     if multi_label and scores.shape[1] > 1:
-        row, cls = (scores > conf_thres).nonzero(as_tuple=True)
+        row, cls = (scores > least).nonzero(as_tuple=True)
         return torch.cat((boxes[row], scores[row, cls, None], cls[:, None]), 1), row
     score, cls = scores.max(1)
-    row = (score > conf_thres).nonzero()[:, 0]
+    row = (score > (least[cls] if isinstance(least, Tensor) else least)).nonzero()[:, 0]
     return torch.cat((boxes, score[:, None], cls[:, None]), 1)[row], row
 
 

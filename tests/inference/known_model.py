@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from utils.boxes import xyxy_to_xywh
+from utils.detector import NO_ADVICE
 from utils.images.letterbox import Letterbox
 from utils.loading.dataset import Batch
 from utils.loss import DetectionLoss
@@ -21,6 +22,7 @@ class Answers(nn.Module):
 
     names, num_classes = NAMES, 2
     device, fixed_shape, is_suppressed, pixels = torch.device("cpu"), None, False, RGB
+    advice = NO_ADVICE
 
     def __init__(self, rows):
         super().__init__()

@@ -76,6 +76,8 @@ def test_boxes_are_in_pixels_of_each_image_and_clipped(model):
 @pytest.mark.parametrize("settings, expected", [
     ({}, [(0.9, 0), (0.4, 1), (0.3, 1)]),
     ({"conf": 0.35}, [(0.9, 0), (0.4, 1)]),
+    ({"conf": {"bright": 0.35}}, [(0.9, 0), (0.4, 1)]),
+    ({"conf": {0: 0.95}}, [(0.4, 1), (0.3, 1)]),
     ({"agnostic": True}, [(0.9, 0), (0.3, 1)]),
     ({"agnostic": True, "iou": 0.95}, [(0.9, 0), (0.4, 1), (0.3, 1)]),
     ({"classes": [1]}, [(0.4, 1), (0.3, 1)]),
@@ -98,6 +100,8 @@ def test_settings_are_attributes(model, settings, expected):
 @pytest.mark.parametrize("name, value, expected", [
     ("conf", 2, r"model.conf = 2: expected a number in 0…1, such as 0.25"),
     ("conf", None, "model.conf = None: expected a number"),
+    ("conf", {"drak": 0.3}, "model.conf: there is no class 'drak'; did you mean dark"),
+    ("conf", "auto", "model.conf auto: the model holds no thresholds"),
     ("iou", "high", "model.iou = 'high': expected a number"),
     ("iou", float("nan"), "model.iou = nan: expected a number"),
     ("max_det", -1, "model.max_det = -1: expected a whole number, such as 1000"),

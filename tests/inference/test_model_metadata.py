@@ -2,6 +2,7 @@
 
 import pytest
 
+from utils.detector import DetectionAdvice
 from utils.errors import UserError
 from utils.inference.model_metadata import ModelMetadata
 
@@ -20,6 +21,7 @@ FULL = ModelMetadata(
     version="1",
     date="2026",
     license="mine",
+    advice=DetectionAdvice({0: 0.25, 3: 0.4}, 412),
 )
 
 
@@ -51,6 +53,9 @@ def test_of_yolov5():
     ({"batch": "1e400"}, "batch"),
     ({"anchors": "[1]"}, "anchors"),
     ({"names": "[" * 100_000}, "names"),
+    ({"advice": "[]"}, "advice"),
+    ({"advice": "{}"}, "advice"),
+    ({"advice": '{"thresholds": {"0": 2}, "most_labels": 3}'}, "advice"),
 ])  # fmt: skip
 def test_damage_is_named(properties, message):
     with pytest.raises(UserError, match=f"^best.onnx: .*{message}"):

@@ -2,7 +2,11 @@
 
 import pytest
 import torch
+from known_model import Answers
 
+from utils.class_values import Thresholds
+from utils.detector import DetectionAdvice
+from utils.errors import UserError
 from utils.inference.nms_settings import COCO_NMS, VAL_NMS, NmsSettings
 
 # x, y, w, h, objectness, two classes: a box of both classes, the same box weaker, another one of class 1.
@@ -36,3 +40,23 @@ def test_settings_of_validations():
     """The published figures are measured with these."""
     assert (VAL_NMS.conf_thres, VAL_NMS.iou_thres, VAL_NMS.max_det, VAL_NMS.multi_label) == (0.001, 0.6, 300, True)
     assert COCO_NMS.iou_thres == 0.65 and COCO_NMS.conf_thres == 0.001
+
+
+def test_an_image_with_many_labels_raises_max_det(capsys):
+    room = NmsSettings(max_det=300).with_room(412, "an image of the val split has")
+    assert room.max_det == 412 and NmsSettings().with_room(300, "it has").max_det == 300
+    out, err = capsys.readouterr()
+    assert out == "an image of the val split has 412 labels: up to 412 detections are kept instead of 300\n" and not err
+    assert NmsSettings(max_det=100).with_room(412, "an image has", typed=True).max_det == 100
+    assert "WARNING: --max-det 100: an image has 412 labels, more than can be found." in capsys.readouterr().err
+
+
+def test_thresholds_are_fitted_to_the_classes_of_a_model():
+    model = Answers({})
+    model.advice = DetectionAdvice({1: 0.7})
+    fitted = NmsSettings(Thresholds({"dark": 0.4})).fit(model)
+    assert fitted.conf_thres == (0.4, 0.25) and fitted.fit(model) == fitted
+    assert NmsSettings(Thresholds(auto=True)).fit(model).conf_thres == (0.25, 0.7)
+    assert NmsSettings(Thresholds({"b": 0.1})).fit(model, {0: "a", 1: "b"}).conf_thres == (0.25, 0.1)
+    with pytest.raises(UserError, match="^--conf-thres: there is no class 'drak'; did you mean dark?"):
+        NmsSettings(Thresholds({"drak": 0.4})).fit(model)

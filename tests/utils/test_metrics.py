@@ -16,6 +16,7 @@ from utils.metrics import (
     Metrics,
     ap_per_class,
     average_precision,
+    best_f1_by_class,
     fitness,
     match_detections,
     match_regions,
@@ -185,6 +186,24 @@ def test_curves_have_a_row_for_every_class_with_labels():
     _, curves = metrics_and_curves(**{**RANKING, "target_cls": np.array([0, 0, 0, 1, 1, 2, 0])})
     assert curves.classes.tolist() == [0, 1, 2] and curves.precision_at_recall[1].any()
     assert not curves.precision_at_recall[2].any() and not curves.f1[2].any()
+
+
+def test_thresholds_are_where_the_f1_of_each_class_is_highest():
+    """Class 0 is found at 0.7 and above, and wrong below. Class 1 is found at 0.5 and 0.4. Class 2 is never found."""
+    conf = np.array([0.95, 0.94, 0.93, 0.9, 0.8, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1])
+    pred_cls = np.array([1, 1, 1, 0, 0, 0, 1, 1, 0, 0, 0])
+    correct = np.isin(conf, (0.9, 0.8, 0.7, 0.5, 0.4))
+    metrics = Metrics.from_statistics(
+        np.repeat(correct[:, None], 10, 1), conf, pred_cls, [0, 0, 0, 1, 1, 2], num_classes=3,
+        confusion=ConfusionMatrix(3), images=1,
+    )  # fmt: skip
+    best = best_f1_by_class(metrics.curves)
+    assert best.classes.tolist() == [0, 1] == [*metrics.thresholds]
+    assert 0.3 < best.confidence[0] < 0.7 and 0.1 < best.confidence[1] < 0.4
+    for k, smoothed in enumerate(map(smooth, metrics.curves.f1[:2])):
+        assert smoothed[np.searchsorted(GRID, best.confidence[k])] == pytest.approx(smoothed.max())
+    assert metrics.thresholds == {k: round(float(best.confidence[k]), 3) for k in (0, 1)}
+    assert (best.precision[0], best.recall[0]) == pytest.approx((1, 1), abs=0.2)
 
 
 def test_smoothing():

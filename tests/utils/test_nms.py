@@ -213,3 +213,55 @@ def test_a_limit_that_is_rounded_to_float32_parts_ties_alike():
             wanted = bool(float(np.float32(iou)) > limit)
             assert (iou > float(np.float32(_threshold_of_float32(limit, on_gpu=True)))) == wanted, (part, whole)
             assert (iou > _threshold_of_float32(limit)) == wanted, (part, whole)
+
+
+# ---- thresholds by class
+
+
+def test_each_class_has_its_threshold_before_the_suppression():
+    """A box below the threshold of its class neither remains nor suppresses, also across classes."""
+    rows = torch.tensor(
+        [
+            [50, 50, 20, 20, 1.0, 0.5, 0.0],  # below that of class 0
+            [51, 50, 20, 20, 1.0, 0.0, 0.4],  # above that of class 1, and overlaps the first
+            [90, 90, 10, 10, 1.0, 0.6, 0.1],
+            [20, 20, 10, 10, 1.0, 0.3, 0.29],  # its best class is below, its other one above
+        ]
+    )
+
+    def found(**settings):
+        rows_found = non_max_suppression(rows[None], (0.55, 0.25), 0.45, **settings)[0]
+        return [(round(float(row[4]), 3), int(row[5])) for row in rows_found]
+
+    assert found() == found(agnostic=True) == [(0.6, 0), (0.4, 1)]
+    assert found(multi_label=True) == [(0.6, 0), (0.4, 1), (0.29, 1)]
+    assert found(classes=[1]) == [(0.4, 1)] and found(classes=[0]) == [(0.6, 0)]
+    assert found(max_det=1) == [(0.6, 0)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"multi_label": True}, {"agnostic": True}, {"classes": [0, 3]}])
+def test_equal_thresholds_of_all_classes_are_one_number(settings):
+    prediction = torch.rand(2, 400, 5 + 4, generator=torch.Generator().manual_seed(3))
+    prediction[..., :4] *= 100
+    for one, other in zip(
+        non_max_suppression(prediction, 0.3, 0.5, **settings),
+        non_max_suppression(prediction, [0.3] * 4, 0.5, **settings),
+        strict=True,
+    ):
+        assert len(one) > 3 and torch.equal(one, other)
+
+
+def test_thresholds_are_those_of_a_filter_afterwards():
+    """A box below its threshold suppresses only boxes of its class that are below it too."""
+    prediction = torch.rand(1, 600, 5 + 3, generator=torch.Generator().manual_seed(5))
+    prediction[..., :4] *= 60
+    limits = torch.tensor([0.2, 0.5, 0.35])
+    every = non_max_suppression(prediction, 0.0, 0.5, multi_label=True, max_det=10_000)[0]
+    kept = every[every[:, 4] > limits[every[:, 5].long()]]
+    found = non_max_suppression(prediction, limits.tolist(), 0.5, multi_label=True, max_det=10_000)[0]
+    assert 10 < len(found) < len(every) and torch.equal(found, kept)
+
+
+def test_a_threshold_of_a_class_outside_its_range_is_an_error():
+    with pytest.raises(UserError, match="--conf-thres 1.5 is outside 0...1"):
+        non_max_suppression(torch.zeros(1, 1, 7), [0.1, 1.5])

@@ -64,6 +64,11 @@ class LabelIndex:
         """Number of images that a training epoch draws."""
         return len(self) if self.draws is None else round(float(self.draws.sum()))
 
+    @property
+    def most_labels(self) -> int:
+        """Largest number of labels in one image, 0 without images."""
+        return int(np.diff(self.offsets).max(initial=0))
+
     def boxes(self, i: int) -> np.ndarray:
         """Return the labels (n, 5) of image i: class, cx, cy, w, h."""
         return self.labels[self.offsets[i] : self.offsets[i + 1]]

@@ -34,6 +34,7 @@ def describe_export(network: Detector, weights: Path, request: ExportRequest) ->
         date=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         license=LICENSE,
         pixels=network.pixels,
+        advice=network.advice,
     )
 
 

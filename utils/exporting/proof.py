@@ -164,6 +164,7 @@ def compare(file: ProofFile, expected: Observation, found: Observation, images: 
     tolerance = TOLERANCES[file.precision]
     raw = None if file.inside else raw_difference(expected.outputs, found.outputs, best_class=file.best_class)
     threshold = file.suppression.detect.conf_thres
+    assert isinstance(threshold, float), "proofs have one for all classes"
     paired = [
         pair_detections(one, other, tolerance.rule, threshold)
         for one, other in zip(expected.rows, found.rows, strict=True)

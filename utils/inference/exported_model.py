@@ -12,6 +12,7 @@ from torch import Tensor
 
 from utils.boxes import xyxy_to_xywh
 from utils.cli import shorten
+from utils.detector import DetectionAdvice
 from utils.errors import UserError, one_line
 from utils.inference.model_metadata import ModelMetadata
 from utils.inference.runtime import Runtime
@@ -42,6 +43,11 @@ class ExportedModel:
     @property
     def device(self) -> torch.device:
         return self.runtime.device
+
+    @property
+    def advice(self) -> DetectionAdvice:
+        """Advice of the weights that the file was made from."""
+        return self.metadata.advice
 
     @property
     def size_multiple(self) -> int:

@@ -5,7 +5,7 @@ Legend: B images of a call, H W rows and columns.
 
 import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from numbers import Integral
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils.class_values import Threshold, as_threshold
 from utils.detector import InferenceModel
 from utils.errors import UserError
 from utils.images.conversion import displayable_rgb
@@ -32,12 +33,15 @@ class HubModel(nn.Module):
 
     Attributes to set: conf and iou (thresholds), agnostic, multi_label, classes (ids to keep), max_det, amp (float16 on
     GPUs). To read: names, stride (pixels that sides are multiples of), yaml (the model's description).
+
+    `conf` may also be {"person": 0.4}, by name or number of classes, or "auto" for the thresholds in the file.
     """
 
     def __init__(self, model: InferenceModel):
         super().__init__()
         self.model = model
-        self.conf, self.iou, self.max_det = 0.25, 0.45, 1000
+        self.conf: Threshold | Mapping[str | int, float] | str = 0.25
+        self.iou, self.max_det = 0.45, 1000
         self.agnostic = self.multi_label = self.amp = False
         self.classes: Iterable[int] | int | None = None
         self.names, self.stride, self.yaml = dict(model.names), model.size_multiple, getattr(model, "yaml", None)
@@ -100,7 +104,7 @@ class HubModel(nn.Module):
         return height, width
 
     def _predictor(self, shape: tuple[int, int], augment: bool) -> Predictor:
-        conf, iou = (self._setting(name, float, 1) for name in ("conf", "iou"))
+        conf, iou = as_threshold(self.conf, "model.conf"), self._setting("iou", float, 1)
         max_det = int(self._setting("max_det", operator.index, math.inf))
         nms = NmsSettings(conf, iou, max_det, self._class_ids(), bool(self.agnostic), bool(self.multi_label))
         names = dict(enumerate(self.names)) if isinstance(self.names, (list, tuple)) else self.names

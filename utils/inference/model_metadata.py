@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from utils.cli import shorten
+from utils.detector import NO_ADVICE, DetectionAdvice
 from utils.errors import UserError
 from utils.pixel_format import MAX_BITS, MAX_CHANNELS, MIN_BITS, RGB, PixelFormat
 
@@ -41,6 +42,7 @@ class ModelMetadata:
     date: str = ""
     license: str = ""
     pixels: PixelFormat = RGB
+    advice: DetectionAdvice = NO_ADVICE
 
     def to_properties(self) -> dict[str, str]:
         """Return the metadata as text by key, as it is written into files."""
@@ -66,6 +68,7 @@ class ModelMetadata:
             "strides": json.dumps(self.strides),
             "anchors": json.dumps(self.anchors),
             **({"nms": json.dumps(self.nms)} if self.nms else {}),
+            **({"advice": json.dumps(self.advice.to_dict())} if self.advice != NO_ADVICE else {}),
         }
 
     @classmethod
@@ -98,6 +101,7 @@ class ModelMetadata:
                 3 if properties.get("channels") == "RGB" else read.value("channels", 3, _as_channels),
                 read.value("bit_depth", 8, _as_bits),
             ),
+            advice=DetectionAdvice.from_dict(read.value("advice", None, dict), MAX_CLASSES, source),
             **{key: properties.get(key, "") for key in ("description", "version", "date", "license")},
         )
 

@@ -41,7 +41,7 @@ class Predictor:
 
     def __post_init__(self) -> None:
         self.names = self.names or self.model.names
-        self.nms = self.nms.fit(self.model)
+        self.nms = self.nms.fit(self.model, self.names)
         self.imgsz = self.model.fixed_shape or self.imgsz
 
     @torch.inference_mode()

@@ -9,7 +9,7 @@ from utils.inference.observer import EvaluatedBatch, EvaluationObserver
 from utils.metrics import Metrics
 from utils.output.plotter import Plotter
 from utils.output.prediction_files import DetectionWriter
-from utils.output.validation_report import HEADER, draw_batch, draw_curves, metrics_table
+from utils.output.validation_report import HEADER, draw_batch, draw_curves, metrics_table, thresholds_table
 
 DRAWN_BATCHES = 3  # batches that are drawn into the run folder
 
@@ -44,17 +44,22 @@ class ValidationBar(EvaluationObserver):
 class ConsoleTable(ValidationBar):
     """A progress bar, then a table of the metrics: all classes together and, if `verbose`, a row per class.
 
-    With `final` the table is a result of the program, which is printed also with `--quiet`.
+    With `final` the table is a result of the program, which is printed also with `--quiet`. `thresholds`: if `verbose`,
+    add a table of the confidence at which each class has its best F1.
     """
 
-    def __init__(self, names: Mapping[int, str], *, verbose: bool = False, final: bool = False):
+    def __init__(
+        self, names: Mapping[int, str], *, verbose: bool = False, final: bool = False, thresholds: bool = False
+    ):
         super().__init__()
-        self.names, self.verbose = names, verbose
+        self.names, self.verbose, self.thresholds = names, verbose, thresholds
         self.print = console.result if final else console.info
 
     def on_end(self, metrics: Metrics) -> None:
         super().on_end(metrics)
         self.print(HEADER, *metrics_table(metrics, self.names, verbose=self.verbose))
+        if self.thresholds and self.verbose:
+            self.print(*thresholds_table(metrics, self.names))
         if metrics.instances == 0:
             console.warn("these images have no labels, so there is nothing to measure. Give a labelled split: --data")
 

@@ -11,6 +11,7 @@ from utils.datasets.label_index import LabelIndex
 from utils.datasets.spec import DatasetSpec
 from utils.detector import InferenceModel, name_difference
 from utils.errors import UserError
+from utils.inference.nms_settings import NmsSettings
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Subject:
     split: str
     index: LabelIndex
     names: Mapping[int, str]
+    nms: NmsSettings
 
 
 def require_same_classes(model: InferenceModel, spec: DatasetSpec, weights: Path) -> None:

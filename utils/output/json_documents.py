@@ -48,7 +48,7 @@ def describe_validation(
     weights: Sequence[Path], imgsz: int, metrics: Metrics, *, data: str, split: str
 ) -> dict[str, Any]:
     """Return one result of val.py: the metrics of all classes together and of each class that has labels."""
-    per_class = metrics.per_class
+    per_class, thresholds = metrics.per_class, metrics.thresholds
     classes = [
         {
             "class": int(index),
@@ -59,6 +59,7 @@ def describe_validation(
             "f1": _number(per_class.f1[k]),
             "map50": _number(per_class.ap[k, 0]),
             "map": _number(per_class.ap[k].mean()),
+            "confidence": thresholds.get(int(index)),
         }
         for k, index in enumerate(per_class.classes)
     ]

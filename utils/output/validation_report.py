@@ -1,12 +1,13 @@
 """Report of a validation: a table of the metrics, drawings of batches, and curves."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from utils.loading.dataset import Batch
-from utils.metrics import Metrics
+from utils.metrics import Metrics, best_f1_by_class
 from utils.output.drawing import plot_batch
 from utils.output.plots import plot_confusion, plot_curve, plot_pr_curve
 from utils.output.plotter import Plotter
@@ -28,6 +29,18 @@ def metrics_table(metrics: Metrics, names: Mapping[int, str], *, verbose: bool) 
         for k, cls in enumerate(found.classes.tolist()):
             name = names[cls][:21]
             yield row(name, metrics.label_counts[k], found.p[k], found.r[k], found.ap[k, 0], found.ap[k].mean())
+
+
+def thresholds_table(metrics: Metrics, names: Mapping[int, str]) -> Iterator[str]:
+    """Yield a table of the confidence at which each class has its best F1, and the flag with them. Nothing without."""
+    best = best_f1_by_class(metrics.curves)
+    if not len(best.classes):
+        return
+    yield f"{'Best F1 of':>22}" + "".join(f"{title:>11}" for title in ("Confidence", "P", "R", "F1"))
+    for cls, *values in zip(*best, strict=True):
+        yield f"{names[int(cls)][:21]:>22}" + "".join(f"{value:11.3g}" for value in values)
+    words = (f"{names[cls]}={value}" for cls, value in metrics.thresholds.items())
+    yield f"To detect with these: {shlex.join(['--conf-thres', *words])}"
 
 
 def draw_batch(

@@ -7,8 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import inference_checkpoint, is_finite, snapshot, write_checkpoint
-from utils.console import warn
+from utils.checkpoint import inference_checkpoint, is_finite, read_checkpoint, snapshot, write_checkpoint
+from utils.console import info, warn
+from utils.detector import DetectionAdvice
 from utils.metrics import Metrics
 from utils.pending_files import PendingFiles, require_written
 from utils.training.observer import CheckpointReport, Observer
@@ -64,6 +65,14 @@ class CheckpointWriter:
             self._written.append(CheckpointReport(path, content["epoch"]))
 
         return write
+
+    def rewrite(self, path: Path, content: dict[str, Any]) -> None:
+        """Write weights for inference again, with more in them. This counts as no new checkpoint."""
+        self.wait()
+        task = self._thread.submit(
+            self.pending.write, path, lambda target: write_checkpoint(target, content, kind="weights")
+        )
+        self._tasks.append(task)
 
     def take_written(self) -> list[CheckpointReport]:
         """Wait, then return what was written since the last call."""
@@ -226,6 +235,18 @@ class Checkpoints:
             self.save(run)
             require_written(self.unwritten(), resume_advice(self.folder.parent))
         return best
+
+    def keep_advice(self, advice: DetectionAdvice) -> None:
+        """Add the advice to best.pt, which is on the disk. A file that cannot be written is tried again at the end."""
+        if self.folder is None:
+            return
+        self._follow_folder()
+        best = self.folder / "best.pt"
+        if not best.exists():  # removed in the meantime
+            return
+        self._writer.rewrite(best, {**read_checkpoint(best), "advice": advice.to_dict()})
+        if advice.thresholds:
+            info(f"{best} holds these thresholds: detect.py --conf-thres auto takes them")
 
     def mark_finished(self, run: Run) -> None:
         """Write last-half.pt, the last weights for inference, and remove what only resuming needs.

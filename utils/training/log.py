@@ -8,6 +8,7 @@ from pathlib import Path
 from utils import console
 from utils.cli import detect_command
 from utils.errors import UserError, one_line
+from utils.inference.nms_settings import VAL_NMS
 from utils.training.observer import EpochReport, Observer, StepReport
 from utils.training.progress_table import header, memory_used, progress_line
 from utils.training.run import Run
@@ -32,6 +33,7 @@ class RunLog(Observer):
             f"Logging to {self.locate()}",
             f"Training for {run.options.epochs} epochs...",
         )
+        VAL_NMS.with_room(run.data.val.most_labels, "an image of the validation split has")  # for its line
 
     def on_epoch_start(self, run: Run) -> None:
         """Print the column titles and open the progress bar."""

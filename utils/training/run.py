@@ -1,6 +1,6 @@
 """Run: everything that the training loop needs, and everything that a checkpoint must hold."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from utils.device import get_rng_state, set_rng_state
 from utils.distributed import Distributed
 from utils.ema import ModelEMA
 from utils.errors import UserError
+from utils.inference.nms_settings import COCO_NMS, VAL_NMS, NmsSettings
 from utils.loading.loader import Loader
 from utils.loss import DetectionLoss
 from utils.metrics import Metrics
@@ -162,6 +163,14 @@ class Run:
     def validation_autocast(self) -> torch.dtype | None:
         """Type to validate in. 8 bits of precision, those of bfloat16, are too few to measure boxes."""
         return None if self.autocast == torch.bfloat16 else self.autocast
+
+    def validation_nms(self, published: bool = False) -> NmsSettings:
+        """Return the suppression of validations. `published`: as the figures on COCO are measured, if that is the data.
+
+        It keeps as many detections as an image has labels.
+        """
+        nms = COCO_NMS if published and self.data.spec.is_coco else VAL_NMS
+        return replace(nms, max_det=max(nms.max_det, self.data.val.most_labels))
 
     def rates(self, iteration: int) -> Rates:
         """Return the rates of the schedule, lower after each rollback."""
