@@ -36,7 +36,7 @@ from utils.autobatch import advice_on_memory
 from utils.checkpoint import is_finite
 from utils.cli import Arguments, Flags, parse_flags, read_flags
 from utils.config import Hyperparameters, TrainOptions
-from utils.datasets.locate import fill_names, locate_images, read_dataset
+from utils.datasets.locate import fill_names, read_dataset
 from utils.datasets.spec import DatasetYaml
 from utils.datasets.splits import class_names, label_sizes, require_images
 from utils.detector import DetectionAdvice, Detector, as_detector, as_module
@@ -64,7 +64,7 @@ from utils.metrics import Fitness, Metrics
 from utils.optim import set_rates, take_step
 from utils.process_state import unchanged_process
 from utils.schedule import EarlyStopping, Schedule
-from utils.training.checked_data import load_checked
+from utils.training.checked_data import load_data
 from utils.training.checkpoints import Checkpoints
 from utils.training.compile import compile_if_faster
 from utils.training.ddp import wrap_model
@@ -90,7 +90,7 @@ from utils.training.startup import (
     num_replicas,
     open_run_folder,
     read_hyperparameters,
-    reject_time_conflicts,
+    reject_conflicts,
     reject_torchrun,
     resolve_launch,
 )
@@ -183,7 +183,7 @@ def prepare_on_rank0(launch: Launch, distributed: Distributed, autocast: torch.d
     """Build the model, read the data set, complete the options and fit the anchors."""
     options = launch.options
     model, frozen, hyp, dataset, weights, cfg = build_network(launch)
-    data = load_checked(locate_images(dataset), single_cls=options.single_cls, fraction=options.evolve_fraction)
+    data = load_data(dataset, options)
     if launch.checkpoint is None:
         options, hyp = settle_run(
             options, hyp, model, data, weights=weights, distributed=distributed, autocast=autocast
@@ -559,10 +559,10 @@ def evolve_main(typed: dict[str, Any], observers: Sequence[object] = ()) -> Verd
         group.on_main(lambda: reject_torchrun(group))
     typed = fetch_typed({key: value for key, value in typed.items() if key != "resume"})  # a search always resumes
     options = TrainOptions.from_typed(typed)
-    reject_time_conflicts(options)
+    reject_conflicts(options)
     network = build_network(Launch(options))  # mistakes show before the search begins
     amp_dtype(options.amp, select_device(options.device)[0])
-    data = load_checked(locate_images(network.dataset), single_cls=options.single_cls, fraction=options.evolve_fraction)
+    data = load_data(network.dataset, options)
     settled, hyp = settle_search(options, network.hyp, weights=network.weights, num_images=data.train.epoch_size)
     installed_tools(options.log)  # the line for those that are not; the trainings log
     plan = make_plan(settled, script=Path(__file__), hyp=hyp, typed=options)

@@ -116,6 +116,7 @@ def copy(finished, tmp_path) -> Path:
         ["--rect", "--cos-lr", "--freeze", "3"],
         ["--optimizer", "Muon", "--freeze", "2"],
         ["--quad"],
+        ["--tile", "48", "--batch-size", "64", "--workers", "1"],
         ["--amp", "bf16", "--patience", "1"],
         ["--noval", "--nosave"],
     ],

@@ -181,6 +181,8 @@ ADDED = {
         "--split": ("str", ""),
         "--time": ("float", "0.0"),
         "--min-delta": ("float", "0.0"),
+        "--tile": ("int", "0"),
+        "--tile-overlap": ("float", "0.2"),
         "--log": ("str*", "[]"),
         "--loggers": ("str*", "[]"),
         "--log-project": ("str", ""),

@@ -64,6 +64,13 @@ class TrainOptions:
     imgsz: int = flag(
         640, "train and validation size in pixels", names=["--imgsz", "--img", "--img-size"], group="data"
     )
+    tile: int = flag(
+        0,
+        "also train on tiles of N x N pixels of the image files, each letterboxed to --imgsz; 0 is off",
+        metavar="N",
+        group="data",
+    )
+    tile_overlap: float = flag(0.2, "least share of a tile that the next one sees too", group="data")
     rect: bool = flag(False, "rectangular training batches, no mosaic, no shuffling", group="augmentation")
     resume: str | bool = flag(
         False,
@@ -196,6 +203,7 @@ class TrainOptions:
             (0 <= self.time < math.inf, f"--time {self.time}: 0 (off) or more hours"),
             (self.nbs >= 0, f"--nbs {self.nbs}: at least 1, or 0 to let the run's length decide"),
             (self.imgsz >= 1, f"--imgsz {self.imgsz}: at least 32"),
+            (not (self.tile and self.rect), "--rect with --tile: tiles are square, so omit one of the two"),
             (self.workers >= 0, f"--workers {self.workers}: 0 or more"),
             (self.threads >= EACH_EPOCH, f"--threads {self.threads}: at least 1, or auto"),
             (0 <= self.label_smoothing <= 1, f"--label-smoothing {self.label_smoothing}: 0 to 1"),

@@ -61,6 +61,8 @@ def test_an_interrupted_run_of_an_earlier_version_is_resumed(kept_data, tmp_path
         "split",
         "time",
         "dry_run",
+        "tile",
+        "tile_overlap",
     }
     assert new["options"]["threads"] == 0  # as many as PyTorch chooses, as before
     assert new["best_fitness"] >= old["best_fitness"]

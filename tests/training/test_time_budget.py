@@ -11,7 +11,7 @@ import train
 from utils.config import Hyperparameters, TrainOptions
 from utils.errors import UserError
 from utils.training import time_budget
-from utils.training.startup import reject_time_conflicts
+from utils.training.startup import reject_conflicts
 from utils.training.time_budget import Speed, fit_epochs, run_seconds
 
 SPEED = Speed(load=0.1, step=0.5, validation=4.0, steps=10)  # 6 s an epoch, and 4 to validate
@@ -55,7 +55,7 @@ def test_seconds_of_growing_images():
 )
 def test_conflicts_are_named(typed, message):
     with pytest.raises(UserError, match=message):
-        reject_time_conflicts(TrainOptions.from_typed(typed))
+        reject_conflicts(TrainOptions.from_typed(typed))
 
 
 def test_a_timed_run_is_that_of_the_settled_epochs(tiny_data, tiny_cfg, tmp_path, monkeypatch, capsys):

@@ -38,6 +38,14 @@ class Counts(NamedTuple):
         return f"{self.found} images, {self.backgrounds} backgrounds, {self.corrupt} corrupt"
 
 
+class Views(NamedTuple):
+    """Parts of images that an index of V views has as its images."""
+
+    images: np.ndarray  # (V,) int64 ascending, number of the image that each is cut from
+    windows: np.ndarray  # (V, 4) int32 x1, y1, x2, y2 in its pixels
+    shapes: np.ndarray  # (N, 2) int32 height, width of those images
+
+
 @dataclass(frozen=True, eq=False)
 class LabelIndex:
     """The images of a split and their labels, in flat arrays."""
@@ -54,6 +62,7 @@ class LabelIndex:
     # Regions of many or doubtful objects: no labels, and detections in them are neither correct nor wrong.
     ignored: np.ndarray = field(default_factory=lambda: NO_REGIONS[0])  # (K, 5) float32 like labels
     ignored_images: np.ndarray = field(default_factory=lambda: NO_REGIONS[1])  # (K,) int64 image of each, ascending
+    views: Views | None = None  # of an index of views (utils.datasets.views); None: each image is whole
     draws: np.ndarray | None = None  # (N,) float64 mean number of times that an epoch draws each image; None: once
 
     def __len__(self) -> int:

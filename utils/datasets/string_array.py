@@ -64,5 +64,25 @@ class StringArray(Sequence[str]):
         return f"StringArray({list(self)})"
 
 
+class TakenStrings(Sequence[str]):
+    """Strings of a sequence by their numbers, which may repeat, without a copy of any string."""
+
+    def __init__(self, strings: Sequence[str], numbers: np.ndarray) -> None:
+        self.strings, self.numbers = strings, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self.strings[k] for k in self.numbers[i].tolist()]
+        return self.strings[int(self.numbers[i])]
+
+
 def _decode(data: np.ndarray) -> str:
     return data.tobytes().decode(errors="surrogateescape")

@@ -1,5 +1,7 @@
 """Readers of a split's images: from their files each time, or from a cache in RAM or on disk.
 
+An image may be a view of a larger one (utils.datasets.views), which is cut out before it is resized.
+
 Letter: N images of the split.
 """
 
@@ -10,8 +12,10 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,9 +23,9 @@ import numpy as np
 
 from utils import console, machine
 from utils.datasets.label_cache import digest, user_cache_folder
-from utils.datasets.label_index import LabelIndex
+from utils.datasets.label_index import LabelIndex, offsets_of
 from utils.errors import UnreadableData, UserError
-from utils.images.read import DamagedImage, read_resized, resized_shapes
+from utils.images.read import DamagedImage, read_resized, resize_to, resized_shapes
 from utils.machine import available_memory
 from utils.parallel_map import MAX_WORKERS
 from utils.pixel_format import RGB
@@ -103,31 +107,71 @@ class ImageReader:
         Return None, with one warning, if the image was damaged before this reader was opened: a scan of labels sees
         not all of that. Raise UnreadableData if it is gone, damaged or changed since then, after another try.
         """
-        if self.damaged.array[i]:
+        return self._guarded(i, lambda: self._read_file(i, rows))
+
+    def read_views(self, part: range) -> Iterator[np.ndarray | None]:
+        """Yield the images of a part of `parts()` as `read` does. Views of one image are cut from it decoded once."""
+        views = self.index.views
+        if views is None:
+            yield from (ImageReader.read(self, i) for i in part)
+            return
+        height, width = views.shapes[views.images[part[0]]].tolist()
+        whole = self._guarded(part[0], lambda: self._read_rows(part[0], (height, width), rows=None))
+        for i in part:
+            yield None if whole is None else self._cut(i, whole)
+
+    def parts(self) -> list[range]:
+        """Return all images in parts to read together: a few images, or the views of one."""
+        views, count = self.index.views, len(self.index)
+        if views is None:
+            return [range(first, min(first + PART, count)) for first in range(0, count, PART)]
+        ends = offsets_of(np.bincount(views.images, minlength=len(views.shapes))).tolist()
+        return [range(first, last) for first, last in pairwise(ends)]
+
+    def _guarded(self, i: int, decode: Callable[[], np.ndarray]) -> np.ndarray | None:
+        """Return what `decode` makes of the file of image i, with the errors and the second try of `read`."""
+        file = i if self.index.views is None else int(self.index.views.images[i])
+        if self.damaged.array[file]:
             return None
         try:
-            return self._read_file(i, rows)
+            return decode()
         except UserError as error:
             if isinstance(error, DamagedImage) and self._is_unchanged(i):
-                self.damaged.array[i] = 1
+                self.damaged.array[file] = 1
                 console.warn(f"{error}. A grey image without labels is used instead.", all_ranks=True)
                 return None
         time.sleep(RETRY_SECONDS)
         try:
-            return self._read_file(i, rows)
+            return decode()
         except UserError as error:
             raise UnreadableData(f"{error}{self._describe_others(i)}") from error
 
     def _read_file(self, i: int, rows: int | None) -> np.ndarray:
-        height, width = self.index.shapes[i].tolist()
+        views = self.index.views
+        if views is None or self.is_whole(i):
+            return self._read_rows(i, self.shape(i), rows=rows)
+        height, width = views.shapes[views.images[i]].tolist()
+        return self._cut(i, self._read_rows(i, (height, width), rows=int(views.windows[i, 3])))
+
+    def _read_rows(self, i: int, shape: tuple[int, int], *, rows: int | None) -> np.ndarray:
+        """Read the whole image of image or view i, resized to `shape`, or at least its upper `rows` rows."""
+        views = self.index.views
+        height, width = (self.index.shapes[i] if views is None else views.shapes[views.images[i]]).tolist()
+        # A tile is cut out first, and smoothed when it is resized.
         return read_resized(
-            self.index.paths[i],
-            self.shape(i),
-            smooth=self.smooth,
-            rows=rows,
-            original=(height, width),
-            pixels=self.pixels,
+            self.index.paths[i], shape, smooth=self.smooth, rows=rows, original=(height, width), pixels=self.pixels
         )
+
+    def _cut(self, i: int, whole: np.ndarray) -> np.ndarray:
+        """Return view i, resized, from at least the upper rows of its image."""
+        assert self.index.views is not None
+        x1, y1, x2, y2 = self.index.views.windows[i].tolist()
+        return resize_to(whole[y1:y2, x1:x2], self.shape(i), smooth=self.smooth)
+
+    def is_whole(self, i: int) -> bool:
+        """Return True unless image i is a tile."""
+        views = self.index.views
+        return views is None or np.array_equal(views.shapes[views.images[i]], self.index.shapes[i])
 
     def _is_unchanged(self, i: int) -> bool:
         """Return True if the file of image i is older than this reader."""
@@ -139,8 +183,9 @@ class ImageReader:
 
     def _describe_others(self, i: int) -> str:
         """Return how many other images of the split cannot be opened, "" for none. Not all of many are tried."""
-        tried = set(np.linspace(0, len(self.index) - 1, min(len(self.index), MAX_TRIED), dtype=int).tolist()) - {i}
-        absent = sum(not os.access(self.index.paths[k], os.R_OK) for k in tried)
+        numbers = np.linspace(0, len(self.index) - 1, min(len(self.index), MAX_TRIED), dtype=int).tolist()
+        tried = {self.index.paths[k] for k in numbers} - {self.index.paths[i]}
+        absent = sum(not os.access(path, os.R_OK) for path in tried)
         return f"; {absent} of {len(tried)} other images cannot be opened either" if absent else ""
 
     def prefetch(self, i: int) -> None:
@@ -171,8 +216,7 @@ class RamCache(ImageReader):
             ) as pool,  # one thread reads while another decodes
             console.progress_bar(total=len(index), desc=title, unit="image") as bar,
         ):
-            parts = [range(k, min(k + PART, len(index))) for k in range(0, len(index), PART)]
-            for part in pool.map(self._fill, parts):
+            for part in pool.map(self._fill, self.parts()):
                 bar.update(len(part))
 
     def _view(self, i: int) -> np.ndarray:
@@ -180,8 +224,7 @@ class RamCache(ImageReader):
         return levels.reshape(*self.shape(i), self.pixels.channels)
 
     def _fill(self, part: range) -> range:
-        for i in part:
-            image = super().read(i)
+        for i, image in zip(part, self.read_views(part), strict=True):
             if image is not None:
                 self._view(i)[:] = image
                 self.readable[i] = True
@@ -221,6 +264,8 @@ class DiskCache(ImageReader):
 
     def _file(self, i: int) -> Path:
         folder, name = os.path.split(self.index.paths[i])
+        if self.index.views is not None and not self.is_whole(i):
+            name += "." + "_".join(map(str, self.index.views.windows[i].tolist()))
         pixels = "" if self.pixels == RGB else f".{self.pixels.channels}x{self.pixels.bit_depth}"
         return self.folders[folder] / f"{name}.{self.size}{'s' if self.smooth else ''}{pixels}.npy"
 

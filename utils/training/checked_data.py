@@ -1,20 +1,53 @@
 """Splits of a training, with a line on the errors in them: what `check.py` says at length."""
 
 import shlex
+from dataclasses import replace
 
 from utils.checking.skipped import count_errors
-from utils.console import warn
-from utils.datasets.spec import DatasetSpec
+from utils.config import TrainOptions
+from utils.console import info, warn
+from utils.datasets.label_index import LabelIndex
+from utils.datasets.locate import locate_images
+from utils.datasets.spec import DatasetSpec, DatasetYaml
 from utils.datasets.splits import Splits, load_splits
+from utils.datasets.views import cut_into_views
+from utils.images.tiles import Tiling
+from utils.training.startup import tiling_of
 
 
-def load_checked(spec: DatasetSpec, *, single_cls: bool = False, fraction: float = 1.0) -> Splits:
-    """Return the splits as `load_splits` does, and warn of errors in the data that its scan found."""
+def load_data(dataset: DatasetYaml, options: TrainOptions) -> Splits:
+    """Read the labels of the splits, and cut the training images into tiles if `--tile` says so."""
+    return load_checked(
+        locate_images(dataset),
+        single_cls=options.single_cls,
+        fraction=options.evolve_fraction,
+        tiling=tiling_of(options),
+    )
+
+
+def load_checked(
+    spec: DatasetSpec, *, single_cls: bool = False, fraction: float = 1.0, tiling: Tiling | None = None
+) -> Splits:
+    """Return the splits as `load_splits` does, and warn of errors in the data that its scan found.
+
+    With a tiling, the training images are cut into views, and a line says how many.
+    """
     splits = load_splits(spec, single_cls=single_cls, fraction=fraction)
     if text := describe_errors(splits):
         command = shlex.join(["python", "check.py", "--data", str(spec.file)])
         warn(f"the data has errors: {text}. All of them, and what to do: {command}")
-    return splits
+    return splits if tiling is None else replace(splits, train=cut_reported(splits.train, tiling))
+
+
+def cut_reported(index: LabelIndex, tiling: Tiling) -> LabelIndex:
+    """Return the views of a split, and print how many an epoch draws."""
+    views, kinds = cut_into_views(index, tiling)
+    drawn = "" if kinds.empty_drawn == kinds.empty else f", {kinds.empty_drawn} of them drawn anew in each epoch"
+    info(
+        f"Tiles of {tiling.side} px: an epoch has {views.epoch_size} views: {kinds.whole} whole images, "
+        f"{kinds.filled} tiles with objects, {kinds.empty} without{drawn}"
+    )
+    return views
 
 
 def describe_errors(splits: Splits) -> str:

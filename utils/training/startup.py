@@ -22,6 +22,7 @@ from utils.distributed import Distributed
 from utils.download import fetch_typed
 from utils.errors import UserError
 from utils.files import ROOT, increment_path, require_writable
+from utils.images.tiles import Tiling
 from utils.loading.sampler import steps_per_epoch
 from utils.schedule import NOMINAL, largest_size, nominal_batch
 from utils.training.launch_record import find_restarted_run
@@ -85,7 +86,7 @@ def resolve_launch(typed: Mapping[str, Any], launchers: Sequence[str]) -> Launch
     if not resume:
         require_writable(project)
         options = TrainOptions.from_typed(typed)
-        reject_time_conflicts(options)
+        reject_conflicts(options)
         return Launch(options, folder=folder, dry_run=dry_run)
     checkpoint = find_checkpoint(resume, project)
     content = read_run_state(checkpoint)
@@ -99,8 +100,9 @@ def resolve_launch(typed: Mapping[str, Any], launchers: Sequence[str]) -> Launch
     return Launch(options, content, folder, dry_run)
 
 
-def reject_time_conflicts(options: TrainOptions) -> None:
-    """Raise UserError for flags of a new run that `--time` excludes."""
+def reject_conflicts(options: TrainOptions) -> None:
+    """Raise UserError for flags of a new run that `--time` excludes, or a tiling that is none."""
+    tiling_of(options)
     if options.time and "epochs" in options.typed:
         raise UserError(f"--time {options.time:g} settles the number of epochs: omit it, or --epochs {options.epochs}")
     if options.time and options.evolve:
@@ -115,6 +117,11 @@ def reject_torchrun(group: Distributed) -> None:
         raise UserError(
             "--evolve starts its own processes: type python train.py --evolve ... --device 0,1,2,3, without torchrun"
         )
+
+
+def tiling_of(options: TrainOptions) -> Tiling | None:
+    """Return the tiling of the training images, None without `--tile`. Raises UserError."""
+    return Tiling.from_flags(options.tile or None, options.tile_overlap)
 
 
 def require_device(device: str) -> None:
