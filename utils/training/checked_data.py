@@ -42,7 +42,7 @@ def load_checked(
 def cut_reported(index: LabelIndex, tiling: Tiling) -> LabelIndex:
     """Return the views of a split, and print how many an epoch draws."""
     views, kinds = cut_into_views(index, tiling)
-    drawn = "" if kinds.empty_drawn == kinds.empty else f", {kinds.empty_drawn} of them drawn anew in each epoch"
+    drawn = "" if kinds.empty_drawn == kinds.empty else f", {kinds.empty_drawn} of them drawn in each epoch, by chance"
     info(
         f"Tiles of {tiling.side} px: an epoch has {views.epoch_size} views: {kinds.whole} whole images, "
         f"{kinds.filled} tiles with objects, {kinds.empty} without{drawn}"
