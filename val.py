@@ -1,4 +1,4 @@
-"""Measure a detector: `python val.py --weights best.pt --data my.yaml`.
+"""Measure a detector: `python val.py --weights best.pt --data my.yaml`, `torchrun --nproc_per_node 4 val.py ...`.
 
 From a program, call `utils.inference.evaluate.evaluate()`.
 """
@@ -26,7 +26,8 @@ from utils.datasets.division import Division
 from utils.datasets.labels import load_split
 from utils.datasets.locate import locate_dataset
 from utils.detector import InferenceModel
-from utils.device import cores_for_loading, describe_device, select_device, set_current_device, tune_malloc
+from utils.device import cores_for_loading, describe_device, tune_malloc
+from utils.distributed import Distributed
 from utils.download import fetch_typed
 from utils.errors import UserError
 from utils.errors import run as run_command
@@ -39,11 +40,12 @@ from utils.inference.exported_model import ExportedModel
 from utils.inference.nms_settings import VAL_NMS, NmsSettings
 from utils.inference.observer import EvaluationObserver, GuardedObservers
 from utils.inference.open_model import open_model
-from utils.inference.reporting import ConsoleTable, DetectionFiles, Drawings, ValidationBar
+from utils.inference.reporting import ConsoleTable, ValidationBar
 from utils.inference.runtime import RuntimeSettings
 from utils.inference.speed import describe_speed
 from utils.inference.subject import Subject, find_annotations, require_same_classes, warm_up
 from utils.inference.val_result import ValResult, describe_results
+from utils.inference.validation_files import ValidationFiles
 from utils.loading.loader import Loader, LoadSettings, explained_worker_errors, make_loader
 from utils.loading.sampler import BatchSettings
 from utils.metrics import Metrics
@@ -155,8 +157,15 @@ def parse_args(argv: Arguments = None) -> tuple[ValOptions, bool]:
     return replace(options, save_hybrid=False), "weights" in typed
 
 
-def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.device) -> Subject:
+def share_subject(options: ValOptions, weights: Sequence[Path], group: Distributed) -> Subject:
+    """Build the subject on every rank, on rank 0 first. The images and labels are those that rank 0 has found."""
+    subject = group.main_first(lambda: build_subject(options, weights, group))
+    return replace(subject, index=group.on_main(lambda: subject.index))
+
+
+def build_subject(options: ValOptions, weights: Sequence[Path], group: Distributed) -> Subject:
     """Load model and label index. Raise UserError if their numbers of classes differ."""
+    device = group.device
     settings = RuntimeSettings(device, dnn=options.dnn, half=options.half)
     load = convert_after(lambda files: load_ensemble(files, device), options.runtime, augment=options.augment)
     model = open_model(weights, settings, load_networks=load)
@@ -172,7 +181,7 @@ def build_subject(options: ValOptions, weights: Sequence[Path], device: torch.de
     names = {0: "item"} if options.single_cls else spec.names
     subject = f"an image of the {options.measured} split has"
     nms = options.nms.fit(model).with_room(index.most_labels, subject, typed="max_det" in options.typed)
-    return Subject([*weights], model, spec, options.measured, index, names, nms)
+    return Subject([*weights], model, spec, options.measured, index, names, nms, group)
 
 
 def measure(options: ValOptions, subject: Subject, observers: Sequence[EvaluationObserver] = ()) -> Metrics:
@@ -202,6 +211,7 @@ def evaluate_subject(options: ValOptions, subject: Subject, observers: Sequence[
             single_cls=options.single_cls,
             augment=options.augment,
             autocast=torch.float16 if options.half and device.type == "cuda" else None,
+            distributed=subject.group,
             observers=observers,
         )
 
@@ -229,10 +239,12 @@ def open_loader(options: ValOptions, subject: Subject, size: int) -> Loader:
         imgsz=size,
         batch_size=options.batch_size,
         stride=subject.model.size_multiple,
-        batches=BatchSettings(rect=not square, pad=0.0 if square else 0.5, shape=fixed),
+        batches=BatchSettings(rect=not square, pad=0.0 if square else 0.5, shape=fixed, whole=True),
         loading=LoadSettings(
             workers=options.workers, cores=cores_for_loading(device), pin_memory=device.type == "cuda"
         ),
+        rank=subject.group.rank,
+        world_size=subject.group.world_size,
     )
 
 
@@ -247,23 +259,22 @@ def open_coco_writer(options: ValOptions, subject: Subject) -> CocoWriter:
     )
 
 
-def validate(options: ValOptions, subject: Subject, observers: Sequence[EvaluationObserver] = ()) -> ValResult:
-    """Measure, and write drawings and the files that the options name into a new folder."""
+def open_files(options: ValOptions, subject: Subject) -> ValidationFiles:
+    """Make a new folder for drawings and the files that the options name."""
     coco = open_coco_writer(options, subject) if options.save_json else None
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
     text = None
     if options.save_txt:
         text = TextWriter(folder / "labels", subject.index.paths, confidence=options.save_conf)
-    writers = [writer for writer in (text, coco) if writer]
-    drawings = Drawings(folder, subject.names)
-    metrics = measure(options, subject, [drawings, DetectionFiles(writers), *observers])
-    if coco:
-        coco.finish(folder / f"{subject.weights[0].stem}_predictions.json", metrics)
-    if text:
-        console.result(f"{text.num_files} labels saved to {folder / 'labels'}")
-    require_written(drawings.plotter.unwritten)
-    console.result(f"Results saved to {folder}")
-    return ValResult(metrics, folder)
+    return ValidationFiles(folder, subject, text=text, coco=coco)
+
+
+def validate(options: ValOptions, subject: Subject, observers: Sequence[EvaluationObserver] = ()) -> ValResult:
+    """Measure, and write drawings and the files that the options name, on rank 0."""
+    group = subject.group
+    files = group.main_only(lambda: open_files(options, subject))
+    metrics = measure(options, subject, [*(files.observers if files else ()), *observers])
+    return ValResult(metrics, group.on_main(lambda: files.finish(metrics) if files else Path()))
 
 
 def study(
@@ -284,21 +295,21 @@ def study(
 
 
 def compare_speed(
-    options: ValOptions, weights: Sequence[Path], device: torch.device, observers: Sequence[EvaluationObserver] = ()
+    options: ValOptions, weights: Sequence[Path], group: Distributed, observers: Sequence[EvaluationObserver] = ()
 ) -> list[Metrics]:
     """Measure each model by itself, with the thresholds that detect.py uses."""
     options = replace(options, conf_thres=0.25, iou_thres=0.45)
-    return [measure(options, build_subject(options, [file], device), observers) for file in weights]
+    return [measure(options, build_subject(options, [file], group), observers) for file in weights]
 
 
 def compare_sizes(
-    options: ValOptions, weights: Sequence[Path], device: torch.device, observers: Sequence[EvaluationObserver] = ()
+    options: ValOptions, weights: Sequence[Path], group: Distributed, observers: Sequence[EvaluationObserver] = ()
 ) -> list[Metrics]:
     """Measure each model by itself at all sizes. Write a table per model and a chart of all."""
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
     found, tables = [], {}
     for path, name in unique_names(list(map(str, weights))).items():
-        subject = build_subject(options, [Path(path)], device)
+        subject = build_subject(options, [Path(path)], group)
         file = folder / f"study_{subject.spec.file.stem}_{name}.txt"
         metrics, tables[name] = study(options, subject, file, observers)
         found += metrics
@@ -310,13 +321,13 @@ def compare_sizes(
 
 
 def compare_formats(
-    options: ValOptions, device: torch.device, *, weights_typed: bool, observers: Sequence[EvaluationObserver]
+    options: ValOptions, group: Distributed, *, weights_typed: bool, observers: Sequence[EvaluationObserver]
 ) -> list[Metrics]:
     """Measure each file by itself, and print and write a table of all. One that fails has its reason there."""
 
     def measure_one(name: str) -> ComparedModel:
         path = find_weights([name], typed=weights_typed, exported=True)[0]
-        subject = build_subject(options, [path], device)
+        subject = build_subject(options, [path], group)
         metrics = evaluate_subject(options, subject, [ValidationBar(path.name), *observers])
         return ComparedModel(str(path), input_shape(options, subject.model), metrics)
 
@@ -337,44 +348,65 @@ def main(argv: Arguments = None, observers: Sequence[object] = ()) -> Metrics | 
     Return the metrics; for the tasks speed and study, a list of those of each weights file and size. `observers` have
     methods of utils.inference.observer.EvaluationObserver. One that raises is reported and dropped.
     """
-    found = measure_models(*parse_args(argv), observers)
+    typed = read_flags(ValOptions, argv, **PROGRAM)
+    with Distributed.join(typed).session() as group:
+        found = measure_models(*group.on_main(lambda: parse_args(typed)), group, observers)
     return found.metrics if isinstance(found, ValResult) else found
 
 
 def run(
     data: str | Path | None = None, weights: Any = None, *, observers: Sequence[object] = (), **flags: Any
 ) -> ValResult | list[Metrics]:
-    """Measure with flags as keywords (`imgsz=320, half=True`), from a program. Raises UserError, also for mistakes."""
+    """Measure with flags as keywords (`imgsz=320, half=True`), from a program, in this process alone.
+
+    Raises UserError, also for mistakes.
+    """
     with unchanged_process():
-        return measure_models(*parse_args({"data": data, "weights": weights, **flags}), observers)
+        options, weights_typed = parse_args({"data": data, "weights": weights, **flags})
+        return measure_models(options, weights_typed, Distributed.alone(), observers)
+
+
+def check_start(options: ValOptions, group: Distributed) -> None:
+    """Raise UserError if the results cannot be written, or if several processes would disturb measured times."""
+    if group.world_size > 1 and options.task not in SPLITS:
+        raise UserError(f"--task {options.task} measures times, in one process: start python val.py, without torchrun")
+    if options.task != "speed":  # which writes no files
+        require_writable(options.project)
 
 
 def measure_models(
-    options: ValOptions, weights_typed: bool, observers: Sequence[object] = ()
+    options: ValOptions, weights_typed: bool, group: Distributed, observers: Sequence[object] = ()
 ) -> ValResult | list[Metrics]:
     """Measure as the options say. The tasks speed and study give a list: metrics of each weights file and size."""
     watching = [GuardedObservers(as_observers(observers))]
-    if options.task != "speed":  # which writes no files
-        require_writable(options.project)
+    group.on_main(lambda: check_start(options, group))
     tune_malloc()
-    device = set_current_device(select_device(options.device)[0])
+    group = group.use(options.device)
+    device = group.device
+    if len(group.devices) > 1:
+        console.warn(
+            f"one process measures on one GPU, here {device}. For all of them type "
+            f"torchrun --nproc_per_node {len(group.devices)} val.py ..."
+        )
     if options.task == "compare":
-        return compare_formats(options, device, weights_typed=weights_typed, observers=watching)
-    weights = find_weights(options.weights, typed=weights_typed, exported=True)
+        return compare_formats(options, group, weights_typed=weights_typed, observers=watching)
+    weights = group.on_main(lambda: find_weights(options.weights, typed=weights_typed, exported=True))
     if options.task in ("speed", "study"):
         options = replace(options, half=device.type == "cuda")
     elif options.half and device.type != "cuda" and format_of(weights[0]) is None:
         console.warn("--half needs a GPU. Running in float32")
         options = replace(options, half=False)
-    console.info(f"val: {describe_device(device)}, torch {torch.__version__}, {', '.join(map(str, weights))}")
+    processes = f" x {group.world_size}" if group.world_size > 1 else ""
+    device_text = f"{describe_device(device)}{processes}"
+    console.info(f"val: {device_text}, torch {torch.__version__}, {', '.join(map(str, weights))}")
     if options.task == "speed":
-        found: ValResult | list[Metrics] = compare_speed(options, weights, device, watching)
+        found: ValResult | list[Metrics] = compare_speed(options, weights, group, watching)
     elif options.task == "study":
-        found = compare_sizes(options, weights, device, watching)
+        found = compare_sizes(options, weights, group, watching)
     else:
-        found = validate(options, build_subject(options, weights, device), watching)
+        found = validate(options, share_subject(options, weights, group), watching)
     console.result(f"Next: {detect_command(weights, [options.imgsz])}")
-    if options.json:
+    if options.json and group.is_main:
         sizes = STUDY_SIZES if options.task == "study" else [options.imgsz]
         settings = {"task": options.task, "data": options.data, "split": options.measured}
         console.data(to_line(describe_results(found, weights, sizes, **settings)))

@@ -221,6 +221,42 @@ def test_validation_counts_each_image_once_and_gives_the_same_metrics(measured, 
     assert torch.allclose(several["ap"], one["ap"], atol=1e-7)
 
 
+def validation_flags(weights, data, project: Path, name: str, *extra) -> list[str]:
+    words = [
+        "val.py", "--weights", weights, "--data", data, "--imgsz", 64, "--batch-size", 3, "--workers", 0, "--device",
+        "cpu", "--project", project, "--name", name, "--json", *extra,
+    ]  # fmt: skip
+    return [str(word) for word in words]
+
+
+def test_two_processes_validate_as_one_does(pretrained_tiny, tiny_data, tmp_path):
+    """The last step has a batch for one of them only: 8 images in batches of 3."""
+    files = ["--save-txt", "--save-conf", "--save-json"]
+    documents = {}
+    for name, launcher in (("one", [sys.executable]), ("two", [*TORCHRUN, *STANDALONE, "--nproc_per_node", 2])):
+        output = launch(*launcher, *validation_flags(pretrained_tiny, tiny_data, tmp_path, name, *files))
+        lines = [line for line in output.splitlines() if line.startswith("{")]
+        documents[name] = json.loads(lines[0])["results"][0]
+        assert len(lines) == 1 and output.count("Speed: ") == 1 and documents[name].pop("milliseconds")
+    assert documents["one"] == documents["two"] and documents["one"]["map"] > 0
+    contents = [{file.name: file.read_bytes() for file in (tmp_path / name).rglob("*.*")} for name in documents]
+    assert contents[0] == contents[1] and {"best_predictions.json", "val_batch2_pred.jpg"} <= contents[0].keys()
+
+
+@pytest.mark.parametrize(
+    "extra, expected",
+    [
+        (["--task", "study"], "error: --task study measures times, in one process: start python val.py"),
+        (["--data", "absent.yaml"], "error: --data absent.yaml: no such data set YAML"),
+        (["--save-json", "--annotations", "README.md"], "error: README.md: not a COCO annotations file"),
+    ],
+)
+def test_a_validation_that_cannot_start_is_one_line(pretrained_tiny, tiny_data, tmp_path, extra, expected):
+    words = validation_flags(pretrained_tiny, tiny_data, tmp_path, "x", *extra)
+    output = launch(*TORCHRUN, *STANDALONE, "--nproc_per_node", 2, *words, code=1)
+    assert output.count(expected) == output.count("error: ") == 1 and not (tmp_path / "x").exists()
+
+
 # ---- commands that users type ----------------------------------------------------------------------------------------
 
 

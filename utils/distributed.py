@@ -1,4 +1,4 @@
-"""The processes of one training: torchrun's group, collective operations, and work that rank 0 does for all."""
+"""The processes of a training or validation: torchrun's group, collective operations, work of rank 0 for all."""
 
 import inspect
 import os
@@ -78,6 +78,12 @@ class Distributed:
     slow_group: dist.ProcessGroup | None = None  # group with SLOW_TIMEOUT
 
     @classmethod
+    def alone(cls) -> "Distributed":
+        """Return a group of one on the CPU, whatever launcher started this process."""
+        cpu = torch.device("cpu")
+        return cls(0, 1, cpu, (cpu,))
+
+    @classmethod
     def join(cls, flags: Mapping[str, Any] | None = None) -> "Distributed":
         """Join the group that a launcher (torchrun) describes in the environment, or be a group of one.
 
@@ -86,7 +92,7 @@ class Distributed:
         """
         cpu = torch.device("cpu")
         if variable("RANK") is None:
-            return cls(0, 1, cpu, (cpu,))
+            return cls.alone()
         rank = required_number("RANK")
         world_size, local_rank = (required_number(name) if variable(name) else default for name, default in SIZES)
         if rank < 0 or (rank > 0 and world_size <= 1):
@@ -168,7 +174,8 @@ class Distributed:
     def _exit_at_once(self, error: BaseException) -> None:
         """Print the error and end the process without cleaning up."""
         text, code = explain(error) or (explain_unexpected(error), 1)
-        if not isinstance(error, Rank0Failed) or self.local_rank == 0:  # one line per machine is enough
+        on_all_ranks = isinstance(error, (Rank0Failed, UnreadableData))  # see `on_main` and `in_step`
+        if not on_all_ranks or self.local_rank == 0:  # one line per machine is enough
             console.error(*text.splitlines())
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
@@ -209,6 +216,28 @@ class Distributed:
             raise Rank0Failed(f"rank 0 failed: {message}")
         return result
 
+    def main_only(self, function: Callable[[], T]) -> T | None:
+        """Call `function` on rank 0, and return its result there and None elsewhere. An error is that of `on_main`."""
+        results: list[T] = []
+        self.on_main(lambda: results.append(function()))
+        return results[0] if results else None
+
+    def main_first(self, function: Callable[[], T]) -> T:
+        """Call `function` on rank 0, and then on the others, and return its own result on each rank.
+
+        So what it downloads or caches is there for the others, and an error on rank 0 is that of `on_main`.
+        """
+        result = self.main_only(function)
+        return function() if result is None else result
+
+    def gather_on_main(self, value: T) -> list[T]:
+        """Return every rank's `value` in the order of ranks on rank 0, [] elsewhere."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, values)
+        return values or []
+
     def gather(self, value: T) -> list[T]:
         """Return every rank's `value` in the order of ranks, on every rank."""
         if self.world_size == 1:
@@ -241,6 +270,10 @@ class Distributed:
 
         Ranks may have different numbers of entries. Those that have fewer wait for the others.
         """
+        yield from (entry for entry in self.in_step_padded(entries) if entry is not None)
+
+    def in_step_padded(self, entries: Iterable[T]) -> Iterator[T | None]:
+        """Yield as `in_step` does, and None where this rank has no entry while others have one."""
         if self.world_size == 1:
             yield from entries
             return
@@ -257,8 +290,7 @@ class Distributed:
                 raise UnreadableData(next(filter(None, self.gather(message))))
             if state == ended:
                 return
-            if entry is not None:
-                yield entry
+            yield entry
 
     def share_buffers(self, module: torch.nn.Module) -> None:
         """Copy rank 0's buffers (batch statistics) to every process, in place."""

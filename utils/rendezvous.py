@@ -42,7 +42,7 @@ def required(name: str) -> str:
     """Return the environment variable `name`, which launchers set together with RANK. Raises UserError without it."""
     value = variable(name)
     if value is None:
-        raise UserError(f"RANK is set but {name} is not: start with torchrun --nproc_per_node N train.py ...")
+        raise UserError(f"RANK is set but {name} is not: start with torchrun --nproc_per_node N PROGRAM ...")
     return value
 
 
@@ -119,7 +119,8 @@ def _make_client(host: str, port: int, deadline: float) -> dist.TCPStore | None:
 def describe_start(flags: Mapping[str, Any]) -> dict[str, str]:
     """Return what must be the same for all processes: flags as typed, the versions of PyTorch and of this project."""
     shared = {f"--{key.replace('_', '-')}": flags[key] for key in sorted(flags) if key not in FLAGS_OF_ONE_RANK}
-    files = [ROOT / "train.py", *sorted((ROOT / "models").glob("*.py")), *sorted((ROOT / "utils").rglob("*.py"))]
+    packages = [*(ROOT / "models").glob("*.py"), *(ROOT / "utils").rglob("*.py")]
+    files = [ROOT / "train.py", ROOT / "val.py", *sorted(packages)]
     digest = hashlib.sha256("\0".join(file.read_text(encoding="utf-8") for file in files).encode())
     return {
         **{key: remove_credentials(str(value)) for key, value in shared.items()},

@@ -27,6 +27,9 @@ class UserObservers:
     def __init__(self, observers: Iterable[object] = ()):
         self._observers = list(observers)
 
+    def __bool__(self) -> bool:
+        return bool(self._observers)
+
     def call(self, event: str, *args: object) -> None:
         """Call the method `event` of each observer. The random numbers of PyTorch are the same as without it."""
         if self._observers:

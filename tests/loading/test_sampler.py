@@ -44,6 +44,23 @@ def test_rect_shape_holds_every_image_of_its_batch():
             assert inner[0] <= size[0] and inner[1] <= size[1] and size[0] % 32 == size[1] % 32 == 0
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+def test_whole_batches_are_dealt_in_turn(world_size):
+    """9 images in batches of 2: 5 batches, of which some of 7 ranks get none."""
+
+    def keys(rank: int, world_size: int, whole: bool) -> list:
+        settings = BatchSettings(rect=True, pad=0.5, whole=whole)
+        shapes = np.random.default_rng(0).integers(10, 99, (9, 2))
+        options = {"batch_size": 2, "imgsz": 64, "stride": 32, "training": False, "seed": 0}
+        sampler = GlobalBatchSampler(shapes, settings=settings, rank=rank, world_size=world_size, **options)
+        assert len(sampler) == len(list(sampler))
+        return list(sampler)
+
+    one = keys(0, 1, whole=False)
+    for rank in range(world_size):
+        assert keys(rank, world_size, whole=True) == one[rank::world_size]
+
+
 def flat_index(classes: list[list[int]]) -> LabelIndex:
     labels = np.array(
         [[class_index, 0.5, 0.5, 0.1, 0.1] for row in classes for class_index in row], np.float32

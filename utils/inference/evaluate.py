@@ -3,7 +3,6 @@
 Legend: B images of a batch, N predictions, C classes, n detections of an image.
 """
 
-import operator
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from utils.detections import Detections
 from utils.detector import InferenceModel
 from utils.distributed import Distributed
+from utils.inference.batch_exchange import BatchExchange
 from utils.inference.batch_statistics import (
     BatchStatistics,
     compute_metrics,
@@ -66,10 +66,13 @@ def evaluate(
         model, device, nms, names, single_cls=single_cls, augment=augment, autocast=autocast, loss=loss
     )
     with evaluation_mode(model), EvaluationObservers(observers if group.is_main else ()) as watching:
-        watching.on_start(operator.length_hint(loader) or None)
-        for number, batch in enumerate(group.in_step(prefetch(loader, device))):
+        exchange = BatchExchange(group, loader, watching)
+        watching.on_start(exchange.num_batches)
+        for number, batch in exchange.steps(prefetch(loader, device)):
             watching.before_batch()
-            watching.on_batch(evaluation.add(number, batch))
+            evaluated = None if batch is None else evaluation.add(number, batch)
+            for each in exchange.collect(evaluated):
+                watching.on_batch(each)
         speed = speed_per_image(evaluation.watch.seconds, evaluation.num_images)
         metrics = compute_metrics(group, evaluation.statistics, evaluation.confusion, loss, speed)
         metrics = replace(metrics, names=names)

@@ -1,5 +1,6 @@
 """Observers of `evaluate()`: what prints, draws, writes or stops watches it, and it knows none of them."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ class EvaluationObserver:
     first batch and leaves them at the end, also after an error.
     """
 
+    images_read: float = math.inf  # number of first batches whose images `on_batch` reads; of others it may have none
+
     def __enter__(self) -> "EvaluationObserver":
         return self
 
@@ -56,6 +59,7 @@ class EvaluationObservers(EvaluationObserver):
 
     def __init__(self, observers: Sequence[EvaluationObserver]):
         self.observers, self._stack = observers, ExitStack()
+        self.images_read = max((observer.images_read for observer in observers), default=0)
 
     def __enter__(self) -> "EvaluationObservers":
         for observer in self.observers:
@@ -87,6 +91,8 @@ class EvaluationObservers(EvaluationObserver):
 class StopHook(EvaluationObserver):
     """Call of a function before the first batch is read and before each batch. What it raises ends the evaluation."""
 
+    images_read = 0
+
     def __init__(self, function: Callable[[], None]):
         self.function = function
 
@@ -102,6 +108,7 @@ class GuardedObservers(EvaluationObserver):
 
     def __init__(self, observers: Iterable[object]):
         self._users = UserObservers(observers)
+        self.images_read = math.inf if self._users else 0
 
     def on_start(self, num_batches: int | None) -> None:
         self._users.call("on_start", num_batches)

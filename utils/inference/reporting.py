@@ -17,6 +17,8 @@ DRAWN_BATCHES = 3  # batches that are drawn into the run folder
 class ValidationBar(EvaluationObserver):
     """A progress bar over the batches."""
 
+    images_read = 0
+
     def __init__(self, text: str = "Validating"):
         self.text = text
         self.bar: console.ProgressBar | None = None
@@ -71,6 +73,8 @@ class Drawings(EvaluationObserver):
     is given, its owner waits for it.
     """
 
+    images_read = DRAWN_BATCHES
+
     def __init__(self, folder: str | Path, names: Mapping[int, str], plotter: Plotter | None = None):
         self.folder, self.names, self.plotter = Path(folder), names, plotter or Plotter()
         self._owns_plotter = plotter is None
@@ -91,6 +95,8 @@ class Drawings(EvaluationObserver):
 
 class DetectionFiles(EvaluationObserver):
     """Files that `writers` fill with the detections of each image."""
+
+    images_read = 0
 
     def __init__(self, writers: Sequence[DetectionWriter]):
         self.writers = writers

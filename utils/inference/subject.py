@@ -10,13 +10,14 @@ from utils import console
 from utils.datasets.label_index import LabelIndex
 from utils.datasets.spec import DatasetSpec
 from utils.detector import InferenceModel, name_difference
+from utils.distributed import Distributed
 from utils.errors import UserError
 from utils.inference.nms_settings import NmsSettings
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and the images to measure it on."""
+    """A model, the images to measure it on, and the processes that do."""
 
     weights: list[Path]
     model: InferenceModel
@@ -25,6 +26,7 @@ class Subject:
     index: LabelIndex
     names: Mapping[int, str]
     nms: NmsSettings
+    group: Distributed  # the processes that share the images
 
 
 def require_same_classes(model: InferenceModel, spec: DatasetSpec, weights: Path) -> None:

@@ -76,7 +76,7 @@ class Loader:
         self._closes_at_exit = False
         plan = plan_reading(
             batch_size=sampler.batch_size,
-            world_size=sampler.world_size,
+            world_size=1 if sampler.settings.whole else sampler.world_size,
             workers=settings.workers,
             cpus=min(machine.usable_cores(), machine.available_memory() // WORKER_BYTES) // processes_on_this_machine(),
             cores=settings.cores,
@@ -108,6 +108,11 @@ class Loader:
         if helpers:
             return f"images read between the steps by {helpers.count + 1} {helpers.kind}"
         return "images read by the main process"
+
+    @property
+    def deals_batches(self) -> bool:
+        """True if each of several ranks has whole batches of its own (BatchSettings.whole)."""
+        return self.sampler.settings.whole and self.sampler.world_size > 1
 
     def __len__(self) -> int:
         return len(self.sampler)

@@ -34,6 +34,7 @@ class BatchSettings:
     shuffle: bool = False
     image_weights: bool = False  # draw images by weight; overrides rect
     quad: bool = False  # merge each four images into one of twice the size
+    whole: bool = False  # validation: deal whole batches to the ranks in turn, not a slice of each to every rank
     mosaic_epochs: float = math.inf  # number of first epochs with mosaics
 
     @property
@@ -127,14 +128,18 @@ class GlobalBatchSampler(Sampler[BatchKey]):
         )
 
     def __len__(self) -> int:
+        if self.settings.whole:
+            return len(range(self.rank, len(self.shapes), self.world_size))
         last = self.num_images - (len(self.shapes) - 1) * self.batch_size
-        return len(self.shapes) - (not self._slice(np.arange(last)).size)
+        return len(self.shapes) - (not self._slice(np.arange(last), len(self.shapes) - 1).size)
 
-    def _slice(self, batch: np.ndarray) -> np.ndarray:
-        """Return this rank's part of a batch.
+    def _slice(self, batch: np.ndarray, number: int) -> np.ndarray:
+        """Return this rank's part of the batch of a number, counted from 0.
 
         In training it is never empty, since all ranks step together: see BatchKey.is_padding.
         """
+        if self.settings.whole:
+            return batch if number % self.world_size == self.rank else batch[:0]
         quad = self.settings.quad
         if quad:
             batch = batch[: len(batch) // (4 * self.world_size) * 4 * self.world_size]
@@ -167,7 +172,7 @@ class GlobalBatchSampler(Sampler[BatchKey]):
         for number in batches[self.start_batch :].tolist():
             start = number * self.batch_size
             batch = np.arange(start, min(start + self.batch_size, self.num_images))
-            rows = self._slice(batch)
+            rows = self._slice(batch, number)
             if rows.size:
                 yield BatchKey(
                     self.epoch,
@@ -175,7 +180,7 @@ class GlobalBatchSampler(Sampler[BatchKey]):
                     occurrences[rows].tolist(),
                     self.shapes[number],
                     None if mosaic_indices is None else mosaic_indices[rows].tolist(),
-                    is_padding=self.rank >= len(batch),
+                    is_padding=self.training and self.rank >= len(batch),
                 )
 
 
