@@ -115,6 +115,10 @@ FORMS = {
          "valid.txt": "images/a.jpg"},
         ["train.txt"], ["valid.txt"], [],
     ),
+    "folders of other names": (
+        {**{f"train/{name}": text for name, text in pairs("img", labels="label").items()}, **NAMES},
+        ["train/img"], [], [],
+    ),
     "a folder with labels beside": ({"a.jpg": "", "a.txt": LABEL, **NAMES}, ["."], [], []),
 }  # fmt: skip
 

@@ -2,18 +2,17 @@
 
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
 from utils.console import info
+from utils.datasets.label_folders import find_label_folder, holds_texts
 from utils.datasets.stated_paths import find_moved
 from utils.errors import UserError
 from utils.files import is_lasting, retry_reading
 from utils.images.suffixes import IMAGE_SUFFIXES
 from utils.parallel_map import parallel_map
 
-NOT_LABELS = {"classes.txt", "labels.txt", "names.txt", "notes.txt", "readme.txt", "predefined_classes.txt"}
 MANY_IMAGES = 2000  # from this number on, processes are worth their start
 
 Sources = str | Path | Sequence[str | Path]  # folders, list files and single images
@@ -27,29 +26,37 @@ def is_image(path: str) -> bool:
 def label_path(image_path: str | Path) -> str:
     """Return the label file of an image: the last folder `images` becomes `labels`, the suffix becomes `.txt`.
 
-    If there is no such folder `labels`, but text files lie beside the images, the label file is beside the image.
+    If there is no such folder `labels`, the label file is beside the image if text files are there. Else it is in the
+    folder that `find_label_folder` finds. Raises UserError if there are several such folders.
     """
     stem = os.path.splitext(str(image_path))[0]
+    usual, folder = _usual_label(stem)
+    if folder and os.path.isdir(folder):
+        return usual
+    above, name = os.path.split(stem)
+    if holds_texts(above):
+        return f"{stem}.txt"
+    other = find_label_folder(above)
+    return os.path.join(other, f"{name}.txt") if other else usual
+
+
+def _usual_label(stem: str) -> tuple[str, str]:
+    """Return the label file of an image without suffix by its path alone, and the folder `labels` in it or ""."""
     folder = f"{os.sep}images{os.sep}"
     before, found, after = f"{os.sep}{stem}".rpartition(folder)  # the separator in front lets a path begin with images/
     labels = f"{before}{os.sep}labels{os.sep}"[1:]
-    if not found or (not os.path.isdir(labels) and _holds_texts(os.path.dirname(stem))):
-        return f"{stem}.txt"
-    return f"{labels}{after}.txt"
+    return (f"{labels}{after}.txt", labels) if found else (f"{stem}.txt", "")
 
 
-def _holds_texts(folder: str) -> bool:
-    """Return whether text files that may be labels are in a folder."""
-    try:
-        return _list_texts(folder, os.stat(folder).st_mtime_ns)
-    except OSError:
-        return False
-
-
-@lru_cache(maxsize=1024)
-def _list_texts(folder: str, mtime_ns: int) -> bool:
-    """Return whether text files are in a folder that changed last at `mtime_ns`."""
-    return any(name[-4:].lower() == ".txt" and name.lower() not in NOT_LABELS for name in os.listdir(folder))
+def unusual_label_folders(image_paths: Iterable[str]) -> dict[str, str]:
+    """Return the folders of labels that have another name than `labels`, by the folders of their images."""
+    found = {}
+    for folder in dict.fromkeys(map(os.path.dirname, image_paths)):
+        stem = os.path.join(folder, "x")
+        labels = label_path(f"{stem}.jpg")
+        if labels not in (f"{stem}.txt", _usual_label(stem)[0]):
+            found[folder] = os.path.dirname(labels)
+    return found
 
 
 def as_list(sources: Sources) -> list[str | Path]:

@@ -18,7 +18,7 @@ import numpy as np
 from utils.cli import suggest
 from utils.console import info, progress_bar, warn
 from utils.datasets.annotation_source import AnnotationSource, find_annotation_source, find_sources
-from utils.datasets.image_files import Sources, as_list, find_images, label_path, map_chunks
+from utils.datasets.image_files import Sources, as_list, find_images, label_path, map_chunks, unusual_label_folders
 from utils.datasets.label_cache import LabelCache
 from utils.datasets.label_file import ParsedLabels, parse_labels
 from utils.datasets.label_index import Counts, LabelIndex, keep_paths, merge_indices, offsets_of, sum_counts
@@ -248,6 +248,7 @@ def load_index(
         if keypoint_values:
             summary.append(f"{prefix}kpt_shape: each row is a box and {keypoint_values} values, which are not used")
         _report(index, prefix, *summary)
+        _report_label_folders(paths, prefix)
         _warn_of_stray_labels(sources, paths, prefix)
     if not index.paths:
         raise UserError(f"{prefix}none of the {len(paths)} images in {sources[0]} can be used: {index.messages[0]}")
@@ -308,6 +309,15 @@ def look_like_keypoints(index: LabelIndex) -> bool:
     center, half, rest = points[:, :1], points[:, 1:2] / 2, points[:, 2:]
     inside = (np.abs(rest - center) <= half + CORNER_SLACK).all()
     return bool(inside and (center >= half - CORNER_SLACK).all() and (center + half <= 1 + CORNER_SLACK).all())
+
+
+def _report_label_folders(paths: list[str], prefix: str) -> None:
+    """Report where the labels are if it is no usual place."""
+    others = unusual_label_folders(paths)
+    if others:
+        folder, labels = next(iter(others.items()))
+        more = f" (and those of {len(others) - 1} more folders so)" if len(others) > 1 else ""
+        info(f"{prefix}the labels of the images in {folder} are read from {labels}{more}")
 
 
 def _warn_of_stray_labels(sources: Sequence[str | Path], paths: list[str], prefix: str) -> None:

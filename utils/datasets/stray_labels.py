@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from utils.datasets.image_files import NOT_LABELS, is_image, label_path
+from utils.datasets.image_files import is_image, label_path
+from utils.datasets.label_folders import NOT_LABELS
 
 NAMED = 3  # files that a message names
 
