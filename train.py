@@ -284,7 +284,7 @@ def train(run: Run, watch: Observer, checkpoints: Checkpoints, signals: SignalHa
 
 def train_one_epoch(run: Run, watch: Observer, checkpoints: Checkpoints, signals: SignalHandler) -> list[float]:
     """Train the rest of the current epoch. Return the epoch's mean box, obj and cls loss."""
-    run.train_mode()
+    run.begin_epoch()
     loader, progress, group = run.train_loader, run.progress, run.distributed
     loader.set_epoch(progress.epoch, start_batch=progress.step, weights=sampling_weights(run))
     run.optimizer.zero_grad(set_to_none=True)

@@ -137,6 +137,7 @@ def levers(tmp_path) -> Path:
     """Write a hyperparameter file with all schedules of image sizes, mosaics and averages."""
     file = tmp_path / "levers.yaml"
     values = {"size_start": 0.5, "size_epochs": 0.5, "close_mosaic": 2, "ema_decay": 0.9, "ema_tau": 10, "mixup": 0.5}
+    values["cls_rise"] = 5
     file.write_text(yaml.safe_dump({**Hyperparameters().to_dict(), **values}))
     return file
 

@@ -315,12 +315,13 @@ class Hyperparameters:
     )
     size_start: float = 1.0  # image size of the first epoch as a fraction of --imgsz
     size_epochs: float = 0.7  # share of the epochs in which the size rises to --imgsz, if size_start is below 1
+    cls_rise: float = 1.0  # factor on `cls` in the last epoch; it rises from 1 in the first one, in equal steps
 
     # Keys that the published files lack. They are written only if they differ from their defaults.
     OPTIONAL: ClassVar[frozenset[str]] = frozenset(
         """
         anchors muon_lr muon_momentum muon_decay lr_body anchor_fit head_rows ema_decay ema_tau close_mosaic
-        size_start size_epochs
+        size_start size_epochs cls_rise
         """.split()
     )
     # Values outside these limits have no meaning. Evolution has narrower bounds of its own.
@@ -331,7 +332,7 @@ class Hyperparameters:
         "shear": (0, 89), "perspective": (0, 0.01), "flipud": (0, 1), "fliplr": (0, 1), "mosaic": (0, 1),
         "mixup": (0, 1), "copy_paste": (0, 1), "muon_lr": (0, 10), "muon_momentum": (0, 0.9999), "muon_decay": (0, 10),
         "anchor_fit": (0, 1), "head_rows": (0, 1), "ema_decay": (0, 1), "ema_tau": (1e-3, 1e9),
-        "size_start": (0.1, 1), "size_epochs": (0, 1),
+        "size_start": (0.1, 1), "size_epochs": (0, 1), "cls_rise": (0, 1e6),
     }  # fmt: skip
 
     @classmethod

@@ -68,7 +68,7 @@ MUON_GENES = {  # only in a search with --optimizer Muon
 # Without mutations, and only in a search whose start has another value than the default.
 CONSTANTS = {"ema_tau": Gene(0, 1e-3, 1e9), "size_start": Gene(0, 0.1, 1.0)}
 CONSTANTS |= dict.fromkeys(("anchor_fit", "head_rows", "ema_decay", "size_epochs"), Gene(0, 0.0, 1.0))
-CONSTANTS |= dict.fromkeys(("close_mosaic", "lr_body"), Gene(0, 0.0, 1e6))
+CONSTANTS |= dict.fromkeys(("close_mosaic", "lr_body", "cls_rise"), Gene(0, 0.0, 1e6))
 ALL_GENES = GENES | MUON_GENES | CONSTANTS
 KEEP_MODEL_ANCHORS = 0.0  # value of `anchors` that keeps the model's own; allowed although it is below the lower bound
 FIRST_ANCHORS = 3.0  # value from which the first mutation away from KEEP_MODEL_ANCHORS is made

@@ -149,6 +149,7 @@ class DetectionLoss:
         self.balance = torch.tensor(weights, device=anchors.device)  # (L,)
         self.autobalance, self.sum_over_processes = autobalance, sum_over_processes
         stride_distance = (torch.as_tensor(strides, dtype=torch.float32) - 16).abs()
+        self.class_factor = 1.0  # on the class gain, by epoch
         self.reference_level = int(stride_distance.argmin())  # autobalance keeps the weight of this one at 1
 
     def __call__(self, predictions: Sequence[Tensor], targets: Tensor) -> tuple[Tensor, Losses]:
@@ -188,7 +189,7 @@ class DetectionLoss:
         box = (sums.box / rows).sum()
         obj = (sums.obj / sums.cells.clamp(min=1) * self.balance.to(sums.obj.device)).sum()
         cls = (sums.cls / (rows * self.num_classes)).sum()
-        return Losses(box * self.hyp["box"], obj * self.hyp["obj"], cls * self.hyp["cls"])
+        return Losses(box * self.hyp["box"], obj * self.hyp["obj"], cls * (self.hyp["cls"] * self.class_factor))
 
     def _level(self, prediction: Tensor, rows: Assignment) -> tuple[Tensor, Tensor, Tensor]:
         """Return box, objectness and class loss of one level (B, A, H, W, 5+C), each summed to 0-dim."""

@@ -131,6 +131,11 @@ def mosaic_epochs(epochs: int, close_mosaic: float) -> int:
     return max(epochs - closed, 0)
 
 
+def class_factor(epoch: int, epochs: int, rise: float) -> float:
+    """Return the factor on the class gain of an epoch: 1 in the first one, `rise` in the last, in equal steps."""
+    return 1 + (rise - 1) * epoch / max(epochs - 1, 1)
+
+
 def progressive_size(epoch: int, epochs: int, imgsz: int, *, stride: int, start: float, share: float) -> int:
     """Return the image side of an epoch, a multiple of `stride` from about start * imgsz to imgsz.
 

@@ -20,6 +20,7 @@ from utils.distributed import Distributed
 from utils.errors import UserError
 from utils.images.augment import AugmentSettings, multiply_hsv, sample_color_flip
 from utils.loading.loader import LoadSettings, make_loader
+from utils.loss import DetectionLoss, scale_gains
 from utils.optim import set_rates
 from utils.schedule import Schedule
 from utils.training.loaders import build_loaders
@@ -172,6 +173,25 @@ def check_size_start():
 def check_size_epochs():
     assert sizes(size_start=0.5, size_epochs=0.2) == [64, 96, *[128] * 8]
     assert sizes(size_epochs=0.2) == [128] * 10
+
+
+def check_cls_rise():
+    assert class_losses() == pytest.approx([1.0] * 5)
+    assert class_losses(cls_rise=5.0) == pytest.approx([1.0, 2.0, 3.0, 4.0, 5.0])
+
+
+def class_losses(**changes) -> list[float]:
+    """Return the class loss in each of five epochs of a run, beside that of the first one."""
+    hyp = Hyperparameters(**changes)
+    loss = DetectionLoss(torch.tensor([[[2.0, 2.0]]]), torch.tensor([8.0]), 2, scale_gains(hyp, 1, 2, 64))
+    run = SimpleNamespace(hyp=hyp, loss=loss, options=TrainOptions(epochs=5), train_mode=lambda: None)
+    predictions, targets = [torch.zeros(1, 1, 8, 8, 7)], torch.tensor([[0, 1, 0.5, 0.5, 0.2, 0.2]])
+    found = []
+    for epoch in range(5):
+        run.progress = SimpleNamespace(epoch=epoch)
+        Run.begin_epoch(run)
+        found.append(float(loss(predictions, targets)[1].cls))
+    return [value / found[0] for value in found]
 
 
 def sizes(**changes) -> list[int]:

@@ -20,7 +20,7 @@ from utils.inference.nms_settings import COCO_NMS, VAL_NMS, NmsSettings
 from utils.loading.loader import Loader
 from utils.loss import DetectionLoss
 from utils.metrics import Metrics
-from utils.schedule import EarlyStopping, Rates, Schedule, multi_scale_size, progressive_size
+from utils.schedule import EarlyStopping, Rates, Schedule, class_factor, multi_scale_size, progressive_size
 from utils.training.nan_guard import NanGuard
 from utils.training.progress import Progress
 
@@ -152,6 +152,11 @@ class Run:
         """Return True if all epochs are done, or if early stopping has ended the run."""
         stopped = not self.options.noval and self.early_stop.is_over(self.progress.epoch - 1)
         return self.progress.epoch >= self.options.epochs or stopped
+
+    def begin_epoch(self) -> None:
+        """Switch to training mode, with the class gain of the current epoch."""
+        self.train_mode()
+        self.loss.class_factor = class_factor(self.progress.epoch, self.options.epochs, self.hyp.cls_rise)
 
     def train_mode(self) -> None:
         """Switch to training mode, except for frozen layers, which keep their batch statistics."""
