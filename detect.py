@@ -21,7 +21,7 @@ from utils import console
 from utils.addresses import remove_credentials
 from utils.checkpoint import inference_checkpoint, own_outline, read_checkpoint, write_checkpoint
 from utils.class_values import DEFAULT_THRESHOLD, Threshold, highest, threshold_flag
-from utils.cli import Arguments, Flags, detect_command, flag, parse_flags, read_flags
+from utils.cli import Arguments, Flags, detect_command, flag, image_size_flag, parse_flags, read_flags
 from utils.detections import Detections
 from utils.detector import InferenceModel
 from utils.device import describe_device, select_device, set_current_device
@@ -31,9 +31,11 @@ from utils.errors import run as run_command
 from utils.exporting.cpu_runtime import convert_after, runtime_flag
 from utils.files import ROOT, datasets_folders, find_file, increment_path, read_yaml, require_writable
 from utils.formats import format_of
+from utils.image_size import require_size
 from utils.images.frames import Frame, Source
 from utils.images.sources import open_source
 from utils.inference.exported_model import ExportedModel
+from utils.inference.input_shape import input_shape
 from utils.inference.nms_settings import NmsSettings
 from utils.inference.open_model import open_model
 from utils.inference.predictor import Predictor
@@ -59,9 +61,7 @@ class DetectOptions:
     )
     vid_stride: int = flag(1, "read every k-th frame of videos and streams", group="data")
     data: str = flag("data/coco128.yaml", "YAML with class names, for a model that has none", group="data")
-    imgsz: list[int] = flag(
-        [640], "input: side, or h w", type=int, nargs="+", names=["--imgsz", "--img", "--img-size"], group="data"
-    )
+    imgsz: list[int] = image_size_flag([640], "input")
     weights: list[str] = flag(
         ["yolov5s.pt"], "model file; several .pt files form an ensemble", type=str, nargs="+", group="model"
     )
@@ -101,9 +101,7 @@ class DetectOptions:
     exist_ok: bool = flag(False, "use an existing PROJECT/NAME", group="output")
 
     def __post_init__(self) -> None:
-        if len(self.imgsz) > 2 or min(self.imgsz) < 1:
-            typed = " ".join(map(str, self.imgsz))
-            raise UserError(f"--imgsz {typed}: expected one side or height and width, as in --imgsz 640 480")
+        require_size(self.imgsz)
         for name, value in (("--conf-thres", highest(self.conf_thres)), ("--iou-thres", self.iou_thres)):
             if not 0 <= value <= 1:
                 raise UserError(f"{name} {value} is outside 0...1: give for example {name} 0.25")
@@ -177,7 +175,7 @@ def build_predictor(options: DetectOptions, files: Sequence[Path], typed: frozen
         if not 0 <= index < model.num_classes:
             raise UserError(f"--classes {index}: this model has classes 0 to {model.num_classes - 1}")
     console.info(f"{', '.join(file.name for file in files)} on {describe_device(device)}")
-    imgsz = input_size(options.imgsz, model)
+    imgsz = input_shape(options.imgsz, model)
     names = class_names(model, options.data)
     if isinstance(model, ExportedModel):
         model.check_choices(augment=options.augment)
@@ -218,20 +216,6 @@ def require_images(options: DetectOptions, source: Source, shown: str) -> None:
         raise UserError(f"--save-labels: --source {shown} has no images, and {advice}")
     if options.save_labels and source.videos:
         console.warn(f"--save-labels skips {len(source.videos)} videos: {advice}")
-
-
-def input_size(imgsz: Sequence[int], model: InferenceModel) -> tuple[int, int]:
-    """Return height and width of the input: those of a file with a fixed one, else --imgsz rounded up."""
-    if model.fixed_shape:
-        if (imgsz[0], imgsz[-1]) not in ((640, 640), model.fixed_shape):
-            typed, (height, width) = " ".join(map(str, imgsz)), model.fixed_shape
-            console.warn(f"--imgsz {typed} is ignored: this file has a fixed input of {height} x {width}")
-        return model.fixed_shape
-    multiple = model.size_multiple
-    height, width = (-(-side // multiple) * multiple for side in (imgsz[0], imgsz[-1]))
-    if (height, width) != (imgsz[0], imgsz[-1]):
-        console.info(f"--imgsz rounded up to {height} {width}: multiples of the model's stride {multiple}")
-    return height, width
 
 
 def class_names(model: InferenceModel, data: str) -> dict[int, str]:

@@ -20,7 +20,7 @@ import torch
 
 from models.loading import find_weights, load_model
 from utils import console
-from utils.cli import Arguments, Flags, detect_command, flag, parse_flags, read_flags, suggest
+from utils.cli import Arguments, Flags, detect_command, flag, image_size_flag, parse_flags, read_flags, suggest
 from utils.detector import Detector
 from utils.device import describe_device, select_device, set_current_device
 from utils.download import fetch_typed
@@ -33,6 +33,7 @@ from utils.exporting.request import ExportRequest, NmsInside
 from utils.exporting.writers import WRITERS, check_request, require_place, write_format
 from utils.files import size_on_disk
 from utils.formats import FORMATS
+from utils.image_size import require_size, round_size
 from utils.inference.model_metadata import LAYOUTS
 from utils.inference.open_model import open_exported
 from utils.inference.runtime import RuntimeSettings
@@ -56,9 +57,7 @@ class ExportOptions:
         ["torchscript"], f"formats: {', '.join(FORMATS)}", type=str, nargs="+", metavar="FORMAT", group="output"
     )
     data: str = flag("data/coco128.yaml", "data set for the comparison and for the calibration of --int8", group="data")
-    imgsz: list[int] = flag(
-        [640, 640], "input: side, or h w", type=int, nargs="+", names=["--imgsz", "--img", "--img-size"], group="data"
-    )
+    imgsz: list[int] = image_size_flag([640, 640], "input")
     batch_size: int = flag(1, "images per call", group="data")
     calibration_images: int = flag(300, "images that --int8 measures value ranges on", group="data")
     device: str = flag("cpu", "cpu, or a GPU number", group="devices")
@@ -90,9 +89,8 @@ class ExportOptions:
     verify_images: int = flag(32, "images of --data to compare them on; 0 takes all", group="output")
 
     def __post_init__(self) -> None:
-        typed = " ".join(map(str, self.imgsz))
+        require_size(self.imgsz)
         checks = [
-            (1 <= len(self.imgsz) <= 2 and min(self.imgsz) >= 1, f"--imgsz {typed}: expected one side or height width"),
             (1 <= self.batch_size <= 4096, f"--batch-size {self.batch_size}: 1 to 4096"),
             (self.verify_images >= 0, f"--verify-images {self.verify_images}: 0 or more"),
             (self.calibration_images >= 1, f"--calibration-images {self.calibration_images}: at least 1"),
@@ -145,14 +143,6 @@ def parse_args(argv: Arguments = None) -> tuple[ExportOptions, frozenset[str]]:
     return ExportOptions(**typed), frozenset(typed)
 
 
-def input_size(imgsz: Sequence[int], multiple: int) -> tuple[int, int]:
-    """Return height and width of --imgsz, rounded up to multiples of the model's stride."""
-    height, width = (-(-side // multiple) * multiple for side in (imgsz[0], imgsz[-1]))
-    if (height, width) != (imgsz[0], imgsz[-1]):
-        console.warn(f"--imgsz rounded up to {height} {width}: multiples of the model's stride {multiple}")
-    return height, width
-
-
 class Exports(NamedTuple):
     """Files and folders written, whether one of them differs from PyTorch, and the reports of the comparisons."""
 
@@ -164,7 +154,7 @@ class Exports(NamedTuple):
 def export_weights(options: ExportOptions, weights: Path, device: torch.device, *, data_typed: bool) -> Exports:
     """Write all formats of one weights file, and compare them with it."""
     network: Detector = load_model(weights, device)
-    request = options.request(input_size(options.imgsz, network.size_multiple), network.pixels)
+    request = options.request(round_size(options.imgsz, network.size_multiple), network.pixels)
     formats = [FORMATS[name] for name in options.include]
     check_request(formats, request, network)
     for kind in formats:  # all of them before the first one is written

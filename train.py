@@ -315,7 +315,7 @@ def train_one_epoch(run: Run, watch: Observer, checkpoints: Checkpoints, signals
 
 def prepare_images(run: Run, images: Tensor) -> Tensor:
     """Convert levels (B, C, H, W) to 0…1 on the device, resized to the size of this epoch or iteration."""
-    factor = run.resize_factor(max(images.shape[2:]))
+    factor = run.resize_factor()
     if factor == 1:
         return to_network_input(images, run.distributed.device, run.autocast)
     images, multiple = to_network_input(images, run.distributed.device), run.model.size_multiple

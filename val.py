@@ -7,7 +7,6 @@ from utils.errors import silence_ctrl_c_during_imports
 
 silence_ctrl_c_during_imports(__name__)
 
-import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -21,11 +20,10 @@ from models.loading import find_weights, load_ensemble
 from utils import console
 from utils.autobatch import advice_on_memory
 from utils.class_values import Threshold, Thresholds, highest, threshold_flag
-from utils.cli import Arguments, Flags, detect_command, flag, parse_flags, read_flags
+from utils.cli import Arguments, Flags, detect_command, flag, image_size_flag, parse_flags, read_flags
 from utils.datasets.division import Division
 from utils.datasets.labels import load_split
 from utils.datasets.locate import locate_dataset
-from utils.detector import InferenceModel
 from utils.device import cores_for_loading, describe_device, tune_malloc
 from utils.distributed import Distributed
 from utils.download import fetch_typed
@@ -34,9 +32,11 @@ from utils.errors import run as run_command
 from utils.exporting.cpu_runtime import convert_after, runtime_flag
 from utils.files import atomic_write, increment_path, require_writable
 from utils.formats import format_of
+from utils.image_size import ImageSize, require_size, scale_size, to_sides
 from utils.inference.comparison import ComparedModel, compare_models, report_comparison, require_measured
 from utils.inference.evaluate import evaluate
 from utils.inference.exported_model import ExportedModel
+from utils.inference.input_shape import input_shape
 from utils.inference.nms_settings import VAL_NMS, NmsSettings
 from utils.inference.observer import EvaluationObserver, GuardedObservers
 from utils.inference.open_model import open_model
@@ -60,7 +60,7 @@ from utils.training.resume import run_folder_of
 from utils.user_observers import as_observers
 
 PROGRAM = {"prog": "val.py", "description": "Measure a detector."}
-STUDY_SIZES = range(256, 1536 + 1, 128)
+STUDY_SIZES, STUDY_STRIDE = range(256, 1536 + 1, 128), 32
 SPLITS = ("train", "val", "test")
 LOWEST = 0.001  # confidence: mAP counts the detections above it
 FEW_CLASSES = 50  # with fewer, each class has a row in the table
@@ -79,7 +79,7 @@ class ValOptions:
         group="data",
     )
     batch_size: int = flag(32, "images per batch", group="data")
-    imgsz: int = flag(640, "network input size in pixels", names=["--imgsz", "--img", "--img-size"], group="data")
+    imgsz: ImageSize = image_size_flag(640, "network input size in pixels")
     workers: int = flag(8, "most data loading processes; threads where the model uses all cores", group="data")
     single_cls: bool = flag(False, "treat all classes as one", group="data")
     weights: list[str] = flag(
@@ -111,7 +111,8 @@ class ValOptions:
         for name, value in (("--conf-thres", highest(self.conf_thres)), ("--iou-thres", self.iou_thres)):
             if not 0 <= value <= 1:
                 raise UserError(f"{name} {value}: 0 to 1")
-        for name, value in (("--batch-size", self.batch_size), ("--imgsz", self.imgsz), ("--max-det", self.max_det)):
+        require_size(self.imgsz)
+        for name, value in (("--batch-size", self.batch_size), ("--max-det", self.max_det)):
             if value < 1:
                 raise UserError(f"{name} {value}: at least 1")
         if self.workers < 0:
@@ -149,7 +150,8 @@ def parse_args(argv: Arguments = None) -> tuple[ValOptions, bool]:
                 f"Use --conf-thres {LOWEST}"
             )
         return options, "weights" in typed
-    fixed = {"speed": ("conf_thres", "iou_thres"), "study": ("imgsz",)}.get(options.task, ())
+    one_side = len(to_sides(options.imgsz)) == 1  # a study keeps the ratio of two
+    fixed = {"speed": ("conf_thres", "iou_thres"), "study": ("imgsz",) * one_side}.get(options.task, ())
     for name in (*fixed, "save_txt", "save_json", "save_hybrid", "save_conf", "annotations"):
         if name in typed:
             reason = f"has its own {name}" if name in fixed else "writes no detections"
@@ -189,17 +191,16 @@ def measure(options: ValOptions, subject: Subject, observers: Sequence[Evaluatio
     verbose = options.verbose or len(subject.names) < FEW_CLASSES
     table = ConsoleTable(subject.names, verbose=verbose, final=True, thresholds=options.task in SPLITS)
     metrics = evaluate_subject(options, subject, [table, *observers])
-    batch, shape = min(options.batch_size, len(subject.index)), input_shape(options, subject.model)
+    batch, shape = min(options.batch_size, len(subject.index)), input_shape(options.imgsz, subject.model)
     console.result(describe_speed(metrics.speed, (batch, subject.model.pixels.channels, *shape)))
     return metrics
 
 
 def evaluate_subject(options: ValOptions, subject: Subject, observers: Sequence[EvaluationObserver]) -> Metrics:
     """Evaluate as the options say. Only the observers print."""
-    device, shape = subject.model.device, input_shape(options, subject.model)
-    size = max(shape)
-    loader = open_loader(options, subject, size)
-    memory = advice_on_memory(options.batch_size, size, training=False)
+    device, shape = subject.model.device, input_shape(options.imgsz, subject.model)
+    loader = open_loader(options, subject, shape)
+    memory = advice_on_memory(options.batch_size, shape, training=False)
     with closing(loader), memory, explained_worker_errors(loader.workers):
         if device.type == "cuda":
             warm_up(subject.model, shape)
@@ -216,30 +217,19 @@ def evaluate_subject(options: ValOptions, subject: Subject, observers: Sequence[
         )
 
 
-def input_shape(options: ValOptions, model: InferenceModel) -> tuple[int, int]:
-    """Return the largest height and width of the input: those of a file with a fixed one, else --imgsz rounded up."""
-    if model.fixed_shape:
-        height, width = model.fixed_shape
-        if options.imgsz not in (640, max(model.fixed_shape)):
-            console.warn(f"--imgsz {options.imgsz} is ignored: this file has a fixed input of {height} x {width}")
-        return model.fixed_shape
-    multiple = model.size_multiple
-    size = math.ceil(options.imgsz / multiple) * multiple
-    if size != options.imgsz:
-        console.warn(f"--imgsz {options.imgsz} is not a multiple of the model's stride {multiple}; using {size}")
-    return size, size
+def open_loader(options: ValOptions, subject: Subject, shape: tuple[int, int]) -> Loader:
+    """Return the loader of a split.
 
-
-def open_loader(options: ValOptions, subject: Subject, size: int) -> Loader:
-    """Return the loader of a split, of rectangular batches unless speeds are compared or the input is fixed."""
-    device, fixed = subject.model.device, subject.model.fixed_shape
-    square = options.task in ("speed", "compare") or fixed is not None
+    Batches have shapes that fit their images, or all `shape` (H, W) if speeds are compared or the input is fixed.
+    """
+    device = subject.model.device
+    rect = options.task not in ("speed", "compare") and subject.model.fixed_shape is None
     return make_loader(
         subject.index,
-        imgsz=size,
+        imgsz=shape,
         batch_size=options.batch_size,
         stride=subject.model.size_multiple,
-        batches=BatchSettings(rect=not square, pad=0.0 if square else 0.5, shape=fixed, whole=True),
+        batches=BatchSettings(rect=rect, pad=0.5 if rect else 0.0, whole=True),
         loading=LoadSettings(
             workers=options.workers, cores=cores_for_loading(device), pin_memory=device.type == "cuda"
         ),
@@ -277,6 +267,11 @@ def validate(options: ValOptions, subject: Subject, observers: Sequence[Evaluati
     return ValResult(metrics, group.on_main(lambda: files.finish(metrics) if files else Path()))
 
 
+def study_sizes(options: ValOptions) -> list[ImageSize]:
+    """Return the sizes to measure at: their longer sides are STUDY_SIZES, their ratio is that of --imgsz."""
+    return [scale_size(options.imgsz, longer, STUDY_STRIDE) for longer in STUDY_SIZES]
+
+
 def study(
     options: ValOptions, subject: Subject, file: Path, observers: Sequence[EvaluationObserver] = ()
 ) -> tuple[list[Metrics], np.ndarray]:
@@ -285,7 +280,7 @@ def study(
     A row has P, R, mAP50, mAP50-95, three losses (0) and three times in ms. S is the number of sizes.
     """
     found, rows = [], []
-    for size in STUDY_SIZES:
+    for size in study_sizes(options):
         found.append(measure(replace(options, imgsz=size), subject, observers))
         m, s = found[-1], found[-1].speed
         rows.append((m.precision, m.recall, m.map50, m.map, *m.losses, s.preprocess, s.inference, s.nms))
@@ -329,7 +324,7 @@ def compare_formats(
         path = find_weights([name], typed=weights_typed, exported=True)[0]
         subject = build_subject(options, [path], group)
         metrics = evaluate_subject(options, subject, [ValidationBar(path.name), *observers])
-        return ComparedModel(str(path), input_shape(options, subject.model), metrics)
+        return ComparedModel(str(path), input_shape(options.imgsz, subject.model), metrics)
 
     division = Division.parse(options.split)
     locate_dataset(options.data, division=division, required=(options.measured,))  # its errors are no model's
@@ -405,9 +400,9 @@ def measure_models(
         found = compare_sizes(options, weights, group, watching)
     else:
         found = validate(options, share_subject(options, weights, group), watching)
-    console.result(f"Next: {detect_command(weights, [options.imgsz])}")
+    console.result(f"Next: {detect_command(weights, options.imgsz)}")
     if options.json and group.is_main:
-        sizes = STUDY_SIZES if options.task == "study" else [options.imgsz]
+        sizes = study_sizes(options) if options.task == "study" else [options.imgsz]
         settings = {"task": options.task, "data": options.data, "split": options.measured}
         console.data(to_line(describe_results(found, weights, sizes, **settings)))
     return found

@@ -127,7 +127,7 @@ def test_log_line(classes, text):
 )
 def test_input_size(imgsz, expected):
     model = SimpleNamespace(fixed_shape=None, size_multiple=32)
-    assert detect.input_size(imgsz, model) == expected
+    assert detect.input_shape(imgsz, model) == expected
 
 
 def test_a_model_of_stride_16_gets_images_of_sides_of_32(tmp_path):

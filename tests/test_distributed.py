@@ -166,7 +166,14 @@ def test_two_processes_train_as_one_does(pretrained, tiny_cfg, project, optimize
     """Learning rates are low, because large steps would destroy the weights and make all metrics noise again."""
     rates = {"lr0": 0.001, "warmup_bias_lr": 0.001, "muon_lr": 0.001}
     if optimizer == "Muon":  # and the schedules of a recipe
-        rates |= {"size_start": 0.5, "size_epochs": 0.5, "close_mosaic": 1, "ema_decay": 0.99, "ema_tau": 10.0, "cls_rise": 5.0}
+        rates |= {
+            "size_start": 0.5,
+            "size_epochs": 0.5,
+            "close_mosaic": 1,
+            "ema_decay": 0.99,
+            "ema_tau": 10.0,
+            "cls_rise": 5.0,
+        }
     (project / "gentle.yaml").write_text(yaml.safe_dump({**Hyperparameters().to_dict(), **rates}))
 
     def words(name):

@@ -201,7 +201,7 @@ def test_several_weights_are_exported_one_by_one(weights, tmp_path, capsys):
     paths = export.main(["--weights", *names, *"--include torchscript torchscript --imgsz 50 --no-verify".split()])
     assert [path.name for path in paths] == ["a.torchscript", "b.torchscript"]
     captured = capsys.readouterr()
-    assert "--imgsz rounded up to 64 64" in captured.err
+    assert "--imgsz 50 is not a multiple of the model's stride 32; using 64" in captured.err
     assert "python detect.py --weights" in captured.out and "--imgsz 64\n" in captured.out
     extra = {"config.txt": ""}
     torch.jit.load(str(paths[0]), _extra_files=extra)

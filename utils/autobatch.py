@@ -10,6 +10,7 @@ import torch
 from utils import console
 from utils.detector import Detector, device_of
 from utils.errors import UserError
+from utils.image_size import ImageSize, describe_size, to_shape
 
 DEFAULT_BATCH = 16  # on a CPU, and if measuring fails
 MEMORY_SHARE = 0.8  # of the free memory; the rest is for other programs and for batches with more targets
@@ -17,7 +18,7 @@ MAX_BATCH = 1024
 TRIED = (1, 2, 4, 8, 16)
 
 
-def find_batch_size(model: Detector, imgsz: int, autocast: torch.dtype | None) -> int:
+def find_batch_size(model: Detector, imgsz: ImageSize, autocast: torch.dtype | None) -> int:
     """Return the batch size for images of `imgsz` pixels, 16 on a CPU.
 
     Memory is measured for small batches. A line through the measurements is extended to 80 % of the free memory.
@@ -32,7 +33,7 @@ def find_batch_size(model: Detector, imgsz: int, autocast: torch.dtype | None) -
     return batch
 
 
-def largest_batch(model: Detector, imgsz: int, autocast: torch.dtype | None) -> int:
+def largest_batch(model: Detector, imgsz: ImageSize, autocast: torch.dtype | None) -> int:
     """Return the batch size for images of `imgsz` pixels that fills the free memory of the model's GPU."""
     free = torch.cuda.mem_get_info(device_of(model))[0]
     used: dict[int, float] = {}
@@ -61,7 +62,7 @@ def extrapolate(used: dict[int, float], budget: float) -> int:
 
 
 @contextmanager
-def advice_on_memory(batch: int, imgsz: int, shares: int = 1, *, training: bool = True) -> Generator[None]:
+def advice_on_memory(batch: int, imgsz: ImageSize, shares: int = 1, *, training: bool = True) -> Generator[None]:
     """Turn an out-of-memory error of a GPU into a UserError with advice.
 
     shares: number of processes or GPUs that share one batch.
@@ -74,17 +75,19 @@ def advice_on_memory(batch: int, imgsz: int, shares: int = 1, *, training: bool 
             advice = f"--batch-size {fewer}" + ", or --batch-size -1, which finds the largest that fits" * training
         else:
             other = "a smaller model (--cfg yolov5n.yaml)" if training else "--half"
-            advice = f"--imgsz {max(imgsz // 64, 1) * 32}, or {other}"
-        raise UserError(f"out of GPU memory at --batch-size {batch}, --imgsz {imgsz}: try {advice}") from error
+            smaller = [max(side // 64, 1) * 32 for side in to_shape(imgsz)]
+            advice = f"--imgsz {describe_size(smaller)}, or {other}"
+        size = describe_size(imgsz)
+        raise UserError(f"out of GPU memory at --batch-size {batch}, --imgsz {size}: try {advice}") from error
 
 
-def _peak_bytes(model: Detector, batch: int, imgsz: int, autocast: torch.dtype | None) -> int:
+def _peak_bytes(model: Detector, batch: int, imgsz: ImageSize, autocast: torch.dtype | None) -> int:
     """Return the peak memory of a forward and backward pass through a copy of the model in training mode."""
     device = device_of(model)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     probe = copy.deepcopy(model).train()
-    images = torch.zeros(batch, model.pixels.channels, imgsz, imgsz, device=device)
+    images = torch.zeros(batch, model.pixels.channels, *to_shape(imgsz), device=device)
     for _ in range(2):
         with torch.autocast("cuda", autocast, enabled=autocast is not None):
             means = [level.float().mean() for level in probe(images)]

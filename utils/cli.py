@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from utils import console
 from utils.errors import UserError
+from utils.image_size import ImageSize, to_option, to_sides
 
 # Themes of `--help`, in the order in which it lists them.
 GROUPS = ("data", "model", "optimisation", "augmentation", "detection", "devices", "output", "evolution")
@@ -33,9 +34,9 @@ def suggest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     return f"; did you mean {plain[close[0]]}?" if close else ""
 
 
-def detect_command(weights: Iterable[str | Path], imgsz: Sequence[int], source: str = "YOUR_IMAGES") -> str:
+def detect_command(weights: Iterable[str | Path], imgsz: ImageSize, source: str = "YOUR_IMAGES") -> str:
     """Return the command that finds objects with these weights, with `--imgsz` unless that is the default."""
-    sides = list(imgsz)[: len(set(imgsz))]  # one number for a square
+    sides = to_sides(imgsz)
     size = [] if sides == [640] else ["--imgsz", *map(str, sides)]
     return shlex.join(["python", "detect.py", "--weights", *map(str, weights), "--source", source, *size])
 
@@ -150,6 +151,22 @@ def flag(
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+class ImageSizeAction(argparse.Action):
+    """Action of a flag `--imgsz` that stores a number for a square, else a list."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        setattr(namespace, self.dest, to_option(values) if len(values) < 3 else values)
+
+
+def image_size_flag(default: ImageSize, text: str) -> Any:
+    """Return the field of `--imgsz`: one side, or height and width. It holds a list if its default is one."""
+    action = "store" if isinstance(default, list) else ImageSizeAction
+    names = ["--imgsz", "--img", "--img-size"]
+    return flag(default, f"{text}: side, or h w", type=int, nargs="+", action=action, names=names, group="data")
 
 
 def flag_fields(options: type) -> list[Field]:

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from utils.cli import flag, shorten, suggest
+from utils.cli import flag, image_size_flag, shorten, suggest
 from utils.errors import UserError
 from utils.files import find_file, read_yaml
+from utils.image_size import ImageSize, require_size
 from utils.metrics import DEFAULT_FITNESS, Fitness
 
 LOGGERS = ("tensorboard", "mlflow", "wandb", "clearml", "comet", "trackio")
@@ -61,9 +62,6 @@ class TrainOptions:
         "nominal batch: images per optimizer step, by accumulation; 0: 64, or less in a short run",
         group="optimisation",
     )
-    imgsz: int = flag(
-        640, "train and validation size in pixels", names=["--imgsz", "--img", "--img-size"], group="data"
-    )
     tile: int = flag(
         0,
         "also train on tiles of N x N pixels of the image files, each letterboxed to --imgsz; 0 is off",
@@ -71,6 +69,7 @@ class TrainOptions:
         group="data",
     )
     tile_overlap: float = flag(0.2, "least share of a tile that the next one sees too", group="data")
+    imgsz: ImageSize = image_size_flag(640, "train and validation size in pixels")
     rect: bool = flag(False, "rectangular training batches, no mosaic, no shuffling", group="augmentation")
     resume: str | bool = flag(
         False,
@@ -202,7 +201,6 @@ class TrainOptions:
             (self.batch_size >= 1 or self.batch_size == -1, f"--batch-size {self.batch_size}: at least 1, or -1"),
             (0 <= self.time < math.inf, f"--time {self.time}: 0 (off) or more hours"),
             (self.nbs >= 0, f"--nbs {self.nbs}: at least 1, or 0 to let the run's length decide"),
-            (self.imgsz >= 1, f"--imgsz {self.imgsz}: at least 32"),
             (not (self.tile and self.rect), "--rect with --tile: tiles are square, so omit one of the two"),
             (self.workers >= 0, f"--workers {self.workers}: 0 or more"),
             (self.threads >= EACH_EPOCH, f"--threads {self.threads}: at least 1, or auto"),
@@ -225,6 +223,7 @@ class TrainOptions:
         for holds, message in checks:
             if not holds:
                 raise UserError(message)
+        require_size(self.imgsz)
         Fitness.parse(self.fitness)  # raises UserError
 
     @classmethod
@@ -242,7 +241,8 @@ class TrainOptions:
         defaults = cls().to_dict()
         known = {key: value for key, value in values.items() if key in defaults}
         for key, value in known.items():
-            if key != "resume" and not _has_type_of(value, defaults[key]):
+            entries = value if key == "imgsz" and isinstance(value, list) else [value]
+            if key != "resume" and not all(_has_type_of(entry, defaults[key]) for entry in entries):
                 raise UserError(f"{source}: option {key}: {shorten(value)} is not of the type of {defaults[key]!r}")
         return cls(**known)
 

@@ -4,6 +4,7 @@ Letters in shapes: B batch, A anchors per level, H W rows and columns, C classes
 a pair of a target and an anchor in one cell.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.boxes import ciou
+from utils.image_size import ImageSize, to_shape
 from utils.kernels import gather_predictions, scatter_last, to_device
 
 # Weights of the levels, finest first. Finer levels have more cells, nearly all of them empty.
@@ -52,17 +54,24 @@ class LossSums(NamedTuple):
 
 
 def scale_gains(
-    hyp: Mapping[str, Any] | object, num_levels: int, num_classes: int, imgsz: int, *, label_smoothing: float = 0.0
+    hyp: Mapping[str, Any] | object,
+    num_levels: int,
+    num_classes: int,
+    imgsz: ImageSize,
+    *,
+    label_smoothing: float = 0.0,
 ) -> dict[str, Any]:
     """Return the hyperparameters with box, obj and cls gains scaled to the model and the image size, as a new dict.
 
-    hyp: mapping, or object with attributes, of gains meant for 3 levels, 80 classes and 640 pixels.
+    hyp: mapping, or object with attributes, of gains meant for 3 levels, 80 classes and 640 x 640 pixels. The gain of
+    objectness follows the number of cells, and so the area of the image.
     """
     scaled = dict(hyp if isinstance(hyp, Mapping) else vars(hyp))
     per_level = 3 / num_levels
     scaled["box"] *= per_level
     scaled["cls"] *= num_classes / 80 * per_level
-    scaled["obj"] *= (imgsz / 640) ** 2 * per_level
+    side = math.sqrt(math.prod(to_shape(imgsz)))  # of the square of the same area
+    scaled["obj"] *= (side / 640) ** 2 * per_level
     scaled["label_smoothing"] = label_smoothing
     return scaled
 

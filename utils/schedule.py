@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from utils.image_size import ImageSize, scale_size, to_shape
+
 MIN_WARMUP_ITERATIONS = 100
 MAX_WARMUP_SHARE = 1 / 3  # of all iterations, so that a tiny run also sees its full learning rate
 NOMINAL = 64  # images whose gradients make an optimizer step
@@ -137,7 +139,7 @@ def class_factor(epoch: int, epochs: int, rise: float) -> float:
 
 
 def progressive_size(epoch: int, epochs: int, imgsz: int, *, stride: int, start: float, share: float) -> int:
-    """Return the image side of an epoch, a multiple of `stride` from about start * imgsz to imgsz.
+    """Return the longer image side of an epoch, a multiple of `stride` from about start * imgsz to imgsz.
 
     It rises by steps over the first `share` of the epochs, and is at least two strides (see multi_scale_size).
     """
@@ -153,8 +155,13 @@ def largest_size(imgsz: int, stride: int) -> int:
     return max((imgsz * 3 // 2 + stride - 1) // stride, 2) * stride
 
 
+def largest_shape(size: ImageSize, stride: int) -> tuple[int, int]:
+    """Return the largest height and width of images of this size with `--multi-scale`."""
+    return scale_size(size, largest_size(max(to_shape(size)), stride), stride)
+
+
 def multi_scale_size(rng: np.random.Generator, imgsz: int, stride: int) -> int:
-    """Draw an image side of about 0.5 to 1.5 times `imgsz`, a multiple of `stride` and at least two strides.
+    """Draw a longer image side of about 0.5 to 1.5 times `imgsz`, a multiple of `stride` and at least two strides.
 
     One stride would leave a single value per channel of a one-image batch, from which batch norm cannot learn.
     """

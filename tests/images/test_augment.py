@@ -37,16 +37,19 @@ def mosaic_of(tiles: list[Tile], size: int, **options) -> tuple[np.ndarray, np.n
     return scene.image(), scene.boxes
 
 
-def textbook_mosaic(tiles: list[Tile], size: int, settings: AugmentSettings, rng) -> np.ndarray:
-    """Fill the whole canvas of twice the size tile by tile, then warp it, with the same random numbers."""
-    y, x = rng.uniform(size / 2, 3 * size / 2, 2).astype(int)
-    warp = sample_warp((2 * size, 2 * size), (size, size), settings=settings, rng=rng).on_whole_pixels()
-    padded = np.full((4 * size, 4 * size, 3), GREY, np.uint8)  # with a margin of one size on each side, cropped below
+def textbook_mosaic(tiles: list[Tile], shape: tuple[int, int], settings: AugmentSettings, rng) -> np.ndarray:
+    """Fill the whole canvas of twice the height and width tile by tile, then warp it, with the same random numbers."""
+    height, width = shape
+    y, x = int(rng.uniform(height / 2, 3 * height / 2)), int(rng.uniform(width / 2, 3 * width / 2))
+    warp = sample_warp((2 * height, 2 * width), shape, settings=settings, rng=rng).on_whole_pixels()
+    padded = np.full(
+        (4 * height, 4 * width, 3), GREY, np.uint8
+    )  # with a margin of one image on each side, cropped below
     for (row, column), tile in zip(((0, 0), (0, 1), (1, 0), (1, 1)), tiles):
         h, w = tile.shape
-        top, left = size + y - h * (1 - row), size + x - w * (1 - column)
+        top, left = height + y - h * (1 - row), width + x - w * (1 - column)
         padded[top : top + h, left : left + w] = tile.read(h)
-    return interpolated(padded[size : 3 * size, size : 3 * size], warp)
+    return interpolated(padded[height : 3 * height, width : 3 * width], warp)
 
 
 def interpolated(canvas: np.ndarray, warp: Warp) -> np.ndarray:
@@ -70,32 +73,41 @@ def interpolated(canvas: np.ndarray, warp: Warp) -> np.ndarray:
     ({"scale": 0.5, "translate": 0.1}, 2.5),  # a resize, in OpenCV's fixed-point numbers
     ({"scale": 0.9, "degrees": 30, "shear": 10}, 12), ({"perspective": 0.001}, 12),  # positions rounded to 1/32 pixel
 ])  # fmt: skip
-def test_mosaic_has_the_pixels_of_the_textbook_method(seed, hyp, furthest):
+@pytest.mark.parametrize("shape, shapes", [
+    ((128, 128), [(128, 96), (70, 128), (128, 128), (128, 33)]),
+    ((96, 160), [(96, 128), (70, 160), (96, 160), (96, 33)]),
+    ((160, 96), [(96, 96), (160, 70), (160, 96), (20, 96)]),
+])  # fmt: skip
+def test_mosaic_has_the_pixels_of_the_textbook_method(seed, hyp, furthest, shape, shapes):
     rng = np.random.default_rng(seed)
-    shapes = [(128, 96), (70, 128), (128, 128), (128, 33)]
     images = [cv2.GaussianBlur(rng.integers(0, 255, (*shape, 3), np.uint8), (9, 9), 0) for shape in shapes]
     tiles = tiles_of(images, [np.zeros((0, 5), np.float32)] * 4)
     settings = AugmentSettings(**hyp)
-    ours, rows = mosaic_of(tiles, 128, settings=settings, rng=np.random.default_rng(seed))
-    textbook = textbook_mosaic(tiles, 128, settings, np.random.default_rng(seed))
-    assert ours.shape == (128, 128, 3) and rows.shape == (0, 5)
+    ours, rows = mosaic_of(tiles, shape, settings=settings, rng=np.random.default_rng(seed))
+    textbook = textbook_mosaic(tiles, shape, settings, np.random.default_rng(seed))
+    assert ours.shape == (*shape, 3) and rows.shape == (0, 5)
     # a resize repeats the edge where there is no pixel before
     difference = np.abs(ours.astype(float) - textbook)[1:, 1:]
     assert difference.mean() < 0.6 and difference.max() <= furthest
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_mosaic_keeps_boxes_on_their_objects(seed):
+@pytest.mark.parametrize("size, shapes", [
+    (160, [(160, 120), (88, 160), (160, 160), (100, 160)]),
+    ((128, 192), [(128, 120), (88, 192), (128, 192), (100, 192)]),
+    ((192, 128), [(192, 120), (88, 128), (192, 128), (100, 128)]),
+])  # fmt: skip
+def test_mosaic_keeps_boxes_on_their_objects(seed, size, shapes):
     """Each tile has one box in a colour channel of its own, the fourth has none."""
     images, boxes = [], []
-    for k, (h, w) in enumerate([(160, 120), (88, 160), (160, 160), (100, 160)]):
+    for k, (h, w) in enumerate(shapes):
         image = np.zeros((h, w, 3), np.uint8)
         if k < 3:
             image[h // 4 : h // 2, w // 4 : w // 2, k] = 255
         images.append(image)
         boxes.append(np.array([[k, 0.375, 0.375, 0.25, 0.25]], np.float32)[: k < 3])
     settings = AugmentSettings(scale=0.5, translate=0.1)
-    image, rows = mosaic_of(tiles_of(images, boxes), 160, settings=settings, rng=np.random.default_rng(seed))
+    image, rows = mosaic_of(tiles_of(images, boxes), size, settings=settings, rng=np.random.default_rng(seed))
     for class_index, *box in rows.tolist():
         own = image[..., int(class_index)].astype(int) - np.delete(image, int(class_index), 2).max(
             2

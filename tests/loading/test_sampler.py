@@ -61,6 +61,21 @@ def test_whole_batches_are_dealt_in_turn(world_size):
         assert keys(rank, world_size, whole=True) == one[rank::world_size]
 
 
+@pytest.mark.parametrize("imgsz", [(192, 320), (320, 192), (64, 640)])
+def test_height_and_width_bound_a_rect_shape(imgsz):
+    """A batch is the smallest in whole strides that holds its images, each as large as it fits into height x width."""
+    shapes = np.random.default_rng(0).integers(10, 2000, (400, 2))
+    order, sizes = rect_shapes(shapes, 3, imgsz=imgsz, stride=32, pad=0.0)
+    for number, size in enumerate(sizes):
+        members = shapes[order[3 * number : 3 * number + 3]]
+        gains = np.minimum(imgsz[0] / members[:, 0], imgsz[1] / members[:, 1])
+        largest = (members * gains[:, None]).max(0)
+        assert size == tuple(np.ceil(largest / 32 - 1e-9) * 32)
+        assert size[0] <= imgsz[0] and size[1] <= imgsz[1]
+        resized = image_cache.resized_shapes(members, imgsz)
+        assert (resized <= size).all() and (np.abs(resized - members * gains[:, None]) < 1).all()
+
+
 def flat_index(classes: list[list[int]]) -> LabelIndex:
     labels = np.array(
         [[class_index, 0.5, 0.5, 0.1, 0.1] for row in classes for class_index in row], np.float32

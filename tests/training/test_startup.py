@@ -7,8 +7,8 @@ import torch
 
 from utils.config import TrainOptions
 from utils.distributed import Distributed
+from utils.image_size import round_size
 from utils.training import startup
-from utils.training.startup import round_imgsz
 
 
 @pytest.mark.parametrize(
@@ -17,10 +17,13 @@ from utils.training.startup import round_imgsz
         (32, "--imgsz 32 is too small for a model of stride 32; using 64"),
         (64, ""),
         (70, "--imgsz 70 is not a multiple of the model's stride 32; using 96"),
+        ([384, 640], ""),
+        ([380, 640], "--imgsz 380 640 are not multiples of the model's stride 32; using 384 640"),
+        ([32, 640], "--imgsz 32 640 is too small for a model of stride 32; using 64 640"),
     ],
 )
 def test_the_message_gives_the_reason_of_another_image_size(capsys, imgsz, message):
-    round_imgsz(imgsz, 32)
+    round_size(imgsz, 32, least=2)
     assert message in capsys.readouterr().err if message else capsys.readouterr().err == ""
 
 

@@ -12,6 +12,7 @@ from utils.datasets.labels import describe_absent_labels, divide_split, load_spl
 from utils.datasets.spec import DatasetSpec
 from utils.datasets.subset import take_fraction
 from utils.errors import UserError
+from utils.image_size import ImageSize, to_shape
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def require_images(splits: Splits) -> None:
             raise UserError(f"{path} is not on this machine: all machines need the data set in the same place")
 
 
-def label_sizes(index: LabelIndex, imgsz: int) -> np.ndarray:
-    """Return width and height in pixels of every label (M, 2) float32, with the longer side of images at `imgsz`."""
-    scale = imgsz / index.shapes.max(1, keepdims=True)
+def label_sizes(index: LabelIndex, imgsz: ImageSize) -> np.ndarray:
+    """Return width and height in pixels of every label (M, 2) float32, with the images fitted into `imgsz`."""
+    scale = (to_shape(imgsz) / index.shapes).min(1, keepdims=True)
     sides = (index.shapes * scale)[:, ::-1].repeat(np.diff(index.offsets), axis=0)  # (M, 2) width, height of images
     return np.multiply(index.labels[:, 3:5], sides, out=np.empty(sides.shape, np.float32), casting="same_kind")

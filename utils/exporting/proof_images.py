@@ -19,7 +19,6 @@ from utils.images.decode import CONVERTED
 from utils.images.read import DamagedImage, read_image
 from utils.loading.dataset import Batch
 from utils.loading.loader import LoadSettings, make_loader
-from utils.loading.sampler import BatchSettings
 from utils.pixel_format import RGB, PixelFormat
 
 SPLIT = "val"
@@ -38,13 +37,7 @@ class ProofImages:
 
     def batches(self, *, progress: str = "") -> Iterator[Batch]:
         """Yield the batches. `progress`: text of a bar, "" for none."""
-        loader = make_loader(
-            self.index,
-            imgsz=max(self.shape),
-            batch_size=self.batch_size,
-            batches=BatchSettings(shape=self.shape),
-            loading=LoadSettings(workers=0),
-        )
+        loader = make_loader(self.index, imgsz=self.shape, batch_size=self.batch_size, loading=LoadSettings(workers=0))
         bar = console.progress_bar(desc=progress, total=len(self.index), leave=False, disable=not progress)
         with closing(bar), closing(loader):
             for batch in loader:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from utils.config import Hyperparameters
+from utils.image_size import ImageSize, to_shape
 from utils.images.warp import Box, Polygons, Warp, keep_channels, shift_matrix
 from utils.pixel_format import RGB, PixelFormat, grey_of, white_of
 
@@ -163,19 +164,25 @@ class Tile:
 
 
 def mosaic(
-    tiles: Sequence[Tile], size: int, *, settings: AugmentSettings, rng: np.random.Generator, pixels: PixelFormat = RGB
+    tiles: Sequence[Tile],
+    size: ImageSize,
+    *,
+    settings: AugmentSettings,
+    rng: np.random.Generator,
+    pixels: PixelFormat = RGB,
 ) -> Scene:
-    """Return four images around a random centre of a canvas of twice the size, with a warp to (size, size).
+    """Return four images around a random centre of a canvas of twice the height and width of `size`, with a warp to it.
 
     The canvas has only the part that the warp shows, and only the tiles in that part are read.
     """
-    canvas = (2 * size, 2 * size)
-    centre_y, centre_x = rng.uniform(size / 2, 3 * size / 2, 2).astype(int).tolist()
-    warp = sample_warp(canvas, (size, size), settings=settings, rng=rng).on_whole_pixels()
+    output = to_shape(size)
+    canvas = height, width = 2 * output[0], 2 * output[1]
+    centre_y, centre_x = rng.uniform((height / 4, width / 4), (3 * height / 4, 3 * width / 4)).astype(int).tolist()
+    warp = sample_warp(canvas, output, settings=settings, rng=rng).on_whole_pixels()
     pastes = settings.copy_paste > 0 and any(len(polygon) for tile in tiles for polygon in tile.polygons)
     region = (0, 0, *canvas) if pastes else warp.visible_region()
     image = blank_image((region[3] - region[1], region[2] - region[0]), pixels)
-    inside = image[max(-region[1], 0) : max(2 * size - region[1], 0), max(-region[0], 0) : max(2 * size - region[0], 0)]
+    inside = image[max(-region[1], 0) : max(height - region[1], 0), max(-region[0], 0) : max(width - region[0], 0)]
     shift = max(region[0], 0), max(region[1], 0)  # x, y of the first pixel of `inside` in the canvas
     shown, corners = [], []
     for k, tile in enumerate(tiles):  # top left, top right, bottom left, bottom right: each touches the centre
@@ -184,7 +191,7 @@ def mosaic(
         if _paste(inside, tile, left - shift[0], top - shift[1]):
             shown.append(tile)
             corners.append((left, top))
-    boxes, polygons = _place_tile_labels(shown, corners, 2 * size)
+    boxes, polygons = _place_tile_labels(shown, corners, canvas)
     if pastes:
         image, boxes, polygons = copy_paste(image, boxes, polygons=polygons, fraction=settings.copy_paste, rng=rng)
     covered = region if pastes else _covered_part(region, shown, corners)  # copies may be anywhere
@@ -207,16 +214,16 @@ def _covered_part(region: Box, tiles: Sequence[Tile], corners: Sequence[tuple[in
 
 
 def _place_tile_labels(
-    tiles: Sequence[Tile], corners: Sequence[tuple[int, int]], side: int
+    tiles: Sequence[Tile], corners: Sequence[tuple[int, int]], canvas: tuple[int, int]
 ) -> tuple[np.ndarray, Polygons]:
-    """Return the labels of all tiles in pixels of a square canvas, clipped to their tile and to the canvas.
+    """Return the labels of all tiles in pixels of a canvas (H, W), clipped to their tile and to the canvas.
 
     `corners` holds left, top of each tile. Clipping matters because a label may extend beyond its image.
     """
     if not tiles:
         return np.zeros((0, 5), np.float32), []
     frames = np.array([(*tile.shape[::-1], *corner) for tile, corner in zip(tiles, corners)], np.float32)
-    low, high = frames[:, 2:].clip(0), (frames[:, 2:] + frames[:, :2]).clip(None, side)  # (tiles, 2) x, y
+    low, high = frames[:, 2:].clip(0), (frames[:, 2:] + frames[:, :2]).clip(None, canvas[::-1])  # (tiles, 2) x, y
     outlines = [(k, polygon) for k, tile in enumerate(tiles) for polygon in tile.polygons]
     polygons = [
         (polygon * frames[k, :2] + frames[k, 2:]).clip(low[k], high[k]) if len(polygon) else polygon

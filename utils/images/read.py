@@ -11,6 +11,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import UnreadableFile, read_regular, retry_reading
+from utils.image_size import ImageSize, to_shape
 from utils.images.decode import WrongPixels, decode_image
 from utils.images.header import MAX_BYTES, UNREADABLE, find_jpeg_scan, header_shape
 from utils.images.warp import keep_channels
@@ -124,13 +125,14 @@ def truncate_jpeg(data: bytes, rows: int) -> bytearray | None:
     return shortened
 
 
-def resized_shapes(shapes: np.ndarray, size: int) -> np.ndarray:
-    """Return heights and widths (N, 2) after the long side is resized to `size`.
+def resized_shapes(shapes: np.ndarray, size: ImageSize) -> np.ndarray:
+    """Return heights and widths (N, 2) of images fitted into `size`: one of the sides becomes that of `size`.
 
-    The short side is rounded up exactly, in integers.
+    The other side is rounded up exactly, in integers.
     """
-    shapes = np.asarray(shapes, np.int64)
-    return -(-shapes * size // shapes.max(1, keepdims=True))
+    shapes, (height, width) = np.asarray(shapes, np.int64), to_shape(size)
+    fills_height = shapes[:, :1] * width >= shapes[:, 1:] * height  # (N, 1)
+    return -(-shapes * np.where(fills_height, height, width) // np.where(fills_height, shapes[:, :1], shapes[:, 1:]))
 
 
 def resize_to(image: np.ndarray, shape: tuple[int, int], *, smooth: bool) -> np.ndarray:

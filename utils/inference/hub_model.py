@@ -20,6 +20,7 @@ from utils.errors import UserError
 from utils.images.conversion import displayable_rgb
 from utils.images.inputs import read_input
 from utils.images.letterbox import letterbox
+from utils.images.read import resized_shapes
 from utils.inference.evaluate import evaluation_mode
 from utils.inference.exported_model import ExportedModel
 from utils.inference.nms_settings import NmsSettings
@@ -51,8 +52,8 @@ class HubModel(nn.Module):
     ) -> Results | Any:
         """Return the Results of one image or of a list. A tensor (B, C, H, W) gives the network's own output.
 
-        ims: what `read_input` accepts, or that tensor in 0…1. size: longest side in pixels that images are fitted to.
-        augment: three passes per image, at several scales. profile: accepted, as times are always measured.
+        ims: what `read_input` accepts, or that tensor in 0…1. size: side, or height and width, that images are fitted
+        into. augment: three passes per image, at several scales. profile: accepted, as times are always measured.
         """
         if augment and isinstance(self.model, ExportedModel):
             self.model.check_choices(augment=True)
@@ -87,20 +88,14 @@ class HubModel(nn.Module):
         return first is not None and (first.dtype == torch.float16 or (self.amp and first.is_cuda))
 
     def _input_shape(self, images: Sequence[np.ndarray], size: int | Sequence[int]) -> tuple[int, int]:
-        """Return the height and width that hold every image, scaled so that its longer side is `size`.
-
-        They are rounded up to multiples of the stride.
-        """
+        """Return the height and width that hold every image, fitted into `size`, rounded up to whole strides."""
         sides = list(size) if isinstance(size, Sequence) else [size]
         if not 1 <= len(sides) <= 2 or not all(isinstance(side, Integral) and side > 0 for side in sides):
             raise UserError(f"size={size}: expected pixels, such as 640, or a height and a width")
         if self.model.fixed_shape:
             return self.model.fixed_shape
-        longest, shapes = max(sides), [image.shape[:2] for image in images]
-        height, width = (
-            self.stride * max(math.ceil(shape[axis] * longest / (max(shape) * self.stride)) for shape in shapes)
-            for axis in (0, 1)
-        )
+        largest = resized_shapes(np.array([image.shape[:2] for image in images]), sides).max(0)
+        height, width = (-(-largest // self.stride) * self.stride).tolist()
         return height, width
 
     def _predictor(self, shape: tuple[int, int], augment: bool) -> Predictor:

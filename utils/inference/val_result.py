@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.image_size import ImageSize
 from utils.metrics import Metrics
 from utils.output.json_documents import describe_validation
 
@@ -29,7 +30,13 @@ class ValResult:
 
 
 def describe_results(
-    found: ValResult | list[Metrics], weights: Sequence[Path], sizes: Sequence[int], *, task: str, data: str, split: str
+    found: ValResult | list[Metrics],
+    weights: Sequence[Path],
+    sizes: Sequence[ImageSize],
+    *,
+    task: str,
+    data: str,
+    split: str,
 ) -> dict[str, object]:
     """Return the document of `--json`: a result for each measurement, with its weights and size.
 

@@ -235,9 +235,9 @@ class DetectionDataset(Dataset[Batch | UserError]):
         if others is None:
             scene = self._warped(i, shape, rng)
         else:
-            scene = self._mosaic([i, *others[:3]], shape[0], rng)
+            scene = self._mosaic([i, *others[:3]], shape, rng)
             if rng.random() < settings.mixup:
-                scene = mixup(scene, self._mosaic(others[3:], shape[0], rng), rng=rng)
+                scene = mixup(scene, self._mosaic(others[3:], shape, rng), rng=rng)
         color_flip = sample_color_flip(settings, rng=rng)
         boxes = color_flip.flip_boxes(scene.boxes, shape)
         if self.defer_color_flip:
@@ -250,7 +250,7 @@ class DetectionDataset(Dataset[Batch | UserError]):
         assert self.augment is not None, "a validation data set has no augmentation"
         return self.augment
 
-    def _mosaic(self, indices: Sequence[int], size: int, rng: np.random.Generator) -> Scene:
+    def _mosaic(self, indices: Sequence[int], shape: tuple[int, int], rng: np.random.Generator) -> Scene:
         tiles = [
             Tile(
                 self.images.shape(i),
@@ -260,7 +260,7 @@ class DetectionDataset(Dataset[Batch | UserError]):
             )
             for i in rng.permutation(indices).tolist()
         ]
-        return mosaic(tiles, size, settings=self._augment_settings(), rng=rng, pixels=self.index.pixels)
+        return mosaic(tiles, shape, settings=self._augment_settings(), rng=rng, pixels=self.index.pixels)
 
     def _warped(self, i: int, shape: tuple[int, int], rng: np.random.Generator) -> Scene:
         sample = self.load_letterboxed(i, shape, scaleup=True)

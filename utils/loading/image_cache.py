@@ -25,6 +25,7 @@ from utils import console, machine
 from utils.datasets.label_cache import digest, user_cache_folder
 from utils.datasets.label_index import LabelIndex, offsets_of
 from utils.errors import UnreadableData, UserError
+from utils.image_size import ImageSize, to_sides
 from utils.images.read import DamagedImage, read_resized, resize_to, resized_shapes
 from utils.machine import available_memory
 from utils.parallel_map import MAX_WORKERS
@@ -83,14 +84,14 @@ class SharedBytes:
 
 
 class ImageReader:
-    """Reader of the images of a split, resized so that the long side is `size`.
+    """Reader of the images of a split, fitted into `size`: one side, or height and width.
 
     `smooth` averages pixels where an image shrinks.
     """
 
     reads_files = True  # each `read` reads a file
 
-    def __init__(self, index: LabelIndex, size: int, *, smooth: bool) -> None:
+    def __init__(self, index: LabelIndex, size: ImageSize, *, smooth: bool) -> None:
         self.index, self.size, self.smooth, self.pixels = index, size, smooth, index.pixels
         self.shapes = resized_shapes(index.shapes, size).astype(np.int32)  # (N, 2) height, width
         self.damaged = SharedBytes(len(index))  # a flag per image, so that only one worker warns of it, and once
@@ -202,7 +203,7 @@ class RamCache(ImageReader):
 
     reads_files = False
 
-    def __init__(self, index: LabelIndex, size: int, *, smooth: bool) -> None:
+    def __init__(self, index: LabelIndex, size: ImageSize, *, smooth: bool) -> None:
         super().__init__(index, size, smooth=smooth)
         self.starts = np.concatenate(
             [[0], np.cumsum(self.shapes.prod(1, dtype=np.int64) * self.pixels.bytes_per_pixel)]
@@ -246,7 +247,7 @@ class DiskCache(ImageReader):
     may be set back (cp -p, rsync), the ctime cannot.
     """
 
-    def __init__(self, index: LabelIndex, size: int, *, smooth: bool) -> None:
+    def __init__(self, index: LabelIndex, size: ImageSize, *, smooth: bool) -> None:
         super().__init__(index, size, smooth=smooth)
         self.writable = True
         self.folders = {
@@ -267,7 +268,8 @@ class DiskCache(ImageReader):
         if self.index.views is not None and not self.is_whole(i):
             name += "." + "_".join(map(str, self.index.views.windows[i].tolist()))
         pixels = "" if self.pixels == RGB else f".{self.pixels.channels}x{self.pixels.bit_depth}"
-        return self.folders[folder] / f"{name}.{self.size}{'s' if self.smooth else ''}{pixels}.npy"
+        size = "x".join(map(str, to_sides(self.size)))
+        return self.folders[folder] / f"{name}.{size}{'s' if self.smooth else ''}{pixels}.npy"
 
     def prefetch(self, i: int) -> None:
         """Ask the OS to read the cached file of image i ahead, or else the original."""
@@ -354,7 +356,7 @@ def _load_bytes(file: Path) -> np.ndarray:
         return NO_BYTES
 
 
-def open_images(index: LabelIndex, size: int, *, smooth: bool, cache: str | None, copies: int) -> ImageReader:
+def open_images(index: LabelIndex, size: ImageSize, *, smooth: bool, cache: str | None, copies: int) -> ImageReader:
     """Return a reader with the cache `cache`: None, "ram", "disk" or "auto".
 
     "auto" is "ram" for a split that takes at most AUTO_SHARE of free memory, else None. `copies` is the number of

@@ -27,6 +27,7 @@ from utils.config import Hyperparameters
 from utils.datasets.label_index import LabelIndex
 from utils.environment import processes_on_this_machine
 from utils.errors import SHORTAGES, UserError
+from utils.image_size import ImageSize
 from utils.images.augment import AugmentSettings
 from utils.loading.batch_helpers import IGNORED_SIGNALS
 from utils.loading.dataset import Batch, DetectionDataset
@@ -271,7 +272,7 @@ def _end_worker(error: BaseException) -> None:
 def make_loader(
     index: LabelIndex,
     *,
-    imgsz: int,
+    imgsz: ImageSize,
     batch_size: int,
     stride: int = 32,
     hyp: Hyperparameters | Mapping[str, float] | None = None,
@@ -283,7 +284,8 @@ def make_loader(
 ) -> Loader:
     """Return the loader of a split for this rank.
 
-    `batch_size` counts the images of all ranks together. `hyp` switches augmentation on; None reads for validation.
+    Images are fitted into `imgsz`, and batches have that shape unless they are rectangular. `batch_size` counts the
+    images of all ranks together. `hyp` switches augmentation on; None reads for validation.
     Without `hyp` every image is read exactly once over all ranks.
     """
     if batches.quad:

@@ -12,6 +12,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 from utils.datasets.label_index import LabelIndex
+from utils.image_size import ImageSize, to_shape
 
 NUM_MOSAIC_INDICES = 7  # images that a sample may need besides its own: 3 of its mosaic, 4 of the one to mix in
 # Random streams besides those of the samples; the number keeps them apart.
@@ -30,7 +31,6 @@ class BatchSettings:
 
     rect: bool = False  # images of similar aspect share a batch, whose shape fits them; no mosaics
     pad: float = 0.0  # strides added to each side of a rect shape
-    shape: tuple[int, int] | None = None  # height, width of all batches; None: square, or rect shapes
     shuffle: bool = False
     image_weights: bool = False  # draw images by weight; overrides rect
     quad: bool = False  # merge each four images into one of twice the size
@@ -67,21 +67,23 @@ class BatchKey(NamedTuple):
 
 
 def rect_shapes(
-    shapes: np.ndarray, batch_size: int, *, imgsz: int, stride: int, pad: float
+    shapes: np.ndarray, batch_size: int, *, imgsz: ImageSize, stride: int, pad: float
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
     """Return the order of the images by aspect (N,), and the height and width of each batch in that order.
 
-    Images of equal aspect stay in the order of `shapes` (N, 2), so that every machine builds the same batches.
+    The shape of a batch is the smallest that holds its images, each fitted into `imgsz`, plus `pad` strides, in whole
+    strides. Images of equal aspect stay in the order of `shapes` (N, 2), so that every machine builds the same batches.
     """
+    height, width = to_shape(imgsz)
     aspect = shapes[:, 0] / shapes[:, 1]
     order = np.argsort(aspect, kind="stable")
     sizes: list[tuple[int, int]] = []
     for start in range(0, len(order), batch_size):
         members = aspect[order[start : start + batch_size]]
         flattest, tallest = float(members[0]), float(members[-1])
-        high, wide = (tallest, 1.0) if tallest < 1 else (1.0, 1 / flattest) if flattest > 1 else (1.0, 1.0)
-        height, width = (math.ceil(side * imgsz / stride + pad) * stride for side in (high, wide))
-        sizes.append((height, width))
+        high = tallest * width if tallest < height / width else height
+        wide = 1 / flattest * height if flattest > height / width else width
+        sizes.append((math.ceil(high / stride + pad) * stride, math.ceil(wide / stride + pad) * stride))
     return order, sizes
 
 
@@ -104,7 +106,7 @@ class GlobalBatchSampler(Sampler[BatchKey]):
         shapes: np.ndarray,
         *,
         batch_size: int,
-        imgsz: int,
+        imgsz: ImageSize,
         stride: int,
         settings: BatchSettings,
         training: bool,
@@ -124,7 +126,7 @@ class GlobalBatchSampler(Sampler[BatchKey]):
         self.rect_order, self.shapes = (
             rect_shapes(shapes, batch_size, imgsz=imgsz, stride=stride, pad=settings.pad)
             if settings.has_rect_shapes
-            else (None, [settings.shape or (imgsz, imgsz)] * math.ceil(self.num_images / batch_size))
+            else (None, [to_shape(imgsz)] * math.ceil(self.num_images / batch_size))
         )
 
     def __len__(self) -> int:

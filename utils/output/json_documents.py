@@ -11,6 +11,7 @@ from typing import Any
 
 from utils.addresses import remove_credentials
 from utils.detections import Detections
+from utils.image_size import ImageSize, to_option
 from utils.images.frames import Frame
 from utils.metrics import Metrics, Speed
 
@@ -45,7 +46,7 @@ def describe_frame(frame: Frame, found: Detections, names: Mapping[int, str]) ->
 
 
 def describe_validation(
-    weights: Sequence[Path], imgsz: int, metrics: Metrics, *, data: str, split: str
+    weights: Sequence[Path], imgsz: ImageSize, metrics: Metrics, *, data: str, split: str
 ) -> dict[str, Any]:
     """Return one result of val.py: the metrics of all classes together and of each class that has labels."""
     per_class, thresholds = metrics.per_class, metrics.thresholds
@@ -67,7 +68,7 @@ def describe_validation(
         "weights": [str(file) for file in weights],
         "data": remove_credentials(data),
         "split": split,
-        "imgsz": imgsz,
+        "imgsz": to_option(imgsz),
         "images": metrics.images,
         "labels": metrics.instances,
         "precision": _number(metrics.precision),

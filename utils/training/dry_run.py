@@ -29,7 +29,7 @@ from utils.inference.evaluate import evaluate
 from utils.inference.observer import EvaluatedBatch, EvaluationObserver
 from utils.loading.loader import Loader, explained_worker_errors
 from utils.machine import available_memory, process_memory
-from utils.schedule import largest_size
+from utils.schedule import largest_shape
 from utils.timing import now
 from utils.training.nan_guard import NonFiniteError
 from utils.training.observer import Observer, StepReport
@@ -165,7 +165,7 @@ def measure_run(run: Run, train_epoch: Callable[[Observer], Any], folder: Path) 
 def measure_largest_batch(run: Run) -> int:
     """Return the largest batch that fits in the memory of the GPUs, measured with a copy of the model."""
     options, multiple = run.options, run.model.size_multiple
-    imgsz = largest_size(options.imgsz, multiple) if options.multi_scale else options.imgsz
+    imgsz = largest_shape(options.imgsz, multiple) if options.multi_scale else options.imgsz
     each = find_batch_of_each(run.model, imgsz, run.autocast, run.distributed.device, largest_batch)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(run.distributed.device)

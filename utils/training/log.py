@@ -8,6 +8,7 @@ from pathlib import Path
 from utils import console
 from utils.cli import detect_command
 from utils.errors import UserError, one_line
+from utils.image_size import describe_size
 from utils.inference.nms_settings import VAL_NMS
 from utils.training.observer import EpochReport, Observer, StepReport
 from utils.training.progress_table import header, memory_used, progress_line
@@ -27,9 +28,9 @@ class RunLog(Observer):
         """Print the main settings."""
         self._first_epoch, self._skipped = run.progress.epoch, run.nan_guard.skipped
         amp = str(run.autocast).removeprefix("torch.") if run.autocast else "off"
+        size, readers = describe_size(run.options.imgsz), run.train_loader.readers
         console.info(
-            f"Image size {run.options.imgsz}, batch {run.options.batch_size}, {run.train_loader.readers}, "
-            f"mixed precision {amp}",
+            f"Image size {size}, batch {run.options.batch_size}, {readers}, mixed precision {amp}",
             f"Logging to {self.locate()}",
             f"Training for {run.options.epochs} epochs...",
         )
@@ -78,7 +79,7 @@ class RunLog(Observer):
         if run.options.score_only:
             return
         path = self.locate()
-        command = detect_command([path / "weights" / "best.pt"], [run.options.imgsz])
+        command = detect_command([path / "weights" / "best.pt"], run.options.imgsz)
         console.result(f"Results saved to {path}", f"Next: {command}")
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from utils.device import get_rng_state, set_rng_state
 from utils.distributed import Distributed
 from utils.ema import ModelEMA
 from utils.errors import UserError
+from utils.image_size import to_shape
 from utils.inference.nms_settings import COCO_NMS, VAL_NMS, NmsSettings
 from utils.loading.loader import Loader
 from utils.loss import DetectionLoss
@@ -184,18 +185,20 @@ class Run:
             lr_bias=rates.lr_bias * factor, lr_weight=rates.lr_weight * factor, lr_norm=rates.lr_norm * factor
         )
 
-    def resize_factor(self, side: int) -> float:
-        """Return the factor that brings images, whose longer side is `side`, to the size of this epoch or iteration.
+    def resize_factor(self) -> float:
+        """Return the factor that brings images from the loader to the size of this epoch or iteration.
 
-        The sizes of epochs follow the hyperparameters. With `--multi-scale` each iteration draws one around it.
+        Sizes are those of the longer side. The sizes of epochs follow the hyperparameters. With `--multi-scale` each
+        iteration draws one around it.
         """
         options, hyp, multiple = self.options, self.hyp, self.model.size_multiple
         epoch, start, share = self.progress.epoch, hyp.size_start, hyp.size_epochs
-        size = progressive_size(epoch, options.epochs, options.imgsz, stride=multiple, start=start, share=share)
+        full = max(to_shape(options.imgsz))
+        size = progressive_size(epoch, options.epochs, full, stride=multiple, start=start, share=share)
         if not options.multi_scale:
-            return size / options.imgsz
+            return size / full
         rng = np.random.default_rng([options.seed, self.progress.iteration])
-        return multi_scale_size(rng, size, multiple) / side
+        return multi_scale_size(rng, size, multiple) / (2 * full if options.quad else full)
 
     def note_validation(self, metrics: Metrics) -> bool:
         """Record the metrics of the current epoch. Return True if they are the best so far."""

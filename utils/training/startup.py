@@ -13,7 +13,7 @@ import torch
 
 from utils.autobatch import find_batch_size
 from utils.config import Hyperparameters, TrainOptions
-from utils.console import info, warn
+from utils.console import info
 from utils.datasets.division import Division
 from utils.datasets.splits import Splits
 from utils.detector import Detector
@@ -22,9 +22,10 @@ from utils.distributed import Distributed
 from utils.download import fetch_typed
 from utils.errors import UserError
 from utils.files import ROOT, increment_path, require_writable
+from utils.image_size import ImageSize, round_size, to_option
 from utils.images.tiles import Tiling
 from utils.loading.sampler import steps_per_epoch
-from utils.schedule import NOMINAL, largest_size, nominal_batch
+from utils.schedule import NOMINAL, largest_shape, nominal_batch
 from utils.training.launch_record import find_restarted_run
 from utils.training.resume import (
     edited_flags,
@@ -168,10 +169,10 @@ def complete_options(
 
     `weights` and `cfg` are what the model was built from, `num_images` is the number that an epoch draws.
     """
-    imgsz = round_imgsz(options.imgsz, model.size_multiple)
+    imgsz = to_option(round_size(options.imgsz, model.size_multiple, least=2))  # see multi_scale_size
     batch_size = options.batch_size
     if batch_size == -1:
-        largest = largest_size(imgsz, model.size_multiple) if options.multi_scale else imgsz
+        largest = to_option(largest_shape(imgsz, model.size_multiple)) if options.multi_scale else imgsz
         batch_size = find_batch_of_each(model, largest, autocast, distributed.device) * num_replicas(distributed)
     steps = steps_per_epoch(num_images, batch_size, quad=options.quad, world_size=distributed.world_size)
     nbs = options.nbs or choose_nominal_batch(batch_size, options.epochs * steps)
@@ -189,10 +190,10 @@ def checks_anchors(options: TrainOptions, hyp: Hyperparameters, *, weights: str)
 
 def find_batch_of_each(
     model: Detector,
-    imgsz: int,
+    imgsz: ImageSize,
     autocast: torch.dtype | None,
     device: torch.device,
-    find: Callable[[Detector, int, torch.dtype | None], int] = find_batch_size,
+    find: Callable[[Detector, ImageSize, torch.dtype | None], int] = find_batch_size,
 ) -> int:
     """Return the largest batch for one device, measured with a copy of the model."""
     probe = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
@@ -202,16 +203,6 @@ def find_batch_of_each(
 def num_replicas(group: Distributed) -> int:
     """Return the number of processes or GPUs that share one batch."""
     return max(group.world_size, len(group.devices))
-
-
-def round_imgsz(imgsz: int, size_multiple: int) -> int:
-    """Return an image size that the model can take: the next multiple of `size_multiple`, at least two of them."""
-    rounded = max(-(-imgsz // size_multiple) * size_multiple, 2 * size_multiple)
-    if rounded != imgsz:
-        small = f"is too small for a model of stride {size_multiple}"
-        reason = small if imgsz < 2 * size_multiple else f"is not a multiple of the model's stride {size_multiple}"
-        warn(f"--imgsz {imgsz} {reason}; using {rounded}")
-    return rounded
 
 
 def choose_nominal_batch(batch_size: int, iterations: int) -> int:

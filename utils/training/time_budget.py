@@ -17,6 +17,7 @@ from utils.console import info
 from utils.datasets.splits import Splits, require_images
 from utils.detector import Detector, as_module
 from utils.distributed import Distributed
+from utils.image_size import describe_size, to_shape
 from utils.inference.preprocess import to_network_input
 from utils.loading.dataset import Batch
 from utils.loading.loader import Loader
@@ -77,7 +78,8 @@ def settle_run(
         used = run_seconds(options, hyp, speed, epochs, stride=model.size_multiple)
         info(
             f"--time {options.time:g}: {epochs} epochs of {speed.steps} batches will take about {used / 3600:.3g} h "
-            f"({speed.load + speed.step:.3g} s a batch at {options.imgsz}, {speed.validation:.3g} s a validation)"
+            f"({speed.load + speed.step:.3g} s a batch at {describe_size(options.imgsz)}, {speed.validation:.3g} s a "
+            "validation)"
         )
     return options, hyp
 
@@ -91,8 +93,9 @@ def run_seconds(options: TrainOptions, hyp: Hyperparameters, speed: Speed, epoch
 
 def area_of_epoch(options: TrainOptions, hyp: Hyperparameters, epoch: int, epochs: int, *, stride: int) -> float:
     """Return the area of the images in an epoch of `epochs`, in parts of that of the full size."""
-    size = progressive_size(epoch, epochs, options.imgsz, stride=stride, start=hyp.size_start, share=hyp.size_epochs)
-    return (size / options.imgsz) ** 2
+    full = max(to_shape(options.imgsz))
+    size = progressive_size(epoch, epochs, full, stride=stride, start=hyp.size_start, share=hyp.size_epochs)
+    return (size / full) ** 2
 
 
 def fit_epochs(options: TrainOptions, hyp: Hyperparameters, speed: Speed, *, stride: int) -> int:
