@@ -14,7 +14,7 @@ import pytest
 from test_parallel_map import is_alive
 
 from utils.errors import UserError
-from utils.loading.batch_helpers import HelperProcesses, HelperThreads, start_helpers
+from utils.loading.batch_helpers import HelperProcesses, HelperSettings, HelperThreads, start_helpers
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,7 +53,7 @@ def helpers_of(request):
     def build(count: int, prepare=nothing):
         forked = request.param == "processes"
         made.append(
-            HelperProcesses(count, make, prepare, max_images=20, slot_bytes=1 << 16)
+            HelperProcesses(count, HelperSettings(make, prepare, max_images=20, slot_bytes=1 << 16))
             if forked
             else HelperThreads(count, prepare)
         )
@@ -88,7 +88,7 @@ def test_helpers_continue_after_an_error(helpers_of, bad):
 
 def test_fast_process_takes_over_from_a_slow_one():
     helpers, planes = (
-        HelperProcesses(1, slow_elsewhere, nothing, max_images=20, slot_bytes=1 << 10),
+        HelperProcesses(1, HelperSettings(slow_elsewhere, nothing, max_images=20, slot_bytes=1 << 10)),
         np.zeros((9, 3, 2, 2), np.uint8),
     )
     try:
@@ -109,7 +109,7 @@ def slow_elsewhere(key: Key, k: int, planes: np.ndarray) -> tuple[int, int]:
 
 def test_item_claimed_by_mistake_is_built_nevertheless():
     helpers, planes = (
-        HelperProcesses(1, make, nothing, max_images=20, slot_bytes=1 << 10),
+        HelperProcesses(1, HelperSettings(make, nothing, max_images=20, slot_bytes=1 << 10)),
         np.zeros((9, 3, 2, 2), np.uint8),
     )
 
@@ -153,7 +153,7 @@ def test_prepare_may_fail(helpers_of, tmp_path):
 
 
 def test_killed_process_is_an_error_and_no_endless_wait():
-    helpers = HelperProcesses(2, make, nothing, max_images=20, slot_bytes=1 << 10)
+    helpers = HelperProcesses(2, HelperSettings(make, nothing, max_images=20, slot_bytes=1 << 10))
     planes = np.zeros((9, 3, 2, 2), np.uint8)
     os.kill(helpers.helpers[1].process.pid, signal.SIGKILL)
     for _ in range(2):
@@ -163,7 +163,7 @@ def test_killed_process_is_an_error_and_no_endless_wait():
 
 
 def test_processes_ignore_signals_and_end_when_closed():
-    helpers = HelperProcesses(2, make, nothing, max_images=20, slot_bytes=1 << 10)
+    helpers = HelperProcesses(2, HelperSettings(make, nothing, max_images=20, slot_bytes=1 << 10))
     processes = [helper.process.pid for helper in helpers.helpers]
     helpers.build(make, Key(1, (2, 2)), np.zeros((6, 3, 2, 2), np.uint8))  # now they have started
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
@@ -176,7 +176,7 @@ def test_processes_ignore_signals_and_end_when_closed():
 
 
 def test_processes_end_when_their_object_is_deleted():
-    helpers = HelperProcesses(2, make, nothing, max_images=20, slot_bytes=1 << 10)
+    helpers = HelperProcesses(2, HelperSettings(make, nothing, max_images=20, slot_bytes=1 << 10))
     processes = [helper.process.pid for helper in helpers.helpers]
     del helpers
     gc.collect()
@@ -186,10 +186,10 @@ def test_processes_end_when_their_object_is_deleted():
 SCRIPT = """
 import os, signal, sys
 import numpy as np
-from utils.loading.batch_helpers import HelperProcesses
+from utils.loading.batch_helpers import HelperProcesses, HelperSettings
 make = lambda key, k, planes: os.getpid()
 key = type("Key", (), {})
-kept = [HelperProcesses(2, make, print, max_images=20, slot_bytes=1 << 10) for _ in range(2)]
+kept = [HelperProcesses(2, HelperSettings(make, print, max_images=20, slot_bytes=1 << 10)) for _ in range(2)]
 print(*[helper.process.pid for helpers in kept for helper in helpers.helpers], flush=True)
 os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] == "killed" else sys.exit(3)
 """
@@ -208,15 +208,15 @@ def fail_to_fork() -> int:
 
 
 def test_kind_of_helpers(monkeypatch):
-    assert start_helpers(0, make, nothing, max_images=10, slot_bytes=10) is None
-    helpers = start_helpers(1, make, nothing, max_images=10, slot_bytes=10)
+    assert start_helpers(0, HelperSettings(make, nothing, max_images=10, slot_bytes=10)) is None
+    helpers = start_helpers(1, HelperSettings(make, nothing, max_images=10, slot_bytes=10))
     assert helpers.kind == ("processes" if sys.platform == "linux" else "threads")
     helpers.close()
     monkeypatch.setattr(os, "fork", fail_to_fork)
-    helpers = start_helpers(1, make, nothing, max_images=10, slot_bytes=10)
+    helpers = start_helpers(1, HelperSettings(make, nothing, max_images=10, slot_bytes=10))
     assert helpers.kind == "threads"
     helpers.close()
     monkeypatch.setattr(sys, "platform", "darwin")
-    helpers = start_helpers(1, make, nothing, max_images=10, slot_bytes=10)
+    helpers = start_helpers(1, HelperSettings(make, nothing, max_images=10, slot_bytes=10))
     assert helpers.kind == "threads"
     helpers.close()

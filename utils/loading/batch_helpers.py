@@ -32,27 +32,24 @@ Prepare = Callable[[BatchKey], None]
 IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
 
 
-def start_helpers(
-    count: int,
-    build_sample: BuildSample,
-    prepare: Prepare,
-    *,
-    max_images: int,
-    slot_bytes: int,
-    pixels: PixelFormat = RGB,
-) -> "HelperProcesses | HelperThreads | None":
-    """Start `count` helpers: processes if possible, else threads. Return None for 0.
+class HelperSettings(NamedTuple):
+    """Work of the helpers, and the memory that it takes."""
 
-    A batch has at most `max_images` images, which take at most `slot_bytes` bytes.
-    """
+    build_sample: BuildSample
+    prepare: Prepare
+    max_images: int  # of a batch
+    slot_bytes: int  # that the images of a batch take at most
+    pixels: PixelFormat = RGB
+
+
+def start_helpers(count: int, settings: HelperSettings) -> "HelperProcesses | HelperThreads | None":
+    """Start `count` helpers: processes if possible, else threads. Return None for 0."""
     if not count:
         return None
     if can_fork():
         with suppress(OSError):  # the machine has no more processes, or no memory for one
-            return HelperProcesses(
-                count, build_sample, prepare, max_images=max_images, slot_bytes=slot_bytes, pixels=pixels
-            )
-    return HelperThreads(count, prepare)
+            return HelperProcesses(count, settings)
+    return HelperThreads(count, settings.prepare)
 
 
 class HelperThreads:
@@ -109,26 +106,17 @@ class HelperProcesses:
 
     kind = "processes"
 
-    def __init__(
-        self,
-        count: int,
-        build_sample: BuildSample,
-        prepare: Prepare,
-        *,
-        max_images: int,
-        slot_bytes: int,
-        pixels: PixelFormat = RGB,
-    ) -> None:
+    def __init__(self, count: int, settings: HelperSettings) -> None:
         context = multiprocessing.get_context("fork")
-        self.count, self.batch_number, self.pixels = count, 0, pixels
+        self.count, self.batch_number, self.pixels = count, 0, settings.pixels
         self.helpers: list[Helper] = []
-        self.claimed = SharedBytes(max_images).array
+        self.claimed = SharedBytes(settings.max_images).array
         with deferred_ctrl_c():
             for k in range(count):
                 own_end, helper_end = context.Pipe()
-                slot = SharedBytes(slot_bytes).array
-                share = Share(first=k + 1, step=count + 1, claimed=self.claimed, slot=slot, pixels=pixels)
-                arguments = build_sample, prepare, share, own_end, helper_end
+                slot = SharedBytes(settings.slot_bytes).array
+                share = Share(first=k + 1, step=count + 1, claimed=self.claimed, slot=slot, pixels=self.pixels)
+                arguments = settings.build_sample, settings.prepare, share, own_end, helper_end
                 process = context.Process(target=_run_helper, args=arguments, daemon=True)
                 process.start()
                 helper_end.close()  # only the helper's copy stays open, so that its death shows as EOF here

@@ -32,7 +32,7 @@ from utils.images.augment import (
 )
 from utils.images.letterbox import Letterbox, letterbox
 from utils.kernels import free_shared_cache
-from utils.loading.batch_helpers import BuildSample, HelperProcesses, HelperThreads, start_helpers
+from utils.loading.batch_helpers import BuildSample, HelperProcesses, HelperSettings, HelperThreads, start_helpers
 from utils.loading.image_cache import ImageReader
 from utils.loading.sampler import NUM_MOSAIC_INDICES, BatchKey, random_stream
 
@@ -100,14 +100,10 @@ class DetectionDataset(Dataset[Batch | UserError]):
         A batch has at most `max_images` images of at most `max_shape` (H, W).
         """
         slot_bytes = self.index.pixels.bytes_per_pixel * max_images * max_shape[0] * max_shape[1]
-        self.helpers = start_helpers(
-            count,
-            self._build_sample,
-            self._prefetch_files,
-            max_images=max_images,
-            slot_bytes=slot_bytes,
-            pixels=self.index.pixels,
+        settings = HelperSettings(
+            self._build_sample, self._prefetch_files, max_images, slot_bytes, pixels=self.index.pixels
         )
+        self.helpers = start_helpers(count, settings)
 
     def __getitem__(self, index: BatchKey) -> Batch | UserError:
         """Return the batch of a key, or in a worker, the UserError that it ends in: PyTorch would add a traceback.
