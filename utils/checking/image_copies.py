@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.checking.duplicates import Matches, correlate, count_same_boxes, match_images
-from utils.checking.findings import Example, Finding, first_examples
+from utils.checking.findings import Example, Finding, Level, first_examples
 from utils.checking.fingerprints import Fingerprints, take_fingerprints
 from utils.checking.scan import ScannedData, ScannedSplit
 from utils.datasets.sequences import group_by_sequence
@@ -34,47 +34,57 @@ def check_copies(data: ScannedData, *, progress: bool = True) -> Iterator[Findin
     prints = {name: take_fingerprints(split.index.paths, progress=progress) for name, split in data.splits.items()}
     for (first, a), (second, b) in combinations(data.splits.items(), 2):
         matches = match_images(prints[second], prints[first])
-        yield from _between_splits(b, a, matches)
+        yield from _repetitions(b, a, matches)
     for name, split in data.splits.items():
-        yield from _within_split(split, match_images(prints[name]))
+        yield from _repetitions(split, split, match_images(prints[name]))
     yield from _sequence_findings(data, prints)
 
 
-def _between_splits(split: ScannedSplit, earlier: ScannedSplit, matches: Matches) -> Iterator[Finding]:
+class Wording(NamedTuple):
+    """Texts of a finding on repeated images."""
+
+    level: Level
+    code: str
+    title: str
+    advice: str
+
+
+def _repetitions(split: ScannedSplit, earlier: ScannedSplit, matches: Matches) -> Iterator[Finding]:
+    """Yield the findings on images of a split that `earlier`, the same split or another one, has too."""
     copies = [_pair(split, earlier, matches, image) for image in matches.copies]
     alike = [pair for image in matches.alike if _is_confirmed(pair := _pair(split, earlier, matches, image))]
-    where = f"of {split.name} {{}} {earlier.name}"
-    advice = f"Keep them in one of the two: a model that has trained on an image of {split.name} is measured too well."
-    if copies:
-        yield Finding(
-            "error", "splits", "copy-in-two-splits", len(copies), f"images {where.format('are also in')}", advice,
-            split.name, _examples(split, earlier, copies), _share(copies, split),
-        )  # fmt: skip
-    if alike:
-        yield Finding(
-            "warning", "splits", "same-image-in-two-splits", len(alike),
-            f"images {where.format('are nearly the same as one of')}", f"Look at the pairs. {advice}",
-            split.name, _examples(split, earlier, alike), _share(alike, split),
-        )  # fmt: skip
+    wordings = WITHIN if split is earlier else _between(split.name, earlier.name)
+    for pairs, (level, code, title, advice) in zip((copies, alike), wordings, strict=True):
+        if pairs:
+            yield Finding(
+                level, "splits", code, len(pairs), title, advice, split.name, _examples(split, earlier, pairs),
+                {"share": len(pairs) / len(split.index)},
+            )  # fmt: skip
     yield from _contradictions(split, earlier, copies)
 
 
-def _within_split(split: ScannedSplit, matches: Matches) -> Iterator[Finding]:
-    copies = [_pair(split, split, matches, image) for image in matches.copies]
-    alike = [pair for image in matches.alike if _is_confirmed(pair := _pair(split, split, matches, image))]
-    if copies:
-        yield Finding(
-            "warning", "splits", "copy", len(copies), "images are copies of another one",
-            "Remove them: they count twice, in training and in figures.", split.name,
-            _examples(split, split, copies), _share(copies, split),
-        )  # fmt: skip
-    if alike:
-        yield Finding(
-            "note", "splits", "same-image", len(alike), "images are nearly the same as another one",
-            "Keep one of each pair if the labels of the others cost time: they teach little that is new.", split.name,
-            _examples(split, split, alike), _share(alike, split),
-        )  # fmt: skip
-    yield from _contradictions(split, split, copies)
+WITHIN = (
+    Wording(
+        "warning", "copy", "images are copies of another one",
+        "Remove them: they count twice, in training and in figures.",
+    ),
+    Wording(
+        "note", "same-image", "images are nearly the same as another one",
+        "Keep one of each pair if the labels of the others cost time: they teach little that is new.",
+    ),
+)  # fmt: skip
+
+
+def _between(name: str, earlier: str) -> tuple[Wording, Wording]:
+    """Return the texts on copies, and on images that are nearly the same, in two splits."""
+    advice = f"Keep them in one of the two: a model that has trained on an image of {name} is measured too well."
+    return (
+        Wording("error", "copy-in-two-splits", f"images of {name} are also in {earlier}", advice),
+        Wording(
+            "warning", "same-image-in-two-splits", f"images of {name} are nearly the same as one of {earlier}",
+            f"Look at the pairs. {advice}",
+        ),
+    )  # fmt: skip
 
 
 def _contradictions(split: ScannedSplit, earlier: ScannedSplit, copies: list[Pair]) -> Iterator[Finding]:
@@ -96,10 +106,6 @@ def _pair(split: ScannedSplit, earlier: ScannedSplit, matches: Matches, image: i
 def _is_confirmed(pair: Pair) -> bool:
     """Return whether the labels agree that two images show the same: a small object does not change a gray copy."""
     return pair.same >= CONFIRMED * pair.boxes
-
-
-def _share(pairs: list[Pair], split: ScannedSplit) -> dict[str, float | str]:
-    return {"share": len(pairs) / len(split.index)}
 
 
 def _examples(split: ScannedSplit, earlier: ScannedSplit, pairs: list[Pair]) -> tuple[Example, ...]:
