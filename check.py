@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from models.loading import find_weights, load_ensemble, load_model
+from models.loading import Ensemble, find_weights, load_ensemble, load_model
 from models.yolo import DetectionModel
 from utils import console
 from utils.checking.box_pairs import check_box_pairs
@@ -42,7 +42,7 @@ from utils.cli import Arguments, Flags, detect_command, flag, parse_flags, read_
 from utils.datasets.division import Division
 from utils.datasets.image_files import find_images
 from utils.datasets.locate import locate_dataset
-from utils.detector import name_difference
+from utils.detector import InferenceModel, name_difference
 from utils.device import select_device, set_current_device
 from utils.download import fetch_typed
 from utils.errors import Stopped, UserError
@@ -158,13 +158,16 @@ def find_all(data: ScannedData, anchors: PlannedAnchors) -> list[Finding]:
     return by_level([*findings, *check_fit(data, anchors)])
 
 
-def planned_anchors(weights: Sequence[str]) -> PlannedAnchors:
+def planned_anchors(weights: Sequence[str], opened: InferenceModel | None = None) -> PlannedAnchors:
     """Return the anchors of the first weights file, which a training from it starts from.
 
-    Without one they are those of yolov5s.yaml. An exported file counts as none: no training starts from it.
+    Without one they are those of yolov5s.yaml. An exported file counts as none: no training starts from it. `opened` is
+    the model of the files if they have been read.
     """
     files = [file for file in find_weights(weights, typed=True, exported=True) if not format_of(file)]
-    model = load_model(files[0], fuse=False) if files else DetectionModel(DEFAULT_CFG)
+    model = opened.members[0] if isinstance(opened, Ensemble) else opened
+    if not isinstance(model, DetectionModel):
+        model = load_model(files[0], fuse=False) if files else DetectionModel(DEFAULT_CFG)
     strides = model.stride.cpu()
     sizes_px = (model.head.anchors.cpu() * strides[:, None, None]).detach().numpy()
     return PlannedAnchors(sizes_px, strides.numpy(), files[0].name if files else DEFAULT_CFG)
@@ -177,8 +180,10 @@ def check_dataset(options: CheckOptions) -> CheckResult:
         return rank_unlabelled(options)
     data = scan(options)
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
-    label_errors = review_labels(options, data, folder)  # first, as a mistake in the weights ends the check
-    findings = by_level([*find_all(data, planned_anchors(options.weights)), *label_errors])
+    predictor = open_predictor(options, options.weights) if options.weights and not options.cross else None
+    label_errors = review_labels(options, data, folder, predictor)  # first, as a mistake in the weights ends the check
+    anchors = planned_anchors(options.weights, predictor.model if predictor else None)
+    findings = by_level([*find_all(data, anchors), *label_errors])
     document = describe_check(data, findings, typed=options.data, save_dir=folder)
     write_json(folder / "findings.json", document)
     write_check_page(folder / "report.html", data, findings, typed=options.data)
@@ -195,12 +200,15 @@ def scan(options: CheckOptions) -> ScannedData:
     return scan_dataset(spec, options.imgsz)
 
 
-def review_labels(options: CheckOptions, data: ScannedData, folder: Path) -> list[Finding]:
-    """Compare the labels with what models find, if there are any. Write lists and images of the worst."""
+def review_labels(options: CheckOptions, data: ScannedData, folder: Path, predictor: Predictor | None) -> list[Finding]:
+    """Compare the labels with what the models of `--cross`, or else `predictor`, find, if there are any.
+
+    Write lists and images of the worst.
+    """
     if options.cross:
         found = cross_judge(options, data, folder / "cross")
-    elif options.weights:
-        found = judge(options, data)
+    elif predictor:
+        found = judge(options, data, predictor)
     else:
         return []
     review = LabelReview.of(data, found)
@@ -224,9 +232,8 @@ def open_predictor(options: CheckOptions, weights: Sequence[str]) -> Predictor:
     return Predictor(model, (side, side), JUDGE_NMS)
 
 
-def judge(options: CheckOptions, data: ScannedData) -> list[np.ndarray | None]:
+def judge(options: CheckOptions, data: ScannedData, predictor: Predictor) -> list[np.ndarray | None]:
     """Return what the model of `--weights` finds in the images of all splits."""
-    predictor = open_predictor(options, options.weights)
     different = name_difference(dict(predictor.names), data.spec.names)
     if predictor.model.num_classes != data.spec.num_classes or different:
         raise UserError(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import check
+from models.loading import Ensemble
 from models.yolo import DetectionModel
 from utils.checkpoint import write_checkpoint
 from utils.errors import UserError, run
@@ -125,5 +126,7 @@ def test_the_anchors_are_those_of_the_weights(tmp_path, tiny_cfg):
     assert found.source == "mine.pt"
     expected = model.head.anchors * model.stride[:, None, None]
     np.testing.assert_allclose(found.sizes_px, expected.numpy(), rtol=1e-3)
+    for opened in (model, Ensemble([model, DetectionModel(tiny_cfg, num_classes=3)])):  # read already
+        np.testing.assert_allclose(check.planned_anchors([str(file)], opened).sizes_px, expected.numpy())
     (tmp_path / "mine.onnx").write_bytes(b"")
     assert check.planned_anchors([str(tmp_path / "mine.onnx")]).source == "yolov5s.yaml"

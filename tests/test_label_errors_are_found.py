@@ -69,7 +69,7 @@ def spoiled(tiny_data, tmp_path, monkeypatch):
         )
     oracle, planned = Oracle(right), check.planned_anchors
     monkeypatch.setattr(check, "open_predictor", lambda options, weights: oracle)
-    monkeypatch.setattr(check, "planned_anchors", lambda weights: planned([]))  # there is no file
+    monkeypatch.setattr(check, "planned_anchors", lambda weights, opened: planned([]))  # there is no file
     return SimpleNamespace(data=folder / "tiny.yaml", files=[files[name] for name in whole[:4]], oracle=oracle)
 
 
