@@ -1,8 +1,16 @@
 """Label errors: labels that disagree with what a model finds that has not seen them.
 
-The scores follow ObjectLab (arXiv 2309.00832): overlooked, badly located and swapped boxes, pooled to a score of each
-image by a soft minimum. Two things differ. A detection counts by its confidence, where the paper has fixed limits that
-small models do not reach. The overlap of a label counts against the usual one of its class.
+From ObjectLab (arXiv 2309.00832): overlooked, badly located and swapped boxes have a quality each, by what a model
+finds there. The soft minimum pools those of a kind, and the geometric mean of the three is the quality of the image.
+
+Ours are the qualities of the boxes and all constants but TEMPERATURE:
+- A detection counts by its confidence. The paper's takes those above fixed limits only (0.5 for badly located boxes,
+  0.95 for the others), which small models do not reach.
+- A box that has moved is one whose IoU is low for its class, in spreads. The paper's quality is the similarity itself,
+  0.9 of it IoU and 0.1 the distance of the two boxes.
+- A class is wrong by the margin of its confidence to the next one. The paper's looks at the nearest box of another
+  class.
+- Each object is matched once, a label has one error at most, and a label where nothing is found may be spurious.
 
 Legend: n labels and m detections of an image, C classes.
 """
@@ -23,7 +31,7 @@ MISSING, CLASS, SHIFTED, SPURIOUS = KINDS = ("missing", "class", "shifted", "spu
 SAME_OBJECT = 0.5  # IoU from which a detection says something about the class of a label
 TOUCHING = 0.1  # IoU from which a label may mean the same object as a detection
 ONE_OBJECT = 0.6  # IoU above which detections are one object, whatever their class
-TEMPERATURE = 0.1  # of the soft minimum, as in the paper
+TEMPERATURE = 0.1  # of the soft minimum
 USUAL_CONFIDENCE = 0.25  # least confidence of the detections from which the usual overlap follows
 FEW_LABELS = 20  # below it a class takes the figures of all classes
 PRIOR = 0.02  # share of labels that are assumed to be spurious
