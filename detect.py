@@ -45,11 +45,15 @@ from utils.output.annotation_files import FORMATS, open_annotations
 from utils.output.detection_files import Outputs, can_show_windows
 from utils.output.json_documents import describe_frame, to_line
 from utils.process_state import unchanged_process
+from utils.tracking.followed_source import FollowedSource
+from utils.tracking.tracker import LOW_CONFIDENCE, TrackSettings
 
 PROGRAM = {"prog": "detect.py", "description": "Find objects in images, videos and streams."}
 
 # Function from images (H, W, 3) BGR uint8 and their paths to their detections.
 Predict = Callable[[Sequence[np.ndarray], Sequence[str]], Sequence[Detections]]
+# Function from a frame and its detections to those that are reported, with ids.
+Follow = Callable[[Frame, Detections], Detections]
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class DetectOptions:
     agnostic_nms: bool = flag(
         False, "NMS across classes: keep the highest confidence of overlapping boxes", group="detection"
     )
+    track: bool = flag(False, "number the objects of videos, streams and sequences of images", group="detection")
+    track_buffer: int = flag(30, "frames that an object may be hidden and keep its number", group="detection")
     device: str = flag("", "cpu, mps or a GPU number; '' takes the first GPU, or the CPU", group="devices")
     view_img: bool = flag(False, "show the results in a window; q ends", group="output")
     nosave: bool = flag(False, "write no images and videos", group="output")
@@ -105,7 +111,11 @@ class DetectOptions:
         for name, value in (("--conf-thres", highest(self.conf_thres)), ("--iou-thres", self.iou_thres)):
             if not 0 <= value <= 1:
                 raise UserError(f"{name} {value} is outside 0...1: give for example {name} 0.25")
-        for name, value in (("--line-thickness", self.line_thickness), ("--max-det", self.max_det)):
+        for name, value in (
+            ("--line-thickness", self.line_thickness),
+            ("--max-det", self.max_det),
+            ("--track-buffer", self.track_buffer),
+        ):
             if value < 1:
                 raise UserError(f"{name} {value}: must be 1 or more")
 
@@ -126,7 +136,13 @@ def parse_args(argv: Arguments = None) -> tuple[DetectOptions, frozenset[str]]:
 
 
 def detect(
-    source: Source, predict: Predict, outputs: Outputs, *, show: bool = False, as_json: bool = False
+    source: Source,
+    predict: Predict,
+    outputs: Outputs,
+    *,
+    show: bool = False,
+    as_json: bool = False,
+    follow: Follow | None = None,
 ) -> MeanSpeed:
     """Run over all frames, print a line for each and write outputs. Ctrl-C, or q in a window, ends early."""
     speed = MeanSpeed(channels=source.pixels.channels)
@@ -134,7 +150,8 @@ def detect(
         for frames in source.rounds():
             results = predict([frame.image for frame in frames], [frame.path for frame in frames])
             for frame, found in zip(frames, results, strict=True):
-                rows = found.rounded().rows[::-1]  # lowest confidence first: the highest is drawn on top
+                found = follow(frame, found) if follow else found
+                rows = table_of(found)[::-1]  # lowest confidence first: the highest is drawn on top
                 outputs.write(frame, rows)
                 outputs.annotate(frame, found)
                 console.info(describe(frame, found, outputs.names))
@@ -152,6 +169,12 @@ def detect(
         if show:
             cv2.destroyAllWindows()
     return speed
+
+
+def table_of(found: Detections) -> np.ndarray:
+    """Return detections (n, 6) with boxes in whole pixels, and a seventh column with the ids if there are any."""
+    rows = found.rounded().rows
+    return rows if found.track_ids is None else np.concatenate((rows, found.track_ids[:, None]), axis=1)
 
 
 def describe(frame: Frame, found: Detections, names: Mapping[int, str]) -> str:
@@ -186,6 +209,13 @@ def build_predictor(options: DetectOptions, files: Sequence[Path], typed: frozen
     return Predictor(model, imgsz, nms, augment=options.augment, half=half, names=names)
 
 
+def follow_objects(options: DetectOptions, source: Source, predictor: Predictor) -> FollowedSource:
+    """Return the trackers of a source, and let the predictor find the detections of low confidence that they need."""
+    settings = TrackSettings(predictor.nms.fitted_limits, options.track_buffer, options.agnostic_nms)
+    predictor.nms = predictor.nms.down_to(LOW_CONFIDENCE)
+    return FollowedSource(source, settings)
+
+
 def build_outputs(options: DetectOptions, names: dict[int, str], source: Source, model: str) -> Outputs:
     """Make the run folder and return the writer of the files that the options name. `model` is its name."""
     folder = increment_path(Path(options.project) / options.name, options.exist_ok)
@@ -199,6 +229,7 @@ def build_outputs(options: DetectOptions, names: dict[int, str], source: Source,
         text=options.save_txt,
         table=options.save_csv,
         crops=options.save_crop,
+        tracks=options.track,
         corners=options.save_format == 1,
         confidence=options.save_conf,
         line_width=options.line_thickness,
@@ -321,12 +352,13 @@ def main(argv: Arguments = None) -> Path:
         files = find_weights(options.weights, typed="weights" in typed, exported=True)
         require_images(options, source, shown)
         predictor = build_predictor(options, files, typed)
+        follow = options.track and follow_objects(options, source, predictor)
         source.pixels = predictor.model.pixels
         outputs = build_outputs(options, dict(predictor.names), source, files[0].name)
         show = options.view_img and can_show_windows()
         if options.view_img and not show:
             console.warn("--view-img: no window can be opened here. Images are not shown")
-        speed = detect(source, predictor, outputs, show=show, as_json=options.json)
+        speed = detect(source, predictor, outputs, show=show, as_json=options.json, follow=follow or None)
     summarise(outputs, speed, shown, options)
     if options.update:
         strip(files[0])

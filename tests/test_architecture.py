@@ -13,7 +13,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # The folders of utils/, the highest first. A file imports its own folder, those below it, and utils/*.py.
-WINGS = ["evolution", "training", "exporting", "checking", "inference", "output", "loading", "datasets", "images"]
+WINGS = [
+    "evolution",
+    "training",
+    "exporting",
+    "checking",
+    "inference",
+    "output",
+    "tracking",
+    "loading",
+    "datasets",
+    "images",
+]
 # The files of utils/ itself, which import each other only. A new file belongs into a wing, or needs a word here.
 GROUND_FLOOR = set(
     """

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import json
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from media_files import write_image
 
 import detect
 from detect import DetectOptions
@@ -87,7 +89,7 @@ DETECT_FLAGS = {
     "--save-crop": False, "--nosave": False, "--classes": None, "--agnostic-nms": False, "--augment": False,
     "--update": False, "--project": "runs/detect", "--name": "exp", "--exist-ok": False, "--line-thickness": 3,
     "--hide-labels": False, "--hide-conf": False, "--half": False, "--dnn": False, "--vid-stride": 1,
-    "--runtime": "pytorch", "--json": False, "--save-labels": None,
+    "--runtime": "pytorch", "--json": False, "--save-labels": None, "--track": False, "--track-buffer": 30,
 }  # fmt: skip
 
 
@@ -271,6 +273,35 @@ def test_labels_for_a_tool_are_written_of_images_only(weights, images, tmp_path,
     assert text.count(boxes[tool]) == (2 if tool == "yolo" else 6)  # two detections in each of three images
     output = capsys.readouterr()
     assert "To import them" in output.out and "--save-labels skips 1 videos" in output.err
+
+
+def test_tracks_are_written_to_every_file(weights, tmp_path, capsys):
+    writer = cv2.VideoWriter(str(tmp_path / "still.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 12, (64, 48))
+    for _ in range(3):
+        writer.write(np.full((48, 64, 3), 90, np.uint8))
+    writer.release()
+    flags = ("--track", "--save-txt", "--save-csv", "--json")
+    folder = run(weights, tmp_path / "still.mp4", tmp_path, *flags)
+    tracks = [[one["track"] for one in json.loads(line)["detections"]] for line in capsys.readouterr().out.splitlines()]
+    assert len(tracks) == 3 and all(sorted(ids) == [1, 2] for ids in tracks)
+    table = (folder / "predictions.csv").read_text().splitlines()
+    assert [line.split(",")[3] for line in table] == ["Track ID", *(str(one) for ids in tracks for one in ids[::-1])]
+    texts = [(folder / "labels" / f"still_{number}.txt").read_text().splitlines() for number in (1, 2, 3)]
+    assert [[int(line.split()[5]) for line in lines[::-1]] for lines in texts] == tracks
+    assert (folder / "still.mp4").exists()
+
+
+def test_a_sequence_of_images_is_followed_in_the_order_of_its_numbers(weights, images, tmp_path, capsys):
+    for number in (9, 10, 11):
+        write_image(tmp_path / "walk" / f"f{number}.png")
+    run(weights, tmp_path / "walk", tmp_path, "--track", "--nosave", "--json")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(line["source"]).stem for line in lines] == ["f9", "f10", "f11"]
+    assert all(sorted(one["track"] for one in line["detections"]) == [1, 2] for line in lines)
+    with pytest.raises(UserError, match="--track: these images are no sequence"):
+        run(weights, images / "a", tmp_path, "--track")
+    with pytest.raises(UserError, match="--track-buffer 0: must be 1 or more"):
+        run(weights, tmp_path / "walk", tmp_path, "--track", "--track-buffer", "0")
 
 
 def test_labels_for_a_tool_need_images(weights, images, tmp_path):

@@ -203,7 +203,13 @@ ADDED = {
         "--json": ("flag", ""),
         "--split": ("str", ""),
     },
-    "detect": {"--runtime": ("str", "pytorch"), "--json": ("flag", ""), "--save-labels": ("str", "None")},
+    "detect": {
+        "--runtime": ("str", "pytorch"),
+        "--json": ("flag", ""),
+        "--save-labels": ("str", "None"),
+        "--track": ("flag", ""),
+        "--track-buffer": ("int", "30"),
+    },
     "export": {
         "--layout": ("str", "yolov5"),
         "--calibration-images": ("int", "300"),

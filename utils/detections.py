@@ -23,6 +23,7 @@ class Detections:
     names: Mapping[int, str] = field(default_factory=dict)  # class names
     input_shape: tuple[int, int] = (0, 0)  # height, width of the network's input
     speed: Speed = field(default_factory=Speed)  # an equal share of its batch's times
+    track_ids: np.ndarray | None = None  # (n,) int64: the object's number in its video, 0 if none; None: not tracked
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,12 +52,18 @@ class Detections:
         return self.names.get(index, str(index))
 
     def to_records(self) -> list[dict[str, Any]]:
-        """Return a dict per object: xmin, ymin, xmax, ymax in pixels, confidence, class (number), name."""
+        """Return a dict per object: xmin, ymin, xmax, ymax in pixels, confidence, class (number), name.
+
+        With tracks also track, the id of the object or None.
+        """
         keys = ("xmin", "ymin", "xmax", "ymax", "confidence")
-        return [
+        records = [
             {**dict(zip(keys, row[:5], strict=True)), "class": int(row[5]), "name": self.name(int(row[5]))}
             for row in self.rows.tolist()
         ]
+        if self.track_ids is None:
+            return records
+        return [{**record, "track": track or None} for record, track in zip(records, self.track_ids.tolist())]
 
     def to_coco(
         self, image_id: int | str | None = None, category_ids: Mapping[int, int] | None = None
@@ -84,6 +91,7 @@ class Detections:
             xyxy=self.boxes_xyxy,
             confidence=self.confidence,
             class_id=self.classes,
+            tracker_id=self.track_ids,
             data={"class_name": np.array([self.name(index) for index in self.classes.tolist()], dtype=str)},
         )
 

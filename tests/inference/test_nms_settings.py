@@ -60,3 +60,8 @@ def test_thresholds_are_fitted_to_the_classes_of_a_model():
     assert NmsSettings(Thresholds({"b": 0.1})).fit(model, {0: "a", 1: "b"}).conf_thres == (0.25, 0.1)
     with pytest.raises(UserError, match="^--conf-thres: there is no class 'drak'; did you mean dark?"):
         NmsSettings(Thresholds({"drak": 0.4})).fit(model)
+
+
+@pytest.mark.parametrize("given, lowered", [(0.25, 0.1), (0.05, 0.05), ((0.3, 0.02), (0.1, 0.02))])
+def test_thresholds_are_lowered_and_never_raised(given, lowered):
+    assert NmsSettings(given).down_to(0.1) == NmsSettings(lowered)

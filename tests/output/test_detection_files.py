@@ -104,6 +104,19 @@ def test_table(tmp_path):
     assert rows == [header, ["cat.jpg", 'a "bus", red', "0.50"], ["cat.jpg", "person", "0.88"]]
 
 
+def test_tracks_are_in_text_table_and_drawing(tmp_path):
+    outputs = Outputs(tmp_path, NAMES, table=True, text=True, confidence=True, images=False, tracks=True)
+    rows = np.concatenate((ROWS.astype(np.float64), [[0], [16777217]]), axis=1)  # beyond the whole numbers of float32
+    outputs.write(frame(), rows)
+    outputs.close()
+    table = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert table[0].split(",")[3:] == ["Track ID"]
+    assert [line.split(",")[3] for line in table[1:]] == ["", "16777217"]
+    lines = [line.split() for line in (tmp_path / "labels" / "cat.txt").read_text().splitlines()]
+    assert [len(line) for line in lines] == [6, 7] and lines[1][6] == "16777217"
+    assert [outputs._label(row) for row in rows] == [f"{NAMES[1]} 0.50", f"{NAMES[0]} #16777217 0.88"]
+
+
 def test_crops_are_a_little_larger_than_the_boxes(tmp_path):
     image = IMAGE.copy()
     image[10:50, 20:60] = (0, 0, 255)

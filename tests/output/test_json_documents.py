@@ -136,7 +136,9 @@ def test_a_frame_without_credentials_and_without_nan():
     rows = np.array([[0, 1, 2, 3.14159, np.nan, 1]], np.float32)
     line = json.loads(to_line(describe_frame(frame, Detections(rows, (4, 6), speed=Speed(1, 2, 3)), {1: "naïve"})))
     assert line["source"] == "rtsp://host/1" and line["frame"] == 7 and line["seconds"] == 0.25
-    assert line["detections"] == [{"class": 1, "name": "naïve", "confidence": None, "xyxy": [0, 1, 2, 3.14]}]
+    assert line["detections"] == [
+        {"class": 1, "name": "naïve", "confidence": None, "xyxy": [0, 1, 2, 3.14], "track": None}
+    ]
 
 
 def test_an_error_leaves_no_document(weights, tmp_path, capsys):

@@ -27,6 +27,7 @@ from utils.inference.nms_settings import NmsSettings
 from utils.inference.predictor import LetterboxedImage, Predictor
 from utils.inference.results import Results
 from utils.timing import Stopwatch
+from utils.tracking.tracker import Tracker, TrackSettings
 
 
 class HubModel(nn.Module):
@@ -74,6 +75,14 @@ class HubModel(nn.Module):
             found = self._predictor(shape, augment).predict_batch(boxed, watch.seconds["preprocess"] / len(read))
             shown = [displayable_rgb(one.image) for one in read]
             return Results(shown, found, (len(read), pixels.channels, *shape))
+
+    def tracker(self, high: float = 0.25, buffer: int = 30) -> Tracker:
+        """Return a new tracker for the frames of one video: `tracker.follow(results.detections[0])`.
+
+        high: confidence above which a detection may begin a track. It uses those down to 0.1 too: set `conf` to 0.1.
+        buffer: frames that an object may be hidden and keep its id.
+        """
+        return Tracker(TrackSettings(high, buffer, bool(self.agnostic)))
 
     @torch.no_grad()
     def _run_network(self, images: Tensor, augment: bool) -> Any:

@@ -35,6 +35,19 @@ class NmsSettings:
             limits = limits.resolve(names or model.names, proposed)
         return replace(self, conf_thres=limits, iou_thres=1.0 if model.is_suppressed else self.iou_thres)
 
+    def down_to(self, confidence: float) -> "NmsSettings":
+        """Return fitted settings with thresholds of at most this confidence."""
+        limits = self.fitted_limits
+        if isinstance(limits, tuple):
+            return replace(self, conf_thres=tuple(min(limit, confidence) for limit in limits))
+        return replace(self, conf_thres=min(limits, confidence))
+
+    @property
+    def fitted_limits(self) -> float | tuple[float, ...]:
+        """Threshold of confidence of fitted settings, or one for each class."""
+        assert not isinstance(self.conf_thres, Thresholds), "see fit"
+        return self.conf_thres
+
     def with_room(self, most_labels: int, subject: str, *, typed: bool = False) -> "NmsSettings":
         """Return the settings with a `max_det` that finds all `most_labels` of an image, and print a line about it.
 
@@ -53,10 +66,9 @@ class NmsSettings:
 
         prediction: (B, N, 5+C) decoded. labels: per image (m, 5) class, x, y, w, h in pixels; read if `hybrid`.
         """
-        assert not isinstance(self.conf_thres, Thresholds), "see fit"
         return non_max_suppression(
             prediction,
-            self.conf_thres,
+            self.fitted_limits,
             self.iou_thres,
             self.classes,
             self.agnostic,

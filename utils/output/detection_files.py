@@ -42,7 +42,8 @@ WRITABLE = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())  # formats
 class Outputs:
     """Writer of the files that --save-* and --nosave select. write() takes one frame, close() finishes videos.
 
-    names: of the classes. Rows (n, 6) = x1, y1, x2, y2 in whole pixels of the image, confidence, class.
+    names: of the classes. Rows (n, 6) = x1, y1, x2, y2 in whole pixels of the image, confidence, class. With `tracks`
+    a seventh column is the id of the object, 0 for none.
     sources: files that no result may replace. `unwritten` are the videos that could not be written.
     """
 
@@ -54,6 +55,7 @@ class Outputs:
     confidence: bool = False
     table: bool = False
     crops: bool = False
+    tracks: bool = False
     line_width: int = 3
     hide_labels: bool = False
     hide_conf: bool = False
@@ -76,7 +78,7 @@ class Outputs:
             file = self.folder / "predictions.csv"
             # A name that is not UTF-8 is written with \udc.. in place of such bytes.
             self._table = open(file, "w", newline="", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 close()
-            csv.writer(self._table).writerow(["Image Name", "Prediction", "Confidence"])
+            csv.writer(self._table).writerow(["Image Name", "Prediction", "Confidence", *["Track ID"] * self.tracks])
 
     def write(self, frame: Frame, rows: np.ndarray) -> None:
         """Write the selected files of one frame below `folder`."""
@@ -99,7 +101,9 @@ class Outputs:
     def _write_table(self, table: IO[str], frame: Frame, stem: str, rows: np.ndarray) -> None:
         name = stem + (Path(frame.path).suffix if frame.kind in ("image", "video") else "")
         texts = [[spreadsheet_cell(name), spreadsheet_cell(self.names[int(row[5])])] for row in rows]
-        csv.writer(table).writerows([*cells, f"{row[4]:.2f}"] for cells, row in zip(texts, rows, strict=True))
+        csv.writer(table).writerows(
+            [*cells, f"{row[4]:.2f}", *track_text(row)] for cells, row in zip(texts, rows, strict=True)
+        )
         table.flush()  # the process may be killed
 
     def draw(self, image: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -126,11 +130,14 @@ class Outputs:
     def _label(self, row: np.ndarray) -> str:
         if self.hide_labels:
             return ""
-        name = self.names[int(row[5])]
+        name = " ".join([self.names[int(row[5])], *(f"#{track}" for track in track_text(row) if track)])
         return name if self.hide_conf else f"{name} {row[4]:.2f}"
 
     def _write_text(self, frame: Frame, stem: str, rows: np.ndarray) -> None:
-        """Write lines `class c1 c2 c3 c4 [confidence]`, coordinates in 0...1. Without detections there is no file."""
+        """Write lines `class c1 c2 c3 c4 [confidence] [track]`, coordinates in 0...1.
+
+        Without detections there is no file.
+        """
         file = self.folder / "labels" / f"{stem}{'' if frame.kind == 'image' else f'_{frame.number}'}.txt"
         self._protect_sources(file, frame)
         if not len(rows):
@@ -142,7 +149,8 @@ class Outputs:
         lines = []
         for row, box in zip(rows, boxes, strict=True):
             values = [int(row[5]), *box] + ([row[4]] if self.confidence else [])
-            lines.append(" ".join(f"{value:g}" for value in values) + "\n")
+            track = [text for text in track_text(row) if text]
+            lines.append(" ".join([*(f"{value:g}" for value in values), *track]) + "\n")
         file.parent.mkdir(exist_ok=True)
         with atomic_write(file, sync=False) as stream:
             stream.write("".join(lines).encode())
@@ -219,6 +227,11 @@ class Outputs:
                 console.warn(f"{video.file}: the video is not complete. Make room on the disk and run again")
                 self.unwritten.append(video.file)
         self._videos.clear()
+
+
+def track_text(row: np.ndarray) -> list[str]:
+    """Return the id in a row, or "" for none, as a list of one text. The list is empty without tracks."""
+    return ["" if track == 0 else f"{track:.0f}" for track in row[6:]]
 
 
 def file_id(file: str | Path) -> tuple[int, int] | None:

@@ -24,14 +24,16 @@ def to_line(document: Mapping[str, Any]) -> str:
 def describe_frame(frame: Frame, found: Detections, names: Mapping[int, str]) -> dict[str, Any]:
     """Return the line of detect.py for an image or a frame, highest confidence first."""
     height, width = found.shape
+    tracks = [0] * len(found) if found.track_ids is None else found.track_ids.tolist()
     objects = [
         {
             "class": int(row[5]),
             "name": str(names[int(row[5])]),
             "confidence": _number(row[4], 6),
             "xyxy": [_number(value, 2) for value in row[:4]],
+            "track": track or None,
         }
-        for row in found.rows
+        for row, track in zip(found.rows, tracks, strict=True)
     ]
     return {
         "source": remove_credentials(frame.path),

@@ -1,0 +1,1 @@
+"""Tracks: the detections of successive frames that are one object."""
