@@ -13,10 +13,10 @@ STAR = [(50, 0), (80, 95), (0, 35), (100, 35), (20, 95)]
 SIDES = np.array([100.0, 200.0])  # of the image in pixels
 
 
-def counted(*polygons) -> list[int]:
+def counted(*polygons, sides=SIDES) -> list[int]:
     points = np.array([point for polygon in polygons for point in polygon], np.float32).reshape(-1, 2) / SIDES
     offsets = offsets_of([len(polygon) for polygon in polygons])
-    return count_crossings(points.astype(np.float32), offsets, np.tile(SIDES, (len(polygons), 1))).tolist()
+    return count_crossings(points.astype(np.float32), offsets, np.tile(sides, (len(polygons), 1))).tolist()
 
 
 @pytest.mark.parametrize(
@@ -45,10 +45,30 @@ def test_no_polygon():
     assert counted() == [] and counted([], []) == [0, 0]
 
 
-def test_long_outlines_are_not_searched():
-    zigzag = [(k / 4, 10 if k % 2 else 150) for k in range(MAX_POINTS - 2)]
+def test_very_long_outlines_are_not_searched(monkeypatch):
+    monkeypatch.setattr("utils.checking.crossings.MAX_POINTS", 300)
+    zigzag = [(k / 4, 10 if k % 2 else 150) for k in range(298)]
     through = [*zigzag, (80, 80), (0, 80)]
     assert counted(through)[0] > 100 and counted([*through, (0, 90)]) == [0]
+
+
+def wave(points: int, bite: float = 0.0) -> list[tuple[float, float]]:
+    """Return a wavy outline around (50, 100). With `bite` one of its points lies across the outline."""
+    angles = np.linspace(0, 2 * np.pi, points, endpoint=False)
+    radii = 40 + 5 * np.sin(9 * angles)
+    radii[points // 3] += bite
+    return [(50 + r * np.cos(a), 100 + r * np.sin(a)) for r, a in zip(radii, angles, strict=True)]
+
+
+@pytest.mark.parametrize("points", [400, 2000, MAX_POINTS])
+def test_long_outlines_are_searched(points):
+    spike = wave(points, bite=-95)  # out of the opposite side and back
+    assert [counted(outline, sides=20 * SIDES) for outline in (wave(points), spike)] == [[0], [2]]
+
+
+def test_a_hatched_area_is_searched_in_both_directions():
+    hatched = [(x, k / 40) for k in range(1000) for x in ((10, 90) if k % 2 else (90, 10))]
+    assert counted(hatched) == counted([(y, x) for x, y in hatched]) == [0]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-MAX_POINTS = 300  # of a polygon that is searched: the time of an odd one grows with their square
+MAX_POINTS = 5000  # of a polygon that is searched: the time of an odd one grows with their square, to a second
 OVERSHOOT_PX = 0.1  # that both edges of a crossing reach beyond each other; less is rounding
 CHUNK = 500_000  # points at a time
 
@@ -45,18 +45,31 @@ def has_bridge(points: np.ndarray) -> bool:
 def _crossed_labels(points: np.ndarray, offsets: np.ndarray, sides: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return the label of each crossing. Of a polygon, each edge is compared with those that start in its reach of x.
 
-    In the order of their left ends these are the next ones, so that few pairs of edges are ever made.
+    In the order of their left ends these are the next ones, so that few pairs of edges are ever made. A polygon whose
+    edges are long in x, such as a hatched area, is turned.
     """
     is_searched = np.isin(np.arange(len(offsets) - 1), labels)
     first = np.flatnonzero(np.repeat(is_searched, np.diff(offsets)))  # (E,) points
     ids = np.repeat(labels, np.diff(offsets)[labels])
     second = np.where(first + 1 < offsets[ids + 1], first + 1, offsets[ids])
     starts, ends = points[first] * sides[ids], points[second] * sides[ids]
+    turned = np.isin(ids, _wide(ids, starts, ends))
+    starts[turned], ends[turned] = starts[turned, ::-1], ends[turned, ::-1]
     order = np.lexsort([np.minimum(starts[:, 0], ends[:, 0]), ids])
     ids, starts, ends = ids[order], starts[order], ends[order]
     pairs = _near(ids, starts, ends)
     found = [ids[one[_cross(starts[one], ends[one], starts[two], ends[two])]] for one, two in pairs]
     return np.concatenate(found) if found else np.empty(0, np.int64)
+
+
+def _wide(ids: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Return the labels of the polygons whose edges (E, 2), in the order of `ids`, overlap more in x than in y."""
+    labels, first = np.unique(ids, return_index=True)
+    if not len(labels):
+        return labels
+    extent = np.maximum.reduceat(starts, first) - np.minimum.reduceat(starts, first)
+    overlaps = np.add.reduceat(np.abs(ends - starts), first) / np.maximum(extent, 1e-9)
+    return labels[overlaps[:, 0] > overlaps[:, 1]]
 
 
 def _near(ids: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
