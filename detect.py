@@ -34,6 +34,7 @@ from utils.formats import format_of
 from utils.image_size import require_size
 from utils.images.frames import Frame, Source
 from utils.images.sources import open_source
+from utils.images.tiles import DEFAULT_OVERLAP, Tiling
 from utils.inference.exported_model import ExportedModel
 from utils.inference.input_shape import input_shape
 from utils.inference.nms_settings import NmsSettings
@@ -85,6 +86,10 @@ class DetectOptions:
     )
     track: bool = flag(False, "number the objects of videos, streams and sequences of images", group="detection")
     track_buffer: int = flag(30, "frames that an object may be hidden and keep its number", group="detection")
+    tile: int = flag(
+        0, "look at tiles of N x N pixels of the image too, for small objects; 0 is off", metavar="N", group="detection"
+    )
+    tile_overlap: float = flag(DEFAULT_OVERLAP, "least share of a tile that the next one sees too", group="detection")
     device: str = flag("", "cpu, mps or a GPU number; '' takes the first GPU, or the CPU", group="devices")
     view_img: bool = flag(False, "show the results in a window; q ends", group="output")
     nosave: bool = flag(False, "write no images and videos", group="output")
@@ -118,6 +123,7 @@ class DetectOptions:
         ):
             if value < 1:
                 raise UserError(f"{name} {value}: must be 1 or more")
+        Tiling.from_flags(self.tile, self.tile_overlap)
 
     @property
     def nms(self) -> NmsSettings:
@@ -206,7 +212,8 @@ def build_predictor(options: DetectOptions, files: Sequence[Path], typed: frozen
     nms = options.nms.with_room(
         model.advice.most_labels, f"{files[0].name} was validated on an image with", typed="max_det" in typed
     )
-    return Predictor(model, imgsz, nms, augment=options.augment, half=half, names=names)
+    tiling = Tiling.from_flags(options.tile, options.tile_overlap)
+    return Predictor(model, imgsz, nms, augment=options.augment, half=half, names=names, tiling=tiling)
 
 
 def follow_objects(options: DetectOptions, source: Source, predictor: Predictor) -> FollowedSource:
@@ -359,6 +366,8 @@ def main(argv: Arguments = None) -> Path:
         if options.view_img and not show:
             console.warn("--view-img: no window can be opened here. Images are not shown")
         speed = detect(source, predictor, outputs, show=show, as_json=options.json, follow=follow or None)
+    if predictor.tiles:
+        predictor.tiles.summarise(predictor.model.device)
     summarise(outputs, speed, shown, options)
     if options.update:
         strip(files[0])

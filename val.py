@@ -33,6 +33,7 @@ from utils.exporting.cpu_runtime import convert_after, runtime_flag
 from utils.files import atomic_write, increment_path, require_writable
 from utils.formats import format_of
 from utils.image_size import ImageSize, require_size, scale_size, to_sides
+from utils.images.tiles import DEFAULT_OVERLAP, Tiling
 from utils.inference.comparison import ComparedModel, compare_models, report_comparison, require_measured
 from utils.inference.evaluate import evaluate
 from utils.inference.exported_model import ExportedModel
@@ -44,6 +45,7 @@ from utils.inference.reporting import ConsoleTable, ValidationBar
 from utils.inference.runtime import RuntimeSettings
 from utils.inference.speed import describe_speed
 from utils.inference.subject import Subject, find_annotations, require_same_classes, warm_up
+from utils.inference.tile_pass import views_of_split
 from utils.inference.val_result import ValResult, describe_results
 from utils.inference.validation_files import ValidationFiles
 from utils.loading.loader import Loader, LoadSettings, explained_worker_errors, make_loader
@@ -94,6 +96,10 @@ class ValOptions:
         VAL_NMS.iou_thres, "NMS threshold: boxes that overlap more are one object", group="detection"
     )
     max_det: int = flag(300, "most detections per image; more if an image has more labels", group="detection")
+    tile: int = flag(
+        0, "look at tiles of N x N pixels of the image too, for small objects; 0 is off", metavar="N", group="detection"
+    )
+    tile_overlap: float = flag(DEFAULT_OVERLAP, "least share of a tile that the next one sees too", group="detection")
     device: str = flag("", "cpu, mps or a GPU number; '' takes the first GPU, or the CPU", group="devices")
     verbose: bool = flag(False, "print a row per class, however many there are", group="output")
     save_txt: bool = flag(False, "write labels/*.txt", group="output")
@@ -119,6 +125,13 @@ class ValOptions:
             raise UserError(f"--workers {self.workers}: 0 or more")
         if self.annotations and not Path(self.annotations).is_file():
             raise UserError(f"--annotations {self.annotations}: no such file")
+
+        if self.tiling and self.save_hybrid:
+            raise UserError("--save-hybrid and --tile exclude each other: omit one of them")
+
+    @property
+    def tiling(self) -> Tiling | None:
+        return Tiling.from_flags(self.tile, self.tile_overlap)
 
     @property
     def measured(self) -> str:
@@ -204,17 +217,24 @@ def evaluate_subject(options: ValOptions, subject: Subject, observers: Sequence[
     with closing(loader), memory, explained_worker_errors(loader.workers):
         if device.type == "cuda":
             warm_up(subject.model, shape)
-        return evaluate(
+        views = views_of_split(
+            options.tiling, loader.dataset.images, subject.model, shape=shape, nms=subject.nms,
+            batch_size=options.batch_size, augment=options.augment,
+        )  # fmt: skip
+        metrics = evaluate(
             subject.model,
             loader,
             nms=subject.nms,
             names=subject.names,
             single_cls=options.single_cls,
-            augment=options.augment,
+            views=views,
             autocast=torch.float16 if options.half and device.type == "cuda" else None,
             distributed=subject.group,
             observers=observers,
         )
+    if views.tiles:
+        views.tiles.summarise(device)
+    return metrics
 
 
 def open_loader(options: ValOptions, subject: Subject, shape: tuple[int, int]) -> Loader:
@@ -400,7 +420,8 @@ def measure_models(
         found = compare_sizes(options, weights, group, watching)
     else:
         found = validate(options, share_subject(options, weights, group), watching)
-    console.result(f"Next: {detect_command(weights, options.imgsz)}")
+    tiles = f" --tile {options.tile}" if options.tile else ""
+    console.result(f"Next: {detect_command(weights, options.imgsz)}{tiles}")
     if options.json and group.is_main:
         sizes = study_sizes(options) if options.task == "study" else [options.imgsz]
         settings = {"task": options.task, "data": options.data, "split": options.measured}

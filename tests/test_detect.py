@@ -90,6 +90,7 @@ DETECT_FLAGS = {
     "--update": False, "--project": "runs/detect", "--name": "exp", "--exist-ok": False, "--line-thickness": 3,
     "--hide-labels": False, "--hide-conf": False, "--half": False, "--dnn": False, "--vid-stride": 1,
     "--runtime": "pytorch", "--json": False, "--save-labels": None, "--track": False, "--track-buffer": 30,
+    "--tile": 0, "--tile-overlap": 0.2,
 }  # fmt: skip
 
 

@@ -171,6 +171,7 @@ DIFFERENT = {
     "export": {},
     "check": {},
 }
+TILES = {"--tile": ("int", "0"), "--tile-overlap": ("float", "0.2")}
 ADDED = {
     "train": {
         "--save-minutes": ("float", "10.0"),
@@ -199,6 +200,7 @@ ADDED = {
     },
     "val": {
         "--runtime": ("str", "pytorch"),
+        **TILES,
         "--annotations": ("str", ""),
         "--json": ("flag", ""),
         "--split": ("str", ""),
@@ -209,6 +211,7 @@ ADDED = {
         "--save-labels": ("str", "None"),
         "--track": ("flag", ""),
         "--track-buffer": ("int", "30"),
+        **TILES,
     },
     "export": {
         "--layout": ("str", "yolov5"),

@@ -74,6 +74,16 @@ def non_max_suppression(
     return results
 
 
+def suppress_rows(rows: Tensor, iou_thres: float, *, agnostic: bool, max_det: int) -> Tensor:
+    """Return the boxes of one image that suppression keeps, as `non_max_suppression` does, of rows (n, 6) in any order.
+
+    Boxes of equal confidence stay in their order.
+    """
+    rows = rows[rows[:, 4].argsort(descending=True, stable=True)[:MAX_CANDIDATES]]
+    groups = torch.zeros_like(rows[:, 5]) if agnostic else rows[:, 5]
+    return rows[_greedy(rows[:, :4], groups, iou_thres, max_det)]
+
+
 def _parts(found: Tensor, width: int, *, alone: bool) -> list[slice]:
     """Split the images of `found` (B, N) into the groups to process.
 

@@ -55,8 +55,8 @@ def test_visible_share_of_lines_points_and_nothing() -> None:
 
 
 def test_flags_that_name_no_tiling() -> None:
-    assert Tiling.from_flags(None) is None
+    assert Tiling.from_flags(None) is None and Tiling.from_flags(0) is None
     assert Tiling.from_flags(640, 0.5) == Tiling(640, 0.5)
-    for tile, overlap, words in ((0, 0.2, "--tile 0"), (640, 1.0, "--tile-overlap 1.0"), (None, 0.3, "needs --tile")):
+    for tile, overlap, words in ((-5, 0.2, "--tile -5"), (640, 1.0, "--tile-overlap 1.0"), (None, 0.3, "needs --tile")):
         with pytest.raises(UserError, match=words):
             Tiling.from_flags(tile, overlap)

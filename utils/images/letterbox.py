@@ -42,12 +42,18 @@ def _like(boxes: Boxes, *values: float) -> Boxes:
 
 
 def letterbox(
-    image: np.ndarray, shape: int | tuple[int, int], auto: bool = True, scaleup: bool = True, stride: int = 32
+    image: np.ndarray,
+    shape: int | tuple[int, int],
+    auto: bool = True,
+    scaleup: bool = True,
+    stride: int = 32,
+    *,
+    smooth: bool = False,
 ) -> tuple[np.ndarray, Letterbox]:
     """Fit an image into `shape` (height, width) without changing its aspect, and pad both sides with grey.
 
     `auto` pads only to the next multiple of `stride`, not to the whole shape. Without `scaleup` images are never
-    enlarged. If a padding is odd, the extra pixel is at the bottom or right.
+    enlarged. If a padding is odd, the extra pixel is at the bottom or right. `smooth` averages pixels where it shrinks.
     """
     target = (shape, shape) if isinstance(shape, int) else (shape[0], shape[1])
     height, width = image.shape[:2]
@@ -57,7 +63,7 @@ def letterbox(
     padding = [(outer - side) % stride if auto else outer - side for outer, side in zip(target, inner)]
     top, left = padding[0] // 2, padding[1] // 2
     box = Letterbox((height, width), (inner[0] / height, inner[1] / width), (top, left))
-    image = resize_to(image, inner, smooth=False)
+    image = resize_to(image, inner, smooth=smooth)
     if any(padding):
         sides, grey = (top, padding[0] - top, left, padding[1] - left), (grey_of(image.dtype),) * 4
         image = keep_channels(cv2.copyMakeBorder(image, *sides, cv2.BORDER_CONSTANT, value=grey))

@@ -13,6 +13,7 @@ from utils.errors import UserError
 MIN_TILE = 32  # pixels, the largest stride of most models
 MAX_OVERLAP = 0.9  # at which an image has a hundred times the tiles of no overlap
 DEFAULT_OVERLAP = 0.2
+FLAGS = "--tile", "--tile-overlap"
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,22 @@ class Tiling:
     overlap: float = DEFAULT_OVERLAP  # least share of a tile that the next one sees too
 
     @classmethod
-    def from_flags(cls, tile: int | None, tile_overlap: float = DEFAULT_OVERLAP) -> "Tiling | None":
-        """Return the tiling that `--tile` and `--tile-overlap` name, None without `--tile`. Raises UserError."""
-        if tile is None:
+    def from_flags(
+        cls, tile: int | None, tile_overlap: float = DEFAULT_OVERLAP, names: tuple[str, str] = FLAGS
+    ) -> "Tiling | None":
+        """Return the tiling that two flags, or settings of other names, describe, None if `tile` is 0 or None.
+
+        Raises UserError.
+        """
+        side, share = names
+        if not tile:
             if tile_overlap != DEFAULT_OVERLAP:
-                raise UserError(f"--tile-overlap {tile_overlap} needs --tile: add for example --tile 640")
+                raise UserError(f"{share} {tile_overlap} needs {side}: add for example {side} 640")
             return None
         if tile < MIN_TILE:
-            raise UserError(f"--tile {tile}: expected the side of a tile in pixels, {MIN_TILE} or more")
+            raise UserError(f"{side} {tile}: expected the side of a tile in pixels, {MIN_TILE} or more")
         if not 0 <= tile_overlap <= MAX_OVERLAP:
-            raise UserError(f"--tile-overlap {tile_overlap} is outside 0...{MAX_OVERLAP}: give for example 0.2")
+            raise UserError(f"{share} {tile_overlap} is outside 0...{MAX_OVERLAP}: give for example 0.2")
         return cls(tile, tile_overlap)
 
     def grid(self, shape: tuple[int, int]) -> np.ndarray:

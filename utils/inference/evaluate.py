@@ -6,6 +6,7 @@ Legend: B images of a batch, N predictions, C classes, n detections of an image.
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from utils.detections import Detections
 from utils.detector import InferenceModel
 from utils.distributed import Distributed
+from utils.images.conversion import to_network_order
 from utils.inference.batch_exchange import BatchExchange
 from utils.inference.batch_statistics import (
     BatchStatistics,
@@ -27,6 +29,7 @@ from utils.inference.nms_settings import VAL_NMS, NmsSettings
 from utils.inference.observer import EvaluatedBatch, EvaluationObserver, EvaluationObservers
 from utils.inference.preprocess import to_network_input
 from utils.inference.speed import speed_per_image
+from utils.inference.tile_pass import WHOLE, Views
 from utils.loading.dataset import Batch
 from utils.loading.prefetch import prefetch
 from utils.loss import DetectionLoss
@@ -42,7 +45,7 @@ def evaluate(
     nms: NmsSettings = VAL_NMS,
     names: Mapping[int, str] | None = None,
     single_cls: bool = False,
-    augment: bool = False,
+    views: Views = WHOLE,
     autocast: torch.dtype | None = None,
     loss: DetectionLoss | None = None,
     distributed: Distributed | None = None,
@@ -53,17 +56,17 @@ def evaluate(
     The model is left as it was. Without images or labels the metrics are zeros. A class number outside the names
     raises UserError.
 
-    names: class names; the model's if None. single_cls: ignore classes. autocast: type to run the model in, None for
-    float32. loss: adds the validation losses, means over the batches. distributed: the processes that share the
-    images; each of them gets the metrics of all images. observers: watch on rank 0. UnreadableData of one process is
-    raised on all.
+    names: class names; the model's if None. single_cls: ignore classes. views: how images are seen. autocast: type to
+    run the model in, None for float32. loss: adds the validation losses, means over the batches. distributed: the
+    processes that share the images; each of them gets the metrics of all images. observers: watch on rank 0.
+    UnreadableData of one process is raised on all.
     """
     device = model.device
     group = distributed or Distributed(0, 1, device)
     names = names or model.names
     nms = replace(nms.fit(model), agnostic=nms.agnostic or single_cls)
     evaluation = _Evaluation(
-        model, device, nms, names, single_cls=single_cls, augment=augment, autocast=autocast, loss=loss
+        model, device, nms, names, single_cls=single_cls, views=views, autocast=autocast, loss=loss
     )
     with evaluation_mode(model), EvaluationObservers(observers if group.is_main else ()) as watching:
         exchange = BatchExchange(group, loader, watching)
@@ -107,7 +110,7 @@ class _Evaluation:
     nms: NmsSettings
     names: Mapping[int, str]
     single_cls: bool
-    augment: bool
+    views: Views
     autocast: torch.dtype | None
     loss: DetectionLoss | None
     statistics: list[BatchStatistics] = field(default_factory=list)
@@ -125,6 +128,8 @@ class _Evaluation:
         labels = labels_by_image(batch)
         rows, losses = self._detect(batch, labels)
         in_original = to_original_pixels(batch, rows)
+        if self.views.tiles:
+            self._add_tiles(batch, in_original, rows)
         self.statistics.append(match_batch(batch, labels, in_original, self.confusion, losses))
         height, width = batch.images.shape[2:]
         found = [
@@ -135,18 +140,44 @@ class _Evaluation:
 
     def _detect(self, batch: Batch, labels: Sequence[Tensor]) -> tuple[list[Tensor], np.ndarray | None]:
         """Return the detections of each image (n, 6) in pixels of the batch, on the CPU, and the loss sums (5, L)."""
+        decoded, raw = self._run(batch.images)
+        losses = None if self.loss is None else torch.stack(self.loss.sums(raw, batch.targets)).cpu().numpy()
+        return self._suppress(decoded, labels), losses
+
+    def _run(self, images: Tensor) -> tuple[Tensor, Any]:
+        """Return what the model returns for images (B, C, H, W) of whole levels: decoded (B, N, 5+C), levels."""
         with self.watch("preprocess"):
-            images = to_network_input(batch.images, self.device)
+            images = to_network_input(images, self.device)
         with (
             self.watch("inference"),
             torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None),
         ):
-            decoded, raw = self.model(images, augment=self.augment)  # (B, N, 5+C), levels
-        losses = None if self.loss is None else torch.stack(self.loss.sums(raw, batch.targets)).cpu().numpy()
+            decoded, raw = self.model(images, augment=self.views.augment)
+        return decoded, raw
+
+    def _suppress(self, decoded: Tensor, labels: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Return the boxes of each image that remain (n, 6), on the CPU."""
         with self.watch("nms"):
             rows = self.nms.apply(decoded, labels)
         rows = [found.cpu() for found in rows]
         if self.single_cls:
             for found in rows:
                 found[:, 5] = 0
-        return rows, losses
+        return rows
+
+    def _add_tiles(self, batch: Batch, in_original: list[Tensor], rows: list[Tensor]) -> None:
+        """Add what the tiles show to the detections of the images, in both kinds of pixels."""
+        tiles, full_images, boxes = self.views.tiles, self.views.full_images, letterboxes_of(batch)
+        assert tiles is not None and full_images is not None, "tiles are cut from images in their own size"
+        cut = [path if tiles.cuts(box.shape) else None for path, box in zip(batch.paths, boxes, strict=True)]
+        for k, (image, box) in enumerate(zip(full_images.read_ahead(cut), boxes, strict=True)):
+            whole = in_original[k].numpy()
+            found = tiles.add(image, whole, self._find_in_tiles, self.watch)
+            if found is not whole:
+                in_original[k] = torch.from_numpy(found)
+                rows[k] = torch.cat((box.apply(in_original[k][:, :4]), in_original[k][:, 4:]), 1)
+
+    def _find_in_tiles(self, tiles: np.ndarray) -> list[np.ndarray]:
+        """Return the detections (n, 6) of letterboxed tiles (B, H, W, C)."""
+        images = torch.from_numpy(np.stack([to_network_order(tile) for tile in tiles])).permute(0, 3, 1, 2)
+        return [found.numpy() for found in self._suppress(self._run(images)[0])]

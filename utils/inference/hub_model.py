@@ -21,6 +21,7 @@ from utils.images.conversion import displayable_rgb
 from utils.images.inputs import read_input
 from utils.images.letterbox import letterbox
 from utils.images.read import resized_shapes
+from utils.images.tiles import DEFAULT_OVERLAP, Tiling
 from utils.inference.evaluate import evaluation_mode
 from utils.inference.exported_model import ExportedModel
 from utils.inference.nms_settings import NmsSettings
@@ -34,7 +35,9 @@ class HubModel(nn.Module):
     """Network with preprocessing and non-maximum suppression.
 
     Attributes to set: conf and iou (thresholds), agnostic, multi_label, classes (ids to keep), max_det, amp (float16 on
-    GPUs). To read: names, stride (pixels that sides are multiples of), yaml (the model's description).
+    GPUs). tile: side of tiles in pixels of the image, None for whole images only. tile_overlap: least share of a tile
+    that the next one sees too. To read: names, stride (pixels that sides are multiples of), yaml (the model's
+    description).
 
     `conf` may also be {"person": 0.4}, by name or number of classes, or "auto" for the thresholds in the file.
     """
@@ -46,6 +49,8 @@ class HubModel(nn.Module):
         self.iou, self.max_det = 0.45, 1000
         self.agnostic = self.multi_label = self.amp = False
         self.classes: Iterable[int] | int | None = None
+        self.tile: int | None = None
+        self.tile_overlap = DEFAULT_OVERLAP
         self.names, self.stride, self.yaml = dict(model.names), model.size_multiple, getattr(model, "yaml", None)
 
     def forward(
@@ -73,6 +78,10 @@ class HubModel(nn.Module):
                     for number, one in enumerate(read)
                 ]
             found = self._predictor(shape, augment).predict_batch(boxed, watch.seconds["preprocess"] / len(read))
+            if tiling := self._tiling():
+                square = self._input_shape([np.empty((1, 1))], size)
+                tiles = self._predictor(square, augment, tiling)
+                found = [tiles.add_tiles(one.image, own, in_network_order=True) for one, own in zip(read, found)]
             shown = [displayable_rgb(one.image) for one in read]
             return Results(shown, found, (len(read), pixels.channels, *shape))
 
@@ -107,12 +116,19 @@ class HubModel(nn.Module):
         height, width = (-(-largest // self.stride) * self.stride).tolist()
         return height, width
 
-    def _predictor(self, shape: tuple[int, int], augment: bool) -> Predictor:
+    def _tiling(self) -> Tiling | None:
+        tile = None if self.tile is None else int(self._setting("tile", operator.index, math.inf))
+        return Tiling.from_flags(
+            tile, self._setting("tile_overlap", float, 1), ("model.tile =", "model.tile_overlap =")
+        )
+
+    def _predictor(self, shape: tuple[int, int], augment: bool, tiling: Tiling | None = None) -> Predictor:
         conf, iou = as_threshold(self.conf, "model.conf"), self._setting("iou", float, 1)
         max_det = int(self._setting("max_det", operator.index, math.inf))
         nms = NmsSettings(conf, iou, max_det, self._class_ids(), bool(self.agnostic), bool(self.multi_label))
         names = dict(enumerate(self.names)) if isinstance(self.names, (list, tuple)) else self.names
-        return Predictor(self.model, shape, nms, augment=augment, half=self._runs_in_half(), names=names)
+        half = self._runs_in_half()
+        return Predictor(self.model, shape, nms, augment=augment, half=half, names=names, tiling=tiling)
 
     def _setting(self, name: str, convert: Callable[[Any], float], highest: float) -> float:
         """Return the number that an attribute holds. Raises UserError if it is none, or not in 0…highest."""

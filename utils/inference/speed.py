@@ -14,6 +14,11 @@ def speed_per_image(seconds: Mapping[str, float], num_images: int) -> Speed:
     return Speed(*(1000 * seconds[part] / max(num_images, 1) for part in PARTS))
 
 
+def add_speeds(one: Speed, other: Speed) -> Speed:
+    """Return the sum of two speeds of one image, part by part."""
+    return Speed(*(getattr(one, part) + getattr(other, part) for part in PARTS))
+
+
 def describe_speed(speed: Speed, input_shape: tuple[int, int, int, int]) -> str:
     """Return the line that val.py and detect.py print.
 
@@ -37,7 +42,7 @@ class MeanSpeed:
     def add(self, found: Detections) -> None:
         """Count the time of one image."""
         self.num_images += 1
-        self.total = Speed(*(getattr(self.total, part) + getattr(found.speed, part) for part in PARTS))
+        self.total = add_speeds(self.total, found.speed)
         self.input_shape = found.input_shape
 
     def __str__(self) -> str:
