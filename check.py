@@ -38,7 +38,7 @@ from utils.checking.polygons import check_polygons
 from utils.checking.scan import Check, ScannedData, scan_dataset
 from utils.checking.skipped import check_skipped
 from utils.checking.split_balance import check_balance
-from utils.cli import Arguments, Flags, detect_command, flag, parse_flags, read_flags
+from utils.cli import Arguments, Flags, detect_command, flag, image_size_flag, parse_flags, read_flags
 from utils.datasets.division import Division
 from utils.datasets.image_files import find_images
 from utils.datasets.locate import locate_dataset
@@ -49,6 +49,8 @@ from utils.errors import Stopped, UserError
 from utils.errors import run as run_command
 from utils.files import atomic_write, increment_path, require_writable
 from utils.formats import format_of
+from utils.image_size import ImageSize, describe_size, require_size
+from utils.inference.input_shape import input_shape
 from utils.inference.open_model import open_model
 from utils.inference.predictor import Predictor
 from utils.inference.runtime import RuntimeSettings
@@ -87,9 +89,7 @@ class CheckOptions:
 
     data: str = flag(DEFAULT_DATA, "data set YAML, or a folder, obj.data or COCO JSON", group="data")
     split: str = flag("", "that of the training, of data without validation images", metavar="SHARE", group="data")
-    imgsz: int = flag(
-        640, "size of the training that is planned", names=["--imgsz", "--img", "--img-size"], group="data"
-    )
+    imgsz: ImageSize = image_size_flag(640, "size of the training that is planned")
     source: str = flag("", "images to rank: folder or list; '' takes those of --data without labels", group="data")
     weights: list[str] = flag(
         [],
@@ -116,8 +116,7 @@ class CheckOptions:
     exist_ok: bool = flag(False, "use an existing PROJECT/NAME", group="output")
 
     def __post_init__(self) -> None:
-        if self.imgsz < 1:
-            raise UserError(f"--imgsz {self.imgsz}: at least 1")
+        require_size(self.imgsz)
         if self.cross < 0 or self.cross == 1:
             raise UserError(f"--cross {self.cross}: at least 2 folds, as in --cross 5, or 0 for none")
         if self.cross_epochs < 1:
@@ -214,8 +213,9 @@ def review_labels(options: CheckOptions, data: ScannedData, folder: Path, predic
     review = LabelReview.of(data, found)
     if not options.cross and review.recall < POOR_RECALL:
         console.warn(
-            f"{options.weights[0]} confirms {review.recall:.0%} of the labels at --imgsz {options.imgsz}, and knows "
-            "too little to judge them. Type the --imgsz of its training, or better weights"
+            f"{options.weights[0]} confirms {review.recall:.0%} of the labels at --imgsz "
+            f"{describe_size(options.imgsz)}, and knows too little to judge them. Type the --imgsz of its training, or "
+            "better weights"
         )
     write_json(folder / "label_errors.json", review.document())
     review.write_lists(folder / "label_errors")
@@ -228,8 +228,7 @@ def open_predictor(options: CheckOptions, weights: Sequence[str]) -> Predictor:
     device = set_current_device(select_device(options.device)[0])
     files = find_weights(weights, typed=True, exported=True)
     model = open_model(files, RuntimeSettings(device), load_networks=lambda networks: load_ensemble(networks, device))
-    side = -(-options.imgsz // model.size_multiple) * model.size_multiple
-    return Predictor(model, (side, side), JUDGE_NMS)
+    return Predictor(model, input_shape(options.imgsz, model), JUDGE_NMS)
 
 
 def judge(options: CheckOptions, data: ScannedData, predictor: Predictor) -> list[np.ndarray | None]:
@@ -285,7 +284,7 @@ def cross_judge(options: CheckOptions, data: ScannedData, folder: Path) -> list[
         console.warn(
             "--cross trains from scratch, which takes many epochs. Better type --weights yolov5n.pt as its start"
         )
-    settings = f"{Path(start).name} {options.imgsz} {options.cross_epochs}"
+    settings = f"{Path(start).name} {describe_size(options.imgsz)} {options.cross_epochs}"
 
     def train_fold(yaml: Path, run: Path) -> Path:
         return train_judge(options, yaml, run, start=start)
@@ -319,7 +318,7 @@ def rank_unlabelled(options: CheckOptions) -> CheckResult:
     first = ", ".join(Path(path).name for path in ranking.paths[:5])
     console.result(f"Label first: {first}", f"All {len(paths)} images in their order: {folder / 'to_label.txt'}")
     console.result(
-        f"Next: {detect_command(options.weights, [options.imgsz], str(folder / 'to_label.txt'))} --save-labels cvat"
+        f"Next: {detect_command(options.weights, options.imgsz, str(folder / 'to_label.txt'))} --save-labels cvat"
     )
     if options.json:
         console.data(to_line(document))

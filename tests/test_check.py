@@ -103,7 +103,7 @@ def test_data_without_errors_has_exit_code_0(tiny_data, tmp_path, monkeypatch):
     "flags, message",
     [
         ({"data": "absent.yaml"}, "absent.yaml: no such"),
-        ({"imgsz": 0}, "--imgsz 0: at least 1"),
+        ({"imgsz": 0}, "--imgsz 0: expected one side or height and width"),
         ({"dat": "a.yaml"}, "unknown keyword dat; did you mean data?"),
     ],
 )

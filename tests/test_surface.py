@@ -224,9 +224,9 @@ ADDED = {
     "check": {
         "--data": ("str", "data/shapes.yaml"),
         "--split": ("str", ""),
-        "--imgsz": ("int", "640"),
-        "--img": ("int", "640"),
-        "--img-size": ("int", "640"),
+        "--imgsz": ("int+", "640"),
+        "--img": ("int+", "640"),
+        "--img-size": ("int+", "640"),
         "--source": ("str", ""),
         "--weights": ("str+", "[]"),
         "--cross": ("int", "0"),

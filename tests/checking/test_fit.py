@@ -12,6 +12,7 @@ from utils.checking.scan import ScannedData, ScannedSplit
 from utils.checking.split_balance import check_balance
 from utils.datasets.label_index import Counts, LabelIndex, offsets_of
 from utils.datasets.spec import DatasetSpec
+from utils.image_size import ImageSize
 
 ANCHORS = PlannedAnchors(
     np.array([[(10, 13), (16, 30), (33, 23)], [(30, 61), (62, 45), (59, 119)], [(116, 90), (156, 198), (373, 326)]]),
@@ -33,12 +34,12 @@ def split(name: str, images: list[list[tuple[int, float, float]]], shape: tuple[
     return ScannedSplit(name, [Path(f"/{name}")], paths, index, NAMES)
 
 
-def data(*splits: ScannedSplit, imgsz: int = 640) -> ScannedData:
+def data(*splits: ScannedSplit, imgsz: ImageSize = 640) -> ScannedData:
     spec = DatasetSpec(Path("/data.yaml"), Path("/"), {}, NAMES)
     return ScannedData(spec, {one.name: one for one in splits}, imgsz)
 
 
-def fit(one: ScannedSplit, imgsz: int = 640) -> dict[str, Finding]:
+def fit(one: ScannedSplit, imgsz: ImageSize = 640) -> dict[str, Finding]:
     return {finding.check: finding for finding in check_fit(data(one, imgsz=imgsz), ANCHORS)}
 
 
@@ -100,8 +101,29 @@ def test_new_anchors_are_judged_where_training_would_fit_some():
 def test_padding_and_rare_classes():
     found = fit(split("train", [[(0, 60, 60)] * 50 + [(1, 60, 60)] * 5], (360, 640)))
     assert found["padding"].figures["padding"] == pytest.approx(1 - 360 / 640)
+    assert found["padding"].advice.startswith("--imgsz 384 640 has less padding")
     assert found["unequal-classes"].figures == {"b": 5}
     assert "unequal-classes" not in fit(split("train", [[(0, 60, 60)] * 50 + [(1, 60, 60)] * 6]))
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_height_and_width_of_the_planned_training(turn):
+    """Images of 720 x 1280 at 384 x 640 are halved, and so are their boxes. Upright ones fill 34 % of it."""
+    boxes = [[(0, 120, 100)] * 6 + [(0, 10, 10)] * 3 + [(0, 5, 5)]] * 10
+    one, imgsz = (
+        split("train", [[row[:1] + row[1:][::turn] for row in boxes[0]]] * 10, (720, 1280)[::turn]),
+        (384, 640)[::turn],
+    )
+    found = fit(one, imgsz)
+    words = " ".join(map(str, imgsz))
+    assert "padding" not in found and found["under-3-px"].text.endswith(f"wide or high at --imgsz {words}")
+    assert f"Train with --imgsz {'480 768' if turn > 0 else '768 480'}, at" in found["under-3-px"].advice  # 5 * 0.6 = 3
+    assert f"parts of {words} px" in found["small-objects"].advice
+    other = fit(one, imgsz[::-1])["padding"]
+    assert other.figures["padding"] == pytest.approx(1 - (384 * 384 * 720 / 1280) / (384 * 640), abs=1e-6)
+    assert other.text.endswith(f"of {imgsz[1]} x {imgsz[0]} px") and other.advice.startswith(
+        f"--imgsz {words} has less"
+    )
 
 
 def test_classes_that_a_split_lacks():

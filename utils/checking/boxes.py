@@ -11,6 +11,7 @@ from utils.checking.findings import Finding, Level, first_examples
 from utils.checking.scan import ScannedData, ScannedSplit
 from utils.datasets.labels import look_like_corners
 from utils.datasets.splits import label_sizes
+from utils.image_size import ImageSize, describe_size
 
 SPECK = 1.5  # pixels of the image; a smaller box is a click, and no object far away
 LEVELS = {"P3": 8, "P4": 16, "P5": 32}  # stride of each level of the head
@@ -73,7 +74,7 @@ def _outside_findings(split: ScannedSplit) -> Iterator[Finding]:
     )
 
 
-def _size_findings(split: ScannedSplit, imgsz: int) -> Iterator[Finding]:
+def _size_findings(split: ScannedSplit, imgsz: ImageSize) -> Iterator[Finding]:
     sizes, boxes = label_sizes(split.index, imgsz), split.index.labels
     stored = (boxes[:, 3:] * image_sides(split)).max(1)
     yield from label_finding(
@@ -94,7 +95,8 @@ def _size_findings(split: ScannedSplit, imgsz: int) -> Iterator[Finding]:
         (
             "warning" if tiny.mean() > FEW_TINY else "note",
             "tiny-box",
-            f"boxes are smaller than a cell of the finest level ({finest}, {stride} px) at --imgsz {imgsz}",
+            f"boxes are smaller than a cell of the finest level ({finest}, {stride} px) at --imgsz "
+            f"{describe_size(imgsz)}",
         ),
         "They are hardly learnt. Use a larger --imgsz, or cut the images into tiles; remove what no one could see.",
         {f"below {level} ({cell} px)": int((longer < cell).sum()) for level, cell in LEVELS.items()},

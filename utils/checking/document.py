@@ -8,6 +8,7 @@ from typing import Any
 from utils.addresses import remove_credentials
 from utils.checking.findings import LEVELS, Example, Finding, by_level
 from utils.checking.scan import ScannedData
+from utils.image_size import to_option
 
 
 def describe_check(data: ScannedData, findings: Sequence[Finding], *, typed: str, save_dir: Path) -> dict[str, Any]:
@@ -16,7 +17,7 @@ def describe_check(data: ScannedData, findings: Sequence[Finding], *, typed: str
         "program": "check",
         "data": remove_credentials(typed),
         "save_dir": str(save_dir),
-        "imgsz": data.imgsz,
+        "imgsz": to_option(data.imgsz),
         "names": [data.spec.names[k] for k in sorted(data.spec.names)],
         "splits": [
             {"split": split.name, "images": len(split.paths), "labels": len(split.index.labels)}

@@ -11,11 +11,12 @@ from utils.checking.classes import class_counts
 from utils.checking.findings import Example, Finding, first_examples
 from utils.checking.scan import ScannedData, ScannedSplit
 from utils.datasets.splits import label_sizes
+from utils.image_size import describe_size, scale_size, to_shape
 
 MIN_LABELS = 10  # of a class, size or aspect whose recall is reported
 GOOD_GROUP_RECALL = 0.95
 GENERATIONS = 100  # of new anchors, fewer than in training: the figure is the same within a percent
-SIZE_STEP, MAX_IMGSZ = 64, 1536  # pixels
+SIZE_STEP, MAX_IMGSZ, STRIDE = 64, 1536, 32  # pixels
 FEW_SMALL = 0.01  # share of labels that may be too small
 CELL_PX, MANY_IN_CELLS = 8, 0.2  # the finest level of the usual head has cells of 8 px
 TILE_RATIO = 2  # of the image's longer side to --imgsz
@@ -62,7 +63,7 @@ def _small_labels(data: ScannedData, split: ScannedSplit, sizes: np.ndarray) -> 
     small = small[np.argsort(shortest[small], kind="stable")]
     yield Finding(
         "note" if share < FEW_SMALL else "warning", "fit", "under-3-px", len(small),
-        f"boxes, {share:.1%}, are less than {SMALL_PX} px wide or high at --imgsz {data.imgsz}",
+        f"boxes, {share:.1%}, are less than {SMALL_PX} px wide or high at --imgsz {describe_size(data.imgsz)}",
         _advise_on_small_labels(data, split, shortest), split.name,
         first_examples(split.label_example(int(k), "{:.1f} x {:.1f} px".format(*sizes[k])) for k in small),
         {"share": share},
@@ -74,37 +75,49 @@ def _advise_on_small_labels(data: ScannedData, split: ScannedSplit, shortest: np
         return "Look at them: a few boxes of this size are mostly slips of the mouse. Remove those."
     enough = _size_with_few(data, split, shortest, SMALL_PX)
     if enough:
-        return f"Train with --imgsz {enough}, at which less than {FEW_SMALL:.0%} are so small."
+        return f"Train with --imgsz {_in_ratio(data, enough)}, at which less than {FEW_SMALL:.0%} are so small."
     return "Cut the images into parts, so that objects are larger, or remove these boxes: no network sees them."
 
 
 def _size_with_few(data: ScannedData, split: ScannedSplit, pixels: np.ndarray, limit: float) -> int:
-    """Return the least --imgsz at which 1 % of the labels at most are below `limit`, 0 if none up to 1536 has so few.
+    """Return the least longer side at which 1 % of the labels at most are below `limit`.
 
-    Beyond the size of the images, pixels would be interpolated only.
+    It is 0 if none up to 1536 has so few. Beyond the size of the images, pixels would be interpolated only.
     """
-    native = int(np.median(split.index.shapes.max(axis=1)))
-    tried = range(data.imgsz + SIZE_STEP, min(native, MAX_IMGSZ) + SIZE_STEP, SIZE_STEP)
-    shares = ((imgsz, float((pixels * (imgsz / data.imgsz) < limit).mean())) for imgsz in tried)
-    return next((imgsz for imgsz, share in shares if share <= FEW_SMALL), 0)
+    now = max(to_shape(data.imgsz))
+    tried = range(now + SIZE_STEP, min(_native_side(data, split), MAX_IMGSZ) + SIZE_STEP, SIZE_STEP)
+    shares = ((longer, float((pixels * (longer / now) < limit).mean())) for longer in tried)
+    return next((longer for longer, share in shares if share <= FEW_SMALL), 0)
+
+
+def _native_side(data: ScannedData, split: ScannedSplit) -> int:
+    """Return the longer side of the size, in the ratio of --imgsz, into which half of the images fit unchanged."""
+    shape = to_shape(data.imgsz)
+    return int(np.median((split.index.shapes * max(shape) / shape).max(axis=1)))
+
+
+def _in_ratio(data: ScannedData, longer: int) -> str:
+    """Return the words after --imgsz in its ratio, with this longer side."""
+    return describe_size(scale_size(data.imgsz, longer, STRIDE))
 
 
 def _small_objects(data: ScannedData, split: ScannedSplit, sizes: np.ndarray) -> Iterator[Finding]:
     """Yield what helps where many objects are smaller than the cells of the finest level."""
     roots = np.sqrt(sizes.prod(axis=1))
-    share, native = float((roots < CELL_PX).mean()), int(np.median(split.index.shapes.max(axis=1)))
+    share, native, now = float((roots < CELL_PX).mean()), _native_side(data, split), max(to_shape(data.imgsz))
     if share < MANY_IN_CELLS:
         return
     ways = ["a head with finer cells (--cfg yolov5-p2.yaml)"]
     larger = min(native, MAX_IMGSZ) // SIZE_STEP * SIZE_STEP
-    if larger >= 1.25 * data.imgsz:
-        rest = float((roots * larger / data.imgsz < CELL_PX).mean())
-        ways.insert(0, f"--imgsz {larger}, at which {rest:.0%} are so small")
-    if native >= TILE_RATIO * data.imgsz:
-        ways.append(f"images cut into parts of {data.imgsz} px, for training and detection")
+    if larger >= 1.25 * now:
+        rest = float((roots * larger / now < CELL_PX).mean())
+        ways.insert(0, f"--imgsz {_in_ratio(data, larger)}, at which {rest:.0%} are so small")
+    if native >= TILE_RATIO * now:
+        ways.append(f"images cut into parts of {describe_size(data.imgsz)} px, for training and detection")
     yield Finding(
         "note", "fit", "small-objects", int((roots < CELL_PX).sum()),
-        f"objects, {share:.0%}, are smaller than the finest cells of {CELL_PX} px at --imgsz {data.imgsz}",
+        f"objects, {share:.0%}, are smaller than the finest cells of {CELL_PX} px at --imgsz "
+        f"{describe_size(data.imgsz)}",
         f"Try {', or '.join(ways)}.", split.name,
         first_examples(split.label_example(int(k)) for k in np.argsort(roots, kind="stable")[:20]),
         {"share": share, "image_px": native},
@@ -113,13 +126,15 @@ def _small_objects(data: ScannedData, split: ScannedSplit, sizes: np.ndarray) ->
 
 def _ample_size(data: ScannedData, split: ScannedSplit, sizes: np.ndarray) -> Iterator[Finding]:
     """Yield a smaller size if nearly all objects are large at it."""
-    half = data.imgsz // 2 // SIZE_STEP * SIZE_STEP
+    now = max(to_shape(data.imgsz))
+    half = now // 2 // SIZE_STEP * SIZE_STEP
     least = float(np.quantile(np.sqrt(sizes.prod(axis=1)), 0.02))
-    if half >= 128 and least * half / data.imgsz >= AMPLE_PX:
+    if half >= 128 and least * half / now >= AMPLE_PX:
         yield Finding(
             "note", "fit", "large-objects", len(sizes),
-            f"objects are large: 98 % measure {least:.0f} px or more at --imgsz {data.imgsz}",
-            f"Try --imgsz {half}: {least * half / data.imgsz:.0f} px are left, and a step takes a quarter of the time.",
+            f"objects are large: 98 % measure {least:.0f} px or more at --imgsz {describe_size(data.imgsz)}",
+            f"Try --imgsz {_in_ratio(data, half)}: {least * half / now:.0f} px are left, and a step takes a quarter of "
+            "the time.",
             split.name, figures={"least_px": least, "imgsz": half},
         )  # fmt: skip
 
@@ -192,17 +207,27 @@ def _groups_of_labels(data: ScannedData, split: ScannedSplit, sizes: np.ndarray)
 
 
 def _padding(data: ScannedData, split: ScannedSplit) -> Iterator[Finding]:
-    """Yield the share of padding where the images are far from square and alike."""
-    shapes = split.index.shapes.astype(np.float64)
-    filled = shapes.min(axis=1) / shapes.max(axis=1)
-    landscape = float((shapes[:, 1] >= shapes[:, 0]).mean())
+    """Yield the share of padding where the images are far from the planned shape and alike."""
+    height, width = to_shape(data.imgsz)
+    aspects = split.index.shapes[:, 0] / split.index.shapes[:, 1]
+    filled = np.minimum(aspects * width / height, height / width / aspects)
+    flat = float((aspects <= height / width).mean())
     share = 1 - float(filled.mean())
-    if share >= PADDING and max(landscape, 1 - landscape) >= 0.9:
+    if share >= PADDING and max(flat, 1 - flat) >= 0.9:
+        planned = "a square" if height == width else f"{height} x {width} px"
         yield Finding(
-            "note", "fit", "padding", len(split.index), f"images fill {1 - share:.0%} of a square",
-            f"--rect saves up to {share:.0%} of a step, but trains without mosaic, which costs accuracy on small data "
-            "sets. val.py and detect.py pad to rectangles anyway.", split.name, figures={"padding": share},
+            "note", "fit", "padding", len(split.index), f"images fill {1 - share:.0%} of {planned}",
+            f"--imgsz {_shape_of_images(aspects, max(height, width))} has less padding, with the same objects and with "
+            f"mosaic. --rect saves up to {share:.0%} of a step, but trains without mosaic, which costs accuracy on "
+            "small data sets. val.py and detect.py pad to rectangles anyway.", split.name, figures={"padding": share},
         )  # fmt: skip
+
+
+def _shape_of_images(aspects: np.ndarray, longer: int) -> str:
+    """Return the words after --imgsz for images of these aspects (N,), height / width, in the median."""
+    usual = float(np.median(aspects))
+    sides = [max(round(longer * part), 1) for part in (min(usual, 1), min(1 / usual, 1))]
+    return describe_size(scale_size(sides, longer, STRIDE))
 
 
 def _rare_classes(data: ScannedData, split: ScannedSplit) -> Iterator[Finding]:

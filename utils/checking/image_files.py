@@ -10,6 +10,7 @@ from utils.checking.findings import Example, Finding, Level, first_examples
 from utils.checking.scan import ScannedData, ScannedSplit
 from utils.console import progress_bar
 from utils.datasets.image_files import map_chunks
+from utils.image_size import ImageSize, describe_size, to_shape
 from utils.images.traits import SUFFIXES, Traits, read_traits
 from utils.pixel_format import PixelFormat
 
@@ -125,23 +126,23 @@ def trait_findings(split: str, paths: Sequence[str], traits: Sequence[Traits]) -
             yield Finding(check.level, "files", check.check, len(found), check.text, check.advice, split, examples)
 
 
-def size_findings(split: ScannedSplit, imgsz: int) -> Iterator[Finding]:
+def size_findings(split: ScannedSplit, imgsz: ImageSize) -> Iterator[Finding]:
     """Yield the findings on images that are large or small for a training at `imgsz`, or long and thin."""
     shorter, longer = np.sort(split.index.shapes, axis=1).T
-    aspect = longer / shorter
+    aspect, typed = longer / shorter, describe_size(imgsz)
     checks = (
         (
             "large-image",
-            longer / imgsz,
+            (split.index.shapes / to_shape(imgsz)).max(axis=1),
             MUCH_LARGER,
-            f"images are more than {MUCH_LARGER} times as large as --imgsz {imgsz}",
+            f"images are more than {MUCH_LARGER} times as large as --imgsz {typed}",
             "Reading them takes most of the time: save smaller copies, or cut them into tiles if objects are small.",
         ),
         (
             "small-image",
-            imgsz / longer,
+            (to_shape(imgsz) / split.index.shapes).min(axis=1),
             MUCH_SMALLER,
-            f"images are enlarged more than {MUCH_SMALLER} times for --imgsz {imgsz}",
+            f"images are enlarged more than {MUCH_SMALLER} times for --imgsz {typed}",
             "A smaller --imgsz trains faster and loses nothing, unless others are larger.",
         ),
         (

@@ -13,6 +13,7 @@ from utils.checking.classes import class_counts
 from utils.checking.findings import LEVELS, Example, Finding
 from utils.checking.scan import ScannedData, ScannedSplit
 from utils.datasets.splits import label_sizes
+from utils.image_size import ImageSize, describe_size
 from utils.output.pages.page import MAX_PAGE_BYTES, write_page
 from utils.output.pages.thumbnails import ROLES, Thumbnail, make_thumbnail
 from utils.parallel_map import parallel_map
@@ -52,7 +53,7 @@ def write_check_page(file: Path, data: ScannedData, findings: Sequence[Finding],
     content = {
         "title": f"Check of {source}",
         "source": source,
-        "imgsz": data.imgsz,
+        "imgsz": describe_size(data.imgsz),
         "verdict": _verdict(findings),
         "levels": levels,
         "roles": ROLES,
@@ -141,7 +142,7 @@ def _show(example: Example, names: Mapping[int, str]) -> ShownExample | None:
 # ---- the data
 
 
-def _describe_split(split: ScannedSplit, imgsz: int) -> dict[str, Any]:
+def _describe_split(split: ScannedSplit, imgsz: ImageSize) -> dict[str, Any]:
     index = split.index
     height, width = np.median(index.shapes, axis=0)
     box_w, box_h = np.median(label_sizes(index, imgsz), axis=0) if len(index.labels) else (0, 0)

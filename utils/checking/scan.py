@@ -17,6 +17,7 @@ from utils.datasets.labels import MAX_LABEL_BYTES, UnknownClass, find_split_imag
 from utils.datasets.spec import SPLITS, DatasetSpec
 from utils.errors import UserError
 from utils.files import read_regular
+from utils.image_size import ImageSize
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class ScannedData:
 
     spec: DatasetSpec
     splits: dict[str, ScannedSplit]  # by name, train first; without those in `same` and `unusable`
-    imgsz: int  # size of the training that is planned
+    imgsz: ImageSize  # size of the training that is planned
     same: dict[str, str] = field(default_factory=dict)  # split -> earlier split with the same sources
     unusable: dict[str, str] = field(default_factory=dict)  # split -> why it has no index
 
@@ -90,7 +91,7 @@ class ScannedData:
 Check = Callable[[ScannedData], Iterable[Finding]]
 
 
-def scan_dataset(spec: DatasetSpec, imgsz: int, *, progress: bool = True) -> ScannedData:
+def scan_dataset(spec: DatasetSpec, imgsz: ImageSize, *, progress: bool = True) -> ScannedData:
     """Read the images and labels of all splits, by the scan of training and with its cache.
 
     Raises UserError if no split has a usable image.

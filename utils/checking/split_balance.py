@@ -8,6 +8,7 @@ from utils.checking.classes import class_counts
 from utils.checking.findings import Example, Finding, first_examples
 from utils.checking.scan import ScannedData, ScannedSplit
 from utils.datasets.splits import label_sizes
+from utils.image_size import describe_size
 
 MANY_EMPTY = 0.5  # share of images without labels
 EMPTY_DIFFERENCE = 0.2  # between the shares of two splits
@@ -118,8 +119,8 @@ def _other_sizes(data: ScannedData, train: ScannedSplit, split: ScannedSplit) ->
     if _ratio(boxes) >= SIZE_RATIO:
         yield Finding(
             "warning", "splits", "box-sizes-differ", len(split.index.labels),
-            f"boxes have another size: {boxes[split.name]:.0f} px in the median at --imgsz {data.imgsz}, "
-            f"{boxes['train']:.0f} px in train",
+            f"boxes have another size: {boxes[split.name]:.0f} px in the median at --imgsz "
+            f"{describe_size(data.imgsz)}, {boxes['train']:.0f} px in train",
             "Divide the images at random, or choose --imgsz by the sizes that will occur in use.",
             split.name, figures=boxes,
         )  # fmt: skip
