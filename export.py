@@ -20,6 +20,7 @@ import torch
 
 from models.loading import find_weights, load_model
 from utils import console
+from utils.class_values import single_threshold
 from utils.cli import Arguments, Flags, detect_command, flag, image_size_flag, parse_flags, read_flags, suggest
 from utils.detector import Detector
 from utils.device import describe_device, select_device, set_current_device
@@ -83,7 +84,7 @@ class ExportOptions:
     topk_per_class: int = flag(100, "most detections of a class, for --nms", group="detection")
     topk_all: int = flag(100, "most detections of an image, for --nms", group="detection")
     iou_thres: float = flag(0.45, "NMS threshold, for --nms", group="detection")
-    conf_thres: float = flag(0.25, "lowest confidence, for --nms", group="detection")
+    conf_thres: float = flag(0.25, "lowest confidence, for --nms", type=single_threshold, group="detection")
     json: bool = flag(False, "print the results as a JSON document on stdout, and messages on stderr", group="output")
     no_verify: bool = flag(False, "do not compare the exports with PyTorch", group="output")
     verify_images: int = flag(32, "images of --data to compare them on; 0 takes all", group="output")
@@ -159,6 +160,9 @@ def export_weights(options: ExportOptions, weights: Path, device: torch.device, 
     check_request(formats, request, network)
     for kind in formats:  # all of them before the first one is written
         require_place(kind, weights)
+    if request.nms and network.advice.most_labels > request.nms.total:
+        most = network.advice.most_labels
+        console.warn(f"--topk-all {request.nms.total}: {weights.name} was validated on an image with {most} labels")
     images, report = None, weights.with_name(f"{weights.stem}_export.json")
     if not options.no_verify:  # before anything is written: a mistake in --data is cheap to find
         if report.is_dir():

@@ -36,6 +36,7 @@ from utils.autobatch import advice_on_memory
 from utils.checkpoint import is_finite
 from utils.cli import Arguments, Flags, parse_flags, read_flags
 from utils.config import Hyperparameters, TrainOptions
+from utils.datasets.class_balance import loss_weights
 from utils.datasets.locate import fill_names, read_dataset
 from utils.datasets.spec import DatasetYaml
 from utils.datasets.splits import class_names, label_sizes, require_images
@@ -58,7 +59,6 @@ from utils.inference.reporting import ConsoleTable, Drawings
 from utils.loading.dataset import Batch
 from utils.loading.loader import explain_worker_error
 from utils.loading.prefetch import prefetch
-from utils.loading.sampler import class_weights, image_weights
 from utils.loss import DetectionLoss, Losses, scale_gains
 from utils.metrics import Fitness, Metrics
 from utils.optim import set_rates, take_step
@@ -166,13 +166,17 @@ def fit_anchors(model: Detector, sizes: np.ndarray, threshold: float, seed: int)
     return report.replaced
 
 
-def build_loss(model: Detector, options: TrainOptions, hyp: Hyperparameters, distributed: Distributed) -> DetectionLoss:
-    """Return the loss, with gains scaled to the number of levels and classes and to the image size."""
-    gains = scale_gains(
-        hyp, len(model.stride), model.num_classes, options.imgsz, label_smoothing=options.label_smoothing
-    )
-    counts = distributed.sum if distributed.world_size > 1 else None
-    return DetectionLoss(model.head.anchors, model.stride, model.num_classes, gains, sum_over_processes=counts)
+def build_loss(
+    model: Detector, options: TrainOptions, hyp: Hyperparameters, group: Distributed, weights: np.ndarray | None = None
+) -> DetectionLoss:
+    """Return the loss, with gains scaled to the number of levels and classes and to the image size.
+
+    weights: (C,) of the classes in the class loss.
+    """
+    num_levels, num_classes, smoothing = len(model.stride), model.num_classes, options.label_smoothing
+    gains = scale_gains(hyp, num_levels, num_classes, options.imgsz, label_smoothing=smoothing)
+    counts, anchors = group.sum if group.world_size > 1 else None, model.head.anchors
+    return DetectionLoss(anchors, model.stride, num_classes, gains, sum_over_processes=counts, class_weights=weights)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -231,7 +235,7 @@ def build_run(launch: Launch, distributed: Distributed) -> Run:
         model=model,
         wrapped=as_module(model),
         frozen=setup.frozen,
-        loss=build_loss(model, options, hyp, distributed),
+        loss=build_loss(model, options, hyp, distributed, loss_weights(options.class_weights, data.names, data.train)),
         schedule=Schedule(hyp.to_dict(), options.epochs, steps, options.batch_size, options.cos_lr, options.nbs),
         optimizer=make_optimizer(model, options, hyp, autocast),
         ema=make_ema(model, hyp),
@@ -286,7 +290,7 @@ def train_one_epoch(run: Run, watch: Observer, checkpoints: Checkpoints, signals
     """Train the rest of the current epoch. Return the epoch's mean box, obj and cls loss."""
     run.begin_epoch()
     loader, progress, group = run.train_loader, run.progress, run.distributed
-    loader.set_epoch(progress.epoch, start_batch=progress.step, weights=sampling_weights(run))
+    loader.set_epoch(progress.epoch, start_batch=progress.step, weights=run.sampling_weights())
     run.optimizer.zero_grad(set_to_none=True)
     means = progress.losses(group.device)  # (3,)
     pending = 0  # batches whose gradients wait for an optimizer step
@@ -358,14 +362,6 @@ def optimizer_step(run: Run) -> None:
     run.optimizer.zero_grad(set_to_none=True)
     if run.nan_guard.needs_rollback:
         raise NonFiniteError
-
-
-def sampling_weights(run: Run) -> np.ndarray | None:
-    """Return a weight per image for `--image-weights`: high for many labels of rare classes with a low mAP."""
-    if not run.options.image_weights:
-        return None
-    by_class = class_weights(run.data.train, run.model.num_classes) * (1 - np.array(run.progress.class_maps)) ** 2
-    return image_weights(run.data.train, by_class)
 
 
 def save_between_steps(run: Run, checkpoints: Checkpoints, signals: SignalHandler) -> None:

@@ -168,7 +168,7 @@ DIFFERENT = {
         "--img-size": ("int+", "640"),
     },
     "detect": {"--conf-thres": ("str+", "0.25")},
-    "export": {},
+    "export": {"--conf-thres": ("single_threshold", "0.25")},
     "check": {},
 }
 TILES = {"--tile": ("int", "0"), "--tile-overlap": ("float", "0.2")}
@@ -193,6 +193,8 @@ ADDED = {
         "--min-delta": ("float", "0.0"),
         "--tile": ("int", "0"),
         "--tile-overlap": ("float", "0.2"),
+        "--class-balance": ("float?", "0.0"),
+        "--class-weights": ("str+", "[]"),
         "--log": ("str*", "[]"),
         "--loggers": ("str*", "[]"),
         "--log-project": ("str", ""),

@@ -172,6 +172,7 @@ def test_frozen_layers_keep_weights_and_batch_statistics(finished, tiny_data, ti
         ["--quad"],
         ["--single-cls"],
         ["--image-weights"],
+        ["--class-balance", "0.9", "--class-weights", "auto", "bright=2"],
         ["--cache"],
         ["--cache", "disk"],
         ["--optimizer", "AdamW"],

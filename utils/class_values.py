@@ -147,6 +147,15 @@ def as_threshold(value: Any, where: str) -> Threshold:
     return found
 
 
+def single_threshold(text: str) -> float:
+    """Return the number in the text of a flag that takes no numbers by class, for argparse."""
+    try:
+        return float(text)
+    except ValueError:
+        advice = "one number is baked into the file. Type --conf-thres 0.25, and numbers by class to detect.py"
+        raise argparse.ArgumentTypeError(f"{text}: {advice}") from None
+
+
 class _ThresholdAction(argparse.Action):
     """Action that stores the words of a flag as a Threshold. `const` is the threshold of classes without a number."""
 

@@ -4,11 +4,12 @@ The names of flags and YAML keys are those of YOLOv5. Each becomes a dataclass f
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from utils.class_values import AUTO, read_class_values
 from utils.cli import flag, image_size_flag, shorten, suggest
 from utils.errors import UserError
 from utils.files import find_file, read_yaml
@@ -17,11 +18,20 @@ from utils.metrics import DEFAULT_FITNESS, Fitness
 
 LOGGERS = ("tensorboard", "mlflow", "wandb", "clearml", "comet", "trackio")
 EACH_EPOCH = -1  # value of `--threads auto`
+MEDIAN_CLASS = -1.0  # value of `--class-balance` without a number
 
 
 def number_or_auto(text: str) -> int:
     """Return the number of threads in a text, EACH_EPOCH for `auto`."""
     return EACH_EPOCH if text == "auto" else int(text)
+
+
+def check_class_weights(words: Sequence[str]) -> None:
+    """Raise UserError unless these are words of `--class-weights`: `auto`, numbers by class, or both."""
+    expected = f"--class-weights {' '.join(map(str, words))}"
+    plain, by_class = read_class_values(map(str, words), expected)
+    if plain not in ([], [AUTO]) or not all(0 <= value < math.inf for value in by_class.values()):
+        raise UserError(f"{expected}: expected {AUTO} or CLASS=NUMBER with numbers from 0, such as person=2")
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,22 @@ class TrainOptions:
         group="data",
     )
     image_weights: bool = flag(False, "sample images by the weights of their classes", group="data")
+    class_balance: float = flag(
+        0.0,
+        "draw images of classes in less than a share T of the images more often; without T that of the median class",
+        nargs="?",
+        const=MEDIAN_CLASS,
+        metavar="T",
+        group="data",
+    )
+    class_weights: list = flag(
+        [],
+        'weights of classes in the class loss: person=2 "traffic light=3", or auto by their numbers of labels',
+        type=str,
+        nargs="+",
+        metavar="WEIGHT",
+        group="optimisation",
+    )
     device: str = flag("", "cpu, 0 or 0,1,2,3; '' takes the first GPU, or the CPU", group="devices")
     multi_scale: bool = flag(False, "another input size from 50 to 150 percent in each batch", group="augmentation")
     single_cls: bool = flag(False, "treat all classes as one", group="data")
@@ -210,6 +236,18 @@ class TrainOptions:
             (0 <= self.seed < 2**63, f"--seed {self.seed}: 0 or more, below 2^63"),
             (self.save_minutes >= 0, f"--save-minutes {self.save_minutes}: 0 or more"),
             (all(layer >= 0 for layer in self.freeze), f"--freeze {' '.join(map(str, self.freeze))}: 0 or more"),
+            (
+                self.class_balance == MEDIAN_CLASS or 0 <= self.class_balance <= 1,
+                f"--class-balance {self.class_balance}: above 0, at most 1, or no number",
+            ),
+            (
+                not (self.class_balance and self.image_weights),
+                "--class-balance and --image-weights both decide how often images are drawn: omit one",
+            ),
+            (
+                not (self.class_balance and self.rect),
+                "--class-balance repeats images, --rect draws each of them once: omit one",
+            ),
             (self.evolve >= 0, f"--evolve {self.evolve}: 0 (off) or more"),
             (self.evolve_workers >= 0, f"--evolve-workers {self.evolve_workers}: at least 1"),
             (self.evolve_timeout >= 0, f"--evolve-timeout {self.evolve_timeout}: 0 or more minutes"),
@@ -224,6 +262,7 @@ class TrainOptions:
             if not holds:
                 raise UserError(message)
         require_size(self.imgsz)
+        check_class_weights(self.class_weights)
         Fitness.parse(self.fitness)  # raises UserError
 
     @classmethod

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from utils.boxes import ciou
@@ -138,6 +139,7 @@ class DetectionLoss:
 
     anchors: (L, A, 2) in cells, copied. strides: (L,). hyp: mapping with the gains of `scale_gains`: box obj cls cls_pw
     obj_pw anchor_t fl_gamma label_smoothing. autobalance: let the weight of each level follow its objectness loss.
+    class_weights: (C,) factors on the class loss of objects of each class; None: 1.
     sum_over_processes: function that sums a 1-D float tensor of counts over all processes. Means then run over the
     whole batch, and the totals of the processes add up to its loss.
     """
@@ -150,12 +152,16 @@ class DetectionLoss:
         hyp: Mapping[str, float],
         autobalance: bool = False,
         sum_over_processes: Callable[[Tensor], Tensor] | None = None,
+        class_weights: ArrayLike | None = None,
     ):
         weights = BALANCE_OF_THREE if len(anchors) == 3 else BALANCE_OF_OTHERS[: len(anchors)]
         if len(weights) != len(anchors):
             raise ValueError(f"the loss has weights for at most {len(BALANCE_OF_OTHERS)} levels, not {len(anchors)}")
         self.anchors, self.num_classes, self.hyp = anchors.detach().float().cpu(), num_classes, dict(hyp)
         self.balance = torch.tensor(weights, device=anchors.device)  # (L,)
+        self.class_weights = None  # (C,) float32
+        if class_weights is not None:
+            self.class_weights = torch.as_tensor(class_weights, dtype=torch.float32, device=anchors.device)
         self.autobalance, self.sum_over_processes = autobalance, sum_over_processes
         stride_distance = (torch.as_tensor(strides, dtype=torch.float32) - 16).abs()
         self.class_factor = 1.0  # on the class gain, by epoch
@@ -219,15 +225,21 @@ class DetectionLoss:
         smoothing = self.hyp["label_smoothing"]
         target = torch.full_like(logits, smoothing / 2)
         target.scatter_(1, classes[:, None], 1 - smoothing / 2)
-        return self._binary_loss(logits, target, self.hyp["cls_pw"])
+        weight = None if self.class_weights is None else self.class_weights[classes][:, None]  # (R, 1)
+        return self._binary_loss(logits, target, self.hyp["cls_pw"], weight)
 
-    def _binary_loss(self, logits: Tensor, target: Tensor, positive_weight: float) -> Tensor:
-        """Return the summed binary cross-entropy, focal (arXiv 1708.02002, alpha 0.25) if fl_gamma is above 0."""
+    def _binary_loss(
+        self, logits: Tensor, target: Tensor, positive_weight: float, row_weight: Tensor | None = None
+    ) -> Tensor:
+        """Return the summed binary cross-entropy, focal (arXiv 1708.02002, alpha 0.25) if fl_gamma is above 0.
+
+        row_weight: factor on each row.
+        """
         weight = logits.new_full((), positive_weight) if positive_weight != 1 else None
         gamma = self.hyp["fl_gamma"]
         if gamma <= 0:
-            return F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="sum")
-        bce = F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="none")
+            return F.binary_cross_entropy_with_logits(logits, target, row_weight, pos_weight=weight, reduction="sum")
+        bce = F.binary_cross_entropy_with_logits(logits, target, row_weight, pos_weight=weight, reduction="none")
         p = logits.sigmoid()
         p_of_truth = target * p + (1 - target) * (1 - p)
         alpha = target * 0.25 + (1 - target) * 0.75

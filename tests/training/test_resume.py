@@ -63,6 +63,8 @@ def test_an_interrupted_run_of_an_earlier_version_is_resumed(kept_data, tmp_path
         "dry_run",
         "tile",
         "tile_overlap",
+        "class_balance",
+        "class_weights",
     }
     assert new["options"]["threads"] == 0  # as many as PyTorch chooses, as before
     assert new["best_fitness"] >= old["best_fitness"]

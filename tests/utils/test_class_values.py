@@ -3,6 +3,7 @@
 import pytest
 
 import detect
+import export
 import val
 from utils.class_values import Thresholds, as_threshold, number_classes, read_threshold
 from utils.detector import DetectionAdvice
@@ -138,3 +139,10 @@ def test_advice_is_read_as_it_was_written():
 def test_damaged_advice_is_one_line(damaged):
     with pytest.raises(UserError, match="^best.pt: its advice for detection is damaged"):
         DetectionAdvice.from_dict(damaged, 3, "best.pt")
+
+
+def test_export_takes_one_number(capsys):
+    assert export.parse_args(["--conf-thres", "0.4"])[0].conf_thres == 0.4
+    with pytest.raises(SystemExit):
+        export.parse_args(["--nms", "--conf-thres", "person=0.4"])
+    assert "person=0.4: one number is baked into the file. Type --conf-thres 0.25" in capsys.readouterr().err

@@ -280,3 +280,24 @@ def test_golden(reference, case):
         g = predictions[i].grad.double()
         sums = [g.sum().item(), g.abs().sum().item(), g.square().sum().item()]
         assert sums == pytest.approx(golden[f"{case}.gradsum{i}"].tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.5])
+def test_weights_of_classes_multiply_the_class_loss_of_their_objects(gamma):
+    """The weighted sum is that of the classes alone, each times its weight. Other parts stay as they are."""
+    rng = torch.Generator().manual_seed(0)
+    predictions = [torch.randn(2, 3, side, side, 8, generator=rng) for side in (16, 8, 4)]
+    anchors, strides = P5 / torch.tensor([8, 16, 32])[:, None, None], torch.tensor([8.0, 16, 32])
+
+    def sums(targets, weights=None):
+        loss = DetectionLoss(anchors, strides, 3, {**HYP, "fl_gamma": gamma}, class_weights=weights)
+        return loss.sums(predictions, targets)
+
+    plain, weights = sums(TARGETS), np.array([0.5, 3.0, 2.0])
+    weighted = sums(TARGETS, weights)
+    alone = torch.stack([sums(TARGETS[TARGETS[:, 1] == cls]).cls for cls in range(3)])  # (3 classes, L)
+    torch.testing.assert_close(weighted.cls, (alone * torch.tensor(weights, dtype=torch.float32)[:, None]).sum(0))
+    assert not torch.equal(weighted.cls, plain.cls)
+    for part in ("box", "obj", "rows", "cells"):
+        assert torch.equal(getattr(weighted, part), getattr(plain, part)), part
+    torch.testing.assert_close(sums(TARGETS, [1, 1, 1]).cls, plain.cls)

@@ -243,8 +243,8 @@ def _rare_classes(data: ScannedData, split: ScannedSplit) -> Iterator[Finding]:
     yield Finding(
         "note", "fit", "unequal-classes", len(rare),
         f"classes have less than a tenth of the {counts.max()} labels of {most}: {named}",
-        "Label more of them. --image-weights shows their images more often, which helps if they share few images with "
-        f"{most}.", split.name,
+        "Label more of them. --class-balance shows their images more often, which helps if they share few images with "
+        f"{most}, and --class-weights auto gives them more weight in the loss.", split.name,
         first_examples(split.label_example(int(np.flatnonzero(ids == index)[0])) for index in rare),
         {data.spec.names[int(index)]: int(counts[index]) for index in rare[:20]},
     )  # fmt: skip

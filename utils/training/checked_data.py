@@ -6,23 +6,24 @@ from dataclasses import replace
 from utils.checking.skipped import count_errors
 from utils.config import TrainOptions
 from utils.console import info, warn
+from utils.datasets.class_balance import balance_classes, loss_weights
 from utils.datasets.label_index import LabelIndex
 from utils.datasets.locate import locate_images
 from utils.datasets.spec import DatasetSpec, DatasetYaml
-from utils.datasets.splits import Splits, load_splits
+from utils.datasets.splits import Splits, class_names, load_splits
 from utils.datasets.views import cut_into_views
 from utils.images.tiles import Tiling
 from utils.training.startup import tiling_of
 
 
 def load_data(dataset: DatasetYaml, options: TrainOptions) -> Splits:
-    """Read the labels of the splits, and cut the training images into tiles if `--tile` says so."""
-    return load_checked(
-        locate_images(dataset),
-        single_cls=options.single_cls,
-        fraction=options.evolve_fraction,
-        tiling=tiling_of(options),
+    """Read the labels of the splits. The training images are cut by `--tile`, and drawn by `--class-balance`."""
+    spec = locate_images(dataset)
+    loss_weights(options.class_weights, class_names(spec.names, single_cls=options.single_cls))  # mistakes show early
+    splits = load_checked(
+        spec, single_cls=options.single_cls, fraction=options.evolve_fraction, tiling=tiling_of(options)
     )
+    return replace(splits, train=balance_classes(splits.train, options.class_balance, splits.names))
 
 
 def load_checked(

@@ -19,6 +19,7 @@ from utils.errors import UserError
 from utils.image_size import to_shape
 from utils.inference.nms_settings import COCO_NMS, VAL_NMS, NmsSettings
 from utils.loading.loader import Loader
+from utils.loading.sampler import class_weights, image_weights
 from utils.loss import DetectionLoss
 from utils.metrics import Metrics
 from utils.schedule import EarlyStopping, Rates, Schedule, class_factor, multi_scale_size, progressive_size
@@ -208,6 +209,13 @@ class Run:
         if improved:
             self.progress.best_fitness = float(metrics.fitness)
         return improved
+
+    def sampling_weights(self) -> np.ndarray | None:
+        """Return a weight per image for `--image-weights`: high for many labels of rare classes with a low mAP."""
+        if not self.options.image_weights:
+            return None
+        by_class = class_weights(self.data.train, self.model.num_classes)
+        return image_weights(self.data.train, by_class * (1 - np.array(self.progress.class_maps)) ** 2)
 
     def keep_epoch_start(self) -> None:
         """Take a snapshot of the state at the start of the epoch, unless there is one already."""
