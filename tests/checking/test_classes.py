@@ -26,7 +26,7 @@ def test_classes_that_are_never_or_hardly_seen(tmp_path):
     found = findings_of(check_classes, scan(write_set(tmp_path, splits, ["a", "b", "only", "few", "none"])))
     assert [example.detail for example in found["absent-class"].examples] == ["class 4 'none'"]
     details = [example.detail for example in found["rare-class"].examples]
-    assert details == ["class 3 'few': 1 boxes"]
+    assert details == ["class 3 'few', boxes: 1"]
 
 
 def test_nothing_is_said_of_the_classes_of_a_set_without_labels(tmp_path):

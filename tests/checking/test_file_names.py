@@ -36,6 +36,16 @@ def test_links(tmp_path):
     assert list(found) == ["link"] and found["link"].examples[0].detail == f"-> {tmp_path}/elsewhere.jpg"
 
 
+def test_images_of_a_kind_that_is_not_read(tmp_path):
+    file = write_set(tmp_path, {"train": {"a.jpg": ROW}, "val": {"b.jpg": ROW}})
+    for name in ("train/phone/1.HEIC", "train/2.avif", "val/notes.md", "val/.3.heic"):
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(b"")
+    found = findings_of(check_names, scan(file))
+    assert list(found) == ["unread-image"] and places(found["unread-image"]) == ["2.avif", "1.HEIC"]
+    assert found["unread-image"].text.endswith("not read: .avif .heic")
+
+
 def test_label_files_of_no_image_beside_it_and_of_several(tmp_path):
     file = write_set(tmp_path, {"train": {"a.jpg": ROW, "a.png": ROW, "b.jpg": None}, "val": {"c.jpg": ROW}})
     (tmp_path / "labels/train/stray.txt").write_text(ROW)

@@ -73,6 +73,34 @@ def test_a_changed_image_in_two_splits_is_found(tmp_path, how):
     assert check(data) == {"same-image-in-two-splits": [(name, "one.jpg")]}
 
 
+def test_a_mirrored_image_in_two_splits_is_found(tmp_path):
+    others = {f"{k}.jpg": (jpeg(scene(k)), ROW) for k in range(1, 4)}
+    row, mirrored, elsewhere = (f"0 {x} 0.5 0.2 0.2\n" for x in (0.3, 0.7, 0.4))
+    symmetric = np.concatenate((scene(9), scene(9)[:, ::-1]), axis=1)
+    train = {"one.jpg": (jpeg(scene(0)), row), "five.jpg": (jpeg(scene(5)), row), "s.jpg": (jpeg(symmetric), "")}
+    val = {
+        "two.jpg": (jpeg(scene(0)[:, ::-1], 60), mirrored),
+        "six.jpg": (jpeg(scene(5)[:, ::-1]), elsewhere),  # the labels disagree
+        "t.jpg": (jpeg(symmetric, 60), ""),  # its own mirror image is reported once
+    }
+    assert check(scan(tmp_path, {"train": {**train, **others}, "val": val})) == {
+        "same-image-in-two-splits": [("t.jpg", "s.jpg")],
+        "mirror-image-in-two-splits": [("two.jpg", "one.jpg")],
+    }
+
+
+def test_mirrored_fingerprints_are_those_of_mirrored_images(tmp_path):
+    for k in range(5):
+        cv2.imwrite(str(tmp_path / f"{k}.png"), scene(k))
+        cv2.imwrite(str(tmp_path / f"{k}m.png"), scene(k)[:, ::-1])
+    found, expected = (
+        take_fingerprints([f"{tmp_path}/{k}{end}.png" for k in range(5)], progress=False) for end in ("", "m")
+    )
+    assert np.array_equal(found.mirrored().copies, expected.copies)
+    differing = np.unpackbits((found.mirrored().hashes ^ expected.hashes).view(np.uint8))
+    assert differing.sum() <= 5  # equal neighbours are brighter on neither side
+
+
 def test_files_that_are_the_same_are_errors_across_splits_and_warnings_within(tmp_path):
     train = {name: (jpeg(scene(0)), ROW) for name in ("a.jpg", "b.jpg")}
     data = scan(tmp_path, {"train": train, "val": {"c.jpg": (jpeg(scene(0)), ROW)}})

@@ -71,7 +71,7 @@ def _frequency_findings(data: ScannedData) -> Iterator[Finding]:
             f"classes have fewer than {HARDLY} boxes to train on",
             "They are hardly learnt: label more of them, merge them with others, or remove them.",
             "train",
-            first_examples(Example(file, detail=f"class {k} {names[k]!r}: {train[k]} boxes") for k in rare),
+            first_examples(Example(file, detail=f"class {k} {names[k]!r}, boxes: {train[k]}") for k in rare),
         )
 
 

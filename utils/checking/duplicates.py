@@ -101,11 +101,18 @@ def _standardise(copies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values / np.maximum(contrast, MIN_CONTRAST)[..., None], contrast
 
 
-def count_same_boxes(split: ScannedSplit, image: int, other_split: ScannedSplit, other: int) -> tuple[int, int]:
-    """Return how many boxes two images share (class, and place by IoU), and how many there are on the one with more."""
+def count_same_boxes(
+    split: ScannedSplit, image: int, other_split: ScannedSplit, other: int, *, mirrored: bool = False
+) -> tuple[int, int]:
+    """Return how many boxes two images share (class, and place by IoU), and how many there are on the one with more.
+
+    mirrored: one image is the other one's mirror image.
+    """
     a, b = split.index.boxes(image), other_split.index.boxes(other)
     if not len(a) or not len(b):
         return 0, max(len(a), len(b))
+    if mirrored:
+        a = a * [1, -1, 1, 1, 1] + [0, 1, 0, 0, 0]  # class, cx, cy, w, h
     is_same = (_pairwise_iou(a[:, 1:], b[:, 1:]) >= SAME_BOX_IOU) & (a[:, None, 0] == b[:, 0])
     return int(min(is_same.any(axis=0).sum(), is_same.any(axis=1).sum())), max(len(a), len(b))
 

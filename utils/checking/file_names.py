@@ -9,9 +9,10 @@ import numpy as np
 
 from utils.checking.findings import Example, Finding, Level, first_examples
 from utils.checking.scan import ScannedData, ScannedSplit
-from utils.datasets.image_files import label_path
+from utils.datasets.image_files import label_path, walk_files
 from utils.datasets.labels import describe_absent_labels
 from utils.datasets.stray_labels import find_stray_labels, resembling
+from utils.images.suffixes import UNREAD_SUFFIXES
 
 LEVEL_WITHOUT_LABELS: dict[str, Level] = {"train": "error", "val": "warning", "test": "note"}
 MANY_UNLABELLED = 0.1  # share of images without a label file
@@ -47,6 +48,14 @@ def check_names(data: ScannedData) -> Iterator[Finding]:
         examples = first_examples(Example(path, detail=f"-> {os.readlink(path)}", image=path) for path in links)
         advice = "Copies and archives of the folder may lose them. `cp -L` and `tar -h` follow links."
         yield Finding("note", "files", "link", len(links), "images are links", advice, examples=examples)
+    folders = {source for name in data.splits for source in data.spec.sources(name) if source.is_dir()}
+    unread = sorted({path for folder in folders for path in walk_files(str(folder), UNREAD_SUFFIXES)})
+    if unread:
+        examples = first_examples(map(Example, unread))
+        suffixes = " ".join(sorted({os.path.splitext(path)[1].lower() for path in unread}))
+        text = f"images are of a kind that is not read: {suffixes}"
+        advice = "Training ignores them. Convert them to JPEG or PNG under the same names."
+        yield Finding("warning", "files", "unread-image", len(unread), text, advice, examples=examples)
 
 
 def _clashes(keys: Iterable[tuple[str, Hashable]]) -> list[Example]:
@@ -103,7 +112,7 @@ def _stray_findings(split: ScannedSplit) -> Iterator[Finding]:
         (
             "warning",
             "no-label-folder",
-            [(folder, f"{count} images") for folder, count in stray.absent],
+            [(folder, f"images: {count}") for folder, count in stray.absent],
             "folders of labels do not exist, and their images count as backgrounds",
             "If they are, make the folders. Else correct the names: labels/ has the place of images/.",
         ),

@@ -35,6 +35,7 @@ def check_copies(data: ScannedData, *, progress: bool = True) -> Iterator[Findin
     for (first, a), (second, b) in combinations(data.splits.items(), 2):
         matches = match_images(prints[second], prints[first])
         yield from _repetitions(b, a, matches)
+        yield from _mirror_images(b, a, match_images(prints[second].mirrored(), prints[first]), matches.partners < 0)
     for name, split in data.splits.items():
         yield from _repetitions(split, split, match_images(prints[name]))
     yield from _sequence_findings(data, prints)
@@ -98,9 +99,25 @@ def _contradictions(split: ScannedSplit, earlier: ScannedSplit, copies: list[Pai
         )  # fmt: skip
 
 
-def _pair(split: ScannedSplit, earlier: ScannedSplit, matches: Matches, image: int) -> Pair:
+def _mirror_images(
+    split: ScannedSplit, earlier: ScannedSplit, matches: Matches, is_new: np.ndarray
+) -> Iterator[Finding]:
+    """Yield the finding on images that are mirror images of one of another split, of those that are `is_new` (N,)."""
+    found = (_pair(split, earlier, matches, image, mirrored=True) for image in matches.alike if is_new[image])
+    pairs = list(filter(_is_confirmed, found))
+    if pairs:
+        yield Finding(
+            "warning", "splits", "mirror-image-in-two-splits", len(pairs),
+            f"images of {split.name} are mirror images of one of {earlier.name}",
+            "Look at the pairs. Keep them in one of the two: training mirrors its images, so it has seen those of "
+            f"{split.name}, which are measured too well.",
+            split.name, _examples(split, earlier, pairs, "mirrored "), {"share": len(pairs) / len(split.index)},
+        )  # fmt: skip
+
+
+def _pair(split: ScannedSplit, earlier: ScannedSplit, matches: Matches, image: int, *, mirrored: bool = False) -> Pair:
     other = int(matches.partners[image])
-    return Pair(int(image), other, *count_same_boxes(split, image, earlier, other))
+    return Pair(int(image), other, *count_same_boxes(split, image, earlier, other, mirrored=mirrored))
 
 
 def _is_confirmed(pair: Pair) -> bool:
@@ -108,11 +125,11 @@ def _is_confirmed(pair: Pair) -> bool:
     return pair.same >= CONFIRMED * pair.boxes
 
 
-def _examples(split: ScannedSplit, earlier: ScannedSplit, pairs: list[Pair]) -> tuple[Example, ...]:
+def _examples(split: ScannedSplit, earlier: ScannedSplit, pairs: list[Pair], how: str = "") -> tuple[Example, ...]:
     def describe(pair: Pair) -> Example:
         other = earlier.index.paths[pair.other]
-        boxes = f", {pair.same} of {pair.boxes} boxes are the same" if pair.boxes else ""
-        detail = f"as {os.path.basename(other)}{boxes}"
+        boxes = f", same boxes: {pair.same} of {pair.boxes}" if pair.boxes else ""
+        detail = f"{how}as {os.path.basename(other)}{boxes}"
         return replace(split.image_example(pair.image, detail, with_boxes=True), beside=other)
 
     return first_examples(map(describe, pairs))

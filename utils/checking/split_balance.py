@@ -68,7 +68,7 @@ def _class_examples(split: ScannedSplit, classes: np.ndarray, data: ScannedData)
 
     def example(index: int) -> Example:
         labels = np.flatnonzero(ids == index)
-        return split.label_example(int(labels[0]), f"{data.spec.names[index]}: {len(labels)} labels in {split.name}")
+        return split.label_example(int(labels[0]), f"{data.spec.names[index]}: {len(labels)} in {split.name}")
 
     return first_examples(example(int(index)) for index in classes)
 
