@@ -7,6 +7,7 @@ from utils.errors import silence_ctrl_c_during_imports
 
 silence_ctrl_c_during_imports(__name__)
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,8 +33,10 @@ from utils.exporting.cpu_runtime import convert_after, runtime_flag
 from utils.files import ROOT, datasets_folders, find_file, increment_path, read_yaml, require_writable
 from utils.formats import format_of
 from utils.image_size import require_size
+from utils.images.cut import Cut, read_cut
 from utils.images.frames import Frame, Source
 from utils.images.sources import open_source
+from utils.images.streams import StreamSettings
 from utils.images.tiles import DEFAULT_OVERLAP, Tiling
 from utils.inference.exported_model import ExportedModel
 from utils.inference.input_shape import input_shape
@@ -65,6 +68,12 @@ class DetectOptions:
         "data/images", "file, folder, 'glob', .txt list, URL, stream, .streams list, camera or screen", group="data"
     )
     vid_stride: int = flag(1, "read every k-th frame of videos and streams", group="data")
+    start: str | None = flag(None, "begin in videos at this time: seconds or h:m:s", type=str, group="data")
+    end: str | None = flag(None, "end in videos before this time: seconds or h:m:s", type=str, group="data")
+    stream_timeout: float = flag(15.0, "a stream without a frame for this many seconds is opened again", group="data")
+    stream_retries: int | None = flag(
+        None, "attempts to reach a lost stream, also at the start; without it until it answers", type=int, group="data"
+    )
     data: str = flag("data/coco128.yaml", "YAML with class names, for a model that has none", group="data")
     imgsz: list[int] = image_size_flag([640], "input")
     weights: list[str] = flag(
@@ -93,6 +102,9 @@ class DetectOptions:
     device: str = flag("", "cpu, mps or a GPU number; '' takes the first GPU, or the CPU", group="devices")
     view_img: bool = flag(False, "show the results in a window; q ends", group="output")
     nosave: bool = flag(False, "write no images and videos", group="output")
+    segment_minutes: float = flag(
+        0.0, "record streams in files of this length, which survive a kill; 0: one .mp4", group="output"
+    )
     save_txt: bool = flag(False, "write labels/*.txt", group="output")
     save_format: int = flag(
         0, "format of labels/*.txt, 0: x y w h, 1: x1 y1 x2 y2; all in 0...1", choices=[0, 1], group="output"
@@ -124,6 +136,17 @@ class DetectOptions:
             if value < 1:
                 raise UserError(f"{name} {value}: must be 1 or more")
         Tiling.from_flags(self.tile, self.tile_overlap)
+        if not 0 <= self.segment_minutes < math.inf:
+            raise UserError(f"--segment-minutes {self.segment_minutes:g}: expected minutes, as in --segment-minutes 10")
+        _ = self.cut, self.streams  # check them before anything is loaded
+
+    @property
+    def cut(self) -> Cut:
+        return read_cut(self.start, self.end)
+
+    @property
+    def streams(self) -> StreamSettings:
+        return StreamSettings(self.stream_timeout, self.stream_retries)
 
     @property
     def nms(self) -> NmsSettings:
@@ -235,6 +258,8 @@ def build_outputs(options: DetectOptions, names: dict[int, str], source: Source,
         images=not options.nosave,
         text=options.save_txt,
         table=options.save_csv,
+        timed=source.kind != "files" or bool(source.videos),
+        segment_minutes=options.segment_minutes,
         crops=options.save_crop,
         tracks=options.track,
         corners=options.save_format == 1,
@@ -355,7 +380,7 @@ def main(argv: Arguments = None) -> Path:
     require_writable(options.project)
     text = options.source if "source" in typed else default_source()
     shown = remove_credentials(text)
-    with open_source(text, vid_stride=options.vid_stride) as source:
+    with open_source(text, vid_stride=options.vid_stride, cut=options.cut, streams=options.streams) as source:
         files = find_weights(options.weights, typed="weights" in typed, exported=True)
         require_images(options, source, shown)
         predictor = build_predictor(options, files, typed)

@@ -91,6 +91,8 @@ DETECT_FLAGS = {
     "--hide-labels": False, "--hide-conf": False, "--half": False, "--dnn": False, "--vid-stride": 1,
     "--runtime": "pytorch", "--json": False, "--save-labels": None, "--track": False, "--track-buffer": 30,
     "--tile": 0, "--tile-overlap": 0.2,
+    "--start": None, "--end": None,
+    "--stream-timeout": 15.0, "--stream-retries": None, "--segment-minutes": 0.0,
 }  # fmt: skip
 
 

@@ -99,13 +99,15 @@ def data(line: str) -> None:
         raise BrokenPipeError(errno.EPIPE, "the program that reads the results has ended", "--json") from None
 
 
-def warn(text: str, *, all_ranks: bool = False) -> None:
+def warn(text: str, *, all_ranks: bool = False, repeat: bool = False) -> None:
     """Print `WARNING: text` on stderr, once per text and program.
 
     `text` says what happened, then what to type. `all_ranks`: print it on every rank, because each sees other data.
+    `repeat`: print it every time, and remember nothing.
     """
     if (all_ranks or _settings.rank == 0) and text not in _settings.warned:
-        _settings.warned.add(text)
+        if not repeat:
+            _settings.warned.add(text)
         _print(sys.stderr, f"WARNING: {text}")
 
 

@@ -15,14 +15,14 @@ def write_image(file, value=100, size=(30, 40)):
     return file
 
 
-def write_video(file, frames=10, fps=20, size=(64, 48), noise=0):
-    """Write a video whose frame i has the grey value 20 i modulo 256, plus noise of 0 to `noise`."""
+def write_video(file, frames=10, fps=20, size=(64, 48), noise=0, images=None):
+    """Write a video whose frame i has the grey value 20 i modulo 256, plus noise of 0 to `noise`, or `images`."""
     rng = np.random.default_rng(0)
     writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), fps, size)
     assert writer.isOpened()
     for i in range(frames):
         spread = rng.integers(0, noise + 1, (size[1], size[0], 3))
-        writer.write((20 * i + spread).astype(np.uint8))
+        writer.write((20 * i + spread).astype(np.uint8) if images is None else images[i])
     writer.release()
     return file
 

@@ -1,6 +1,7 @@
 """Sources to detect on: what a text names, the order of frames, and broken files."""
 
 import errno
+import struct
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from media_files import served, write_image, write_video
 
 from utils.errors import UserError
 from utils.images import sources
+from utils.images.cut import Cut
 from utils.images.sources import FileSource, ScreenSource, is_stream, open_source
 
 
@@ -172,6 +174,62 @@ def test_video_frames(tmp_path, stride, values, fps):
         assert frames[0].prefix == f"video 1/1 (1/{len(values)}) {tmp_path}/clip.mp4: "
 
 
+@pytest.mark.parametrize(
+    "cut, stride, numbers",
+    [
+        (Cut(0.2), 1, range(5, 11)),  # at 20 frames a second
+        (Cut(0, 0.2), 1, range(1, 5)),
+        (Cut(0.1, 0.3), 2, [2, 3]),  # number and time are those of the whole video
+        (Cut(0.449), 1, [10]),
+    ],
+)
+def test_a_cut_of_a_video(tmp_path, cut, stride, numbers):
+    write_video(tmp_path / "clip.mp4")
+    whole = {frame.number: frame for frame in open_source(tmp_path / "clip.mp4", vid_stride=stride)}
+    frames = list(open_source(tmp_path / "clip.mp4", vid_stride=stride, cut=cut, warn=pytest.fail))
+    assert [frame.number for frame in frames] == list(numbers)
+    for i, frame in enumerate(frames, 1):
+        assert frame.time == whole[frame.number].time and np.array_equal(frame.image, whole[frame.number].image)
+        assert f"({i}/{len(frames)})" in frame.prefix
+
+
+def test_a_cut_needs_a_video_that_is_long_enough(tmp_path):
+    write_video(tmp_path / "clip.mp4")
+    lines = []
+    assert not list(open_source(tmp_path / "clip.mp4", cut=Cut(60), warn=lines.append))
+    assert lines == [f"{tmp_path}/clip.mp4 skipped: it ends after 0.5 s, before --start 60"]
+    with pytest.raises(UserError, match="--start and --end are for video files"):
+        open_source("rtsp://u:pw@127.0.0.1:1/x", cut=Cut(1))
+    write_image(tmp_path / "a.jpg")
+    with pytest.raises(UserError, match="--start and --end are for video files"):
+        open_source(tmp_path / "a.jpg", cut=Cut(1))
+
+
+ROTATIONS = {  # a, b, c and d of the display matrix of an mp4: which corner the bright one of the file is shown in
+    "none": ((1, 0, 0, 1), (48, 64), (0, 0)),
+    "90": ((0, 1, -1, 0), (64, 48), (0, -1)),
+    "180": ((-1, 0, 0, -1), (48, 64), (-1, -1)),
+    "270": ((0, -1, 1, 0), (64, 48), (-1, 0)),
+}
+
+
+@pytest.mark.parametrize("matrix, shape, corner", ROTATIONS.values(), ids=ROTATIONS)
+def test_a_rotated_video_is_shown_upright(tmp_path, matrix, shape, corner):
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[:16, :16] = 250
+    file = write_video(tmp_path / "a.mp4", frames=3, images=[image] * 3)
+    data = file.read_bytes()
+    a, b, c, d = (value * 65536 for value in matrix)
+    rows = [[a, b, 0], [c, d, 0], [0, 0, 1 << 30]]
+    upright = [[65536, 0, 0], [0, 65536, 0], [0, 0, 1 << 30]]
+    packed = [b"".join(struct.pack(">i", value) for row in entries for value in row) for entries in (upright, rows)]
+    at = data.index(packed[0], data.index(b"tkhd"))
+    file.write_bytes(data[:at] + packed[1] + data[at + 36 :])
+    frames = list(open_source(file))
+    assert len(frames) == 3 and all(frame.image.shape == (*shape, 3) for frame in frames)
+    assert frames[0].image[corner].min() > 150 and frames[0].image[24, 24].max() < 60
+
+
 def test_broken_videos_end_without_an_error(tmp_path):
     data = bytearray(write_video(tmp_path / "a.mp4", frames=12, noise=60).read_bytes())
     start = data.find(b"mdat") + 4
@@ -282,7 +340,7 @@ def test_a_list_by_notepad_and_a_name_that_is_not_utf8(tmp_path):
 
 
 def test_a_stream_in_a_list_of_files(tmp_path):
-    (tmp_path / "cams.txt").write_text("rtsp://user:secret@127.0.0.1:1/x\n")
-    with pytest.raises(UserError, match=r"rtsp://127.0.0.1:1/x is a stream.*\.streams") as error:
+    (tmp_path / "cams.txt").write_text("rtsp://user:secret@127.0.0.1:1/x\nz.jpg\n")
+    with pytest.raises(UserError, match=r"rtsp://127.0.0.1:1/x is a stream.*list of their own") as error:
         open_source(tmp_path / "cams.txt")
     assert "secret" not in str(error.value)

@@ -11,7 +11,7 @@ import pytest
 
 from utils.errors import UserError, explain
 from utils.images.frames import Frame
-from utils.output.detection_files import Outputs, VideoFile, mpeg4_rate
+from utils.output.detection_files import Outputs
 from utils.output.result_names import OutputNames
 
 NAMES = {0: "person", 1: "bus", 2: "wine glass/cup"}
@@ -117,6 +117,29 @@ def test_tracks_are_in_text_table_and_drawing(tmp_path):
     assert [outputs._label(row) for row in rows] == [f"{NAMES[1]} 0.50", f"{NAMES[0]} #16777217 0.88"]
 
 
+def test_rows_of_videos_and_streams_have_times(tmp_path):
+    outputs = Outputs(tmp_path, NAMES, table=True, timed=True, images=False)
+    outputs.write(frame("/a/cat.mp4", "video", 6, fps=20.0), ROWS[:1])
+    outputs.write(Frame(IMAGE, "0", "stream", "", 7, 5.0, 1.5, 1_796_000_000.1254), ROWS[1:])
+    outputs.close()
+    header, *rows = csv.reader((tmp_path / "predictions.csv").read_text().splitlines())
+    assert header == ["Image Name", "Prediction", "Confidence", "Frame", "Seconds", "UTC"]
+    assert rows == [
+        ["cat.mp4", "bus", "0.50", "6", "0.250", ""],
+        ["0", "person", "0.88", "7", "1.500", "2026-11-30T00:53:20.125Z"],
+    ]
+
+
+def test_a_result_without_sound_is_a_line(tmp_path, capsys):
+    (tmp_path / "a.avi").write_bytes(b"strh" + bytes(4) + b"auds")
+    outputs = Outputs(tmp_path / "run", NAMES)
+    outputs.folder.mkdir()
+    for name in ("a.avi", "a.avi", "b.avi"):
+        outputs.write(frame(str(tmp_path / name), "video", 1, fps=5.0), NOTHING)
+    outputs.close()
+    assert capsys.readouterr().out == f"{tmp_path}/a.avi: the result is without its sound\n"
+
+
 def test_crops_are_a_little_larger_than_the_boxes(tmp_path):
     image = IMAGE.copy()
     image[10:50, 20:60] = (0, 0, 255)
@@ -201,27 +224,6 @@ def test_streams_are_written_side_by_side(tmp_path):
     assert cv2.VideoCapture(str(tmp_path / "0.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
-@pytest.mark.parametrize(
-    "times, values",
-    [
-        ([], []),
-        ([0.0, 0.1, 0.2], [0, 1, 2]),  # at the rate of the file: one frame each
-        ([0.0, 0.1, 0.4, 0.5], [0, 1, 1, 1, 2, 3]),  # two were skipped: the one before stays
-        ([0.0, 0.04, 0.06, 0.1], [0, 2]),  # faster than the file: time counts
-        ([0.3, 0.4], [0, 0, 0, 0, 1]),  # the first comes late
-    ],
-)
-def test_a_video_plays_as_long_as_it_took(tmp_path, times, values):
-    video = VideoFile(tmp_path / "x.mp4", 10.0, (48, 64))
-    for i, time in enumerate(times):
-        video.write(np.full((48, 64, 3), 40 * i, dtype=np.uint8), time)
-    video.close()
-    capture, seen = cv2.VideoCapture(str(tmp_path / "x.mp4")), []
-    while (read := capture.read())[0]:
-        seen.append(round(float(read[1].mean()) / 40))
-    assert seen == values
-
-
 def test_sources_have_unique_names():
     names = OutputNames()
     paths = ["/a/cat.jpg", "/b/cat.jpg", "/a/cat.png", "/a/cat_2.jpg", "/a/x_7.jpg"]
@@ -254,25 +256,6 @@ def test_a_video_is_not_written_into_the_file_behind_a_link(tmp_path):
     assert (tmp_path / "mine.mp4").read_bytes() == b"a user's own" and not (tmp_path / "run" / "v.mp4").is_symlink()
 
 
-@pytest.mark.parametrize(
-    "fps, rate", [(25, 25), (30000 / 1001, 29.97), (119.88, 119.88), (999.97, 1000), (1e6, 65535), (1e-9, 0.01)]
-)
-def test_frame_rates_that_mp4_can_hold(tmp_path, fps, rate):
-    video = VideoFile(tmp_path / "x.mp4", fps, (48, 64))
-    assert mpeg4_rate(fps) == pytest.approx(rate)
-    video.write(IMAGE[:48, :64], 0.0)
-    assert video.close()
-
-
-@pytest.mark.parametrize("shape, written", [((16, 8192), (8190, 14)), ((9000, 18), (16, 8190))])
-def test_a_video_that_is_too_large_for_mp4_is_scaled(tmp_path, shape, written):
-    video = VideoFile(tmp_path / "x.mp4", 5.0, shape)
-    video.write(np.zeros((*shape, 3), np.uint8), 0.0)
-    assert video.close()
-    capture = cv2.VideoCapture(str(tmp_path / "x.mp4"))
-    assert (capture.get(cv2.CAP_PROP_FRAME_WIDTH), capture.get(cv2.CAP_PROP_FRAME_HEIGHT)) == written
-
-
 def test_a_video_that_cannot_be_written_costs_no_other(tmp_path, monkeypatch):
     outputs = Outputs(tmp_path, NAMES)
     with monkeypatch.context() as patch:
@@ -283,13 +266,6 @@ def test_a_video_that_cannot_be_written_costs_no_other(tmp_path, monkeypatch):
     outputs.write(frame("/a/two.avi", "video", 1, fps=5.0), NOTHING)
     outputs.close()
     assert files_below(tmp_path) == ["two.mp4"] and outputs.unwritten == [tmp_path / "one.mp4"]
-
-
-def test_a_gap_of_hours_is_not_filled(tmp_path):
-    video = VideoFile(tmp_path / "x.mp4", 5.0, (48, 64))
-    for time in (0.0, 0.2, 86_400.0, 86_400.2):
-        video.write(IMAGE[:48, :64], time)
-    assert video.close() and video._written == 3
 
 
 def test_rows_are_in_the_table_at_once(tmp_path):

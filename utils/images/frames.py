@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
 import cv2
 import numpy as np
@@ -24,6 +25,12 @@ class Frame:
     fps: float = 0.0  # yielded frames per second, that is after vid_stride; 0 for an image
     # Seconds since the first frame. Streams and the screen skip frames if detection is slower than they are.
     time: float = 0.0
+    received: float | None = None  # Unix time at which a frame of a stream or the screen arrived
+
+    @property
+    def utc(self) -> str | None:
+        """Time of arrival as ISO 8601, such as 2026-12-01T09:30:00.125Z. None for files."""
+        return None if self.received is None else iso_utc(self.received)
 
 
 class Source:
@@ -55,12 +62,30 @@ class Source:
         self.close()
 
 
+def iso_utc(seconds: float, timespec: str = "milliseconds") -> str:
+    """Return a Unix time as ISO 8601 in UTC."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec=timespec).replace("+00:00", "Z")
+
+
 def next_image(capture: cv2.VideoCapture, stride: int) -> np.ndarray | None:
     """Skip stride - 1 frames and decode the next. Return None at the end, or if the data is broken."""
-    for _ in range(stride):
-        if not capture.grab():
-            return None
-    ok, image = capture.retrieve()
+    return retrieve(capture) if grab(capture, stride) else None
+
+
+def grab(capture: cv2.VideoCapture, stride: int) -> bool:
+    """Advance by `stride` frames. Return False at the end, or if the data is broken."""
+    try:
+        return all(capture.grab() for _ in range(stride))
+    except cv2.error:
+        return False
+
+
+def retrieve(capture: cv2.VideoCapture) -> np.ndarray | None:
+    """Return the image of the present frame, None if its data is broken."""
+    try:
+        ok, image = capture.retrieve()
+    except cv2.error:
+        return None
     return image if ok and image is not None and image.size else None
 
 

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import cv2
@@ -19,39 +20,66 @@ from utils.addresses import remove_credentials
 from utils.download import fetch
 from utils.errors import UserError
 from utils.files import read_regular, retry_reading
-from utils.images.frames import Frame, FrameClock, Source, frame_count, frame_rate, next_image
+from utils.images.cut import Cut
+from utils.images.frames import Frame, FrameClock, Source, frame_count, frame_rate, grab, retrieve
 from utils.images.header import MAX_BYTES
 from utils.images.read import read_image
-from utils.images.streams import StreamSource
+from utils.images.streams import StreamSettings, StreamSource
 from utils.images.suffixes import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
+WHOLE = Cut()
 KNOWN = IMAGE_SUFFIXES | VIDEO_SUFFIXES
 STREAM_SCHEMES = ("rtsp", "rtmp", "http", "https")
 MAX_LIST_BYTES = 1 << 30
 SCREEN_FPS = 10.0  # of the video that is written; detection on a CPU is seldom faster
 ACCEPTED = (
     "an image or video file, a folder, a glob such as 'images/*.jpg', a .txt list of those, an http(s) URL, "
-    "an rtsp/rtmp/http stream, a .streams list of streams, a camera number such as 0, or 'screen'"
+    "an rtsp/rtmp/http stream, a .streams or .txt list of streams, a camera number such as 0, or 'screen'"
 )
 Warn = Callable[[str], None]
 
 
-def open_source(source: str | Path, *, vid_stride: int = 1, warn: Warn = console.warn) -> Source:
+def open_source(
+    source: str | Path,
+    *,
+    vid_stride: int = 1,
+    cut: Cut = WHOLE,
+    streams: StreamSettings | None = None,
+    warn: Warn | None = None,
+) -> Source:
     """Open the source that a text names.
 
-    vid_stride: read every k-th frame of videos and streams. `warn` is called with one line per problem. UserError if
-    nothing readable is found.
+    vid_stride: read every k-th frame of videos and streams. `cut`: the part of videos that is read. `warn` is called
+    with one line per problem. UserError if nothing readable is found.
     """
     if vid_stride < 1:
         raise UserError(f"--vid-stride {vid_stride}: must be 1 (every frame) or more")
     text = str(source).strip()
-    if text.split()[:1] == ["screen"]:
+    addresses = _stream_addresses(text)
+    if addresses is None and text.split()[:1] != ["screen"]:
+        files = FileSource(text, vid_stride=vid_stride, cut=cut, warn=warn or console.warn)
+        if files.videos or cut.is_whole:
+            return files
+        files.close()
+    if not cut.is_whole:
+        raise UserError(f"--start and --end are for video files: --source {remove_credentials(text)} has none")
+    if addresses is None:
         return ScreenSource(text)
+    reporting: dict[str, Any] = {"warn": warn, "report": warn} if warn else {}
+    return StreamSource(addresses, vid_stride=vid_stride, settings=streams, **reporting)
+
+
+def _stream_addresses(text: str) -> list[str] | None:
+    """Return the streams that a text names, by itself or as a list of them. None if it names something else."""
     if text.isdigit() or is_stream(text):
-        return StreamSource([text], vid_stride=vid_stride, warn=warn)
+        return [text]
     if text.lower().endswith(".streams"):
-        return StreamSource(_read_list(Path(text)), vid_stride=vid_stride, warn=warn)
-    return FileSource(text, vid_stride=vid_stride, warn=warn)
+        return _read_list(Path(text))
+    if text.lower().endswith(".txt") and Path(text).is_file():
+        entries = _read_list(Path(text))
+        if entries and all(map(is_stream, entries)):
+            return entries
+    return None
 
 
 def is_stream(text: str) -> bool:
@@ -67,8 +95,8 @@ def is_stream(text: str) -> bool:
 class FileSource(Source):
     """Images, then videos, from a file, folder, glob, http(s) file or .txt list. An unreadable one is one warning."""
 
-    def __init__(self, text: str, *, vid_stride: int = 1, warn: Warn = console.warn):
-        self._vid_stride, self._warn = vid_stride, warn
+    def __init__(self, text: str, *, vid_stride: int = 1, cut: Cut = WHOLE, warn: Warn = console.warn):
+        self._vid_stride, self._cut, self._warn = vid_stride, cut, warn
         self._temporary: tempfile.TemporaryDirectory | None = None
         try:
             files = list(dict.fromkeys(self._expand(text)))
@@ -128,7 +156,7 @@ class FileSource(Source):
             return [self._download(text)]
         if is_stream(text):
             raise UserError(
-                f"{listed_in}: {remove_credentials(text)} is a stream; write streams into a list that ends in .streams"
+                f"{listed_in}: {remove_credentials(text)} is a stream; write streams into a list of their own"
             )
         candidates = [Path(os.path.expanduser(text))] + ([listed_in.parent / text] if listed_in else [])
         for path in candidates:
@@ -152,7 +180,10 @@ class FileSource(Source):
         return str(fetch(urlsplit(url).geturl(), folder / name, keep=False, max_bytes=limit))
 
     def _video(self, path: str, prefix: str) -> Iterator[Frame]:
-        """Yield every k-th frame until the first that cannot be decoded."""
+        """Yield every k-th frame of the cut until the first that cannot be decoded.
+
+        Frames before the cut are decoded too: only so are times and numbers exact in every format.
+        """
         capture = cv2.VideoCapture(path)
         try:
             if not capture.isOpened():
@@ -160,15 +191,26 @@ class FileSource(Source):
                 return
             fps = frame_rate(capture) / self._vid_stride
             total = frame_count(capture) // self._vid_stride
-            number, clock = 0, FrameClock(1 / fps)
-            while (image := next_image(capture, self._vid_stride)) is not None:
+            expected = self._cut.num_frames(total, fps) or "?"
+            number, yielded, clock = 0, 0, FrameClock(1 / fps)
+            while grab(capture, self._vid_stride):
+                seconds = clock.tick(capture)
+                if self._cut.is_after(seconds):
+                    return
+                image = None if self._cut.is_before(seconds) else retrieve(capture)
+                if image is None and not self._cut.is_before(seconds):
+                    break
                 number += 1
-                line = f"{prefix} ({number}/{total or '?'}) {path}: "
-                yield Frame(image, path, "video", line, number, fps, clock.tick(capture))
+                if image is not None:
+                    yielded += 1
+                    line = f"{prefix} ({yielded}/{expected}) {path}: "
+                    yield Frame(image, path, "video", line, number, fps, seconds)
             # Some files store their length in seconds, and frames of different lengths make fewer than fps says.
             missing = total / fps - clock.seconds - clock.last_gap
             if number < total and (not number or missing > clock.last_gap / 2):
                 self._warn(f"{path} ends early: {number} of {total} frames could be decoded")
+            elif not yielded and number:
+                self._warn(f"{path} skipped: it ends after {clock.seconds:.1f} s, before --start {self._cut.start:g}")
         finally:
             capture.release()
 
@@ -212,7 +254,7 @@ class ScreenSource(Source):
         for number in itertools.count(1):
             shown_at = time.monotonic() - started
             image = np.ascontiguousarray(np.asarray(self._grabber.grab(self.area))[:, :, :3])  # BGRA -> BGR
-            yield Frame(image, f"screen_{self.monitor}", "screen", prefix, number, SCREEN_FPS, shown_at)
+            yield Frame(image, f"screen_{self.monitor}", "screen", prefix, number, SCREEN_FPS, shown_at, time.time())
 
     def close(self) -> None:
         """Release the screen."""

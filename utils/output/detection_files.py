@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO
 
-import cv2
 import numpy as np
 
 from utils import console
@@ -21,6 +20,7 @@ from utils.detections import Detections
 from utils.errors import UserError
 from utils.files import atomic_write, named_errors
 from utils.images.frames import Frame
+from utils.images.sound import has_sound
 from utils.output.annotation_files import AnnotationFile
 from utils.output.drawing import crop_with_margin, draw_boxes, save_image
 from utils.output.result_names import (
@@ -31,10 +31,9 @@ from utils.output.result_names import (
     class_folders,
     spreadsheet_cell,
 )
+from utils.output.video_files import VideoFile, segment_file
 from utils.temporary_files import shorten_name
 
-MPEG4_SIDE, MPEG4_RATE = 8190, 65_535  # pixels; greatest number of a frame rate's fraction
-MAX_GAP = 60.0  # seconds
 WRITABLE = frozenset(".bmp .jpeg .jpg .png .tif .tiff .webp".split())  # formats that OpenCV writes; others become .jpg
 
 
@@ -54,6 +53,8 @@ class Outputs:
     corners: bool = False
     confidence: bool = False
     table: bool = False
+    timed: bool = False  # the table has the number and the time of each frame
+    segment_minutes: float = 0.0  # length of the files that streams are recorded in, 0: one .mp4
     crops: bool = False
     tracks: bool = False
     line_width: int = 3
@@ -78,7 +79,10 @@ class Outputs:
             file = self.folder / "predictions.csv"
             # A name that is not UTF-8 is written with \udc.. in place of such bytes.
             self._table = open(file, "w", newline="", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 close()
-            csv.writer(self._table).writerow(["Image Name", "Prediction", "Confidence", *["Track ID"] * self.tracks])
+            times = ["Frame", "Seconds", "UTC"] if self.timed else []
+            csv.writer(self._table).writerow(
+                ["Image Name", "Prediction", "Confidence", *times, *["Track ID"] * self.tracks]
+            )
 
     def write(self, frame: Frame, rows: np.ndarray) -> None:
         """Write the selected files of one frame below `folder`."""
@@ -101,8 +105,9 @@ class Outputs:
     def _write_table(self, table: IO[str], frame: Frame, stem: str, rows: np.ndarray) -> None:
         name = stem + (Path(frame.path).suffix if frame.kind in ("image", "video") else "")
         texts = [[spreadsheet_cell(name), spreadsheet_cell(self.names[int(row[5])])] for row in rows]
+        times = [frame.number, f"{frame.time:.3f}", frame.utc or ""] if self.timed else []
         csv.writer(table).writerows(
-            [*cells, f"{row[4]:.2f}", *track_text(row)] for cells, row in zip(texts, rows, strict=True)
+            [*cells, f"{row[4]:.2f}", *times, *track_text(row)] for cells, row in zip(texts, rows, strict=True)
         )
         table.flush()  # the process may be killed
 
@@ -185,19 +190,30 @@ class Outputs:
                 return file
 
     def _write_image(self, frame: Frame, stem: str, drawn: np.ndarray) -> None:
-        suffix = Path(frame.path).suffix if frame.kind == "image" else ".mp4"
-        file = self.folder / (stem + (suffix if suffix.lower() in WRITABLE | {".mp4"} else ".jpg"))
-        self._protect_sources(file, frame)
         if frame.kind == "image":
+            suffix = Path(frame.path).suffix
+            file = self.folder / (stem + (suffix if suffix.lower() in WRITABLE else ".jpg"))
+            self._protect_sources(file, frame)
             save_image(file, drawn)
-            return
-        if frame.path not in self._videos:
-            if frame.kind == "video":  # files come one after the other, streams all at once
-                self._finish_videos()
-            self._videos[frame.path] = self._open_video(file, frame.fps, drawn.shape[:2])
-        video = self._videos[frame.path]
-        if video:
+        elif video := self._video(frame, stem, drawn.shape[:2]):
             video.write(drawn, frame.time)
+
+    def _video(self, frame: Frame, stem: str, shape: tuple[int, int]) -> VideoFile | None:
+        """Return the video that a frame belongs to, None if it cannot be written."""
+        in_segments = self.segment_minutes > 0 and frame.kind != "video"
+        if frame.path in self._videos:
+            video = self._videos[frame.path]
+            if not (in_segments and video and video.ends_before(frame.time, shape, 60 * self.segment_minutes)):
+                return video
+            self._finish_video(video)
+        elif frame.kind == "video":  # files come one after the other, streams all at once
+            self._finish_videos()
+        if frame.kind == "video" and has_sound(frame.path):
+            console.info(f"{frame.path}: the result is without its sound")
+        file = segment_file(self.folder, stem, frame.received) if in_segments else self.folder / f"{stem}.mp4"
+        self._protect_sources(file, frame)
+        self._videos[frame.path] = self._open_video(file, frame, shape, begin=frame.time if in_segments else 0.0)
+        return self._videos[frame.path]
 
     def _protect_sources(self, file: Path, frame: Frame) -> None:
         """Raise UserError if writing `file` would replace a source, under this name or behind a link."""
@@ -212,10 +228,10 @@ class Outputs:
     def _source_ids(self) -> frozenset[tuple[int, int] | None]:
         return frozenset(map(file_id, self.sources))
 
-    def _open_video(self, file: Path, fps: float, shape: tuple[int, int]) -> "VideoFile | None":
+    def _open_video(self, file: Path, frame: Frame, shape: tuple[int, int], begin: float) -> VideoFile | None:
         """Return the writer of a video, or None and a warning if OpenCV cannot write it: others may follow."""
         try:
-            return VideoFile(file, fps, shape)
+            return VideoFile(file, frame.fps, shape, begin=begin)
         except UserError as error:
             console.warn(f"{error}. Use --nosave with --save-txt or --save-crop")
             self.unwritten.append(file)
@@ -223,10 +239,14 @@ class Outputs:
 
     def _finish_videos(self) -> None:
         for video in self._videos.values():
-            if video and not video.close():
-                console.warn(f"{video.file}: the video is not complete. Make room on the disk and run again")
-                self.unwritten.append(video.file)
+            if video:
+                self._finish_video(video)
         self._videos.clear()
+
+    def _finish_video(self, video: VideoFile) -> None:
+        if not video.close():
+            console.warn(f"{video.file}: the video is not complete. Make room on the disk and run again")
+            self.unwritten.append(video.file)
 
 
 def track_text(row: np.ndarray) -> list[str]:
@@ -241,65 +261,6 @@ def file_id(file: str | Path) -> tuple[int, int] | None:
     except (OSError, ValueError):
         return None
     return status.st_dev, status.st_ino
-
-
-class VideoFile:
-    """Writer of an mp4 video with the size of its first frame. It plays as long as its source took.
-
-    Frames larger than MPEG-4 allows are scaled down. UserError if OpenCV cannot write it.
-    """
-
-    def __init__(self, file: Path, fps: float, shape: tuple[int, int]):
-        self.file, self._fps = file, mpeg4_rate(fps)
-        gain = min(1.0, MPEG4_SIDE / max(shape))
-        self._size = (max(1, int(shape[1] * gain)), max(1, int(shape[0] * gain)))
-        if gain < 1:
-            console.warn(f"{file}: {shape[1]}x{shape[0]} pixels are too many for mp4. Written at {self._size[0]} wide")
-        self._previous: np.ndarray | None = None
-        self._written, self._time, self._skipped = 0, 0.0, 0.0
-        file.unlink(missing_ok=True)  # OpenCV would write into the file behind a link
-        self._writer = cv2.VideoWriter(str(file), cv2.VideoWriter.fourcc(*"mp4v"), self._fps, self._size)
-        if not self._writer.isOpened():
-            size = f"{self._size[0]}x{self._size[1]}"
-            raise UserError(f"{file}: OpenCV cannot write this video ({size} pixels, {self._fps:g} frames a second)")
-
-    def write(self, image: np.ndarray, time: float) -> None:
-        """Show an image from `time` (seconds) on. The one before fills the gap if frames were skipped.
-
-        A gap above MAX_GAP is not filled: a stream that stalled, or wrong times in a file.
-        """
-        if (image.shape[1], image.shape[0]) != self._size:
-            image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
-        if time - self._time > MAX_GAP:
-            self._skipped += time - self._time
-        self._time = time
-        due = round((time - self._skipped) * self._fps)
-        while self._previous is not None and self._written < due:
-            self._add(self._previous)
-        if self._written <= due or self._previous is None:
-            self._add(image)
-        self._previous = image
-
-    def close(self) -> bool:
-        """Finish the file. Return False if it cannot be read: OpenCV reports no full disk."""
-        self._writer.release()
-        capture = cv2.VideoCapture(str(self.file))
-        readable = capture.isOpened()
-        capture.release()
-        return readable
-
-    def _add(self, image: np.ndarray) -> None:
-        self._writer.write(image)
-        self._written += 1
-
-
-def mpeg4_rate(fps: float) -> float:
-    """Return the nearest frame rate that MPEG-4 can hold: a fraction of whole numbers up to 65535."""
-    for digits in (3, 2, 1, 0):
-        rate = round(fps, digits)
-        if rate * 10**digits <= MPEG4_RATE:
-            break
-    return min(max(rate, 0.01), MPEG4_RATE)
 
 
 def can_show_windows() -> bool:

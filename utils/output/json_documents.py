@@ -40,6 +40,7 @@ def describe_frame(frame: Frame, found: Detections, names: Mapping[int, str]) ->
         "kind": frame.kind,
         "frame": frame.number,
         "seconds": _number(frame.time, 3),
+        "utc": frame.utc,
         "width": width,
         "height": height,
         "detections": objects,
