@@ -65,7 +65,8 @@ def test_nothing_to_say_about_no_labels_and_about_usual_ones():
     [
         ([(0, 60, 60)] * 199 + [(0, 2, 2)], (640, 640), "note", "slips of the mouse"),
         ([(0, 60, 60)] * 9 + [(0, 5, 5)], (1280, 1280), "warning", "--imgsz 768,"),  # 5 px * 768 / 1280 are 3
-        ([(0, 60, 60)] * 9 + [(0, 2, 2)], (640, 640), "warning", "Cut the images"),
+        ([(0, 60, 60)] * 9 + [(0, 2, 2)], (640, 640), "warning", "Remove these boxes"),
+        ([(0, 60, 60)] * 9 + [(0, 7, 7)], (4000, 4000), "warning", "--tile 640,"),  # 2.7 at 1536
     ],
 )
 def test_boxes_below_3_px(labels, shape, level, advice):
@@ -76,7 +77,7 @@ def test_boxes_below_3_px(labels, shape, level, advice):
 def test_small_objects_in_large_images():
     found = fit(split("train", [[(0, 14, 14)] * 3 + [(0, 200, 200)]], (1280, 1280)))["small-objects"]
     assert found.count == 3 and found.figures["share"] == 0.75
-    for words in ("--imgsz 1280, at which 0%", "yolov5-p2.yaml", "parts of 640 px"):
+    for words in ("--imgsz 1280, at which 0%", "yolov5-p2.yaml", "--tile 640"):
         assert words in found.advice
 
 
@@ -118,7 +119,7 @@ def test_height_and_width_of_the_planned_training(turn):
     words = " ".join(map(str, imgsz))
     assert "padding" not in found and found["under-3-px"].text.endswith(f"wide or high at --imgsz {words}")
     assert f"Train with --imgsz {'480 768' if turn > 0 else '768 480'}, at" in found["under-3-px"].advice  # 5 * 0.6 = 3
-    assert f"parts of {words} px" in found["small-objects"].advice
+    assert "--tile 384 for train.py" in found["small-objects"].advice
     other = fit(one, imgsz[::-1])["padding"]
     assert other.figures["padding"] == pytest.approx(1 - (384 * 384 * 720 / 1280) / (384 * 640), abs=1e-6)
     assert other.text.endswith(f"of {imgsz[1]} x {imgsz[0]} px") and other.advice.startswith(

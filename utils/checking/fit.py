@@ -76,7 +76,13 @@ def _advise_on_small_labels(data: ScannedData, split: ScannedSplit, shortest: np
     enough = _size_with_few(data, split, shortest, SMALL_PX)
     if enough:
         return f"Train with --imgsz {_in_ratio(data, enough)}, at which less than {FEW_SMALL:.0%} are so small."
-    return "Cut the images into parts, so that objects are larger, or remove these boxes: no network sees them."
+    shape = to_shape(data.imgsz)
+    in_files = shortest * _native_side(data, split) / max(shape)
+    if (in_files < SMALL_PX).mean() < FEW_SMALL:
+        return (
+            f"Train with --tile {min(shape)}, and give it to val.py and detect.py too: tiles keep the pixels of files."
+        )
+    return "Remove these boxes: they are as small in the image files, so no network sees them."
 
 
 def _size_with_few(data: ScannedData, split: ScannedSplit, pixels: np.ndarray, limit: float) -> int:
@@ -113,7 +119,8 @@ def _small_objects(data: ScannedData, split: ScannedSplit, sizes: np.ndarray) ->
         rest = float((roots * larger / now < CELL_PX).mean())
         ways.insert(0, f"--imgsz {_in_ratio(data, larger)}, at which {rest:.0%} are so small")
     if native >= TILE_RATIO * now:
-        ways.append(f"images cut into parts of {describe_size(data.imgsz)} px, for training and detection")
+        tile = min(to_shape(data.imgsz))
+        ways.append(f"--tile {tile} for train.py, val.py and detect.py, which look at parts of the images too")
     yield Finding(
         "note", "fit", "small-objects", int((roots < CELL_PX).sum()),
         f"objects, {share:.0%}, are smaller than the finest cells of {CELL_PX} px at --imgsz "
