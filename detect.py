@@ -45,6 +45,7 @@ from utils.inference.open_model import open_model
 from utils.inference.predictor import Predictor
 from utils.inference.runtime import RuntimeSettings
 from utils.inference.speed import MeanSpeed
+from utils.inference.tile_pass import mention_tiles
 from utils.output.annotation_files import FORMATS, open_annotations
 from utils.output.detection_files import Outputs, can_show_windows
 from utils.output.json_documents import describe_frame, to_line
@@ -236,6 +237,7 @@ def build_predictor(options: DetectOptions, files: Sequence[Path], typed: frozen
         model.advice.most_labels, f"{files[0].name} was validated on an image with", typed="max_det" in typed
     )
     tiling = Tiling.from_flags(options.tile, options.tile_overlap)
+    mention_tiles(model.advice, tiling)
     return Predictor(model, imgsz, nms, augment=options.augment, half=half, names=names, tiling=tiling)
 
 

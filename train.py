@@ -401,6 +401,7 @@ def validate(run: Run, checkpoints: Checkpoints, signals: SignalHandler) -> Metr
             as_detector(run.ema.ema),
             run.val_loader,
             nms=run.validation_nms(),
+            views=run.validation_views(),
             names=run.data.names,
             single_cls=run.options.single_cls,
             autocast=run.validation_autocast,
@@ -539,12 +540,16 @@ def finish(run: Run, checkpoints: Checkpoints, signals: SignalHandler, folder: R
         model.to(run.distributed.device),
         run.val_loader,
         nms=run.validation_nms(published=True),
+        views=run.validation_views(published=True),
         names=run.data.names,
         single_cls=run.options.single_cls,
         distributed=run.distributed,
         observers=observers,
     )
-    checkpoints.keep_advice(DetectionAdvice(metrics.thresholds, run.data.val.most_labels))
+    advice = DetectionAdvice(metrics.thresholds, run.data.val.most_labels)
+    if run.options.tile:
+        advice = replace(advice, tile=run.options.tile, tile_overlap=run.options.tile_overlap)
+    checkpoints.keep_advice(advice)
 
 
 def evolve_main(typed: dict[str, Any], observers: Sequence[object] = ()) -> Verdict | TrainResult:

@@ -39,7 +39,7 @@ NAMES = (
     "scale",
     "memory",
 )
-ON_DEMAND = ("accuracy", "speedrun", "gpu")
+ON_DEMAND = ("accuracy", "speedrun", "gpu", "tiles")
 WITH_DATA = ("epoch", "untrained", "startup", "accuracy")
 INTRODUCTION = """# What was measured
 

@@ -23,10 +23,17 @@ class DetectionAdvice:
 
     thresholds: Mapping[int, float] = field(default_factory=dict)  # confidence of the best F1 by class number
     most_labels: int = 0  # of an image of the validation split, 0 if unknown
+    tile: int = 0  # side of the tiles that it was trained on, 0 without
+    tile_overlap: float = 0.0  # share of it that the next one sees too
 
     def to_dict(self) -> dict[str, Any]:
         """Return the advice as plain types."""
-        return {"thresholds": dict(self.thresholds), "most_labels": self.most_labels}
+        tiles = {"tile": self.tile, "tile_overlap": self.tile_overlap} if self.tile else {}
+        return {"thresholds": dict(self.thresholds), "most_labels": self.most_labels, **tiles}
+
+    def tile_flags(self) -> str:
+        """Return the flags of the tiles that the model was trained on, "" without."""
+        return f"--tile {self.tile} --tile-overlap {self.tile_overlap:g}" if self.tile else ""
 
     @classmethod
     def from_dict(cls, values: object, num_classes: int, source: str) -> "DetectionAdvice":
@@ -40,12 +47,15 @@ class DetectionAdvice:
             given = values["thresholds"]  # pyrefly: ignore[bad-index]
             thresholds = {int(key): float(given[key]) for key in given}
             most = values["most_labels"]  # pyrefly: ignore[bad-index]
-        except (TypeError, ValueError, LookupError, OverflowError):
-            thresholds, most = {-1: 0.0}, 0
-        within = all(0 <= key < num_classes and 0 <= value <= 1 for key, value in thresholds.items())
-        if not within or type(most) is not int or not 0 <= most <= MOST_LABELS:
+            tile, overlap = values.get("tile", 0), values.get("tile_overlap", 0.0)  # pyrefly: ignore[missing-attribute]
+            within = 0 <= overlap <= 1
+        except (TypeError, ValueError, LookupError, OverflowError, AttributeError):
+            thresholds, most, tile, overlap, within = {}, 0, 0, 0.0, False
+        within = within and all(0 <= key < num_classes and 0 <= value <= 1 for key, value in thresholds.items())
+        counts = all(type(count) is int and 0 <= count <= MOST_LABELS for count in (most, tile))
+        if not within or not counts:
             raise UserError(f"{source}: its advice for detection is damaged: give an earlier checkpoint of that run")
-        return cls(thresholds, most)
+        return cls(thresholds, most, tile, float(overlap))
 
 
 NO_ADVICE = DetectionAdvice()

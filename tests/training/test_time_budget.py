@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import yaml
 from kill_and_resume import find_differences
@@ -10,9 +11,10 @@ from tiny_training import train_flags
 import train
 from utils.config import Hyperparameters, TrainOptions
 from utils.errors import UserError
+from utils.images.tiles import Tiling
 from utils.training import time_budget
 from utils.training.startup import reject_conflicts
-from utils.training.time_budget import Speed, fit_epochs, run_seconds
+from utils.training.time_budget import Speed, fit_epochs, run_seconds, tiles_per_image
 
 SPEED = Speed(load=0.1, step=0.5, validation=4.0, steps=10)  # 6 s an epoch, and 4 to validate
 
@@ -45,12 +47,23 @@ def test_seconds_of_growing_images():
     assert found == pytest.approx(10 * (10 * 0.1 + areas * 0.5) + 44)
 
 
+def test_tiles_that_validation_looks_at():
+    shapes = np.array([[100, 180], [100, 180], [60, 100], [300, 100]])  # 2, 2, none and 4 tiles
+    assert tiles_per_image(Tiling(100), shapes) == 2.0
+    assert tiles_per_image(None, shapes) == tiles_per_image(Tiling(100), shapes[:0]) == 0
+
+
 @pytest.mark.parametrize(
     "typed, message",
     [
         ({"time": 0.5, "epochs": 3}, "--time 0.5 settles the number of epochs: omit it, or --epochs 3"),
         ({"time": 0.5, "evolve": 3}, "--time with --evolve: trainings of different lengths"),
         ({"time": -1.0}, "--time -1.0: 0 .off. or more hours"),
+        ({"tile": 20}, "--tile 20: expected the side of a tile in pixels, 32 or more"),
+        ({"tile": -640}, "--tile -640: expected the side of a tile"),
+        ({"tile_overlap": 0.5}, "--tile-overlap 0.5 needs --tile"),
+        ({"tile": 640, "tile_overlap": 1.5}, "--tile-overlap 1.5 is outside"),
+        ({"tile": 640, "rect": True}, "--rect with --tile: tiles are square"),
     ],
 )
 def test_conflicts_are_named(typed, message):

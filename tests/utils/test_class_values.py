@@ -118,6 +118,9 @@ def test_advice_is_read_as_it_was_written():
     assert DetectionAdvice.from_dict(advice.to_dict(), 3, "x") == advice
     assert DetectionAdvice.from_dict({"thresholds": {"2": 0.5}, "most_labels": 0}, 3, "x").thresholds == {2: 0.5}
     assert DetectionAdvice.from_dict(None, 3, "x") == DetectionAdvice()
+    tiles = DetectionAdvice({}, 3, 640, 0.25)
+    assert DetectionAdvice.from_dict(tiles.to_dict(), 3, "x") == tiles
+    assert (tiles.tile_flags(), advice.tile_flags()) == ("--tile 640 --tile-overlap 0.25", "")
 
 
 @pytest.mark.parametrize(
@@ -134,6 +137,10 @@ def test_advice_is_read_as_it_was_written():
         {"thresholds": {}, "most_labels": True},
         {"thresholds": {}, "most_labels": -1},
         {"thresholds": {}, "most_labels": 10**9},
+        {"thresholds": {}, "most_labels": 0, "tile": -1},
+        {"thresholds": {}, "most_labels": 0, "tile": "640"},
+        {"thresholds": {}, "most_labels": 0, "tile": 640, "tile_overlap": 2},
+        {"thresholds": {}, "most_labels": 0, "tile": 640, "tile_overlap": "a"},
     ],
 )
 def test_damaged_advice_is_one_line(damaged):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from utils import console
-from utils.detector import InferenceModel
+from utils.detector import DetectionAdvice, InferenceModel
 from utils.images.letterbox import Letterbox, letterbox
 from utils.images.tiles import Tiling
 from utils.inference.nms_settings import NmsSettings
@@ -101,6 +101,14 @@ class Views:
 WHOLE = Views()
 
 
+def mention_tiles(advice: DetectionAdvice, tiling: Tiling | None) -> None:
+    """Print the tiles that a model was trained on, unless it looks at the same ones now."""
+    trained = advice.tile_flags()
+    if trained and (tiling is None or (tiling.side, tiling.overlap) != (advice.tile, advice.tile_overlap)):
+        effect = "" if tiling else ": with these, it looks at tiles too"
+        console.info(f"The model was trained with {trained}{effect}")
+
+
 def views_of_split(
     tiling: Tiling | None,
     images: ImageReader,
@@ -112,6 +120,7 @@ def views_of_split(
     augment: bool = False,
 ) -> Views:
     """Return the views of the images of a loader, which `images` reads: with tiles of `shape` if there is a tiling."""
+    mention_tiles(model.advice, tiling)
     if tiling is None:
         return Views(augment)
     tiles = TilePass(

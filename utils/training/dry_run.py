@@ -192,6 +192,7 @@ def time_validation(run: Run) -> list[Part]:
     evaluate(
         as_detector(run.ema.ema),
         itertools.islice(run.val_loader, VALIDATION_BATCHES),
+        views=run.validation_views(),
         names=run.data.names,
         single_cls=run.options.single_cls,
         autocast=run.validation_autocast,

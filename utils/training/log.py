@@ -80,6 +80,8 @@ class RunLog(Observer):
             return
         path = self.locate()
         command = detect_command([path / "weights" / "best.pt"], run.options.imgsz)
+        if run.options.tile:
+            command += f" --tile {run.options.tile} --tile-overlap {run.options.tile_overlap:g}"
         console.result(f"Results saved to {path}", f"Next: {command}")
 
     def close(self) -> None:

@@ -11,13 +11,14 @@ from utils.checkpoint import describe_model, snapshot
 from utils.config import Hyperparameters, TrainOptions
 from utils.console import warn
 from utils.datasets.splits import Splits
-from utils.detector import Detector, as_module
+from utils.detector import Detector, as_detector, as_module
 from utils.device import get_rng_state, set_rng_state
 from utils.distributed import Distributed
 from utils.ema import ModelEMA
 from utils.errors import UserError
 from utils.image_size import to_shape
 from utils.inference.nms_settings import COCO_NMS, VAL_NMS, NmsSettings
+from utils.inference.tile_pass import Views, views_of_split
 from utils.loading.loader import Loader
 from utils.loading.sampler import class_weights, image_weights
 from utils.loss import DetectionLoss
@@ -25,6 +26,7 @@ from utils.metrics import Metrics
 from utils.schedule import EarlyStopping, Rates, Schedule, class_factor, multi_scale_size, progressive_size
 from utils.training.nan_guard import NanGuard
 from utils.training.progress import Progress
+from utils.training.startup import tiling_of
 
 # What the steps of each optimizer read of a parameter's state, besides the scalar `step`.
 OPTIMIZER_STATE = {
@@ -178,6 +180,17 @@ class Run:
         """
         nms = COCO_NMS if published and self.data.spec.is_coco else VAL_NMS
         return replace(nms, max_det=max(nms.max_det, self.data.val.most_labels))
+
+    def validation_views(self, published: bool = False) -> Views:
+        """Return how validations see an image: whole, and with `--tile` by tiles too, merged as `validation_nms`."""
+        return views_of_split(
+            tiling_of(self.options),
+            self.val_loader.dataset.images,
+            as_detector(self.ema.ema),
+            shape=to_shape(self.options.imgsz),
+            nms=self.validation_nms(published),
+            batch_size=2 * self.options.batch_size,
+        )
 
     def rates(self, iteration: int) -> Rates:
         """Return the rates of the schedule, lower after each rollback."""

@@ -122,7 +122,7 @@ def reject_torchrun(group: Distributed) -> None:
 
 def tiling_of(options: TrainOptions) -> Tiling | None:
     """Return the tiling of the training images, None without `--tile`. Raises UserError."""
-    return Tiling.from_flags(options.tile or None, options.tile_overlap)
+    return Tiling.from_flags(options.tile, options.tile_overlap)
 
 
 def require_device(device: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from utils.config import Hyperparameters, TrainOptions
@@ -18,6 +19,7 @@ from utils.datasets.splits import Splits, require_images
 from utils.detector import Detector, as_module
 from utils.distributed import Distributed
 from utils.image_size import describe_size, to_shape
+from utils.images.tiles import Tiling
 from utils.inference.preprocess import to_network_input
 from utils.loading.dataset import Batch
 from utils.loading.loader import Loader
@@ -26,7 +28,7 @@ from utils.optim import build_optimizer
 from utils.schedule import NOMINAL, progressive_size
 from utils.training.loaders import build_loaders
 from utils.training.recipe import apply_recipe
-from utils.training.startup import Setup, complete_options
+from utils.training.startup import Setup, complete_options, tiling_of
 
 WARM_UP = 2  # batches that are not counted
 MIN_BATCHES, MAX_BATCHES, ENOUGH_SECONDS = 3, 20, 10.0
@@ -148,7 +150,17 @@ def measure_speed(
         load, step = measure_batches(train_loader, train, device)
         module.eval()
         per_batch = sum(measure_batches(val_loader, validate, device))
-    return Speed(load, step, per_batch * len(val_loader), len(train_loader))
+    views = 1 + tiles_per_image(tiling_of(options), data.val.shapes)
+    return Speed(load, step, per_batch * len(val_loader) * views, len(train_loader))
+
+
+def tiles_per_image(tiling: Tiling | None, shapes: np.ndarray) -> float:
+    """Return the mean number of tiles that validation looks at besides each image, from heights and widths (N, 2)."""
+    if tiling is None or not len(shapes):
+        return 0.0
+    kinds, counts = np.unique(shapes, axis=0, return_counts=True)
+    grids = [len(tiling.grid((height, width))) for height, width in kinds.tolist()]
+    return float(np.average([size if size > 1 else 0 for size in grids], weights=counts))
 
 
 def measure_batches(loader: Loader, act: Callable[[Batch], None], device: torch.device) -> tuple[float, float]:
