@@ -1,6 +1,8 @@
 """Decoding: depths of cameras, floats, gray images, alpha, more channels."""
 
 import io
+import sys
+import zlib
 
 import cv2
 import numpy as np
@@ -138,6 +140,64 @@ def test_what_is_not_in_the_file_is_one_line(tmp_path, data, pixels, reason):
     if pixels.bit_depth == 8:
         with pytest.raises(UserError, match=f"a.tiff: {reason}"):
             image_shape(file, pixels)
+
+
+def bands_of(image, **settings):
+    """Encode bands in one page, as GDAL does."""
+    file = io.BytesIO()
+    settings = {"photometric": "minisblack", "planarconfig": "contig", **settings}
+    stored = image.transpose(2, 0, 1) if settings["planarconfig"] == "separate" else image
+    pytest.importorskip("tifffile").imwrite(file, stored, **settings)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("settings", [{}, {"planarconfig": "separate"}, {"compression": "zlib"}, {"tile": (16, 16)}])
+@pytest.mark.parametrize("channels", [2, 4, 5, 9])
+def test_bands_of_one_page_are_channels_in_their_order(channels, settings):
+    for bit_depth, kind in ((8, np.uint8), (16, np.uint16)):
+        stored = levels(channels, 2**bit_depth - 1, kind)
+        assert np.array_equal(decode_image(bands_of(stored, **settings), PixelFormat(channels, bit_depth)), stored)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_bands_of_floats_are_0_to_1(kind):
+    stored = RNG.random((20, 30, 6)).astype(kind)
+    for bit_depth, step in ((8, 255), (16, 65535)):
+        found = decode_image(bands_of(stored), PixelFormat(6, bit_depth))
+        assert np.abs(found / step - stored).max() <= 0.51 / step
+
+
+def test_smaller_copies_behind_the_bands_are_ignored():
+    tifffile = pytest.importorskip("tifffile")
+    stored, file = levels(5, 255, np.uint8), io.BytesIO()
+    with tifffile.TiffWriter(file) as writer:
+        writer.write(stored, photometric="minisblack", planarconfig="contig")
+        writer.write(stored[::2, ::2], photometric="minisblack", planarconfig="contig", subfiletype=1)
+    assert np.array_equal(decode_image(file.getvalue(), PixelFormat(5)), stored)
+
+
+def test_bands_of_another_number_or_a_damaged_page_are_one_line(tmp_path, monkeypatch):
+    data = bands_of(levels(5, 255, np.uint8), compression="zlib")
+    with pytest.raises(WrongPixels, match="has 5 channels, expected 6 "):
+        decode_image(data, PixelFormat(6))
+    with pytest.raises(ValueError, match="bands cannot be decoded"):
+        decode_image(data[:-200], PixelFormat(5))
+    (tmp_path / "a.tif").write_bytes(data)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(UserError, match=r'a\.tif: .* needs the package tifffile: pip install "\.\[tiff\]"'):
+        read_image(tmp_path / "a.tif", PixelFormat(5))
+
+
+def test_bands_that_unpack_to_more_than_they_state_are_not_unpacked():
+    tifffile = pytest.importorskip("tifffile")
+    bomb = zlib.compress(bytes(1 << 20))
+    file = io.BytesIO()
+    tifffile.imwrite(
+        file, iter([bomb]), shape=(20, 30, 5), dtype=np.uint8, photometric="minisblack", planarconfig="contig",
+        compression="zlib", rowsperstrip=20,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="more data than its size"):
+        decode_image(file.getvalue(), PixelFormat(5))
 
 
 def test_pages_of_two_sizes_are_no_image():

@@ -5,7 +5,9 @@ import io
 import cv2
 import numpy as np
 
+from utils.errors import UserError
 from utils.images.tiff import MARKS, read_pages
+from utils.images.tiff_bands import read_bands
 from utils.images.warp import keep_channels
 from utils.pixel_format import RGB, PixelFormat, white_of
 
@@ -16,6 +18,7 @@ MAX_12_BITS, MAX_8_BITS = 4095, 255
 STORED = (np.uint8, np.uint16, np.float32)
 CONVERTED = (1, 3)  # numbers of channels that any image is converted to
 MAX_NUMBERS = 1 << 30  # in an image of other numbers of channels
+MAX_BANDS = 4  # in a page that OpenCV decodes
 
 
 class WrongPixels(ValueError):
@@ -58,7 +61,7 @@ def _with_channels(image: np.ndarray, channels: int) -> np.ndarray:
 
 def _decode_bands(buffer: np.ndarray, channels: int) -> np.ndarray | None:
     """Return the bands of an image, or of its pages, in their order (H, W, channels). WrongPixels for other numbers."""
-    pages = _decode_pages(buffer, channels + 1)
+    pages = _decode_pages(buffer, channels)
     if not pages:
         return None
     if len({page.shape for page in pages}) > 1 or len({page.dtype for page in pages}) > 1:
@@ -66,20 +69,42 @@ def _decode_bands(buffer: np.ndarray, channels: int) -> np.ndarray | None:
     image = keep_channels(pages[0]) if len(pages) == 1 else np.dstack(pages)
     if image.shape[2] != channels:
         more = " or more" if len(pages) > channels else ""
-        raise WrongPixels(f"has {PixelFormat(image.shape[2])}{more}, expected {channels} (channels: {channels})")
-    return cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA) if len(pages) == 1 and channels == 4 else image
+        raise WrongPixels(f"has {PixelFormat(image.shape[2])}{more}, {_expected(channels)}")
+    return image
 
 
-def _decode_pages(buffer: np.ndarray, most: int) -> list[np.ndarray]:
-    """Return the first `most` pages of a file as they are stored, none if OpenCV cannot decode it."""
+def _expected(channels: int) -> str:
+    return f"expected {channels} (channels: {channels})"
+
+
+def _decode_pages(buffer: np.ndarray, channels: int) -> list[np.ndarray]:
+    """Return the pages of a file as they are stored, at most one more than `channels`. Return none if it is no image.
+
+    If the first page has several bands, as many as `channels`, it is the only one: GDAL's others are smaller copies.
+    """
     is_tiff = buffer[:4].tobytes() in MARKS
-    listed = read_pages(io.BytesIO(buffer.tobytes()), most) if is_tiff else []
+    listed = read_pages(io.BytesIO(buffer.tobytes()), channels + 1) if is_tiff else []
     if sum(page.height * page.width * max(page.samples, 1) for page in listed) > MAX_NUMBERS:
         raise ValueError(f"the image has more than {MAX_NUMBERS} values: cut it into tiles")
-    if len(listed) > 1:
+    samples = listed[0].samples if listed else 0
+    if len(listed) > 1 and samples != channels:
         return list(cv2.imdecodemulti(buffer, cv2.IMREAD_UNCHANGED, range=(0, len(listed)))[1])
-    image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED)
-    return [] if image is None else [image]
+    image = cv2.imdecode(buffer, cv2.IMREAD_UNCHANGED) if samples <= MAX_BANDS else None
+    if samples > 1 and (image is None or keep_channels(image).shape[2] != samples):
+        return [_decode_stored(buffer, samples, channels)]
+    if image is None:
+        return []
+    return [cv2.cvtColor(image, cv2.COLOR_BGRA2RGBA) if keep_channels(image).shape[2] == 4 else image]
+
+
+def _decode_stored(buffer: np.ndarray, samples: int, channels: int) -> np.ndarray:
+    """Return the bands of a page that OpenCV cannot decode. WrongPixels if they are not `channels`."""
+    if samples != channels:
+        raise WrongPixels(f"has {PixelFormat(samples)}, {_expected(channels)}")
+    try:
+        return read_bands(buffer.tobytes())
+    except UserError as error:  # a package is absent
+        raise WrongPixels(str(error)) from error
 
 
 def _to_depth(image: np.ndarray, bit_depth: int) -> np.ndarray:
