@@ -52,6 +52,7 @@ def train_options(words: list[str]) -> dict:
     return train.parse_args(words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--image-weights", "--quad", "--multi-scale"])
 def test_tiles_go_with_other_ways_to_draw_images(tiny_data, tiny_cfg, tmp_path, flag):
     words = ["--noplots", "--noval", "--tile", "48", "--batch-size", "32", flag]
