@@ -166,6 +166,33 @@ def test_crops_of_two_sources_have_different_names(tmp_path):
     assert files_below(tmp_path) == ["crops/bus/cat.jpg", "crops/bus/cat2.jpg", "crops/bus/cat3.jpg"]
 
 
+def test_names_of_crops_are_never_used_twice(tmp_path):
+    """Numbers are counted, files are not remembered: their number grows for weeks."""
+    outputs, made = Outputs(tmp_path, NAMES, images=False), []
+    for stem in [
+        "a",
+        "a1",
+        "a12",
+        "a2",
+        "a",
+        "a",
+        "a1",
+        "a02",
+        "a0",
+        "7",
+        *["a"] * 12,
+        "a1",
+        "a2",
+        "a1",
+        "a0",
+        *["7"] * 8,
+    ]:
+        made.append(outputs._crop_file(tmp_path, stem).name)
+    assert len(set(made)) == len(made)
+    assert made[:8] == ["a.jpg", "a1.jpg", "a12.jpg", "a2.jpg", "a3.jpg", "a4.jpg", "a13.jpg", "a02.jpg"]
+    assert len(outputs._crop_numbers) == 7
+
+
 def test_annotated_image(tmp_path):
     before = IMAGE.copy()
     Outputs(tmp_path, NAMES, hide_labels=True, line_width=1).write(frame("/a/cat.png"), ROWS[:1])

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -66,7 +66,6 @@ class Outputs:
     unwritten: list[Path] = field(default_factory=list)
     _videos: dict[str, "VideoFile | None"] = field(default_factory=dict)
     _crop_numbers: Counter = field(default_factory=Counter)
-    _crop_files: set[Path] = field(default_factory=set)
     _crop_folders: set[Path] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -184,10 +183,9 @@ class Outputs:
         while True:
             self._crop_numbers[folder, stem] += 1
             number = self._crop_numbers[folder, stem]
-            file = folder / f"{stem}{number if number > 1 else ''}.jpg"
-            if file not in self._crop_files:
-                self._crop_files.add(file)
-                return file
+            name = f"{stem}{number if number > 1 else ''}"
+            if not any(self._crop_numbers.get((folder, other), 0) >= n for other, n in crop_numbers(name, stem)):
+                return folder / f"{name}.jpg"
 
     def _write_image(self, frame: Frame, stem: str, drawn: np.ndarray) -> None:
         if frame.kind == "image":
@@ -252,6 +250,18 @@ class Outputs:
 def track_text(row: np.ndarray) -> list[str]:
     """Return the id in a row, or "" for none, as a list of one text. The list is empty without tracks."""
     return ["" if track == 0 else f"{track:.0f}" for track in row[6:]]
+
+
+def crop_numbers(name: str, stem: str) -> Iterator[tuple[str, int]]:
+    """Yield stems other than `stem`, and numbers, that give a crop this name too: cat12 is 1 of it, 12 of cat."""
+    if name != stem:
+        yield name, 1
+    for end in range(len(name) - 1, 0, -1):
+        digits = name[end:]
+        if not (digits.isascii() and digits.isdigit()):
+            return
+        if name[:end] != stem and digits[0] != "0" and int(digits) > 1:
+            yield name[:end], int(digits)
 
 
 def file_id(file: str | Path) -> tuple[int, int] | None:
