@@ -55,7 +55,7 @@ from utils.files import free_path
 from utils.inference.evaluate import evaluate
 from utils.inference.observer import EvaluationObserver, StopHook
 from utils.inference.preprocess import to_network_input
-from utils.inference.reporting import ConsoleTable, Drawings
+from utils.inference.reporting import ConsoleTable, DiagnosisTable, Drawings
 from utils.loading.dataset import Batch
 from utils.loading.loader import explain_worker_error
 from utils.loading.prefetch import prefetch
@@ -533,7 +533,7 @@ def finish(run: Run, checkpoints: Checkpoints, signals: SignalHandler, folder: R
 
     model = run.distributed.on_main(load_best)  # other machines may not see the file
     table = ConsoleTable(run.data.names, verbose=True, final=True, thresholds=True)
-    observers = [*stop_hook(run, signals), table]
+    observers = [*stop_hook(run, signals), table, DiagnosisTable(short=True)]
     if folder and folder.plots:
         observers.append(Drawings(folder.path, run.data.names, folder.plotter))
     metrics = evaluate(

@@ -41,7 +41,7 @@ from utils.inference.input_shape import input_shape
 from utils.inference.nms_settings import VAL_NMS, NmsSettings
 from utils.inference.observer import EvaluationObserver, GuardedObservers
 from utils.inference.open_model import open_model
-from utils.inference.reporting import ConsoleTable, ValidationBar
+from utils.inference.reporting import ConsoleTable, DiagnosisTable, ValidationBar
 from utils.inference.runtime import RuntimeSettings
 from utils.inference.speed import describe_speed
 from utils.inference.subject import Subject, find_annotations, require_same_classes, warm_up
@@ -283,7 +283,7 @@ def validate(options: ValOptions, subject: Subject, observers: Sequence[Evaluati
     """Measure, and write drawings and the files that the options name, on rank 0."""
     group = subject.group
     files = group.main_only(lambda: open_files(options, subject))
-    metrics = measure(options, subject, [*(files.observers if files else ()), *observers])
+    metrics = measure(options, subject, [DiagnosisTable(), *(files.observers if files else ()), *observers])
     return ValResult(metrics, group.on_main(lambda: files.finish(metrics) if files else Path()))
 
 

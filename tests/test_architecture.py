@@ -31,7 +31,7 @@ GROUND_FLOOR = set(
     loss autoanchor evolve boxes nms metrics coco_eval schedule optim ema autobatch checkpoint color_kernel config cli
     console detector device distributed environment files fused_sgd muon download kernels parallel_map results_csv
     timing errors detections folder_lock rendezvous safe_pickle addresses temporary_files machine pending_files
-    user_observers process_state formats pixel_format class_values image_size
+    user_observers process_state formats pixel_format class_values image_size diagnosis
     """.split()
 )
 PROGRAMS = {"train", "val", "detect", "export", "check", "compare", "hubconf"}

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 
 from utils.boxes import pairwise_iou
+from utils.diagnosis import Diagnosis
 from utils.errors import UserError
 
 IOU_LEVELS = np.linspace(0.5, 0.95, 10, dtype=np.float32)
@@ -173,10 +174,7 @@ def metrics_and_curves(
     for k, ranked in enumerate(_ranked_by_class(conf, pred_cls, classes)):
         if len(ranked) == 0:
             continue  # no detections of this class: its rows stay 0 and count in the means
-        hits = tp[ranked].cumsum(0)  # (n, L)
-        ranks = (~ignored[ranked]).cumsum(0)
-        r = hits / (labels[k] + TINY)  # recall and precision down to each detection
-        p = np.where(ranks > 0, hits / np.maximum(ranks, 1), 1.0)  # 1 above the first that counts
+        p, r = precision_and_recall(tp[ranked], ignored[ranked], labels[k])
         recall[k] = _at_confidences(conf[ranked], r[:, 0], above=0.0)
         precision[k] = _at_confidences(conf[ranked], p[:, 0], above=1.0)
         precision_at_recall[k] = _envelope_at(GRID, r[:, 0], p[:, 0])
@@ -188,6 +186,17 @@ def metrics_and_curves(
     false = (true / (p + TINY) - true).round()
     curves = Curves(GRID, precision, recall, f1, GRID, precision_at_recall, classes, float(GRID[best]))
     return ClassMetrics(true, false, p, r, f1[:, best], ap, classes), curves
+
+
+def precision_and_recall(tp: np.ndarray, ignored: np.ndarray, labels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return precision and recall (n, L) of a class down to each of its detections, ranked by falling confidence.
+
+    tp, ignored: (n, L) bool. labels: the number of the class's labels.
+    """
+    hits = tp.cumsum(0)  # (n, L)
+    ranks = (~ignored).cumsum(0)
+    precision = np.where(ranks > 0, hits / np.maximum(ranks, 1), 1.0)  # 1 above the first that counts
+    return precision, hits / (labels + TINY)
 
 
 def average_precision(recall: np.ndarray, precision: np.ndarray) -> float:
@@ -321,6 +330,7 @@ class Metrics:
     speed: Speed = field(default_factory=Speed)
     measure: Fitness = fitness  # by `--fitness`
     names: Mapping[int, str] = field(default_factory=dict)  # of the classes
+    diagnosis: Diagnosis | None = None  # if an observer reads it
 
     @property
     def thresholds(self) -> dict[int, float]:

@@ -72,6 +72,9 @@ class Share:
     def __init__(self, rank, notes, complete):
         self.rank, self.notes, self.complete, self.calls, self.is_main = rank, notes, complete, 0, rank == 0
 
+    def any(self, flag):
+        return flag
+
     def in_step_padded(self, entries):
         return entries
 

@@ -11,7 +11,7 @@ from utils import console
 from utils.errors import UserError
 from utils.inference.evaluate import evaluate
 from utils.inference.nms_settings import VAL_NMS
-from utils.inference.reporting import ConsoleTable
+from utils.inference.reporting import ConsoleTable, DiagnosisTable
 
 
 def evaluate_rows(rows, loader=None, **settings):
@@ -39,6 +39,20 @@ def test_nothing_to_find(loader, capsys):
     metrics = evaluate(Answers(FOUND), loader, observers=[ConsoleTable(NAMES)])
     assert (metrics.map, metrics.instances, metrics.images) == (0, 0, sum(len(batch.images) for batch in loader))
     assert "no labels" in capsys.readouterr().err
+
+
+def test_a_diagnosis_is_made_for_who_reads_it(capsys):
+    console.begin_program()
+    rows = {**FOUND, 1: [(10.0, 8, 40, 25, 0.8, 0), (2.0, 4, 9, 12, 0.7, 0)]}  # one of the wrong class
+    metrics = evaluate_rows(rows, observers=[DiagnosisTable()])
+    found = metrics.diagnosis
+    assert [error.count for error in found.errors] == [1, 0, 0, 0, 0, 0] and found.errors[0].cost > 0.4
+    assert [group.labels for group in found.sizes] == [1, 2, 0] and found.levels == []
+    assert found.worst_images(1) == [("/data/1.jpg", 1, 1, 1)]
+    printed = capsys.readouterr().out
+    assert "mAP50 lost" in printed and "-          -" in printed  # no object is large
+    assert evaluate_rows(rows).diagnosis is None
+    assert evaluate_rows(FOUND, [], observers=[DiagnosisTable()]).diagnosis is None  # no images
 
 
 def test_false_positive_on_a_background_counts():

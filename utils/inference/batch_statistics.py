@@ -5,6 +5,7 @@ Legend: L levels of the head, n detections and m labels of a batch, 10 IoU level
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ from torch import Tensor
 from utils.boxes import xywh_to_xyxy
 from utils.distributed import Distributed
 from utils.images.letterbox import Letterbox
+from utils.inference.error_costs import Outcome, diagnose
+from utils.inference.evidence import Evidence, HeadLevels, collect_evidence, relate
 from utils.loading.dataset import Batch
 from utils.loss import DetectionLoss, LossSums
 from utils.metrics import IOU_LEVELS, ConfusionMatrix, Metrics, Speed, match_detections, match_regions
@@ -29,6 +32,7 @@ class BatchStatistics(NamedTuple):
     predicted: np.ndarray  # (n,) class
     true: np.ndarray  # (m,) class
     losses: np.ndarray | None  # (5, L), the fields of LossSums
+    evidence: Evidence | None = None  # for a diagnosis
 
 
 # Without any batch the metrics are those of no images.
@@ -66,22 +70,30 @@ def match_batch(
     detections: Sequence[Tensor],
     confusion: ConfusionMatrix,
     losses: np.ndarray | None,
+    levels: HeadLevels | None = None,
 ) -> BatchStatistics:
     """Match detections with labels in the pixels of the original images, and add them to the confusion matrix.
 
-    labels: as of `labels_by_image`. detections: as of `to_original_pixels`.
+    labels: as of `labels_by_image`. detections: as of `to_original_pixels`. levels: collect evidence for a diagnosis.
     """
-    is_correct, is_ignored = [NO_IMAGES.is_correct], [NO_IMAGES.is_ignored]
-    for i, (box, found, known) in enumerate(zip(letterboxes_of(batch), detections, labels, strict=True)):
-        known = torch.cat((known[:, :1], box.undo(xywh_to_xyxy(known[:, 1:]))), 1)
+    is_correct, is_ignored, relations = [NO_IMAGES.is_correct], [NO_IMAGES.is_ignored], []
+    boxes = letterboxes_of(batch)
+    original = [
+        torch.cat((rows[:, :1], box.undo(xywh_to_xyxy(rows[:, 1:]))), 1)
+        for rows, box in zip(labels, boxes, strict=True)
+    ]
+    for i, (found, known) in enumerate(zip(detections, original, strict=True)):
         is_correct.append(match_detections(found, known))
         regions = batch.ignored[batch.ignored[:, 0] == i, 1:]
         is_ignored.append(match_regions(found, regions) & ~is_correct[-1])
         confusion.update(found, known, regions)
+        if levels:
+            relations.append(relate(found, known, is_correct[-1][:, 0], is_ignored[-1][:, 0]))
     rows = torch.cat((torch.zeros(0, 6), *detections)).numpy()
     true = batch.targets[:, 1].numpy()
     matched = np.concatenate(is_correct), np.concatenate(is_ignored)
-    return BatchStatistics(len(batch.images), *matched, rows[:, 4], rows[:, 5], true, losses)
+    evidence = collect_evidence(batch.paths, boxes, detections, original, relations, levels) if levels else None
+    return BatchStatistics(len(batch.images), *matched, rows[:, 4], rows[:, 5], true, losses, evidence)
 
 
 def compute_metrics(
@@ -90,17 +102,19 @@ def compute_metrics(
     confusion: ConfusionMatrix,
     loss: DetectionLoss | None,
     speed: Speed,
+    levels: HeadLevels | None = None,
 ) -> Metrics:
     """Return the metrics of the statistics of all processes. Each process gets the same.
 
-    Detections are in the order of one process: batch k of all processes, then batch k + 1.
+    Detections are in the order of one process: batch k of all processes, then batch k + 1. levels: those of the
+    evidence, for a diagnosis.
     """
     by_batch = itertools.zip_longest(*group.gather(statistics))
     batches = [[part for part in parts if part is not None] for parts in by_batch]
-    num_images, *arrays, _ = zip(NO_IMAGES, *itertools.chain.from_iterable(batches), strict=True)
+    num_images, *arrays, _, evidence = zip(NO_IMAGES, *itertools.chain.from_iterable(batches), strict=True)
     confusion.matrix = np.sum(group.gather(confusion.matrix), axis=0)
     is_correct, is_ignored, confidence, predicted, true = (np.concatenate(parts) for parts in arrays)
-    return Metrics.from_statistics(
+    metrics = Metrics.from_statistics(
         is_correct,
         confidence,
         predicted,
@@ -112,6 +126,11 @@ def compute_metrics(
         losses=mean_losses(loss, batches),
         speed=speed,
     )
+    parts = [part for part in evidence if part is not None]
+    if levels is None or not parts:
+        return metrics
+    outcome = Outcome(is_correct, is_ignored, confidence, predicted, true)
+    return replace(metrics, diagnosis=diagnose(outcome, Evidence.join(parts), levels.strides, metrics=metrics))
 
 
 def mean_losses(loss: DetectionLoss | None, batches: Sequence[Sequence[BatchStatistics]]) -> tuple[float, float, float]:

@@ -25,6 +25,7 @@ from utils.inference.batch_statistics import (
     match_batch,
     to_original_pixels,
 )
+from utils.inference.evidence import HeadLevels
 from utils.inference.nms_settings import VAL_NMS, NmsSettings
 from utils.inference.observer import EvaluatedBatch, EvaluationObserver, EvaluationObservers
 from utils.inference.preprocess import to_network_input
@@ -70,6 +71,7 @@ def evaluate(
     )
     with evaluation_mode(model), EvaluationObservers(observers if group.is_main else ()) as watching:
         exchange = BatchExchange(group, loader, watching)
+        evaluation.levels = HeadLevels.of(model) if group.any(watching.reads_diagnosis) else None
         watching.on_start(exchange.num_batches)
         for number, batch in exchange.steps(prefetch(loader, device)):
             watching.before_batch()
@@ -77,7 +79,9 @@ def evaluate(
             for each in exchange.collect(evaluated):
                 watching.on_batch(each)
         speed = speed_per_image(evaluation.watch.seconds, evaluation.num_images)
-        metrics = compute_metrics(group, evaluation.statistics, evaluation.confusion, loss, speed)
+        metrics = compute_metrics(
+            group, evaluation.statistics, evaluation.confusion, loss, speed, levels=evaluation.levels
+        )
         metrics = replace(metrics, names=names)
         watching.on_end(metrics)
     return metrics
@@ -113,6 +117,7 @@ class _Evaluation:
     views: Views
     autocast: torch.dtype | None
     loss: DetectionLoss | None
+    levels: HeadLevels | None = None  # of the model, for a diagnosis
     statistics: list[BatchStatistics] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -130,7 +135,7 @@ class _Evaluation:
         in_original = to_original_pixels(batch, rows)
         if self.views.tiles:
             self._add_tiles(batch, in_original, rows)
-        self.statistics.append(match_batch(batch, labels, in_original, self.confusion, losses))
+        self.statistics.append(match_batch(batch, labels, in_original, self.confusion, losses, self.levels))
         height, width = batch.images.shape[2:]
         found = [
             Detections(one.numpy(), box.shape, path, self.names, (height, width))

@@ -32,6 +32,7 @@ class EvaluationObserver:
     """
 
     images_read: float = math.inf  # number of first batches whose images `on_batch` reads; of others it may have none
+    reads_diagnosis = False  # True: the metrics get a diagnosis
 
     def __enter__(self) -> "EvaluationObserver":
         return self
@@ -60,6 +61,7 @@ class EvaluationObservers(EvaluationObserver):
     def __init__(self, observers: Sequence[EvaluationObserver]):
         self.observers, self._stack = observers, ExitStack()
         self.images_read = max((observer.images_read for observer in observers), default=0)
+        self.reads_diagnosis = any(observer.reads_diagnosis for observer in observers)
 
     def __enter__(self) -> "EvaluationObservers":
         for observer in self.observers:

@@ -9,7 +9,15 @@ from utils.inference.observer import EvaluatedBatch, EvaluationObserver
 from utils.metrics import Metrics
 from utils.output.plotter import Plotter
 from utils.output.prediction_files import DetectionWriter
-from utils.output.validation_report import HEADER, draw_batch, draw_curves, metrics_table, thresholds_table
+from utils.output.validation_report import (
+    HEADER,
+    costliest_errors,
+    diagnosis_table,
+    draw_batch,
+    draw_curves,
+    metrics_table,
+    thresholds_table,
+)
 
 DRAWN_BATCHES = 3  # batches that are drawn into the run folder
 
@@ -64,6 +72,22 @@ class ConsoleTable(ValidationBar):
             self.print(*thresholds_table(metrics, self.names))
         if metrics.instances == 0:
             console.warn("these images have no labels, so there is nothing to measure. Give a labelled split: --data")
+
+
+class DiagnosisTable(EvaluationObserver):
+    """A table of AP by object size and of the errors of each kind. With it the metrics get their diagnosis.
+
+    With `short` it is one line of the kinds that cost most.
+    """
+
+    images_read, reads_diagnosis = 0, True
+
+    def __init__(self, *, short: bool = False):
+        self.describe = costliest_errors if short else diagnosis_table
+
+    def on_end(self, metrics: Metrics) -> None:
+        if metrics.diagnosis and metrics.instances:
+            console.result(*self.describe(metrics.diagnosis))
 
 
 class Drawings(EvaluationObserver):

@@ -11,9 +11,12 @@ from typing import Any
 
 from utils.addresses import remove_credentials
 from utils.detections import Detections
+from utils.diagnosis import Diagnosis, GroupResult
 from utils.image_size import ImageSize, to_option
 from utils.images.frames import Frame
 from utils.metrics import Metrics, Speed
+
+WORST_IMAGES = 20  # listed
 
 
 def to_line(document: Mapping[str, Any]) -> str:
@@ -80,8 +83,29 @@ def describe_validation(
         "map": _number(metrics.map),
         "confidence": _number(metrics.best_confidence),
         "classes": classes,
+        **_describe_diagnosis(metrics.diagnosis),
         "milliseconds": _describe_speed(metrics.speed),
     }
+
+
+def _describe_diagnosis(found: Diagnosis | None) -> dict[str, Any]:
+    """Return AP by object size and level, and the errors; nothing without a diagnosis."""
+    if found is None:
+        return {}
+
+    def describe(groups: Sequence[GroupResult]) -> list[dict[str, Any]]:
+        return [
+            {"name": name, "labels": labels, "map50": _number(map50), "map": _number(mean)}
+            for name, labels, map50, mean in groups
+        ]
+
+    errors = [
+        {"kind": kind, "count": count, "confident": confident, "cost": _number(cost)}
+        for kind, count, confident, cost in (*found.errors, found.false_positives, found.false_negatives)
+    ]
+    worst = [image._asdict() for image in found.worst_images(WORST_IMAGES)]
+    sizes, levels = describe(found.sizes), describe(found.levels)
+    return {"sizes": sizes, "levels": levels, "errors": errors, "worst_images": worst}
 
 
 def _describe_speed(speed: Speed) -> dict[str, float | None]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from utils.diagnosis import Diagnosis
 from utils.loading.dataset import Batch
 from utils.metrics import Metrics, best_f1_by_class
 from utils.output.drawing import plot_batch
@@ -41,6 +42,29 @@ def thresholds_table(metrics: Metrics, names: Mapping[int, str]) -> Iterator[str
         yield f"{names[int(cls)][:21]:>22}" + "".join(f"{value:11.3g}" for value in values)
     words = (f"{names[cls]}={value}" for cls, value in metrics.thresholds.items())
     yield f"To detect with these: {shlex.join(['--conf-thres', *words])}"
+
+
+def diagnosis_table(diagnosis: Diagnosis) -> Iterator[str]:
+    """Yield the AP by object size and by level of the head, then the errors of each kind and what each costs."""
+
+    def row(name: str, *values: float) -> str:
+        cells = (f"{value:>11}" if isinstance(value, int) else f"{value:11.3g}" for value in values)
+        return f"{name:>22}" + "".join("          -" if cell.strip() == "nan" else cell for cell in cells)
+
+    yield f"{'Objects':>22}" + "".join(f"{title:>11}" for title in ("Instances", "mAP50", "mAP50-95"))
+    for group in (*diagnosis.sizes, *diagnosis.levels):
+        yield row(*group)
+    yield f"{'Errors':>22}" + "".join(f"{title:>11}" for title in ("all", "confident", "mAP50 lost"))
+    for error in (*diagnosis.errors, diagnosis.false_positives, diagnosis.false_negatives):
+        yield row(*error)
+
+
+def costliest_errors(diagnosis: Diagnosis) -> Iterator[str]:
+    """Yield a line with the three kinds of errors that cost most mAP50, nothing if none costs any."""
+    worst = sorted(diagnosis.errors, key=lambda error: -error.cost)[:3]
+    kinds = [f"{error.kind} {error.cost:.3f}" for error in worst if error.cost > 0]
+    if kinds:
+        yield f"mAP50 lost by kind of error: {', '.join(kinds)}. val.py has the table"
 
 
 def draw_batch(
