@@ -122,8 +122,8 @@ def shares(errors: list[dict], rows: list[dict], images: Path) -> dict[str, floa
     return {kind: found[kind] / total[kind] for kind in total}
 
 
-def measure(source: Path, folder: Path, options: argparse.Namespace) -> None:
-    """Print what check.py finds of the errors in a copy of one data set."""
+def measure(source: Path, folder: Path, options: argparse.Namespace) -> str:
+    """Print what check.py finds of the errors in a copy of one data set. Return it as a row of a table."""
     copy = folder / source.name
     shutil.rmtree(copy, ignore_errors=True)
     errors = make_copy(source, copy, options.seed)
@@ -141,6 +141,8 @@ def measure(source: Path, folder: Path, options: argparse.Namespace) -> None:
     print(f"{source.name}: {len(errors)} errors, the first as many rows. Of one list, and of a list for each kind:")
     for kind in KINDS:
         print(f"  {kind:8}{whole[kind]:8.1%}{own[kind]:8.1%}")
+    found = [f"{whole[kind]:.1%} / {own[kind]:.1%}" for kind in KINDS]
+    return f"| {' | '.join([source.name, str(len(errors)), *found])} |"
 
 
 def main() -> None:
@@ -154,8 +156,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="for copies and runs; what folds found there is used again")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        for source in options.data:
-            measure(source, options.folder or Path(temporary), options)
+        rows = [measure(source, options.folder or Path(temporary), options) for source in options.data]
+    kinds = " | ".join(KINDS)
+    print(f"| data | errors | {kinds} |", "| --- | --- | --- | --- | --- |", *rows, sep="\n")
+    print("\nShare found among as many first rows as there are errors: of one list / of a list for each kind.")
+    print(f"--cross {options.cross} --epochs {options.epochs} --imgsz {options.imgsz} --seed {options.seed}")
 
 
 if __name__ == "__main__":

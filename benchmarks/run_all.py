@@ -5,7 +5,8 @@
     python benchmarks/run_all.py --only step loss                           replace these sections, keep the others
 
 Each script runs in a process of its own, and nothing else runs meanwhile. The scripts accuracy.py (hours of training),
-speedrun.py (the table of the trainings in speedrun.csv) and gpu.py (needs a GPU) run only if --only names them.
+speedrun.py (the table of the trainings in speedrun.csv), label_errors.py (trainings on --data, a folder) and gpu.py
+(needs a GPU) run only if --only names them.
 """
 
 import argparse
@@ -39,8 +40,8 @@ NAMES = (
     "scale",
     "memory",
 )
-ON_DEMAND = ("accuracy", "speedrun", "gpu", "tiles")
-WITH_DATA = ("epoch", "untrained", "startup", "accuracy")
+ON_DEMAND = ("accuracy", "speedrun", "gpu", "tiles", "label_errors")
+WITH_DATA = ("epoch", "untrained", "startup", "accuracy", "label_errors")
 INTRODUCTION = """# What was measured
 
 Written by `make bench` (`python benchmarks/run_all.py`). Each row has its baseline in the same run. Both sides are
@@ -53,7 +54,7 @@ def command(name: str, options: argparse.Namespace) -> list[str]:
     words = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py")]
     if name in WITH_DATA and options.data:
         words += ["--data", options.data]
-    if name in ("untrained", "runtimes") and options.weights:
+    if name in ("untrained", "runtimes", "label_errors") and options.weights:
         words += ["--weights", options.weights]
     if name == "speedrun":
         words.append("--report")
