@@ -1,8 +1,8 @@
 """Gain of `--class-balance` and `--class-weights` on a data set that is made long-tailed.
 
-Images are removed from a copy of the training split, links in a temporary folder, until the number of images by class
-falls from the commonest to the rarest by a factor. The validation split stays whole. Each variant is trained with each
-seed. Reported is mAP50-95 of the rarest third of the classes, and of the others, after the last epoch.
+A copy of the training split loses images until the number by class falls by a factor from the commonest to the rarest.
+It consists of links in a temporary folder. The validation split stays whole. Each variant is trained with each seed.
+Reported is mAP50-95 of the rarest third of the classes, and of the others, after the last epoch.
 
     python benchmarks/class_balance.py --data ../shared/datasets/aquarium --weights yolov5n.pt --epochs 40 --seeds 3
 """
