@@ -21,6 +21,8 @@ from utils.datasets.labels import load_split
 from utils.datasets.locate import locate_dataset
 from utils.datasets.splits import label_sizes
 from utils.files import read_yaml
+from utils.image_size import to_shape
+from utils.loading.image_cache import DiskCache
 from utils.loading.loader import Loader, LoadSettings, make_loader
 from utils.loading.sampler import BatchSettings
 from utils.training.run import Run
@@ -171,3 +173,17 @@ def test_a_run_at_height_and_width_is_resumed_measured_exported_and_used(trained
     images = settings["data"].parent / "images" / "val"
     detect.run(weights=str(file), source=str(images), device="cpu", project=str(tmp_path), imgsz=(64, 96))
     assert capsys.readouterr().out.count(": 64x96 ") == 8
+
+
+def test_images_on_disk_are_kept_by_height_and_width(sets):
+    for imgsz, ending in (((96, 160), ".96x160.npy"), ((160, 160), ".160.npy"), (160, ".160.npy")):
+        cache = DiskCache(sets[0], imgsz, smooth=False)
+        images = [cache.read(i) for i in range(len(sets[0]))]
+        assert all(cache._file(i).name.endswith(ending) and cache._file(i).is_file() for i in range(len(sets[0])))
+        for image, again, (height, width) in zip(images, map(cache.read, range(len(sets[0]))), SHAPES):
+            limits = to_shape(imgsz)
+            gain = min(limits[0] / height, limits[1] / width)
+            assert np.array_equal(image, again) and image.shape[:2] == (
+                np.ceil(height * gain - 1e-9),
+                np.ceil(width * gain - 1e-9),
+            )
