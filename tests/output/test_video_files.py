@@ -97,6 +97,14 @@ def test_a_stream_is_recorded_in_segments(tmp_path, times, sizes, segments):
     assert {file.name: num_frames(file) for file in tmp_path.glob("*.mkv")} == files and not outputs.unwritten
 
 
+def test_a_cut_of_a_video_begins_with_its_first_frame(tmp_path):
+    outputs = Outputs(tmp_path, {})
+    for number, seconds in enumerate((90.0, 90.2, 90.4), 451):
+        outputs.write(Frame(IMAGE, "/a/cat.avi", "video", "", number, 5.0, seconds), NOTHING)
+    outputs.close()
+    assert num_frames(tmp_path / "cat.mp4") == 3
+
+
 def test_a_long_loss_begins_another_segment(tmp_path):
     outputs = Outputs(tmp_path, {}, segment_minutes=60)
     record(outputs, [0.0, 0.2, 100.0])

@@ -210,7 +210,7 @@ class Outputs:
             console.info(f"{frame.path}: the result is without its sound")
         file = segment_file(self.folder, stem, frame.received) if in_segments else self.folder / f"{stem}.mp4"
         self._protect_sources(file, frame)
-        self._videos[frame.path] = self._open_video(file, frame, shape, begin=frame.time if in_segments else 0.0)
+        self._videos[frame.path] = self._open_video(file, frame, shape)
         return self._videos[frame.path]
 
     def _protect_sources(self, file: Path, frame: Frame) -> None:
@@ -226,10 +226,10 @@ class Outputs:
     def _source_ids(self) -> frozenset[tuple[int, int] | None]:
         return frozenset(map(file_id, self.sources))
 
-    def _open_video(self, file: Path, frame: Frame, shape: tuple[int, int], begin: float) -> VideoFile | None:
+    def _open_video(self, file: Path, frame: Frame, shape: tuple[int, int]) -> VideoFile | None:
         """Return the writer of a video, or None and a warning if OpenCV cannot write it: others may follow."""
         try:
-            return VideoFile(file, frame.fps, shape, begin=begin)
+            return VideoFile(file, frame.fps, shape, begin=frame.time)
         except UserError as error:
             console.warn(f"{error}. Use --nosave with --save-txt or --save-crop")
             self.unwritten.append(file)
