@@ -82,7 +82,7 @@ def test_labels_of_a_coco_file_have_their_image_as_the_place(tmp_path):
     data = write_coco(tmp_path, [[10, 10, 30, 30], [10, 10, 30, 31], [10, 10, 30, 30], [5, 5, 0, 3]])
     (tmp_path / "train/a.txt").write_text("0 .5 .5 .2 .2\n0 .5 .5 .3 .3\n")  # of other labels, which are not read
     example = data.splits["train"].label_example(1)
-    assert example.place == example.image == f"{tmp_path}/train/a.jpg"
+    assert example.place == example.image == f"{tmp_path}/train/a.jpg" and example.detail == "annotation 1"
     assert findings_of(check_label_files, data) == {}  # there are no label files to miss
     assert findings_of(check_box_pairs, data)["near-duplicate"].count == 1
     found = findings_of(check_skipped, data)

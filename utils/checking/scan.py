@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from utils.boxes import xywh_to_xyxy
+from utils.checking.annotation_ids import AnnotationIds
 from utils.checking.findings import Box, Example, Finding, Role
 from utils.console import info
 from utils.datasets.annotation_source import AnnotationSource, find_sources
@@ -44,7 +46,10 @@ class ScannedSplit:
         return Example(path, detail=detail, image=path, boxes=boxes)
 
     def label_example(self, label: int, detail: str = "", *, others: Sequence[int] = ()) -> Example:
-        """Return the place of a label of the index: its line, and its box. `others` are drawn beside it."""
+        """Return the place of a label of the index: its line, and its box. `others` are drawn beside it.
+
+        A label of a COCO file has the id of its annotation in front of `detail`.
+        """
         image = int(self.image_ids[label])
         path = self.index.paths[image]
         boxes = tuple(_as_box(self.index.labels[one]) for one in (label, *others))
@@ -52,7 +57,22 @@ class ScannedSplit:
         lines = self._lines(image) if file == label_path(path) else []
         position = label - int(self.index.offsets[image])
         roles: tuple[Role, ...] = ("label", *("other" for _ in others))
+        detail = ": ".join(filter(None, (self._annotation(image, label), detail)))
         return Example(file, lines[position] if lines else 0, detail, image=path, boxes=boxes, roles=roles)
+
+    def _annotation(self, image: int, label: int) -> str:
+        """Return the annotation of a label in a COCO file, or "" if there is none, or it is not found."""
+        path, shape, row = (
+            self.index.paths[image],
+            self.index.shapes[image],
+            self.index.labels[label].astype(np.float64),
+        )
+        box, name = xywh_to_xyxy(row[1:]) * shape[[1, 0, 1, 0]], self.names.get(int(row[0]), "")
+        return next(filter(None, (ids.find(path, name, box, shape) for ids in self._annotation_ids)), "")
+
+    @cached_property
+    def _annotation_ids(self) -> list[AnnotationIds]:
+        return [AnnotationIds(source.file) for source in self.annotations if source.kind == "coco"]
 
     def label_file(self, path: str) -> str:
         """Return the file that holds the labels of an image: the image itself if they are in one file for all."""
