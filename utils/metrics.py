@@ -20,6 +20,7 @@ IOU_LEVELS = np.linspace(0.5, 0.95, 10, dtype=np.float32)
 GRID = np.linspace(0, 1, 1000)  # confidences, or recalls, at which curves are drawn
 RECALL_POINTS = np.linspace(0, 1, 101)  # at which precision is averaged
 SMOOTHING = 101  # grid points of the moving average over the F1 curve, whose maximum is the best confidence
+LEAST_CONFIDENCE = 0.001  # of a proposed threshold: validation measures nothing below
 TINY = 1e-16
 
 
@@ -225,7 +226,7 @@ def best_f1_by_class(curves: Curves) -> BestF1:
     highest = [np.flatnonzero(curve >= curve.max() - 1e-9) for curve in map(smooth, curves.f1[found])]
     best = np.array([points[len(points) // 2] for points in highest], np.int64)
     values = (curve[found, best] for curve in (curves.precision, curves.recall, curves.f1))
-    return BestF1(curves.classes[found], curves.confidence[best], *values)
+    return BestF1(curves.classes[found], np.maximum(curves.confidence[best], LEAST_CONFIDENCE), *values)
 
 
 def _ranked_by_class(conf: np.ndarray, pred_cls: ArrayLike, classes: np.ndarray) -> list[np.ndarray]:

@@ -204,6 +204,10 @@ def test_thresholds_are_where_the_f1_of_each_class_is_highest():
         assert smoothed[np.searchsorted(GRID, best.confidence[k])] == pytest.approx(smoothed.max())
     assert metrics.thresholds == {k: round(float(best.confidence[k]), 3) for k in (0, 1)}
     assert (best.precision[0], best.recall[0]) == pytest.approx((1, 1), abs=0.2)
+    lowest = Metrics.from_statistics(
+        np.ones((1, 10), bool), [0.001], [0], [0], num_classes=1, confusion=ConfusionMatrix(1), images=1
+    )
+    assert lowest.thresholds == {0: 0.001}  # never 0, which all boxes of all images exceed
 
 
 def test_smoothing():
