@@ -4,9 +4,9 @@
     python benchmarks/run_all.py --data coco128.yaml --weights yolov5n.pt   real images
     python benchmarks/run_all.py --only step loss                           replace these sections, keep the others
 
-Each script runs in a process of its own, and nothing else runs meanwhile. The scripts accuracy.py (hours of training),
-speedrun.py (the table of the trainings in speedrun.csv), label_errors.py (trainings on --data, a folder) and gpu.py
-(needs a GPU) run only if --only names them.
+Each script runs in a process of its own, and nothing else runs meanwhile. Some run only if --only names them.
+They are accuracy.py and label_errors.py, which train, gpu.py and tiles.py. speedrun.py reports the trainings in
+speedrun.csv, and label_errors.py needs a folder as --data.
 """
 
 import argparse
