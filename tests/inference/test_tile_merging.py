@@ -48,17 +48,17 @@ def test_an_object_of_any_size_and_position_is_found_once(whole_sees):
     rng = np.random.default_rng(0)
     for width in (3, 8, 20, 49, 51, 90, 130, 250, 390):
         for height in (4, 18, 50, 75, 160, 399):
-            for _ in range(8):
+            for _ in range(3):
                 left, top = rng.integers(0, 400 - width + 1), rng.integers(0, 400 - height + 1)
                 objects = np.array([[left, top, left + width, top + height, 1.0]])
                 merged = merge(objects, (400, 400), Tiling(200, 0.25), rng, whole_sees=whole_sees, least_share=0.05)
                 assert_found_once(objects, merged, 0.95)
 
 
-def test_every_position_along_a_seam():
+def test_positions_along_a_seam():
     rng = np.random.default_rng(1)
-    for side in (5, 12, 19, 21, 40):
-        for left in range(0, 200 - side):
+    for side in (5, 12, 21, 40):
+        for left in range(side % 2, 200 - side, 2):
             objects = np.array([[left, 40, left + side, 40 + side, 0.0]])
             merged = merge(objects, (100, 200), Tiling(100, 0.2), rng, whole_sees=15, least_share=0.1)
             assert_found_once(objects, merged, 0.95)
@@ -85,7 +85,7 @@ def scatter(rng, shape, count, sides):
 def test_crowded_scenes(overlap, noise):
     """Fill scenes with objects of all sizes, as near to each other as they come. Boxes are a pixel off with noise."""
     rng = np.random.default_rng(2)
-    for _ in range(25):
+    for _ in range(12):
         shape = tuple(rng.integers(150, 700, 2).tolist())
         objects = scatter(rng, shape, 40, (12, rng.integers(20, 260)))
         tiling = Tiling(int(rng.integers(120, 300)), overlap)
