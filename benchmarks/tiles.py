@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,10 +112,11 @@ def train(options: argparse.Namespace, data: str, folder: Path, minutes: float, 
 def measure(options: argparse.Namespace, data: str, trained: Training, tile: int) -> tuple[float, float, float]:
     """Return mAP50, mAP50-95 and milliseconds per image of a validation on whole images."""
     words = {"tile": tile, "tile_overlap": options.tile_overlap} if tile else {}
-    found = val.run(
-        weights=str(trained.best), data=data, imgsz=options.imgsz, batch_size=16, project=str(trained.best.parents[2]),
-        name="val", exist_ok=True, plots=False, **words,
-    )  # fmt: skip
+    with redirect_stdout(sys.stderr):  # the table alone is printed
+        found = val.run(
+            weights=str(trained.best), data=data, imgsz=options.imgsz, batch_size=16, exist_ok=True,
+            project=str(trained.best.parents[2]), name="val", **words,
+        )  # fmt: skip
     speed = found.metrics.speed
     return found.metrics.map50, found.metrics.map, speed.preprocess + speed.inference + speed.nms
 
