@@ -137,7 +137,7 @@ def test_ap_by_size_is_that_of_coco(cocos_average):
     ],
 )
 def test_each_kind_by_hand(detections, kinds):
-    """Of one label, missed is what neither a correct detection nor an error of class or place accounts for."""
+    """A label is missed if neither a correct detection nor an error of class or place accounts for it."""
     outcome, evidence = gather([(np.array([LABEL]), np.array(detections, float).reshape(-1, 6))])
     assert evidence.kind.tolist() == kinds
     assert missed_labels(outcome, evidence, 0.0).tolist() == [not set(kinds) & {-1, 0, 1}]

@@ -110,9 +110,9 @@ def missed_labels(outcome: Outcome, evidence: Evidence, confidence: float) -> np
 def repair(outcome: Outcome, evidence: Evidence, kind: int) -> Outcome:
     """Return the ranked outcome at IoU 0.5 of a detector that makes no errors of a kind (section 2.2 of the paper).
 
-    An error of class or place becomes correct if no detection has found its label and it has the highest confidence of
-    the errors of both kinds there, as in the published tool. All others of the kind are removed, and so are missed
-    labels.
+    An error of class or place becomes correct if no detection has found its label. Of several errors of the two kinds
+    there, that of the highest confidence does, as in the published tool. All others of the kind are removed, and so are
+    missed labels.
     """
     outcome = outcome._replace(tp=outcome.tp[:, :1], ignored=outcome.ignored[:, :1])
     if kind == MISSED:

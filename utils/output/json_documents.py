@@ -89,7 +89,7 @@ def describe_validation(
 
 
 def _describe_diagnosis(found: Diagnosis | None) -> dict[str, Any]:
-    """Return AP by object size and level, and the errors; nothing without a diagnosis."""
+    """Return AP by object size and level, errors and worst images. Return nothing without a diagnosis."""
     if found is None:
         return {}
 
