@@ -288,7 +288,7 @@ def test_tracks_are_written_to_every_file(weights, tmp_path, capsys):
     tracks = [[one["track"] for one in json.loads(line)["detections"]] for line in capsys.readouterr().out.splitlines()]
     assert len(tracks) == 3 and all(sorted(ids) == [1, 2] for ids in tracks)
     table = (folder / "predictions.csv").read_text().splitlines()
-    assert [line.split(",")[3] for line in table] == ["Track ID", *(str(one) for ids in tracks for one in ids[::-1])]
+    assert [line.split(",")[-1] for line in table] == ["Track ID", *(str(one) for ids in tracks for one in ids[::-1])]
     texts = [(folder / "labels" / f"still_{number}.txt").read_text().splitlines() for number in (1, 2, 3)]
     assert [[int(line.split()[5]) for line in lines[::-1]] for lines in texts] == tracks
     assert (folder / "still.mp4").exists()
