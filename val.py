@@ -420,7 +420,7 @@ def measure_models(
         found = compare_sizes(options, weights, group, watching)
     else:
         found = validate(options, share_subject(options, weights, group), watching)
-    tiles = f" --tile {options.tile}" if options.tile else ""
+    tiles = f" --tile {options.tile} --tile-overlap {options.tile_overlap:g}" if options.tile else ""
     console.result(f"Next: {detect_command(weights, options.imgsz)}{tiles}")
     if options.json and group.is_main:
         sizes = study_sizes(options) if options.task == "study" else [options.imgsz]

@@ -138,7 +138,7 @@ def test_validation_measures_whole_images(drawn_set, tmp_path, capsys, single_cl
     assert result.metrics.map > 0.9  # boxes to a pixel
     out = capsys.readouterr().out
     assert "Tiles of 160 px: 8.0 per image besides the whole; at most " in out and "GB of RAM used" in out
-    assert "detect.py" in out.splitlines()[-1] and out.rstrip().endswith("--tile 160")
+    assert "detect.py" in out.splitlines()[-1] and out.rstrip().endswith("--tile 160 --tile-overlap 0.2")
     assert len((result.save_dir / "labels/0.txt").read_text().splitlines()) == 41
 
 
