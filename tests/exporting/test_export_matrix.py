@@ -5,17 +5,32 @@ The whole matrix is long (`make test-long`). Part of it runs in the default suit
 
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
 import yaml
 
-from benchmarks.export_matrix import MODELS, VARIANTS, prove_model, random_model, sample_images, spread_head
+from benchmarks.export_matrix import (
+    MODELS,
+    VARIANTS,
+    make_request,
+    prove_model,
+    random_model,
+    sample_images,
+    spread_head,
+)
 from models.loading import load_model
 from models.yolo import DetectionModel
 from utils.errors import UserError
+from utils.exporting.detection_pairs import PairRule, pair_detections, sum_pairings
 from utils.exporting.proof_images import open_proof_images
 from utils.exporting.request import ExportRequest
-from utils.exporting.writers import WRITERS
+from utils.exporting.writers import WRITERS, write_format
+from utils.formats import FORMATS
+from utils.images.tiles import Tiling
+from utils.inference.open_model import open_exported
+from utils.inference.predictor import Predictor
+from utils.inference.runtime import RuntimeSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOAT = [variant for variant in VARIANTS if variant != "half"]
@@ -144,3 +159,31 @@ def trained(tiny_data, tiny_cfg, tmp_path_factory):
     recipe = ["--optimizer", "AdamW", "--hyp", hyp, "--nbs", "8"]
     train.main(train_flags(tiny_data, tiny_cfg, project, "--noplots", *recipe, epochs=100))
     return project / "run" / "weights" / "best.pt"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", WRITERS, indirect=True)
+@pytest.mark.parametrize("variant, least_matched", [
+    ("yolov5", 0.99),  # fixed shape, batch of 1
+    ("batch 16", 0.99),  # more than the tiles of an image
+    ("dynamic", 0.99),
+    ("nms", 0.99),
+])  # fmt: skip
+def test_tiles_give_the_boxes_of_the_weights(kind, variant, least_matched, reference, tmp_path):
+    """Images and tiles are square, so that an input of fixed shape has no other padding than a free one."""
+    if (kind, variant) in REFUSED:
+        pytest.skip(f"{kind} refuses it: {REFUSED[kind, variant]}")
+    model = load_model(reference / "weights" / "yolov5n.pt")
+    request = make_request(variant, (192, 192), 32)
+    path = write_format(FORMATS[kind], model, tmp_path / "yolov5n.pt", request)
+    exported = open_exported(path, RuntimeSettings(half=request.half))
+    files = sorted((reference / "datasets" / "coco128" / "images" / "train2017").glob("*.jpg"))
+    images = [image[:416, :416] for image in map(cv2.imread, map(str, files)) if min(image.shape[:2]) >= 416][:12]
+    found = []
+    for network in (model, exported):
+        predictor = Predictor(network, (192, 192), tiling=Tiling(256))
+        found.append([torch.from_numpy(result.rows) for result in predictor(images)])
+        assert (predictor.tiles.num_images, predictor.tiles.num_tiles) == (12, 48)
+    pairing = sum_pairings(pair_detections(a, b, PairRule(), 0.25).counts for a, b in zip(*found, strict=True))
+    assert pairing.reference >= 30 and pairing.share >= least_matched, pairing
