@@ -213,6 +213,11 @@ ADDED = {
         "--save-labels": ("str", "None"),
         "--track": ("flag", ""),
         "--track-buffer": ("int", "30"),
+        "--start": ("str", "None"),
+        "--end": ("str", "None"),
+        "--stream-timeout": ("float", "15.0"),
+        "--stream-retries": ("int", "None"),
+        "--segment-minutes": ("float", "0.0"),
         **TILES,
     },
     "export": {
