@@ -136,6 +136,8 @@ class DetectOptions:
         ):
             if value < 1:
                 raise UserError(f"{name} {value}: must be 1 or more")
+        if not self.track and self.track_buffer != DetectOptions.track_buffer:
+            raise UserError(f"--track-buffer {self.track_buffer} needs --track: add it to number the objects")
         Tiling.from_flags(self.tile, self.tile_overlap)
         if not 0 <= self.segment_minutes < math.inf:
             raise UserError(f"--segment-minutes {self.segment_minutes:g}: expected minutes, as in --segment-minutes 10")

@@ -305,6 +305,8 @@ def test_a_sequence_of_images_is_followed_in_the_order_of_its_numbers(weights, i
         run(weights, images / "a", tmp_path, "--track")
     with pytest.raises(UserError, match="--track-buffer 0: must be 1 or more"):
         run(weights, tmp_path / "walk", tmp_path, "--track", "--track-buffer", "0")
+    with pytest.raises(UserError, match="--track-buffer 90 needs --track"):
+        run(weights, tmp_path / "walk", tmp_path, "--track-buffer", "90")
 
 
 def test_labels_for_a_tool_need_images(weights, images, tmp_path):
