@@ -151,7 +151,7 @@ def test_an_export_without_names_needs_data_that_has_them(own_weights, source, t
     (["--include", "onnx,torchscript"], "; put spaces between formats"),
     (["--include", "engine"], "--include engine: "),
     (["--imgsz", "0"], "--imgsz 0"),
-    (["--imgsz", "1", "2", "3"], "one side or height width"),
+    (["--imgsz", "1", "2", "3"], "one side or height and width"),
     (["--batch-size", "0"], "--batch-size 0"),
     (["--topk-all", "0"], "--topk-all 0"),
     (["--conf-thres", "2"], "--conf-thres 2.0: 0 to 1"),

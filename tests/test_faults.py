@@ -32,8 +32,10 @@ from utils.distributed import explain_unexpected
 from utils.errors import UserError
 from utils.files import atomic_write
 from utils.inference.evaluate import evaluate
+from utils.inference.nms_settings import VAL_NMS
 from utils.inference.observer import StopHook
 from utils.inference.reporting import ConsoleTable
+from utils.inference.tile_pass import WHOLE
 from utils.loading.loader import LoadSettings, make_loader
 from utils.schedule import multi_scale_size
 from utils.training import loaders, startup
@@ -393,6 +395,7 @@ class Measured:
     """Stand-in for Metrics."""
 
     measure: object = None
+    thresholds: tuple[float, ...] = ()
 
 
 @pytest.mark.parametrize(
@@ -411,6 +414,8 @@ def test_several_processes_save_before_they_validate(monkeypatch, processes, ext
         val_loader=None,
         loss=None,
         data=SimpleNamespace(names={}),
+        validation_nms=lambda: VAL_NMS,
+        validation_views=lambda: WHOLE,
     )
 
     def evaluate(*_, **__):
@@ -467,7 +472,7 @@ def test_a_signal_ends_a_validation_between_two_batches(tiny_data, tiny_cfg, tmp
     group = SimpleNamespace(
         world_size=processes, is_main=True, device="cpu", share_buffers=lambda _: None, on_main=lambda work: work()
     )
-    options = SimpleNamespace(nosave=False, single_cls=False, noplots=True, fitness=TrainOptions.fitness)
+    options = SimpleNamespace(nosave=False, single_cls=False, noplots=True, fitness=TrainOptions.fitness, tile=0)
     run = SimpleNamespace(
         distributed=group,
         options=options,
@@ -475,9 +480,11 @@ def test_a_signal_ends_a_validation_between_two_batches(tiny_data, tiny_cfg, tmp
         validation_autocast=None,
         val_loader=None,
         loss=None,
-        data=SimpleNamespace(names={}, spec=SimpleNamespace(is_coco=False)),
+        data=SimpleNamespace(names={}, val=SimpleNamespace(most_labels=1)),
+        validation_nms=lambda **_: VAL_NMS,
+        validation_views=lambda **_: WHOLE,
     )
-    checkpoints = SimpleNamespace(save=lambda _: seen.append("save"), written_best=str)
+    checkpoints = SimpleNamespace(save=lambda _: seen.append("save"), written_best=str, keep_advice=lambda _: None)
     with SignalHandler() as interruption, suppress(Interrupted):
         (partial(train.finish, folder=None) if ending else train.validate)(run, checkpoints, interruption)
     assert interruption.signal_name == "SIGTERM"

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,8 +27,10 @@ from utils.config import TrainOptions
 from utils.detector import DetectionAdvice
 from utils.device import cores_for_loading
 from utils.errors import UserError
+from utils.inference.tile_pass import WHOLE
 from utils.training.checkpoints import Checkpoints
 from utils.training.resume import find_checkpoint
+from utils.training.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -258,19 +261,22 @@ def test_a_new_run_in_an_old_folder_removes_the_old_checkpoints(tiny_data, tiny_
 
 @pytest.mark.parametrize("coco, iou", [(False, 0.6), (True, 0.65)])
 def test_the_last_validation_on_coco_uses_the_published_iou(monkeypatch, coco, iou):
-    used = []
-    monkeypatch.setattr(train, "evaluate", lambda *_, **named: used.append(named["nms"].iou_thres))
+    used, kept = [], []
+
+    def evaluate(*_, nms, **__):
+        used.append(nms.iou_thres)
+        return SimpleNamespace(thresholds=(0.3,))
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
     monkeypatch.setattr(train, "load_model", lambda _: torch.nn.Identity())
     group = SimpleNamespace(world_size=1, is_main=True, device="cpu", on_main=lambda work: work())
-    data = SimpleNamespace(names={}, spec=SimpleNamespace(is_coco=coco))
-    options = SimpleNamespace(single_cls=False)
-    train.finish(
-        SimpleNamespace(distributed=group, options=options, val_loader=None, data=data),
-        SimpleNamespace(written_best=str),
-        SimpleNamespace(raise_if_signalled=None),
-        None,
-    )
-    assert used == [iou]
+    data = SimpleNamespace(names={}, spec=SimpleNamespace(is_coco=coco), val=SimpleNamespace(most_labels=7))
+    options = SimpleNamespace(single_cls=False, tile=0)
+    run = SimpleNamespace(distributed=group, options=options, val_loader=None, data=data)
+    run.validation_nms, run.validation_views = partial(Run.validation_nms, run), lambda **_: WHOLE
+    checkpoints = SimpleNamespace(written_best=str, keep_advice=kept.append)
+    train.finish(run, checkpoints, SimpleNamespace(raise_if_signalled=None), None)
+    assert used == [iou] and kept == [DetectionAdvice((0.3,), 7)]
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
