@@ -210,7 +210,8 @@ class FileSource(Source):
             if number < total and (not number or missing > clock.last_gap / 2):
                 self._warn(f"{path} ends early: {number} of {total} frames could be decoded")
             elif not yielded and number:
-                self._warn(f"{path} skipped: it ends after {clock.seconds + clock.last_gap:.1f} s, before --start {self._cut.start:g}")
+                end = clock.seconds + clock.last_gap
+                self._warn(f"{path} skipped: it ends after {end:.1f} s, before --start {self._cut.start:g}")
         finally:
             capture.release()
 
