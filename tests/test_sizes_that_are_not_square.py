@@ -1,21 +1,20 @@
 """Height and width as --imgsz: what a run at them promises, from the loader to an exported file."""
 
 import json
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from sizes_by_epoch import sizes_by_epoch
 
 import detect
 import export
 import train
 import val
 from utils.autoanchor import check_anchors
-from utils.config import Hyperparameters, TrainOptions
+from utils.config import Hyperparameters
 from utils.datasets.label_index import LabelIndex
 from utils.datasets.labels import load_split
 from utils.datasets.locate import locate_dataset
@@ -25,7 +24,6 @@ from utils.image_size import to_shape
 from utils.loading.image_cache import DiskCache
 from utils.loading.loader import Loader, LoadSettings, make_loader
 from utils.loading.sampler import BatchSettings
-from utils.training.run import Run
 
 SHAPES = [(60, 200), (120, 90), (75, 75), (130, 260), (200, 61), (90, 121)]
 MODES = {
@@ -107,20 +105,7 @@ def test_labels_are_measured_at_height_and_width(sets):
 def sizes_of(**changes) -> list[tuple[int, int]]:
     """Return height and width of the network's input in 40 epochs or iterations of a run at 96 x 160 pixels."""
     hyp = {key: changes.pop(key) for key in ("size_start",) if key in changes}
-    run = SimpleNamespace(
-        options=TrainOptions(imgsz=[96, 160], epochs=40, **changes),
-        hyp=Hyperparameters(**hyp),
-        model=SimpleNamespace(size_multiple=32),
-        distributed=SimpleNamespace(device=torch.device("cpu")),
-        autocast=None,
-    )
-    run.resize_factor = partial(Run.resize_factor, run)
-    images, found = torch.zeros(1, 3, 96, 160, dtype=torch.uint8), []
-    for epoch in range(40):
-        run.progress = SimpleNamespace(epoch=epoch, iteration=epoch)
-        height, width = train.prepare_images(run, images).shape[2:]
-        found.append((height, width))
-    return found
+    return sizes_by_epoch((96, 160), 40, Hyperparameters(**hyp), **changes)
 
 
 @pytest.mark.parametrize("changes, shapes", [

@@ -1,7 +1,6 @@
 """Keys of a hyperparameter file: each does what its name says, and nothing else."""
 
 from dataclasses import fields
-from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
@@ -9,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from sizes_by_epoch import sizes_by_epoch
 
 import train
 from models.setup import carry_head_over
@@ -196,19 +196,7 @@ def class_losses(**changes) -> list[float]:
 
 def sizes(**changes) -> list[int]:
     """Return the size of the images of each of ten epochs of a run at 128 pixels."""
-    run = SimpleNamespace(
-        options=TrainOptions(imgsz=128, epochs=10),
-        hyp=Hyperparameters(**changes),
-        model=SimpleNamespace(size_multiple=32),
-        distributed=SimpleNamespace(device=torch.device("cpu")),
-        autocast=None,
-    )
-    run.resize_factor = partial(Run.resize_factor, run)
-    images, found = torch.zeros(1, 3, 128, 128, dtype=torch.uint8), []
-    for epoch in range(10):
-        run.progress = SimpleNamespace(epoch=epoch, iteration=100 * epoch)
-        found.append(train.prepare_images(run, images).shape[-1])
-    return found
+    return [width for _, width in sizes_by_epoch((128, 128), 10, Hyperparameters(**changes))]
 
 
 def test_muon_needs_a_rate_to_follow():
